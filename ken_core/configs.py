@@ -1,0 +1,107 @@
+"""Which config keys a fine-tune may change.
+
+BERT weights trained with 4 heads and gelu load silently into a backbone of 8 heads and relu and give other
+answers. So every key must equal the base's, except those no backbone reads when it answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from ken_core.errors import ConfigMismatchError, DeltaFormatError
+
+_BOOKKEEPING = {"architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "auto_map"}
+_HEAD = {
+    "num_labels", "id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params",
+    "classifier_dropout", "classifier_activation", "summary_type", "summary_use_proj", "summary_activation",
+    "summary_proj_to_labels", "summary_first_dropout", "seq_classif_dropout", "qa_dropout", "pooler_dropout",
+}  # fmt: skip
+_TRAINING = {
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "hidden_dropout", "dropout",
+    "attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range", "gradient_checkpointing",
+    "embedding_dropout", "mlp_dropout", "sinusoidal_pos_embds",
+}  # fmt: skip
+_GENERATION = {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "use_cache"}
+_OUTPUT = {"output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"}
+
+_ANYWHERE = _BOOKKEEPING | _HEAD | _TRAINING | _GENERATION | _OUTPUT
+_OF_ARCHITECTURE: dict[str, set[str]] = {
+    # Decoders read the padding token only to find the last token a classification head looks at.
+    model: {"pad_token_id"}
+    for model in ("bloom", "gpt2", "llama", "qwen2", "gemma", "mistral", "gpt_neox")
+}
+
+
+def differences(base: PretrainedConfig, tuned: PretrainedConfig, resized: bool) -> dict[str, tuple[Any, Any]]:
+    """Keys a backbone reads whose values differ, as (base's, tuned's).
+
+    Args:
+        resized: the fine-tune brings an embedding of its own size, so `vocab_size` may differ.
+    """
+    allowed = (
+        _ANYWHERE | _OF_ARCHITECTURE.get(base.model_type, set()) | ({"vocab_size"} if resized else set())
+    )
+    ours, theirs = base.to_dict(), tuned.to_dict()
+    keys = sorted(set(ours) | set(theirs))
+    return {
+        k: (ours.get(k), theirs.get(k))
+        for k in keys
+        if k not in allowed and _plain(ours.get(k)) != _plain(theirs.get(k))
+    }
+
+
+def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bool = False) -> None:
+    """Refuse a fine-tune whose backbone would compute something else.
+
+    Raises:
+        ConfigMismatchError: naming every key and both values.
+    """
+    if base.model_type != tuned.model_type:
+        raise ConfigMismatchError(
+            f"the base is of architecture {base.model_type!r}, the fine-tune {tuned.model_type!r}; "
+            "a delta needs two checkpoints of one architecture"
+        )
+    if found := differences(base, tuned, resized):
+        listed = "; ".join(
+            f"{k} is {b!r} in the base and {t!r} in the fine-tune" for k, (b, t) in found.items()
+        )
+        raise ConfigMismatchError(f"the fine-tune's config changes what the backbone computes: {listed}")
+
+
+def portable(config: PretrainedConfig) -> dict[str, Any]:
+    """The config as a delta carries it: plain JSON, nothing that asks for code or names a path."""
+    plain: dict[str, Any] = config.to_diff_dict()
+    for key in ("auto_map", "_name_or_path", "transformers_version"):
+        plain.pop(key, None)
+    plain["model_type"] = config.model_type
+    return plain
+
+
+def restore(plain: dict[str, Any]) -> PretrainedConfig:
+    """The inverse of `portable`, for untrusted input.
+
+    Raises:
+        DeltaFormatError: an `auto_map`, an unknown architecture, or values its config class refuses.
+    """
+    if "auto_map" in plain:
+        raise DeltaFormatError(
+            "the delta's config has an auto_map, which asks for its own code; that is refused"
+        )
+    try:
+        return AutoConfig.for_model(**plain)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise DeltaFormatError(
+            f"the delta's config is not usable: {reason[0] if reason else error!r}"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither tuples nor integer keys."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

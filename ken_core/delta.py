@@ -1,0 +1,232 @@
+"""A delta: what fine-tuning changed and the selection kept, extracted from (base, tuned), applied to a base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from ken_core.bits import Bits, Mask, as_bits, from_bits, same_bits
+from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
+from ken_core.configs import check_config, portable, restore
+from ken_core.errors import BaseMismatchError, CheckpointError
+from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
+from ken_core.manifest import task_kind
+from ken_core.selection import Pair, Selection, select
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Kept elements of one tensor: `mask` flat bool over all elements, `values` their bits in row order."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    selected: int
+    mask: Mask
+    values: Bits
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A task's difference from its base, decoded. Values have the base's stored dtype."""
+
+    base_name: str
+    base_fingerprint: str
+    architecture: str
+    selection: Selection
+    candidates: int
+    backbone: int
+    config: Mapping[str, Any]
+    sparse: Mapping[str, Sparse]
+    dense: Mapping[str, torch.Tensor]
+    head: Mapping[str, torch.Tensor]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return task_kind(self.architecture)
+
+    @property
+    def stored(self) -> int:
+        return sum(s.values.size for s in self.sparse.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this decoded delta occupies in memory."""
+        whole = sum(t.nbytes for part in (self.dense, self.head) for t in part.values())
+        return whole + sum(s.mask.nbytes + s.values.nbytes for s in self.sparse.values())
+
+
+def extract(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    selection: Selection | None = None,
+    *,
+    cast: bool = False,
+    identity: Fingerprint | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Delta:
+    """Keep the selected part of a fine-tune.
+
+    Args:
+        selection: method and budget; default `magnitude`, one global threshold, 10 % kept.
+        cast: allow a narrowing of the fine-tune's dtype to the base's that loses precision.
+        identity: the base's fingerprint where it is known already.
+        progress: called with each tensor's name as its selection is done.
+
+    Raises:
+        ConfigMismatchError: the fine-tune's backbone computes something else than the base's.
+        CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`.
+    """
+    selection = selection or Selection()
+    ours, theirs = base.backbone_tensors, _in_base_dtype(base, tuned, cast)
+    resized = any(n in ours and ours[n].shape != t.shape for n, t in theirs.items())
+    check_config(base.config, tuned.config, resized=resized)
+    changed = [
+        n for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and not same_bits(ours[n], t)
+    ]
+    for name, tensor in {**theirs, **tuned.head_tensors}.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"the fine-tuned tensor {name!r} holds NaN or infinity; it cannot be served"
+            )
+
+    def pair(name: str) -> Pair:
+        return ours[name], theirs[name]
+
+    masks = select(changed, pair, selection, progress)
+    sparse = {n: _sparse(ours[n], theirs[n], masks[n]) for n in changed}
+    dtype = next(iter(ours.values())).dtype
+    return Delta(
+        base_name=base.name if not Path(base.name).is_dir() else base.folder.name,
+        base_fingerprint=(identity or fingerprint(ours)).digest,
+        architecture=type(tuned.model).__name__,
+        selection=selection,
+        candidates=sum(ours[n].numel() for n in changed),
+        backbone=sum(t.numel() for t in ours.values()),
+        config=portable(tuned.config),
+        sparse={n: s for n, s in sparse.items() if s.values.size},
+        dense={n: t for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape},
+        head={n: _cast(n, t, dtype, cast) for n, t in tuned.head_tensors.items()},
+        files=_changed_files(base, tuned),
+    )
+
+
+def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
+    """The pruned model's backbone: the base's tensors with the delta's in their place, as new tensors.
+
+    Raises:
+        BaseMismatchError: the delta was made against another base.
+    """
+    check_base(delta, fingerprint(base.backbone_tensors).digest, base.name)
+    merged = {
+        n: t for n, t in base.backbone_tensors.items() if n not in delta.sparse and n not in delta.dense
+    }
+    for name, entry in delta.sparse.items():
+        merged[name] = patched(base.backbone_tensors[name], entry)
+    return {**merged, **delta.dense}
+
+
+def patched(tensor: torch.Tensor, entry: Sparse) -> torch.Tensor:
+    """A copy of a base tensor (CPU, stored dtype) with the kept values in place."""
+    bits = as_bits(tensor).copy()
+    bits[entry.mask] = entry.values
+    return from_bits(bits, tensor.dtype).reshape(tensor.shape)
+
+
+def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
+    """Write the pruned model as a complete Hugging Face folder.
+
+    Raises:
+        BaseMismatchError: the delta was made against another base.
+        FileExistsError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already; give a new or empty folder")
+    merged = merge(base, delta)
+    config = restore(dict(delta.config))
+    config.architectures = [delta.architecture]
+    prefix = _saved_prefix(delta)
+    tensors = {prefix + n: t.contiguous() for n, t in merged.items()} | dict(delta.head)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(tensors, partial / "model.safetensors", {"format": "pt"})
+        config.save_pretrained(partial)
+        for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
+            data = delta.files.get(name) or base.tokenizer_file(name)
+            if data is not None:
+                (partial / name).write_bytes(data)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_base(delta: Delta, found: str, name: str) -> None:
+    """Raise `BaseMismatchError` unless the delta was made against the base with fingerprint `found`."""
+    if delta.base_fingerprint != found:
+        raise BaseMismatchError(
+            f"the delta was made against base {delta.base_name!r} with fingerprint {delta.base_fingerprint}, "
+            f"but {name!r} has fingerprint {found}; use the base it names, or extract the delta again"
+        )
+
+
+def _saved_prefix(delta: Delta) -> str:
+    import transformers
+
+    model_class = getattr(transformers, delta.architecture, None)
+    if model_class is None:
+        raise CheckpointError(
+            f"this transformers does not know the delta's architecture {delta.architecture!r}"
+        )
+    return (
+        f"{model_class.base_model_prefix}." if task_kind(delta.architecture) != "feature-extraction" else ""
+    )
+
+
+def _in_base_dtype(base: Checkpoint, tuned: Checkpoint, cast: bool) -> dict[str, torch.Tensor]:
+    ours = base.backbone_tensors
+    default = next(iter(ours.values())).dtype
+    return {
+        n: _cast(n, t, ours[n].dtype if n in ours else default, cast)
+        for n, t in tuned.backbone_tensors.items()
+    }
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool) -> torch.Tensor:
+    """Change dtype if that is exact or allowed."""
+    if tensor.dtype == dtype or not tensor.is_floating_point():
+        return tensor
+    narrow = tensor.to(dtype)
+    if not allowed and not torch.equal(narrow.double(), tensor.double()):
+        raise CheckpointError(
+            f"{name!r} is {dtype_name(tensor.dtype)} in the fine-tune and would lose precision in the base's "
+            f"{dtype_name(dtype)}; allow that with --cast, or use a base stored in {dtype_name(tensor.dtype)}"
+        )
+    return narrow
+
+
+def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
+    ours, theirs = as_bits(base), as_bits(tuned)
+    stored: Mask = selected & (ours != theirs)
+    count = int(np.count_nonzero(selected))
+    return Sparse(tuple(base.shape), base.dtype, count, stored, theirs[stored])
+
+
+def _changed_files(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
+    """The fine-tune's tokenizer where it differs in content (not in formatting) from the base's."""
+    ours, theirs = base.tokenizer_file("tokenizer.json"), tuned.tokenizer_file("tokenizer.json")
+    if theirs is None or (ours is not None and json.loads(ours) == json.loads(theirs)):
+        return {}
+    found = {name: tuned.tokenizer_file(name) for name in TOKENIZER_FILES}
+    return {name: data for name, data in found.items() if data is not None}

@@ -1,0 +1,341 @@
+"""The delta file: a ``.safetensors`` container with the manifest in ``__metadata__["ken"]``.
+
+Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``dense/<tensor>``,
+``head/<tensor>`` and ``files/<name>``. A reader treats the file as hostile: nothing is allocated from a
+number in it before that number was checked against the file's size or the base's own shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ken_core import manifest as m
+from ken_core.bits import as_bits, from_bits, pack_mask, unpack_mask
+from ken_core.checkpoint import Checkpoint
+from ken_core.codec import Bytes, Codec, decode_mask, decode_values, encode_mask, encode_values
+from ken_core.configs import check_config, restore
+from ken_core.delta import Delta, Sparse, check_base
+from ken_core.errors import DeltaFormatError, SelectionError
+from ken_core.fingerprint import dtype_name
+from ken_core.selection import Budget, Selection
+
+MAX_HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class DeltaFile:
+    """An opened delta file: its manifest is checked, its streams are not decoded yet."""
+
+    path: Path
+    manifest: m.Manifest
+    size: int
+    digest: str
+    """sha256 of the whole file: the delta's name in the store."""
+
+
+def write(delta: Delta, base: Checkpoint, path: Path, codec: Codec = "zstd") -> DeltaFile:
+    """Write a delta; a reader sees the whole file or none. The same inputs give the same bytes.
+
+    Returns:
+        The file, read back and checked.
+    """
+    streams: dict[str, Bytes] = {}
+    sparse = {name: _write_sparse(name, entry, base, codec, streams) for name, entry in delta.sparse.items()}
+    dense = {name: _write_whole(f"dense/{name}", t, streams) for name, t in delta.dense.items()}
+    head = {name: _write_whole(f"head/{name}", t, streams) for name, t in delta.head.items()}
+    files = {n: _add(f"files/{n}", np.frombuffer(d, np.uint8), streams) for n, d in delta.files.items()}
+    budget = delta.selection.budget
+    described = m.Manifest(
+        format=m.FORMAT_VERSION,
+        creator=f"ken-serve {_own_version()}",
+        base=m.Base(name=delta.base_name, fingerprint=delta.base_fingerprint),
+        architecture=delta.architecture,
+        kind=delta.kind,
+        method=delta.selection.method,
+        budget=m.Budget(scope=budget.scope, fraction=budget.fraction, k=budget.k),
+        seed=delta.selection.seed,
+        codec=codec,
+        candidates=delta.candidates,
+        backbone=delta.backbone,
+        config=dict(delta.config),
+        sparse=sparse,
+        dense=dense,
+        head=head,
+        files=files,  # type: ignore[arg-type]  # keys are checked by the model
+    )
+    text = json.dumps(described.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(streams, partial, {"ken": text})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return open_file(path)
+
+
+def open_file(path: Path) -> DeltaFile:
+    """Open a delta file and check all that can be checked without its base.
+
+    Raises:
+        DeltaFormatError: truncated, altered, oversized or lying; the message says which.
+    """
+    size = _check_container(path)
+    try:
+        with safe_open(path, "np") as container:
+            text = (container.metadata() or {}).get("ken")
+            lengths = {name: container.get_slice(name).get_shape() for name in container.keys()}  # noqa: SIM118
+            dtypes = {container.get_slice(name).get_dtype() for name in lengths}
+    except SafetensorError as error:
+        raise DeltaFormatError(f"{path.name} is no intact safetensors file: {error}") from error
+    if text is None:
+        raise DeltaFormatError(f"{path.name} is a safetensors file but no delta: it has no 'ken' metadata")
+    if dtypes - {"U8"}:
+        raise DeltaFormatError(
+            f"{path.name} holds streams of type {sorted(dtypes)}; expected bytes (U8) only"
+        )
+    described = _parse_manifest(path, text)
+    _check_streams(path, described, lengths)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return DeltaFile(path, described, size, digest)
+
+
+def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
+    """Decode a delta against its base.
+
+    Args:
+        base_fingerprint: the base's, computed once by the caller.
+
+    Raises:
+        BaseMismatchError: the delta belongs to another base.
+        ConfigMismatchError: its backbone would compute something else.
+        DeltaFormatError: a stream is not what the manifest says.
+    """
+    described = file.manifest
+    config = restore(described.config)
+    selection = _selection(described)
+    shell = Delta(
+        base_name=described.base.name,
+        base_fingerprint=described.base.fingerprint,
+        architecture=described.architecture,
+        selection=selection,
+        candidates=described.candidates,
+        backbone=described.backbone,
+        config=described.config,
+        sparse={},
+        dense={},
+        head={},
+    )
+    check_base(shell, base_fingerprint, base.name)
+    ours = base.backbone_tensors
+    resized = any(n in ours for n in described.dense)
+    check_config(base.config, config, resized=resized)
+    _check_against_base(described, ours)
+    with safe_open(file.path, "np") as container:
+
+        def stream(name: str, expected: m.Stream) -> Bytes:
+            data: Bytes = container.get_tensor(name)
+            if hashlib.sha256(data.data).hexdigest() != expected.sha256:
+                raise DeltaFormatError(
+                    f"{file.path.name}: stream {name!r} does not have the sha256 it should"
+                )
+            return data
+
+        sparse = {}
+        for name, entry in described.sparse.items():
+            mask = stream(f"sparse/{name}/mask", entry.mask)
+            values = stream(f"sparse/{name}/values", entry.values)
+            sparse[name] = _read_sparse(name, entry, mask, values, ours[name], described.codec)
+        dense = {n: _read_whole(n, e, stream(f"dense/{n}", e.data)) for n, e in described.dense.items()}
+        head = {n: _read_whole(n, e, stream(f"head/{n}", e.data)) for n, e in described.head.items()}
+        files = {str(n): stream(f"files/{n}", s).tobytes() for n, s in described.files.items()}
+    _check_files(files)
+    return Delta(**{**shell.__dict__, "sparse": sparse, "dense": dense, "head": head, "files": files})
+
+
+def _own_version() -> str:
+    try:
+        return version("ken-serve")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _add(name: str, data: Bytes, streams: dict[str, Bytes]) -> m.Stream:
+    streams[name] = np.ascontiguousarray(data)
+    return m.Stream(bytes=data.size, sha256=hashlib.sha256(streams[name].data).hexdigest())
+
+
+def _write_sparse(
+    name: str, entry: Sparse, base: Checkpoint, codec: Codec, streams: dict[str, Bytes]
+) -> m.SparseEntry:
+    ours = as_bits(base.backbone_tensors[name])[entry.mask]
+    return m.SparseEntry(
+        shape=entry.shape,
+        dtype=dtype_name(entry.dtype),  # type: ignore[arg-type]  # checked by the model
+        selected=entry.selected,
+        stored=entry.values.size,
+        mask=_add(f"sparse/{name}/mask", encode_mask(pack_mask(entry.mask), codec), streams),
+        values=_add(f"sparse/{name}/values", encode_values(entry.values, ours, codec), streams),
+    )
+
+
+def _write_whole(key: str, tensor: torch.Tensor, streams: dict[str, Bytes]) -> m.WholeEntry:
+    data = as_bits(tensor).view(np.uint8)
+    return m.WholeEntry(
+        shape=tuple(tensor.shape),
+        dtype=dtype_name(tensor.dtype),  # type: ignore[arg-type]  # checked by the model
+        data=_add(key, data, streams),
+    )
+
+
+def _check_container(path: Path) -> int:
+    """The size of a file whose safetensors header is neither cut off nor larger than a header ever is."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise DeltaFormatError(f"{path} cannot be read: {error.strerror}") from error
+    if len(head) < 8:
+        raise DeltaFormatError(
+            f"{path.name} is {size} bytes long; a delta file starts with an 8-byte header length"
+        )
+    (length,) = struct.unpack("<Q", head)
+    if length > MAX_HEADER_BYTES:
+        raise DeltaFormatError(
+            f"{path.name} claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
+        )
+    if 8 + length > size:
+        raise DeltaFormatError(
+            f"{path.name} is truncated: its header claims {length} bytes, the file has {size}"
+        )
+    return size
+
+
+def _parse_manifest(path: Path, text: str) -> m.Manifest:
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DeltaFormatError(f"{path.name}: the manifest is no JSON: {error}") from error
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found not in m.READABLE_VERSIONS:
+        readable = " or ".join(str(v) for v in m.READABLE_VERSIONS)
+        raise DeltaFormatError(f"{path.name} has format version {found!r}; this reader knows {readable}")
+    try:
+        return m.Manifest.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DeltaFormatError(f"{path.name}: the manifest's {where or 'JSON'}: {first['msg']}") from error
+
+
+def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
+    expected: dict[str, m.Stream] = {}
+    for name, entry in described.sparse.items():
+        expected[f"sparse/{name}/mask"] = entry.mask
+        expected[f"sparse/{name}/values"] = entry.values
+    for part, entries in (("dense", described.dense), ("head", described.head)):
+        expected |= {f"{part}/{name}": whole.data for name, whole in entries.items()}
+    return expected | {f"files/{name}": stream for name, stream in described.files.items()}
+
+
+def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list[int]]) -> None:
+    expected = _expected_streams(described)
+    if odd := sorted(set(expected) ^ set(lengths)):
+        raise DeltaFormatError(f"{path.name}: manifest and container disagree about stream {odd[0]!r}")
+    for name, stream in expected.items():
+        if lengths[name] != [stream.bytes]:
+            raise DeltaFormatError(
+                f"{path.name}: stream {name!r} has shape {lengths[name]}, expected [{stream.bytes}]"
+            )
+    for name, entry in (*described.dense.items(), *described.head.items()):
+        itemsize = _dtype(entry.dtype).itemsize
+        if prod(entry.shape) * itemsize != entry.data.bytes:
+            raise DeltaFormatError(
+                f"{path.name}: {name!r} of shape {list(entry.shape)} needs {prod(entry.shape) * itemsize} bytes, "
+                f"the file holds {entry.data.bytes}"
+            )
+
+
+def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
+    for name, entry in described.sparse.items():
+        if name not in ours:
+            raise DeltaFormatError(f"the delta changes {name!r}, which the base does not have")
+        found, expected = (entry.dtype, entry.shape), (dtype_name(ours[name].dtype), tuple(ours[name].shape))
+        if found != expected:
+            raise DeltaFormatError(
+                f"the delta's {name!r} is {found[0]} {list(found[1])}, the base's {expected[0]} {list(expected[1])}"
+            )
+        if not 0 < entry.stored <= entry.selected <= ours[name].numel():
+            raise DeltaFormatError(
+                f"the delta claims {entry.stored} stored of {entry.selected} selected elements in {name!r}, "
+                f"which has {ours[name].numel()}"
+            )
+
+
+def _read_sparse(
+    name: str, entry: m.SparseEntry, mask: Bytes, values: Bytes, base: torch.Tensor, codec: Codec
+) -> Sparse:
+    numel = base.numel()
+    packed = decode_mask(mask, (numel + 7) // 8, codec)
+    population = int(np.bitwise_count(packed).sum())
+    if population != entry.stored or (numel % 8 and packed[-1] >> (numel % 8)):
+        raise DeltaFormatError(
+            f"the mask of {name!r} has {population} bits set, expected {entry.stored} among {numel}"
+        )
+    chosen = unpack_mask(packed, numel)
+    decoded = decode_values(values, as_bits(base)[chosen], codec)
+    if not torch.isfinite(from_bits(decoded, base.dtype)).all():
+        raise DeltaFormatError(f"the delta's values of {name!r} hold NaN or infinity")
+    return Sparse(entry.shape, base.dtype, entry.selected, chosen, decoded)
+
+
+def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
+    dtype = _dtype(entry.dtype)
+    tensor = torch.frombuffer(bytearray(data.tobytes()), dtype=dtype).reshape(entry.shape)
+    if dtype.is_floating_point and not torch.isfinite(tensor).all():
+        raise DeltaFormatError(f"the delta's tensor {name!r} holds NaN or infinity")
+    return tensor
+
+
+def _check_files(files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        try:
+            plain = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise DeltaFormatError(f"the delta's {name} is no JSON: {error}") from error
+        if not isinstance(plain, dict) or "auto_map" in plain:
+            raise DeltaFormatError(
+                f"the delta's {name} asks for its own code (auto_map) or is no object; refused"
+            )
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _selection(described: m.Manifest) -> Selection:
+    budget = described.budget
+    try:
+        return Selection(
+            described.method,  # type: ignore[arg-type]  # checked by the constructor
+            Budget(budget.scope, budget.fraction, budget.k),
+            described.seed,
+        )
+    except SelectionError as error:
+        raise DeltaFormatError(f"the delta's method or budget: {error}") from error

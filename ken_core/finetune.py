@@ -1,0 +1,174 @@
+"""A small fine-tuning loop for text classification: AdamW, linear warm-up and decay, one seed.
+
+It exists so that a base and a file of labelled text are enough to start. Anything that ends in a Hugging Face
+folder is as good.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ken_core.checkpoint import TOKENIZER_FILES, _quiet, find_folder
+from ken_core.errors import KenError
+
+
+class DataError(KenError):
+    """A training or evaluation file is not JSON lines of `text` and `label`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. `max_length` in tokens, `warmup` as a share of all steps."""
+
+    epochs: int = 3
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    max_length: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress after one optimiser step."""
+
+    number: int
+    total: int
+    loss: float
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read JSON lines with the strings `text` and `label`.
+
+    Raises:
+        DataError: the file is missing, empty, or a line (named) is something else.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    examples = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+            text, label = row["text"], row["label"]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            raise DataError(
+                f'{path}, line {number}: expected {{"text": ..., "label": ...}} ({error})'
+            ) from error
+        if not isinstance(text, str) or not isinstance(label, str):
+            raise DataError(f"{path}, line {number}: text and label must be strings")
+        examples.append(Example(text, label))
+    if not examples:
+        raise DataError(f"{path} holds no examples")
+    return examples
+
+
+def finetune(
+    base: str,
+    examples: Sequence[Example],
+    out: Path,
+    recipe: Recipe | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Fine-tune all weights of `base` and write a plain Hugging Face folder to `out`.
+
+    Raises:
+        CheckpointError: the base cannot be opened.
+        DataError: fewer than two labels.
+        FileExistsError: `out` exists and is not an empty folder.
+    """
+    recipe = recipe or Recipe()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already; give a new or empty folder")
+    labels = sorted({e.label for e in examples})
+    if len(labels) < 2:
+        raise DataError(f"a classifier needs at least two labels, found {labels}")
+    folder = find_folder(base)
+    torch.manual_seed(recipe.seed)
+    with _quiet(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={l: i for i, l in enumerate(labels)},
+        )
+    _train(model, tokenizer, examples, recipe, progress)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(partial)
+    for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            (partial / name).write_bytes((folder / name).read_bytes())
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    progress: Callable[[Step], None],
+) -> None:
+    optimiser = torch.optim.AdamW(
+        model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    per_epoch = -(-len(examples) // recipe.batch_size)
+    total = per_epoch * recipe.epochs
+    warm = max(1, int(total * recipe.warmup))
+
+    def scale(step: int) -> float:
+        return min((step + 1) / warm, (total - step) / max(1, total - warm))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
+    shuffle = random.Random(recipe.seed)  # noqa: S311 - not for secrets
+    ids = model.config.label2id
+    model.train()
+    number = 0
+    for _ in range(recipe.epochs):
+        for batch in _batches(examples, recipe.batch_size, shuffle):
+            inputs = tokenizer(
+                [e.text for e in batch],
+                padding=True,
+                truncation=True,
+                max_length=recipe.max_length,
+                return_tensors="pt",
+            )
+            loss = model(**inputs, labels=torch.tensor([ids[e.label] for e in batch])).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            number += 1
+            progress(Step(number, total, loss.item()))
+    model.eval()
+
+
+def _batches(examples: Sequence[Example], size: int, shuffle: random.Random) -> list[list[Example]]:
+    order = shuffle.sample(list(examples), len(examples))
+    return [order[i : i + size] for i in range(0, len(order), size)]

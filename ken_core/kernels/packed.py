@@ -1,0 +1,70 @@
+"""The packed form of a delta on the device: 64-bit mask words, values, and a table that splits the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ken_core.bits import Bits, Mask, from_bits, pack_mask
+
+WORD_BITS = 64
+_CHUNK_WORDS = 1024
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One tensor's part: where it starts in the arena (elements, a multiple of 64), its mask and its values."""
+
+    start: int
+    mask: Mask
+    values: Bits
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Masks and values of all touched tensors of one arena.
+
+    words: int64, bit i of word w stands for element 64 * w + i of its tensor.
+    values: (count,), the arena's dtype; after an exchange it holds what the arena held.
+    chunks: int64, shape (chunks, 4): first element in the arena, first word, number of words, first value.
+    """
+
+    words: torch.Tensor
+    values: torch.Tensor
+    chunks: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self.values.nbytes + self.chunks.nbytes
+
+
+def pack(
+    segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> Packed:
+    """Pack segments; values of the `stored` dtype are cast once to the arena's `dtype`."""
+    words = [_words(s.mask) for s in segments]
+    chunks = []
+    word = value = 0
+    for segment, mask in zip(segments, words, strict=True):
+        population = np.bitwise_count(mask.view(np.uint64))
+        for first in range(0, mask.size, _CHUNK_WORDS):
+            part = population[first : first + _CHUNK_WORDS]
+            chunks.append((segment.start + first * WORD_BITS, word + first, part.size, value))
+            value += int(part.sum())
+        word += mask.size
+    bits = np.concatenate([s.values for s in segments])
+    return Packed(
+        words=torch.from_numpy(np.concatenate(words)).to(device),
+        values=from_bits(bits, stored).to(device=device, dtype=dtype),
+        chunks=torch.tensor(chunks, dtype=torch.int64).to(device),
+    )
+
+
+def _words(mask: Mask) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    packed = pack_mask(mask)
+    padded = np.zeros(-(-packed.size // 8) * 8, np.uint8)
+    padded[: packed.size] = packed
+    return padded.view("<i8").astype(np.int64, copy=False)

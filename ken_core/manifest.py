@@ -1,0 +1,115 @@
+"""What a delta says about itself: the JSON in its file's metadata, checked before anything else is read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from ken_core.codec import Codec
+
+FORMAT_VERSION = 1
+READABLE_VERSIONS = (1,)
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
+DTypeName = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
+Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+TASK_KINDS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "Model": "feature-extraction",
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stream(_Strict):
+    """One byte stream of the file: its length and sha256."""
+
+    bytes: Size
+    sha256: Sha256
+
+
+class SparseEntry(_Strict):
+    """Positions (bit mask) and fine-tuned values of a tensor the base has too."""
+
+    shape: tuple[Size, ...]
+    dtype: DTypeName
+    selected: Size
+    """Elements the method chose."""
+    stored: Size
+    """Those of them whose bits differ from the base's; only they are in the file."""
+    mask: Stream
+    values: Stream
+
+
+class WholeEntry(_Strict):
+    """A tensor stored in full: outside the backbone (head), of another shape, or absent from the base (dense)."""
+
+    shape: tuple[Size, ...]
+    dtype: DTypeName
+    data: Stream
+
+
+class Budget(_Strict):
+    scope: Literal["global", "row"]
+    fraction: float | None = None
+    k: int | None = None
+
+
+class Base(_Strict):
+    name: str
+    fingerprint: Sha256
+
+
+class Manifest(_Strict):
+    """A delta's own description. Counts are elements, sizes bytes; there is no timestamp."""
+
+    format: int
+    creator: str
+    base: Base
+    architecture: str
+    kind: str
+    method: str
+    budget: Budget
+    seed: int
+    codec: Codec
+    candidates: Size
+    """Elements of the backbone tensors fine-tuning changed, among which the method chose."""
+    backbone: Size
+    """All elements of the base's backbone."""
+    config: dict[str, Any]
+    pooling: Literal["mean", "cls", "last"] | None = None
+    sparse: dict[Name, SparseEntry]
+    dense: dict[Name, WholeEntry]
+    head: dict[Name, WholeEntry]
+    files: dict[Literal["tokenizer.json", "tokenizer_config.json"], Stream]
+
+    @property
+    def selected(self) -> int:
+        return sum(e.selected for e in self.sparse.values())
+
+    @property
+    def stored(self) -> int:
+        return sum(e.stored for e in self.sparse.values())
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the logits, empty where the kind has none."""
+        if self.kind not in ("text-classification", "token-classification"):
+            return []
+        labels = self.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        return [str(labels[k]) for k in sorted(labels, key=int)]
+
+
+def task_kind(architecture: str) -> str:
+    """``BertForSequenceClassification`` -> ``text-classification``; the architecture itself where unknown."""
+    return next((kind for suffix, kind in TASK_KINDS.items() if architecture.endswith(suffix)), architecture)

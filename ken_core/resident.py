@@ -1,0 +1,243 @@
+"""The one copy of the base's weights, and the deltas that take turns in it.
+
+Weights live in one owned, aligned arena per dtype; the checkpoint stays open as a read-only map. Injecting a
+delta is an in-place exchange: afterwards the delta's buffer holds the base's values, and a second exchange
+restores them bit for bit. States: ``base``, ``packed`` (a delta exchanged into the arena), ``materialised``
+(parameters pointed at full tensors; the arena holds the base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ken_core.checkpoint import Checkpoint
+from ken_core.delta import Delta, check_base, patched
+from ken_core.errors import ExchangeError, PoisonedError
+from ken_core.fingerprint import Fingerprint, TensorId, fingerprint, identify
+from ken_core.kernels import Exchange, Packed, Segment, exchange_for, pack
+
+_ALIGNMENT = 64
+"""Elements: a mask word never spans two tensors, and rows start on a cache line."""
+
+
+@dataclass
+class Attached:
+    """A delta on the device: packed per arena dtype, whole tensors, its head. Made by `ResidentModel.attach`."""
+
+    delta: Delta
+    packed: Mapping[torch.dtype, Packed]
+    whole: Mapping[str, torch.Tensor]
+    """Tensors that parameters are pointed at: `dense` entries, or all changed ones when materialised."""
+    head: Mapping[str, torch.Tensor]
+    materialised: bool
+    spoiled: bool = field(default=False)
+    """Its buffer may hold anything after a failed exchange: attach the delta again."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        tensors = (*self.whole.values(), *self.head.values())
+        return sum(p.nbytes for p in self.packed.values()) + sum(t.nbytes for t in tensors)
+
+
+class ResidentModel:
+    """The resident backbone of one base on one device.
+
+    `attach` may run on any thread; everything else belongs to the one thread that owns the weights.
+
+    Args:
+        checkpoint: the base, whose mapped tensors are read again whenever a delta is decoded or materialised.
+        device: where the weights live.
+        dtype: the serving dtype; None keeps the checkpoint's.
+        exchange_factory: gives the kernel for a device and dtype.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        exchange_factory: Callable[[torch.device, torch.dtype], Exchange] = exchange_for,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self.fingerprint: Fingerprint = fingerprint(checkpoint.backbone_tensors)
+        self._dtype = dtype
+        self._parameters = self._own_parameters()
+        self._start: dict[str, int] = {}
+        self._arenas = self._fill_arenas()
+        self._home = {name: self._view(name) for name in self._start}
+        self._point(self._home)
+        self._place_rest()
+        self._exchanges = {d: exchange_factory(self.device, d) for d in self._arenas}
+        self._table = self._identities()
+        self._active: Attached | None = None
+        self._poisoned: str | None = None
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.checkpoint.backbone
+
+    @property
+    def active(self) -> Attached | None:
+        """The delta the weights currently answer for; None is the base."""
+        return self._active
+
+    @property
+    def poisoned(self) -> str | None:
+        """Why the weights must not be used, None while they are sound."""
+        return self._poisoned
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the resident weights."""
+        return sum(a.nbytes for a in self._arenas.values())
+
+    def attach(self, delta: Delta, *, materialised: bool = False) -> Attached:
+        """Put a decoded delta on the device, ready to be activated.
+
+        Raises:
+            BaseMismatchError: the delta was made against another base.
+        """
+        check_base(delta, self.fingerprint.digest, self.checkpoint.name)
+        base = self.checkpoint.backbone_tensors
+        whole = {n: self._placed(t) for n, t in delta.dense.items()}
+        packed: dict[torch.dtype, Packed] = {}
+        if materialised:
+            whole |= {n: self._placed(patched(base[n], s)) for n, s in delta.sparse.items()}
+        else:
+            packed = self._pack(delta)
+        head = {n: self._placed(t) for n, t in delta.head.items()}
+        return Attached(delta, packed, whole, head, materialised)
+
+    def activate(self, attached: Attached | None) -> None:
+        """Make the weights answer for `attached`, or for the base.
+
+        Raises:
+            ExchangeError: it failed; the weights are the base's again and the delta must be attached anew.
+            PoisonedError: the weights could not be restored, now or earlier.
+        """
+        self._refuse_if_poisoned()
+        if attached is self._active:
+            return
+        if attached is not None and attached.spoiled:
+            raise ExchangeError(
+                "this attached delta was spoiled by a failed exchange; attach the delta again"
+            )
+        if self._active is not None:
+            leaving, self._active = self._active, None
+            self._swap(leaving, {n: self._home[n] for n in leaving.whole if n in self._home})
+        if attached is not None:
+            self._swap(attached, attached.whole)
+            self._active = attached
+
+    def revert(self) -> None:
+        """Return to the base, bit for bit."""
+        self.activate(None)
+
+    def verify(self) -> list[str]:
+        """Names of resident tensors that are not bit for bit the base's; reverts first."""
+        self.revert()
+        return [n for n, home in self._home.items() if identify(home.cpu()) != self._table[n]]
+
+    def _swap(self, attached: Attached, pointed: Mapping[str, torch.Tensor]) -> None:
+        """Exchange a delta's values with the weights and point its whole tensors, or restore the base."""
+        try:
+            for dtype, packed in attached.packed.items():
+                self._exchanges[dtype](self._arenas[dtype], packed)
+            self._point(pointed)
+        except BaseException as error:
+            attached.spoiled = True
+            self._restore(attached)
+            if not isinstance(error, Exception):
+                raise
+            raise ExchangeError(f"injecting a delta failed, the base was restored: {error}") from error
+
+    def _restore(self, attached: Attached) -> None:
+        """Copy every tensor a delta touches from the checkpoint's map; whatever cannot be is poison."""
+        touched = [n for n in {**attached.delta.sparse, **attached.whole} if n in self._home]
+        try:
+            for name in touched:
+                self._home[name].copy_(self.checkpoint_tensor(name))
+            self._point({n: self._home[n] for n in touched})
+            wrong = [n for n in touched if identify(self._home[n].cpu()) != self._table[n]]
+        except Exception as error:
+            self._poisoned = f"restoring the base after a failed exchange failed too: {error}"
+            self._refuse_if_poisoned()
+        if wrong:
+            self._poisoned = f"tensors differ from the base after a failed exchange: {', '.join(wrong)}"
+            self._refuse_if_poisoned()
+
+    def checkpoint_tensor(self, name: str) -> torch.Tensor:
+        """A base tensor from the checkpoint's map: CPU, stored dtype."""
+        return self.checkpoint.backbone_tensors[name]
+
+    def _refuse_if_poisoned(self) -> None:
+        if self._poisoned is not None:
+            raise PoisonedError(
+                f"the resident weights must not be used: {self._poisoned}; restart this replica"
+            )
+
+    def _own_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.checkpoint.backbone.named_parameters())
+
+    def _fill_arenas(self) -> dict[torch.dtype, torch.Tensor]:
+        """Lay all tensors out behind one another, each aligned, and copy them from the map."""
+        sizes: dict[torch.dtype, int] = {}
+        tensors = self.checkpoint.backbone_tensors
+        for name, tensor in tensors.items():
+            dtype = self._serving_dtype(tensor)
+            self._start[name] = sizes.get(dtype, 0)
+            sizes[dtype] = self._start[name] + -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
+        arenas = {d: torch.zeros(n, dtype=d, device=self.device) for d, n in sizes.items()}
+        for name, tensor in tensors.items():
+            start = self._start[name]
+            arenas[self._serving_dtype(tensor)][start : start + tensor.numel()].copy_(tensor.reshape(-1))
+        return arenas
+
+    def _serving_dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        return self._dtype or tensor.dtype if tensor.is_floating_point() else tensor.dtype
+
+    def _view(self, name: str) -> torch.Tensor:
+        stored = self.checkpoint.backbone_tensors[name]
+        arena = self._arenas[self._serving_dtype(stored)]
+        start = self._start[name]
+        return arena[start : start + stored.numel()].view(stored.shape)
+
+    def _point(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._parameters[name].data = tensor
+
+    def _place_rest(self) -> None:
+        """Buffers follow the weights; parameters the files do not hold (a random pooler) become zeros."""
+        for name, parameter in self._parameters.items():
+            if name not in self._home:
+                parameter.data = self._placed(torch.zeros_like(parameter))
+                self._home[name] = parameter.data
+        for module in self.backbone.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = self._placed(buffer)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the device in the serving dtype."""
+        return tensor.to(device=self.device, dtype=self._serving_dtype(tensor), copy=True)
+
+    def _identities(self) -> dict[str, TensorId]:
+        """Hashes of the resident tensors in the serving dtype, which need not be the stored one."""
+        return {n: identify(home.cpu()) for n, home in self._home.items()}
+
+    def _pack(self, delta: Delta) -> dict[torch.dtype, Packed]:
+        by_dtype: dict[tuple[torch.dtype, torch.dtype], list[Segment]] = {}
+        for name in sorted(delta.sparse):
+            entry = delta.sparse[name]
+            key = (entry.dtype, self._serving_dtype(self.checkpoint_tensor(name)))
+            by_dtype.setdefault(key, []).append(Segment(self._start[name], entry.mask, entry.values))
+        return {
+            serving: pack(segments, stored, serving, self.device)
+            for (stored, serving), segments in by_dtype.items()
+        }
