@@ -7,6 +7,7 @@ checkpoint agree.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ class Checkpoint:
 
     @property
     def backbone(self) -> PreTrainedModel:
-        backbone: PreTrainedModel = self.model.base_model
+        backbone = self.model.base_model
+        assert isinstance(backbone, PreTrainedModel)
         return backbone
 
     @cached_property
@@ -71,6 +73,20 @@ class Checkpoint:
         path = self.folder / name
         return path.read_bytes() if path.is_file() else None
 
+    @property
+    def pooling(self) -> str | None:
+        """How sentence-transformers' own files say token vectors become one: mean, cls or last; None if silent."""
+        try:
+            modes = json.loads((self.folder / "1_Pooling" / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        names = {
+            "mean": "pooling_mode_mean_tokens",
+            "cls": "pooling_mode_cls_token",
+            "last": "pooling_mode_lasttoken",
+        }
+        return next((pooling for pooling, key in names.items() if modes.get(key)), None)
+
 
 def open_base(name_or_path: str) -> Checkpoint:
     """Open a pretrained checkpoint as its bare backbone (``AutoModel``).
@@ -80,8 +96,8 @@ def open_base(name_or_path: str) -> Checkpoint:
     """
     folder = find_folder(name_or_path)
     with _quiet(folder):
-        model, info = AutoModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    return _opened(name_or_path, folder, model, info)
+        loaded = AutoModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    return _opened(name_or_path, folder, *loaded)
 
 
 def open_tuned(name_or_path: str) -> Checkpoint:
@@ -94,9 +110,7 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     with _quiet(folder):
         config = AutoConfig.from_pretrained(folder)
     if getattr(config, "auto_map", None):
-        raise CheckpointError(
-            f"{folder} wants its own code run (auto_map in config.json); that is never done"
-        )
+        raise CheckpointError(f"{folder} wants its own code run (auto_map in config.json); that is never done")
     architecture = (config.architectures or [None])[0]
     if architecture is None:
         raise CheckpointError(
@@ -106,8 +120,8 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise CheckpointError(f"{folder} is a {architecture!r}, which this transformers does not know")
     with _quiet(folder):
-        model, info = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    return _opened(name_or_path, folder, model, info)
+        loaded: Any = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    return _opened(name_or_path, folder, *loaded)
 
 
 def find_folder(name_or_path: str) -> Path:
@@ -179,9 +193,7 @@ def _quiet(folder: Path) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        raise CheckpointError(
-            f"{folder} cannot be loaded: its safetensors file is damaged ({error})"
-        ) from error
+        raise CheckpointError(f"{folder} cannot be loaded: its safetensors file is damaged ({error})") from error
     finally:
         logging.set_verbosity(level)
         if bar:

@@ -40,9 +40,7 @@ def differences(base: PretrainedConfig, tuned: PretrainedConfig, resized: bool) 
     Args:
         resized: the fine-tune brings an embedding of its own size, so `vocab_size` may differ.
     """
-    allowed = (
-        _ANYWHERE | _OF_ARCHITECTURE.get(base.model_type, set()) | ({"vocab_size"} if resized else set())
-    )
+    allowed = _ANYWHERE | _OF_ARCHITECTURE.get(base.model_type, set()) | ({"vocab_size"} if resized else set())
     ours, theirs = base.to_dict(), tuned.to_dict()
     keys = sorted(set(ours) | set(theirs))
     return {
@@ -64,9 +62,7 @@ def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bo
             "a delta needs two checkpoints of one architecture"
         )
     if found := differences(base, tuned, resized):
-        listed = "; ".join(
-            f"{k} is {b!r} in the base and {t!r} in the fine-tune" for k, (b, t) in found.items()
-        )
+        listed = "; ".join(f"{k} is {b!r} in the base and {t!r} in the fine-tune" for k, (b, t) in found.items())
         raise ConfigMismatchError(f"the fine-tune's config changes what the backbone computes: {listed}")
 
 
@@ -86,16 +82,12 @@ def restore(plain: dict[str, Any]) -> PretrainedConfig:
         DeltaFormatError: an `auto_map`, an unknown architecture, or values its config class refuses.
     """
     if "auto_map" in plain:
-        raise DeltaFormatError(
-            "the delta's config has an auto_map, which asks for its own code; that is refused"
-        )
+        raise DeltaFormatError("the delta's config has an auto_map, which asks for its own code; that is refused")
     try:
         return AutoConfig.for_model(**plain)
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise DeltaFormatError(
-            f"the delta's config is not usable: {reason[0] if reason else error!r}"
-        ) from error
+        raise DeltaFormatError(f"the delta's config is not usable: {reason[0] if reason else error!r}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,7 @@ class Delta:
     dense: Mapping[str, torch.Tensor]
     head: Mapping[str, torch.Tensor]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    pooling: str | None = None
 
     @property
     def kind(self) -> str:
@@ -89,14 +90,10 @@ def extract(
     ours, theirs = base.backbone_tensors, _in_base_dtype(base, tuned, cast)
     resized = any(n in ours and ours[n].shape != t.shape for n, t in theirs.items())
     check_config(base.config, tuned.config, resized=resized)
-    changed = [
-        n for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and not same_bits(ours[n], t)
-    ]
+    changed = [n for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and not same_bits(ours[n], t)]
     for name, tensor in {**theirs, **tuned.head_tensors}.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"the fine-tuned tensor {name!r} holds NaN or infinity; it cannot be served"
-            )
+            raise CheckpointError(f"the fine-tuned tensor {name!r} holds NaN or infinity; it cannot be served")
 
     def pair(name: str) -> Pair:
         return ours[name], theirs[name]
@@ -116,6 +113,7 @@ def extract(
         dense={n: t for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape},
         head={n: _cast(n, t, dtype, cast) for n, t in tuned.head_tensors.items()},
         files=_changed_files(base, tuned),
+        pooling=tuned.pooling,
     )
 
 
@@ -126,9 +124,7 @@ def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
         BaseMismatchError: the delta was made against another base.
     """
     check_base(delta, fingerprint(base.backbone_tensors).digest, base.name)
-    merged = {
-        n: t for n, t in base.backbone_tensors.items() if n not in delta.sparse and n not in delta.dense
-    }
+    merged = {n: t for n, t in base.backbone_tensors.items() if n not in delta.sparse and n not in delta.dense}
     for name, entry in delta.sparse.items():
         merged[name] = patched(base.backbone_tensors[name], entry)
     return {**merged, **delta.dense}
@@ -186,21 +182,14 @@ def _saved_prefix(delta: Delta) -> str:
 
     model_class = getattr(transformers, delta.architecture, None)
     if model_class is None:
-        raise CheckpointError(
-            f"this transformers does not know the delta's architecture {delta.architecture!r}"
-        )
-    return (
-        f"{model_class.base_model_prefix}." if task_kind(delta.architecture) != "feature-extraction" else ""
-    )
+        raise CheckpointError(f"this transformers does not know the delta's architecture {delta.architecture!r}")
+    return f"{model_class.base_model_prefix}." if task_kind(delta.architecture) != "feature-extraction" else ""
 
 
 def _in_base_dtype(base: Checkpoint, tuned: Checkpoint, cast: bool) -> dict[str, torch.Tensor]:
     ours = base.backbone_tensors
     default = next(iter(ours.values())).dtype
-    return {
-        n: _cast(n, t, ours[n].dtype if n in ours else default, cast)
-        for n, t in tuned.backbone_tensors.items()
-    }
+    return {n: _cast(n, t, ours[n].dtype if n in ours else default, cast) for n, t in tuned.backbone_tensors.items()}
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool) -> torch.Tensor:

@@ -72,6 +72,7 @@ def write(delta: Delta, base: Checkpoint, path: Path, codec: Codec = "zstd") -> 
         candidates=delta.candidates,
         backbone=delta.backbone,
         config=dict(delta.config),
+        pooling=delta.pooling,  # type: ignore[arg-type]  # checked by the model
         sparse=sparse,
         dense=dense,
         head=head,
@@ -104,9 +105,7 @@ def open_file(path: Path) -> DeltaFile:
     if text is None:
         raise DeltaFormatError(f"{path.name} is a safetensors file but no delta: it has no 'ken' metadata")
     if dtypes - {"U8"}:
-        raise DeltaFormatError(
-            f"{path.name} holds streams of type {sorted(dtypes)}; expected bytes (U8) only"
-        )
+        raise DeltaFormatError(f"{path.name} holds streams of type {sorted(dtypes)}; expected bytes (U8) only")
     described = _parse_manifest(path, text)
     _check_streams(path, described, lengths)
     with path.open("rb") as file:
@@ -136,6 +135,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
         candidates=described.candidates,
         backbone=described.backbone,
         config=described.config,
+        pooling=described.pooling,
         sparse={},
         dense={},
         head={},
@@ -150,9 +150,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
         def stream(name: str, expected: m.Stream) -> Bytes:
             data: Bytes = container.get_tensor(name)
             if hashlib.sha256(data.data).hexdigest() != expected.sha256:
-                raise DeltaFormatError(
-                    f"{file.path.name}: stream {name!r} does not have the sha256 it should"
-                )
+                raise DeltaFormatError(f"{file.path.name}: stream {name!r} does not have the sha256 it should")
             return data
 
         sparse = {}
@@ -179,9 +177,7 @@ def _add(name: str, data: Bytes, streams: dict[str, Bytes]) -> m.Stream:
     return m.Stream(bytes=data.size, sha256=hashlib.sha256(streams[name].data).hexdigest())
 
 
-def _write_sparse(
-    name: str, entry: Sparse, base: Checkpoint, codec: Codec, streams: dict[str, Bytes]
-) -> m.SparseEntry:
+def _write_sparse(name: str, entry: Sparse, base: Checkpoint, codec: Codec, streams: dict[str, Bytes]) -> m.SparseEntry:
     ours = as_bits(base.backbone_tensors[name])[entry.mask]
     return m.SparseEntry(
         shape=entry.shape,
@@ -211,18 +207,12 @@ def _check_container(path: Path) -> int:
     except OSError as error:
         raise DeltaFormatError(f"{path} cannot be read: {error.strerror}") from error
     if len(head) < 8:
-        raise DeltaFormatError(
-            f"{path.name} is {size} bytes long; a delta file starts with an 8-byte header length"
-        )
+        raise DeltaFormatError(f"{path.name} is {size} bytes long; a delta file starts with an 8-byte header length")
     (length,) = struct.unpack("<Q", head)
     if length > MAX_HEADER_BYTES:
-        raise DeltaFormatError(
-            f"{path.name} claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
-        )
+        raise DeltaFormatError(f"{path.name} claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
     if 8 + length > size:
-        raise DeltaFormatError(
-            f"{path.name} is truncated: its header claims {length} bytes, the file has {size}"
-        )
+        raise DeltaFormatError(f"{path.name} is truncated: its header claims {length} bytes, the file has {size}")
     return size
 
 
@@ -259,9 +249,7 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
         raise DeltaFormatError(f"{path.name}: manifest and container disagree about stream {odd[0]!r}")
     for name, stream in expected.items():
         if lengths[name] != [stream.bytes]:
-            raise DeltaFormatError(
-                f"{path.name}: stream {name!r} has shape {lengths[name]}, expected [{stream.bytes}]"
-            )
+            raise DeltaFormatError(f"{path.name}: stream {name!r} has shape {lengths[name]}, expected [{stream.bytes}]")
     for name, entry in (*described.dense.items(), *described.head.items()):
         itemsize = _dtype(entry.dtype).itemsize
         if prod(entry.shape) * itemsize != entry.data.bytes:
@@ -294,9 +282,7 @@ def _read_sparse(
     packed = decode_mask(mask, (numel + 7) // 8, codec)
     population = int(np.bitwise_count(packed).sum())
     if population != entry.stored or (numel % 8 and packed[-1] >> (numel % 8)):
-        raise DeltaFormatError(
-            f"the mask of {name!r} has {population} bits set, expected {entry.stored} among {numel}"
-        )
+        raise DeltaFormatError(f"the mask of {name!r} has {population} bits set, expected {entry.stored} among {numel}")
     chosen = unpack_mask(packed, numel)
     decoded = decode_values(values, as_bits(base)[chosen], codec)
     if not torch.isfinite(from_bits(decoded, base.dtype)).all():
@@ -319,9 +305,7 @@ def _check_files(files: Mapping[str, bytes]) -> None:
         except (ValueError, RecursionError) as error:
             raise DeltaFormatError(f"the delta's {name} is no JSON: {error}") from error
         if not isinstance(plain, dict) or "auto_map" in plain:
-            raise DeltaFormatError(
-                f"the delta's {name} asks for its own code (auto_map) or is no object; refused"
-            )
+            raise DeltaFormatError(f"the delta's {name} asks for its own code (auto_map) or is no object; refused")
 
 
 def _dtype(name: str) -> torch.dtype:

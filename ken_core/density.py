@@ -34,7 +34,8 @@ def bandwidths(rows: npt.NDArray[np.floating]) -> Rows:
     wide = rows.astype(np.float64)
     spread: Rows = wide.std(axis=1)
     spread[wide.min(axis=1) == wide.max(axis=1)] = 0.0
-    return 1.06 * spread * rows.shape[1] ** -0.2
+    h: Rows = 1.06 * spread * rows.shape[1] ** -0.2
+    return h
 
 
 def density(rows: npt.NDArray[np.floating], *, exact: bool = False) -> Rows:
@@ -90,7 +91,8 @@ def _kernel_transfer(size: int, pad: int) -> torch.Tensor:
     kernel = np.zeros(size)
     z = offsets / _BINS_PER_BANDWIDTH
     np.add.at(kernel, offsets % size, np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
-    return torch.fft.rfft(torch.from_numpy(kernel)).real
+    transfer: torch.Tensor = torch.fft.rfft(torch.from_numpy(kernel)).real
+    return transfer
 
 
 def _convolve(rows: Rows, low: Rows, step: Rows, h: Rows, transfer: torch.Tensor, size: int) -> Rows:

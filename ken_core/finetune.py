@@ -7,9 +7,10 @@ folder is as good.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import torch
@@ -74,9 +75,7 @@ def read_examples(path: Path) -> list[Example]:
             row = orjson.loads(line)
             text, label = row["text"], row["label"]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-            raise DataError(
-                f'{path}, line {number}: expected {{"text": ..., "label": ...}} ({error})'
-            ) from error
+            raise DataError(f'{path}, line {number}: expected {{"text": ..., "label": ...}} ({error})') from error
         if not isinstance(text, str) or not isinstance(label, str):
             raise DataError(f"{path}, line {number}: text and label must be strings")
         examples.append(Example(text, label))
@@ -113,7 +112,7 @@ def finetune(
             folder,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
-            label2id={l: i for i, l in enumerate(labels)},
+            label2id={label: i for i, label in enumerate(labels)},
         )
     _train(model, tokenizer, examples, recipe, progress)
     partial = out.with_name(f".{out.name}.partial")
@@ -146,7 +145,7 @@ def _train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
     shuffle = random.Random(recipe.seed)  # noqa: S311 - not for secrets
-    ids = model.config.label2id
+    ids: Mapping[Any, Any] = model.config.label2id or {}
     model.train()
     number = 0
     for _ in range(recipe.epochs):

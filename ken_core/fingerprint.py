@@ -42,9 +42,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> Fingerprint:
 
 
 def identify(tensor: torch.Tensor) -> TensorId:
-    return TensorId(
-        dtype_name(tensor.dtype), tuple(tensor.shape), hashlib.sha256(as_bits(tensor).data).hexdigest()
-    )
+    return TensorId(dtype_name(tensor.dtype), tuple(tensor.shape), hashlib.sha256(as_bits(tensor).data).hexdigest())
 
 
 def dtype_name(dtype: torch.dtype) -> str:

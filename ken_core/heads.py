@@ -60,9 +60,7 @@ def _adopt(backbone: nn.Module, architecture: str, head: Mapping[str, torch.Tens
 
 def _fill(model: PreTrainedModel, architecture: str, prefix: str, head: Mapping[str, torch.Tensor]) -> None:
     inside = {id(p) for p in model.base_model.parameters()}
-    wanted = {
-        n: p for n, p in model.named_parameters() if id(p) not in inside and not n.startswith(f"{prefix}.")
-    }
+    wanted = {n: p for n, p in model.named_parameters() if id(p) not in inside and not n.startswith(f"{prefix}.")}
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     missing = sorted(n for n in wanted if n not in head and n not in tied)
     if missing:
@@ -74,9 +72,7 @@ def _fill(model: PreTrainedModel, architecture: str, prefix: str, head: Mapping[
         if not isinstance(slot, torch.Tensor):
             raise DeltaFormatError(f"the head of {architecture} has no {name!r}")
         if slot.shape != tensor.shape:
-            raise DeltaFormatError(
-                f"{name!r} has shape {list(tensor.shape)}, its config asks for {list(slot.shape)}"
-            )
+            raise DeltaFormatError(f"{name!r} has shape {list(tensor.shape)}, its config asks for {list(slot.shape)}")
         assert module is not None
         if key in module._parameters:
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)

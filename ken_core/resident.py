@@ -125,9 +125,7 @@ class ResidentModel:
         if attached is self._active:
             return
         if attached is not None and attached.spoiled:
-            raise ExchangeError(
-                "this attached delta was spoiled by a failed exchange; attach the delta again"
-            )
+            raise ExchangeError("this attached delta was spoiled by a failed exchange; attach the delta again")
         if self._active is not None:
             leaving, self._active = self._active, None
             self._swap(leaving, {n: self._home[n] for n in leaving.whole if n in self._home})
@@ -178,9 +176,7 @@ class ResidentModel:
 
     def _refuse_if_poisoned(self) -> None:
         if self._poisoned is not None:
-            raise PoisonedError(
-                f"the resident weights must not be used: {self._poisoned}; restart this replica"
-            )
+            raise PoisonedError(f"the resident weights must not be used: {self._poisoned}; restart this replica")
 
     def _own_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.checkpoint.backbone.named_parameters())
@@ -238,6 +234,5 @@ class ResidentModel:
             key = (entry.dtype, self._serving_dtype(self.checkpoint_tensor(name)))
             by_dtype.setdefault(key, []).append(Segment(self._start[name], entry.mask, entry.values))
         return {
-            serving: pack(segments, stored, serving, self.device)
-            for (stored, serving), segments in by_dtype.items()
+            serving: pack(segments, stored, serving, self.device) for (stored, serving), segments in by_dtype.items()
         }

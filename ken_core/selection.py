@@ -178,9 +178,7 @@ def _keys(name: str, pair: Pair, selection: Selection) -> Keys:
     base, tuned = pair
     for role, tensor in (("base", base), ("fine-tuned", tuned)):
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"the {role} tensor {name!r} holds NaN or infinity; it cannot be pruned or served"
-            )
+            raise CheckpointError(f"the {role} tensor {name!r} holds NaN or infinity; it cannot be pruned or served")
     match selection.method:
         case "magnitude":
             shift = (_rows(tuned) - _rows(base)).abs()

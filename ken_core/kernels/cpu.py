@@ -7,6 +7,7 @@ numba's OpenMP layer is not meant to be entered from several.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numba
 import numpy as np
@@ -39,9 +40,7 @@ def warm(dtype: torch.dtype) -> None:
     from ken_core.kernels.packed import Segment, pack
 
     mask = np.ones(1, np.bool_)
-    packed = pack(
-        [Segment(0, mask, np.zeros(1, _INTEGER[dtype.itemsize]))], dtype, dtype, torch.device("cpu")
-    )
+    packed = pack([Segment(0, mask, np.zeros(1, _INTEGER[dtype.itemsize]))], dtype, dtype, torch.device("cpu"))
     exchange(torch.zeros(1, dtype=dtype), packed)
 
 
@@ -63,14 +62,16 @@ def _as_integers(tensor: torch.Tensor) -> npt.NDArray[np.unsignedinteger]:
     return signed.view(_INTEGER[tensor.element_size()])
 
 
-@intrinsic  # type: ignore[misc]
-def _trailing_zeros(context, word):  # type: ignore[no-untyped-def]
+def _count_trailing_zeros(context: Any, word: Any) -> Any:
     """Index of the lowest set bit: LLVM's cttz, one instruction."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(types.uint64), generate
+
+
+_trailing_zeros: Any = intrinsic(_count_trailing_zeros)
 
 
 def _exchange_chunks(weights, words, values, chunks):  # type: ignore[no-untyped-def]

@@ -41,9 +41,7 @@ class Packed:
         return self.words.nbytes + self.values.nbytes + self.chunks.nbytes
 
 
-def pack(
-    segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, device: torch.device
-) -> Packed:
+def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, device: torch.device) -> Packed:
     """Pack segments; values of the `stored` dtype are cast once to the arena's `dtype`."""
     words = [_words(s.mask) for s in segments]
     chunks = []

@@ -1,0 +1,1 @@
+"""The server: one resident base, tasks from a store, HTTP in front."""

@@ -1,0 +1,110 @@
+"""Request ids, the limit on bodies, and counting what is in flight: plain ASGI, around every route."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.problems import from_error
+from serving.errors import TooLargeError
+from serving.service import Service
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class RequestIds:
+    """Give every request an X-Request-Id, and echo it.
+
+    Args:
+        echo: False where what stands in front (Ray Serve) adds the header to answers itself.
+    """
+
+    def __init__(self, app: ASGIApp, echo: bool) -> None:
+        self._app = app
+        self._echo = echo
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        found = Headers(scope=scope).get("x-request-id", "").encode("latin-1")
+        request_id = found if _REQUEST_ID.fullmatch(found) else uuid.uuid4().hex.encode()
+        others = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
+        scope = {**scope, "headers": [*others, (b"x-request-id", request_id)]}
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._echo:
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id.decode()
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Answer 413 to a body that is, or claims to be, longer than allowed, without keeping it."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        claimed = headers.get("content-length", "0")
+        if claimed.isdigit() and int(claimed) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
+        started = False
+
+        async def counting() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise _TooLongError
+            return message
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counting, noting)
+        except _TooLongError:
+            if not started:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = TooLargeError(f"the body is longer than the {self._limit} bytes allowed; send fewer or shorter inputs")
+        response = from_error(Headers(scope=scope).get("x-request-id"), error)
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send)
+
+
+class _TooLongError(BaseException):
+    """Passes through the routes' own handlers."""
+
+
+class InFlight:
+    """Count requests from their start to the last byte of their answer, so that a drain can wait for them."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._service.in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._service.in_flight -= 1

@@ -1,0 +1,72 @@
+"""Health, readiness, metrics, and the resident base."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+
+from serving.service import Service
+
+
+class Status(BaseModel):
+    status: str
+
+
+class BaseInfo(BaseModel):
+    name: str
+    fingerprint: str
+    bytes: int = Field(description="of the resident weights")
+    replica: str
+
+
+class Verification(BaseModel):
+    """Whether the reverted base is bit for bit the checkpoint."""
+
+    tensors: int
+    differing: list[str] = Field(description="names of tensors that are not; empty when all is well")
+
+
+def router(service: Service) -> APIRouter:
+    """Routes of operations; none needs a task."""
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/healthz")
+    async def healthz() -> Status:
+        """Whether this replica can answer at all."""
+        service.check()
+        return Status(status="ok")
+
+    @routes.get("/readyz")
+    async def readyz() -> Status:
+        """Whether new requests are admitted: 503 while starting or stopping."""
+        service.admit()
+        service.check()
+        return Status(status="ready")
+
+    @routes.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus text of the one replica that got this request, named in the label `replica`."""
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @routes.get("/v1/base")
+    async def base() -> BaseInfo:
+        """The pretrained checkpoint that stays resident."""
+        resident = service.resident
+        return BaseInfo(
+            name=resident.checkpoint.folder.name,
+            fingerprint=resident.fingerprint.digest,
+            bytes=resident.nbytes,
+            replica=service.replica,
+        )
+
+    @routes.post("/v1/base/verify")
+    async def verify() -> Verification:
+        """Revert to the base between two batches and compare every tensor's sha256."""
+        differing = await asyncio.wrap_future(service.engine.verify())
+        return Verification(tensors=len(service.resident.fingerprint.tensors), differing=differing)
+
+    return routes

@@ -1,0 +1,33 @@
+"""Which task, and which of its deltas, a request is for: one rule for every protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from serving.errors import BadRequestError
+from serving.service import Service
+
+
+@dataclass(frozen=True)
+class Resolved:
+    task: str
+    digest: str
+
+
+def resolve(service: Service, request: Request, task: str | None) -> Resolved:
+    """Resolve a task given in the path or body, else in ``X-Ken-Task``; ``X-Ken-Delta`` pins a version of it.
+
+    ``name@alias`` chooses an alias other than ``live``.
+
+    Raises:
+        BadRequestError: no task is named anywhere.
+        UnknownTaskError: no such task, alias or version.
+    """
+    named = task or request.headers.get("x-ken-task")
+    if not named:
+        raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
+    name, _, alias = named.partition("@")
+    digest = service.table.resolve(name, alias or "live", request.headers.get("x-ken-delta"))
+    return Resolved(name, digest)

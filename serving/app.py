@@ -1,0 +1,70 @@
+"""The Ray Serve application: one deployment that is ingress and engine in one, so no hop lies between them.
+
+``build(args)`` works from a KubeRay ``serveConfigV2`` alone: ``import_path: serving.app:build``, settings in
+``args``, secrets in the containers' environment.
+"""
+
+import logging
+from typing import Any
+
+from ray import serve
+
+APP = "ken"
+_UNBOUNDED = 1_000_000
+
+
+@serve.deployment(
+    name="Replica",
+    max_ongoing_requests=_UNBOUNDED,  # only our own queue refuses: it knows deadlines and says when to retry
+    max_queued_requests=-1,
+    health_check_period_s=5,
+    health_check_timeout_s=15,
+    graceful_shutdown_wait_loop_s=0.1,
+    graceful_shutdown_timeout_s=60,
+)
+@serve.ingress()
+class Replica:
+    """One base on one device. Torch is imported here and not where the application is only described."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        for chatty in ("httpx", "ray", "ray.serve"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        from serving.config import load_settings
+        from serving.errors import StartError
+        from serving.service import Service
+
+        loaded = load_settings(**settings)
+        if loaded.redis_secret is None:
+            raise StartError("no store: set KEN_REDIS_URL in every container of the cluster")
+        self._service = Service(loaded, loaded.redis_secret)
+        self._service.start()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from serving.api import create_app
+
+        return create_app(self._service, echo_request_ids=False)
+
+    def check_health(self) -> None:
+        """Raises when the weights are poisoned or the engine is gone; Ray replaces this replica then."""
+        self._service.check()
+
+    async def drain(self, seconds: float) -> int:
+        """Refuse new requests, wait for accepted ones; how many are left."""
+        return await self._service.drain(seconds)
+
+    def __del__(self) -> None:
+        service = getattr(self, "_service", None)
+        if service is not None:
+            service.stop()
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application for the given settings (see `serving.config.Settings`; secrets only by environment)."""
+    from serving.config import load_settings
+
+    settings = load_settings(**args)
+    gpus = 1 if settings.device.startswith("cuda") else 0
+    options = {"num_cpus": 1, "num_gpus": gpus}
+    deployment = Replica.options(num_replicas=settings.replicas, ray_actor_options=options)  # type: ignore[attr-defined]
+    return deployment.bind(settings.shareable())  # type: ignore[no-any-return]

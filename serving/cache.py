@@ -1,0 +1,193 @@
+"""Tiers between the store and the device: delta files on disk, decoded deltas in host memory.
+
+A digest is fetched and decoded once however many wait for it; different digests load in parallel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ken_core import Checkpoint, Delta, DeltaFile, deltafile
+from ken_core.errors import DeltaFormatError
+from serving.store import Store
+
+_log = logging.getLogger(__name__)
+
+V = TypeVar("V")
+
+
+class LruBytes(Generic[V]):
+    """Values by key within a byte budget; the least recently used leaves first, never one that is in use."""
+
+    def __init__(self, budget: int, in_use: Callable[[V], bool] = lambda value: False) -> None:
+        self._budget = budget
+        self._in_use = in_use
+        self._items: OrderedDict[str, tuple[V, int]] = OrderedDict()
+        self.nbytes = 0
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: str) -> V | None:
+        """The value, now the most recently used; None where it is absent."""
+        if key not in self._items:
+            return None
+        self._items.move_to_end(key)
+        return self._items[key][0]
+
+    def put(self, key: str, value: V, nbytes: int) -> list[V]:
+        """Add a value; returns those that left to make room. A value in use, or the new one, never leaves."""
+        self.pop(key)
+        self._items[key] = (value, nbytes)
+        self.nbytes += nbytes
+        return self._shrink(keep=key)
+
+    def pop(self, key: str) -> V | None:
+        item = self._items.pop(key, None)
+        if item is None:
+            return None
+        self.nbytes -= item[1]
+        return item[0]
+
+    def _shrink(self, keep: str) -> list[V]:
+        left = []
+        for key in list(self._items):
+            if self.nbytes <= self._budget:
+                break
+            if key != keep and not self._in_use(self._items[key][0]):
+                value = self.pop(key)
+                assert value is not None
+                left.append(value)
+        return left
+
+
+class SingleFlight(Generic[V]):
+    """Runs a function on a pool, at most once at a time for each key; all who asked meanwhile share the result."""
+
+    def __init__(self, work: Callable[[str], V], threads: int, name: str) -> None:
+        self._work = work
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._flights: dict[str, Future[V]] = {}
+
+    def __call__(self, key: str) -> Future[V]:
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = Future()
+                self._pool.submit(self._fly, key, flight)
+            return flight
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fly(self, key: str, flight: Future[V]) -> None:
+        try:
+            result = self._work(key)
+        except BaseException as error:
+            with self._lock:
+                del self._flights[key]
+            flight.set_exception(error)
+        else:
+            with self._lock:
+                del self._flights[key]
+            flight.set_result(result)
+
+
+class DeltaFiles:
+    """The disk tier: ``<folder>/<digest>``, checked against its name whenever it is opened. Survives restarts."""
+
+    def __init__(self, folder: Path, budget: int, store: Store | None) -> None:
+        self._folder = folder
+        self._store = store
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files: LruBytes[Path] = LruBytes(budget)
+        for path in sorted(self._complete(), key=lambda p: p.stat().st_mtime):
+            self._admit(path)
+
+    @property
+    def nbytes(self) -> int:
+        return self._files.nbytes
+
+    def holds(self, digest: str) -> bool:
+        return digest in self._files
+
+    def open(self, digest: str) -> tuple[DeltaFile, bool]:
+        """The delta's file and whether it was here already; fetched from the store if it was not.
+
+        Raises:
+            StoreError: it is not on disk and the store does not give it.
+            DeltaFormatError: the store gave a file that is no sound delta.
+        """
+        path = self._folder / digest
+        if path.is_file():
+            try:
+                file = deltafile.open_file(path)
+                if file.digest == digest:
+                    os.utime(path)
+                    with self._lock:
+                        self._files.get(digest)
+                    return file, True
+                _log.warning("%s on disk does not have its digest any more; fetching it again", digest)
+            except DeltaFormatError as error:
+                _log.warning("%s on disk is damaged (%s); fetching it again", digest, error)
+        if self._store is None:
+            raise FileNotFoundError(path)
+        self._store.fetch(digest, path)
+        with self._lock:
+            self._admit(path)
+        return deltafile.open_file(path), False
+
+    def _complete(self) -> list[Path]:
+        for partial in self._folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        return [p for p in self._folder.iterdir() if len(p.name) == 64]
+
+    def _admit(self, path: Path) -> None:
+        for old in self._files.put(path.name, path, path.stat().st_size):
+            old.unlink(missing_ok=True)
+
+
+class DeltaCache:
+    """Decoded deltas by digest, loaded through the disk tier from the store."""
+
+    def __init__(self, files: DeltaFiles, host_budget: int, base: Checkpoint, fingerprint: str) -> None:
+        self.files = files
+        self._base = base
+        self._fingerprint = fingerprint
+        self._lock = threading.Lock()
+        self._host: LruBytes[Delta] = LruBytes(host_budget)
+        self.hits = {"host": 0, "disk": 0, "store": 0}
+
+    @property
+    def host_nbytes(self) -> int:
+        return self._host.nbytes
+
+    def load(self, digest: str) -> Delta:
+        """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.
+
+        Raises:
+            StoreError, DeltaFormatError, BaseMismatchError, ConfigMismatchError: as the tiers below do.
+        """
+        with self._lock:
+            held = self._host.get(digest)
+        if held is not None:
+            self.hits["host"] += 1
+            return held
+        file, on_disk = self.files.open(digest)
+        delta = deltafile.read(file, self._base, self._fingerprint)
+        self.hits["disk" if on_disk else "store"] += 1
+        with self._lock:
+            self._host.put(digest, delta, delta.nbytes)
+        return delta

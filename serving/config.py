@@ -1,0 +1,117 @@
+"""All settings, from flags, the environment (``KEN_*``), secret files and one YAML file, in that order."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from serving.errors import StartError
+
+MIB = 1 << 20
+
+
+def default_data_dir() -> Path:
+    """``$XDG_DATA_HOME/ken``, by default ``~/.local/share/ken``."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "ken"
+
+
+class Settings(BaseSettings):
+    """Settings of a server. Sizes are bytes, times seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KEN_",
+        yaml_file=os.environ.get("KEN_CONFIG"),
+        secrets_dir=os.environ.get("KEN_SECRETS_DIR"),
+        extra="forbid",
+        frozen=True,
+    )
+
+    base: str = Field(description="folder or hub name of the pretrained checkpoint")
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; none starts a Valkey",
+    )
+    namespace: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="prefix of all keys in the store")
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="cached deltas, embedded store, compiled kernels"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535)
+    admin_token: SecretStr | None = Field(
+        None,
+        description="bearer token that changes to tasks need; without one they are open on loopback, shut elsewhere",
+    )
+    replicas: int = Field(1, ge=1, le=1000)
+    threads: int = Field(0, ge=0, description="CPU threads a replica computes with; 0 takes all it may use")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's")
+    disk_bytes: int = Field(20_000 * MIB, ge=0, description="budget of fetched delta files")
+    host_bytes: int = Field(2_000 * MIB, ge=0, description="budget of decoded deltas")
+    packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of deltas on the device")
+    preload: tuple[str, ...] = Field((), description="tasks attached before the replica reports ready")
+    batch_rows: int = Field(32, ge=1, le=4096, description="most inputs in one forward pass")
+    batch_tokens: int = Field(4096, ge=16, description="most tokens, padding included, in one forward pass")
+    max_wait_seconds: float = Field(
+        0.2, gt=0, description="age from which a waiting task comes next, whatever it costs"
+    )
+    queue_rows: int = Field(2048, ge=1, description="inputs that may wait; beyond it requests get 429")
+    request_timeout_seconds: float = Field(30.0, gt=0)
+    drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for accepted requests")
+    max_body_bytes: int = Field(2 * MIB, ge=1024)
+    max_inputs: int = Field(256, ge=1, description="most inputs in one request")
+    metric_tasks: int = Field(100, ge=1, description="tasks with a metric label of their own; later ones share 'other'")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        yaml = YamlConfigSettingsSource(settings_cls, yaml_file=os.environ.get("KEN_CONFIG"))
+        return init_settings, env_settings, file_secret_settings, yaml
+
+    @cached_property
+    def redis_secret(self) -> str | None:
+        return self.redis_url.get_secret_value() if self.redis_url else None
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def shareable(self) -> dict[str, Any]:
+        """Plain values without secrets: what a deployment's arguments may show."""
+        plain = self.model_dump(mode="json", exclude={"redis_url", "admin_token"})
+        return {**plain, "preload": list(self.preload)}
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from all sources; flags that are None do not count.
+
+    Raises:
+        StartError: naming each setting that is missing or wrong, never its secret.
+    """
+    try:
+        return Settings(**{k: v for k, v in flags.items() if v is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise StartError(f"settings are not usable: {problems}") from None

