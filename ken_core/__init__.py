@@ -1,22 +1,58 @@
-"""KEN: prune fine-tuned transformers to the parameters that matter, and inject them into one resident base."""
+"""KEN: prune fine-tuned transformers to the parameters that matter, and inject them into one resident base.
 
-from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import Delta, apply, extract, merge
-from ken_core.deltafile import DeltaFile
-from ken_core.errors import (
-    BaseMismatchError,
-    CheckpointError,
-    ConfigMismatchError,
-    DeltaFormatError,
-    ExchangeError,
-    KenError,
-    PoisonedError,
-    SelectionError,
-)
-from ken_core.fingerprint import Fingerprint, fingerprint
-from ken_core.heads import graft
-from ken_core.resident import Attached, ResidentModel
-from ken_core.selection import Budget, Selection, select
+Names are imported on first use: who only needs an error or a setting does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ken_core.checkpoint import Checkpoint, open_base, open_tuned
+    from ken_core.delta import Delta, apply, extract, merge
+    from ken_core.deltafile import DeltaFile
+    from ken_core.errors import (
+        BaseMismatchError,
+        CheckpointError,
+        ConfigMismatchError,
+        DeltaFormatError,
+        ExchangeError,
+        KenError,
+        PoisonedError,
+        SelectionError,
+    )
+    from ken_core.fingerprint import Fingerprint, fingerprint
+    from ken_core.heads import graft
+    from ken_core.resident import Attached, ResidentModel
+    from ken_core.selection import Budget, Selection, select
+
+_HOME = {
+    "Attached": "ken_core.resident",
+    "BaseMismatchError": "ken_core.errors",
+    "Budget": "ken_core.selection",
+    "Checkpoint": "ken_core.checkpoint",
+    "CheckpointError": "ken_core.errors",
+    "ConfigMismatchError": "ken_core.errors",
+    "Delta": "ken_core.delta",
+    "DeltaFile": "ken_core.deltafile",
+    "DeltaFormatError": "ken_core.errors",
+    "ExchangeError": "ken_core.errors",
+    "Fingerprint": "ken_core.fingerprint",
+    "KenError": "ken_core.errors",
+    "PoisonedError": "ken_core.errors",
+    "ResidentModel": "ken_core.resident",
+    "Selection": "ken_core.selection",
+    "SelectionError": "ken_core.errors",
+    "apply": "ken_core.delta",
+    "extract": "ken_core.delta",
+    "fingerprint": "ken_core.fingerprint",
+    "graft": "ken_core.heads",
+    "merge": "ken_core.delta",
+    "open_base": "ken_core.checkpoint",
+    "open_tuned": "ken_core.checkpoint",
+    "select": "ken_core.selection",
+}
 
 __all__ = [
     "Attached",
@@ -44,3 +80,9 @@ __all__ = [
     "open_tuned",
     "select",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ken_core' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -26,12 +26,14 @@ from safetensors.numpy import save_file
 from ken_core import manifest as m
 from ken_core.bits import as_bits, from_bits, pack_mask, unpack_mask
 from ken_core.checkpoint import Checkpoint
-from ken_core.codec import Bytes, Codec, decode_mask, decode_values, encode_mask, encode_values
+from ken_core.codec import CODECS, Bytes, Codec, decode_mask, decode_values, encode_mask, encode_values
 from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, Sparse, check_base
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
 from ken_core.selection import Budget, Selection
+
+__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "open_file", "read", "write"]
 
 MAX_HEADER_BYTES = 16 << 20
 

@@ -1,0 +1,48 @@
+"""The command line, ``ken``: each command is a few lines around the library it shows."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from serving.cli import server, tasks, weights
+from serving.cli.output import error_line
+from serving.config import default_data_dir
+
+app = typer.Typer(
+    name="ken",
+    help="Serve hundreds of full fine-tunes of one transformer from one copy of its weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+weights.add_to(app)
+tasks.add_to(app)
+server.add_to(app)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 it failed and the reason is on stderr, 2 used wrongly, 130 interrupted."""
+    # numba reads it at import; without it compiled kernels would be written beside the sources
+    data_dir = os.environ.get("KEN_DATA_DIR") or str(default_data_dir())
+    os.environ.setdefault("NUMBA_CACHE_DIR", os.path.join(os.path.expanduser(data_dir), "numba"))
+    try:
+        app()
+    except KeyboardInterrupt:
+        error_line("interrupted")
+        sys.exit(130)
+    except (FileExistsError, PermissionError) as error:
+        error_line(str(error))
+        sys.exit(1)
+    except Exception as error:
+        if not any(base.__name__ == "KenError" for base in type(error).__mro__):
+            raise
+        error_line(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What commands print: facts as a table or as JSON on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="print facts as JSON")]
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal."""
+    err.print(message, highlight=False, markup=False)
+
+
+def error_line(message: str) -> None:
+    err.print("[bold red]error:[/]", end=" ", highlight=False)
+    err.print(message, highlight=False, markup=False)
+
+
+def print_json(facts: Any) -> None:
+    typer.echo(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, nothing in a pipe. Yields ``update(done, total, note)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def update(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{what} {note}")
+
+        yield update

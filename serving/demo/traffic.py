@@ -1,0 +1,87 @@
+"""Requests of many clients at once, and what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from ken_core.finetune import Example
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answered (or failed) request. Times in seconds; `swap` is 0 where the task was active already."""
+
+    task: str
+    status: int
+    digest: str
+    right: bool
+    seconds: float
+    swap: float
+    sent: float
+
+
+async def send_all(
+    url: str, requests: Sequence[tuple[str, Example]], clients: int, done: Callable[[int], None] = lambda n: None
+) -> list[Reply]:
+    """Send (task, example) pairs in order, at most `clients` at a time."""
+    waiting = iter(requests)
+    replies: list[Reply] = []
+    async with connect(url, clients) as client:
+
+        async def work() -> None:
+            for task, example in waiting:
+                replies.append(await ask(client, task, example))
+                done(len(replies))
+
+        await asyncio.gather(*(work() for _ in range(clients)))
+    return replies
+
+
+async def send_until(
+    url: str, requests: Sequence[tuple[str, Example]], clients: int, finished: Awaitable[object]
+) -> list[Reply]:
+    """Send pairs over and over until something else has finished."""
+    replies: list[Reply] = []
+    over = asyncio.ensure_future(finished)
+    async with connect(url, clients) as client:
+
+        async def work(first: int) -> None:
+            i = first
+            while not over.done():
+                task, example = requests[i % len(requests)]
+                replies.append(await ask(client, task, example))
+                i += clients
+
+        await asyncio.gather(*(work(i) for i in range(clients)))
+    await over
+    return replies
+
+
+def connect(url: str, clients: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    return httpx.AsyncClient(base_url=url, timeout=60, limits=limits)
+
+
+async def ask(client: httpx.AsyncClient, task: str, example: Example) -> Reply:
+    """Send one text to one task; the reply's status is 0 where no answer came."""
+    sent = time.perf_counter()
+    try:
+        response = await client.post(
+            f"/v1/tasks/{task}/predict", json={"inputs": example.text, "parameters": {"top_k": 1}}
+        )
+    except httpx.HTTPError:
+        return Reply(task, 0, "", False, time.perf_counter() - sent, 0.0, sent)
+    seconds = time.perf_counter() - sent
+    if response.status_code != 200:
+        return Reply(task, response.status_code, "", False, seconds, 0.0, sent)
+    answer = response.json()
+    swap = re.search(r"swap;dur=([\d.]+)", response.headers.get("server-timing", ""))
+    label = answer["outputs"][0][0]["label"]
+    swapped = float(swap[1]) / 1000 if swap else 0.0
+    return Reply(task, 200, answer["digest"], label == example.label, seconds, swapped, sent)
