@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         PoisonedError,
         SelectionError,
     )
-    from ken_core.fingerprint import Fingerprint, fingerprint
+    from ken_core.fingerprint import Fingerprint
     from ken_core.heads import graft
     from ken_core.resident import Attached, ResidentModel
     from ken_core.selection import Budget, Selection, select
@@ -46,7 +46,6 @@ _HOME = {
     "SelectionError": "ken_core.errors",
     "apply": "ken_core.delta",
     "extract": "ken_core.delta",
-    "fingerprint": "ken_core.fingerprint",
     "graft": "ken_core.heads",
     "merge": "ken_core.delta",
     "open_base": "ken_core.checkpoint",
@@ -73,7 +72,6 @@ __all__ = [
     "SelectionError",
     "apply",
     "extract",
-    "fingerprint",
     "graft",
     "merge",
     "open_base",

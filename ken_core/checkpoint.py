@@ -95,7 +95,7 @@ def open_base(name_or_path: str) -> Checkpoint:
         CheckpointError: no such folder or hub name, or no usable weights in it.
     """
     folder = find_folder(name_or_path)
-    with _quiet(folder):
+    with quiet(folder):
         loaded = AutoModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
     return _opened(name_or_path, folder, *loaded)
 
@@ -107,7 +107,7 @@ def open_tuned(name_or_path: str) -> Checkpoint:
         CheckpointError: as `open_base`; or the class is not one of transformers' own (remote code is never run).
     """
     folder = find_folder(name_or_path)
-    with _quiet(folder):
+    with quiet(folder):
         config = AutoConfig.from_pretrained(folder)
     if getattr(config, "auto_map", None):
         raise CheckpointError(f"{folder} wants its own code run (auto_map in config.json); that is never done")
@@ -119,7 +119,7 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     model_class = getattr(transformers, architecture, None)
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise CheckpointError(f"{folder} is a {architecture!r}, which this transformers does not know")
-    with _quiet(folder):
+    with quiet(folder):
         loaded: Any = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
     return _opened(name_or_path, folder, *loaded)
 
@@ -179,7 +179,7 @@ def _opened(name: str, folder: Path, model: PreTrainedModel, info: dict[str, Any
 
 
 @contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
+def quiet(folder: Path) -> Iterator[None]:
     """Silence transformers' bars and notes, and turn its loading errors into ours."""
     logging = transformers.utils.logging
     bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ken_core.checkpoint import TOKENIZER_FILES, _quiet, find_folder
+from ken_core.checkpoint import TOKENIZER_FILES, find_folder, quiet
 from ken_core.errors import KenError
 
 
@@ -106,7 +106,7 @@ def finetune(
         raise DataError(f"a classifier needs at least two labels, found {labels}")
     folder = find_folder(base)
     torch.manual_seed(recipe.seed)
-    with _quiet(folder):
+    with quiet(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -117,7 +117,8 @@ def finetune(
     _train(model, tokenizer, examples, recipe, progress)
     partial = out.with_name(f".{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(partial)
+    with quiet(folder):
+        model.save_pretrained(partial)
     for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
         if (folder / name).is_file():
             (partial / name).write_bytes((folder / name).read_bytes())

@@ -99,9 +99,8 @@ class Settings(BaseSettings):
             return False
 
     def shareable(self) -> dict[str, Any]:
-        """Plain values without secrets: what a deployment's arguments may show."""
-        plain = self.model_dump(mode="json", exclude={"redis_url", "admin_token"})
-        return {**plain, "preload": list(self.preload)}
+        """What was set, as plain values without secrets: a replica's own environment decides the rest."""
+        return self.model_dump(mode="json", exclude={"redis_url", "admin_token"}, exclude_unset=True)
 
 
 def load_settings(**flags: Any) -> Settings:

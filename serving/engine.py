@@ -57,6 +57,9 @@ class Timing:
     swap: float = 0.0
     model: float = 0.0
 
+    def stages(self) -> tuple[tuple[str, float], ...]:
+        return ("queue", self.queue), ("swap", self.swap), ("model", self.model)
+
     def at_least(self, queue: float, swap: float, model: float) -> None:
         self.queue, self.swap, self.model = (
             max(self.queue, queue),
@@ -187,6 +190,7 @@ class Engine:
 
         def work() -> list[str]:
             differing = self._resident.verify()
+            self._metrics.differing.set(len(differing))
             if not differing:
                 self._metrics.verified.set_to_current_time()
             return differing

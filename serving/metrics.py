@@ -49,6 +49,9 @@ class Metrics:
         self.verified = Gauge(
             "ken_base_verified_timestamp_seconds", "When the base was last found bit-identical", registry=own
         )
+        self.differing = Gauge(
+            "ken_base_differing_tensors", "Tensors that differed from the base at the last look", registry=own
+        )
         self.resident_bytes = Gauge("ken_resident_bytes", "Bytes of the resident weights", registry=own)
         self._tasks = _TaskLabels(most_tasks)
         self._own = own

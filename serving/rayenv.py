@@ -33,6 +33,8 @@ SHARED = (
     Variable("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response", "a killed replica's requests go to another"),
     Variable("RAY_SERVE_HAPROXY_RETRIES", "1", "once: a request that kills replicas must not kill them all"),
     Variable("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", "65536", "bodies up to this size can be retried"),
+    Variable("RAY_worker_niceness", "0", "replicas are not niced"),
+    Variable("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0", "a replica sees the GPUs of its machine, asked for or not"),
     Variable("RAY_USAGE_STATS_ENABLED", "0", "nothing is reported to anybody"),
 )
 """The same on a laptop and in a cluster."""
@@ -41,9 +43,7 @@ LOCAL = (
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0", "we drain before Serve does"),
     Variable("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1", "a start that fails, fails at once"),
     Variable("RAY_AUTH_MODE", "disabled", "the cluster is private to this process tree"),
-    Variable("RAY_worker_niceness", "0", "replicas are not niced"),
     Variable("RAY_DEDUP_LOGS", "0", "every line of a replica's log is shown"),
-    Variable("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0", "leave CUDA_VISIBLE_DEVICES alone"),
 )
 """Only where the launcher owns the whole cluster."""
 

@@ -159,9 +159,6 @@ class Service:
         self.metrics.gauge("ken_queue_rows", "Inputs waiting for a forward pass", lambda: self.engine.waiting)
         self.metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: self.in_flight)
         self.metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", self._tier_bytes)
-        self.metrics.gauge_by(
-            "ken_cache_loads", "Deltas made ready, by the tier they were found in", "tier", self._loads
-        )
 
     def _tier_bytes(self) -> dict[str, float]:
         return {
@@ -169,9 +166,6 @@ class Service:
             "host": self.cache.host_nbytes,
             "packed": self.engine.packed_nbytes,
         }
-
-    def _loads(self) -> dict[str, float]:
-        return dict(self.cache.hits)
 
 
 def _resident(settings: Settings) -> ResidentModel:

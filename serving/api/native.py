@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from typing import Annotated, Any
 
@@ -12,10 +11,11 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from serving.api.admin import admin_only
 from serving.api.bodies import read_body
 from serving.api.problems import RESPONSES
 from serving.api.resolve import resolve
-from serving.errors import ForbiddenError, InvalidInputError, ServingError, StoreError, UnknownTaskError
+from serving.errors import InvalidInputError, ServingError, StoreError, UnknownTaskError
 from serving.service import Answer, Service
 from serving.store import Task
 from serving.tokenization import Input
@@ -96,8 +96,7 @@ def router(service: Service) -> APIRouter:
     """Routes of the native protocol."""
     routes = APIRouter(prefix="/v1", tags=["tasks"], responses=RESPONSES)  # type: ignore[arg-type]
 
-    def admin(request: Request) -> None:
-        _check_admin(service, request)
+    admin = admin_only(service)
 
     @routes.post(
         "/tasks/{task}/predict",
@@ -120,6 +119,8 @@ def router(service: Service) -> APIRouter:
             body = await read_body(request, PredictRequest)
             answer = await _answer(service, resolved.digest, body)
             code = 200
+            for stage, seconds in answer.timing.stages():
+                service.metrics.request_seconds.labels(label, stage).observe(seconds)
             return _present(resolved.task, answer)
         except ServingError as error:
             code = error.status
@@ -180,11 +181,9 @@ async def _answer(service: Service, digest: str, body: PredictRequest) -> Answer
 
 def _present(task: str, answer: Answer) -> Response:
     content = {"task": task, "digest": answer.digest, "outputs": answer.outputs, "truncated": answer.truncated}
-    timing = answer.timing
-    stages = (("queue", timing.queue), ("swap", timing.swap), ("model", timing.model))
     headers = {
         "X-Ken-Delta": answer.digest,
-        "Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages),
+        "Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in answer.timing.stages()),
     }
     return Response(orjson.dumps(content), headers=headers, media_type="application/json")
 
@@ -200,17 +199,3 @@ async def _changed(service: Service, task: str, change: Any, *arguments: str) ->
         return Changed(task=task, revision=await asyncio.to_thread(change, *arguments))
     except StoreError as error:
         raise StoreError(f"nothing was changed: {error}") from error
-
-
-def _check_admin(service: Service, request: Request) -> None:
-    """Changes need the admin token where one is set; without one they are open on loopback only."""
-    token = service.settings.admin_token
-    if token is None:
-        if not service.settings.on_loopback:
-            raise ForbiddenError(
-                "changes are shut off: the server listens beyond loopback and KEN_ADMIN_TOKEN is not set"
-            )
-        return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not secrets.compare_digest(given.encode(), token.get_secret_value().encode()):
-        raise ForbiddenError("this change needs 'Authorization: Bearer <KEN_ADMIN_TOKEN>'")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
+from serving.api.admin import admin_only
 from serving.service import Service
 
 
@@ -63,7 +64,7 @@ def router(service: Service) -> APIRouter:
             replica=service.replica,
         )
 
-    @routes.post("/v1/base/verify")
+    @routes.post("/v1/base/verify", dependencies=[Depends(admin_only(service))])
     async def verify() -> Verification:
         """Revert to the base between two batches and compare every tensor's sha256."""
         differing = await asyncio.wrap_future(service.engine.verify())

@@ -89,7 +89,8 @@ def apply(
     Example: ken apply --base ./minilm --delta trec.ken --out ./minilm-trec-pruned
     """
     from ken_core import apply as write_folder
-    from ken_core import deltafile, fingerprint, open_base
+    from ken_core import deltafile, open_base
+    from ken_core.fingerprint import fingerprint
 
     ours = open_base(base)
     file = deltafile.open_file(delta)

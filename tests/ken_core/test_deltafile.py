@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import BertForSequenceClassification, BertModel, GPT2Config, GPT2ForSequenceClassification, GPT2Model
+
+from ken_core.bits import same_bits
+from ken_core.checkpoint import open_base, open_tuned
+from ken_core.codec import CODECS
+from ken_core.delta import Delta, apply, extract
+from ken_core.deltafile import open_file, read, write
+from ken_core.errors import BaseMismatchError, ConfigMismatchError
+from ken_core.fingerprint import fingerprint
+from ken_core.selection import ALLOWED_SCOPES, Budget, Selection
+
+
+def assert_same(found: Delta, expected: Delta) -> None:
+    for field in ("base_name", "base_fingerprint", "architecture", "selection", "candidates", "backbone", "pooling"):
+        assert getattr(found, field) == getattr(expected, field), field
+    assert json.loads(json.dumps(dict(found.config))) == json.loads(json.dumps(dict(expected.config)))
+    assert dict(found.files) == dict(expected.files)
+    assert set(found.sparse) == set(expected.sparse)
+    for name, entry in expected.sparse.items():
+        other = found.sparse[name]
+        assert (other.shape, other.dtype, other.selected) == (entry.shape, entry.dtype, entry.selected)
+        assert np.array_equal(other.mask, entry.mask)
+        assert np.array_equal(other.values, entry.values)
+    for part in ("dense", "head"):
+        ours, theirs = getattr(expected, part), getattr(found, part)
+        assert set(ours) == set(theirs)
+        assert all(same_bits(ours[n], theirs[n]) for n in ours)
+
+
+def identity(checkpoint) -> str:
+    return fingerprint(checkpoint.backbone_tensors).digest
+
+
+selections = st.one_of(
+    st.tuples(st.sampled_from(list(ALLOWED_SCOPES)), st.floats(0, 1)).map(
+        lambda p: Selection(p[0], Budget("row", p[1]))
+    ),
+    st.tuples(st.sampled_from(["magnitude", "random"]), st.floats(0, 1), st.integers(0, 99)).map(
+        lambda p: Selection(p[0], Budget("global", p[1]), p[2])
+    ),
+    st.tuples(st.sampled_from(list(ALLOWED_SCOPES)), st.integers(0, 99)).map(
+        lambda p: Selection(p[0], Budget("row", k=p[1]))
+    ),
+)
+
+
+@settings(max_examples=30)
+@given(selection=selections, codec=st.sampled_from(CODECS))
+def test_a_written_delta_reads_back_the_same(base, tuned, tmp_path, selection, codec):
+    delta = extract(base, tuned, selection)
+    file = write(delta, base, tmp_path / "d.safetensors", codec)
+    assert_same(read(open_file(file.path), base, identity(base)), delta)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_deltas_of_other_dtypes_with_resized_embeddings_read_back_the_same(
+    save_random, save_noisy, tmp_path, dtype, codec
+):
+    config = GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=20, bos_token_id=1, eos_token_id=1)
+    folder = save_random(GPT2Model, config, dtype=dtype)
+    base = open_base(str(folder))
+    delta = extract(base, open_tuned(str(save_noisy(GPT2ForSequenceClassification, folder, resize=63))))
+    assert delta.dense
+    assert_same(read(write(delta, base, tmp_path / "d", codec), base, identity(base)), delta)
+
+
+def test_tokenizer_files_and_pooling_read_back_the_same(base, tiny_tuned, tmp_path):
+    folder = Path(shutil.copytree(tiny_tuned["mood"], tmp_path / "tuned"))
+    plain = json.loads((folder / "tokenizer.json").read_text())
+    plain["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    delta = extract(base, open_tuned(str(folder)))
+    assert set(delta.files) == {"tokenizer.json", "tokenizer_config.json"}
+    assert_same(read(write(delta, base, tmp_path / "d"), base, identity(base)), delta)
+
+
+def test_a_delta_of_nothing_is_a_file_too(base, tiny_base, tmp_path):
+    delta = extract(base, open_tuned(str(tiny_base)))
+    assert_same(read(write(delta, base, tmp_path / "d"), base, identity(base)), delta)
+
+
+def test_minus_zero_and_denormals_survive(base, tiny_base, save_noisy, tmp_path):
+    special = torch.tensor([-0.0, 1e-45, -1e-45, 1.1754942e-38, 3.4028235e38, -3.4028235e38])
+
+    def place(model):
+        model.get_input_embeddings().weight[3, :6] = special
+
+    tuned = open_tuned(str(save_noisy(BertModel, tiny_base, edit=place)))
+    delta = extract(base, tuned, Selection(budget=Budget(fraction=1.0)))
+    for codec in CODECS:
+        assert_same(read(write(delta, base, tmp_path / codec, codec), base, identity(base)), delta)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_same_inputs_give_the_same_digest(tiny_base, tiny_tuned, tmp_path, codec):
+    digests = set()
+    for name in ("one", "two"):
+        base, tuned = open_base(str(tiny_base)), open_tuned(str(tiny_tuned["topics"]))
+        digests.add(write(extract(base, tuned), base, tmp_path / name, codec).digest)
+    assert len(digests) == 1
+
+
+def test_different_selections_codecs_and_fine_tunes_give_different_digests(base, tuned, tiny_tuned, tmp_path):
+    other = open_tuned(str(tiny_tuned["mood"]))
+    deltas = [
+        (extract(base, tuned), "zstd"),
+        (extract(base, tuned), "raw"),
+        (extract(base, tuned, Selection(budget=Budget(fraction=0.2))), "zstd"),
+        (extract(base, tuned, Selection("random", Budget("global", 0.1), seed=1)), "zstd"),
+        (extract(base, tuned, Selection("random", Budget("global", 0.1), seed=2)), "zstd"),
+        (extract(base, other), "zstd"),
+    ]
+    digests = {write(delta, base, tmp_path / str(i), codec).digest for i, (delta, codec) in enumerate(deltas)}
+    assert len(digests) == len(deltas)
+
+
+def test_the_digest_and_size_are_the_files(base, tuned, tmp_path):
+    file = write(extract(base, tuned), base, tmp_path / "d.safetensors")
+    data = (tmp_path / "d.safetensors").read_bytes()
+    assert file.digest == hashlib.sha256(data).hexdigest()
+    assert file.size == len(data)
+    assert open_file(file.path) == file
+
+
+def test_both_counts_are_reported(base, tiny_tuned, tmp_path):
+    tuned = open_tuned(str(tiny_tuned["topics"]))
+    same = {n: t.clone() for n, t in tuned.backbone_tensors.items()}
+    same["embeddings.word_embeddings.weight"][:40] = base.backbone_tensors["embeddings.word_embeddings.weight"][:40]
+    tuned.__dict__["backbone_tensors"] = same
+    delta = extract(base, tuned, Selection(budget=Budget(fraction=1.0)))
+    manifest = write(delta, base, tmp_path / "d").manifest
+    assert manifest.selected == manifest.candidates == manifest.backbone
+    assert manifest.stored == delta.stored <= manifest.selected - 40 * 32
+
+
+def test_the_manifest_says_what_the_delta_is(base, tuned, tmp_path):
+    selection = Selection("random", Budget("row", k=3), seed=7)
+    manifest = write(extract(base, tuned, selection), base, tmp_path / "d").manifest
+    assert manifest.base.fingerprint == identity(base)
+    assert manifest.base.name == "tiny-bert"
+    assert (manifest.method, manifest.budget.scope, manifest.budget.k, manifest.seed) == ("random", "row", 3, 7)
+    assert (manifest.kind, manifest.labels) == ("text-classification", ["place", "person", "number"])
+    assert manifest.codec == "zstd"
+
+
+def test_two_labels_without_names_are_named_as_transformers_names_them(base, tiny_base, save_noisy, tmp_path):
+    delta = extract(base, open_tuned(str(save_noisy(BertForSequenceClassification, tiny_base))))
+    assert write(delta, base, tmp_path / "d").manifest.labels == ["LABEL_0", "LABEL_1"]
+
+
+def test_labels_come_in_the_order_of_the_logits(base, tiny_base, save_noisy, tmp_path):
+    labels = {i: f"name {i}" for i in range(12)}
+    delta = extract(base, open_tuned(str(save_noisy(BertForSequenceClassification, tiny_base, id2label=labels))))
+    assert write(delta, base, tmp_path / "d").manifest.labels == list(labels.values())
+
+
+def test_the_default_codec_is_smaller_than_raw(base, tuned, tmp_path):
+    delta = extract(base, tuned, Selection(budget=Budget(fraction=1.0)))
+    sizes = {}
+    for codec in CODECS:
+        streams = load_file(write(delta, base, tmp_path / codec, codec).path)
+        sizes[codec] = sum(t.nbytes for n, t in streams.items() if n.startswith("sparse/"))
+    assert sizes["zstd"] < 0.9 * sizes["raw"]
+
+
+def test_writing_over_an_old_file_replaces_it_whole_and_leaves_nothing_else(base, tuned, tmp_path, no_new_files):
+    (tmp_path / "d").write_bytes(b"old" * 100_000)
+    file = write(extract(base, tuned), base, tmp_path / "d")
+    assert open_file(tmp_path / "d").digest == file.digest
+    assert no_new_files() == ["d"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(base, tuned, tmp_path, no_new_files):
+    (tmp_path / "d").write_bytes(b"old")
+    delta = extract(base, tuned)
+    with pytest.raises(KeyError):
+        write(delta, open_tuned_without(base, next(iter(delta.sparse))), tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == b"old"
+    assert no_new_files() == ["d"]
+
+
+def open_tuned_without(base, name: str):
+    other = open_base(str(base.folder))
+    other.__dict__["backbone_tensors"] = {n: t for n, t in base.backbone_tensors.items() if n != name}
+    return other
+
+
+def test_another_base_is_refused_naming_both_fingerprints(base, tuned, tmp_path):
+    file = write(extract(base, tuned), base, tmp_path / "d")
+    with pytest.raises(BaseMismatchError) as refusal:
+        read(file, base, "f" * 64)
+    assert "f" * 64 in str(refusal.value)
+    assert identity(base) in str(refusal.value)
+
+
+def test_a_base_of_the_same_weights_and_another_config_is_refused(base, tuned, tiny_base, tmp_path):
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "relu"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    file = write(extract(base, tuned), base, tmp_path / "d")
+    with pytest.raises(ConfigMismatchError, match="hidden_act is 'relu' in the base and 'gelu' in the fine-tune"):
+        read(file, open_base(str(folder)), identity(base))
+
+
+def test_a_delta_read_from_its_file_applies_like_the_one_extracted(base, tuned, tmp_path):
+    delta = extract(base, tuned)
+    apply(base, delta, tmp_path / "direct")
+    apply(base, read(write(delta, base, tmp_path / "d"), base, identity(base)), tmp_path / "read")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "read" / name).read_bytes()
+
+
+def test_read_tensors_do_not_depend_on_the_file_any_more(base, tuned, tmp_path):
+    file = write(extract(base, tuned), base, tmp_path / "d", "raw")
+    delta = read(file, base, identity(base))
+    before = {n: t.clone() for n, t in delta.head.items()}, {n: s.values.copy() for n, s in delta.sparse.items()}
+    with file.path.open("r+b") as handle:
+        handle.seek(-200, 2)
+        handle.write(bytes(200))
+    assert all(torch.equal(delta.head[n], t) for n, t in before[0].items())
+    assert all(np.array_equal(delta.sparse[n].values, v) for n, v in before[1].items())

@@ -1,0 +1,155 @@
+"""Real parts in small: a Valkey, a tiny BERT with fine-tunes of it, and services on both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import transformers
+from tiny_checkpoints import Deltas, Tiny, write_base
+
+from ken_core import DeltaFile
+from serving.api import create_app
+from serving.config import load_settings
+from serving.connection import connect
+from serving.embedded import embedded_store
+from serving.service import Service
+from serving.store import Store
+
+hypothesis.settings.register_profile("serving", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("serving")
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+_OWN_URL = os.environ.get("KEN_TEST_REDIS_URL")
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever KEN_* the developer's shell has must not change what is tested."""
+    for name in [n for n in os.environ if n.startswith("KEN_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return Tiny(folder, write_base(folder / "tiny-bert"))
+
+
+@pytest.fixture(scope="session")
+def deltas(tiny: Tiny) -> Deltas:
+    return Deltas(
+        emotion=tiny.delta(tiny.tuned("emotion", ["anger", "joy", "fear"], seed=1)),
+        topic=tiny.delta(tiny.tuned("topic", ["sport", "art", "law", "food"], seed=2)),
+        spam=tiny.delta(tiny.tuned("spam", ["ham", "spam"], seed=3)),
+        spam_2=tiny.delta(tiny.tuned("spam-2", ["ham", "spam"], seed=4)),
+    )
+
+
+@pytest.fixture(scope="session")
+def embedded_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with embedded_store(tmp_path_factory.mktemp("data")) as url:
+        yield url
+
+
+@pytest.fixture
+def private_url(tmp_path: Path) -> Iterator[str]:
+    """A server of this test's own, to stop, fill up or reconfigure."""
+    with embedded_store(tmp_path / "private") as url:
+        yield url
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(params=["embedded", *(["KEN_TEST_REDIS_URL"] if _OWN_URL else [])])
+def store_url(request: pytest.FixtureRequest) -> str:
+    return _OWN_URL or "" if request.param == "KEN_TEST_REDIS_URL" else request.getfixturevalue("embedded_url")
+
+
+@pytest.fixture
+def store(store_url: str, namespace: str) -> Iterator[Store]:
+    yield Store(store_url, namespace)
+    client = connect(store_url)
+    for pattern in (f"ken:{namespace}:*", f"ken:{{{namespace}}}:*"):
+        for key in list(client.scan_iter(pattern, count=1000)):
+            client.delete(key)
+
+
+@pytest.fixture
+def make_service(tiny: Tiny, embedded_url: str, namespace: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start services on one namespace of the session's store; all are stopped at the end."""
+    made = []
+
+    def make(url: str = embedded_url, **settings: Any) -> Service:
+        chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path / "service", "namespace": namespace, "threads": 1}
+        service = Service(load_settings(**chosen | settings), url)
+        made.append(service)
+        service.start()
+        return service
+
+    yield make
+    for service in made:
+        service.stop()
+
+
+@pytest.fixture
+def publish(embedded_url: str, namespace: str) -> Callable[..., None]:
+    """Publish a delta, and return when every running service has seen it."""
+    store = Store(embedded_url, namespace)
+
+    def run(task: str, file: DeltaFile, alias: str = "live") -> None:
+        assert store.wait(store.publish(task, file, alias), 10)
+
+    return run
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service], publish: Callable[..., None], deltas: Deltas) -> Service:
+    """A service with the tasks emotion, topic and spam."""
+    started = make_service()
+    for task in ("emotion", "topic", "spam"):
+        publish(task, getattr(deltas, task))
+    return started
+
+
+Talk = Callable[[httpx.AsyncClient], Awaitable[Any]]
+
+
+@pytest.fixture
+def talk() -> Callable[[Service, Talk], Any]:
+    """Hold a conversation with a service's HTTP application."""
+
+    def run(service: Service, conversation: Talk) -> Any:
+        async def connected() -> Any:
+            transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://ken") as client:
+                return await conversation(client)
+
+        return asyncio.run(connected())
+
+    return run
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Any]], None]:
+    """Wait for a condition that another thread or process brings about."""
+
+    def wait(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come about in time"
+            time.sleep(0.005)
+
+    return wait
