@@ -29,14 +29,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import redis
 
-from ken_core import DeltaFile
 from serving.connection import Client, connect, printable
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
+
+if TYPE_CHECKING:
+    from ken_core import DeltaFile
 
 CHUNK_BYTES = 4 << 20
 LEASE_SECONDS = 600.0
@@ -44,9 +46,6 @@ REPLICA_SECONDS = 15.0
 _REVISION = "@revision"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,15 @@ tasks.add_to(app)
 server.add_to(app)
 
 
-def main() -> None:
-    """Exit codes: 0 done, 1 it failed and the reason is on stderr, 2 used wrongly, 130 interrupted."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; always ends in `SystemExit`, or returns where all went well.
+
+    Exit codes: 0 done, 1 it failed and the reason is on stderr, 2 used wrongly, 130 interrupted."""
     # numba reads it at import; without it compiled kernels would be written beside the sources
     data_dir = os.environ.get("KEN_DATA_DIR") or str(default_data_dir())
     os.environ.setdefault("NUMBA_CACHE_DIR", os.path.join(os.path.expanduser(data_dir), "numba"))
     try:
-        app()
+        app(arguments)
     except KeyboardInterrupt:
         error_line("interrupted")
         sys.exit(130)

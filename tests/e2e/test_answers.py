@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import random
+from pathlib import Path
 
 import httpx
 import pytest
 
 from ken_core import deltafile, open_base
+from serving.process import ServerProcess
 from serving.store import Store
 from tests.e2e.conftest import PublishedTask
-from tests.e2e.running import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +38,7 @@ def farthest(found: Scores, expected: Scores) -> float:
 
 
 def test_fifty_texts_of_each_task_get_the_probabilities_of_the_applied_model(
-    server: Server, published: list[PublishedTask]
+    server: ServerProcess, published: list[PublishedTask]
 ) -> None:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         for task in published:
@@ -47,7 +48,7 @@ def test_fifty_texts_of_each_task_get_the_probabilities_of_the_applied_model(
             assert max(farthest(f, e) for f, e in zip(found, expected, strict=True)) < 1e-5
 
 
-def test_a_neighbours_delta_would_fail_that_comparison(server: Server, published: list[PublishedTask]) -> None:
+def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: list[PublishedTask]) -> None:
     """The control: the same head on a backbone with another task's delta gives other probabilities."""
     import torch
 
@@ -56,7 +57,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(server: Server, published
     from serving.pipelines.text_classification import TextClassification
     from serving.tokenization import Encoder, collate
 
-    base = open_base(server._environment["KEN_BASE"])
+    base = open_base(str(minilm))
     identity = fingerprint(base.backbone_tensors).digest
     resident = ResidentModel(base)
     own, neighbour = (
@@ -80,7 +81,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(server: Server, published
 
 
 def test_a_thousand_interleaved_requests_leave_every_base_tensor_bit_identical(
-    server: Server, published: list[PublishedTask]
+    server: ServerProcess, published: list[PublishedTask]
 ) -> None:
     requests = [(t, text) for t in published for text in t.texts]
     requests = random.Random(0).choices(requests, k=1000)
@@ -98,7 +99,7 @@ def test_a_thousand_interleaved_requests_leave_every_base_tensor_bit_identical(
 
 
 def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
-    server: Server, published: list[PublishedTask], store_url: str
+    server: ServerProcess, published: list[PublishedTask], store_url: str
 ) -> None:
     store = Store(store_url)
     task, other = published[0], published[1]
@@ -125,7 +126,7 @@ def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
 
 
 def test_a_version_can_be_pinned_and_an_alias_asked_for(
-    server: Server, published: list[PublishedTask], store_url: str
+    server: ServerProcess, published: list[PublishedTask], store_url: str
 ) -> None:
     store = Store(store_url)
     store.publish("two", deltafile.open_file(published[0].file))

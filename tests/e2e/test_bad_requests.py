@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.e2e.running import Server
+from serving.process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
         (b'{"inputs": "' + b"x" * (3 << 20) + b'"}', 413),
     ],
 )
-def test_bad_bodies_are_refused_with_a_problem(server: Server, content: bytes, status: int) -> None:
+def test_bad_bodies_are_refused_with_a_problem(server: ServerProcess, content: bytes, status: int) -> None:
     response = httpx.post(f"{server.url}/v1/tasks/news/predict", content=content, timeout=60)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -32,7 +32,7 @@ def test_bad_bodies_are_refused_with_a_problem(server: Server, content: bytes, s
     assert problem["request_id"] == response.headers["x-request-id"]
 
 
-def test_a_body_sent_in_chunks_is_counted_too(server: Server) -> None:
+def test_a_body_sent_in_chunks_is_counted_too(server: ServerProcess) -> None:
     def chunks() -> object:
         for _ in range(40):
             yield b"x" * 100_000
@@ -41,18 +41,18 @@ def test_a_body_sent_in_chunks_is_counted_too(server: Server) -> None:
     assert response.status_code == 413
 
 
-def test_an_unknown_task_is_answered_with_names_near_it(server: Server) -> None:
+def test_an_unknown_task_is_answered_with_names_near_it(server: ServerProcess) -> None:
     response = httpx.post(f"{server.url}/v1/tasks/newz/predict", json={"inputs": "x"})
     assert response.status_code == 404
     assert "'news'" in response.json()["detail"]
 
 
-def test_a_request_id_is_echoed_once(server: Server) -> None:
+def test_a_request_id_is_echoed_once(server: ServerProcess) -> None:
     response = httpx.get(f"{server.url}/readyz", headers={"X-Request-Id": "mine-1"})
     assert response.headers.get_list("x-request-id") == ["mine-1"]
 
 
-def test_metrics_speak_of_the_requests_answered(server: Server) -> None:
+def test_metrics_speak_of_the_requests_answered(server: ServerProcess) -> None:
     httpx.post(f"{server.url}/v1/tasks/news/predict", json={"inputs": "x"}, timeout=60).raise_for_status()
     text = httpx.get(f"{server.url}/metrics").text
     assert 'ken_requests_total{code="200",replica="' in text

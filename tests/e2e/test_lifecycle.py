@@ -19,8 +19,9 @@ import pytest
 import redis
 
 from serving.embedded import embedded_store
+from serving.process import ServerProcess, free_port
 from tests.e2e.conftest import PublishedTask, publish_all
-from tests.e2e.running import Server, free_port, still_running
+from tests.e2e.running import processes_of, server_on, still_running
 
 pytestmark = pytest.mark.e2e
 
@@ -38,11 +39,11 @@ def own_store(folder: Path) -> Iterator[tuple[str, redis.Redis]]:
 
 
 def test_stopping_under_load_answers_what_was_accepted_and_leaves_no_process(
-    server: Server, minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
+    server: ServerProcess, minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
 ) -> None:
     """Runs beside the shared server: two servers on one machine do not disturb each other."""
-    with Server(minilm, tmp_path / "data", store_url, tmp_path / "log") as second:
-        processes = second.processes()
+    with server_on(minilm, tmp_path / "data", store_url, tmp_path / "log") as second:
+        processes = processes_of(second)
         assert len(processes) > 3
         statuses: list[int] = []
         stopping = time.monotonic() + 1.0
@@ -72,10 +73,10 @@ def test_stopping_under_load_answers_what_was_accepted_and_leaves_no_process(
             code = second.process.wait(60)
             for w in work:
                 w.result()
-        assert code == 0, second.log.read_text()
+        assert code == 0, (tmp_path / "log").read_text()
         assert 200 in statuses
         assert set(statuses) <= {200, 503}, sorted(set(statuses))
-        assert "cut off" not in second.log.read_text()
+        assert "cut off" not in (tmp_path / "log").read_text()
         assert still_running(processes) == []
     assert httpx.get(f"{server.url}/readyz", timeout=10).status_code == 200
 
@@ -86,7 +87,7 @@ def test_the_store_may_go_and_come_while_cached_tasks_are_served_on(
     cached, uncached = published[0], published[1]
     with own_store(tmp_path / "store") as (url, store):
         publish_all(url, published)
-        with Server(minilm, tmp_path / "data", url, tmp_path / "log") as server:
+        with server_on(minilm, tmp_path / "data", url, tmp_path / "log") as server:
             body = {"inputs": "some text"}
             first = httpx.post(f"{server.url}/v1/tasks/{cached.name}/predict", json=body, timeout=60)
             assert first.status_code == 200
@@ -98,7 +99,7 @@ def test_the_store_may_go_and_come_while_cached_tasks_are_served_on(
             assert gone.status_code == 503
             assert int(gone.headers["retry-after"]) >= 1
         # Started again with the store still down: the disk holds the task table and one delta.
-        with Server(minilm, tmp_path / "data", url, tmp_path / "log2") as server:
+        with server_on(minilm, tmp_path / "data", url, tmp_path / "log2") as server:
             again = httpx.post(f"{server.url}/v1/tasks/{cached.name}/predict", json=body, timeout=60)
             assert again.json()["outputs"] == first.json()["outputs"]
             assert httpx.post(f"{server.url}/v1/tasks/{uncached.name}/predict", json=body).status_code == 503
@@ -149,15 +150,15 @@ def test_a_damaged_base_ends_the_start_with_the_replicas_own_reason(minilm: Path
 
 
 def test_ctrl_c_during_the_start_leaves_no_process(minilm: Path, tmp_path: Path, store_url: str) -> None:
-    server = Server(minilm, tmp_path / "data", store_url, tmp_path / "log")
+    server = server_on(minilm, tmp_path / "data", store_url, tmp_path / "log")
     server.start()
     seen: dict[int, psutil.Process] = {}
     deadline = time.monotonic() + 30
     while len(seen) < 6 and time.monotonic() < deadline and server.process.poll() is None:
-        seen |= {p.pid: p for p in server.processes()}
+        seen |= {p.pid: p for p in processes_of(server)}
         time.sleep(0.05)
-    assert len(seen) >= 6, server.log.read_text()
+    assert len(seen) >= 6, (tmp_path / "log").read_text()
     os.killpg(server.process.pid, signal.SIGINT)
     assert server.process.wait(60) == 1
     assert still_running(list(seen.values())) == []
-    assert "before it was ready" in server.log.read_text()
+    assert "before it was ready" in (tmp_path / "log").read_text()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -21,10 +22,16 @@ Save = Callable[..., Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_and_single_threaded() -> None:
-    torch.set_num_threads(1)
+def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _single_threaded() -> None:
+    """For each test anew: when numba first starts its OpenMP threads, torch's number of threads is reset."""
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import httpx
 import hypothesis
 import pytest
 import transformers
-from tiny_checkpoints import Deltas, Tiny, write_base
+from prometheus_client.parser import text_string_to_metric_families
+from tiny_checkpoints import Deltas, Tiny, scores, write_base
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -122,6 +124,33 @@ def service(make_service: Callable[..., Service], publish: Callable[..., None], 
     for task in ("emotion", "topic", "spam"):
         publish(task, getattr(deltas, task))
     return started
+
+
+@pytest.fixture(scope="session")
+def dedicated(tiny: Tiny) -> Callable[[DeltaFile, str], dict[str, float]]:
+    """What a server of one model of its own would answer: Transformers' pipeline on the applied folder."""
+
+    @cache
+    def pipeline_of(folder: Path) -> Any:
+        return transformers.pipeline("text-classification", model=str(folder), top_k=None)
+
+    @cache
+    def answer(folder: Path, text: str) -> dict[str, float]:
+        return scores(pipeline_of(folder)(text)[0])
+
+    return lambda file, text: answer(tiny.applied(file), text)
+
+
+@pytest.fixture
+def metric() -> Callable[..., float]:
+    """The sum of a metric's samples with the given labels, as Prometheus would scrape them."""
+
+    def read(service: Service, name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(service.metrics.exposition().decode())
+        samples = [s for family in families for s in family.samples if s.name == name]
+        return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+    return read
 
 
 Talk = Callable[[httpx.AsyncClient], Awaitable[Any]]

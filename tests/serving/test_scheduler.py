@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -261,7 +262,7 @@ def test_the_backlog_grows_with_every_row_and_is_zero_when_all_are_served(rows: 
         scheduler.add(Row(key, tokens, 0.0, FOREVER, ""))
         seen.append(scheduler.backlog_seconds())
     assert seen[0] == 0.0
-    assert all(before < after for before, after in zip(seen, seen[1:], strict=False))
+    assert all(before < after for before, after in pairwise(seen))
     while scheduler.next_batch(0.0, None):
         pass
     assert scheduler.backlog_seconds() == 0.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -24,7 +25,13 @@ import ken_core
 from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, open_base, open_tuned
 from ken_core.fingerprint import fingerprint
 
-WORDS = ["a", "an", "and", "are", "as", "at", "bad", "best", "book", "by", "city", "climb", "does", "dog", "early", "ever", "far", "film", "for", "from", "good", "great", "how", "in", "is", "it", "jump", "late", "made", "man", "many", "more", "mountain", "movie", "never", "no", "not", "of", "often", "on", "one", "over", "plot", "quick", "rain", "red", "river", "road", "run", "see", "seen", "sky", "slow", "so", "some", "street", "sun", "than", "that", "the", "there", "this", "time", "to", "town", "tree", "very", "was", "watch", "water", "what", "when", "where", "which", "who", "why", "wind", "with", "woman", "worst", "year", "you", "##s", "##ed", "##ing", "##er", "##est", "##ly", ",", ".", "?", "!", "-", "'"]
+_VOCABULARY = """
+a an and are as at bad best book by city climb does dog early ever far film for from good great how in is it jump late
+made man many more mountain movie never no not of often on one over plot quick rain red river road run see seen sky
+slow so some street sun than that the there this time to town tree very was watch water what when where which who why
+wind with woman worst year you ##s ##ed ##ing ##er ##est ##ly , . ? ! - '
+"""
+WORDS = tuple(_VOCABULARY.split())
 POSITIONS = 64
 TEXTS = (
     "how far is the mountain from the city?",
@@ -126,7 +133,18 @@ class Tiny:
 
     def answering(self, name: str, seed: int) -> Path:
         """A fine-tune of a kind that no pipeline answers for."""
-        return write_tuned(self.base_folder, self.folder / name, [], seed, architecture=BertForQuestionAnswering)
+        labels = ["start", "end"]
+        return write_tuned(self.base_folder, self.folder / name, labels, seed, architecture=BertForQuestionAnswering)
+
+    def beyond_its_words(self) -> Path:
+        """A fine-tune whose tokenizer gives ids that its model has no rows for."""
+        folder = self.folder / "beyond"
+        if not folder.exists():
+            self.tuned("beyond", ["no", "yes"], seed=60)
+            tokenizer = json.loads((folder / "tokenizer.json").read_text())
+            tokenizer["model"]["vocab"] = {word: 10_000 + i for word, i in tokenizer["model"]["vocab"].items()}
+            (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        return folder
 
     def delta(self, tuned: Path, kept: float = 0.3) -> DeltaFile:
         """Extract a fine-tune's delta and write it beside its folder."""
@@ -152,6 +170,11 @@ class Deltas:
     spam: DeltaFile
     spam_2: DeltaFile
     """A later version of `spam`."""
+
+
+def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Label to score."""
+    return {row["label"]: row["score"] for row in rows}
 
 
 def load_backbone(folder: Path) -> PreTrainedModel:

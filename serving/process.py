@@ -1,0 +1,93 @@
+"""``ken serve`` as a child process, started, waited for and told to stop: for the demo, benchmarks and tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Self
+
+import httpx
+
+from serving.errors import StartError
+
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 90.0
+
+
+class ServerProcess:
+    """Ready inside its ``with`` block, gone after it.
+
+    Args:
+        settings: environment variables ``KEN_*`` by their names without the prefix; others do not reach the server.
+        log: where its output goes; None is this process's stderr.
+        port: None takes a free one.
+    """
+
+    def __init__(self, settings: dict[str, str], log: Path | None = None, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith(("KEN_", "RAY_"))}
+        self._environment |= {f"KEN_{name.upper()}": value for name, value in settings.items()}
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.await_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it in a session of its own, so that a Ctrl-C reaches it only through `stop`."""
+        command = [sys.executable, "-m", "serving.cli", "serve", "--port", str(self.port)]
+        with self._output() as output:
+            self.process = subprocess.Popen(  # noqa: S603 - our own command
+                command, env=self._environment, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def await_ready(self) -> None:
+        """Raises `StartError` with the end of the log if it ends first or is not ready in two minutes."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise StartError(f"the server ended with exit code {self.process.returncode}{self._tail()}")
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise StartError(f"the server was not ready after {_READY_SECONDS:g} s{self._tail()}")
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code; SIGKILL if it takes longer than a drain may."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def _output(self) -> IO[bytes]:
+        return self.log.open("ab") if self.log else os.fdopen(os.dup(2), "ab")
+
+    def _tail(self) -> str:
+        return ":\n" + self.log.read_text(errors="replace")[-2000:] if self.log and self.log.exists() else ""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,208 @@
+"""The commands as a user runs them: exit codes, facts as JSON, errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+Ken = Callable[..., "Ended"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def ken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ken]:
+    """Runs `ken` in this process (importing torch once), on one data directory and so on one embedded store."""
+    from serving.cli import main
+    from serving.embedded import embedded_store
+
+    data_dir = tmp_path_factory.mktemp("cli")
+
+    def run(*arguments: object) -> Ended:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main(list(map(str, arguments)))
+                code = 0
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch, embedded_store(data_dir):
+        for name in [k for k in os.environ if k.startswith("KEN_")]:
+            patch.delenv(name)
+        patch.setenv("KEN_DATA_DIR", str(data_dir))
+        patch.setenv("COLUMNS", "200")
+        yield run
+
+
+@pytest.fixture(scope="module")
+def deltas(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two deltas of one task, of different budgets."""
+    folder = tmp_path_factory.mktemp("deltas")
+    made = []
+    for keep in ("0.1", "0.5"):
+        file = folder / f"{keep}.ken"
+        ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", file, "--keep", keep)
+        assert ended.returncode == 0, ended.stderr
+        made.append(file)
+    return made
+
+
+def facts(ended: Ended) -> dict[str, object]:
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, object] = json.loads(ended.stdout)
+    return found
+
+
+def test_extract_prints_what_was_kept(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
+    found = facts(
+        ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d.ken", "--json")
+    )
+    assert found["method"] == "magnitude"
+    assert found["budget"] == {"scope": "global", "fraction": 0.1}
+    assert found["labels"] == ["bad", "good"]
+    assert found["stored"] <= found["selected"] == round(0.1 * found["candidates"])  # type: ignore[operator]
+    assert found["bytes"] == (tmp_path / "d.ken").stat().st_size
+
+
+def test_inspect_tells_the_same_as_extract(ken: Ken, deltas: list[Path]) -> None:
+    found = facts(ken("inspect", deltas[0], "--json", "--tensors"))
+    assert found["kind"] == "text-classification"
+    assert sum(row["bytes"] for row in found["per_tensor"]) < found["bytes"]  # type: ignore[attr-defined, operator]
+
+
+def test_apply_writes_a_folder_transformers_loads(
+    ken: Ken, tiny_base: Path, deltas: list[Path], tmp_path: Path
+) -> None:
+    from transformers import pipeline
+
+    ended = ken("apply", "--base", tiny_base, "--delta", deltas[0], "--out", tmp_path / "whole")
+    assert ended.returncode == 0, ended.stderr
+    answer = pipeline("text-classification", str(tmp_path / "whole"), top_k=None)(["a good film"])[0]
+    assert {row["label"] for row in answer} == {"bad", "good"}
+
+
+def test_a_task_is_published_promoted_rolled_back_and_removed(ken: Ken, deltas: list[Path]) -> None:
+    first, second = (facts(ken("inspect", d, "--json"))["digest"] for d in deltas)
+    assert ken("publish", "mood", deltas[0]).returncode == 0
+    assert ken("publish", "mood", deltas[1], "--alias", "canary").returncode == 0
+    listed = facts(ken("tasks", "--json"))["tasks"]
+    assert listed[0]["aliases"] == {"live": first, "canary": second}  # type: ignore[index]
+    assert ken("promote", "mood", "canary").returncode == 0
+    assert facts(ken("tasks", "--json"))["tasks"][0]["aliases"]["live"] == second  # type: ignore[index]
+    assert ken("rollback", "mood").returncode == 0
+    assert facts(ken("tasks", "--json"))["tasks"][0]["aliases"]["live"] == first  # type: ignore[index]
+    assert facts(ken("gc", "--json"))["deltas"] == 0
+    assert ken("rm", "mood").returncode == 0
+    assert facts(ken("gc", "--json"))["deltas"] == 2
+    assert facts(ken("tasks", "--json"))["tasks"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("rm", "nothing"), "no task 'nothing'"),
+        (("rollback", "nothing"), "no task 'nothing'"),
+        (("promote", "nothing", "0" * 64), "publish it first"),
+        (("publish", "bad/name", "DELTA"), "expected 1 to 128 letters"),
+        (("inspect", "/nonexistent.ken"), "cannot be read"),
+        (("apply", "--base", "/nonexistent", "--delta", "DELTA", "--out", "/tmp/never"), "no such folder"),
+    ],
+)
+def test_what_fails_ends_with_1_and_a_reason(
+    ken: Ken, deltas: list[Path], arguments: tuple[str, ...], text: str
+) -> None:
+    ended = ken(*(deltas[0] if a == "DELTA" else a for a in arguments))
+    assert ended.returncode == 1
+    assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--method", "best"), "unknown method"),
+        (("--method", "ken", "--scope", "global"), "do not compare"),
+        (("--keep", "1.5"), "between 0 and 1"),
+        (("--keep", "0.1", "--k", "3"), "exactly one"),
+        (("--codec", "lzma"), "choose zstd or raw"),
+        (("--out", "/nonexistent/folder/d.ken"), "no folder"),
+    ],
+)
+def test_what_is_used_wrongly_ends_with_2(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, options: tuple[str, ...], text: str
+) -> None:
+    out = () if "--out" in options else ("--out", tmp_path / "d.ken")
+    ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], *out, *options)
+    assert ended.returncode == 2
+    assert text in " ".join(ended.stderr.split())
+    assert not (tmp_path / "d.ken").exists()
+
+
+def test_a_delta_of_another_base_is_refused_with_both_fingerprints(
+    ken: Ken, minilm: Path, deltas: list[Path], tmp_path: Path
+) -> None:
+    ended = ken("apply", "--base", minilm, "--delta", deltas[0], "--out", tmp_path / "never")
+    assert ended.returncode == 1
+    assert str(facts(ken("inspect", deltas[0], "--json"))["fingerprint"]) in ended.stderr
+    assert not (tmp_path / "never").exists()
+
+
+def test_apply_leaves_a_folder_alone_that_is_not_empty(
+    ken: Ken, tiny_base: Path, deltas: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    ended = ken("apply", "--base", tiny_base, "--delta", deltas[0], "--out", tmp_path)
+    assert ended.returncode == 1
+    assert "exists already" in ended.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_finetune_names_the_line_that_is_wrong(ken: Ken, tiny_base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "fine", "label": "a"}\n{"text": 5, "label": "b"}\n')
+    ended = ken("finetune", "--base", tiny_base, "--data", data, "--out", tmp_path / "out")
+    assert ended.returncode == 1
+    assert "line 2" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:
+    ended = ken("tasks", "--redis-url", "redis://me:hunter2@127.0.0.1:1")
+    assert ended.returncode == 1
+    assert "127.0.0.1:1" in ended.stderr
+    assert "hunter2" not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["finetune", "extract", "apply", "inspect", "publish", "tasks", "promote", "rollback", "rm", "gc", "serve", "demo"],
+)
+def test_every_command_has_help_with_an_example(ken: Ken, command: str) -> None:
+    ended = ken(command, "--help")
+    assert ended.returncode == 0
+    assert f"Example: ken {command}" in ended.stdout
+
+
+def test_the_command_itself_passes_the_exit_code_on() -> None:
+    ended = subprocess.run([sys.executable, "-m", "serving.cli", "tasks", "--no-such"], capture_output=True, timeout=60)
+    assert ended.returncode == 2

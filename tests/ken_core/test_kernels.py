@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from math import ceil
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ken_core.bits import Bits, as_bits, from_bits
+from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, reference
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+KERNELS = {"numba": cpu.exchange, "reference": reference.exchange}
+
+sizes = st.one_of(
+    st.integers(1, 200),
+    st.sampled_from([63, 64, 65, 127, 128, 129, 1000, 65_535, 65_536, 65_537, 140_001]),
+)
+densities = st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.99, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def _two_numba_threads(_single_threaded) -> None:
+    numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+
+
+def random_bits(rng: np.random.Generator, count: int, dtype: torch.dtype) -> Bits:
+    """Any bits: NaN of every kind, infinities and denormals among them."""
+    return np.frombuffer(rng.bytes(count * dtype.itemsize), f"u{dtype.itemsize}")
+
+
+def mask_of(rng: np.random.Generator, size: int, density: float) -> np.ndarray:
+    return rng.random(size) < density
+
+
+@st.composite
+def arenas(draw):
+    """(weights as bits, segments, dtype): one to five tensors behind one another, each from a multiple of 64 on."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dtype = draw(st.sampled_from(DTYPES))
+    segments, end = [], 0
+    for size in draw(st.lists(sizes, min_size=1, max_size=5)):
+        start = end + 64 * draw(st.integers(0, 2))
+        end = start + -(-size // 64) * 64
+        if segments and draw(st.booleans()):
+            continue  # a tensor the delta does not touch
+        mask = mask_of(rng, size, draw(densities))
+        segments.append(Segment(start, mask, random_bits(rng, int(mask.sum()), dtype)))
+    return random_bits(rng, end, dtype), segments, dtype
+
+
+def expected_exchange(weights: Bits, segments: list[Segment]) -> tuple[Bits, Bits]:
+    """What one exchange leaves in the weights and in the delta's buffer, written out with numpy."""
+    after, held = weights.copy(), []
+    for segment in segments:
+        positions = segment.start + np.flatnonzero(segment.mask)
+        held.append(weights[positions])
+        after[positions] = segment.values
+    return after, np.concatenate(held)
+
+
+def arena_of(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
+    return from_bits(bits.copy(), dtype)
+
+
+@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@settings(max_examples=80)
+@given(arena=arenas())
+def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, arena):
+    bits, segments, dtype = arena
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    exchange(weights, packed)
+    after, held = expected_exchange(bits, segments)
+    assert np.array_equal(as_bits(weights), after)
+    assert np.array_equal(as_bits(packed.values), held)
+
+
+@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@settings(max_examples=40)
+@given(arena=arenas())
+def test_a_second_exchange_restores_the_weights_and_the_values(exchange: Exchange, arena):
+    bits, segments, dtype = arena
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    for _ in range(2):
+        exchange(weights, packed)
+    assert np.array_equal(as_bits(weights), bits)
+    assert np.array_equal(as_bits(packed.values), np.concatenate([s.values for s in segments]))
+
+
+@settings(max_examples=40)
+@given(arena=arenas())
+def test_numba_and_the_reference_undo_each_other(arena):
+    bits, segments, dtype = arena
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    cpu.exchange(weights, packed)
+    reference.exchange(weights, packed)
+    assert np.array_equal(as_bits(weights), bits)
+
+
+@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 70_000])
+def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size):
+    weights = torch.arange(size, dtype=torch.float32)
+    values = np.arange(size if full else 0, dtype=np.float32) + 0.5
+    packed = pack([Segment(0, np.full(size, full), values.view(np.uint32))], torch.float32, torch.float32, CPU)
+    exchange(weights, packed)
+    assert torch.equal(weights, torch.arange(size) + (0.5 if full else 0.0))
+    assert packed.values.tolist() == (list(range(size)) if full else [])
+
+
+@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+def test_the_padding_after_a_tensor_and_its_neighbours_are_not_touched(exchange):
+    weights = torch.full((256,), 7.0)
+    packed = pack([Segment(64, np.ones(65, np.bool_), np.zeros(65, np.uint32))], torch.float32, torch.float32, CPU)
+    exchange(weights, packed)
+    assert (weights[:64] == 7).all()
+    assert (weights[64:129] == 0).all()
+    assert (weights[129:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_changes_nothing(threads, dtype):
+    rng = np.random.default_rng(5)
+    bits = random_bits(rng, 1 << 19, dtype)
+    mask = mask_of(rng, 1 << 19, 0.3)
+    segments = [Segment(0, mask, random_bits(rng, int(mask.sum()), dtype))]
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    cpu.exchange(weights, packed)
+    after, held = expected_exchange(bits, segments)
+    assert np.array_equal(as_bits(weights), after)
+    assert np.array_equal(as_bits(packed.values), held)
+
+
+def test_warming_a_kernel_leaves_torchs_number_of_threads_alone():
+    """In a process of its own: it is the first start of numba's OpenMP threads that resets it."""
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from ken_core.kernels import exchange_for\n"
+        "exchange_for(torch.device('cpu'), torch.float32)\n"
+        "assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("serving", DTYPES)
+@pytest.mark.parametrize("stored", DTYPES)
+@given(numbers=st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=70))
+def test_packing_casts_the_values_once_from_the_stored_to_the_serving_dtype(stored, serving, numbers):
+    values = torch.tensor(numbers, dtype=torch.float64).to(stored)
+    mask = np.ones(values.numel(), np.bool_)
+    packed = pack([Segment(0, mask, as_bits(values))], stored, serving, CPU)
+    assert packed.values.dtype == serving
+    assert np.array_equal(as_bits(packed.values), as_bits(values.to(serving)))
+
+
+@given(arena=arenas())
+def test_packing_leaves_the_deltas_own_values_as_they_were(arena):
+    bits, segments, dtype = arena
+    before = [s.values.copy() for s in segments]
+    packed = pack(segments, dtype, dtype, CPU)
+    cpu.exchange(arena_of(bits, dtype), packed)
+    assert all(np.array_equal(s.values, b) for s, b in zip(segments, before, strict=True))
+
+
+@given(arena=arenas())
+def test_a_packed_delta_takes_its_values_one_bit_per_weight_and_a_small_table(arena):
+    _, segments, dtype = arena
+    packed = pack(segments, dtype, dtype, CPU)
+    words = [ceil(s.mask.size / 64) for s in segments]
+    assert packed.values.numel() == sum(int(s.mask.sum()) for s in segments)
+    assert packed.words.numel() == sum(words)
+    assert packed.chunks.shape == (sum(ceil(w / 1024) for w in words), 4)
+    assert packed.nbytes == packed.values.numel() * dtype.itemsize + sum(words) * 8 + packed.chunks.numel() * 8
+
+
+@given(arena=arenas())
+def test_the_chunks_cover_every_word_and_every_value_once(arena):
+    _, segments, dtype = arena
+    packed = pack(segments, dtype, dtype, CPU)
+    words, values = 0, 0
+    for _, first, count, value in packed.chunks.tolist():
+        assert (first, value) == (words, values)
+        words += count
+        values += int(np.bitwise_count(packed.words[first : first + count].numpy().view(np.uint64)).sum())
+    assert (words, values) == (packed.words.numel(), packed.values.numel())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernel_for_the_cpu_is_compiled_before_it_is_given_out(dtype):
+    exchange = exchange_for(CPU, dtype)
+    assert exchange is cpu.exchange
+    signatures = len(cpu._kernel.signatures)
+    mask = np.ones(3, np.bool_)
+    exchange(torch.ones(3, dtype=dtype), pack([Segment(0, mask, np.zeros(3, f"u{dtype.itemsize}"))], dtype, dtype, CPU))
+    assert len(cpu._kernel.signatures) == signatures
+
+
+def test_a_dtype_numba_has_no_kernel_for_falls_back_to_torch():
+    assert exchange_for(CPU, torch.float8_e4m3fn) is reference.exchange
+
+
+def test_positions_are_those_of_the_masks_in_the_order_of_the_values():
+    masks = [np.zeros(70, np.bool_), np.zeros(5, np.bool_)]
+    masks[0][[0, 63, 64, 69]] = True
+    masks[1][4] = True
+    segments = [Segment(128, masks[0], np.zeros(4, np.uint32)), Segment(0, masks[1], np.zeros(1, np.uint32))]
+    packed: Packed = pack(segments, torch.float32, torch.float32, CPU)
+    assert reference.selected_positions(packed).tolist() == [128, 191, 192, 197, 4]

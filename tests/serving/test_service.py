@@ -1,0 +1,428 @@
+"""A whole replica without HTTP: real store, real engine, many tasks at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ken_core import BaseMismatchError, DeltaFile
+from serving.config import load_settings
+from serving.connection import connect
+from serving.embedded import embedded_store
+from serving.errors import (
+    DeadlineError,
+    InvalidInputError,
+    StartError,
+    StoreError,
+    UnavailableError,
+    UnknownTaskError,
+    UnsupportedKindError,
+)
+from serving.service import Answer, Service
+from serving.store import Store
+
+Dedicated = Callable[[DeltaFile, str], dict[str, float]]
+MakeService = Callable[..., Service]
+Metric = Callable[..., float]
+
+
+async def ask(service: Service, task: str, *texts: str, timeout: float = 20) -> Answer:
+    return await service.predict(service.table.resolve(task), texts or TEXTS, {}, timeout)
+
+
+def is_answer_of(answer: Answer, file: DeltaFile, dedicated: Dedicated, *texts: str) -> bool:
+    expected = [dedicated(file, text) for text in texts or TEXTS]
+    return answer.digest == file.digest and [scores(rows) for rows in answer.outputs] == [
+        pytest.approx(row, abs=1e-5) for row in expected
+    ]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+class Blocked:
+    """Within it, the engine runs no batch."""
+
+    def __init__(self, service: Service) -> None:
+        self._engine, self._go = service.engine, threading.Event()
+
+    def __enter__(self) -> None:
+        entered = threading.Event()
+        self._engine.call(lambda: (entered.set(), self._go.wait(20)))
+        assert entered.wait(20)
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()
+
+
+# Answers
+
+
+def test_interleaved_requests_over_three_tasks_each_get_their_own_models_answer(
+    service: Service, deltas: Deltas, dedicated: Dedicated
+) -> None:
+    tasks = ["emotion", "topic", "spam"] * 20
+
+    async def all_at_once() -> list[Answer]:
+        return await asyncio.gather(*(ask(service, task) for task in tasks))
+
+    for task, answer in zip(tasks, asyncio.run(all_at_once()), strict=True):
+        assert is_answer_of(answer, getattr(deltas, task), dedicated)
+
+
+def test_the_comparison_tells_a_task_from_its_neighbour(
+    service: Service, deltas: Deltas, dedicated: Dedicated, publish: Callable[..., None]
+) -> None:
+    """The control: two tasks with the same labels, so that only the weights differ."""
+    publish("spam-2", deltas.spam_2)
+    mine, neighbours = (asyncio.run(ask(service, task)) for task in ("spam", "spam-2"))
+    assert is_answer_of(mine, deltas.spam, dedicated)
+    assert scores(mine.outputs[0]) != pytest.approx(dedicated(deltas.spam_2, TEXTS[0]), abs=1e-2)
+    assert scores(neighbours.outputs[0]) != pytest.approx(dedicated(deltas.spam, TEXTS[0]), abs=1e-2)
+
+
+def test_a_delta_answers_otherwise_than_the_fine_tune_it_was_cut_from(
+    service: Service, tiny: Tiny, deltas: Deltas
+) -> None:
+    """So the tests above compare with what was kept, not with the whole fine-tune."""
+    folder = tiny.folder / "spam"
+    inputs = AutoTokenizer.from_pretrained(folder)(TEXTS[0], return_tensors="pt")
+    with torch.inference_mode():
+        whole = AutoModelForSequenceClassification.from_pretrained(folder)(**inputs).logits.softmax(-1)[0]
+    found = scores(asyncio.run(ask(service, "spam", TEXTS[0])).outputs[0])
+    assert found != pytest.approx({"ham": whole[0].item(), "spam": whole[1].item()}, abs=1e-3)
+
+
+def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
+    service: Service, deltas: Deltas, dedicated: Dedicated, metric: Metric
+) -> None:
+    chance = random.Random(0)
+    tasks = chance.choices(["emotion", "topic", "spam"], k=1000)
+
+    async def in_turns() -> list[Answer]:
+        limit = asyncio.Semaphore(16)
+
+        async def one(task: str) -> Answer:
+            async with limit:
+                return await ask(service, task, TEXTS[len(task) % len(TEXTS)])
+
+        return await asyncio.gather(*(one(task) for task in tasks))
+
+    for task, answer in zip(tasks, asyncio.run(in_turns()), strict=True):
+        assert is_answer_of(answer, getattr(deltas, task), dedicated, TEXTS[len(task) % len(TEXTS)])
+    assert service.engine.verify().result(20) == []
+    assert metric(service, "ken_swaps_total") > 10
+
+
+def test_a_new_version_takes_over_while_requests_flow_and_none_fails(
+    service: Service, deltas: Deltas, dedicated: Dedicated, publish: Callable[..., None]
+) -> None:
+    async def clients() -> list[Answer]:
+        answers: list[Answer] = []
+        done = asyncio.Event()
+
+        async def client() -> None:
+            while not done.is_set():
+                answers.append(await ask(service, "spam", TEXTS[0]))
+
+        running = [asyncio.create_task(client()) for _ in range(4)]
+        await until(lambda: len(answers) > 20)
+        await asyncio.to_thread(publish, "spam", deltas.spam_2)
+        switched = len(answers)
+        await until(lambda: len(answers) > switched + 20)
+        done.set()
+        await asyncio.gather(*running)
+        return answers
+
+    answers = asyncio.run(clients())
+    versions = {deltas.spam.digest: deltas.spam, deltas.spam_2.digest: deltas.spam_2}
+    assert all(is_answer_of(a, versions[a.digest], dedicated, TEXTS[0]) for a in answers)
+    assert {a.digest for a in answers[:20]} == {deltas.spam.digest}
+    assert {a.digest for a in answers[-5:]} == {deltas.spam_2.digest}
+
+
+def test_truncated_inputs_are_named_by_position(service: Service) -> None:
+    answer = asyncio.run(ask(service, "spam", "rain", "rain " * 100, "sun"))
+    assert answer.truncated == [1]
+
+
+def test_timing_tells_of_queue_swap_and_model(service: Service) -> None:
+    first, second = (asyncio.run(ask(service, "spam")).timing for _ in range(2))
+    assert first.model > 0
+    assert first.swap > 0
+    assert second.swap == 0
+
+
+def test_a_service_in_bfloat16_answers_as_the_applied_model_cast_to_it(
+    make_service: MakeService, publish: Callable[..., None], tiny: Tiny, deltas: Deltas
+) -> None:
+    service = make_service(dtype="bfloat16")
+    publish("spam", deltas.spam)
+    folder = tiny.applied(deltas.spam)
+    inputs = AutoTokenizer.from_pretrained(folder)(TEXTS[0], return_tensors="pt")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        expected = model(**inputs).logits[0].float()
+    found = asyncio.run(service.predict(deltas.spam.digest, [TEXTS[0]], {"function_to_apply": "none"}, 20))
+    assert scores(found.outputs[0]) == {"ham": expected[0].item(), "spam": expected[1].item()}
+    assert service.engine.verify().result(20) == []
+
+
+# Refusals
+
+
+def test_parameters_the_kind_does_not_take_are_refused(service: Service, deltas: Deltas) -> None:
+    with pytest.raises(InvalidInputError, match="pooling"):
+        asyncio.run(service.predict(deltas.spam.digest, TEXTS, {"pooling": "mean"}, 20))
+
+
+def test_a_task_of_an_unsupported_kind_is_refused_and_the_others_go_on(
+    service: Service, tiny: Tiny, publish: Callable[..., None]
+) -> None:
+    publish("answers", tiny.delta(tiny.answering("answers", seed=50)))
+    with pytest.raises(UnsupportedKindError, match="question-answering"):
+        asyncio.run(ask(service, "answers"))
+    asyncio.run(ask(service, "spam"))
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> DeltaFile:
+    """A delta of another base."""
+    other = Tiny(tmp_path, write_base(tmp_path / "other-bert", seed=77))
+    return other.delta(write_tuned(other.base_folder, tmp_path / "foreign", ["no", "yes"], seed=78))
+
+
+def test_a_delta_of_another_base_is_refused_with_both_fingerprints(
+    service: Service, foreign: DeltaFile, publish: Callable[..., None]
+) -> None:
+    publish("foreign", foreign)
+    ours = service.resident.fingerprint.digest
+    with pytest.raises(BaseMismatchError, match=f"{foreign.manifest.base.fingerprint}.*{ours}"):
+        asyncio.run(ask(service, "foreign"))
+    asyncio.run(ask(service, "spam"))
+
+
+def test_a_damaged_delta_in_the_store_is_unavailable_and_not_a_failure_of_the_server(
+    service: Service, deltas: Deltas, publish: Callable[..., None], embedded_url: str, namespace: str
+) -> None:
+    publish("spam", deltas.spam_2)
+    connect(embedded_url).set(f"ken:{namespace}:blob:{{{deltas.spam_2.digest}}}:0", b"damaged")
+    with pytest.raises(StoreError, match=f"{deltas.spam_2.digest}.*damaged"):
+        asyncio.run(ask(service, "spam"))
+
+
+def test_what_is_no_delta_under_a_right_digest_is_unavailable(
+    service: Service, deltas: Deltas, tmp_path: Path, publish: Callable[..., None]
+) -> None:
+    path = tmp_path / "garbage"
+    path.write_bytes(b"garbage" * 100)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    publish("garbage", DeltaFile(path, deltas.spam.manifest, 700, digest))
+    with pytest.raises(StoreError, match=f"{digest} cannot be served"):
+        asyncio.run(ask(service, "garbage"))
+
+
+def test_an_input_the_model_cannot_take_fails_alone(
+    service: Service, tiny: Tiny, deltas: Deltas, dedicated: Dedicated, publish: Callable[..., None]
+) -> None:
+    publish("beyond", tiny.delta(tiny.beyond_its_words()))
+
+    async def both() -> tuple[Any, Answer]:
+        return await asyncio.gather(ask(service, "beyond"), ask(service, "spam"), return_exceptions=True)  # type: ignore[return-value]
+
+    failed, answer = asyncio.run(both())
+    assert isinstance(failed, IndexError)
+    assert is_answer_of(answer, deltas.spam, dedicated)
+    assert service.engine.verify().result(20) == []
+
+
+# Time
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_costs_no_forward_pass(
+    service: Service, metric: Metric, eventually: Callable[..., None]
+) -> None:
+    async def too_late() -> None:
+        await ask(service, "spam")
+        with Blocked(service):
+            with pytest.raises(DeadlineError, match=r"no answer within 0\.05 s"):
+                await ask(service, "spam", "rain", timeout=0.05)
+            assert service.engine.waiting == 1
+
+    asyncio.run(too_late())
+    eventually(lambda: service.engine.waiting == 0)
+    assert service.engine.verify().result(20) == []
+    assert metric(service, "ken_batch_rows_count") == 1
+    assert metric(service, "ken_dropped_rows_total") == 1
+
+
+def test_an_abandoned_request_costs_no_forward_pass(
+    service: Service, metric: Metric, eventually: Callable[..., None]
+) -> None:
+    async def give_up() -> None:
+        await ask(service, "spam")
+        with Blocked(service):
+            asked = asyncio.create_task(ask(service, "spam", "rain", "sun"))
+            await until(lambda: service.engine.waiting == 2)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
+    asyncio.run(give_up())
+    eventually(lambda: service.engine.waiting == 0)
+    assert service.engine.verify().result(20) == []
+    assert metric(service, "ken_batch_rows_count") == 1
+    assert metric(service, "ken_dropped_rows_total", reason="abandoned") == 2
+
+
+def test_an_abandoned_request_does_not_hold_its_task_on_the_device(service: Service, deltas: Deltas) -> None:
+    async def give_up() -> int:
+        await ask(service, "spam")
+        with Blocked(service):
+            asked = asyncio.create_task(ask(service, "spam", "rain"))
+            await until(lambda: service.engine.waiting == 1)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        loaded = await service.engine.acquire(deltas.spam.digest)
+        service.engine.release(loaded)
+        return loaded.users
+
+    assert asyncio.run(give_up()) == 0
+
+
+def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_take_others_with_it(
+    tmp_path: Path, make_service: MakeService, deltas: Deltas
+) -> None:
+    with embedded_store(tmp_path / "own") as url:
+        service = make_service(url, namespace="default")
+        store = Store(url)
+        assert store.wait(store.publish("spam", deltas.spam), 20)
+
+        async def hasty_and_patient() -> list[Any]:
+            connect(url).client_pause(600)
+            hasty = ask(service, "spam", timeout=0.1)
+            return await asyncio.gather(hasty, ask(service, "spam"), return_exceptions=True)
+
+        hasty, patient = asyncio.run(hasty_and_patient())
+        service.stop()
+    assert isinstance(hasty, DeadlineError)
+    assert isinstance(patient, Answer)
+
+
+# Life
+
+
+def test_preloaded_tasks_are_on_the_device_before_the_replica_is_ready(
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, embedded_url: str, namespace: str
+) -> None:
+    publish("spam", deltas.spam)
+    publish("topic", deltas.topic)
+    service = make_service(preload=("spam",))
+    assert service.ready
+    assert service.cache.hits["store"] == 1
+    assert service.engine.packed_nbytes > 0
+
+
+def test_a_preloaded_task_that_is_unknown_stops_the_start(make_service: MakeService) -> None:
+    with pytest.raises(UnknownTaskError, match="no task 'nobody'"):
+        make_service(preload=("nobody",))
+
+
+def test_a_replica_admits_requests_only_between_start_and_drain(make_service: MakeService) -> None:
+    service = make_service()
+    service.admit()
+    service.check()
+    assert asyncio.run(service.drain(1)) == 0
+    with pytest.raises(UnavailableError, match="stopping"):
+        service.admit()
+
+
+def test_a_replica_that_has_not_started_admits_nothing(tiny: Tiny, embedded_url: str, tmp_path: Path) -> None:
+    service = Service(load_settings(base=str(tiny.base_folder), data_dir=tmp_path), embedded_url)
+    with pytest.raises(UnavailableError, match="starting"):
+        service.admit()
+
+
+def test_a_restarted_replica_serves_what_its_disk_holds_while_the_store_is_down(
+    tmp_path: Path, make_service: MakeService, deltas: Deltas, dedicated: Dedicated
+) -> None:
+    with embedded_store(tmp_path / "own") as url:
+        Store(url).publish("spam", deltas.spam)
+        Store(url).publish("topic", deltas.topic)
+        first = make_service(url, namespace="default")
+        asyncio.run(ask(first, "spam"))
+        first.stop()
+    second = make_service(url, namespace="default")
+    assert is_answer_of(asyncio.run(ask(second, "spam")), deltas.spam, dedicated)
+    with pytest.raises(StoreError, match="does not answer"):
+        asyncio.run(ask(second, "topic"))
+
+
+def test_a_replica_goes_on_with_what_it_holds_when_the_store_goes_and_takes_up_changes_when_it_returns(
+    tmp_path: Path,
+    make_service: MakeService,
+    deltas: Deltas,
+    dedicated: Dedicated,
+    metric: Metric,
+    eventually: Callable[..., None],
+) -> None:
+    with embedded_store(tmp_path / "own") as url:
+        Store(url).publish("spam", deltas.spam)
+        service = make_service(url, namespace="default")
+        asyncio.run(ask(service, "spam"))
+        assert metric(service, "ken_store_up") == 1
+    assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam, dedicated)
+    eventually(lambda: metric(service, "ken_store_up") == 0)
+    with embedded_store(tmp_path / "own"):
+        Store(url).publish("spam", deltas.spam_2)
+        eventually(lambda: service.table.resolve("spam") == deltas.spam_2.digest)
+        assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam_2, dedicated)
+        assert metric(service, "ken_store_up") == 1
+        service.stop()
+
+
+def test_without_store_and_without_a_table_on_disk_a_replica_does_not_start(make_service: MakeService) -> None:
+    with pytest.raises(StoreError, match="does not answer"):
+        make_service("redis://127.0.0.1:1/0")
+
+
+def test_a_deleted_task_is_not_served_though_its_delta_is_still_on_the_device(
+    service: Service, deltas: Deltas, embedded_url: str, namespace: str
+) -> None:
+    asyncio.run(ask(service, "spam"))
+    store = Store(embedded_url, namespace)
+    assert store.wait(store.delete("spam"), 20)
+    with pytest.raises(UnknownTaskError):
+        service.table.resolve("spam")
+    with pytest.raises(UnknownTaskError):
+        service.table.resolve("spam", digest=deltas.spam.digest)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"base": "/nowhere/at/all"}, "the base cannot be served: .*no such folder"),
+        ({"device": "cuda"}, "sees no CUDA device"),
+    ],
+)
+def test_a_replica_that_cannot_have_its_base_or_device_says_so(
+    settings: dict[str, str], named: str, make_service: MakeService
+) -> None:
+    if "device" in settings and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(StartError, match=named):
+        make_service(**settings)

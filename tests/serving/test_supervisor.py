@@ -1,0 +1,203 @@
+"""The supervisor, in processes of its own: exit codes, signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="subreapers are Linux's")
+
+
+class Supervised:
+    """A supervisor around `work`, a function's body; what it prints comes line by line."""
+
+    def __init__(self, folder: Path, work: str) -> None:
+        imports = "import os, signal, subprocess, sys, time\nfrom serving.supervisor import supervise\n"
+        body = "".join(f"    {line}\n" for line in work.splitlines())
+        (folder / "script.py").write_text(f"{imports}def work():\n{body}sys.exit(supervise(work))\n")
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", str(folder / "script.py")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def code(self) -> int:
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Callable[[str], Supervised]]:
+    made: list[Supervised] = []
+
+    def start(work: str) -> Supervised:
+        made.append(Supervised(tmp_path, work))
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.communicate()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        ("return 0", 0),
+        ("return 7", 7),
+        ("sys.exit(3)", 3),
+        ("sys.exit('a message')", 1),
+        ("raise ValueError('no')", 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 128 + 9),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", 128 + 15),
+    ],
+)
+def test_the_childs_end_is_passed_on(work: str, code: int, supervised: Callable[[str], Supervised]) -> None:
+    assert supervised(work).code() == code
+
+
+def test_the_error_a_child_dies_of_is_printed(supervised: Callable[[str], Supervised]) -> None:
+    _, error = supervised("raise ValueError('the reason')").process.communicate(timeout=30)
+    assert "ValueError: the reason" in error
+
+
+def test_a_child_that_leaves_by_itself_without_arguments_is_a_success(
+    supervised: Callable[[str], Supervised],
+) -> None:
+    assert supervised("sys.exit()").code() == 0
+
+
+def test_the_message_a_child_leaves_with_is_printed(supervised: Callable[[str], Supervised]) -> None:
+    _, error = supervised("sys.exit('no such base')").process.communicate(timeout=30)
+    assert "no such base" in error
+
+
+LISTEN = """
+def end(number, frame):
+    print("ended by", number)
+    sys.exit(5)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, end)
+print("up")
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_supervisor_reaches_the_child_as_sigterm(
+    number: signal.Signals, supervised: Callable[[str], Supervised]
+) -> None:
+    running = supervised(LISTEN)
+    assert running.line() == "up"
+    running.process.send_signal(number)
+    assert running.line() == f"ended by {signal.SIGTERM.value}"
+    assert running.code() == 5
+
+
+def test_a_ctrl_c_to_the_whole_group_reaches_the_child_once_and_as_sigterm(
+    supervised: Callable[[str], Supervised],
+) -> None:
+    running = supervised(LISTEN)
+    assert running.line() == "up"
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.line() == f"ended by {signal.SIGTERM.value}"
+    assert running.line() == ""
+    assert running.code() == 5
+
+
+def test_a_child_learns_of_it_when_its_supervisor_is_killed(supervised: Callable[[str], Supervised]) -> None:
+    running = supervised(LISTEN)
+    assert running.line() == "up"
+    running.process.kill()
+    assert running.line() == f"ended by {signal.SIGTERM.value}"
+
+
+def test_grandchildren_that_outlive_the_child_are_gone_when_the_supervisor_is(
+    supervised: Callable[[str], Supervised],
+) -> None:
+    """One ignores SIGTERM, one has a session of its own, one has a child itself."""
+    running = supervised(
+        """
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
+parent = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid); p.wait()"
+first = subprocess.Popen([sys.executable, "-uc", stubborn], stdout=subprocess.PIPE)
+first.stdout.readline()
+second = subprocess.Popen(["sleep", "60"], start_new_session=True)
+third = subprocess.Popen([sys.executable, "-uc", parent], stdout=subprocess.PIPE)
+print(first.pid, second.pid, third.pid, int(third.stdout.readline()))
+return 4
+"""
+    )
+    pids = [int(pid) for pid in running.line().split()]
+    assert len(pids) == 4
+    assert running.code() == 4
+    assert [pid for pid in pids if not is_gone(pid)] == []
+
+
+def test_grandchildren_of_a_killed_child_are_gone_too(supervised: Callable[[str], Supervised]) -> None:
+    running = supervised(
+        """
+print(os.getpid(), subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
+time.sleep(60)
+"""
+    )
+    child, grandchild = (int(pid) for pid in running.line().split())
+    psutil.Process(child).kill()
+    assert running.code() == 128 + 9
+    assert is_gone(grandchild)
+
+
+def test_a_grandchild_that_ends_by_itself_in_a_moment_may_do_so(
+    supervised: Callable[[str], Supervised], tmp_path: Path
+) -> None:
+    running = supervised(
+        f"""
+subprocess.Popen(["sh", "-c", "sleep 0.3; echo done > {tmp_path}/done"])
+return 0
+"""
+    )
+    assert running.code() == 0
+    assert (tmp_path / "done").read_text() == "done\n"
+
+
+def test_a_child_that_ends_on_sigterm_in_its_own_time_is_waited_for(
+    supervised: Callable[[str], Supervised], tmp_path: Path
+) -> None:
+    running = supervised(
+        f"""
+def end(number, frame):
+    time.sleep(0.5)
+    open("{tmp_path}/drained", "w").close()
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("up")
+time.sleep(20)
+"""
+    )
+    assert running.line() == "up"
+    running.process.terminate()
+    time.sleep(0.1)
+    running.process.terminate()
+    assert running.code() == 0
+    assert (tmp_path / "drained").exists()

@@ -1,0 +1,307 @@
+"""The task table and the thread that keeps it current."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoints import Deltas
+
+from serving.connection import connect
+from serving.embedded import embedded_store
+from serving.errors import StoreError, UnavailableError, UnknownTaskError
+from serving.store import Store, Table, Task
+from serving.tasks import TaskTable, TaskWatch
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+UNREACHABLE = "redis://127.0.0.1:1/0"
+
+Eventually = Callable[..., None]
+
+
+def table_of(revision: int = 7, **tasks: dict[str, str]) -> Table:
+    return Table(revision, {n: Task(n, revision, aliases, (A, B)) for n, aliases in tasks.items()})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "tasks-default.json"
+
+
+@pytest.fixture
+def table(file: Path) -> TaskTable:
+    made = TaskTable(file)
+    made.replace(table_of(sentiment={"live": A, "canary": B}, spam={"canary": A}))
+    return made
+
+
+# TaskTable
+
+
+def test_a_task_resolves_to_its_live_version(table: TaskTable) -> None:
+    assert table.resolve("sentiment") == A
+
+
+def test_another_alias_resolves_to_its_own_version(table: TaskTable) -> None:
+    assert table.resolve("sentiment", "canary") == B
+
+
+def test_a_pinned_version_of_the_task_is_taken_whatever_the_alias_says(table: TaskTable) -> None:
+    assert table.resolve("sentiment", digest=B) == B
+
+
+def test_a_pinned_digest_that_is_no_version_of_the_task_is_refused(table: TaskTable) -> None:
+    with pytest.raises(UnknownTaskError, match="is no version of task 'sentiment'"):
+        table.resolve("sentiment", digest=C)
+
+
+def test_an_unknown_task_is_refused_with_names_near_it(table: TaskTable) -> None:
+    with pytest.raises(UnknownTaskError, match="no task 'sentimnet'; did you mean 'sentiment'"):
+        table.resolve("sentimnet")
+
+
+def test_a_name_near_no_other_gets_no_suggestion(table: TaskTable) -> None:
+    with pytest.raises(UnknownTaskError) as found:
+        table.resolve("weather")
+    assert "did you mean" not in str(found.value)
+
+
+def test_an_alias_the_task_lacks_is_refused_with_those_it_has(table: TaskTable) -> None:
+    with pytest.raises(UnknownTaskError, match="task 'spam' has no alias 'live'; it has: canary"):
+        table.resolve("spam")
+
+
+def test_before_the_first_table_nothing_resolves_and_it_is_worth_retrying(file: Path) -> None:
+    with pytest.raises(UnavailableError):
+        TaskTable(file).resolve("sentiment")
+
+
+def test_the_last_table_is_found_on_disk_as_it_was(table: TaskTable, file: Path) -> None:
+    later = TaskTable(file)
+    assert later.load_from_disk()
+    assert later.current == table.current
+
+
+def test_where_no_table_was_kept_none_is_loaded(file: Path) -> None:
+    assert not TaskTable(file).load_from_disk()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"{}", b'{"revision": 1, "tasks": []}', b'{"revision": 1, "tasks": {"a": 1}}'],
+)
+def test_a_damaged_table_on_disk_is_as_good_as_none(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
+    assert not TaskTable(file).load_from_disk()
+
+
+def test_replicas_that_share_a_data_directory_keep_the_table_without_hurting_one_another(file: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+
+    def replace_often(mine: int) -> None:
+        table = TaskTable(file)
+        for i in range(400):
+            table.replace(table_of(i, **{f"task-{mine}": {"live": A}}))
+
+    replicas = [fork.Process(target=replace_often, args=(i,)) for i in range(3)]
+    for replica in replicas:
+        replica.start()
+    for replica in replicas:
+        replica.join(60)
+    assert [r.exitcode for r in replicas] == [0, 0, 0]
+    assert TaskTable(file).load_from_disk()
+
+
+# TaskWatch
+
+
+class Watching:
+    """A watch on a store, and what it said."""
+
+    def __init__(self, store: Store, file: Path, replica: str = "replica-1") -> None:
+        self.table = TaskTable(file)
+        self.told: list[bool] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.watch = TaskWatch(store, self.table, replica, self._hear)
+
+    def _hear(self, up: bool) -> None:
+        self.told.append(up)
+        self.hold.wait(20)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Callable[..., Watching]]:
+    with ExitStack() as stack:
+
+        def start(store: Store, **options: Any) -> Watching:
+            watching = Watching(store, tmp_path / f"tasks-{len(options)}.json", **options)
+            stack.callback(watching.watch.stop)
+            stack.callback(watching.hold.set)
+            watching.watch.start()
+            return watching
+
+        yield start
+
+
+@pytest.fixture
+def ended() -> Callable[[], bool]:
+    """Whether the threads of all watches have ended."""
+    return lambda: not any(t.name == "ken-tasks" for t in threading.enumerate())
+
+
+def test_a_watch_starts_with_what_the_store_holds(store: Store, deltas: Deltas, watch: Callable[..., Watching]) -> None:
+    store.publish("spam", deltas.spam)
+    watching = watch(store)
+    assert watching.table.current == store.table()
+    assert watching.watch.store_up
+
+
+def test_a_watch_follows_every_kind_of_change(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    watching = watch(store)
+    changes: list[Callable[[], int]] = [
+        lambda: store.publish("spam", deltas.spam),
+        lambda: store.publish("spam", deltas.spam_2),
+        lambda: store.promote("spam", deltas.spam.digest, alias="canary"),
+        lambda: store.rollback("spam"),
+        lambda: store.publish("topic", deltas.topic),
+        lambda: store.delete("spam"),
+    ]
+    for change in changes:
+        revision = change()
+        eventually(lambda revision=revision: watching.table.current.revision == revision)
+        assert watching.table.current == store.table()
+
+
+def test_a_watch_that_missed_an_event_reads_everything_again(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, store_url: str, namespace: str
+) -> None:
+    watching = watch(store)
+    watching.hold.clear()
+    store.publish("first", deltas.spam)
+    eventually(lambda: "first" in watching.table.current.tasks)
+    store.publish("missed", deltas.spam)
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.last_event())
+    store.publish("last", deltas.spam)
+    watching.hold.set()
+    eventually(lambda: watching.table.current.revision == 3)
+    assert watching.table.current == store.table()
+    assert set(watching.table.current.tasks) == {"first", "missed", "last"}
+
+
+def test_a_watch_finds_a_change_whose_event_never_came(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, store_url: str, namespace: str
+) -> None:
+    watching = watch(store)
+    watching.hold.clear()
+    store.publish("first", deltas.spam)
+    eventually(lambda: "first" in watching.table.current.tasks)
+    store.publish("missed", deltas.spam)
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.last_event())
+    watching.hold.set()
+    eventually(lambda: "missed" in watching.table.current.tasks)
+
+
+def test_a_watch_reports_what_it_has_seen_so_that_a_change_can_be_waited_for(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching]
+) -> None:
+    watching = watch(store)
+    revision = store.publish("spam", deltas.spam)
+    assert store.wait(revision, 20)
+    assert watching.table.resolve("spam") == deltas.spam.digest
+    assert store.replicas() == {"replica-1": revision}
+
+
+def test_a_change_is_not_waited_for_as_long_as_one_replica_has_not_seen_it(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching]
+) -> None:
+    watch(store)
+    slow = watch(store, replica="slow")
+    slow.hold.clear()
+    first = store.publish("first", deltas.spam)
+    assert store.wait(first, 20)
+    assert not store.wait(store.publish("second", deltas.spam), 0.2)
+
+
+def test_a_stopped_replica_is_no_longer_waited_for(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually, ended: Callable[[], bool]
+) -> None:
+    watching = watch(store)
+    assert store.replicas()
+    watching.watch.stop()
+    eventually(ended)
+    assert store.replicas() == {}
+
+
+def test_a_watch_goes_on_after_the_store_restarts(
+    tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).publish("before", deltas.spam)
+        watching = watch(Store(url))
+    eventually(lambda: watching.told[-1:] == [False])
+    assert not watching.watch.store_up
+    assert watching.table.resolve("before") == deltas.spam.digest
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).publish("after", deltas.topic)
+        eventually(lambda: "after" in watching.table.current.tasks)
+        assert watching.told[-1] is True
+        assert watching.watch.store_up
+        watching.watch.stop()
+
+
+def test_a_watch_believes_a_store_that_came_back_empty(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store = Store(private_url)
+    store.publish("spam", deltas.spam)
+    watching = watch(store)
+    connect(private_url).flushall()
+    eventually(lambda: watching.table.current == Table(0, {}))
+
+
+def test_with_the_store_down_a_watch_starts_with_the_table_on_disk(
+    tmp_path: Path, watch: Callable[..., Watching]
+) -> None:
+    kept = table_of(spam={"live": A})
+    TaskTable(tmp_path / "tasks-0.json").replace(kept)
+    watching = watch(Store(UNREACHABLE, timeout=0.2))
+    assert watching.table.current == kept
+    assert not watching.watch.store_up
+
+
+def test_with_the_store_down_and_no_table_on_disk_a_watch_does_not_start(tmp_path: Path) -> None:
+    watching = Watching(Store(UNREACHABLE, timeout=0.2), tmp_path / "tasks.json")
+    with pytest.raises(StoreError, match="does not answer"):
+        watching.watch.start()
+
+
+def test_a_watch_that_started_from_disk_follows_the_store_once_it_is_there(
+    tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).publish("spam", deltas.spam)
+    TaskTable(tmp_path / "tasks-0.json").replace(table_of(old={"live": A}))
+    watching = watch(Store(url))
+    assert set(watching.table.current.tasks) == {"old"}
+    with embedded_store(tmp_path / "data"):
+        eventually(lambda: set(watching.table.current.tasks) == {"spam"})
+        watching.watch.stop()
+    assert watching.told[0] is True
+
+
+def test_what_a_watch_saw_is_on_disk_for_the_next_start(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], tmp_path: Path
+) -> None:
+    watch(store)
+    assert store.wait(store.publish("spam", deltas.spam), 20)
+    later = TaskTable(tmp_path / "tasks-0.json")
+    assert later.load_from_disk()
+    assert later.resolve("spam") == deltas.spam.digest
