@@ -1,7 +1,7 @@
 """``ken serve``: a private Ray cluster with the application on it, from first check to last process.
 
-Stop = admit nothing more (503 with Retry-After), let accepted requests finish, delete the application, end the
-cluster. Nothing here imports torch.
+Stop = admit nothing more (503 with Retry-After), let accepted requests finish, close the proxy, end the cluster.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import redis
 
 from serving.config import Settings
@@ -96,7 +97,6 @@ def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
     stop = _StopFlag()
     stop.install()
     import ray
-    from ray import serve as ray_serve
 
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -107,7 +107,7 @@ def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
         _start_application(settings)
         _watch(settings, stop, say)
         code = 0
-    except _StoppedError:
+    except (_StoppedError, SystemExit):  # the latter from ray.init's own handler
         say("stopped before it was ready")
     except Exception as error:
         if stop.asked:
@@ -116,7 +116,7 @@ def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
             say(f"the server did not start: {_reason(error)}")
     finally:
         stop.ignore()
-        _end(ray, ray_serve)
+        _end(ray)
     return code
 
 
@@ -169,15 +169,24 @@ def _watch(settings: Settings, stop: _StopFlag, say: Say) -> None:
     say("stopped" if not cut else f"stopped; {cut} requests were cut off after {settings.drain_seconds:g} s")
 
 
-def _end(ray: Any, ray_serve: Any) -> None:
-    from serving.app import APP
-
+def _end(ray: Any) -> None:
+    """End the cluster. Deleting the application first would only have the proxy answer 404 meanwhile."""
+    _close_proxy()
     try:
         if ray.is_initialized():
-            ray_serve.delete(APP)
             ray.shutdown()
     except Exception:
         logging.getLogger(__name__).debug("ending the cluster failed; the supervisor ends it", exc_info=True)
+
+
+def _close_proxy() -> None:
+    """HAProxy's soft stop: it listens no more, so that late clients are refused rather than answered by nobody."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.name() == "haproxy":
+                process.send_signal(signal.SIGUSR1)
+        except psutil.Error:
+            continue
 
 
 class _StoppedError(BaseException):

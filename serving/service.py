@@ -107,6 +107,7 @@ class Service:
         deadline = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.to_thread(self._watch.stop)
         return self.in_flight
 
     async def predict(

@@ -142,6 +142,8 @@ class TaskWatch:
     def _follow(self) -> None:
         """Apply the next changes: the tasks named, if no revision between ours and theirs is missing."""
         events = self._store.events(self._cursor, _BLOCK_SECONDS)
+        if self._stopping.is_set():
+            return
         if not events:
             self._store.report(self._replica, self._table.current.revision)
             if self._store.revision() != self._table.current.revision:
@@ -164,6 +166,7 @@ class TaskWatch:
 
     def _take(self, table: Table) -> None:
         self._table.replace(table)
-        self._store.report(self._replica, table.revision)
+        if not self._stopping.is_set():
+            self._store.report(self._replica, table.revision)
         self.store_up = True
         self._on_change(True)

@@ -43,7 +43,7 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
     for task in TASKS:
         train, held_out = task.split()
         tuned = work / f"{task.name}-tuned"
-        finetune(str(minilm), train[:160], tuned, Recipe(epochs=1, learning_rate=3e-4, max_length=48))
+        finetune(str(minilm), train[:64], tuned, Recipe(epochs=1, learning_rate=5e-4, max_length=32))
         extracted = delta.extract(base, open_tuned(str(tuned)))
         file = deltafile.write(extracted, base, work / f"{task.name}.ken")
         folder = work / f"{task.name}-applied"

@@ -120,10 +120,9 @@ def publish(embedded_url: str, namespace: str) -> Callable[..., None]:
 @pytest.fixture
 def service(make_service: Callable[..., Service], publish: Callable[..., None], deltas: Deltas) -> Service:
     """A service with the tasks emotion, topic and spam."""
-    started = make_service()
     for task in ("emotion", "topic", "spam"):
         publish(task, getattr(deltas, task))
-    return started
+    return make_service()
 
 
 @pytest.fixture(scope="session")

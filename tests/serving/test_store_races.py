@@ -205,10 +205,10 @@ def test_an_upload_that_takes_longer_than_a_lease_is_not_collected_under_its_han
     store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "LEASE_SECONDS", 2)
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(store_module, "CHUNK_BYTES", 20_000)
 
     def slow_line(size: int) -> None:
-        time.sleep(0.6)
+        time.sleep(0.8)
         store.gc()
 
     store.put(deltas.spam, slow_line)
