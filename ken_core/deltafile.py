@@ -142,7 +142,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
         dense={},
         head={},
     )
-    check_base(shell, base_fingerprint, base.name)
+    check_base(shell, base_fingerprint, base.folder.name)
     ours = base.backbone_tensors
     resized = any(n in ours for n in described.dense)
     check_config(base.config, config, resized=resized)
@@ -294,6 +294,8 @@ def _read_sparse(
 
 def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
     dtype = _dtype(entry.dtype)
+    if not data.size:
+        return torch.empty(entry.shape, dtype=dtype)
     tensor = torch.frombuffer(bytearray(data.tobytes()), dtype=dtype).reshape(entry.shape)
     if dtype.is_floating_point and not torch.isfinite(tensor).all():
         raise DeltaFormatError(f"the delta's tensor {name!r} holds NaN or infinity")

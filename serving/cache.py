@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ken_core import Checkpoint, Delta, DeltaFile, deltafile
 from ken_core.errors import DeltaFormatError
+from serving.errors import UnavailableError
 from serving.store import Store
 
 _log = logging.getLogger(__name__)
@@ -84,12 +87,18 @@ class SingleFlight(Generic[V]):
         with self._lock:
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = Future()
+                flight = Future()
+                flight.set_running_or_notify_cancel()  # who gives up waiting must not cancel it for the others
                 self._pool.submit(self._fly, key, flight)
+                self._flights[key] = flight
             return flight
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            left, self._flights = self._flights, {}
+        for flight in left.values():
+            flight.set_exception(UnavailableError("the server is stopping"))
 
     def _fly(self, key: str, flight: Future[V]) -> None:
         try:
@@ -112,13 +121,25 @@ class DeltaFiles:
         self._store = store
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        self._files: LruBytes[Path] = LruBytes(budget)
+        self._held: Counter[str] = Counter()
+        self._files: LruBytes[Path] = LruBytes(budget, lambda path: self._held[path.name] > 0)
         for path in sorted(self._complete(), key=lambda p: p.stat().st_mtime):
             self._admit(path)
 
     @property
     def nbytes(self) -> int:
         return self._files.nbytes
+
+    @contextmanager
+    def held(self, digest: str) -> Iterator[None]:
+        """Keep a file from being evicted while it is read."""
+        with self._lock:
+            self._held[digest] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held[digest] -= 1
 
     def holds(self, digest: str) -> bool:
         return digest in self._files
@@ -151,7 +172,8 @@ class DeltaFiles:
 
     def _complete(self) -> list[Path]:
         for partial in self._folder.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+            if time.time() - partial.stat().st_mtime > 600:  # younger ones may be another replica's
+                partial.unlink(missing_ok=True)
         return [p for p in self._folder.iterdir() if len(p.name) == 64]
 
     def _admit(self, path: Path) -> None:
@@ -185,8 +207,9 @@ class DeltaCache:
         if held is not None:
             self.hits["host"] += 1
             return held
-        file, on_disk = self.files.open(digest)
-        delta = deltafile.read(file, self._base, self._fingerprint)
+        with self.files.held(digest):
+            file, on_disk = self.files.open(digest)
+            delta = deltafile.read(file, self._base, self._fingerprint)
         self.hits["disk" if on_disk else "store"] += 1
         with self._lock:
             self._host.put(digest, delta, delta.nbytes)

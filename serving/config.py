@@ -13,8 +13,10 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
+from yaml import YAMLError
 
 from serving.errors import StartError
 
@@ -81,7 +83,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        yaml = YamlConfigSettingsSource(settings_cls, yaml_file=os.environ.get("KEN_CONFIG"))
+        file = os.environ.get("KEN_CONFIG")
+        try:
+            if file and not Path(file).is_file():
+                raise StartError(f"KEN_CONFIG names {file}, which is no file")
+            yaml = YamlConfigSettingsSource(settings_cls, yaml_file=file)
+        except (ValueError, YAMLError) as error:
+            raise StartError(f"{file} is no YAML mapping of settings: {error}") from None
         return init_settings, env_settings, file_secret_settings, yaml
 
     @cached_property
@@ -111,6 +119,8 @@ def load_settings(**flags: Any) -> Settings:
     """
     try:
         return Settings(**{k: v for k, v in flags.items() if v is not None})
+    except SettingsError as error:
+        raise StartError(f"settings are not usable: {error}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise StartError(f"settings are not usable: {problems}") from None

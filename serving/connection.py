@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -31,7 +31,10 @@ def connect(url: str, timeout: float = 5.0) -> Client:
     Raises:
         StartError: a URL of another form.
     """
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise StartError(f"the store's URL is not usable: {error}") from None
     if scheme not in _SCHEMES:
         raise StartError(f"the store's URL starts with {scheme!r}; expected one of {', '.join(_SCHEMES)}")
     options: dict[str, Any] = {
@@ -47,14 +50,14 @@ def connect(url: str, timeout: float = 5.0) -> Client:
         if scheme.endswith("+cluster"):
             return RedisCluster.from_url(url.replace("+cluster", "", 1), socket_timeout=timeout)
         return redis.Redis.from_url(url, **options)
-    except ValueError as error:
-        raise StartError(f"the store's URL is not usable: {error}") from None
+    except ValueError:
+        raise StartError("the store's URL is not usable; percent-encode marks in user and password") from None
 
 
 def printable(url: str) -> str:
     """The URL without user, password and query, fit for a log."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
 
 
 def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
@@ -65,7 +68,7 @@ def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
         raise StartError("a redis+sentinel URL names its service: redis+sentinel://host:26379/service")
     user, _, password = credentials.partition(":")
     places = [(host, int(port or 26379)) for host, _, port in (h.partition(":") for h in hosts.split(","))]
-    sentinel = Sentinel(places, socket_timeout=options["socket_timeout"])
+    sentinel = Sentinel(places, socket_timeout=options["socket_timeout"], retry=Retry(NoBackoff(), 0))
     return sentinel.master_for(
         service,
         db=int(database or 0),

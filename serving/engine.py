@@ -181,6 +181,8 @@ class Engine:
                 future.set_exception(error)
 
         with self._changed:
+            if self._stopping:
+                raise UnavailableError("the server is stopping")
             self._calls.append(run)
             self._changed.notify()
         return future

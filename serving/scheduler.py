@@ -63,6 +63,7 @@ class Scheduler(Generic[T]):
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._queues: dict[Hashable, deque[Row[T]]] = {}
+        self._ran: dict[Hashable, float] = {}
         self.costs = Costs()
         self.rows = 0
         self.tokens = 0
@@ -77,13 +78,12 @@ class Scheduler(Generic[T]):
 
     def drop(self, now: float) -> list[Row[T]]:
         """Take out rows that are abandoned or past their deadline, before they cost anything."""
-        dropped = []
+        dropped: list[Row[T]] = []
         for key in list(self._queues):
-            queue = self._queues[key]
-            gone = [row for row in queue if row.abandoned or row.deadline <= now]
-            if gone:
-                dropped += gone
-                self._keep(key, deque(row for row in queue if not (row.abandoned or row.deadline <= now)))
+            kept: deque[Row[T]] = deque()
+            for row in self._queues[key]:
+                (dropped if row.abandoned or row.deadline <= now else kept).append(row)
+            self._keep(key, kept)
         for row in dropped:
             self.rows -= 1
             self.tokens -= row.tokens
@@ -100,6 +100,7 @@ class Scheduler(Generic[T]):
         key = self._choose(now, active)
         queue = self._queues[key]
         batch = [queue.popleft() for _ in range(self._prefix(queue))]
+        self._ran[key] = now
         self._keep(key, queue)
         for row in batch:
             self.rows -= 1
@@ -111,14 +112,18 @@ class Scheduler(Generic[T]):
         return self.tokens * self.costs.token + len(self._queues) * self.costs.switch
 
     def _choose(self, now: float, active: Hashable) -> Hashable:
-        oldest = min(self._queues, key=lambda k: self._queues[k][0].arrived)
-        if now - self._queues[oldest][0].arrived > self._limits.max_wait:
-            return oldest
+        overdue = [k for k, q in self._queues.items() if now - q[0].arrived > self._limits.max_wait]
+        if overdue:
+            return min(overdue, key=self._in_line_since)
         due = {k: min(row.deadline for row in q) for k, q in self._queues.items()}
         first = min(due, key=lambda k: due[k])
         if due[first] - now < self._limits.max_wait:
             return first
         return max(self._queues, key=lambda k: (self._work_rate(k, active), -self._queues[k][0].arrived))
+
+    def _in_line_since(self, key: Hashable) -> float:
+        """When an overdue queue's turn was due; one that ran since then goes to the end of the line."""
+        return max(self._queues[key][0].arrived + self._limits.max_wait, self._ran.get(key, 0.0))
 
     def _work_rate(self, key: Hashable, active: Hashable) -> float:
         queue = self._queues[key]
@@ -142,3 +147,4 @@ class Scheduler(Generic[T]):
             self._queues[key] = queue
         else:
             self._queues.pop(key, None)
+            self._ran.pop(key, None)

@@ -135,15 +135,18 @@ class Store:
         Args:
             progress: called with the bytes of each chunk as it is written.
         """
-        with self._with, self._leased(file.digest):
-            if self.has(file.digest):
-                return
+        with self._with, self._leased(file.digest) as token:
             count = 0
+            sha = hashlib.sha256()
             with file.path.open("rb") as stream:
                 while chunk := stream.read(CHUNK_BYTES):
+                    self._lease_change("take", file.digest, token)
                     self._client.set(self._blob(file.digest, count), chunk)
+                    sha.update(chunk)
                     count += 1
                     progress(len(chunk))
+            if sha.hexdigest() != file.digest:
+                raise ConflictError(f"{file.path} changed since it was opened; open it again")
             manifest = orjson.dumps(file.manifest.model_dump(mode="json"))
             described = {"manifest": manifest, "size": file.size, "count": count}
             self._client.hset(self._delta(file.digest), mapping=described)
@@ -373,7 +376,7 @@ class Store:
                 raise ConflictError(f"alias {alias!r} of task {task!r} has no earlier version to return to")
 
     @contextmanager
-    def _leased(self, digest: str) -> Iterator[None]:
+    def _leased(self, digest: str) -> Iterator[str]:
         """Hold off `gc` for one digest; many uploads may hold it at once."""
         token = uuid.uuid4().hex
         with self._with:
@@ -383,7 +386,7 @@ class Store:
                     raise StoreError(f"delta {digest} is being collected by gc; try again")
                 time.sleep(0.05)
         try:
-            yield
+            yield token
         finally:
             with self._with:
                 self._lease_change("drop", digest, token)
@@ -436,5 +439,5 @@ class _Reporting:
             raise StoreError(f"the store at {self._where} refuses these credentials: {error}") from None
         if isinstance(error, redis.ConnectionError | redis.TimeoutError):
             raise StoreError(f"the store at {self._where} does not answer: {error}") from error
-        if isinstance(error, redis.RedisError):
+        if isinstance(error, redis.RedisError | redis.exceptions.RedisClusterException):
             raise StoreError(f"the store at {self._where} answered: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -40,11 +41,7 @@ class TaskTable:
         Raises:
             UnknownTaskError: no such task, alias or version; names near it are suggested.
         """
-        known = self.current.tasks.get(task)
-        if known is None:
-            near = difflib.get_close_matches(task, self.current.tasks, n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise UnknownTaskError(f"there is no task {task!r}{hint}")
+        known = self.find(task)
         if digest is not None:
             if digest not in known.versions:
                 raise UnknownTaskError(f"{digest!r} is no version of task {task!r}")
@@ -54,10 +51,19 @@ class TaskTable:
             raise UnknownTaskError(f"task {task!r} has no alias {alias!r}; it has: {have}")
         return known.aliases[alias]
 
+    def find(self, task: str) -> Task:
+        """Raises `UnknownTaskError`; names near it are suggested."""
+        known = self.current.tasks.get(task)
+        if known is None:
+            near = difflib.get_close_matches(task, self.current.tasks, n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise UnknownTaskError(f"there is no task {task!r}{hint}")
+        return known
+
     def replace(self, table: Table) -> None:
         """Take a newer table over and keep it on disk."""
         self._table = table
-        partial = self._file.with_suffix(".partial")
+        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.{threading.get_ident()}.partial")
         partial.write_bytes(orjson.dumps(asdict(table)))
         partial.replace(self._file)
 
@@ -67,7 +73,7 @@ class TaskTable:
             plain = orjson.loads(self._file.read_bytes())
             tasks = {n: Task(**{**t, "versions": tuple(t["versions"])}) for n, t in plain["tasks"].items()}
             self._table = Table(plain["revision"], tasks)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         return True
 

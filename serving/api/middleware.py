@@ -33,7 +33,7 @@ class RequestIds:
         found = Headers(scope=scope).get("x-request-id", "").encode("latin-1")
         request_id = found if _REQUEST_ID.fullmatch(found) else uuid.uuid4().hex.encode()
         others = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
-        scope = {**scope, "headers": [*others, (b"x-request-id", request_id)]}
+        scope["headers"] = [*others, (b"x-request-id", request_id)]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start" and self._echo:
@@ -67,7 +67,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
-                raise _TooLongError
+                raise TooLongBodyError
             return message
 
         async def noting(message: Message) -> None:
@@ -77,7 +77,7 @@ class BodyLimit:
 
         try:
             await self._app(scope, counting, noting)
-        except _TooLongError:
+        except TooLongBodyError:
             if not started:
                 await self._refuse(scope, receive, send)
 
@@ -88,7 +88,7 @@ class BodyLimit:
         await response(scope, receive, send)
 
 
-class _TooLongError(BaseException):
+class TooLongBodyError(BaseException):
     """Passes through the routes' own handlers."""
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from serving.api.admin import admin_only
 from serving.api.bodies import read_body
+from serving.api.middleware import TooLongBodyError
 from serving.api.problems import RESPONSES
 from serving.api.resolve import resolve
 from serving.errors import InvalidInputError, ServingError, StoreError, UnknownTaskError
@@ -104,7 +105,7 @@ def router(service: Service) -> APIRouter:
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
+                "content": {"application/json": {"schema": _inlined(PredictRequest.model_json_schema())}},
             }
         },
     )
@@ -128,6 +129,9 @@ def router(service: Service) -> APIRouter:
         except asyncio.CancelledError:
             code = 499
             raise
+        except TooLongBodyError:
+            code = 413
+            raise
         finally:
             service.metrics.requests.labels(label, str(code)).inc()
             service.metrics.request_seconds.labels(label, "total").observe(time.perf_counter() - started)
@@ -135,13 +139,12 @@ def router(service: Service) -> APIRouter:
     @routes.get("/tasks")
     async def tasks() -> list[TaskInfo]:
         """All tasks this replica knows."""
-        return [_info(task) for task in service.table.current.tasks.values()]
+        return [_info(task) for _, task in sorted(service.table.current.tasks.items())]
 
     @routes.get("/tasks/{task}")
     async def task(task: TaskName) -> TaskInfo:
         """One task's aliases and versions."""
-        service.table.resolve(task)
-        return _info(service.table.current.tasks[task])
+        return _info(service.table.find(task))
 
     @routes.get("/tasks/{task}/history")
     async def history(task: TaskName) -> list[dict[str, Any]]:
@@ -169,6 +172,19 @@ def router(service: Service) -> APIRouter:
         return await _changed(service, task, service.store.delete, task)
 
     return routes
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that fits anywhere in a document: its own definitions in place of references to them."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, dict):
+            name = part.get("$ref", "").removeprefix("#/$defs/")
+            return resolve(definitions[name]) if name else {k: resolve(v) for k, v in part.items()}
+        return [resolve(item) for item in part] if isinstance(part, list) else part
+
+    return {k: resolve(v) for k, v in schema.items()}
 
 
 async def _answer(service: Service, digest: str, body: PredictRequest) -> Answer:

@@ -7,6 +7,7 @@ import math
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -56,12 +57,22 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         title = HTTPStatus(error.status_code).phrase
-        return problem(_id(request), error.status_code, title, f"{title}: {request.method} {request.url.path}")
+        answer = problem(_id(request), error.status_code, title, f"{title}: {request.method} {request.url.path}")
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return problem(_id(request), 422, "Invalid input", f"{where}: {first['msg']}")
 
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> JSONResponse:
         _log.exception("request %s failed", _id(request), exc_info=error)
-        return problem(_id(request), 500, "Internal error", "the server failed; its log names this request")
+        answer = problem(_id(request), 500, "Internal error", "the server failed; its log names this request")
+        answer.headers["X-Request-Id"] = _id(request) or ""
+        return answer
 
 
 def _id(request: Request) -> str | None:

@@ -6,14 +6,13 @@ import asyncio
 import json
 import logging
 import re
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from holding import Blocked, until
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
@@ -347,28 +346,6 @@ def test_a_delta_of_another_base_is_refused_without_telling_where_the_base_lies(
 # Load and time
 
 
-class Blocked:
-    """Within it, the engine runs no batch."""
-
-    def __init__(self, service: Service) -> None:
-        self._engine, self._go = service.engine, threading.Event()
-
-    def __enter__(self) -> None:
-        entered = threading.Event()
-        self._engine.call(lambda: (entered.set(), self._go.wait(20)))
-        assert entered.wait(20)
-
-    def __exit__(self, *_: object) -> None:
-        self._go.set()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
-
-
 def test_a_full_queue_is_429_with_retry_after(
     make_service: MakeService, publish: Callable[..., None], deltas: Deltas, talk: Talk
 ) -> None:
@@ -377,7 +354,7 @@ def test_a_full_queue_is_429_with_retry_after(
 
     async def conversation(client: Client) -> None:
         await client.post(SPAM, json={"inputs": "rain"})
-        with Blocked(service):
+        with Blocked(service.engine):
             first = asyncio.create_task(client.post(SPAM, json={"inputs": "rain"}))
             await until(lambda: service.engine.waiting == 1)
             refused = await client.post(SPAM, json={"inputs": "rain"})
@@ -395,7 +372,7 @@ def test_a_deadline_that_passes_is_504(
     publish("spam", deltas.spam)
 
     async def conversation(client: Client) -> None:
-        with Blocked(service):
+        with Blocked(service.engine):
             assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 504, "0.2 s")
 
     talk(service, conversation)
@@ -404,7 +381,7 @@ def test_a_deadline_that_passes_is_504(
 def test_a_drain_waits_for_what_was_accepted_and_refuses_what_comes(service: Service, talk: Talk) -> None:
     async def conversation(client: Client) -> None:
         await client.post(SPAM, json={"inputs": "rain"})
-        with Blocked(service):
+        with Blocked(service.engine):
             accepted = asyncio.create_task(client.post(SPAM, json={"inputs": list(TEXTS)}))
             await until(lambda: service.engine.waiting == len(TEXTS))
             draining = asyncio.create_task(service.drain(20))
@@ -424,7 +401,7 @@ def test_a_drain_waits_for_what_was_accepted_and_refuses_what_comes(service: Ser
 def test_a_drain_that_runs_out_of_time_says_how_many_are_left(service: Service, talk: Talk) -> None:
     async def conversation(client: Client) -> None:
         await client.post(SPAM, json={"inputs": "rain"})
-        with Blocked(service):
+        with Blocked(service.engine):
             accepted = asyncio.create_task(client.post(SPAM, json={"inputs": "rain"}))
             await until(lambda: service.engine.waiting == 1)
             assert await service.drain(0.05) == 1

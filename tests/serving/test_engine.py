@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from holding import Blocked, until
 from tiny_checkpoints import TEXTS, Deltas, Tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -129,13 +129,6 @@ def logits(tiny: Tiny) -> Callable[..., np.ndarray]:
             return model(**inputs).logits.numpy()
 
     return ask
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
 
 
 def test_a_task_answers_as_its_own_model_and_not_as_its_neighbours(
@@ -290,21 +283,6 @@ def test_tasks_that_do_not_fit_together_all_get_answered(
 
 
 # The queue
-
-
-class Blocked:
-    """Within it, the engine runs no batch."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._go = engine, threading.Event()
-
-    def __enter__(self) -> None:
-        entered = threading.Event()
-        self._engine.call(lambda: (entered.set(), self._go.wait(20)))
-        assert entered.wait(20)
-
-    def __exit__(self, *_: object) -> None:
-        self._go.set()
 
 
 def test_a_full_queue_refuses_with_the_time_the_backlog_will_take(

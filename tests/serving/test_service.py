@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from holding import Blocked, until
 from tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -46,28 +45,6 @@ def is_answer_of(answer: Answer, file: DeltaFile, dedicated: Dedicated, *texts: 
     return answer.digest == file.digest and [scores(rows) for rows in answer.outputs] == [
         pytest.approx(row, abs=1e-5) for row in expected
     ]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
-
-
-class Blocked:
-    """Within it, the engine runs no batch."""
-
-    def __init__(self, service: Service) -> None:
-        self._engine, self._go = service.engine, threading.Event()
-
-    def __enter__(self) -> None:
-        entered = threading.Event()
-        self._engine.call(lambda: (entered.set(), self._go.wait(20)))
-        assert entered.wait(20)
-
-    def __exit__(self, *_: object) -> None:
-        self._go.set()
 
 
 # Answers
@@ -259,7 +236,7 @@ def test_a_request_whose_deadline_passes_in_the_queue_costs_no_forward_pass(
 ) -> None:
     async def too_late() -> None:
         await ask(service, "spam")
-        with Blocked(service):
+        with Blocked(service.engine):
             with pytest.raises(DeadlineError, match=r"no answer within 0\.05 s"):
                 await ask(service, "spam", "rain", timeout=0.05)
             assert service.engine.waiting == 1
@@ -276,7 +253,7 @@ def test_an_abandoned_request_costs_no_forward_pass(
 ) -> None:
     async def give_up() -> None:
         await ask(service, "spam")
-        with Blocked(service):
+        with Blocked(service.engine):
             asked = asyncio.create_task(ask(service, "spam", "rain", "sun"))
             await until(lambda: service.engine.waiting == 2)
             asked.cancel()
@@ -292,7 +269,7 @@ def test_an_abandoned_request_costs_no_forward_pass(
 def test_an_abandoned_request_does_not_hold_its_task_on_the_device(service: Service, deltas: Deltas) -> None:
     async def give_up() -> int:
         await ask(service, "spam")
-        with Blocked(service):
+        with Blocked(service.engine):
             asked = asyncio.create_task(ask(service, "spam", "rain"))
             await until(lambda: service.engine.waiting == 1)
             asked.cancel()
