@@ -18,11 +18,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from ken_core.errors import CheckpointError
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -57,16 +60,17 @@ class Checkpoint:
     def head_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and persistent buffers outside the backbone, by name in the whole model, sorted.
 
-        A weight tied to the backbone belongs to the backbone.
+        A weight tied to the backbone belongs to the backbone, one tied inside the head counts once.
         """
-        inside = {t.data_ptr() for t in self.backbone.state_dict().values()}
+        seen = {t.data_ptr() for t in self.backbone.state_dict().values()}
         prefix = _backbone_prefix(self.model)
         state = self.model.state_dict() if prefix else {}
-        return {
-            n: state[n].detach()
-            for n in sorted(state)
-            if not n.startswith(prefix) and state[n].data_ptr() not in inside
-        }
+        found = {}
+        for name in sorted(n for n in state if not n.startswith(prefix)):
+            if state[name].data_ptr() not in seen:
+                found[name] = state[name].detach()
+                seen.add(state[name].data_ptr())
+        return found
 
     def tokenizer_file(self, name: str) -> bytes | None:
         """The bytes of ``tokenizer.json`` or ``tokenizer_config.json``, None where the checkpoint has none."""
@@ -79,6 +83,8 @@ class Checkpoint:
         try:
             modes = json.loads((self.folder / "1_Pooling" / "config.json").read_bytes())
         except (OSError, ValueError):
+            return None
+        if not isinstance(modes, dict):
             return None
         names = {
             "mean": "pooling_mode_mean_tokens",
@@ -95,8 +101,11 @@ def open_base(name_or_path: str) -> Checkpoint:
         CheckpointError: no such folder or hub name, or no usable weights in it.
     """
     folder = find_folder(name_or_path)
+    _refuse_own_code(folder)
     with quiet(folder):
-        loaded = AutoModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        loaded = AutoModel.from_pretrained(
+            folder, dtype=_stored_dtype(folder), output_loading_info=True, trust_remote_code=False
+        )
     return _opened(name_or_path, folder, *loaded)
 
 
@@ -107,10 +116,9 @@ def open_tuned(name_or_path: str) -> Checkpoint:
         CheckpointError: as `open_base`; or the class is not one of transformers' own (remote code is never run).
     """
     folder = find_folder(name_or_path)
+    _refuse_own_code(folder)
     with quiet(folder):
-        config = AutoConfig.from_pretrained(folder)
-    if getattr(config, "auto_map", None):
-        raise CheckpointError(f"{folder} wants its own code run (auto_map in config.json); that is never done")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     architecture = (config.architectures or [None])[0]
     if architecture is None:
         raise CheckpointError(
@@ -120,8 +128,11 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise CheckpointError(f"{folder} is a {architecture!r}, which this transformers does not know")
     with quiet(folder):
-        loaded: Any = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    return _opened(name_or_path, folder, *loaded)
+        loaded: Any = model_class.from_pretrained(folder, dtype=_stored_dtype(folder), output_loading_info=True)
+    opened = _opened(name_or_path, folder, *loaded)
+    if lacking := sorted(opened.absent - set(_backbone_names(opened.model))):
+        raise CheckpointError(f"{folder} lacks {lacking[0]!r}, which a {architecture} has; is it fine-tuned at all?")
+    return opened
 
 
 def find_folder(name_or_path: str) -> Path:
@@ -155,8 +166,31 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def backbone_class_name(model: PreTrainedModel) -> str:
-    return type(model.base_model).__name__
+def _refuse_own_code(folder: Path) -> None:
+    """Checkpoints may ask for Python of their own to be run; that is never done."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}/config.json is no object; expected what save_pretrained writes")
+    if config.get("auto_map"):
+        raise CheckpointError(f"{folder} wants its own code run (auto_map in config.json); that is never done")
+
+
+def _stored_dtype(folder: Path) -> torch.dtype | str:
+    """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
+    names: set[str] = set()
+    with quiet(folder):
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                names |= {file.get_slice(n).get_dtype() for n in file.keys()}  # noqa: SIM118 - no mapping
+    found = [_SAFETENSORS_FLOATS[n] for n in names if n in _SAFETENSORS_FLOATS]
+    return max(found, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).max)) if found else "auto"
+
+
+def _backbone_names(model: PreTrainedModel) -> list[str]:
+    return [_backbone_prefix(model) + name for name, _ in model.base_model.named_parameters()]
 
 
 def _backbone_prefix(model: PreTrainedModel) -> str:
@@ -187,13 +221,13 @@ def quiet(folder: Path) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder} cannot be loaded: {reason}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise CheckpointError(f"{folder} cannot be loaded: its safetensors file is damaged ({error})") from error
+    except StrictDataclassError as error:
+        raise CheckpointError(f"{folder}/config.json cannot be used: {str(error).splitlines()[-1].strip()}") from error
     finally:
         logging.set_verbosity(level)
         if bar:

@@ -99,6 +99,8 @@ def _decompress(data: Bytes, size: int) -> Bytes:
         claimed = zstandard.frame_content_size(raw)
         if claimed != size:
             raise DeltaFormatError(f"a compressed stream claims {claimed} bytes, expected {size}")
-        return np.frombuffer(zstandard.ZstdDecompressor().decompress(raw, max_output_size=size), np.uint8)
+        return np.frombuffer(
+            zstandard.ZstdDecompressor().decompress(raw, max_output_size=size, allow_extra_data=False), np.uint8
+        )
     except zstandard.ZstdError as error:
         raise DeltaFormatError(f"a compressed stream is damaged: {error}") from error

@@ -6,9 +6,10 @@ answers. So every key must equal the base's, except those no backbone reads when
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from ken_core.errors import ConfigMismatchError, DeltaFormatError
 
@@ -25,6 +26,9 @@ _TRAINING = {
 }  # fmt: skip
 _GENERATION = {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "use_cache"}
 _OUTPUT = {"output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"}
+
+_FOREIGN = {"auto_map", "_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation"}
+_DEEPEST = 16
 
 _ANYWHERE = _BOOKKEEPING | _HEAD | _TRAINING | _GENERATION | _OUTPUT
 _OF_ARCHITECTURE: dict[str, set[str]] = {
@@ -67,10 +71,9 @@ def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bo
 
 
 def portable(config: PretrainedConfig) -> dict[str, Any]:
-    """The config as a delta carries it: plain JSON, nothing that asks for code or names a path."""
-    plain: dict[str, Any] = config.to_diff_dict()
-    for key in ("auto_map", "_name_or_path", "transformers_version"):
-        plain.pop(key, None)
+    """The config as a delta carries it: plain JSON, only keys its config class has, no path and no code."""
+    known = _known_keys(config.model_type)
+    plain = {k: _plain(v) for k, v in config.to_diff_dict().items() if k in known}
     plain["model_type"] = config.model_type
     return plain
 
@@ -79,15 +82,39 @@ def restore(plain: dict[str, Any]) -> PretrainedConfig:
     """The inverse of `portable`, for untrusted input.
 
     Raises:
-        DeltaFormatError: an `auto_map`, an unknown architecture, or values its config class refuses.
+        DeltaFormatError: an unknown architecture or key (so also an `auto_map`), or values its class refuses.
     """
-    if "auto_map" in plain:
-        raise DeltaFormatError("the delta's config has an auto_map, which asks for its own code; that is refused")
+    model_type = plain.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise DeltaFormatError(f"the delta's config is of architecture {model_type!r}, unknown to this transformers")
+    if unknown := sorted(set(plain) - _known_keys(model_type) - {"model_type"}):
+        raise DeltaFormatError(f"the delta's config has a key {unknown[0]!r}, which a {model_type} config does not")
+    if _depth(plain) > _DEEPEST:
+        raise DeltaFormatError(f"the delta's config is nested deeper than {_DEEPEST} levels")
+    if plain.get("dtype") not in (None, "float64", "float32", "float16", "bfloat16"):
+        raise DeltaFormatError(f"the delta's config has dtype {plain['dtype']!r}; expected a floating-point one")
     try:
         return AutoConfig.for_model(**plain)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise DeltaFormatError(f"the delta's config is not usable: {reason[0] if reason else error!r}") from error
+
+
+@cache
+def _known_keys(model_type: str) -> frozenset[str]:
+    """Keys of a config class that say what a model is, and not where it comes from or how it is run."""
+    return frozenset(CONFIG_MAPPING[model_type]().to_dict()) - _FOREIGN | {"problem_type", "classifier_dropout"}
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, without recursion."""
+    level, deepest = [value], 0
+    while level and deepest <= _DEEPEST:
+        deepest += 1
+        level = [
+            child for v in level if isinstance(v, dict | list) for child in (v.values() if isinstance(v, dict) else v)
+        ]
+    return deepest
 
 
 def _plain(value: Any) -> Any:

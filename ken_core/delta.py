@@ -108,7 +108,7 @@ def extract(
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),
         backbone=sum(t.numel() for t in ours.values()),
-        config=portable(tuned.config),
+        config={**portable(tuned.config), "dtype": dtype_name(dtype)},
         sparse={n: s for n, s in sparse.items() if s.values.size},
         dense={n: t for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape},
         head={n: _cast(n, t, dtype, cast) for n, t in tuned.head_tensors.items()},
@@ -215,7 +215,10 @@ def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
 def _changed_files(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
     """The fine-tune's tokenizer where it differs in content (not in formatting) from the base's."""
     ours, theirs = base.tokenizer_file("tokenizer.json"), tuned.tokenizer_file("tokenizer.json")
-    if theirs is None or (ours is not None and json.loads(ours) == json.loads(theirs)):
-        return {}
+    try:
+        if theirs is None or (ours is not None and json.loads(ours) == json.loads(theirs)):
+            return {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"a tokenizer.json of {base.folder} or {tuned.folder} is no JSON: {error}") from error
     found = {name: tuned.tokenizer_file(name) for name in TOKENIZER_FILES}
     return {name: data for name, data in found.items() if data is not None}

@@ -22,6 +22,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers import PretrainedConfig
 
 from ken_core import manifest as m
 from ken_core.bits import as_bits, from_bits, pack_mask, unpack_mask
@@ -147,6 +148,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
     resized = any(n in ours for n in described.dense)
     check_config(base.config, config, resized=resized)
     _check_against_base(described, ours)
+    _check_dense(described, base, config)
     with safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
@@ -277,6 +279,24 @@ def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor])
             )
 
 
+def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> None:
+    """A whole backbone tensor is one the base's files lack, or one with another number of rows (added tokens)."""
+    parameters = dict(base.backbone.named_parameters())
+    default = next(iter(base.backbone_tensors.values())).dtype
+    for name, entry in described.dense.items():
+        if name in described.sparse or name not in parameters:
+            raise DeltaFormatError(f"the delta brings {name!r} whole, which is no tensor of the base or is there twice")
+        ours = base.backbone_tensors.get(name)
+        shape, dtype = tuple(parameters[name].shape), dtype_name(default if ours is None else ours.dtype)
+        rows = getattr(config, "vocab_size", None)
+        resized = ours is not None and entry.shape != shape and entry.shape == (rows, *shape[1:])
+        if entry.dtype != dtype or 0 in entry.shape or not (resized or (ours is None and entry.shape == shape)):
+            raise DeltaFormatError(
+                f"the delta's {name!r} is {entry.dtype} {list(entry.shape)}; expected {dtype} {list(shape)} "
+                "that the base lacks, or an embedding of as many rows as the vocabulary"
+            )
+
+
 def _read_sparse(
     name: str, entry: m.SparseEntry, mask: Bytes, values: Bytes, base: torch.Tensor, codec: Codec
 ) -> Sparse:
@@ -294,8 +314,6 @@ def _read_sparse(
 
 def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
     dtype = _dtype(entry.dtype)
-    if not data.size:
-        return torch.empty(entry.shape, dtype=dtype)
     tensor = torch.frombuffer(bytearray(data.tobytes()), dtype=dtype).reshape(entry.shape)
     if dtype.is_floating_point and not torch.isfinite(tensor).all():
         raise DeltaFormatError(f"the delta's tensor {name!r} holds NaN or infinity")

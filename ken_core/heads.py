@@ -33,8 +33,14 @@ def graft(
     model_class = getattr(transformers, architecture, None)
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise DeltaFormatError(f"architecture {architecture!r} is not one this transformers knows")
-    with torch.device("meta"):
-        model: PreTrainedModel = model_class(restore(dict(config)))
+    restored = restore(dict(config))
+    if model_class.config_class is not type(restored) or not model_class.base_model_prefix:
+        raise DeltaFormatError(f"architecture {architecture!r} does not go with a {restored.model_type} config")
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = model_class(restored)
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        raise DeltaFormatError(f"{architecture} cannot be built from the delta's config: {error}") from error
     prefix = model.base_model_prefix
     expected = model.base_model
     if type(expected) is not type(backbone):
@@ -43,8 +49,9 @@ def graft(
         )
     if expected is model:
         return _adopt(backbone, architecture, head)
+    slots = {n: t for n, t in model.state_dict().items() if not n.startswith(f"{prefix}.")}
     setattr(model, prefix, backbone)
-    _fill(model, architecture, prefix, head)
+    _fill(model, architecture, slots, head)
     model.tie_weights()
     model.eval()
     model.requires_grad_(False)
@@ -58,31 +65,25 @@ def _adopt(backbone: nn.Module, architecture: str, head: Mapping[str, torch.Tens
     return backbone
 
 
-def _fill(model: PreTrainedModel, architecture: str, prefix: str, head: Mapping[str, torch.Tensor]) -> None:
-    inside = {id(p) for p in model.base_model.parameters()}
-    wanted = {n: p for n, p in model.named_parameters() if id(p) not in inside and not n.startswith(f"{prefix}.")}
+def _fill(
+    model: PreTrainedModel, architecture: str, slots: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]
+) -> None:
+    """Put the head's tensors into its slots. The backbone is shared by all tasks: no head may reach into it."""
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    missing = sorted(n for n in wanted if n not in head and n not in tied)
+    missing = sorted(n for n in slots if n not in head and n not in tied)
     if missing:
         raise DeltaFormatError(f"the delta brings no {missing[0]!r}, which the head of {architecture} needs")
     for name, tensor in head.items():
-        module_name, _, key = name.rpartition(".")
-        module = model.get_submodule(module_name) if _has(model, module_name) else None
-        slot = getattr(module, key, None) if module is not None else None
-        if not isinstance(slot, torch.Tensor):
+        slot = slots.get(name)
+        if slot is None:
             raise DeltaFormatError(f"the head of {architecture} has no {name!r}")
-        if slot.shape != tensor.shape:
-            raise DeltaFormatError(f"{name!r} has shape {list(tensor.shape)}, its config asks for {list(slot.shape)}")
-        assert module is not None
+        if slot.shape != tensor.shape or slot.is_floating_point() != tensor.is_floating_point():
+            raise DeltaFormatError(
+                f"{name!r} is {tensor.dtype} {list(tensor.shape)}, its config asks for {slot.dtype} {list(slot.shape)}"
+            )
+        module_name, _, key = name.rpartition(".")
+        module = model.get_submodule(module_name)
         if key in module._parameters:
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
         else:
             module._buffers[key] = tensor
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from ken_core.codec import Codec
 
@@ -15,6 +15,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
 DTypeName = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+Length = Annotated[int, Field(gt=0, lt=1 << 40)]
 
 TASK_KINDS = {
     "ForSequenceClassification": "text-classification",
@@ -54,7 +55,7 @@ class SparseEntry(_Strict):
 class WholeEntry(_Strict):
     """A tensor stored in full: outside the backbone (head), of another shape, or absent from the base (dense)."""
 
-    shape: tuple[Size, ...]
+    shape: Annotated[tuple[Length, ...], Field(max_length=8)]
     dtype: DTypeName
     data: Stream
 
@@ -92,6 +93,19 @@ class Manifest(_Strict):
     dense: dict[Name, WholeEntry]
     head: dict[Name, WholeEntry]
     files: dict[Literal["tokenizer.json", "tokenizer_config.json"], Stream]
+
+    @model_validator(mode="after")
+    def _labels_and_kind_make_sense(self) -> Manifest:
+        if self.kind != task_kind(self.architecture):
+            raise ValueError(f"kind {self.kind!r} does not go with architecture {self.architecture!r}")
+        labels = self.config.get("id2label")
+        if labels is not None and not (
+            isinstance(labels, dict)
+            and set(labels) == {str(i) for i in range(len(labels))}
+            and all(isinstance(v, str) for v in labels.values())
+        ):
+            raise ValueError("config.id2label must map '0', '1', … to names")
+        return self
 
     @property
     def selected(self) -> int:

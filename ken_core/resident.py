@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ken_core.bits import as_bits, from_bits
 from ken_core.checkpoint import Checkpoint
 from ken_core.delta import Delta, check_base, patched
 from ken_core.errors import ExchangeError, PoisonedError
@@ -140,7 +141,12 @@ class ResidentModel:
     def verify(self) -> list[str]:
         """Names of resident tensors that are not bit for bit the base's; reverts first."""
         self.revert()
-        return [n for n, home in self._home.items() if identify(home.cpu()) != self._table[n]]
+        found = dict(self.backbone.named_parameters())
+        return [n for n, home in self._home.items() if not self._is_the_base(n, home, found.get(n))]
+
+    def _is_the_base(self, name: str, home: torch.Tensor, found: torch.Tensor | None) -> bool:
+        in_place = found is not None and found.data_ptr() == home.data_ptr()
+        return in_place and identify(home.cpu()) == self._table[name]
 
     def _swap(self, attached: Attached, pointed: Mapping[str, torch.Tensor]) -> None:
         """Exchange a delta's values with the weights and point its whole tensors, or restore the base."""
@@ -216,8 +222,8 @@ class ResidentModel:
                 self._home[name] = parameter.data
         for module in self.backbone.modules():
             for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = self._placed(buffer)
+                if buffer is not None:  # in its own dtype: rotary frequencies lose the answer in bfloat16
+                    module._buffers[key] = buffer.to(self.device, copy=True)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the device in the serving dtype."""
@@ -228,11 +234,11 @@ class ResidentModel:
         return {n: identify(home.cpu()) for n, home in self._home.items()}
 
     def _pack(self, delta: Delta) -> dict[torch.dtype, Packed]:
-        by_dtype: dict[tuple[torch.dtype, torch.dtype], list[Segment]] = {}
+        """One packed delta an arena; values are cast to the serving dtype once, here."""
+        by_dtype: dict[torch.dtype, list[Segment]] = {}
         for name in sorted(delta.sparse):
             entry = delta.sparse[name]
-            key = (entry.dtype, self._serving_dtype(self.checkpoint_tensor(name)))
-            by_dtype.setdefault(key, []).append(Segment(self._start[name], entry.mask, entry.values))
-        return {
-            serving: pack(segments, stored, serving, self.device) for (stored, serving), segments in by_dtype.items()
-        }
+            dtype = self._serving_dtype(self.checkpoint_tensor(name))
+            values = entry.values if entry.dtype == dtype else as_bits(from_bits(entry.values, entry.dtype).to(dtype))
+            by_dtype.setdefault(dtype, []).append(Segment(self._start[name], entry.mask, values))
+        return {dtype: pack(segments, dtype, dtype, self.device) for dtype, segments in by_dtype.items()}

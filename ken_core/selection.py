@@ -28,6 +28,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Keys = npt.NDArray[np.uint64]
 """Scores as integers whose order is the score's order; the largest are kept."""
 
+_KEY_BITS, _DIGIT_BITS = 64, 16
+
 ALLOWED_SCOPES: dict[str, tuple[Scope, ...]] = {
     "ken": ("row",),
     "ken-shift": ("row",),
@@ -135,29 +137,27 @@ def _select_rows(keys: Keys, budget: Budget) -> Mask:
 def _select_global(
     names: list[str], pair: Callable[[str], Pair], selection: Selection, progress: Callable[[str], None]
 ) -> Mapping[str, Mask]:
-    """One threshold over all tensors, found by two histograms so that no more than one tensor is held."""
-    digits = 16
-    high = np.zeros(1 << digits, np.int64)
-    for name in names:
-        keys = _keys(name, pair(name), selection)
-        high += np.bincount((keys >> digits).astype(np.int64).reshape(-1), minlength=1 << digits)
-    keep = selection.budget.of(int(high.sum()))
+    """One threshold over all tensors, found digit by digit so that no more than one tensor is held."""
+    total = sum(pair(name)[0].numel() for name in names)
+    keep = selection.budget.of(total)
     if keep == 0:
         return {name: np.zeros(pair(name)[0].numel(), np.bool_) for name in names}
-    top, above_top = _cut(high, keep)
-    low = np.zeros(1 << digits, np.int64)
-    for name in names:
-        keys = _keys(name, pair(name), selection).reshape(-1)
-        inside = keys[(keys >> digits) == top] & ((1 << digits) - 1)
-        low += np.bincount(inside.astype(np.int64), minlength=1 << digits)
-    bottom, above_bottom = _cut(low, keep - above_top)
-    threshold = np.uint64((top << digits) | bottom)
-    room = keep - above_top - above_bottom
+    threshold, room = 0, keep
+    for shift in range(_KEY_BITS - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        histogram = np.zeros(1 << _DIGIT_BITS, np.int64)
+        for name in names:
+            keys = _keys(name, pair(name), selection).reshape(-1)
+            if shift + _DIGIT_BITS < _KEY_BITS:
+                keys = keys[(keys >> (shift + _DIGIT_BITS)) == threshold]
+            digits = (keys >> shift) & ((1 << _DIGIT_BITS) - 1)
+            histogram += np.bincount(digits.astype(np.int64), minlength=histogram.size)
+        digit, above = _cut(histogram, room)
+        threshold, room = (threshold << _DIGIT_BITS) | digit, room - above
     masks = {}
     for name in names:
         keys = _keys(name, pair(name), selection).reshape(-1)
-        mask = keys > threshold
-        level = np.flatnonzero(keys == threshold)[:room]
+        mask = keys > np.uint64(threshold)
+        level = np.flatnonzero(keys == np.uint64(threshold))[:room]
         mask[level] = True
         room -= level.size
         masks[name] = mask
@@ -174,15 +174,14 @@ def _cut(histogram: npt.NDArray[np.int64], keep: int) -> tuple[int, int]:
 
 
 def _keys(name: str, pair: Pair, selection: Selection) -> Keys:
-    """Scores of a tensor as ordered integers, shape (rows, n); 32 bits wide for the global methods."""
+    """Scores of a tensor as ordered integers, shape (rows, n)."""
     base, tuned = pair
     for role, tensor in (("base", base), ("fine-tuned", tuned)):
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"the {role} tensor {name!r} holds NaN or infinity; it cannot be pruned or served")
     match selection.method:
         case "magnitude":
-            shift = (_rows(tuned) - _rows(base)).abs()
-            return shift.to(torch.float32).numpy().view(np.uint32).astype(np.uint64)
+            return _float_keys((_rows(tuned).double() - _rows(base).double()).abs().numpy())
         case "random":
             return _random_keys(name, base.numel(), selection.seed).reshape(_rows(base).shape)
         case "ken":

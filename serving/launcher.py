@@ -98,8 +98,6 @@ def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
     stop.install()
     import ray
 
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     code = 1
     try:
         _start_cluster(settings, folder)
@@ -137,8 +135,6 @@ def _start_cluster(settings: Settings, folder: Path) -> None:
         _node_ip_address="127.0.0.1",
     )
     _show_replicas_only()
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _start_application(settings: Settings) -> None:
@@ -147,6 +143,8 @@ def _start_application(settings: Settings) -> None:
 
     from serving.app import APP, build
 
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     where = {"host": _plain_host(settings.host), "port": settings.port}
     ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)

@@ -55,7 +55,7 @@ _WORDS = [
 ]
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-VOCABULARY = [*_SPECIAL, *_LETTERS.replace("a", ""), *(f"##{c}" for c in _LETTERS), *"0123456789.,?!'", *_WORDS]
+_VOCABULARY = [*_SPECIAL, *_LETTERS.replace("a", ""), *(f"##{c}" for c in _LETTERS), *"0123456789.,?!'", *_WORDS]
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
     torch.manual_seed(20)
     config = BertConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(_VOCABULARY),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -136,7 +136,7 @@ def _tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {token: i for i, token in enumerate(VOCABULARY)}
+    ids = {token: i for i, token in enumerate(_VOCABULARY)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -41,7 +41,9 @@ def warm(dtype: torch.dtype) -> None:
 
     mask = np.ones(1, np.bool_)
     packed = pack([Segment(0, mask, np.zeros(1, _INTEGER[dtype.itemsize]))], dtype, dtype, torch.device("cpu"))
+    threads = torch.get_num_threads()
     exchange(torch.zeros(1, dtype=dtype), packed)
+    torch.set_num_threads(threads)  # starting numba's OpenMP pool changes torch's
 
 
 def threading_is_safe() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; always ends in `SystemExit`, or returns where all went well.
 
     Exit codes: 0 done, 1 it failed and the reason is on stderr, 2 used wrongly, 130 interrupted."""
+    if arguments is None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that what was started is stopped
     # numba reads it at import; without it compiled kernels would be written beside the sources
     data_dir = os.environ.get("KEN_DATA_DIR") or str(default_data_dir())
     os.environ.setdefault("NUMBA_CACHE_DIR", os.path.join(os.path.expanduser(data_dir), "numba"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,6 @@ def save_noisy(tmp_path_factory: pytest.TempPathFactory) -> Save:
 
 
 @pytest.fixture
-def no_new_files(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """Names of what lies in `tmp_path`, hidden files included."""
+def left_in_tmp_path(tmp_path: Path) -> Callable[[], list[str]]:
+    """``left_in_tmp_path()``: names of what lies in `tmp_path` now, hidden files included."""
     return lambda: sorted(p.name for p in tmp_path.iterdir())

@@ -262,9 +262,9 @@ def test_merge_writes_nothing_into_the_base(base, tuned):
     assert fingerprint(base.backbone_tensors) == before
 
 
-def test_apply_writes_a_complete_folder(base, tuned, tmp_path, no_new_files, tiny_base):
+def test_apply_writes_a_complete_folder(base, tuned, tmp_path, left_in_tmp_path, tiny_base):
     apply(base, extract(base, tuned), tmp_path / "out")
-    assert no_new_files() == ["out"]
+    assert left_in_tmp_path() == ["out"]
     found = {p.name for p in (tmp_path / "out").iterdir()}
     assert found == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny_base / "tokenizer.json").read_bytes()
@@ -398,7 +398,7 @@ def test_apply_refuses_a_folder_with_anything_in_it_and_a_file(base, tuned, tmp_
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_failed_apply_leaves_nothing_behind(base, tuned, tmp_path, no_new_files):
+def test_a_failed_apply_leaves_nothing_behind(base, tuned, tmp_path, left_in_tmp_path):
     delta = extract(base, tuned)
     unknown = dataclasses.replace(delta, architecture="NoSuchForSequenceClassification")
     with pytest.raises(CheckpointError, match="NoSuchForSequenceClassification"):
@@ -406,7 +406,7 @@ def test_a_failed_apply_leaves_nothing_behind(base, tuned, tmp_path, no_new_file
     clashing = dataclasses.replace(delta, files={"tokenizer.json": "not bytes"})
     with pytest.raises(TypeError):
         apply(base, clashing, tmp_path / "out")
-    assert no_new_files() == []
+    assert left_in_tmp_path() == []
 
 
 @pytest.fixture(scope="module")
@@ -426,13 +426,13 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_another_base_is_refused_naming_both_fingerprints(base, tuned, other_base, tmp_path, no_new_files, use):
+def test_another_base_is_refused_naming_both_fingerprints(base, tuned, other_base, tmp_path, left_in_tmp_path, use):
     delta = extract(base, tuned)
     with pytest.raises(BaseMismatchError) as refusal:
         USES[use](other_base, delta, tmp_path / "out")
     assert delta.base_fingerprint in str(refusal.value)
     assert fingerprint(other_base.backbone_tensors).digest in str(refusal.value)
-    assert no_new_files() == []
+    assert left_in_tmp_path() == []
 
 
 # tokenizer files and pooling

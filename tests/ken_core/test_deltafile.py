@@ -179,20 +179,20 @@ def test_the_default_codec_is_smaller_than_raw(base, tuned, tmp_path):
     assert sizes["zstd"] < 0.9 * sizes["raw"]
 
 
-def test_writing_over_an_old_file_replaces_it_whole_and_leaves_nothing_else(base, tuned, tmp_path, no_new_files):
+def test_writing_over_an_old_file_replaces_it_whole_and_leaves_nothing_else(base, tuned, tmp_path, left_in_tmp_path):
     (tmp_path / "d").write_bytes(b"old" * 100_000)
     file = write(extract(base, tuned), base, tmp_path / "d")
     assert open_file(tmp_path / "d").digest == file.digest
-    assert no_new_files() == ["d"]
+    assert left_in_tmp_path() == ["d"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(base, tuned, tmp_path, no_new_files):
+def test_a_write_that_fails_leaves_the_old_file(base, tuned, tmp_path, left_in_tmp_path):
     (tmp_path / "d").write_bytes(b"old")
     delta = extract(base, tuned)
     with pytest.raises(KeyError):
         write(delta, open_tuned_without(base, next(iter(delta.sparse))), tmp_path / "d")
     assert (tmp_path / "d").read_bytes() == b"old"
-    assert no_new_files() == ["d"]
+    assert left_in_tmp_path() == ["d"]
 
 
 def open_tuned_without(base, name: str):

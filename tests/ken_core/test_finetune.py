@@ -92,10 +92,10 @@ def test_the_base_is_left_as_it_was(tiny_base, tmp_path):
     assert {p.name: p.read_bytes() for p in tiny_base.iterdir()} == before
 
 
-def test_an_empty_folder_is_filled_and_nothing_else_is_written(tiny_base, tmp_path, no_new_files):
+def test_an_empty_folder_is_filled_and_nothing_else_is_written(tiny_base, tmp_path, left_in_tmp_path):
     (tmp_path / "out").mkdir()
     finetune(str(tiny_base), EXAMPLES, tmp_path / "out", QUICK)
-    assert no_new_files() == ["out"]
+    assert left_in_tmp_path() == ["out"]
     assert open_tuned(str(tmp_path / "out")).model.num_labels == 3
 
 
@@ -109,10 +109,10 @@ def test_texts_longer_than_the_model_are_cut(tiny_base, tmp_path):
 
 
 @pytest.mark.parametrize("examples", [[], EXAMPLES[:1], EXAMPLES[:4]], ids=["none", "one example", "one label"])
-def test_fewer_than_two_labels_are_refused(tiny_base, tmp_path, no_new_files, examples):
+def test_fewer_than_two_labels_are_refused(tiny_base, tmp_path, left_in_tmp_path, examples):
     with pytest.raises(DataError, match="at least two labels"):
         finetune(str(tiny_base), examples, tmp_path / "out", QUICK)
-    assert no_new_files() == []
+    assert left_in_tmp_path() == []
 
 
 def test_a_folder_with_anything_in_it_and_a_file_are_refused(tiny_base, tmp_path):
@@ -124,10 +124,10 @@ def test_a_folder_with_anything_in_it_and_a_file_are_refused(tiny_base, tmp_path
     assert (tmp_path / "full" / "precious").read_text() == "precious"
 
 
-def test_a_base_that_is_none_is_refused(tmp_path, no_new_files):
+def test_a_base_that_is_none_is_refused(tmp_path, left_in_tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         finetune(str(tmp_path / "nothing"), EXAMPLES, tmp_path / "out", QUICK)
-    assert no_new_files() == []
+    assert left_in_tmp_path() == []
 
 
 def test_a_data_error_is_a_ken_error():

@@ -145,6 +145,7 @@ def test_warming_a_kernel_leaves_torchs_number_of_threads_alone():
     """In a process of its own: it is the first start of numba's OpenMP threads that resets it."""
     script = (
         "import torch; torch.set_num_threads(1)\n"
+        "assert torch.get_num_threads() == 1  # torch's own threads are set up here\n"
         "from ken_core.kernels import exchange_for\n"
         "exchange_for(torch.device('cpu'), torch.float32)\n"
         "assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
