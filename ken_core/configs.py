@@ -6,7 +6,6 @@ answers. So every key must equal the base's, except those no backbone reads when
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -27,7 +26,13 @@ _TRAINING = {
 _GENERATION = {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "use_cache"}
 _OUTPUT = {"output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"}
 
-_FOREIGN = {"auto_map", "_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation"}
+_FOREIGN = {
+    "auto_map", "trust_remote_code", "_name_or_path", "name_or_path", "transformers_version",
+    "_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation",
+    "quantization_config", "num_labels",
+}  # fmt: skip
+"""Keys that name code, kernels or places, or that make a config allocate (labels come as `id2label`)."""
+
 _DEEPEST = 16
 
 _ANYWHERE = _BOOKKEEPING | _HEAD | _TRAINING | _GENERATION | _OUTPUT
@@ -71,9 +76,11 @@ def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bo
 
 
 def portable(config: PretrainedConfig) -> dict[str, Any]:
-    """The config as a delta carries it: plain JSON, only keys its config class has, no path and no code."""
-    known = _known_keys(config.model_type)
-    plain = {k: _plain(v) for k, v in config.to_diff_dict().items() if k in known}
+    """The config as a delta carries it: plain JSON, no path and no code.
+
+    Keys that the config's class does not name are kept: some backbones read such (DeBERTa's position buckets).
+    """
+    plain = {k: _plain(v) for k, v in config.to_diff_dict().items() if k not in _FOREIGN}
     plain["model_type"] = config.model_type
     return plain
 
@@ -82,13 +89,14 @@ def restore(plain: dict[str, Any]) -> PretrainedConfig:
     """The inverse of `portable`, for untrusted input.
 
     Raises:
-        DeltaFormatError: an unknown architecture or key (so also an `auto_map`), or values its class refuses.
+        DeltaFormatError: an unknown architecture, a key that asks for code, or values its class refuses.
     """
     model_type = plain.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise DeltaFormatError(f"the delta's config is of architecture {model_type!r}, unknown to this transformers")
-    if unknown := sorted(set(plain) - _known_keys(model_type) - {"model_type"}):
-        raise DeltaFormatError(f"the delta's config has a key {unknown[0]!r}, which a {model_type} config does not")
+    config_class = CONFIG_MAPPING[model_type]
+    if refused := sorted(k for k in plain if k in _FOREIGN or callable(getattr(config_class, k, None))):
+        raise DeltaFormatError(f"the delta's config has the key {refused[0]!r}, which no delta may bring")
     if _depth(plain) > _DEEPEST:
         raise DeltaFormatError(f"the delta's config is nested deeper than {_DEEPEST} levels")
     if plain.get("dtype") not in (None, "float64", "float32", "float16", "bfloat16"):
@@ -98,12 +106,6 @@ def restore(plain: dict[str, Any]) -> PretrainedConfig:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise DeltaFormatError(f"the delta's config is not usable: {reason[0] if reason else error!r}") from error
-
-
-@cache
-def _known_keys(model_type: str) -> frozenset[str]:
-    """Keys of a config class that say what a model is, and not where it comes from or how it is run."""
-    return frozenset(CONFIG_MAPPING[model_type]().to_dict()) - _FOREIGN | {"problem_type", "classifier_dropout"}
 
 
 def _depth(value: Any) -> int:
