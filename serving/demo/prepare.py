@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,10 @@ def extract_to(
 
 def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: DemoTask) -> Prepared:
     train, held_out = task.split()
-    # Named after what it was made from, so that another base or recipe trains again.
-    tuned_folder = folder / f"{task.name}-{identity.digest[:8]}-{task.train}x{task.epochs}-{task.learning_rate:g}"
+    recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
+    # Named after what it was made from, so that another base, text or recipe trains again.
+    made_from = hashlib.sha256(f"{identity.digest} {recipe} {train}".encode()).hexdigest()[:12]
+    tuned_folder = folder / f"{task.name}-{made_from}"
     if not tuned_folder.exists():
         say(f"  fine-tuning {task.name}: {task.source}, {len(train)} examples, {task.epochs} epochs")
         with progress(f"fine-tuning {task.name}") as update:
@@ -65,7 +68,6 @@ def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: De
             def show(step: Step) -> None:
                 update(step.number, step.total, f"loss {step.loss:.3f}")
 
-            recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
             finetune(base.name, train, tuned_folder, recipe, show)
     tuned = open_tuned(str(tuned_folder))
     file = extract_to(folder / f"{task.name}.ken", base, identity, tuned)

@@ -17,7 +17,7 @@ from pathlib import Path
 from ken_core.errors import KenError
 from ken_core.finetune import Example
 
-_LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pl": "Polish"}
+_LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "nl": "Dutch", "pl": "Polish"}
 _WORDS = 60
 
 
@@ -77,10 +77,10 @@ def languages() -> list[Example]:
 
 
 TASKS = (
-    DemoTask("news", "BBC News, 5 sections", news, train=640, test=500, epochs=2),
-    DemoTask("genres", "news, tweets, interface messages", genres, train=640, test=500, epochs=1, learning_rate=2e-4),
+    DemoTask("news", "BBC News, 5 sections", news, train=640, test=300, epochs=1, learning_rate=3e-4),
+    DemoTask("genres", "news, tweets, interface messages", genres, train=640, test=300, epochs=1, learning_rate=2e-4),
     DemoTask(
-        "languages", "interface messages, 6 languages", languages, train=960, test=500, epochs=2, learning_rate=3e-4
+        "languages", "interface messages, 5 languages", languages, train=960, test=300, epochs=2, learning_rate=3e-4
     ),
 )
 
