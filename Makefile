@@ -43,7 +43,7 @@ test-full: check  ## also the slow ones
 	$(TEST_ENV) $(BIN)/pytest
 
 bench: $(STAMP)  ## requests per second and latency over HTTP, beside the model called in process
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python -m benchmarks.serving
 
 format: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .

@@ -1,7 +1,7 @@
 """Requests per second and latency over HTTP, with 1 and 32 connections, for 1 and for 3 tasks, next to the same
 models called directly in this process.
 
-    python benchmarks/serving.py [--quick] [--json FILE]
+    python -m benchmarks.serving [--quick] [--json FILE]
 
 The tasks are the demonstration's: fine-tuned on first use, kept under the data directory. One text a request; every
 connection has one request in flight. The direct calls use as many threads as the server's replica.
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 import torch
-from report import Row, arguments, report
 
+from benchmarks.report import Row, arguments, report
 from ken_core import ResidentModel, deltafile, graft, open_base
 from ken_core.finetune import Example
 from serving.config import default_data_dir
