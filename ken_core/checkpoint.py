@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -55,6 +56,22 @@ class Checkpoint:
         prefix = _backbone_prefix(self.model)
         named = dict(self.backbone.named_parameters())
         return {n: named[n].data for n in sorted(named) if prefix + n not in self.absent}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The stored dtype of the backbone's first tensor, which its others as a rule share."""
+        return next(iter(self.backbone_tensors.values())).dtype
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The stored dtype of a backbone tensor; of one the files do not hold, `dtype`."""
+        return self.backbone_tensors[name].dtype if name in self.backbone_tensors else self.dtype
+
+    @cached_property
+    def buffer_tensors(self) -> dict[str, torch.Tensor]:
+        """Persistent buffers of the backbone in the files, by backbone-relative name, sorted."""
+        state, parameters = self.backbone.state_dict(), dict(self.backbone.named_parameters(remove_duplicate=False))
+        prefix = _backbone_prefix(self.model)
+        return {n: state[n].detach() for n in sorted(state) if n not in parameters and prefix + n not in self.absent}
 
     @cached_property
     def head_tensors(self) -> dict[str, torch.Tensor]:
@@ -158,7 +175,10 @@ def _from_hub(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        return folder
     except Exception as error:
         raise CheckpointError(
             f"{name!r} is no folder here and the Hugging Face hub did not give it ({type(error).__name__}); "
@@ -180,12 +200,16 @@ def _refuse_own_code(folder: Path) -> None:
 
 def _stored_dtype(folder: Path) -> torch.dtype | str:
     """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
-    names: set[str] = set()
+    found: set[torch.dtype] = set()
     with quiet(folder):
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
-                names |= {file.get_slice(n).get_dtype() for n in file.keys()}  # noqa: SIM118 - no mapping
-    found = [_SAFETENSORS_FLOATS[n] for n in names if n in _SAFETENSORS_FLOATS]
+                names = {file.get_slice(n).get_dtype() for n in file.keys()}  # noqa: SIM118 - no mapping
+            found |= {_SAFETENSORS_FLOATS[n] for n in names if n in _SAFETENSORS_FLOATS}
+        for path in [] if found else sorted(folder.glob("pytorch_model*.bin")):
+            # On the meta device nothing but the tensors' descriptions is read; weights_only runs no code of the file.
+            state = torch.load(path, map_location="meta", weights_only=True)
+            found |= {t.dtype for t in state.values() if isinstance(t, torch.Tensor) and t.is_floating_point()}
     return max(found, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).max)) if found else "auto"
 
 
@@ -224,6 +248,11 @@ def quiet(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder} cannot be loaded: {reason}") from error
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{folder} cannot be loaded: its .bin file is damaged or asks for code to be run, which is never done "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     except SafetensorError as error:
         raise CheckpointError(f"{folder} cannot be loaded: its safetensors file is damaged ({error})") from error
     except StrictDataclassError as error:

@@ -1,40 +1,47 @@
-"""Lossless encodings of masks and values.
+"""How kept values are stored.
 
-``raw`` stores bits as they are. ``zstd`` stores values as their distance from the base's: bits are mapped to
-integers in the floats' order (sign-magnitude to two's complement), the base's subtracted modulo 2**width,
-signs folded into the lowest bit (zig-zag), bytes split into planes of equal significance, and each stream
-compressed. Small shifts leave the high planes nearly empty.
+``raw`` stores bits as they are. ``zstd`` is lossless and stores values as their distance from the base's: bits
+are mapped to integers in the floats' order (sign-magnitude to two's complement), the base's subtracted modulo
+2**width, signs folded into the lowest bit (zig-zag), bytes split into planes of equal significance, and each
+stream compressed. Small shifts leave the high planes nearly empty.
+
+``int8``, ``int4`` and ``sign`` are lossy: shifts quantised to 8, 4 or 1 bits (`ken_core.quantise`), compressed.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import zstandard
+import torch
 
 from ken_core.bits import Bits
+from ken_core.compression import Bytes, compress, decompress
 from ken_core.errors import DeltaFormatError
+from ken_core.quantise import Levels, pack_codes, quantise, restore, unpack_codes
 
-Codec = Literal["raw", "zstd"]
-Bytes = npt.NDArray[np.uint8]
-CODECS: tuple[Codec, ...] = ("raw", "zstd")
+Codec = Literal["raw", "zstd", "int8", "int4", "sign"]
+CODECS: tuple[Codec, ...] = ("raw", "zstd", "int8", "int4", "sign")
+CODE_BITS: dict[Codec, int] = {"int8": 8, "int4": 4, "sign": 1}
+"""Bits a value of the lossy codecs."""
+_LEVELS = struct.Struct("<dd")
+"""What a lossy stream starts with: the smallest size and the step between sizes."""
 
-_LEVEL = 9
 
-
-def encode_values(values: Bits, base: Bits, codec: Codec) -> Bytes:
+def encode_values(values: Bits, base: Bits, dtype: torch.dtype, codec: Codec) -> Bytes:
     """Encode fine-tuned values, given the base's bits at the same positions; both shape (n,)."""
     if codec == "raw":
         return np.ascontiguousarray(values).view(np.uint8)
-    steps = _zigzag(_ordered(values) - _ordered(base))
-    planes = np.ascontiguousarray(steps.view(np.uint8).reshape(-1, steps.itemsize).T)
-    return _compress(planes)
+    if codec == "zstd":
+        return compress(_planes(_zigzag(_ordered(values) - _ordered(base))))
+    codes, levels = quantise(values, base, dtype, CODE_BITS[codec])
+    head = np.frombuffer(_LEVELS.pack(levels.low, levels.step), np.uint8)
+    return np.concatenate([head, compress(pack_codes(codes, CODE_BITS[codec]))])
 
 
-def decode_values(data: Bytes, base: Bits, codec: Codec) -> Bits:
-    """The inverse of `encode_values`.
+def decode_values(data: Bytes, base: Bits, dtype: torch.dtype, codec: Codec) -> Bits:
+    """The inverse of `encode_values`; for a lossy codec, its nearest.
 
     Raises:
         DeltaFormatError: `data` does not hold exactly one value for each of the base's.
@@ -43,27 +50,45 @@ def decode_values(data: Bytes, base: Bits, codec: Codec) -> Bits:
         if data.size != base.nbytes:
             raise DeltaFormatError(f"values hold {data.size} bytes, expected {base.nbytes}")
         return np.ascontiguousarray(data).view(base.dtype)
-    planes = _decompress(data, base.nbytes).reshape(base.itemsize, -1)
-    steps = np.ascontiguousarray(planes.T).reshape(-1).view(base.dtype)
-    return _unordered(_unzigzag(steps) + _ordered(base))
+    if codec == "zstd":
+        return _unordered(_unzigzag(_from_planes(decompress(data, base.nbytes), base.dtype)) + _ordered(base))
+    bits = CODE_BITS[codec]
+    packed = decompress(data[_LEVELS.size :], -(-base.size * bits // 8))
+    return restore(unpack_codes(packed, base.size, bits), _levels(data), base, dtype)
 
 
-def encode_mask(packed: Bytes, codec: Codec) -> Bytes:
-    """Encode a packed mask (`ken_core.bits.pack_mask`)."""
-    return packed if codec == "raw" else _compress(packed)
+def _levels(data: Bytes) -> Levels:
+    low, step = _LEVELS.unpack(data[: _LEVELS.size].tobytes())
+    if not (0 <= low < np.inf and 0 <= step < np.inf):
+        raise DeltaFormatError(f"quantised values claim a smallest size of {low} and steps of {step}")
+    return Levels(low, step)
 
 
-def decode_mask(data: Bytes, size: int, codec: Codec) -> Bytes:
-    """The inverse of `encode_mask`; `size` is the packed mask's number of bytes.
+def encode_whole(bits: Bits, codec: Codec) -> Bytes:
+    """Encode all of a tensor, always losslessly; shape (n,)."""
+    return np.ascontiguousarray(bits).view(np.uint8) if codec == "raw" else compress(_planes(bits))
+
+
+def decode_whole(data: Bytes, nbytes: int, itemsize: int, codec: Codec) -> Bytes:
+    """The inverse of `encode_whole`: the tensor's `nbytes` bytes.
 
     Raises:
-        DeltaFormatError: another size comes out.
+        DeltaFormatError: another number of bytes comes out.
     """
-    if codec == "zstd":
-        return _decompress(data, size)
-    if data.size != size:
-        raise DeltaFormatError(f"a mask holds {data.size} bytes, expected {size}")
-    return data
+    if codec == "raw":
+        if data.size != nbytes:
+            raise DeltaFormatError(f"a tensor holds {data.size} bytes, expected {nbytes}")
+        return data
+    return _from_planes(decompress(data, nbytes), np.dtype(f"u{itemsize}")).view(np.uint8)
+
+
+def _planes(integers: Bits) -> Bytes:
+    """Bytes of equal significance side by side: they resemble each other."""
+    return np.ascontiguousarray(integers.view(np.uint8).reshape(-1, integers.itemsize).T).reshape(-1)
+
+
+def _from_planes(planes: Bytes, dtype: np.dtype[np.unsignedinteger]) -> Bits:
+    return np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).reshape(-1).view(dtype)
 
 
 def _ordered(bits: Bits) -> Bits:
@@ -85,22 +110,3 @@ def _zigzag(steps: Bits) -> Bits:
 def _unzigzag(steps: Bits) -> Bits:
     one = steps.dtype.type(1)
     return (steps >> one) ^ (steps.dtype.type(0) - (steps & one))
-
-
-def _compress(data: Bytes) -> Bytes:
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(np.ascontiguousarray(data).data)
-    return np.frombuffer(packed, np.uint8)
-
-
-def _decompress(data: Bytes, size: int) -> Bytes:
-    """Decompress to exactly `size` bytes; the frame's own claim is checked before anything is allocated."""
-    raw = data.tobytes()
-    try:
-        claimed = zstandard.frame_content_size(raw)
-        if claimed != size:
-            raise DeltaFormatError(f"a compressed stream claims {claimed} bytes, expected {size}")
-        return np.frombuffer(
-            zstandard.ZstdDecompressor().decompress(raw, max_output_size=size, allow_extra_data=False), np.uint8
-        )
-    except zstandard.ZstdError as error:
-        raise DeltaFormatError(f"a compressed stream is damaged: {error}") from error

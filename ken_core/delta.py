@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
-from ken_core.bits import Bits, Mask, as_bits, from_bits, same_bits
+from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, same_bits, unpack_mask
+from ken_core.blocks import blocks_of, is_finite, rows_of
 from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
 from ken_core.configs import check_config, portable, restore
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
 from ken_core.manifest import task_kind
+from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Pair, Selection, select
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """Kept elements of one tensor: `mask` flat bool over all elements, `values` their bits in row order."""
+    """Kept elements of one tensor.
+
+    positions: the mask packed (`ken_core.bits.pack_mask`), uint8, one bit an element.
+    values: the kept elements' bits, in row order.
+    selected: how many elements the method chose; those equal to the base's are not stored.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     selected: int
-    mask: Mask
+    positions: npt.NDArray[np.uint8]
     values: Bits
+
+    @property
+    def mask(self) -> Mask:
+        """Flat boolean mask over all elements, unpacked anew."""
+        return unpack_mask(self.positions, prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return self.positions.nbytes + self.values.nbytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ class Delta:
     def nbytes(self) -> int:
         """Bytes this decoded delta occupies in memory."""
         whole = sum(t.nbytes for part in (self.dense, self.head) for t in part.values())
-        return whole + sum(s.mask.nbytes + s.values.nbytes for s in self.sparse.values())
+        return whole + sum(s.nbytes for s in self.sparse.values())
 
 
 def extract(
@@ -72,35 +90,33 @@ def extract(
     *,
     cast: bool = False,
     identity: Fingerprint | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Progress = silent,
 ) -> Delta:
     """Keep the selected part of a fine-tune.
 
+    Both checkpoints stay on their mapped files; one tensor at a time is worked on, in blocks of rows.
+
     Args:
-        selection: method and budget; default `magnitude`, one global threshold, 10 % kept.
+        selection: method, budget and tensors; default `magnitude`, one global threshold, 10 % kept.
         cast: allow a narrowing of the fine-tune's dtype to the base's that loses precision.
         identity: the base's fingerprint where it is known already.
-        progress: called with each tensor's name as its selection is done.
+        progress: told which tensor is being read or selected.
 
     Raises:
         ConfigMismatchError: the fine-tune's backbone computes something else than the base's.
         CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`.
+        SelectionError: the selection covers no tensor.
     """
     selection = selection or Selection()
-    ours, theirs = base.backbone_tensors, _in_base_dtype(base, tuned, cast)
-    resized = any(n in ours and ours[n].shape != t.shape for n, t in theirs.items())
+    ours, dtype = base.backbone_tensors, base.dtype
+    resized = any(n in ours and ours[n].shape != t.shape for n, t in tuned.backbone_tensors.items())
     check_config(base.config, tuned.config, resized=resized)
-    changed = [n for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and not same_bits(ours[n], t)]
-    for name, tensor in {**theirs, **tuned.head_tensors}.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"the fine-tuned tensor {name!r} holds NaN or infinity; it cannot be served")
+    selection.tensors.check(ours)
+    changed, whole = _changes(base, tuned, cast, progress)
 
     def pair(name: str) -> Pair:
-        return ours[name], theirs[name]
+        return ours[name], _cast(tuned.backbone_tensors[name], ours[name].dtype)
 
-    masks = select(changed, pair, selection, progress)
-    sparse = {n: _sparse(ours[n], theirs[n], masks[n]) for n in changed}
-    dtype = next(iter(ours.values())).dtype
     return Delta(
         base_name=base.name if not Path(base.name).is_dir() else base.folder.name,
         base_fingerprint=(identity or fingerprint(ours)).digest,
@@ -109,22 +125,54 @@ def extract(
         candidates=sum(ours[n].numel() for n in changed),
         backbone=sum(t.numel() for t in ours.values()),
         config={**portable(tuned.config), "dtype": dtype_name(dtype)},
-        sparse={n: s for n, s in sparse.items() if s.values.size},
-        dense={n: t for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape},
-        head={n: _cast(n, t, dtype, cast) for n, t in tuned.head_tensors.items()},
+        sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
+        dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole} | _changed_buffers(base, tuned),
+        head={n: _cast(t, dtype) for n, t in tuned.head_tensors.items()},
         files=_changed_files(base, tuned),
         pooling=tuned.pooling,
     )
 
 
+def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str]]:
+    """Names of the backbone tensors that differ from the base's, and of those that only come whole.
+
+    Everything the delta could carry is checked on the way.
+    """
+    ours, changed, whole = base.backbone_tensors, [], []
+    for name, tensor in tuned.head_tensors.items():
+        _checked(name, tensor, base.dtype, cast)
+    for done, (name, tensor) in enumerate(tuned.backbone_tensors.items()):
+        progress(Stage("comparing", name, done, len(tuned.backbone_tensors)))
+        theirs = _checked(name, tensor, base.dtype_of(name), cast)
+        if name not in ours or ours[name].shape != theirs.shape:
+            whole.append(name)
+        elif not same_bits(ours[name], theirs):
+            changed.append(name)
+    return changed, whole
+
+
+def _entries(
+    changed: list[str], pair: Callable[[str], Pair], selection: Selection, progress: Progress
+) -> Iterator[tuple[str, Sparse]]:
+    """The kept elements of every changed tensor, one tensor at a time."""
+    inside = [n for n in changed if selection.tensors.covers(n)]
+    for name, mask in select(inside, pair, selection, progress):
+        yield name, _sparse(*pair(name), mask)
+    if selection.tensors.outside == "keep":
+        for name in sorted(set(changed) - set(inside)):
+            ours, theirs = pair(name)
+            yield name, _sparse(ours, theirs, np.ones(ours.numel(), np.bool_))
+
+
 def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
-    """The pruned model's backbone: the base's tensors with the delta's in their place, as new tensors.
+    """The pruned model's backbone: the base's tensors and persistent buffers with the delta's in their place.
 
     Raises:
         BaseMismatchError: the delta was made against another base.
     """
     check_base(delta, fingerprint(base.backbone_tensors).digest, base.name)
-    merged = {n: t for n, t in base.backbone_tensors.items() if n not in delta.sparse and n not in delta.dense}
+    ours = {**base.buffer_tensors, **base.backbone_tensors}
+    merged = {n: t for n, t in ours.items() if n not in delta.sparse and n not in delta.dense}
     for name, entry in delta.sparse.items():
         merged[name] = patched(base.backbone_tensors[name], entry)
     return {**merged, **delta.dense}
@@ -186,30 +234,46 @@ def _saved_prefix(delta: Delta) -> str:
     return f"{model_class.base_model_prefix}." if task_kind(delta.architecture) != "feature-extraction" else ""
 
 
-def _in_base_dtype(base: Checkpoint, tuned: Checkpoint, cast: bool) -> dict[str, torch.Tensor]:
-    ours = base.backbone_tensors
-    default = next(iter(ours.values())).dtype
-    return {n: _cast(n, t, ours[n].dtype if n in ours else default, cast) for n, t in tuned.backbone_tensors.items()}
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool) -> torch.Tensor:
-    """Change dtype if that is exact or allowed."""
-    if tensor.dtype == dtype or not tensor.is_floating_point():
-        return tensor
-    narrow = tensor.to(dtype)
-    if not allowed and not torch.equal(narrow.double(), tensor.double()):
+def _checked(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool) -> torch.Tensor:
+    """The tensor in `dtype`.
+
+    Raises:
+        CheckpointError: that loses precision and is not allowed, or it holds NaN or infinity then.
+    """
+    narrow = _cast(tensor, dtype)
+    if not is_finite(narrow):
         raise CheckpointError(
-            f"{name!r} is {dtype_name(tensor.dtype)} in the fine-tune and would lose precision in the base's "
-            f"{dtype_name(dtype)}; allow that with --cast, or use a base stored in {dtype_name(tensor.dtype)}"
+            f"the fine-tuned tensor {name!r} holds NaN or infinity as {dtype_name(dtype)}; it cannot be served"
         )
+    if narrow is not tensor and not allowed:
+        wide, back = rows_of(tensor), rows_of(narrow)
+        if not all(torch.equal(back[b].double(), wide[b].double()) for b in blocks_of(tensor)):
+            raise CheckpointError(
+                f"{name!r} is {dtype_name(tensor.dtype)} in the fine-tune and would lose precision in the base's "
+                f"{dtype_name(dtype)}; allow that with --cast, or use a base stored in {dtype_name(tensor.dtype)}"
+            )
     return narrow
 
 
 def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
     ours, theirs = as_bits(base), as_bits(tuned)
-    stored: Mask = selected & (ours != theirs)
     count = int(np.count_nonzero(selected))
-    return Sparse(tuple(base.shape), base.dtype, count, stored, theirs[stored])
+    stored: Mask = selected & (ours != theirs)
+    return Sparse(tuple(base.shape), base.dtype, count, pack_mask(stored), theirs[stored])
+
+
+def _changed_buffers(base: Checkpoint, tuned: Checkpoint) -> dict[str, torch.Tensor]:
+    """Persistent buffers of the backbone that differ from the base's, in the fine-tune's own dtype."""
+    ours = base.buffer_tensors
+    changed = {n: t.clone() for n, t in tuned.buffer_tensors.items() if n not in ours or not same_bits(ours[n], t)}
+    for name, tensor in changed.items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"the fine-tuned buffer {name!r} holds NaN or infinity; it cannot be served")
+    return changed
 
 
 def _changed_files(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:

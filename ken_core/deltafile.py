@@ -12,9 +12,8 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +24,24 @@ from safetensors.numpy import save_file
 from transformers import PretrainedConfig
 
 from ken_core import manifest as m
-from ken_core.bits import as_bits, from_bits, pack_mask, unpack_mask
+from ken_core.bits import as_bits, from_bits, unpack_mask
+from ken_core.blocks import is_finite
 from ken_core.checkpoint import Checkpoint
-from ken_core.codec import CODECS, Bytes, Codec, decode_mask, decode_values, encode_mask, encode_values
+from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
+from ken_core.compression import Bytes
 from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, Sparse, check_base
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
+from ken_core.positions import decode_positions, encode_positions
+from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
+from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "open_file", "read", "write"]
 
 MAX_HEADER_BYTES = 16 << 20
+_HEAD_TIMES_BACKBONE, _HEAD_SLACK_BYTES = 4, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,33 @@ class DeltaFile:
     """sha256 of the whole file: the delta's name in the store."""
 
 
-def write(delta: Delta, base: Checkpoint, path: Path, codec: Codec = "zstd") -> DeltaFile:
+def write(
+    delta: Delta,
+    base: Checkpoint,
+    path: Path,
+    codec: Codec = "zstd",
+    *,
+    calibration: m.Calibration | None = None,
+    progress: Progress = silent,
+) -> DeltaFile:
     """Write a delta; a reader sees the whole file or none. The same inputs give the same bytes.
+
+    Args:
+        calibration: how the budget was chosen, for the record.
+        progress: told which tensor is being encoded.
 
     Returns:
         The file, read back and checked.
     """
     streams: dict[str, Bytes] = {}
-    sparse = {name: _write_sparse(name, entry, base, codec, streams) for name, entry in delta.sparse.items()}
-    dense = {name: _write_whole(f"dense/{name}", t, streams) for name, t in delta.dense.items()}
-    head = {name: _write_whole(f"head/{name}", t, streams) for name, t in delta.head.items()}
+    sparse = {}
+    for done, (name, entry) in enumerate(delta.sparse.items()):
+        progress(Stage("encoding", name, done, len(delta.sparse)))
+        sparse[name] = _write_sparse(name, entry, base, codec, streams)
+    dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
+    head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
     files = {n: _add(f"files/{n}", np.frombuffer(d, np.uint8), streams) for n, d in delta.files.items()}
-    budget = delta.selection.budget
+    budget, tensors = delta.selection.budget, delta.selection.tensors
     described = m.Manifest(
         format=m.FORMAT_VERSION,
         creator=f"ken-serve {_own_version()}",
@@ -71,7 +91,9 @@ def write(delta: Delta, base: Checkpoint, path: Path, codec: Codec = "zstd") -> 
         method=delta.selection.method,
         budget=m.Budget(scope=budget.scope, fraction=budget.fraction, k=budget.k),
         seed=delta.selection.seed,
+        tensors=None if tensors == EVERYTHING else m.Tensors(**asdict(tensors)),
         codec=codec,
+        calibration=calibration,
         candidates=delta.candidates,
         backbone=delta.backbone,
         config=dict(delta.config),
@@ -149,6 +171,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
     check_config(base.config, config, resized=resized)
     _check_against_base(described, ours)
     _check_dense(described, base, config)
+    _check_whole_sizes(described, ours)
     with safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
@@ -183,22 +206,26 @@ def _add(name: str, data: Bytes, streams: dict[str, Bytes]) -> m.Stream:
 
 def _write_sparse(name: str, entry: Sparse, base: Checkpoint, codec: Codec, streams: dict[str, Bytes]) -> m.SparseEntry:
     ours = as_bits(base.backbone_tensors[name])[entry.mask]
+    numel = base.backbone_tensors[name].numel()
+    mask, coding = encode_positions(entry.positions, numel, compressed=codec != "raw")
     return m.SparseEntry(
         shape=entry.shape,
         dtype=dtype_name(entry.dtype),  # type: ignore[arg-type]  # checked by the model
         selected=entry.selected,
         stored=entry.values.size,
-        mask=_add(f"sparse/{name}/mask", encode_mask(pack_mask(entry.mask), codec), streams),
-        values=_add(f"sparse/{name}/values", encode_values(entry.values, ours, codec), streams),
+        mask=_add(f"sparse/{name}/mask", mask, streams),
+        mask_coding=coding,
+        values=_add(f"sparse/{name}/values", encode_values(entry.values, ours, entry.dtype, codec), streams),
     )
 
 
-def _write_whole(key: str, tensor: torch.Tensor, streams: dict[str, Bytes]) -> m.WholeEntry:
-    data = as_bits(tensor).view(np.uint8)
+def _write_whole(key: str, tensor: torch.Tensor, codec: Codec, streams: dict[str, Bytes]) -> m.WholeEntry:
+    data = encode_whole(as_bits(tensor), codec)
     return m.WholeEntry(
         shape=tuple(tensor.shape),
         dtype=dtype_name(tensor.dtype),  # type: ignore[arg-type]  # checked by the model
         data=_add(key, data, streams),
+        codec="raw" if codec == "raw" else "zstd",
     )
 
 
@@ -255,10 +282,9 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
         if lengths[name] != [stream.bytes]:
             raise DeltaFormatError(f"{path.name}: stream {name!r} has shape {lengths[name]}, expected [{stream.bytes}]")
     for name, entry in (*described.dense.items(), *described.head.items()):
-        itemsize = _dtype(entry.dtype).itemsize
-        if prod(entry.shape) * itemsize != entry.data.bytes:
+        if entry.codec == "raw" and entry.nbytes != entry.data.bytes:
             raise DeltaFormatError(
-                f"{path.name}: {name!r} of shape {list(entry.shape)} needs {prod(entry.shape) * itemsize} bytes, "
+                f"{path.name}: {name!r} of shape {list(entry.shape)} needs {entry.nbytes} bytes, "
                 f"the file holds {entry.data.bytes}"
             )
 
@@ -282,12 +308,14 @@ def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor])
 def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> None:
     """A whole backbone tensor is one the base's files lack, or one with another number of rows (added tokens)."""
     parameters = dict(base.backbone.named_parameters())
-    default = next(iter(base.backbone_tensors.values())).dtype
     for name, entry in described.dense.items():
+        if name in base.buffer_tensors:
+            _check_buffer(name, entry, base.buffer_tensors[name])
+            continue
         if name in described.sparse or name not in parameters:
             raise DeltaFormatError(f"the delta brings {name!r} whole, which is no tensor of the base or is there twice")
         ours = base.backbone_tensors.get(name)
-        shape, dtype = tuple(parameters[name].shape), dtype_name(default if ours is None else ours.dtype)
+        shape, dtype = tuple(parameters[name].shape), dtype_name(base.dtype_of(name))
         rows = getattr(config, "vocab_size", None)
         resized = ours is not None and entry.shape != shape and entry.shape == (rows, *shape[1:])
         if entry.dtype != dtype or 0 in entry.shape or not (resized or (ours is None and entry.shape == shape)):
@@ -297,25 +325,47 @@ def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConf
             )
 
 
+def _check_whole_sizes(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
+    """Compressed tensors may claim any size; what a head may have is bounded by the backbone it stands on."""
+    limit = _HEAD_SLACK_BYTES + _HEAD_TIMES_BACKBONE * sum(t.nbytes for t in ours.values())
+    claimed = sum(e.nbytes for part in (described.dense, described.head) for e in part.values())
+    if claimed > limit:
+        raise DeltaFormatError(
+            f"the delta's whole tensors claim {claimed} bytes; beside this base at most {limit} are accepted"
+        )
+
+
+def _check_buffer(name: str, entry: m.WholeEntry, ours: torch.Tensor) -> None:
+    if (entry.dtype, entry.shape) != (dtype_name(ours.dtype), tuple(ours.shape)):
+        raise DeltaFormatError(
+            f"the delta's {name!r} is {entry.dtype} {list(entry.shape)}; "
+            f"the base's buffer is {dtype_name(ours.dtype)} {list(ours.shape)}"
+        )
+
+
 def _read_sparse(
     name: str, entry: m.SparseEntry, mask: Bytes, values: Bytes, base: torch.Tensor, codec: Codec
 ) -> Sparse:
     numel = base.numel()
-    packed = decode_mask(mask, (numel + 7) // 8, codec)
-    population = int(np.bitwise_count(packed).sum())
-    if population != entry.stored or (numel % 8 and packed[-1] >> (numel % 8)):
-        raise DeltaFormatError(f"the mask of {name!r} has {population} bits set, expected {entry.stored} among {numel}")
-    chosen = unpack_mask(packed, numel)
-    decoded = decode_values(values, as_bits(base)[chosen], codec)
-    if not torch.isfinite(from_bits(decoded, base.dtype)).all():
+    try:
+        packed = decode_positions(mask, numel, entry.stored, entry.mask_coding, compressed=codec != "raw")
+        chosen = unpack_mask(packed, numel)
+        decoded = decode_values(values, as_bits(base)[chosen], base.dtype, codec)
+    except DeltaFormatError as error:
+        raise DeltaFormatError(f"the delta's {name!r}: {error}") from error
+    if not is_finite(from_bits(decoded, base.dtype)):
         raise DeltaFormatError(f"the delta's values of {name!r} hold NaN or infinity")
-    return Sparse(entry.shape, base.dtype, entry.selected, chosen, decoded)
+    return Sparse(entry.shape, base.dtype, entry.selected, packed, decoded)
 
 
 def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
     dtype = _dtype(entry.dtype)
-    tensor = torch.frombuffer(bytearray(data.tobytes()), dtype=dtype).reshape(entry.shape)
-    if dtype.is_floating_point and not torch.isfinite(tensor).all():
+    try:
+        whole = decode_whole(data, entry.nbytes, dtype.itemsize, entry.codec)
+    except DeltaFormatError as error:
+        raise DeltaFormatError(f"the delta's {name!r}: {error}") from error
+    tensor = torch.frombuffer(bytearray(whole.tobytes()), dtype=dtype).reshape(entry.shape)
+    if not is_finite(tensor):
         raise DeltaFormatError(f"the delta's tensor {name!r} holds NaN or infinity")
     return tensor
 
@@ -342,6 +392,7 @@ def _selection(described: m.Manifest) -> Selection:
             described.method,  # type: ignore[arg-type]  # checked by the constructor
             Budget(budget.scope, budget.fraction, budget.k),
             described.seed,
+            EVERYTHING if described.tensors is None else TensorFilter(**described.tensors.model_dump()),
         )
     except SelectionError as error:
         raise DeltaFormatError(f"the delta's method or budget: {error}") from error

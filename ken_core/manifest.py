@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from ken_core.codec import Codec
+from ken_core.positions import Coding
 
-FORMAT_VERSION = 1
-READABLE_VERSIONS = (1,)
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""2 added lossy codecs, gap-coded masks, compressed whole tensors, tensor filters and calibration."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
 DTypeName = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
+_ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
 TASK_KINDS = {
     "ForSequenceClassification": "text-classification",
@@ -49,6 +54,7 @@ class SparseEntry(_Strict):
     stored: Size
     """Those of them whose bits differ from the base's; only they are in the file."""
     mask: Stream
+    mask_coding: Coding = "bitmap"
     values: Stream
 
 
@@ -58,6 +64,44 @@ class WholeEntry(_Strict):
     shape: Annotated[tuple[Length, ...], Field(max_length=8)]
     dtype: DTypeName
     data: Stream
+    codec: Literal["raw", "zstd"] = "raw"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor itself."""
+        return prod(self.shape) * _ITEMSIZES[self.dtype]
+
+
+class Tensors(_Strict):
+    """Globs over tensor names: which took part in the selection, and what became of the others."""
+
+    include: tuple[Glob, ...]
+    exclude: tuple[Glob, ...]
+    outside: Literal["reset", "keep"]
+
+
+class Trial(_Strict):
+    """One delta that calibration measured."""
+
+    method: str
+    scope: Literal["global", "row"]
+    fraction: float
+    codec: Codec
+    bytes: Size
+    score: float
+
+
+class Calibration(_Strict):
+    """How the budget was chosen: the smallest delta whose score is within `tolerance` of the fine-tune's."""
+
+    metric: Literal["accuracy", "agreement"]
+    examples: Size
+    tolerance: float
+    tuned_score: float
+    score: float
+    confidence: float
+    """That the loss on all text like these examples is at most the tolerance."""
+    tried: tuple[Trial, ...]
 
 
 class Budget(_Strict):
@@ -82,7 +126,10 @@ class Manifest(_Strict):
     method: str
     budget: Budget
     seed: int
+    tensors: Tensors | None = None
+    """None: all."""
     codec: Codec
+    calibration: Calibration | None = None
     candidates: Size
     """Elements of the backbone tensors fine-tuning changed, among which the method chose."""
     backbone: Size

@@ -67,6 +67,7 @@ class ResidentModel:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.fingerprint: Fingerprint = fingerprint(checkpoint.backbone_tensors)
+        checkpoint.buffer_tensors  # noqa: B018 - found while the backbone still has the file's
         self._dtype = dtype
         self._parameters = self._own_parameters()
         self._start: dict[str, int] = {}
@@ -106,7 +107,7 @@ class ResidentModel:
         """
         check_base(delta, self.fingerprint.digest, self.checkpoint.name)
         base = self.checkpoint.backbone_tensors
-        whole = {n: self._placed(t) for n, t in delta.dense.items()}
+        whole = {n: self._placed(t) if n in self._parameters else t.to(self.device) for n, t in delta.dense.items()}
         packed: dict[torch.dtype, Packed] = {}
         if materialised:
             whole |= {n: self._placed(patched(base[n], s)) for n, s in delta.sparse.items()}
@@ -141,7 +142,7 @@ class ResidentModel:
     def verify(self) -> list[str]:
         """Names of resident tensors that are not bit for bit the base's; reverts first."""
         self.revert()
-        found = dict(self.backbone.named_parameters())
+        found = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
         return [n for n, home in self._home.items() if not self._is_the_base(n, home, found.get(n))]
 
     def _is_the_base(self, name: str, home: torch.Tensor, found: torch.Tensor | None) -> bool:
@@ -165,7 +166,7 @@ class ResidentModel:
         """Copy every tensor a delta touches from the checkpoint's map; whatever cannot be is poison."""
         touched = [n for n in {**attached.delta.sparse, **attached.whole} if n in self._home]
         try:
-            for name in touched:
+            for name in attached.delta.sparse:
                 self._home[name].copy_(self.checkpoint_tensor(name))
             self._point({n: self._home[n] for n in touched})
             wrong = [n for n in touched if identify(self._home[n].cpu()) != self._table[n]]
@@ -212,7 +213,11 @@ class ResidentModel:
 
     def _point(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
-            self._parameters[name].data = tensor
+            if name in self._parameters:
+                self._parameters[name].data = tensor
+            else:
+                module, _, key = name.rpartition(".")
+                self.backbone.get_submodule(module)._buffers[key] = tensor
 
     def _place_rest(self) -> None:
         """Buffers follow the weights; parameters the files do not hold (a random pooler) become zeros."""
@@ -224,6 +229,8 @@ class ResidentModel:
             for key, buffer in module._buffers.items():
                 if buffer is not None:  # in its own dtype: rotary frequencies lose the answer in bfloat16
                     module._buffers[key] = buffer.to(self.device, copy=True)
+        buffers = dict(self.backbone.named_buffers())
+        self._home |= {name: buffers[name] for name in self.checkpoint.buffer_tensors}
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the device in the serving dtype."""
@@ -240,5 +247,5 @@ class ResidentModel:
             entry = delta.sparse[name]
             dtype = self._serving_dtype(self.checkpoint_tensor(name))
             values = entry.values if entry.dtype == dtype else as_bits(from_bits(entry.values, entry.dtype).to(dtype))
-            by_dtype.setdefault(dtype, []).append(Segment(self._start[name], entry.mask, values))
+            by_dtype.setdefault(dtype, []).append(Segment(self._start[name], entry.positions, values))
         return {dtype: pack(segments, dtype, dtype, self.device) for dtype, segments in by_dtype.items()}

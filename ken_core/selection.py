@@ -1,37 +1,44 @@
 """Which parameters keep their fine-tuned value: a method that scores them and a budget that cuts.
 
-A tensor is seen as rows: 1-D is one row, higher ranks are (first axis, rest). Everything here is exact and
-deterministic: a budget is met to the element, ties fall to the earlier position (of the earlier tensor
-name), and neither the order of tensors nor the number of threads changes a mask.
+Everything here is exact and deterministic: but for `ken-grid`, a budget is met to the element, ties fall to the
+earlier position (of the earlier tensor name), and neither the order of tensors nor the number of threads
+changes a mask. Tensors are read in blocks of rows, several times where one threshold is sought over all of them.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ken_core import scores
 from ken_core.bits import Mask
-from ken_core.density import density
+from ken_core.blocks import Workers, blocks_of, rows_of, widen, workers
 from ken_core.errors import CheckpointError, SelectionError
+from ken_core.grid import keep_nearest_to_grid
+from ken_core.progress import Progress, Stage, silent
+from ken_core.scores import KEY_BITS, Keys
+from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
-Method = Literal["ken", "ken-shift", "magnitude", "random"]
+Result = TypeVar("Result")
+Method = Literal["ken", "ken-grid", "ken-shift", "magnitude", "random"]
 Scope = Literal["global", "row"]
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""A base tensor and its fine-tuned counterpart: same dtype, same shape, floating point."""
+"""A base tensor and its fine-tuned counterpart: same dtype, same shape, floating point, CPU."""
 
-Keys = npt.NDArray[np.uint64]
-"""Scores as integers whose order is the score's order; the largest are kept."""
-
-_KEY_BITS, _DIGIT_BITS = 64, 16
+_DIGIT_BITS = 16
+_FEW_KEYS = 1 << 23
+"""So many candidates for the threshold are sorted rather than counted once more."""
 
 ALLOWED_SCOPES: dict[str, tuple[Scope, ...]] = {
     "ken": ("row",),
+    "ken-grid": ("row",),
     "ken-shift": ("row",),
     "magnitude": ("global", "row"),
     "random": ("global", "row"),
@@ -70,15 +77,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Selection:
-    """A method and its budget. `seed` matters to `random` alone.
+    """A method, its budget, and the tensors it works on. `seed` matters to `random` alone.
 
     Raises:
-        SelectionError: an unknown method, or a scope the method does not allow.
+        SelectionError: an unknown method, or a scope or budget the method does not allow.
     """
 
     method: Method = "magnitude"
     budget: Budget = Budget(fraction=0.10)
     seed: int = 0
+    tensors: TensorFilter = EVERYTHING
 
     def __post_init__(self) -> None:
         scopes = ALLOWED_SCOPES.get(self.method)
@@ -89,83 +97,140 @@ class Selection:
                 f"method {self.method!r} takes a budget per {' or '.join(scopes)}, found {self.budget.scope}: "
                 "densities of rows with different bandwidths do not compare"
             )
+        if self.method == "ken-grid" and self.budget.k is None:
+            raise SelectionError("method 'ken-grid' lays k points over each row; give k rather than a fraction")
 
 
 def select(
     names: list[str],
     pair: Callable[[str], Pair],
     selection: Selection,
-    progress: Callable[[str], None] = lambda name: None,
-) -> Mapping[str, Mask]:
+    progress: Progress = silent,
+) -> Iterator[tuple[str, Mask]]:
     """Masks of the elements that keep their fine-tuned value.
 
     Args:
         names: tensors that compete for the budget.
         pair: gives (base, tuned) of a name; called again rather than holding all tensors at once.
-        progress: called with each name as its work is done.
+        progress: told each tensor's name, whenever its turn comes.
 
-    Returns:
-        For every name a flat boolean mask of the tensor's number of elements.
+    Yields:
+        Every name, sorted, with a flat boolean mask of the tensor's number of elements.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
     """
     ordered = sorted(names)
-    if selection.budget.scope == "global":
-        return _select_global(ordered, pair, selection, progress)
-    masks = {}
-    for name in ordered:
-        masks[name] = _select_rows(_keys(name, pair(name), selection), selection.budget)
-        progress(name)
-    return masks
+    with workers() as in_order:
+        cut = None
+        if selection.budget.scope == "global":
+            cut = _Threshold(ordered, pair, selection, progress, in_order).find()
+        for done, name in enumerate(ordered):
+            progress(Stage("selecting", name, done, len(ordered)))
+            yield name, _mask(name, pair(name), selection, cut, in_order)
 
 
-def _select_rows(keys: Keys, budget: Budget) -> Mask:
-    """Keep the `budget.of(n)` largest keys of each row; of equal keys the first."""
+@dataclass
+class _Cut:
+    """Keys above `threshold` are kept, and of those equal to it the first `room` that are met."""
+
+    threshold: int
+    room: int
+
+
+def _mask(name: str, pair: Pair, selection: Selection, cut: _Cut | None, in_order: Workers) -> Mask:
+    blocks, mask = blocks_of(pair[0]), np.empty(pair[0].numel(), np.bool_)
+    width = rows_of(pair[0]).shape[1]
+    if cut is None:
+
+        def keep(rows: slice) -> None:
+            mask[rows.start * width : rows.stop * width] = _keep_of_rows(name, pair, rows, selection).reshape(-1)
+
+        for _ in in_order(keep, blocks):
+            pass
+        return mask
+
+    def compare(rows: slice) -> Keys:
+        return _keys(name, pair, rows, selection).reshape(-1)
+
+    start = 0
+    for keys in in_order(compare, blocks):
+        cut.room = _keep_above(keys, np.uint64(cut.threshold), cut.room, mask[start : start + keys.size])
+        start += keys.size
+    return mask
+
+
+def _keep_of_rows(name: str, pair: Pair, rows: slice, selection: Selection) -> Mask:
+    """The kept elements of a block, shape (r, n), where each row has a budget of its own."""
+    if selection.method == "ken-grid":
+        _, tuned = _finite_block(name, pair, rows)
+        return keep_nearest_to_grid(tuned, selection.budget.of(tuned.shape[1]))
+    keys = _keys(name, pair, rows, selection)
     n = keys.shape[1]
-    keep = budget.of(n)
+    keep = selection.budget.of(n)
     if keep == 0 or keep == n:
-        return np.full(keys.size, keep == n)
-    cut = np.partition(keys, n - keep, axis=1)[:, n - keep, None]
-    above = keys > cut
-    level = keys == cut
-    room = keep - above.sum(axis=1, keepdims=True)
-    chosen: Mask = above | (level & (np.cumsum(level, axis=1) <= room))
-    return chosen.reshape(-1)
+        return np.full(keys.shape, keep == n)
+    cuts = np.partition(keys, n - keep, axis=1)[:, n - keep]
+    mask = np.empty(keys.shape, np.bool_)
+    _keep_first_of_each(keys, cuts, keep, mask)
+    return mask
 
 
-def _select_global(
-    names: list[str], pair: Callable[[str], Pair], selection: Selection, progress: Callable[[str], None]
-) -> Mapping[str, Mask]:
-    """One threshold over all tensors, found digit by digit so that no more than one tensor is held."""
-    total = sum(pair(name)[0].numel() for name in names)
-    keep = selection.budget.of(total)
-    if keep == 0:
-        return {name: np.zeros(pair(name)[0].numel(), np.bool_) for name in names}
-    threshold, room = 0, keep
-    for shift in range(_KEY_BITS - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        histogram = np.zeros(1 << _DIGIT_BITS, np.int64)
-        for name in names:
-            keys = _keys(name, pair(name), selection).reshape(-1)
-            if shift + _DIGIT_BITS < _KEY_BITS:
-                keys = keys[(keys >> (shift + _DIGIT_BITS)) == threshold]
-            digits = (keys >> shift) & ((1 << _DIGIT_BITS) - 1)
-            histogram += np.bincount(digits.astype(np.int64), minlength=histogram.size)
-        digit, above = _cut(histogram, room)
-        threshold, room = (threshold << _DIGIT_BITS) | digit, room - above
-    masks = {}
-    for name in names:
-        keys = _keys(name, pair(name), selection).reshape(-1)
-        mask = keys > np.uint64(threshold)
-        level = np.flatnonzero(keys == np.uint64(threshold))[:room]
-        mask[level] = True
-        room -= level.size
-        masks[name] = mask
-        progress(name)
-    return masks
+class _Threshold:
+    """The key that the budget's last element has, found digit by digit, so that only counts are held."""
+
+    def __init__(
+        self, names: list[str], pair: Callable[[str], Pair], selection: Selection, progress: Progress, pool: Workers
+    ) -> None:
+        self._names, self._pair, self._selection = names, pair, selection
+        self._progress, self._in_order = progress, pool
+        self._reading = 0
+
+    def find(self) -> _Cut:
+        total = sum(self._pair(name)[0].numel() for name in self._names)
+        room = self._selection.budget.of(total)
+        if room == 0:
+            return _Cut((1 << KEY_BITS) - 1, 0)
+        known, prefix, left = 0, 0, total
+        while known < KEY_BITS and left > _FEW_KEYS:
+            histogram = np.zeros(1 << _DIGIT_BITS, np.int64)
+            for counted in self._each(partial(_count, known=known, prefix=prefix)):
+                histogram += counted
+            digit, above = _where_cut(histogram, room)
+            known, prefix, room = known + _DIGIT_BITS, (prefix << _DIGIT_BITS) | digit, room - above
+            left = int(histogram[digit])
+        if known == KEY_BITS:
+            return _Cut(prefix, room)
+        candidates = np.concatenate(list(self._each(partial(_with_prefix, known=known, prefix=prefix))))
+        threshold = np.partition(candidates, candidates.size - room)[candidates.size - room]
+        return _Cut(int(threshold), room - int((candidates > threshold).sum()))
+
+    def _each(self, work: Callable[[Keys], Result]) -> Iterator[Result]:
+        """`work` on the keys of every block of every tensor."""
+        self._reading += 1
+        for done, name in enumerate(self._names):
+            self._progress(Stage(f"threshold, reading {self._reading}", name, done, len(self._names)))
+            pair = self._pair(name)
+
+            def on_block(rows: slice, name: str = name, pair: Pair = pair) -> Result:
+                return work(_keys(name, pair, rows, self._selection).reshape(-1))
+
+            yield from self._in_order(on_block, blocks_of(pair[0]))
 
 
-def _cut(histogram: npt.NDArray[np.int64], keep: int) -> tuple[int, int]:
+def _count(keys: Keys, known: int, prefix: int) -> npt.NDArray[np.int64]:
+    """How often each value of the next digit occurs among the keys that start with the `known` bits `prefix`."""
+    histogram = np.zeros(1 << _DIGIT_BITS, np.int64)
+    shift = KEY_BITS - known - _DIGIT_BITS
+    _count_digits(keys, np.uint64(prefix), np.uint64(shift), known > 0, histogram)
+    return histogram
+
+
+def _with_prefix(keys: Keys, known: int, prefix: int) -> Keys:
+    return keys if known == 0 else keys[keys >> np.uint64(KEY_BITS - known) == np.uint64(prefix)]
+
+
+def _where_cut(histogram: npt.NDArray[np.int64], keep: int) -> tuple[int, int]:
     """The bin in which the `keep`-th largest falls, and how many lie in the bins above it."""
     from_top = np.cumsum(histogram[::-1])
     place = int(np.searchsorted(from_top, keep))
@@ -173,35 +238,55 @@ def _cut(histogram: npt.NDArray[np.int64], keep: int) -> tuple[int, int]:
     return histogram.size - 1 - place, above
 
 
-def _keys(name: str, pair: Pair, selection: Selection) -> Keys:
-    """Scores of a tensor as ordered integers, shape (rows, n)."""
-    base, tuned = pair
-    for role, tensor in (("base", base), ("fine-tuned", tuned)):
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"the {role} tensor {name!r} holds NaN or infinity; it cannot be pruned or served")
+def _keys(name: str, pair: Pair, rows: slice, selection: Selection) -> Keys:
+    """Scores of a block as ordered integers, shape (r, n)."""
+    base, tuned = _finite_block(name, pair, rows)
     match selection.method:
         case "magnitude":
-            return _float_keys((_rows(tuned).double() - _rows(base).double()).abs().numpy())
+            return scores.magnitude(base, tuned)
         case "random":
-            return _random_keys(name, base.numel(), selection.seed).reshape(_rows(base).shape)
+            return scores.random(name, selection.seed, rows.start * base.shape[1], base.shape)
         case "ken":
-            return _float_keys(density(_rows(tuned).numpy()))
+            return scores.likely_value(base, tuned)
         case "ken-shift":
-            shift = _rows(tuned).double() - _rows(base).double()
-            return ~_float_keys(density(shift.numpy()))
+            return scores.unlikely_shift(base, tuned)
+    raise AssertionError(selection.method)
 
 
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return wide.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else wide.reshape(1, -1)
+def _finite_block(name: str, pair: Pair, rows: slice) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    base, tuned = widen(pair[0], rows), widen(pair[1], rows)
+    for role, block in (("base", base), ("fine-tuned", tuned)):
+        if not np.isfinite(block).all():
+            raise CheckpointError(f"the {role} tensor {name!r} holds NaN or infinity; it cannot be pruned or served")
+    return base, tuned
 
 
-def _float_keys(scores: npt.NDArray[np.float64]) -> Keys:
-    """Bits of non-negative floats order as the floats do."""
-    return scores.view(np.uint64)
+@numba.njit(cache=True, nogil=True)
+def _count_digits(keys, prefix, shift, has_prefix, histogram):  # type: ignore[no-untyped-def]  # pragma: no cover
+    digit = np.uint64(0xFFFF)
+    for key in keys:
+        if not has_prefix or key >> shift >> np.uint64(16) == prefix:
+            histogram[np.int64((key >> shift) & digit)] += 1
 
 
-def _random_keys(name: str, numel: int, seed: int) -> Keys:
-    """Uniform keys from a stream of the tensor's own, so that other tensors do not change them."""
-    entropy = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(entropy)).integers(0, 1 << 32, numel, dtype=np.uint64)
+@numba.njit(cache=True, nogil=True)
+def _keep_above(keys, threshold, room, mask):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    for i in range(keys.size):
+        level = keys[i] == threshold and room > 0
+        mask[i] = keys[i] > threshold or level
+        room -= level
+    return room
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_first_of_each(keys, cuts, keep, mask):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Keys above their row's cut, and of those at the cut the first, until `keep` of the row are kept."""
+    for r in range(keys.shape[0]):
+        above = 0
+        for i in range(keys.shape[1]):
+            above += keys[r, i] > cuts[r]
+        room = keep - above
+        for i in range(keys.shape[1]):
+            level = keys[r, i] == cuts[r] and room > 0
+            mask[r, i] = keys[r, i] > cuts[r] or level
+            room -= level

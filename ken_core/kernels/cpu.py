@@ -39,8 +39,8 @@ def warm(dtype: torch.dtype) -> None:
     """Compile (or load from numba's cache) the kernel for `dtype`, so that no request pays for it."""
     from ken_core.kernels.packed import Segment, pack
 
-    mask = np.ones(1, np.bool_)
-    packed = pack([Segment(0, mask, np.zeros(1, _INTEGER[dtype.itemsize]))], dtype, dtype, torch.device("cpu"))
+    segment = Segment(0, np.ones(1, np.uint8), np.zeros(1, _INTEGER[dtype.itemsize]))
+    packed = pack([segment], dtype, dtype, torch.device("cpu"))
     threads = torch.get_num_threads()
     exchange(torch.zeros(1, dtype=dtype), packed)
     torch.set_num_threads(threads)  # starting numba's OpenMP pool changes torch's

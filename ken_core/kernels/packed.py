@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from ken_core.bits import Bits, Mask, from_bits, pack_mask
+from ken_core.bits import Bits, from_bits
 
 WORD_BITS = 64
 _CHUNK_WORDS = 1024
@@ -16,10 +17,13 @@ _CHUNK_WORDS = 1024
 
 @dataclass(frozen=True)
 class Segment:
-    """One tensor's part: where it starts in the arena (elements, a multiple of 64), its mask and its values."""
+    """One tensor's part: where it starts in the arena (elements, a multiple of 64), and what is kept of it.
+
+    positions: the packed mask (`ken_core.bits.pack_mask`); values: the kept elements' bits.
+    """
 
     start: int
-    mask: Mask
+    positions: npt.NDArray[np.uint8]
     values: Bits
 
 
@@ -43,7 +47,7 @@ class Packed:
 
 def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, device: torch.device) -> Packed:
     """Pack segments; values of the `stored` dtype are cast once to the arena's `dtype`."""
-    words = [_words(s.mask) for s in segments]
+    words = [_words(s.positions) for s in segments]
     chunks = []
     word = value = 0
     for segment, mask in zip(segments, words, strict=True):
@@ -61,8 +65,7 @@ def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, d
     )
 
 
-def _words(mask: Mask) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    packed = pack_mask(mask)
-    padded = np.zeros(-(-packed.size // 8) * 8, np.uint8)
-    padded[: packed.size] = packed
+def _words(positions: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    padded = np.zeros(-(-positions.size // 8) * 8, np.uint8)
+    padded[: positions.size] = positions
     return padded.view("<i8").astype(np.int64, copy=False)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ken_core.progress import Stage
+
 _PIPE_WIDTH = 140
 
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
@@ -55,6 +57,13 @@ def size(count: float) -> str:
 
 
 @contextmanager
+def staged() -> Iterator[Callable[[Stage], None]]:
+    """A bar for work in stages over tensors: it names the stage and the tensor."""
+    with progress("") as update:
+        yield lambda stage: update(stage.done, stage.total, f"{stage.what}: {stage.name}")
+
+
+@contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, nothing in a pipe. Yields ``update(done, total, note)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -62,6 +71,6 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task(what, total=None)
 
         def update(done: int, total: int, note: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{what} {note}")
+            bar.update(task, completed=done, total=total, description=f"{what} {note}".lstrip())
 
         yield update

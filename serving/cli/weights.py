@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serving.cli.output import JsonFlag, out, print_json, progress, say, size, table
+from serving.cli.output import JsonFlag, out, print_json, progress, say, size, staged, table
 
 Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
 
@@ -71,11 +71,9 @@ def extract(
     if not out_file.resolve().parent.is_dir():
         raise typer.BadParameter(f"{out_file.resolve().parent} is no folder", param_hint="--out")
     ours, theirs = open_base(base), open_tuned(tuned)
-    with progress("selecting") as update:
-        names = len(theirs.backbone_tensors)
-        done = iter(range(1, names + 1))
-        found = delta.extract(ours, theirs, selection, cast=cast, progress=lambda n: update(next(done), names, n))
-    file = deltafile.write(found, ours, out_file, codec)
+    with staged() as watch:
+        found = delta.extract(ours, theirs, selection, cast=cast, progress=watch)
+        file = deltafile.write(found, ours, out_file, codec, progress=watch)
     _show(_facts(file), as_json)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ken_core import Checkpoint, DeltaFile, Fingerprint, KenError, Selection, deltafile, extract, open_tuned
 from ken_core.finetune import Example, Recipe, Step, finetune
-from serving.cli.output import progress, say
+from serving.cli.output import progress, say, staged
 from serving.demo.accuracy import accuracy
 from serving.demo.texts import TASKS, DemoTask
 
@@ -48,11 +48,9 @@ def extract_to(
     path: Path, base: Checkpoint, identity: Fingerprint, tuned: Checkpoint, selection: Selection | None = None
 ) -> DeltaFile:
     """Extract with a progress bar and write the delta."""
-    with progress(f"extracting {path.stem}") as update:
-        delta = extract(
-            base, tuned, selection, identity=identity, progress=_counting(update, len(tuned.backbone_tensors))
-        )
-    return deltafile.write(delta, base, path)
+    with staged() as watch:
+        delta = extract(base, tuned, selection, identity=identity, progress=watch)
+        return deltafile.write(delta, base, path, progress=watch)
 
 
 def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: DemoTask) -> Prepared:
@@ -72,8 +70,3 @@ def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: De
     tuned = open_tuned(str(tuned_folder))
     file = extract_to(folder / f"{task.name}.ken", base, identity, tuned)
     return Prepared(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))
-
-
-def _counting(update: Callable[[int, int, str], None], total: int) -> Callable[[str], None]:
-    done = iter(range(1, total + 1))
-    return lambda name: update(next(done), total, name)

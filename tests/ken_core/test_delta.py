@@ -31,6 +31,7 @@ from ken_core.checkpoint import Checkpoint, open_base, open_tuned
 from ken_core.delta import Delta, apply, extract, merge
 from ken_core.errors import BaseMismatchError, CheckpointError, ConfigMismatchError
 from ken_core.fingerprint import fingerprint
+from ken_core.progress import Stage
 from ken_core.resident import ResidentModel
 from ken_core.selection import Budget, Selection
 
@@ -144,9 +145,10 @@ def test_the_head_labels_and_kind_of_the_fine_tune_are_carried(base, tuned):
 
 
 def test_progress_is_told_every_changed_tensor(base, tuned):
-    told: list[str] = []
+    told: list[Stage] = []
     extract(base, tuned, progress=told.append)
-    assert sorted(told) == list(base.backbone_tensors)
+    for what in ("comparing", "selecting"):
+        assert [s.name for s in told if s.what == what] == list(base.backbone_tensors)
 
 
 def test_a_known_fingerprint_is_not_computed_again(base, tuned):
@@ -482,5 +484,5 @@ def test_nbytes_is_what_the_arrays_hold(base, tuned):
     delta = extract(base, tuned)
     assert delta.nbytes == (
         sum(t.numel() * t.element_size() for t in delta.head.values())
-        + sum(e.mask.size + e.values.size * 4 for e in delta.sparse.values())
+        + sum(-(-e.mask.size // 8) + e.values.size * 4 for e in delta.sparse.values())
     )

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ken_core.bits import Bits, as_bits, from_bits
+from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, unpack_mask
 from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, reference
 
 CPU = torch.device("cpu")
@@ -52,15 +52,19 @@ def arenas(draw):
         if segments and draw(st.booleans()):
             continue  # a tensor the delta does not touch
         mask = mask_of(rng, size, draw(densities))
-        segments.append(Segment(start, mask, random_bits(rng, int(mask.sum()), dtype)))
+        segments.append(Segment(start, pack_mask(mask), random_bits(rng, int(mask.sum()), dtype)))
     return random_bits(rng, end, dtype), segments, dtype
+
+
+def unpacked(segment: Segment) -> Mask:
+    return unpack_mask(segment.positions, segment.positions.size * 8)
 
 
 def expected_exchange(weights: Bits, segments: list[Segment]) -> tuple[Bits, Bits]:
     """What one exchange leaves in the weights and in the delta's buffer, written out with numpy."""
     after, held = weights.copy(), []
     for segment in segments:
-        positions = segment.start + np.flatnonzero(segment.mask)
+        positions = segment.start + np.flatnonzero(unpacked(segment))
         held.append(weights[positions])
         after[positions] = segment.values
     return after, np.concatenate(held)
@@ -110,7 +114,9 @@ def test_numba_and_the_reference_undo_each_other(arena):
 def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size):
     weights = torch.arange(size, dtype=torch.float32)
     values = np.arange(size if full else 0, dtype=np.float32) + 0.5
-    packed = pack([Segment(0, np.full(size, full), values.view(np.uint32))], torch.float32, torch.float32, CPU)
+    packed = pack(
+        [Segment(0, pack_mask(np.full(size, full)), values.view(np.uint32))], torch.float32, torch.float32, CPU
+    )
     exchange(weights, packed)
     assert torch.equal(weights, torch.arange(size) + (0.5 if full else 0.0))
     assert packed.values.tolist() == (list(range(size)) if full else [])
@@ -119,7 +125,9 @@ def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size)
 @pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
 def test_the_padding_after_a_tensor_and_its_neighbours_are_not_touched(exchange):
     weights = torch.full((256,), 7.0)
-    packed = pack([Segment(64, np.ones(65, np.bool_), np.zeros(65, np.uint32))], torch.float32, torch.float32, CPU)
+    packed = pack(
+        [Segment(64, pack_mask(np.ones(65, np.bool_)), np.zeros(65, np.uint32))], torch.float32, torch.float32, CPU
+    )
     exchange(weights, packed)
     assert (weights[:64] == 7).all()
     assert (weights[64:129] == 0).all()
@@ -132,7 +140,7 @@ def test_the_number_of_threads_changes_nothing(threads, dtype):
     rng = np.random.default_rng(5)
     bits = random_bits(rng, 1 << 19, dtype)
     mask = mask_of(rng, 1 << 19, 0.3)
-    segments = [Segment(0, mask, random_bits(rng, int(mask.sum()), dtype))]
+    segments = [Segment(0, pack_mask(mask), random_bits(rng, int(mask.sum()), dtype))]
     weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     cpu.exchange(weights, packed)
@@ -161,7 +169,7 @@ def test_warming_a_kernel_leaves_torchs_number_of_threads_alone():
 def test_packing_casts_the_values_once_from_the_stored_to_the_serving_dtype(stored, serving, numbers):
     values = torch.tensor(numbers, dtype=torch.float64).to(stored)
     mask = np.ones(values.numel(), np.bool_)
-    packed = pack([Segment(0, mask, as_bits(values))], stored, serving, CPU)
+    packed = pack([Segment(0, pack_mask(mask), as_bits(values))], stored, serving, CPU)
     assert packed.values.dtype == serving
     assert np.array_equal(as_bits(packed.values), as_bits(values.to(serving)))
 
@@ -179,8 +187,8 @@ def test_packing_leaves_the_deltas_own_values_as_they_were(arena):
 def test_a_packed_delta_takes_its_values_one_bit_per_weight_and_a_small_table(arena):
     _, segments, dtype = arena
     packed = pack(segments, dtype, dtype, CPU)
-    words = [ceil(s.mask.size / 64) for s in segments]
-    assert packed.values.numel() == sum(int(s.mask.sum()) for s in segments)
+    words = [ceil(s.positions.size / 8) for s in segments]
+    assert packed.values.numel() == sum(int(unpacked(s).sum()) for s in segments)
     assert packed.words.numel() == sum(words)
     assert packed.chunks.shape == (sum(ceil(w / 1024) for w in words), 4)
     assert packed.nbytes == packed.values.numel() * dtype.itemsize + sum(words) * 8 + packed.chunks.numel() * 8
@@ -204,7 +212,10 @@ def test_the_kernel_for_the_cpu_is_compiled_before_it_is_given_out(dtype):
     assert exchange is cpu.exchange
     signatures = len(cpu._kernel.signatures)
     mask = np.ones(3, np.bool_)
-    exchange(torch.ones(3, dtype=dtype), pack([Segment(0, mask, np.zeros(3, f"u{dtype.itemsize}"))], dtype, dtype, CPU))
+    exchange(
+        torch.ones(3, dtype=dtype),
+        pack([Segment(0, pack_mask(mask), np.zeros(3, f"u{dtype.itemsize}"))], dtype, dtype, CPU),
+    )
     assert len(cpu._kernel.signatures) == signatures
 
 
@@ -216,6 +227,9 @@ def test_positions_are_those_of_the_masks_in_the_order_of_the_values():
     masks = [np.zeros(70, np.bool_), np.zeros(5, np.bool_)]
     masks[0][[0, 63, 64, 69]] = True
     masks[1][4] = True
-    segments = [Segment(128, masks[0], np.zeros(4, np.uint32)), Segment(0, masks[1], np.zeros(1, np.uint32))]
+    segments = [
+        Segment(128, pack_mask(masks[0]), np.zeros(4, np.uint32)),
+        Segment(0, pack_mask(masks[1]), np.zeros(1, np.uint32)),
+    ]
     packed: Packed = pack(segments, torch.float32, torch.float32, CPU)
     assert reference.selected_positions(packed).tolist() == [128, 191, 192, 197, 4]

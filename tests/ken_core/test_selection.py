@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from ken_core.density import density
 from ken_core.errors import CheckpointError, SelectionError
+from ken_core.progress import Stage
 from ken_core.selection import ALLOWED_SCOPES, Budget, Selection, select
 
-PAIRS_OF_METHOD_AND_SCOPE = [(method, scope) for method, scopes in ALLOWED_SCOPES.items() for scope in scopes]
+EXACT = [method for method in ALLOWED_SCOPES if method != "ken-grid"]
+"""Methods that keep exactly their budget; `ken-grid` has tests of its own."""
+PAIRS_OF_METHOD_AND_SCOPE = [(method, scope) for method in EXACT for scope in ALLOWED_SCOPES[method]]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 fractions = st.one_of(st.sampled_from([0.0, 1.0, 0.5, 1e-9, 1 - 1e-9]), st.floats(0, 1))
@@ -41,7 +44,7 @@ def tensor_pairs(draw, dtypes=tuple(DTYPES)):
 
 
 def run(pairs, selection: Selection):
-    return select(list(pairs), pairs.__getitem__, selection)
+    return dict(select(list(pairs), pairs.__getitem__, selection))
 
 
 def rows_of(mask: np.ndarray, shape: torch.Size) -> np.ndarray:
@@ -70,7 +73,7 @@ def test_a_fraction_is_kept_to_the_element(method, scope, pairs, fraction):
             assert (rows.sum(axis=1) == int(fraction * rows.shape[1] + 0.5)).all()
 
 
-@pytest.mark.parametrize("method", list(ALLOWED_SCOPES))
+@pytest.mark.parametrize("method", EXACT)
 @settings(max_examples=40)
 @given(pairs=tensor_pairs(), k=st.integers(0, 45))
 def test_k_elements_of_each_row_are_kept_or_all_where_a_row_has_fewer(method, pairs, k):
@@ -230,12 +233,38 @@ def test_the_number_of_threads_changes_no_mask(method, scope):
     assert np.array_equal(*masks)
 
 
-def test_progress_is_told_every_tensor_once():
+def test_progress_names_every_tensor_in_every_stage():
     pairs = {n: pair_of_shift(torch.randn(4, 4)) for n in "cab"}
     for method, scope in PAIRS_OF_METHOD_AND_SCOPE:
-        told: list[str] = []
-        select(list(pairs), pairs.__getitem__, Selection(method, Budget(scope, 0.5)), told.append)
-        assert sorted(told) == ["a", "b", "c"]
+        told: list[Stage] = []
+        dict(select(list(pairs), pairs.__getitem__, Selection(method, Budget(scope, 0.5)), told.append))
+        assert [s.name for s in told if s.what == "selecting"] == ["a", "b", "c"]
+        assert [(s.done, s.total) for s in told] == [(i, 3) for i in range(3)] * (len(told) // 3)
+        assert len({s.what for s in told}) == len(told) // 3 > (scope == "global")
+
+
+@pytest.mark.parametrize("few", [0, 1, 7, 60])
+@settings(max_examples=30)
+@given(pairs=tensor_pairs(), fraction=fractions)
+def test_counting_candidates_digit_by_digit_finds_the_threshold_that_sorting_finds(few, pairs, fraction):
+    selection = Selection("magnitude", Budget("global", fraction))
+    sorted_at_once = run(pairs, selection)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ken_core.selection._FEW_KEYS", few)
+        counted = run(pairs, selection)
+    assert all(np.array_equal(counted[n], sorted_at_once[n]) for n in pairs)
+
+
+@pytest.mark.parametrize(("method", "scope"), PAIRS_OF_METHOD_AND_SCOPE)
+@settings(max_examples=20)
+@given(pairs=tensor_pairs(), fraction=fractions, elements=st.integers(1, 40))
+def test_the_size_of_a_block_changes_no_mask(method, scope, pairs, fraction, elements):
+    selection = Selection(method, Budget(scope, fraction), seed=1)
+    whole = run(pairs, selection)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ken_core.blocks.BLOCK_ELEMENTS", elements)
+        in_blocks = run(pairs, selection)
+    assert all(np.array_equal(in_blocks[n], whole[n]) for n in pairs)
 
 
 # refusals

@@ -1,0 +1,68 @@
+"""The fine-tunes that accuracy is measured on: MiniLM-L6 on three tasks, trained on first use and kept.
+
+TREC and rotten tomatoes are read from a folder of JSON lines (`--texts`); the demonstration's news articles come
+from PyPI. Budgets are chosen on `dev`, which is cut from the training text, and reported on `test`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from ken_core.finetune import Example, Recipe, Step, finetune, read_examples
+from serving.demo.prepare import demo_base
+from serving.demo.texts import TASKS
+
+_DEV = 500
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled text in three disjoint parts, and how to train on it."""
+
+    name: str
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    recipe: Recipe
+
+    def fine_tune(self, seed: int, folder: Path) -> Path:
+        """The folder of the fine-tune with this seed; trains unless `folder` holds it already."""
+        recipe = Recipe(**{**self.recipe.__dict__, "seed": seed})
+        made_from = hashlib.sha256(f"{recipe} {self.train}".encode()).hexdigest()[:12]
+        out = folder / f"{self.name}-{seed}-{made_from}"
+        if not out.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with Progress(transient=True) as bar:
+                row = bar.add_task(f"fine-tuning {self.name}, seed {seed}", total=None)
+
+                def show(step: Step) -> None:
+                    bar.update(row, completed=step.number, total=step.total)
+
+                finetune(demo_base(), self.train, out, recipe, show)
+        return out
+
+
+def tasks(texts: Path) -> list[Task]:
+    """TREC and rotten tomatoes where `texts` holds them, and the demonstration's news."""
+    found = [_from_files(name, texts / name) for name in ("trec", "rotten_tomatoes") if (texts / name).is_dir()]
+    return [*found, _news()]
+
+
+def _from_files(name: str, folder: Path) -> Task:
+    train, test = read_examples(folder / "train.jsonl"), read_examples(folder / "test.jsonl")
+    random.Random(0).shuffle(train)
+    return Task(name, train[_DEV:], train[:_DEV], test, Recipe())
+
+
+def _news() -> Task:
+    demo = next(t for t in TASKS if t.name == "news")
+    train, test = demo.split()
+    used = {e.text for e in (*train, *test)}
+    rest = sorted((e for e in set(demo.load()) if e.text not in used), key=lambda e: e.text)
+    dev = random.Random(0).sample(rest, _DEV)
+    return Task("news", train, dev, test, Recipe(epochs=3, learning_rate=1e-4))
