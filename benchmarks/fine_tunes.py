@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from ken_core.finetune import Example, Recipe, Step, finetune, read_examples
+from ken_core.examples import Example, read_examples
+from ken_core.finetune import Recipe, Step, finetune
 from serving.demo.prepare import demo_base
 from serving.demo.texts import TASKS
 

@@ -22,14 +22,14 @@ import torch
 
 from benchmarks.report import Row, arguments, report
 from ken_core import ResidentModel, deltafile, graft, open_base
-from ken_core.finetune import Example
+from ken_core.examples import Example
+from ken_core.tokenization import Encoder, collate
 from serving.config import default_data_dir
 from serving.demo.prepare import Prepared, demo_base, prepare
 from serving.demo.traffic import Reply, send_until
 from serving.embedded import embedded_store
 from serving.process import ServerProcess
 from serving.store import Store
-from serving.tokenization import Encoder, collate
 
 _THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _BATCH = 32

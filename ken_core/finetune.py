@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,17 +21,7 @@ from transformers import (
 )
 
 from ken_core.checkpoint import TOKENIZER_FILES, find_folder, quiet
-from ken_core.errors import KenError
-
-
-class DataError(KenError):
-    """A training or evaluation file is not JSON lines of `text` and `label`."""
-
-
-@dataclass(frozen=True)
-class Example:
-    text: str
-    label: str
+from ken_core.examples import DataError, Example
 
 
 @dataclass(frozen=True)
@@ -55,33 +44,6 @@ class Step:
     number: int
     total: int
     loss: float
-
-
-def read_examples(path: Path) -> list[Example]:
-    """Read JSON lines with the strings `text` and `label`.
-
-    Raises:
-        DataError: the file is missing, empty, or a line (named) is something else.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    examples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-            text, label = row["text"], row["label"]
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f'{path}, line {number}: expected {{"text": ..., "label": ...}} ({error})') from error
-        if not isinstance(text, str) or not isinstance(label, str):
-            raise DataError(f"{path}, line {number}: text and label must be strings")
-        examples.append(Example(text, label))
-    if not examples:
-        raise DataError(f"{path} holds no examples")
-    return examples
 
 
 def finetune(

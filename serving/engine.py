@@ -21,13 +21,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ken_core import Attached, Delta, ExchangeError, PoisonedError, ResidentModel, graft
 from ken_core.configs import restore
+from ken_core.tokenization import Encoded, Encoder, collate
 from serving.cache import DeltaCache, LruBytes, SingleFlight
 from serving.errors import DeadlineError, OverloadedError, ServingError, UnavailableError
 from serving.metrics import Metrics
 from serving.pipelines import Pipeline, pipeline_for
 from serving.pipelines.base import Raw
 from serving.scheduler import Limits, Row, Scheduler
-from serving.tokenization import Encoded, Encoder, collate
 
 _log = logging.getLogger(__name__)
 _LOADERS = 2

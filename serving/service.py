@@ -15,6 +15,7 @@ import torch
 
 from ken_core import Checkpoint, KenError, ResidentModel, open_base
 from ken_core.errors import DeltaFormatError
+from ken_core.tokenization import Input
 from serving.cache import DeltaCache, DeltaFiles
 from serving.config import Settings
 from serving.engine import Engine, Loaded, Timing, usable_cores
@@ -24,7 +25,6 @@ from serving.pipelines.base import check
 from serving.scheduler import Limits
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
-from serving.tokenization import Input
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02

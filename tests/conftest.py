@@ -100,6 +100,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`tests.tiny_checkpoints.Tiny`: a tiny base with a tokenizer, and fine-tunes of it made on demand."""
+    from tests.tiny_checkpoints import Tiny, write_base
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return Tiny(folder, write_base(folder / "tiny-bert"))
+
+
+@pytest.fixture(scope="session")
 def make_fine_tune(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``make_fine_tune(base, labels, seed=…, scale=…)``: a folder of a classifier whose every weight has moved."""
 

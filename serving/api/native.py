@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ken_core.tokenization import Input
 from serving.api.admin import admin_only
 from serving.api.bodies import read_body
 from serving.api.middleware import TooLongBodyError
@@ -19,7 +20,6 @@ from serving.api.resolve import resolve
 from serving.errors import InvalidInputError, ServingError, StoreError, UnknownTaskError
 from serving.service import Answer, Service
 from serving.store import Task
-from serving.tokenization import Input
 
 
 class TextPair(BaseModel):

@@ -32,7 +32,8 @@ def finetune(
 
     Example: ken finetune --base ./minilm --data trec.jsonl --out ./minilm-trec
     """
-    from ken_core.finetune import Recipe, Step, read_examples
+    from ken_core.examples import read_examples
+    from ken_core.finetune import Recipe, Step
     from ken_core.finetune import finetune as train
 
     recipe = Recipe(epochs, batch_size, learning_rate, max_length=max_length, seed=seed)

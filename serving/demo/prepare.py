@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ken_core import Checkpoint, DeltaFile, Fingerprint, KenError, Selection, deltafile, extract, open_tuned
-from ken_core.finetune import Example, Recipe, Step, finetune
+from ken_core.evaluate import accuracy
+from ken_core.examples import Example
+from ken_core.finetune import Recipe, Step, finetune
 from serving.cli.output import progress, say, staged
-from serving.demo.accuracy import accuracy
 from serving.demo.texts import TASKS, DemoTask
 
 

@@ -15,9 +15,9 @@ import httpx
 import torch
 
 from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft, open_base
-from ken_core.finetune import Example
+from ken_core.evaluate import accuracy
+from ken_core.examples import Example
 from serving.cli.output import out, progress, say, size, table
-from serving.demo.accuracy import accuracy
 from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, send_all, send_until
 from serving.embedded import embedded_store

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ken_core.errors import KenError
-from ken_core.finetune import Example
+from ken_core.examples import Example
 
 _LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "nl": "Dutch", "pl": "Polish"}
 _WORDS = 60

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from ken_core.finetune import Example
+from ken_core.examples import Example
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
 
     from ken_core import ResidentModel, graft
     from ken_core.fingerprint import fingerprint
+    from ken_core.tokenization import Encoder, collate
     from serving.pipelines.text_classification import TextClassification
-    from serving.tokenization import Encoder, collate
 
     base = open_base(str(minilm))
     identity = fingerprint(base.backbone_tensors).digest

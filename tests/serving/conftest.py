@@ -16,7 +16,6 @@ import hypothesis
 import pytest
 import transformers
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_checkpoints import Deltas, Tiny, scores, write_base
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -25,6 +24,7 @@ from serving.connection import connect
 from serving.embedded import embedded_store
 from serving.service import Service
 from serving.store import Store
+from tests.tiny_checkpoints import Deltas, Tiny, scores
 
 hypothesis.settings.register_profile("serving", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("serving")
@@ -39,12 +39,6 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever KEN_* the developer's shell has must not change what is tested."""
     for name in [n for n in os.environ if n.startswith("KEN_")]:
         monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return Tiny(folder, write_base(folder / "tiny-bert"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from holding import Blocked, until
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -22,6 +21,7 @@ from serving.config import load_settings
 from serving.embedded import embedded_store
 from serving.service import Service
 from serving.store import Store
+from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 Client = httpx.AsyncClient
 Talk = Callable[..., Any]

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_checkpoints import Deltas, Tiny, write_base
 
 from ken_core import BaseMismatchError, DeltaFile, open_base
 from ken_core.fingerprint import fingerprint
@@ -23,6 +22,7 @@ from serving import store as store_module
 from serving.cache import DeltaCache, DeltaFiles, LruBytes, SingleFlight
 from serving.errors import StoreError
 from serving.store import Store
+from tests.tiny_checkpoints import Deltas, Tiny, write_base
 
 # LruBytes
 

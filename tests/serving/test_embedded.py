@@ -12,12 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_checkpoints import Deltas
 
 from serving.connection import connect
 from serving.embedded import embedded_store
 from serving.errors import StartError
 from serving.store import Store
+from tests.tiny_checkpoints import Deltas
 
 FORK = multiprocessing.get_context("fork")
 

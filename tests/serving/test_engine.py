@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from holding import Blocked, until
-from tiny_checkpoints import TEXTS, Deltas, Tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import Delta, DeltaFile, PoisonedError, ResidentModel, open_base
@@ -23,6 +22,7 @@ from serving.errors import OverloadedError, UnavailableError
 from serving.metrics import Metrics
 from serving.scheduler import Limits
 from serving.store import Store
+from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
 
 FOREVER = 1e12
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoints import TEXTS, WORDS, Tiny, load_backbone, write_tokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
 from ken_core import DeltaFile
@@ -17,6 +16,7 @@ from serving.errors import InvalidInputError, UnsupportedKindError
 from serving.pipelines import pipeline_for
 from serving.pipelines.text_classification import ClassificationParameters, TextClassification
 from serving.service import Service
+from tests.tiny_checkpoints import TEXTS, WORDS, Tiny, load_backbone, write_tokenizer
 
 PROBLEMS = {
     "single-label": (["anger", "joy", "fear"], None),

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from holding import Blocked, until
-from tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import BaseMismatchError, DeltaFile
@@ -30,6 +29,7 @@ from serving.errors import (
 )
 from serving.service import Answer, Service
 from serving.store import Store
+from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 Dedicated = Callable[[DeltaFile, str], dict[str, float]]
 MakeService = Callable[..., Service]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoints import Deltas
 
 from ken_core import DeltaFile, KenError
 from serving import store as store_module
 from serving.connection import connect
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
 from serving.store import Store
+from tests.tiny_checkpoints import Deltas
 
 NOWHERE = "a" * 64
 

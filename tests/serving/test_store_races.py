@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoints import Deltas
 
 from ken_core import DeltaFile
 from serving import store as store_module
 from serving.connection import connect
 from serving.store import Store
+from tests.tiny_checkpoints import Deltas
 
 FORK = multiprocessing.get_context("fork")
 """The children touch no torch, only Redis and files."""

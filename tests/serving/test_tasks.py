@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoints import Deltas
 
 from serving.connection import connect
 from serving.embedded import embedded_store
 from serving.errors import StoreError, UnavailableError, UnknownTaskError
 from serving.store import Store, Table, Task
 from serving.tasks import TaskTable, TaskWatch
+from tests.tiny_checkpoints import Deltas
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 UNREACHABLE = "redis://127.0.0.1:1/0"

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_checkpoints import POSITIONS, TEXTS, WORDS, Tiny, write_base, write_tokenizer
 from transformers import AutoTokenizer, RobertaConfig
 
 from ken_core import CheckpointError, open_base
-from serving.tokenization import Encoded, Encoder, Input, collate
+from ken_core.tokenization import Encoded, Encoder, Input, collate
+from tests.tiny_checkpoints import POSITIONS, TEXTS, WORDS, Tiny, write_base, write_tokenizer
 
 LONG = " ".join(WORDS * 3)
 PAIRS = [(a, b) for a in TEXTS for b in TEXTS[:3]]
