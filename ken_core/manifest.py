@@ -19,6 +19,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_lengt
 DTypeName = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+Metric = Literal["accuracy", "agreement"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
 _ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
@@ -94,7 +95,7 @@ class Trial(_Strict):
 class Calibration(_Strict):
     """How the budget was chosen: the smallest delta whose score is within `tolerance` of the fine-tune's."""
 
-    metric: Literal["accuracy", "agreement"]
+    metric: Metric
     examples: Size
     tolerance: float
     tuned_score: float

@@ -1,4 +1,4 @@
-"""Commands on checkpoints and delta files: finetune, extract, apply, inspect."""
+"""Commands on checkpoints and delta files: finetune, extract, calibrate, apply, inspect."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serving.cli.output import JsonFlag, out, print_json, progress, say, size, staged, table
+from serving.cli.describe import facts, per_tensor, show, show_calibration
+from serving.cli.output import JsonFlag, progress, say, staged
 
 Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
+
+OnlyOption = Annotated[str | None, typer.Option(help="preset of tensors to select from: all, attention, no-embeddings")]
+IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
+ExcludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to leave out; repeatable")]
+OutsideOption = Annotated[str, typer.Option(help="what becomes of the others: reset (to the base) or keep (in full)")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (finetune, extract, apply, inspect):
+    for command in (finetune, extract, calibrate, apply, inspect):
         app.command()(command)
 
 
@@ -51,11 +57,15 @@ def extract(
     base: Base,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
-    method: Annotated[str, typer.Option(help="magnitude, ken, ken-shift or random")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, ken, ken-grid, ken-shift or random")] = "magnitude",
     keep: Annotated[float | None, typer.Option(help="fraction kept, by default 0.10")] = None,
     scope: Annotated[str | None, typer.Option(help="global or row; default: global where the method allows it")] = None,
     k: Annotated[int | None, typer.Option("--k", help="number kept of each row, instead of --keep")] = None,
-    codec: Annotated[str, typer.Option(help="zstd or raw")] = "zstd",
+    codec: Annotated[str, typer.Option(help="zstd or raw; lossy: int8, int4 or sign")] = "zstd",
+    only: OnlyOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    outside: OutsideOption = "reset",
     seed: Annotated[int, typer.Option(help="of method random")] = 0,
     cast: Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")] = False,
     as_json: JsonFlag = False,
@@ -66,16 +76,72 @@ def extract(
     """
     from ken_core import delta, deltafile, open_base, open_tuned
 
-    selection = _selection(method, keep, scope, k, seed)
-    if codec not in deltafile.CODECS:
-        raise typer.BadParameter(f"found {codec!r}; choose zstd or raw", param_hint="--codec")
-    if not out_file.resolve().parent.is_dir():
-        raise typer.BadParameter(f"{out_file.resolve().parent} is no folder", param_hint="--out")
+    selection = _selection(method, keep, scope, k, seed, _filter(only, include, exclude, outside))
+    _check_codecs([codec])
+    _check_parent(out_file, "--out")
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
         found = delta.extract(ours, theirs, selection, cast=cast, progress=watch)
-        file = deltafile.write(found, ours, out_file, codec, progress=watch)
-    _show(_facts(file), as_json)
+        file = deltafile.write(found, ours, out_file, codec, progress=watch)  # type: ignore[arg-type]  # checked above
+    show(facts(file), as_json)
+
+
+def calibrate(
+    base: Base,
+    tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
+    data: Annotated[Path, typer.Option(help="JSON lines with `text`, and `label` or not")],
+    out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="of the share of right answers")] = 0.005,
+    method: Annotated[
+        list[str] | None, typer.Option(help="to try; repeatable; default magnitude, ken-shift, ken")
+    ] = None,
+    codec: Annotated[list[str] | None, typer.Option(help="to try; repeatable; default zstd, int8, int4, sign")] = None,
+    only: OnlyOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    outside: OutsideOption = "reset",
+    curve: Annotated[Path | None, typer.Option(help="PNG of score against bytes; needs matplotlib")] = None,
+    cast: Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find the smallest delta whose accuracy stays within a tolerance of the fine-tune's, and write it.
+
+    Without labels, the share of texts answered as the fine-tune answers them takes accuracy's place.
+
+    Example: ken calibrate --base ./minilm --tuned ./minilm-trec --data dev.jsonl --out trec.ken --curve trec.png
+    """
+    from ken_core import calibrate as calibration
+    from ken_core import open_base, open_tuned
+    from ken_core.examples import read_texts
+
+    codecs = codec or list(calibration.CODECS_TRIED)
+    _check_codecs(codecs)
+    methods = [_selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
+    _check_parent(out_file, "--out")
+    if curve is not None:
+        _check_parent(curve, "--curve")
+    texts, labels = read_texts(data)
+    ours, theirs = open_base(base), open_tuned(tuned)
+    metric, judge = calibration.judge_for(theirs, texts, labels)
+    with staged() as watch:
+        found = calibration.calibrate(
+            ours,
+            theirs,
+            judge,
+            out_file,
+            metric=metric,
+            tolerance=tolerance,
+            methods=methods,
+            codecs=codecs,  # type: ignore[arg-type]  # checked above
+            tensors=_filter(only, include, exclude, outside),
+            cast=cast,
+            progress=watch,
+        )
+    if curve is not None:
+        from ken_core.viz import draw_calibration
+
+        draw_calibration(found.record, curve)
+    show_calibration(found, as_json)
 
 
 def apply(
@@ -109,76 +175,50 @@ def inspect(
     from ken_core import deltafile
 
     opened = deltafile.open_file(file)
-    _show(_facts(opened), as_json, _per_tensor(opened) if tensors else [])
+    show(facts(opened), as_json, per_tensor(opened) if tensors else [])
 
 
-def _selection(method: str, keep: float | None, scope: str | None, k: int | None, seed: int) -> Any:
+def _selection(method: str, keep: float | None, scope: str | None, k: int | None, seed: int, tensors: Any) -> Any:
     from ken_core import Budget, Selection, SelectionError
     from ken_core.selection import ALLOWED_SCOPES
+    from ken_core.tensor_filter import EVERYTHING
 
     wide: Literal["global", "row"] = "global" if "global" in ALLOWED_SCOPES.get(method, ()) and k is None else "row"
     if scope not in (None, "global", "row"):
         raise typer.BadParameter(f"found {scope!r}; choose global or row", param_hint="--scope")
     try:
         fraction = keep if keep is not None or k is not None else 0.10
-        return Selection(method, Budget(scope or wide, fraction, k), seed)  # type: ignore[arg-type]
+        budget = Budget(scope or wide, fraction, k)  # type: ignore[arg-type]
+        return Selection(method, budget, seed, tensors or EVERYTHING)  # type: ignore[arg-type]
     except SelectionError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def _facts(file: Any) -> dict[str, Any]:
-    m = file.manifest
-    return {
-        "file": str(file.path),
-        "digest": file.digest,
-        "bytes": file.size,
-        "base": m.base.name,
-        "fingerprint": m.base.fingerprint,
-        "architecture": m.architecture,
-        "kind": m.kind,
-        "labels": m.labels,
-        "method": m.method,
-        "budget": m.budget.model_dump(exclude_none=True),
-        "codec": m.codec,
-        "candidates": m.candidates,
-        "selected": m.selected,
-        "stored": m.stored,
-        "tensors": len(m.sparse) + len(m.dense) + len(m.head),
-    }
+def _filter(only: str | None, include: list[str] | None, exclude: list[str] | None, outside: str) -> Any:
+    from ken_core import SelectionError
+    from ken_core.tensor_filter import PRESETS, TensorFilter
+
+    if only is not None and only not in PRESETS:
+        raise typer.BadParameter(f"found {only!r}; choose {', '.join(PRESETS)}", param_hint="--only")
+    preset = PRESETS[only or "all"]
+    try:
+        return TensorFilter(
+            include=tuple(include or preset.include),
+            exclude=(*preset.exclude, *(exclude or ())),
+            outside=outside,  # type: ignore[arg-type]  # checked by the constructor
+        )
+    except SelectionError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
-def _per_tensor(file: Any) -> list[dict[str, Any]]:
-    m = file.manifest
-    rows = [
-        {"tensor": n, "entry": "sparse", "stored": e.stored, "bytes": e.mask.bytes + e.values.bytes}
-        for n, e in m.sparse.items()
-    ]
-    for entry, whole in (("dense", m.dense), ("head", m.head)):
-        rows += [{"tensor": n, "entry": entry, "stored": None, "bytes": e.data.bytes} for n, e in whole.items()]
-    return rows
+def _check_codecs(codecs: list[str]) -> None:
+    from ken_core import deltafile
+
+    for codec in codecs:
+        if codec not in deltafile.CODECS:
+            raise typer.BadParameter(f"found {codec!r}; choose {', '.join(deltafile.CODECS)}", param_hint="--codec")
 
 
-def _show(facts: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | None = None) -> None:
-    if as_json:
-        print_json({**facts, **({"per_tensor": tensors} if tensors else {})})
-        return
-    kept = facts["stored"] / facts["candidates"] if facts["candidates"] else 0.0
-    lines = {
-        "digest": facts["digest"],
-        "bytes": f"{facts['bytes']:,} ({size(facts['bytes'])})",
-        "base": f"{facts['base']} ({facts['fingerprint'][:16]}…)",
-        "architecture": facts["architecture"],
-        "labels": ", ".join(facts["labels"]) or "none",
-        "method": f"{facts['method']}, {', '.join(f'{k} {v}' for k, v in facts['budget'].items())}",
-        "codec": facts["codec"],
-        "kept": f"{facts['stored']:,} of {facts['candidates']:,} changed parameters ({kept:.1%}); "
-        f"{facts['selected']:,} selected, the others equal the base",
-    }
-    for key, value in lines.items():
-        out.print(f"{key:>12}  {value}", highlight=False, markup=False)
-    if tensors:
-        rows = [
-            [r["tensor"], r["entry"], "" if r["stored"] is None else f"{r['stored']:,}", f"{r['bytes']:,}"]
-            for r in tensors
-        ]
-        out.print(table("", ["tensor", "entry", "stored", "bytes"], rows))
+def _check_parent(path: Path, option: str) -> None:
+    if not path.resolve().parent.is_dir():
+        raise typer.BadParameter(f"{path.resolve().parent} is no folder", param_hint=option)

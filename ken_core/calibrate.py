@@ -1,0 +1,252 @@
+"""The smallest delta whose metric stays within a tolerance of the fine-tuned model's.
+
+Methods and codecs are tried one after another; the fraction kept is found by bisection on a logarithmic scale,
+taking for granted that keeping more is not worse. A method or codec that already fails at the size of the best
+delta so far is given up after that one measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedModel
+
+from ken_core import deltafile
+from ken_core.checkpoint import Checkpoint, open_base
+from ken_core.codec import Codec
+from ken_core.delta import extract
+from ken_core.deltafile import DeltaFile
+from ken_core.errors import KenError
+from ken_core.evaluate import classify, label_ids
+from ken_core.examples import Example
+from ken_core.heads import graft
+from ken_core.manifest import Calibration, Metric, Trial
+from ken_core.progress import Progress, Stage, silent
+from ken_core.resident import ResidentModel
+from ken_core.selection import ALLOWED_SCOPES, Budget, Method, Selection
+from ken_core.tensor_filter import EVERYTHING, TensorFilter
+from ken_core.tokenization import Encoder
+
+Right = npt.NDArray[np.bool_]
+"""Whether each example was answered right, shape (examples,)."""
+Judge = Callable[[PreTrainedModel], Right]
+"""Answers the examples with a model, always in the same order."""
+
+METHODS: tuple[Method, ...] = ("magnitude", "ken-shift", "ken")
+CODECS_TRIED: tuple[Codec, ...] = ("zstd", "int8", "int4", "sign")
+_PRECISION = 1.1
+"""Bisection ends when the fraction that holds is within this factor of one that does not."""
+_SMALLEST = 1e-3
+_DRAWS = 100_000
+
+
+class CalibrationError(KenError):
+    """Nothing to choose from, or a fine-tune of a kind this calibration cannot judge."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The delta that was chosen, and how."""
+
+    file: DeltaFile
+    record: Calibration
+
+
+def calibrate(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    judge: Judge,
+    out: Path,
+    *,
+    metric: Metric = "accuracy",
+    tolerance: float = 0.005,
+    methods: Sequence[Method] = METHODS,
+    codecs: Sequence[Codec] = CODECS_TRIED,
+    tensors: TensorFilter = EVERYTHING,
+    cast: bool = False,
+    progress: Progress = silent,
+) -> Calibrated:
+    """Write the smallest delta whose score is at most `tolerance` below the fine-tune's.
+
+    Args:
+        judge: answers examples with a model and says which answers are right.
+        metric: what the share of right answers is called in the record.
+        tolerance: of the score, e.g. 0.005 for half a point.
+        methods: each with the widest scope it allows; `ken-grid`, which takes no fraction, is left out.
+        codecs: lossless ones first.
+        progress: told which delta is being tried.
+
+    Raises:
+        CalibrationError: no method or codec to try.
+    """
+    usable = [m for m in methods if m != "ken-grid"]
+    if not usable or not codecs:
+        raise CalibrationError("calibration needs at least one method (other than ken-grid) and one codec to try")
+    right = judge(tuned.model)
+    search = _Search(base, tuned, judge, float(right.mean()) - tolerance, tensors, cast, progress)
+    with TemporaryDirectory(prefix=".ken-calibrate-", dir=out.resolve().parent) as folder:
+        search.folder = Path(folder)
+        for codec in codecs:
+            for method in usable if codec == codecs[0] else [search.best_method(usable[0])]:
+                search.smallest(method, codec)
+    best = search.best
+    if best is None:
+        raise CalibrationError(
+            f"no delta tried comes within {tolerance} of the fine-tune's {float(right.mean()):.4f}; "
+            "try a lossless codec (zstd), which at 100 % kept is the fine-tune itself"
+        )
+    record = Calibration(
+        metric=metric,
+        examples=right.size,
+        tolerance=tolerance,
+        tuned_score=float(right.mean()),
+        score=best.trial.score,
+        confidence=confidence(right, best.right, tolerance),
+        tried=tuple(search.tried),
+    )
+    delta = extract(base, tuned, best.selection, cast=cast, identity=search.resident.fingerprint)
+    return Calibrated(deltafile.write(delta, base, out, best.trial.codec, calibration=record), record)
+
+
+def confidence(tuned: Right, pruned: Right, tolerance: float) -> float:
+    """Posterior probability that the score on all text like the examples falls by at most `tolerance`.
+
+    The examples are pairs: both right or both wrong, only the fine-tune right, only the pruned model right. With
+    Jeffreys' prior (1/2 each) the three shares have a Dirichlet posterior, drawn from with a fixed seed. That the
+    delta was chosen on the same examples is not accounted for: judge it on others before relying on it.
+    """
+    lost, won = int((tuned & ~pruned).sum()), int((pruned & ~tuned).sum())
+    shares = np.random.default_rng(0).dirichlet([lost + 0.5, won + 0.5, tuned.size - lost - won + 0.5], _DRAWS)
+    return float((shares[:, 0] - shares[:, 1] <= tolerance).mean())
+
+
+def judge_labels(encoder: Encoder, examples: Sequence[Example]) -> Judge:
+    """Judge a classifier by labels."""
+    texts = [e.text for e in examples]
+    return lambda model: classify(model, encoder, texts) == label_ids(model, examples)
+
+
+def judge_agreement(encoder: Encoder, texts: Sequence[str], tuned: PreTrainedModel) -> Judge:
+    """Judge a classifier by whether it answers as the fine-tune does."""
+    expected = classify(tuned, encoder, texts)
+    return lambda model: classify(model, encoder, texts) == expected
+
+
+def judge_for(tuned: Checkpoint, texts: Sequence[str], labels: Sequence[str] | None) -> tuple[Metric, Judge]:
+    """Accuracy where there are labels, else agreement with the fine-tune.
+
+    Raises:
+        CalibrationError: the fine-tune is no text classifier: give `calibrate` a judge of your own.
+        DataError: a label it does not know.
+    """
+    if not type(tuned.model).__name__.endswith("ForSequenceClassification"):
+        raise CalibrationError(
+            f"{tuned.folder} is a {type(tuned.model).__name__}; labelled text judges sequence classifiers only. "
+            "For other kinds call ken_core.calibrate with a judge of your own"
+        )
+    encoder = Encoder(tuned, tuned.config, {})
+    if labels is None:
+        return "agreement", judge_agreement(encoder, texts, tuned.model)
+    examples = [Example(t, label) for t, label in zip(texts, labels, strict=True)]
+    label_ids(tuned.model, examples)
+    return "accuracy", judge_labels(encoder, examples)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    selection: Selection
+    trial: Trial
+    right: Right
+    holds: bool
+
+
+class _Search:
+    """The deltas measured so far, and the smallest of them that holds."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        tuned: Checkpoint,
+        judge: Judge,
+        needed: float,
+        tensors: TensorFilter,
+        cast: bool,
+        progress: Progress,
+    ) -> None:
+        self._base, self._tuned, self._judge, self._needed = base, tuned, judge, needed
+        self._tensors, self._cast, self._progress = tensors, cast, progress
+        self.resident = ResidentModel(open_base(str(base.folder)))
+        self.folder = Path()
+        self.tried: list[Trial] = []
+        self.best: _Measured | None = None
+
+    def best_method(self, fallback: Method) -> Method:
+        return self.best.selection.method if self.best else fallback
+
+    def smallest(self, method: Method, codec: Codec) -> None:
+        """Bisect the fraction kept, between one that holds and is smaller than the best, and one that does not."""
+        holds = self._start(method, codec)
+        if holds is None:
+            return
+        fails = _SMALLEST
+        while holds / fails > _PRECISION:
+            middle = float(np.sqrt(holds * fails))
+            if self._measure(method, codec, middle).holds:
+                holds = middle
+            else:
+                fails = middle
+
+    def _start(self, method: Method, codec: Codec) -> float | None:
+        """The largest fraction worth trying, if it holds: all, or what is no larger than the best delta."""
+        if self.best is None:
+            return 1.0 if self._measure(method, codec, 1.0).holds else None
+        fraction = self.best.trial.fraction
+        for _ in range(8):
+            measured = self._measure(method, codec, fraction)
+            if measured.trial.bytes < self.best.trial.bytes or measured is self.best:
+                return fraction if measured.holds else self._larger(method, codec, fraction)
+            fraction *= 0.98 * self.best.trial.bytes / measured.trial.bytes
+        return None
+
+    def _larger(self, method: Method, codec: Codec, fraction: float) -> float | None:
+        """Where a smaller codec needs more kept than the best delta does, but may still end up smaller."""
+        assert self.best is not None
+        while fraction < 1.0:
+            fraction = min(1.0, fraction * 1.25)
+            measured = self._measure(method, codec, fraction)
+            if measured.trial.bytes >= self.best.trial.bytes:
+                return None
+            if measured.holds:
+                return fraction
+        return None
+
+    def _measure(self, method: Method, codec: Codec, fraction: float) -> _Measured:
+        scope = ALLOWED_SCOPES[method][0]
+        selection = Selection(method, Budget(scope, fraction), tensors=self._tensors)
+        self._progress(Stage("trying", f"{method}, {fraction:.1%}, {codec}", len(self.tried), len(self.tried) + 1))
+        delta = extract(self._base, self._tuned, selection, cast=self._cast, identity=self.resident.fingerprint)
+        file = deltafile.write(delta, self._base, self.folder / "trial.ken", codec)
+        right = self._answer(file)
+        score = float(right.mean())
+        trial = Trial(method=method, scope=scope, fraction=fraction, codec=codec, bytes=file.size, score=score)
+        self.tried.append(trial)
+        measured = _Measured(selection, trial, right, score >= self._needed - 1e-12)
+        if measured.holds and (self.best is None or file.size < self.best.trial.bytes):
+            self.best = measured
+        return measured
+
+    def _answer(self, file: DeltaFile) -> Right:
+        """Judge the delta as a reader of the file would serve it."""
+        delta = deltafile.read(file, self._base, self.resident.fingerprint.digest)
+        attached = self.resident.attach(delta)
+        self.resident.activate(attached)
+        try:
+            model = graft(self.resident.backbone, delta.architecture, delta.config, attached.head)
+            return self._judge(model)
+        finally:
+            self.resident.revert()
