@@ -26,13 +26,17 @@ class Row:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The options all benchmarks share."""
-    parser = argparse.ArgumentParser(description=description)
+    """Parse the options all benchmarks share."""
+    return with_shared_options(argparse.ArgumentParser(description=description)).parse_args()
+
+
+def with_shared_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same parser with the options all benchmarks share."""
     parser.add_argument(
         "--quick", action="store_true", help="smaller sizes, the same comparisons, under a minute of measuring"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows of name, value, unit, against")
-    return parser.parse_args()
+    return parser
 
 
 def report(title: str, rows: list[Row], file: Path | None) -> None:
