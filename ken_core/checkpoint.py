@@ -52,9 +52,9 @@ class Checkpoint:
 
     @cached_property
     def backbone_tensors(self) -> dict[str, torch.Tensor]:
-        """Backbone parameters in the files, by backbone-relative name, sorted; tied weights once."""
+        """Backbone weights in the files, by backbone-relative name, sorted; tied ones once."""
         prefix = _backbone_prefix(self.model)
-        named = dict(self.backbone.named_parameters())
+        named = weights(self.backbone)
         return {n: named[n].data for n in sorted(named) if prefix + n not in self.absent}
 
     @property
@@ -65,13 +65,6 @@ class Checkpoint:
     def dtype_of(self, name: str) -> torch.dtype:
         """The stored dtype of a backbone tensor; of one the files do not hold, `dtype`."""
         return self.backbone_tensors[name].dtype if name in self.backbone_tensors else self.dtype
-
-    @cached_property
-    def buffer_tensors(self) -> dict[str, torch.Tensor]:
-        """Persistent buffers of the backbone in the files, by backbone-relative name, sorted."""
-        state, parameters = self.backbone.state_dict(), dict(self.backbone.named_parameters(remove_duplicate=False))
-        prefix = _backbone_prefix(self.model)
-        return {n: state[n].detach() for n in sorted(state) if n not in parameters and prefix + n not in self.absent}
 
     @cached_property
     def head_tensors(self) -> dict[str, torch.Tensor]:
@@ -109,6 +102,13 @@ class Checkpoint:
             "last": "pooling_mode_lasttoken",
         }
         return next((pooling for pooling, key in names.items() if modes.get(key)), None)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent floating-point buffers (answers depend on both), by name; tied ones once."""
+    saved = module.state_dict().keys()
+    buffers = {n: b for n, b in module.named_buffers() if n in saved and b.is_floating_point()}
+    return {**dict(module.named_parameters()), **buffers}
 
 
 def open_base(name_or_path: str) -> Checkpoint:
@@ -200,21 +200,27 @@ def _refuse_own_code(folder: Path) -> None:
 
 def _stored_dtype(folder: Path) -> torch.dtype | str:
     """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
-    found: set[torch.dtype] = set()
+    names: set[str] = set()
     with quiet(folder):
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
-                names = {file.get_slice(n).get_dtype() for n in file.keys()}  # noqa: SIM118 - no mapping
-            found |= {_SAFETENSORS_FLOATS[n] for n in names if n in _SAFETENSORS_FLOATS}
-        for path in [] if found else sorted(folder.glob("pytorch_model*.bin")):
-            # On the meta device nothing but the tensors' descriptions is read; weights_only runs no code of the file.
-            state = torch.load(path, map_location="meta", weights_only=True)
-            found |= {t.dtype for t in state.values() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+                names |= {file.get_slice(n).get_dtype() for n in file.keys()}  # noqa: SIM118 - no mapping
+    found = {_SAFETENSORS_FLOATS[n] for n in names if n in _SAFETENSORS_FLOATS} or _pickled_dtypes(folder)
     return max(found, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).max)) if found else "auto"
 
 
+def _pickled_dtypes(folder: Path) -> set[torch.dtype]:
+    """On the meta device nothing but the tensors' descriptions is read; `weights_only` runs no code of the file."""
+    found: set[torch.dtype] = set()
+    with quiet(folder):
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            tensors = torch.load(path, map_location="meta", weights_only=True)
+            found |= {t.dtype for t in tensors.values() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    return found
+
+
 def _backbone_names(model: PreTrainedModel) -> list[str]:
-    return [_backbone_prefix(model) + name for name, _ in model.base_model.named_parameters()]
+    return [_backbone_prefix(model) + name for name in weights(model.base_model)]
 
 
 def _backbone_prefix(model: PreTrainedModel) -> str:
@@ -248,10 +254,10 @@ def quiet(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder} cannot be loaded: {reason}") from error
-    except UnpicklingError as error:
+    except (UnpicklingError, EOFError) as error:
         raise CheckpointError(
-            f"{folder} cannot be loaded: its .bin file is damaged or asks for code to be run, which is never done "
-            f"({str(error).splitlines()[0]})"
+            f"{folder} cannot be loaded: a pickle in it is damaged or holds more than tensors, which is never loaded; "
+            "save it as safetensors where you trust it"
         ) from error
     except SafetensorError as error:
         raise CheckpointError(f"{folder} cannot be loaded: its safetensors file is damaged ({error})") from error

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, same_bits, unpack_mask
 from ken_core.blocks import blocks_of, is_finite, rows_of
-from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
+from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint, weights
 from ken_core.configs import check_config, portable, restore
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
@@ -111,6 +111,11 @@ def extract(
     ours, dtype = base.backbone_tensors, base.dtype
     resized = any(n in ours and ours[n].shape != t.shape for n, t in tuned.backbone_tensors.items())
     check_config(base.config, tuned.config, resized=resized)
+    if strange := sorted(tuned.backbone_tensors.keys() - weights(base.backbone).keys()):
+        raise CheckpointError(
+            f"a {type(tuned.model).__name__} has {strange[0]!r} in its backbone, which a "
+            f"{type(base.backbone).__name__} has no place for; it cannot share that backbone"
+        )
     selection.tensors.check(ours)
     changed, whole = _changes(base, tuned, cast, progress)
 
@@ -126,7 +131,7 @@ def extract(
         backbone=sum(t.numel() for t in ours.values()),
         config={**portable(tuned.config), "dtype": dtype_name(dtype)},
         sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
-        dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole} | _changed_buffers(base, tuned),
+        dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole},
         head={n: _cast(t, dtype) for n, t in tuned.head_tensors.items()},
         files=_changed_files(base, tuned),
         pooling=tuned.pooling,
@@ -165,14 +170,13 @@ def _entries(
 
 
 def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
-    """The pruned model's backbone: the base's tensors and persistent buffers with the delta's in their place.
+    """The pruned model's backbone: the base's tensors with the delta's in their place.
 
     Raises:
         BaseMismatchError: the delta was made against another base.
     """
     check_base(delta, fingerprint(base.backbone_tensors).digest, base.name)
-    ours = {**base.buffer_tensors, **base.backbone_tensors}
-    merged = {n: t for n, t in ours.items() if n not in delta.sparse and n not in delta.dense}
+    merged = {n: t for n, t in base.backbone_tensors.items() if n not in delta.sparse and n not in delta.dense}
     for name, entry in delta.sparse.items():
         merged[name] = patched(base.backbone_tensors[name], entry)
     return {**merged, **delta.dense}
@@ -264,16 +268,6 @@ def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
     count = int(np.count_nonzero(selected))
     stored: Mask = selected & (ours != theirs)
     return Sparse(tuple(base.shape), base.dtype, count, pack_mask(stored), theirs[stored])
-
-
-def _changed_buffers(base: Checkpoint, tuned: Checkpoint) -> dict[str, torch.Tensor]:
-    """Persistent buffers of the backbone that differ from the base's, in the fine-tune's own dtype."""
-    ours = base.buffer_tensors
-    changed = {n: t.clone() for n, t in tuned.buffer_tensors.items() if n not in ours or not same_bits(ours[n], t)}
-    for name, tensor in changed.items():
-        if not is_finite(tensor):
-            raise CheckpointError(f"the fine-tuned buffer {name!r} holds NaN or infinity; it cannot be served")
-    return changed
 
 
 def _changed_files(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from transformers import PretrainedConfig
 from ken_core import manifest as m
 from ken_core.bits import as_bits, from_bits, unpack_mask
 from ken_core.blocks import is_finite
-from ken_core.checkpoint import Checkpoint
+from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
 from ken_core.compression import Bytes
 from ken_core.configs import check_config, restore
@@ -307,11 +307,8 @@ def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor])
 
 def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> None:
     """A whole backbone tensor is one the base's files lack, or one with another number of rows (added tokens)."""
-    parameters = dict(base.backbone.named_parameters())
+    parameters = weights(base.backbone)
     for name, entry in described.dense.items():
-        if name in base.buffer_tensors:
-            _check_buffer(name, entry, base.buffer_tensors[name])
-            continue
         if name in described.sparse or name not in parameters:
             raise DeltaFormatError(f"the delta brings {name!r} whole, which is no tensor of the base or is there twice")
         ours = base.backbone_tensors.get(name)
@@ -332,14 +329,6 @@ def _check_whole_sizes(described: m.Manifest, ours: Mapping[str, torch.Tensor]) 
     if claimed > limit:
         raise DeltaFormatError(
             f"the delta's whole tensors claim {claimed} bytes; beside this base at most {limit} are accepted"
-        )
-
-
-def _check_buffer(name: str, entry: m.WholeEntry, ours: torch.Tensor) -> None:
-    if (entry.dtype, entry.shape) != (dtype_name(ours.dtype), tuple(ours.shape)):
-        raise DeltaFormatError(
-            f"the delta's {name!r} is {entry.dtype} {list(entry.shape)}; "
-            f"the base's buffer is {dtype_name(ours.dtype)} {list(ours.shape)}"
         )
 
 

@@ -51,8 +51,8 @@ def graft(
         return _adopt(backbone, architecture, head)
     slots = {n: t for n, t in model.state_dict().items() if not n.startswith(f"{prefix}.")}
     setattr(model, prefix, backbone)
-    _fill(model, architecture, slots, head)
-    model.tie_weights()
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    _fill(model, architecture, slots, head, ties)
     model.eval()
     model.requires_grad_(False)
     return model
@@ -66,11 +66,18 @@ def _adopt(backbone: nn.Module, architecture: str, head: Mapping[str, torch.Tens
 
 
 def _fill(
-    model: PreTrainedModel, architecture: str, slots: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]
+    model: PreTrainedModel,
+    architecture: str,
+    slots: Mapping[str, torch.Tensor],
+    head: Mapping[str, torch.Tensor],
+    ties: Mapping[str, str],
 ) -> None:
     """Put the head's tensors into its slots. The backbone is shared by all tasks: no head may reach into it."""
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    missing = sorted(n for n in slots if n not in head and n not in tied)
+    followers = {target: source for target, source in ties.items() if target not in head}
+    followers |= {
+        source: target for target, source in ties.items() if target in head and source in slots and source not in head
+    }
+    missing = sorted(n for n in slots if n not in head and n not in followers)
     if missing:
         raise DeltaFormatError(f"the delta brings no {missing[0]!r}, which the head of {architecture} needs")
     for name, tensor in head.items():
@@ -87,3 +94,6 @@ def _fill(
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
         else:
             module._buffers[key] = tensor
+    for name, source in followers.items():
+        module_name, _, key = name.rpartition(".")
+        model.get_submodule(module_name)._parameters[key] = model.get_parameter(source)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ken_core.bits import as_bits, from_bits
-from ken_core.checkpoint import Checkpoint
+from ken_core.checkpoint import Checkpoint, weights
 from ken_core.delta import Delta, check_base, patched
 from ken_core.errors import ExchangeError, PoisonedError
 from ken_core.fingerprint import Fingerprint, TensorId, fingerprint, identify
@@ -67,9 +67,8 @@ class ResidentModel:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.fingerprint: Fingerprint = fingerprint(checkpoint.backbone_tensors)
-        checkpoint.buffer_tensors  # noqa: B018 - found while the backbone still has the file's
         self._dtype = dtype
-        self._parameters = self._own_parameters()
+        self._weights = weights(checkpoint.backbone)
         self._start: dict[str, int] = {}
         self._arenas = self._fill_arenas()
         self._home = {name: self._view(name) for name in self._start}
@@ -107,13 +106,13 @@ class ResidentModel:
         """
         check_base(delta, self.fingerprint.digest, self.checkpoint.name)
         base = self.checkpoint.backbone_tensors
-        whole = {n: self._placed(t) if n in self._parameters else t.to(self.device) for n, t in delta.dense.items()}
+        whole = {n: self._placed(t, n) for n, t in delta.dense.items()}
         packed: dict[torch.dtype, Packed] = {}
         if materialised:
-            whole |= {n: self._placed(patched(base[n], s)) for n, s in delta.sparse.items()}
+            whole |= {n: self._placed(patched(base[n], s), n) for n, s in delta.sparse.items()}
         else:
             packed = self._pack(delta)
-        head = {n: self._placed(t) for n, t in delta.head.items()}
+        head = {n: self._placed(t, n) for n, t in delta.head.items()}
         return Attached(delta, packed, whole, head, materialised)
 
     def activate(self, attached: Attached | None) -> None:
@@ -142,7 +141,7 @@ class ResidentModel:
     def verify(self) -> list[str]:
         """Names of resident tensors that are not bit for bit the base's; reverts first."""
         self.revert()
-        found = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
+        found = weights(self.backbone)
         return [n for n, home in self._home.items() if not self._is_the_base(n, home, found.get(n))]
 
     def _is_the_base(self, name: str, home: torch.Tensor, found: torch.Tensor | None) -> bool:
@@ -185,56 +184,52 @@ class ResidentModel:
         if self._poisoned is not None:
             raise PoisonedError(f"the resident weights must not be used: {self._poisoned}; restart this replica")
 
-    def _own_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.checkpoint.backbone.named_parameters())
-
     def _fill_arenas(self) -> dict[torch.dtype, torch.Tensor]:
         """Lay all tensors out behind one another, each aligned, and copy them from the map."""
         sizes: dict[torch.dtype, int] = {}
         tensors = self.checkpoint.backbone_tensors
         for name, tensor in tensors.items():
-            dtype = self._serving_dtype(tensor)
+            dtype = self._serving_dtype(tensor, name)
             self._start[name] = sizes.get(dtype, 0)
             sizes[dtype] = self._start[name] + -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
         arenas = {d: torch.zeros(n, dtype=d, device=self.device) for d, n in sizes.items()}
         for name, tensor in tensors.items():
             start = self._start[name]
-            arenas[self._serving_dtype(tensor)][start : start + tensor.numel()].copy_(tensor.reshape(-1))
+            arenas[self._serving_dtype(tensor, name)][start : start + tensor.numel()].copy_(tensor.reshape(-1))
         return arenas
 
-    def _serving_dtype(self, tensor: torch.Tensor) -> torch.dtype:
+    def _serving_dtype(self, tensor: torch.Tensor, name: str) -> torch.dtype:
+        """The dtype asked for, but for integers and for what the architecture itself keeps in float32."""
+        kept = getattr(self.backbone, "_keep_in_fp32_modules_strict", None) or ()
+        if any(part in kept for part in name.split(".")):
+            return tensor.dtype
         return self._dtype or tensor.dtype if tensor.is_floating_point() else tensor.dtype
 
     def _view(self, name: str) -> torch.Tensor:
         stored = self.checkpoint.backbone_tensors[name]
-        arena = self._arenas[self._serving_dtype(stored)]
+        arena = self._arenas[self._serving_dtype(stored, name)]
         start = self._start[name]
         return arena[start : start + stored.numel()].view(stored.shape)
 
     def _point(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
-            if name in self._parameters:
-                self._parameters[name].data = tensor
-            else:
-                module, _, key = name.rpartition(".")
-                self.backbone.get_submodule(module)._buffers[key] = tensor
+            self._weights[name].data = tensor
 
     def _place_rest(self) -> None:
-        """Buffers follow the weights; parameters the files do not hold (a random pooler) become zeros."""
-        for name, parameter in self._parameters.items():
+        """Other buffers follow the weights; weights the files do not hold (a random pooler) become zeros."""
+        for name, weight in self._weights.items():
             if name not in self._home:
-                parameter.data = self._placed(torch.zeros_like(parameter))
-                self._home[name] = parameter.data
+                weight.data = self._placed(torch.zeros_like(weight), name)
+                self._home[name] = weight.data
         for module in self.backbone.modules():
             for key, buffer in module._buffers.items():
-                if buffer is not None:  # in its own dtype: rotary frequencies lose the answer in bfloat16
+                if buffer is not None and not any(buffer is weight for weight in self._weights.values()):
+                    # in its own dtype: rotary frequencies lose the answer in bfloat16
                     module._buffers[key] = buffer.to(self.device, copy=True)
-        buffers = dict(self.backbone.named_buffers())
-        self._home |= {name: buffers[name] for name in self.checkpoint.buffer_tensors}
 
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _placed(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """A copy on the device in the serving dtype."""
-        return tensor.to(device=self.device, dtype=self._serving_dtype(tensor), copy=True)
+        return tensor.to(device=self.device, dtype=self._serving_dtype(tensor, name), copy=True)
 
     def _identities(self) -> dict[str, TensorId]:
         """Hashes of the resident tensors in the serving dtype, which need not be the stored one."""
@@ -245,7 +240,7 @@ class ResidentModel:
         by_dtype: dict[torch.dtype, list[Segment]] = {}
         for name in sorted(delta.sparse):
             entry = delta.sparse[name]
-            dtype = self._serving_dtype(self.checkpoint_tensor(name))
+            dtype = self._serving_dtype(self.checkpoint_tensor(name), name)
             values = entry.values if entry.dtype == dtype else as_bits(from_bits(entry.values, entry.dtype).to(dtype))
             by_dtype.setdefault(dtype, []).append(Segment(self._start[name], entry.positions, values))
         return {dtype: pack(segments, dtype, dtype, self.device) for dtype, segments in by_dtype.items()}
