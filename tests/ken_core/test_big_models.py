@@ -1,0 +1,130 @@
+"""Models larger than the memory that is at hand: tensors are streamed from the mapped files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import BloomConfig
+
+from ken_core import deltafile
+from tests.ken_core.big_pair import BLOOM_1B7, write_pair
+
+GIB = 1 << 30
+
+
+def start_extract(base: Path, tuned: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "serving.cli", "extract", "--base", base, "--tuned", tuned, "--out", out, *options]
+    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def own_bytes(pid: int) -> int:
+    """Memory of a process that is not a mapped file's: what the page cache cannot give back."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return sum(int(fields.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
+
+
+def peak_of(process: subprocess.Popen[str]) -> int:
+    peak = 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, own_bytes(process.pid))
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        time.sleep(0.02)
+    return peak
+
+
+def interrupt(process: subprocess.Popen[str], tuned: Path) -> None:
+    """Ctrl-C while it selects, which takes minutes: a moment after the fine-tune was mapped."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and str(tuned) not in maps.read_text():
+        time.sleep(0.1)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+@pytest.mark.parametrize("options", [(), ("--method", "ken", "--keep", "0.25")], ids=["magnitude", "ken"])
+def test_extracting_from_a_pair_of_1_7_billion_parameters_holds_neither_model(tmp_path_factory, tmp_path, options):
+    base, tuned = _bloom_1b7(tmp_path_factory)
+    began = time.monotonic()
+    process = start_extract(base, tuned, tmp_path / "big.ken", "--json", *options)
+    peak = peak_of(process)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    facts = json.loads(out)
+    print(f"\npeak {peak / GIB:.2f} GiB beside the page cache, {time.monotonic() - began:.0f} s, {facts['bytes']:,} B")
+    whole = sum(f.stat().st_size for f in base.glob("*.safetensors"))
+    assert whole > 3.2 * GIB
+    assert peak < min(6 * GIB, whole)
+    share = 0.25 if options else 0.10
+    assert facts["selected"] == pytest.approx(share * facts["candidates"], rel=0.001)
+
+
+_PAIR: list[tuple[Path, Path]] = []
+
+
+def _bloom_1b7(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    if not _PAIR:
+        _PAIR.append(write_pair(tmp_path_factory.mktemp("bloom"), BLOOM_1B7))
+    return _PAIR[0]
+
+
+@pytest.fixture(scope="module")
+def middling_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pair in several shards, large enough to be interrupted in the middle of it."""
+    config = BloomConfig(hidden_size=512, n_layer=6, n_head=8, vocab_size=60_000, num_labels=3, pad_token_id=3)
+    return write_pair(tmp_path_factory.mktemp("middling"), config)
+
+
+def test_an_interrupted_extraction_leaves_no_file_behind(middling_pair, tmp_path):
+    base, tuned = middling_pair
+    process = start_extract(base, tuned, tmp_path / "delta.ken", "--method", "ken-grid", "--k", "200")
+    interrupt(process, tuned)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_was_there_before_survives_an_interrupted_extraction(middling_pair, tmp_path):
+    base, tuned = middling_pair
+    (tmp_path / "delta.ken").write_bytes(b"the one before")
+    process = start_extract(base, tuned, tmp_path / "delta.ken", "--method", "ken-grid", "--k", "200")
+    interrupt(process, tuned)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (tmp_path / "delta.ken").read_bytes() == b"the one before"
+
+
+def test_sharded_pairs_give_the_delta_that_unsharded_ones_give(middling_pair, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    digests = []
+    for whole in (False, True):
+        folders = []
+        for folder in middling_pair:
+            if whole:
+                joined = tmp_path / folder.name
+                shutil.copytree(folder, joined, ignore=shutil.ignore_patterns("*.safetensors*"))
+                tensors = {n: t for f in sorted(folder.glob("*.safetensors")) for n, t in load_file(f).items()}
+                save_file(tensors, joined / "model.safetensors", {"format": "pt"})
+            folders.append(tmp_path / folder.name if whole else folder)
+        process = start_extract(*folders, tmp_path / f"{whole}.ken")
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        digests.append(deltafile.open_file(tmp_path / f"{whole}.ken").digest)
+    assert digests[0] == digests[1]
