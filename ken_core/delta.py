@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -22,6 +21,7 @@ from ken_core.configs import check_config, portable, restore
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
 from ken_core.manifest import task_kind
+from ken_core.new_folder import new_folder
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Pair, Selection, select
 
@@ -196,28 +196,18 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
         BaseMismatchError: the delta was made against another base.
         FileExistsError: `out` exists and is not an empty folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already; give a new or empty folder")
     merged = merge(base, delta)
     config = restore(dict(delta.config))
     config.architectures = [delta.architecture]
     prefix = _saved_prefix(delta)
     tensors = {prefix + n: t.contiguous() for n, t in merged.items()} | dict(delta.head)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file(tensors, partial / "model.safetensors", {"format": "pt"})
-        config.save_pretrained(partial)
+    with new_folder(out) as folder:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        config.save_pretrained(folder)
         for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
             data = delta.files.get(name) or base.tokenizer_file(name)
             if data is not None:
-                (partial / name).write_bytes(data)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                (folder / name).write_bytes(data)
 
 
 def check_base(delta: Delta, found: str, name: str) -> None:

@@ -22,6 +22,7 @@ from transformers import (
 
 from ken_core.checkpoint import TOKENIZER_FILES, find_folder, quiet
 from ken_core.examples import DataError, Example
+from ken_core.new_folder import new_folder
 
 
 @dataclass(frozen=True)
@@ -61,32 +62,26 @@ def finetune(
         FileExistsError: `out` exists and is not an empty folder.
     """
     recipe = recipe or Recipe()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already; give a new or empty folder")
     labels = sorted({e.label for e in examples})
     if len(labels) < 2:
         raise DataError(f"a classifier needs at least two labels, found {labels}")
     folder = find_folder(base)
     torch.manual_seed(recipe.seed)
-    with quiet(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-        )
-    _train(model, tokenizer, examples, recipe, progress)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with quiet(folder):
-        model.save_pretrained(partial)
-    for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            (partial / name).write_bytes((folder / name).read_bytes())
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    with new_folder(out) as new:
+        with quiet(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+            )
+        _train(model, tokenizer, examples, recipe, progress)
+        with quiet(folder):
+            model.save_pretrained(new)
+        for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
+            if (folder / name).is_file():
+                (new / name).write_bytes((folder / name).read_bytes())
 
 
 def _train(

@@ -113,12 +113,14 @@ def calibrate(
     from ken_core import calibrate as calibration
     from ken_core import open_base, open_tuned
     from ken_core.examples import read_texts
+    from ken_core.viz.errors import require_matplotlib
 
     codecs = codec or list(calibration.CODECS_TRIED)
     _check_codecs(codecs)
     methods = [_selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
     _check_parent(out_file, "--out")
     if curve is not None:
+        require_matplotlib()
         _check_parent(curve, "--curve")
     texts, labels = read_texts(data)
     ours, theirs = open_base(base), open_tuned(tuned)
@@ -138,7 +140,7 @@ def calibrate(
             progress=watch,
         )
     if curve is not None:
-        from ken_core.viz import draw_calibration
+        from ken_core.viz.draw_calibration import draw_calibration
 
         draw_calibration(found.record, curve)
     show_calibration(found, as_json)

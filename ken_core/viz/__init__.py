@@ -1,0 +1,14 @@
+"""KENviz: pictures of which parameters a delta keeps.
+
+The views follow KENviz of Mastromattei and Zanzotto, *Less is KEN*, ACL 2024, arXiv 2402.03142: one matrix, the
+neighbours kept around each of its elements, and both for one kind of matrix across all layers. Added to them are the
+kept fraction by layer and kind, and how much the positions of several deltas have in common.
+
+Drawing needs matplotlib (``pip install 'ken-serve[viz]'``); importing this package and measuring do not.
+"""
+
+from ken_core.viz.errors import MissingMatplotlibError, NoSuchTensorError, VizError
+from ken_core.viz.gallery import visualize
+from ken_core.viz.report import Picture, Report
+
+__all__ = ["MissingMatplotlibError", "NoSuchTensorError", "Picture", "Report", "VizError", "visualize"]

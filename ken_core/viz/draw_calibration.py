@@ -1,0 +1,60 @@
+"""Score against bytes of every delta that calibration tried."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from ken_core.manifest import Calibration, Trial
+from ken_core.viz.canvas import OKABE_ITO
+
+_MARKERS = ("o", "s", "^", "D", "v")
+
+
+def draw_calibration(record: Calibration, out: Path) -> None:
+    """Write a PNG: bytes across on a logarithmic scale, the score up; codecs by colour, methods by shape.
+
+    Filled marks hold the tolerance. The file appears whole or not at all.
+    """
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    methods = sorted({t.method for t in record.tried})
+    codecs = list(dict.fromkeys(t.codec for t in record.tried))
+    limit = record.tuned_score - record.tolerance
+    for codec, colour in zip(codecs, OKABE_ITO, strict=False):
+        for method, marker in zip(methods, _MARKERS, strict=False):
+            _curve(axes, [t for t in record.tried if (t.codec, t.method) == (codec, method)], colour, marker, limit)
+    axes.axhline(record.tuned_score, color="#1b1b1b", linewidth=1, label="the fine-tune")
+    axes.axhline(limit, color="#1b1b1b", linewidth=1, linestyle=":", label=f"within {record.tolerance:g} of it")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("size of the delta file (MB, logarithmic)")
+    axes.set_ylabel(f"{record.metric} on {record.examples:,} examples")
+    axes.set_title("What deltas of each size answer; filled: within the tolerance", loc="left", fontsize=10)
+    axes.grid(visible=True, which="both", linewidth=0.4, color="#d0d0d0")
+    axes.legend(fontsize=8, loc="lower right")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, format="png")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _curve(axes: Axes, trials: list[Trial], colour: str, marker: str, limit: float) -> None:
+    if not trials:
+        return
+    ordered = sorted(trials, key=lambda t: t.bytes)
+    sizes, scores = [t.bytes for t in ordered], [t.score for t in ordered]
+    axes.plot(sizes, scores, color=colour, linewidth=1, label=f"{trials[0].method}, {trials[0].codec}")
+    for trial in ordered:
+        holds = trial.score >= limit - 1e-12
+        face = colour if holds else "white"
+        axes.plot(trial.bytes, trial.score, marker, color=colour, markerfacecolor=face, markersize=5)

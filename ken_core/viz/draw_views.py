@@ -1,0 +1,107 @@
+"""The views of the paper: one matrix, kept neighbours of each element, and both across layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import log
+
+import numpy as np
+from matplotlib.colors import BoundaryNorm, Normalize
+
+from ken_core.viz.canvas import Canvas, Drawing, Scale, viridis, viridis_steps
+from ken_core.viz.measure import Pooled
+from ken_core.viz.survey import STEEPEST, View
+from ken_core.viz.tally import percent
+
+_SINGLE_SIDES, _LAYER_SIDES = (360, 1100), (100, 170)
+"""Pixels the longer side of a matrix measures, at least and at most."""
+_ABREAST = 6
+_LEAST_PITCH = 112
+"""Pixels from one matrix to the next in which a line of text fits above each."""
+_CLIP = 99.5
+"""Percentile of the blocks of which anything is kept that a scale ends at, so that a few full ones do not darken it."""
+
+
+def draw_matrix(title: str, note: str, view: View) -> Drawing:
+    """One matrix: what is kept of it, and the neighbours kept around each of its elements."""
+    canvas = Canvas()
+    canvas.title(title, note)
+    width, height = _panel(view, _SINGLE_SIDES)
+    beside = width <= 1.3 * height
+    for i, (name, values, scale) in enumerate(_pair([view])):
+        left, top = (i * (width + 170), 0) if beside else (0, i * (height + 85))
+        axes = canvas.axes(left, top, width, height)
+        canvas.text(left, top - 22, name, size=10)
+        canvas.matrix(axes, values[0], scale, view.rows, view.columns)
+        axes.set_xlabel("column", fontsize=9)
+        axes.set_ylabel("row", fontsize=9)
+        canvas.colour_bar(scale, left + width + 12, top, min(max(height, 90), 400))
+    return canvas.finish()
+
+
+def draw_layers(title: str, note: str, views: Sequence[tuple[int, View]]) -> Drawing:
+    """One kind of matrix in all layers, side by side: what is kept above, the neighbours kept below."""
+    canvas = Canvas()
+    canvas.title(title, note)
+    sizes = [_panel(view, _LAYER_SIDES) for _, view in views]
+    across, down = max(_LEAST_PITCH, *(w + 14 for w, _ in sizes)), max(h for _, h in sizes)
+    pair = _pair([view for _, view in views])
+    for place, (layer, view) in enumerate(views):
+        line, column = divmod(place, _ABREAST)
+        left, top = column * across, line * (2 * down + 74)
+        canvas.text(left, top - 18, f"layer {layer}: {percent(view.tally.fraction)}", size=8.5)
+        for i, (name, values, scale) in enumerate(pair):
+            axes = canvas.axes(left, top + i * (down + 14), *sizes[place])
+            canvas.matrix(axes, values[place], scale, view.rows, view.columns)
+            axes.tick_params(labelleft=column == 0, labelbottom=i == 1)
+            if column == 0:
+                axes.set_ylabel(f"{name}\nrow", fontsize=8)
+            if i == 1:
+                axes.set_xlabel("column", fontsize=8, labelpad=-2)
+    right = min(len(views), _ABREAST) * across
+    for i, (_, _, scale) in enumerate(pair):
+        canvas.colour_bar(scale, right + 8, i * (down + 14), down)
+    return canvas.finish()
+
+
+def _pair(views: Sequence[View]) -> list[tuple[str, list[Pooled], Scale]]:
+    """Both views of some matrices, each with a scale that all of them share."""
+    kept, around = [v.kept for v in views], [v.neighbours for v in views]
+    pooled = any(v.pooled for v in views)
+    return [
+        ("kept", kept, _continuous(kept, "kept", as_percent=True) if pooled else _KEPT),
+        ("kept neighbours", around, _continuous(around, "kept neighbours") if pooled else _COUNT),
+    ]
+
+
+def _continuous(shown: Iterable[Pooled], label: str, as_percent: bool = False) -> Scale:
+    found = np.concatenate([values[values > 0] for values in shown])
+    largest = float(found.max()) if found.size else 1.0
+    top = float(np.percentile(found, _CLIP)) if found.size else 1.0
+    # 0 lies below the scale's start: grey is what nothing is kept of, however little the darkest colour stands for
+    norm = Normalize(vmin=top * 1e-9, vmax=top)
+    return Scale(viridis(), norm, label, extend="both" if largest > top else "min", percent=as_percent)
+
+
+def _steps(count: int, label: str, tick_labels: tuple[str, ...]) -> Scale:
+    norm = BoundaryNorm([i - 0.5 for i in range(count + 2)], count + 1)
+    return Scale(viridis_steps(count), norm, label, tuple(range(count + 1)), tick_labels)
+
+
+_KEPT = _steps(1, "kept", ("no", "yes"))
+_COUNT = _steps(4, "kept neighbours", ("0", "1", "2", "3", "4"))
+
+
+def _panel(view: View, sides: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in pixels, a whole number of them for each block, in the matrix's proportions if it can be.
+
+    The longer side is between `sides` where that is possible without leaving blocks out.
+    """
+    down, across = view.kept.shape
+    steepness = min(STEEPEST, max(1 / STEEPEST, view.rows / view.columns))
+    choices = []
+    for x in range(1, max(1, sides[1] // across) + 1):
+        y = max(1, min(round(steepness * x * across / down), max(1, sides[1] // down)))
+        choices.append((x * across, y * down))
+    large = [size for size in choices if max(size) >= sides[0]] or choices[-1:]
+    return min(large, key=lambda size: (round(abs(log(size[1] / size[0] / steepness)), 1), sum(size)))

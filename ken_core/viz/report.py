@@ -1,0 +1,85 @@
+"""What a gallery holds: the deltas' counts, their overlaps and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ken_core.deltafile import DeltaFile
+from ken_core.viz.measure import Surroundings
+from ken_core.viz.names import place
+from ken_core.viz.overlap import Overlap
+from ken_core.viz.tally import Tally, tally, total
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One PNG file and what is said about it."""
+
+    file: str
+    """Name in the gallery's folder."""
+    view: str
+    """``fractions``, ``overlap``, ``layers`` or ``matrix``."""
+    delta: str | None
+    """Label of the delta it is of, None for one of several."""
+    title: str
+    caption: str
+    """How to read it."""
+    alt: str
+    width: int
+    """Pixels it is meant to be shown at."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A delta that is shown."""
+
+    label: str
+    """Its file's name without the suffix, made different from the others'."""
+    file: DeltaFile
+    tallies: Mapping[str, Tally]
+    """Of every tensor of the base."""
+    whole: tuple[str, ...]
+    """Tensors of the base that the delta stores whole; they count as kept in full."""
+    surroundings: Mapping[str, Surroundings]
+    """Of the matrices that are drawn for themselves."""
+
+    @property
+    def overall(self) -> Tally:
+        return total(self.tallies.values())
+
+    @property
+    def by_kind(self) -> dict[str, Tally]:
+        return tally(self.tallies, lambda name: place(name).kind)
+
+    @property
+    def by_layer(self) -> dict[int | None, Tally]:
+        """None: the tensors that belong to no layer."""
+        return tally(self.tallies, lambda name: place(name).layer)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two deltas, by their labels, and the overlap of the positions they keep."""
+
+    first: str
+    second: str
+    overall: Overlap
+    layers: Mapping[int | None, Overlap]
+    """None: the tensors that belong to no layer."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A gallery that was written."""
+
+    folder: Path
+    base: str
+    subjects: tuple[Subject, ...]
+    pairs: tuple[Pair, ...]
+    pictures: tuple[Picture, ...]
+    short: Mapping[str, str]
+    """Kind of tensor -> a short name for it."""
+    left_out: tuple[str, ...]
+    """Kinds of matrices for which there was no room in the layer-wise view."""

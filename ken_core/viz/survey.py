@@ -1,0 +1,116 @@
+"""What is measured of one delta before anything is drawn: counts of all tensors, pooled views of some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from ken_core.bits import pack_mask
+from ken_core.delta import Delta
+from ken_core.viz.choice import Shapes
+from ken_core.viz.measure import (
+    Plane,
+    Pooled,
+    Surroundings,
+    block_shape,
+    plane,
+    pool,
+    pool_neighbours,
+    surroundings,
+)
+from ken_core.viz.overlap import Packed
+from ken_core.viz.tally import Tally
+
+SINGLE_MOST = 512
+"""Blocks a side of a matrix drawn for itself: about what a screen shows at once."""
+LAYER_MOST = 160
+"""Blocks on the longer side of a matrix drawn beside the other layers': six of them fit a screen's width."""
+STEEPEST = 2.0
+"""Longer to shorter side of a small matrix as drawn; flatter ones are stretched to it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One matrix as it is drawn; `kept` and `neighbours` are pooled over the same blocks."""
+
+    name: str
+    rows: int
+    columns: int
+    block: tuple[int, int]
+    """Rows and columns of elements that one value of `kept` and `neighbours` is the mean of."""
+    kept: Pooled
+    neighbours: Pooled
+    tally: Tally
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a block holds more than one element."""
+        return self.block != (1, 1)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A delta, measured."""
+
+    tallies: Mapping[str, Tally]
+    """Every tensor of the base; one stored whole (a resized embedding) counts as kept in full."""
+    whole: tuple[str, ...]
+    """Tensors of the base that the delta stores whole: they have no mask and are in no view."""
+    single: Mapping[str, View]
+    surroundings: Mapping[str, Surroundings]
+    """Of the tensors in `single`."""
+    layered: Mapping[str, View]
+    packed: Mapping[str, Packed]
+    """Masks of the tensors of which anything is kept."""
+
+
+def survey(delta: Delta, shapes: Shapes, single: list[str], layered: list[str]) -> Survey:
+    """Measure a delta, one unpacked mask at a time.
+
+    Args:
+        shapes: of every tensor of the base.
+        single: names of the matrices that are drawn for themselves.
+        layered: names of those that are drawn beside their like in other layers.
+    """
+    tallies = {name: _tally(delta, name, prod(shape)) for name, shape in shapes.items()}
+    large, small, around, packed = {}, {}, {}, {}
+    for name, shape in shapes.items():
+        drawn, entry = name in single or name in layered, delta.sparse.get(name)
+        if name in delta.dense or not (drawn or entry):
+            continue
+        mask = entry.mask if entry else np.zeros(prod(shape), np.bool_)
+        packed[name] = pack_mask(mask)
+        if not drawn:
+            continue
+        kept = plane(mask, shape)
+        if name in single:
+            large[name] = _view(name, kept, (SINGLE_MOST, SINGLE_MOST), tallies[name])
+            around[name] = surroundings(kept)
+        if name in layered:
+            small[name] = _view(name, kept, _small_sides(kept), tallies[name])
+    whole = tuple(name for name in shapes if name in delta.dense)
+    return Survey(tallies, whole, large, around, small, packed)
+
+
+def _tally(delta: Delta, name: str, elements: int) -> Tally:
+    if name in delta.dense:
+        return Tally(elements, elements)
+    entry = delta.sparse.get(name)
+    return Tally(entry.values.size if entry else 0, elements)
+
+
+def _view(name: str, kept: Plane, most: tuple[int, int], counts: Tally) -> View:
+    rows, columns = kept.shape
+    block = block_shape(rows, columns, most)
+    return View(name, rows, columns, block, pool(kept, block), pool_neighbours(kept, block), counts)
+
+
+def _small_sides(kept: Plane) -> tuple[int, int]:
+    """The most blocks down and across, in the matrix's own proportions as far as `STEEPEST` allows."""
+    rows, columns = kept.shape
+    steepness = min(STEEPEST, max(rows, columns) / max(1, min(rows, columns)))
+    shorter = round(LAYER_MOST / steepness)
+    return (LAYER_MOST, shorter) if rows >= columns else (shorter, LAYER_MOST)
