@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ken_core.checkpoint import Checkpoint, open_base, open_tuned
+    from ken_core.calibration import Calibrated, calibrate
+    from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.delta import Delta, apply, extract, merge
-    from ken_core.deltafile import DeltaFile
+    from ken_core.deltafile import DeltaFile, load, open_file, write
     from ken_core.errors import (
         BaseMismatchError,
         CheckpointError,
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from ken_core.heads import graft
     from ken_core.resident import Attached, ResidentModel
     from ken_core.selection import Budget, Selection, select
+    from ken_core.tensor_filter import PRESETS, TensorFilter
 
 _HOME = {
     "Attached": "ken_core.resident",
     "BaseMismatchError": "ken_core.errors",
     "Budget": "ken_core.selection",
+    "Calibrated": "ken_core.calibration",
     "Checkpoint": "ken_core.checkpoint",
     "CheckpointError": "ken_core.errors",
     "ConfigMismatchError": "ken_core.errors",
@@ -40,23 +43,32 @@ _HOME = {
     "ExchangeError": "ken_core.errors",
     "Fingerprint": "ken_core.fingerprint",
     "KenError": "ken_core.errors",
+    "PRESETS": "ken_core.tensor_filter",
     "PoisonedError": "ken_core.errors",
     "ResidentModel": "ken_core.resident",
     "Selection": "ken_core.selection",
     "SelectionError": "ken_core.errors",
+    "TensorFilter": "ken_core.tensor_filter",
     "apply": "ken_core.delta",
+    "calibrate": "ken_core.calibration",
     "extract": "ken_core.delta",
     "graft": "ken_core.heads",
+    "load": "ken_core.deltafile",
     "merge": "ken_core.delta",
     "open_base": "ken_core.checkpoint",
+    "open_file": "ken_core.deltafile",
     "open_tuned": "ken_core.checkpoint",
     "select": "ken_core.selection",
+    "wrap": "ken_core.checkpoint",
+    "write": "ken_core.deltafile",
 }
 
 __all__ = [
+    "PRESETS",
     "Attached",
     "BaseMismatchError",
     "Budget",
+    "Calibrated",
     "Checkpoint",
     "CheckpointError",
     "ConfigMismatchError",
@@ -70,13 +82,19 @@ __all__ = [
     "ResidentModel",
     "Selection",
     "SelectionError",
+    "TensorFilter",
     "apply",
+    "calibrate",
     "extract",
     "graft",
+    "load",
     "merge",
     "open_base",
+    "open_file",
     "open_tuned",
     "select",
+    "wrap",
+    "write",
 ]
 
 

@@ -152,6 +152,26 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     return opened
 
 
+def wrap(model: PreTrainedModel, folder: str | Path | None = None) -> Checkpoint:
+    """A model that is in memory already, as a checkpoint: what it was just trained to, say.
+
+    Its tensors are the model's own and must not be changed while the checkpoint is used.
+
+    Args:
+        model: on the CPU, of one of transformers' own classes.
+        folder: where its tokenizer lies; default the folder it was loaded from.
+
+    Raises:
+        CheckpointError: the model lies elsewhere, or there is no such folder.
+    """
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        raise CheckpointError("the model is not on the CPU; move it there with .cpu() first")
+    if getattr(transformers, type(model).__name__, None) is not type(model):
+        raise CheckpointError(f"{type(model).__name__} is no class of transformers itself, so it could not be served")
+    name = str(folder or model.name_or_path)
+    return Checkpoint(name, find_folder(name), model, frozenset())
+
+
 def find_folder(name_or_path: str) -> Path:
     """The local folder of a checkpoint; a hub name is downloaded to (or found in) the Hugging Face cache.
 

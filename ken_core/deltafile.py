@@ -32,13 +32,13 @@ from ken_core.compression import Bytes
 from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, Sparse, check_base
 from ken_core.errors import DeltaFormatError, SelectionError
-from ken_core.fingerprint import dtype_name
+from ken_core.fingerprint import dtype_name, fingerprint
 from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
-__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "open_file", "read", "write"]
+__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "write"]
 
 MAX_HEADER_BYTES = 16 << 20
 _HEAD_TIMES_BACKBONE, _HEAD_SLACK_BYTES = 4, 64 << 20
@@ -136,6 +136,15 @@ def open_file(path: Path) -> DeltaFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return DeltaFile(path, described, size, digest)
+
+
+def load(path: Path | str, base: Checkpoint) -> Delta:
+    """Open a delta file, check it and decode it against its base.
+
+    Raises:
+        DeltaFormatError, BaseMismatchError, ConfigMismatchError: as `open_file` and `read`.
+    """
+    return read(open_file(Path(path)), base, fingerprint(base.backbone_tensors).digest)
 
 
 def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:

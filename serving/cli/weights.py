@@ -110,8 +110,7 @@ def calibrate(
 
     Example: ken calibrate --base ./minilm --tuned ./minilm-trec --data dev.jsonl --out trec.ken --curve trec.png
     """
-    from ken_core import calibrate as calibration
-    from ken_core import open_base, open_tuned
+    from ken_core import calibration, open_base, open_tuned
     from ken_core.examples import read_texts
     from ken_core.viz.errors import require_matplotlib
 

@@ -8,20 +8,28 @@ import ken_core
 _HOMES = {
     "Attached": "resident",
     "Budget": "selection",
+    "Calibrated": "calibration",
     "Checkpoint": "checkpoint",
     "Delta": "delta",
     "DeltaFile": "deltafile",
     "Fingerprint": "fingerprint",
+    "PRESETS": "tensor_filter",
     "ResidentModel": "resident",
     "Selection": "selection",
+    "TensorFilter": "tensor_filter",
     "apply": "delta",
+    "calibrate": "calibration",
     "extract": "delta",
     "fingerprint": "fingerprint",
     "graft": "heads",
+    "load": "deltafile",
     "merge": "delta",
+    "open_file": "deltafile",
     "open_base": "checkpoint",
     "open_tuned": "checkpoint",
     "select": "selection",
+    "wrap": "checkpoint",
+    "write": "deltafile",
 }
 
 
