@@ -1,0 +1,48 @@
+"""What the documentation shows is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks_of(page: str) -> list[str]:
+    return _BLOCK.findall((ROOT / page).read_text())
+
+
+def test_the_library_page_runs_block_after_block(
+    minilm: Path, make_fine_tune: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {
+        "base_folder": str(minilm),
+        "tuned_folder": str(make_fine_tune(minilm, ["place", "person"], scale=0.0005)),
+        "work": tmp_path,
+    }
+    blocks = blocks_of("docs/library.md")
+    assert len(blocks) == 6
+    for block in blocks:
+        assert len([line for line in block.splitlines() if line.strip()]) < 20
+        exec(compile(block, "docs/library.md", "exec"), names)
+    assert "2,271,322 of 22,713,216 parameters" in capsys.readouterr().out
+    assert names["found"].record.score == 1.0
+    assert {p.name for p in tmp_path.iterdir()} == {"task.ken", "paper.ken", "from-memory.ken", "pruned", "small.ken"}
+    assert names["small"].size < names["file"].size
+
+
+def test_the_example_runs(minilm: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "examples" / "prune_and_swap.py", tmp_path], capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "news answers" in ended.stdout
+    assert "genres answers" in ended.stdout
+    assert "tensors that differ from the base afterwards: 0" in ended.stdout
