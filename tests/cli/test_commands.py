@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-Ken = Callable[..., "Ended"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture(scope="module")
-def ken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ken]:
-    """Runs `ken` in this process (importing torch once), on one data directory and so on one embedded store."""
-    from serving.cli import main
-    from serving.embedded import embedded_store
-
-    data_dir = tmp_path_factory.mktemp("cli")
-
-    def run(*arguments: object) -> Ended:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main(list(map(str, arguments)))
-                code = 0
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 1
-        return Ended(code, out.getvalue(), err.getvalue())
-
-    with pytest.MonkeyPatch.context() as patch, embedded_store(data_dir):
-        for name in [k for k in os.environ if k.startswith("KEN_")]:
-            patch.delenv(name)
-        patch.setenv("KEN_DATA_DIR", str(data_dir))
-        patch.setenv("COLUMNS", "200")
-        yield run
+from tests.cli.running import Ken, facts
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +24,6 @@ def deltas(
         assert ended.returncode == 0, ended.stderr
         made.append(file)
     return made
-
-
-def facts(ended: Ended) -> dict[str, object]:
-    assert ended.returncode == 0, ended.stderr
-    found: dict[str, object] = json.loads(ended.stdout)
-    return found
 
 
 def test_extract_prints_what_was_kept(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
@@ -144,7 +97,7 @@ def test_what_fails_ends_with_1_and_a_reason(
         (("--method", "ken", "--scope", "global"), "do not compare"),
         (("--keep", "1.5"), "between 0 and 1"),
         (("--keep", "0.1", "--k", "3"), "exactly one"),
-        (("--codec", "lzma"), "choose zstd or raw"),
+        (("--codec", "lzma"), "choose raw, zstd, int8, int4, sign"),
         (("--out", "/nonexistent/folder/d.ken"), "no folder"),
     ],
 )
@@ -195,7 +148,22 @@ def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["finetune", "extract", "apply", "inspect", "publish", "tasks", "promote", "rollback", "rm", "gc", "serve", "demo"],
+    [
+        "finetune",
+        "extract",
+        "calibrate",
+        "apply",
+        "inspect",
+        "viz",
+        "publish",
+        "tasks",
+        "promote",
+        "rollback",
+        "rm",
+        "gc",
+        "serve",
+        "demo",
+    ],
 )
 def test_every_command_has_help_with_an_example(ken: Ken, command: str) -> None:
     ended = ken(command, "--help")

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-
-@dataclass(frozen=True)
-class Ended:
-    """How the command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def ken(*arguments: object) -> Ended:
-    """Run `ken` in this process."""
-    from serving.cli import main
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(list(map(str, arguments)))
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-    return Ended(code, out.getvalue(), err.getvalue())
+from tests.cli.running import run as ken
 
 
 @pytest.fixture(autouse=True)
