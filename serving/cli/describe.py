@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from serving.cli.output import out, print_json, size, table
@@ -11,7 +12,7 @@ def facts(file: Any) -> dict[str, Any]:
     """What the manifest says, and where the bytes go; JSON."""
     m = file.manifest
     return {
-        "file": str(file.path),
+        "file": os.fsencode(file.path).decode("utf-8", "replace"),  # JSON knows no other names
         "digest": file.digest,
         "bytes": file.size,
         "base": m.base.name,

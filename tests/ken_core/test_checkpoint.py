@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForMaskedLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
 
 from ken_core.bits import same_bits
-from ken_core.checkpoint import open_base, open_tuned
+from ken_core.checkpoint import open_base, open_tuned, wrap
+from ken_core.delta import extract
+from ken_core.deltafile import write
 from ken_core.errors import CheckpointError
 
 
@@ -233,3 +243,37 @@ def test_a_fine_tune_whose_config_names_no_architecture_is_refused(copy, names):
 def test_a_fine_tune_of_a_class_transformers_does_not_have_is_refused(copy, name):
     with pytest.raises(CheckpointError, match=f"{name!r}"):
         open_tuned(str(edit_config(copy, architectures=[name])))
+
+
+# models in memory
+
+
+def test_a_model_in_memory_gives_the_delta_that_its_folder_gives(base, tiny_tuned, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(tiny_tuned["topics"])
+    from_memory = write(extract(base, wrap(model)), base, tmp_path / "memory")
+    from_folder = write(extract(base, open_tuned(str(tiny_tuned["topics"]))), base, tmp_path / "folder")
+    assert from_memory.digest == from_folder.digest
+
+
+def test_a_model_that_is_still_being_trained_can_be_wrapped(base, tiny_tuned):
+    model = BertForSequenceClassification.from_pretrained(tiny_tuned["topics"]).train()
+    extract(base, wrap(model))
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_made_in_memory_needs_a_folder_for_its_tokenizer(tiny_base):
+    model = BertModel(BertModel.from_pretrained(tiny_base).config)
+    model.config._name_or_path = ""
+    model.name_or_path = ""
+    with pytest.raises(CheckpointError):
+        wrap(model)
+    assert wrap(model, tiny_base).tokenizer_file("tokenizer.json") is not None
+
+
+def test_a_class_that_is_not_transformers_own_is_refused(tiny_base):
+    class Mine(BertModel):
+        pass
+
+    with pytest.raises(CheckpointError, match="Mine is no class of transformers"):
+        wrap(Mine.from_pretrained(tiny_base))
