@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,8 +40,16 @@ def with_shared_options(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     return parser
 
 
-def report(title: str, rows: list[Row], file: Path | None) -> None:
-    """Print a table and, where asked for, write the JSON."""
+def report(title: str, rows: list[Row], file: Path | None, tables: Sequence[Table] = ()) -> None:
+    """Print the rows, or the tables that sum them up, and where asked for write the JSON."""
+    for table in tables or [_plain(title, rows)]:
+        Console(width=140).print(table)
+    if file:
+        content = {"title": title, "machine": _machine(), "rows": [asdict(row) for row in rows]}
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _plain(title: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left")
     for column, justify in (("what", "left"), ("value", "right"), ("unit", "left"), ("against", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -48,10 +57,7 @@ def report(title: str, rows: list[Row], file: Path | None) -> None:
         table.add_row(
             row.name, f"{row.value:,.3g}" if row.value < 100 else f"{row.value:,.0f}", row.unit, row.against or ""
         )
-    Console(width=120).print(table)
-    if file:
-        content = {"title": title, "machine": _machine(), "rows": [asdict(row) for row in rows]}
-        file.write_text(json.dumps(content, indent=1) + "\n")
+    return table
 
 
 def _machine() -> dict[str, object]:
