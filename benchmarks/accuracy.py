@@ -57,6 +57,8 @@ _FRACTIONS = (0.05, 0.10, 0.25, 0.50)
 _LADDER = (0.05, 0.10, 0.15, 0.20, 0.25, 0.35, 0.50)
 """Of the default method, whose size is to be found."""
 _BAR = 0.005
+_SIZED = ("trec", "rotten_tomatoes")
+"""Tasks whose smallest delta is looked for."""
 _FULL = "fine-tune, in full"
 _MINUS_EMBEDDINGS = PRESETS["no-embeddings"]
 
@@ -180,7 +182,7 @@ def main() -> None:
             found += measured
             bar.advance(row)
     means = _means(found)
-    sizes = [row for task in chosen for row in _size_bar(task.name, found)]
+    sizes = [row for task in chosen if task.name in _SIZED for row in _size_bar(task.name, found)]
     rows = [*(row for mean in means for row in mean.rows()), *sizes]
     report("accuracy against bytes, MiniLM-L6, mean over seeds", rows, options.json, list(_tables(means, sizes)))
 
@@ -219,7 +221,7 @@ def _ladder(model: Model, ladder: tuple[float, ...], folder: Path) -> Iterator[M
         delta = model.delta("magnitude", "global", fraction)
         for codec in ("zstd", "int8", "int4", "sign"):
             name = _name("magnitude", "global", EVERYTHING, codec, fraction)
-            yield model.measure(name, delta, codec, folder, also_dev=codec != "int8")
+            yield model.measure(name, delta, codec, folder, also_dev=codec != "int8" and model.task.name in _SIZED)
 
 
 def _name(method: str, scope: str, tensors: TensorFilter, codec: str, fraction: float) -> str:
