@@ -34,7 +34,7 @@ check: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## tests that need no Ray
-	$(TEST_ENV) $(BIN)/pytest -m 'not slow and not e2e'
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' -n auto --dist loadfile
 
 e2e: $(STAMP)  ## tests that drive a real server
 	$(TEST_ENV) $(BIN)/pytest -m 'e2e and not slow'
