@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ken_core.manifest import Calibration, Trial
 from ken_core.viz.canvas import OKABE_ITO
@@ -33,6 +33,7 @@ def draw_calibration(record: Calibration, out: Path) -> None:
     axes.axhline(record.tuned_score, color="#1b1b1b", linewidth=1, label="the fine-tune")
     axes.axhline(limit, color="#1b1b1b", linewidth=1, linestyle=":", label=f"within {record.tolerance:g} of it")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("size of the delta file (MB, logarithmic)")
@@ -51,10 +52,11 @@ def draw_calibration(record: Calibration, out: Path) -> None:
 def _curve(axes: Axes, trials: list[Trial], colour: str, marker: str, limit: float) -> None:
     if not trials:
         return
-    ordered = sorted(trials, key=lambda t: t.bytes)
+    ordered = sorted(trials, key=lambda t: t.fraction)
     sizes, scores = [t.bytes for t in ordered], [t.score for t in ordered]
-    axes.plot(sizes, scores, color=colour, linewidth=1, label=f"{trials[0].method}, {trials[0].codec}")
-    for trial in ordered:
-        holds = trial.score >= limit - 1e-12
-        face = colour if holds else "white"
-        axes.plot(trial.bytes, trial.score, marker, color=colour, markerfacecolor=face, markersize=5)
+    name = f"{trials[0].method}, {trials[0].codec}"
+    axes.plot(
+        sizes, scores, color=colour, linewidth=1, marker=marker, markersize=5, markerfacecolor="white", label=name
+    )
+    held = [t for t in ordered if t.score >= limit - 1e-12]
+    axes.plot([t.bytes for t in held], [t.score for t in held], marker, color=colour, markersize=5)
