@@ -25,6 +25,7 @@ Codec = Literal["raw", "zstd", "int8", "int4", "sign"]
 CODECS: tuple[Codec, ...] = ("raw", "zstd", "int8", "int4", "sign")
 CODE_BITS: dict[Codec, int] = {"int8": 8, "int4": 4, "sign": 1}
 """Bits a value of the lossy codecs."""
+_BLOCK = 1 << 18
 _LEVELS = struct.Struct("<dd")
 """What a lossy stream starts with: the smallest size and the step between sizes."""
 
@@ -34,7 +35,7 @@ def encode_values(values: Bits, base: Bits, dtype: torch.dtype, codec: Codec) ->
     if codec == "raw":
         return np.ascontiguousarray(values).view(np.uint8)
     if codec == "zstd":
-        return compress(_planes(_zigzag(_ordered(values) - _ordered(base))))
+        return compress(_distance_planes(values, base))
     codes, levels = quantise(values, base, dtype, CODE_BITS[codec])
     head = np.frombuffer(_LEVELS.pack(levels.low, levels.step), np.uint8)
     return np.concatenate([head, compress(pack_codes(codes, CODE_BITS[codec]))])
@@ -80,6 +81,16 @@ def decode_whole(data: Bytes, nbytes: int, itemsize: int, codec: Codec) -> Bytes
             raise DeltaFormatError(f"a tensor holds {data.size} bytes, expected {nbytes}")
         return data
     return _from_planes(decompress(data, nbytes), np.dtype(f"u{itemsize}")).view(np.uint8)
+
+
+def _distance_planes(values: Bits, base: Bits) -> Bytes:
+    """`_planes` of the folded distances, in blocks: whole arrays of temporaries would outweigh the delta."""
+    planes = np.empty((values.itemsize, values.size), np.uint8)
+    for start in range(0, values.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        steps = _zigzag(_ordered(values[block]) - _ordered(base[block]))
+        planes[:, block] = steps.view(np.uint8).reshape(-1, values.itemsize).T
+    return planes.reshape(-1)
 
 
 def _planes(integers: Bits) -> Bytes:

@@ -256,8 +256,8 @@ def _checked(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool)
 def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
     ours, theirs = as_bits(base), as_bits(tuned)
     count = int(np.count_nonzero(selected))
-    stored: Mask = selected & (ours != theirs)
-    return Sparse(tuple(base.shape), base.dtype, count, pack_mask(stored), theirs[stored])
+    np.logical_and(selected, ours != theirs, out=selected)  # in place: of a large tensor even masks are large
+    return Sparse(tuple(base.shape), base.dtype, count, pack_mask(selected), theirs[selected])
 
 
 def _changed_files(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:

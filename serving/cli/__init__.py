@@ -26,6 +26,9 @@ tasks.add_to(app)
 server.add_to(app)
 
 
+_INTERRUPTED = 130
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; always ends in `SystemExit`, or returns where all went well.
 
@@ -39,7 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except KeyboardInterrupt:
         error_line("interrupted")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+            error_line("interrupted")
+        raise
     except (FileExistsError, PermissionError) as error:
         error_line(str(error))
         sys.exit(1)
