@@ -334,6 +334,8 @@ def _tables(means: list[Mean], sizes: list[Row]) -> Iterator[Table]:
             lost = f"{100 * m.lost:.1f} ± {100 * m.deviation_of_lost:.1f}"
             table.add_row(m.name, f"{m.bytes / 1e6:.2f}", f"{m.accuracy:.3f} ± {m.deviation:.3f}", lost)
         yield table
+    if not sizes:
+        return
     table = Table("smallest within half a point on dev", title="size", title_justify="left")
     table.add_column("value", justify="right")
     table.add_column("unit")
