@@ -24,8 +24,8 @@ class TensorId:
 class Fingerprint:
     """`digest` is the sha256 over the sorted (name, dtype, shape, sha256) of every backbone tensor in the files.
 
-    Newly initialised tensors and buffers do not count: ``AutoModel`` and ``AutoModelForX`` hold different
-    ones of a single checkpoint.
+    Newly initialised tensors do not count, nor do buffers that are not saved or hold integers: ``AutoModel`` and
+    ``AutoModelForX`` hold different ones of a single checkpoint.
     """
 
     digest: str
