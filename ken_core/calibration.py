@@ -1,8 +1,8 @@
 """The smallest delta whose metric stays within a tolerance of the fine-tuned model's.
 
 Methods and codecs are tried one after another; the fraction kept is found by bisection on a logarithmic scale,
-taking for granted that keeping more is not worse. A method or codec that already fails at the size of the best
-delta so far is given up after that one measurement.
+taking for granted that keeping more is not worse. A method or codec that fails wherever it is smaller than the best
+delta so far is given up.
 """
 
 from __future__ import annotations
@@ -190,10 +190,10 @@ class _Search:
 
     def smallest(self, method: Method, codec: Codec) -> None:
         """Bisect the fraction kept, between one that holds and is smaller than the best, and one that does not."""
-        holds = self._start(method, codec)
-        if holds is None:
+        bracket = self._bracket(method, codec)
+        if bracket is None:
             return
-        fails = _SMALLEST
+        holds, fails = bracket
         while holds / fails > _PRECISION:
             middle = float(np.sqrt(holds * fails))
             if self._measure(method, codec, middle).holds:
@@ -201,28 +201,28 @@ class _Search:
             else:
                 fails = middle
 
-    def _start(self, method: Method, codec: Codec) -> float | None:
-        """The largest fraction worth trying, if it holds: all, or what is no larger than the best delta."""
+    def _bracket(self, method: Method, codec: Codec) -> tuple[float, float] | None:
+        """A fraction that holds, of a delta no larger than the best, and a smaller one that does not."""
         if self.best is None:
-            return 1.0 if self._measure(method, codec, 1.0).holds else None
+            return (1.0, _SMALLEST) if self._measure(method, codec, 1.0).holds else None
         fraction = self.best.trial.fraction
         for _ in range(8):
             measured = self._measure(method, codec, fraction)
             if measured.trial.bytes < self.best.trial.bytes or measured is self.best:
-                return fraction if measured.holds else self._larger(method, codec, fraction)
+                return (fraction, _SMALLEST) if measured.holds else self._larger(method, codec, fraction)
             fraction *= 0.98 * self.best.trial.bytes / measured.trial.bytes
         return None
 
-    def _larger(self, method: Method, codec: Codec, fraction: float) -> float | None:
+    def _larger(self, method: Method, codec: Codec, fails: float) -> tuple[float, float] | None:
         """Where a smaller codec needs more kept than the best delta does, but may still end up smaller."""
-        assert self.best is not None
-        while fraction < 1.0:
-            fraction = min(1.0, fraction * 1.25)
+        while fails < 1.0:
+            fraction = min(1.0, fails * 1.25)
             measured = self._measure(method, codec, fraction)
-            if measured.trial.bytes >= self.best.trial.bytes:
+            if measured is self.best:  # it holds, and is smaller than the best before it
+                return fraction, fails
+            if measured.holds or (self.best is not None and measured.trial.bytes >= self.best.trial.bytes):
                 return None
-            if measured.holds:
-                return fraction
+            fails = fraction
         return None
 
     def _measure(self, method: Method, codec: Codec, fraction: float) -> _Measured:

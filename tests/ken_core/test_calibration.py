@@ -62,6 +62,26 @@ def test_the_fraction_is_found_by_bisection_and_not_by_trying_them_all(calibrate
     assert holding / max(below) <= 1.1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_winner_is_within_a_tenth_of_a_fraction_that_fails_in_its_own_codec(base, tuned, tmp_path, seed):
+    """A judge of thresholds: the lossy codecs need more kept than the lossless one, and still win on bytes."""
+    wanted = {n: t.clone() for n, t in tuned.backbone_tensors.items()}
+    ours = base.backbone_tensors
+    spread = sum(float((wanted[n] - ours[n]).square().sum()) for n in wanted)
+
+    def judge(model):
+        found = dict(model.base_model.named_parameters())
+        lost = sum(float((found[n] - t).square().sum()) for n, t in wanted.items()) / spread
+        return np.array([lost < 0.3 + 0.05 * seed])
+
+    found = calibrate(base, tuned, judge, tmp_path / "d", tolerance=0.5, methods=["magnitude"])
+    manifest = found.file.manifest
+    same = [t for t in found.record.tried if t.codec == manifest.codec]
+    failed = [t.fraction for t in same if t.score == 0 and t.fraction < manifest.budget.fraction]
+    assert manifest.codec != "zstd"
+    assert manifest.budget.fraction / max(failed) <= 1.1
+
+
 def test_the_written_delta_answers_as_its_record_says(base, tuned, calibrated):
     resident = ResidentModel(open_base(str(base.folder)))
     delta = deltafile.read(calibrated.file, base, resident.fingerprint.digest)
