@@ -98,7 +98,7 @@ def _launch(folder: Path, socket: Path) -> None:
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",  # what was answered as published survives a kill; writes are rare
         "save": "",
         "logfile": str(folder / "valkey.log"),
         "maxmemory-policy": "noeviction",
