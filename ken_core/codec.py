@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from typing import Literal
 
+import numba
 import numpy as np
 import torch
 
@@ -52,7 +53,9 @@ def decode_values(data: Bytes, base: Bits, dtype: torch.dtype, codec: Codec) -> 
             raise DeltaFormatError(f"values hold {data.size} bytes, expected {base.nbytes}")
         return np.ascontiguousarray(data).view(base.dtype)
     if codec == "zstd":
-        return _unordered(_unzigzag(_from_planes(decompress(data, base.nbytes), base.dtype)) + _ordered(base))
+        values = np.empty_like(base)
+        _add_distances(decompress(data, base.nbytes), base, values)
+        return values
     bits = CODE_BITS[codec]
     packed = decompress(data[_LEVELS.size :], -(-base.size * bits // 8))
     return restore(unpack_codes(packed, base.size, bits), _levels(data), base, dtype)
@@ -108,16 +111,25 @@ def _ordered(bits: Bits) -> Bits:
     return np.where(bits & sign, ~bits, bits | sign)
 
 
-def _unordered(bits: Bits) -> Bits:
-    sign = bits.dtype.type(1 << (bits.itemsize * 8 - 1))
-    return np.where(bits & sign, bits ^ sign, ~bits)
-
-
 def _zigzag(steps: Bits) -> Bits:
     one, top = steps.dtype.type(1), steps.dtype.type(steps.itemsize * 8 - 1)
     return (steps << one) ^ (steps.dtype.type(0) - (steps >> top))
 
 
-def _unzigzag(steps: Bits) -> Bits:
-    one = steps.dtype.type(1)
-    return (steps >> one) ^ (steps.dtype.type(0) - (steps & one))
+@numba.njit(cache=True, nogil=True)
+def _add_distances(planes, base, values):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The inverse of `_distance_planes` in one pass: gather a distance's bytes, unfold it, add it to the base's."""
+    itemsize, n = base.itemsize, base.size
+    width = np.uint64(8 * itemsize)
+    ones = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - width)
+    sign = np.uint64(1) << (width - np.uint64(1))
+    for i in range(n):
+        folded = np.uint64(0)
+        for plane in range(itemsize):
+            folded |= np.uint64(planes[plane * n + i]) << np.uint64(8 * plane)
+        distance = folded >> np.uint64(1)
+        if folded & np.uint64(1):
+            distance = ~distance
+        bits = np.uint64(base[i])
+        ordered = (~bits if bits & sign else bits | sign) + distance & ones
+        values[i] = ordered ^ sign if ordered & sign else ~ordered & ones

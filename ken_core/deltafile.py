@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from transformers import PretrainedConfig
 
 from ken_core import manifest as m
-from ken_core.bits import as_bits, from_bits, unpack_mask
+from ken_core.bits import as_bits, from_bits, take
 from ken_core.blocks import is_finite
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
@@ -214,7 +214,7 @@ def _add(name: str, data: Bytes, streams: dict[str, Bytes]) -> m.Stream:
 
 
 def _write_sparse(name: str, entry: Sparse, base: Checkpoint, codec: Codec, streams: dict[str, Bytes]) -> m.SparseEntry:
-    ours = as_bits(base.backbone_tensors[name])[entry.mask]
+    ours = take(as_bits(base.backbone_tensors[name]), entry.positions, entry.values.size)
     numel = base.backbone_tensors[name].numel()
     mask, coding = encode_positions(entry.positions, numel, compressed=codec != "raw")
     return m.SparseEntry(
@@ -347,8 +347,7 @@ def _read_sparse(
     numel = base.numel()
     try:
         packed = decode_positions(mask, numel, entry.stored, entry.mask_coding, compressed=codec != "raw")
-        chosen = unpack_mask(packed, numel)
-        decoded = decode_values(values, as_bits(base)[chosen], base.dtype, codec)
+        decoded = decode_values(values, take(as_bits(base), packed, entry.stored), base.dtype, codec)
     except DeltaFormatError as error:
         raise DeltaFormatError(f"the delta's {name!r}: {error}") from error
     if not is_finite(from_bits(decoded, base.dtype)):

@@ -8,7 +8,7 @@ restores them bit for bit. States: ``base``, ``packed`` (a delta exchanged into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,8 @@ _ALIGNMENT = 64
 class Attached:
     """A delta on the device: packed per arena dtype, whole tensors, its head. Made by `ResidentModel.attach`."""
 
-    delta: Delta
+    names: frozenset[str]
+    """Resident tensors that activating it changes."""
     packed: Mapping[torch.dtype, Packed]
     whole: Mapping[str, torch.Tensor]
     """Tensors that parameters are pointed at: `dense` entries, or all changed ones when materialised."""
@@ -113,7 +114,12 @@ class ResidentModel:
         else:
             packed = self._pack(delta)
         head = {n: self._placed(t, n) for n, t in delta.head.items()}
-        return Attached(delta, packed, whole, head, materialised)
+        names = frozenset(self._home.keys() & {*delta.sparse, *whole})
+        return Attached(names, packed, whole, head, materialised)
+
+    def bytes_of(self, names: Iterable[str]) -> int:
+        """Bytes of resident tensors: what a delta that changes them takes when materialised."""
+        return sum(self._home[name].nbytes for name in names)
 
     def activate(self, attached: Attached | None) -> None:
         """Make the weights answer for `attached`, or for the base.
@@ -142,11 +148,25 @@ class ResidentModel:
         """Names of resident tensors that are not bit for bit the base's; reverts first."""
         self.revert()
         found = weights(self.backbone)
-        return [n for n, home in self._home.items() if not self._is_the_base(n, home, found.get(n))]
+        return [name for name in self._home if not self._is_the_base(name, found)]
 
-    def _is_the_base(self, name: str, home: torch.Tensor, found: torch.Tensor | None) -> bool:
-        in_place = found is not None and found.data_ptr() == home.data_ptr()
+    @property
+    def names(self) -> list[str]:
+        """Of the resident tensors."""
+        return list(self._home)
+
+    def is_the_base(self, name: str) -> bool:
+        """Whether one resident tensor is in its place and bit for bit the base's, while no delta is active."""
+        return self._is_the_base(name, weights(self.backbone))
+
+    def _is_the_base(self, name: str, found: Mapping[str, torch.Tensor]) -> bool:
+        home = self._home[name]
+        in_place = name in found and found[name].data_ptr() == home.data_ptr()
         return in_place and identify(home.cpu()) == self._table[name]
+
+    def condemn(self, reason: str) -> None:
+        """Refuse to answer from now on: the weights were found to be others than they should be."""
+        self._poisoned = reason
 
     def _swap(self, attached: Attached, pointed: Mapping[str, torch.Tensor]) -> None:
         """Exchange a delta's values with the weights and point its whole tensors, or restore the base."""
@@ -163,10 +183,11 @@ class ResidentModel:
 
     def _restore(self, attached: Attached) -> None:
         """Copy every tensor a delta touches from the checkpoint's map; whatever cannot be is poison."""
-        touched = [n for n in {**attached.delta.sparse, **attached.whole} if n in self._home]
+        touched = sorted(attached.names)
         try:
-            for name in attached.delta.sparse:
-                self._home[name].copy_(self.checkpoint_tensor(name))
+            for name in touched:
+                if name not in attached.whole:
+                    self._home[name].copy_(self.checkpoint_tensor(name))
             self._point({n: self._home[n] for n in touched})
             wrong = [n for n in touched if identify(self._home[n].cpu()) != self._table[n]]
         except Exception as error:

@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,17 +27,31 @@ _log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 
-class LruBytes(Generic[V]):
-    """Values by key within a byte budget; the least recently used leaves first, never one that is in use."""
+class ByteBudget(Generic[V]):
+    """Values by key within a byte budget. Whatever is worth least leaves first, of equals the least recently used.
 
-    def __init__(self, budget: int, in_use: Callable[[V], bool] = lambda value: False) -> None:
-        self._budget = budget
+    Args:
+        in_use: values that never leave.
+        worth: of a key; by default all are worth the same.
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        in_use: Callable[[V], bool] = lambda value: False,
+        worth: Callable[[str], float] = lambda key: 0.0,
+    ) -> None:
+        self.budget = budget
         self._in_use = in_use
+        self._worth = worth
         self._items: OrderedDict[str, tuple[V, int]] = OrderedDict()
         self.nbytes = 0
 
     def __contains__(self, key: str) -> bool:
         return key in self._items
+
+    def __iter__(self) -> Iterator[V]:
+        return (value for value, _ in self._items.values())
 
     def __len__(self) -> int:
         return len(self._items)
@@ -63,9 +78,11 @@ class LruBytes(Generic[V]):
         return item[0]
 
     def _shrink(self, keep: str) -> list[V]:
-        left = []
-        for key in list(self._items):
-            if self.nbytes <= self._budget:
+        left: list[V] = []
+        if self.nbytes <= self.budget:
+            return left
+        for key in sorted(self._items, key=self._worth):  # stable: of equals the least recently used comes first
+            if self.nbytes <= self.budget:
                 break
             if key != keep and not self._in_use(self._items[key][0]):
                 value = self.pop(key)
@@ -122,7 +139,7 @@ class DeltaFiles:
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._held: Counter[str] = Counter()
-        self._files: LruBytes[Path] = LruBytes(budget, lambda path: self._held[path.name] > 0)
+        self._files: ByteBudget[Path] = ByteBudget(budget, lambda path: self._held[path.name] > 0)
         for path in sorted(self._complete(), key=lambda p: p.stat().st_mtime):
             self._admit(path)
 
@@ -181,22 +198,49 @@ class DeltaFiles:
             old.unlink(missing_ok=True)
 
 
-class DeltaCache:
-    """Decoded deltas by digest, loaded through the disk tier from the store."""
+@dataclass(frozen=True)
+class Found:
+    """A decoded delta, the nearest tier that held it, and what it took to have it."""
 
-    def __init__(self, files: DeltaFiles, host_budget: int, base: Checkpoint, fingerprint: str) -> None:
+    delta: Delta
+    tier: str
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.fetch_seconds + self.decode_seconds
+
+
+class DeltaCache:
+    """Decoded deltas by digest, loaded through the disk tier from the store.
+
+    Args:
+        worth_keeping: whether a decoded delta is kept in host memory at all, within `host_budget`. Beside a GPU all
+            are; on a CPU a packed delta lies in the same memory, and keeping both would hold its values twice.
+    """
+
+    def __init__(
+        self,
+        files: DeltaFiles,
+        host_budget: int,
+        base: Checkpoint,
+        fingerprint: str,
+        worth_keeping: Callable[[Delta], bool] = lambda delta: True,
+    ) -> None:
         self.files = files
         self._base = base
         self._fingerprint = fingerprint
+        self._worth_keeping = worth_keeping
         self._lock = threading.Lock()
-        self._host: LruBytes[Delta] = LruBytes(host_budget)
+        self._host: ByteBudget[Delta] = ByteBudget(host_budget)
         self.hits = {"host": 0, "disk": 0, "store": 0}
 
     @property
     def host_nbytes(self) -> int:
         return self._host.nbytes
 
-    def load(self, digest: str) -> Delta:
+    def load(self, digest: str) -> Found:
         """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.
 
         Raises:
@@ -204,13 +248,18 @@ class DeltaCache:
         """
         with self._lock:
             held = self._host.get(digest)
+            self.hits["host"] += held is not None
         if held is not None:
-            self.hits["host"] += 1
-            return held
+            return Found(held, "host")
+        started = time.perf_counter()
         with self.files.held(digest):
             file, on_disk = self.files.open(digest)
+            fetched = time.perf_counter()
             delta = deltafile.read(file, self._base, self._fingerprint)
-        self.hits["disk" if on_disk else "store"] += 1
+        decoded = time.perf_counter()
+        tier = "disk" if on_disk else "store"
         with self._lock:
-            self._host.put(digest, delta, delta.nbytes)
-        return delta
+            self.hits[tier] += 1
+            if self._worth_keeping(delta):
+                self._host.put(digest, delta, delta.nbytes)
+        return Found(delta, tier, fetched - started, decoded - fetched)

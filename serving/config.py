@@ -59,8 +59,18 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's")
     disk_bytes: int = Field(20_000 * MIB, ge=0, description="budget of fetched delta files")
-    host_bytes: int = Field(2_000 * MIB, ge=0, description="budget of decoded deltas")
-    packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of deltas on the device")
+    host_bytes: int = Field(
+        2_000 * MIB,
+        ge=0,
+        description="budget of decoded deltas in host memory; on a CPU of low-rank ones only",
+    )
+    packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of packed deltas on the device")
+    materialised_bytes: int = Field(
+        0, ge=0, description="budget of full tensors for the tasks asked for most, switched to without an exchange"
+    )
+    verify_seconds: float = Field(
+        300.0, gt=0, description="from one check of the idle base against its hashes to the next"
+    )
     preload: tuple[str, ...] = Field((), description="tasks attached before the replica reports ready")
     batch_rows: int = Field(32, ge=1, le=4096, description="most inputs in one forward pass")
     batch_tokens: int = Field(4096, ge=16, description="most tokens, padding included, in one forward pass")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,48 +16,33 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
 
-from ken_core import Attached, Delta, ExchangeError, PoisonedError, ResidentModel, graft
-from ken_core.configs import restore
-from ken_core.tokenization import Encoded, Encoder, collate
-from serving.cache import DeltaCache, LruBytes, SingleFlight
+from ken_core import ExchangeError, PoisonedError, ResidentModel
+from ken_core.tokenization import Encoded, collate
+from serving.cache import DeltaCache
+from serving.device import DeviceTiers, Loaded
 from serving.errors import DeadlineError, OverloadedError, ServingError, UnavailableError
+from serving.integrity import IntegrityCheck
 from serving.metrics import Metrics
-from serving.pipelines import Pipeline, pipeline_for
 from serving.pipelines.base import Raw
 from serving.scheduler import Limits, Row, Scheduler
 
 _log = logging.getLogger(__name__)
-_LOADERS = 2
 
 R = TypeVar("R")
 
 
 @dataclass
-class Loaded:
-    """A task ready to run: its delta on the device, its model around the shared backbone, its tokenizer."""
-
-    digest: str
-    delta: Delta
-    attached: Attached
-    model: PreTrainedModel
-    pipeline: Pipeline
-    config: PretrainedConfig
-    encoder: Encoder
-    users: int = 0
-
-
-@dataclass
 class Timing:
-    """Seconds a request spent in each stage; of its slowest batch."""
+    """Seconds a request spent in each stage: until its task was on the device, and in its slowest batch."""
 
+    load: float = 0.0
     queue: float = 0.0
     swap: float = 0.0
     model: float = 0.0
 
     def stages(self) -> tuple[tuple[str, float], ...]:
-        return ("queue", self.queue), ("swap", self.swap), ("model", self.model)
+        return ("load", self.load), ("queue", self.queue), ("swap", self.swap), ("model", self.model)
 
     def at_least(self, queue: float, swap: float, model: float) -> None:
         self.queue, self.swap, self.model = (
@@ -109,8 +93,9 @@ class Engine:
         cache: gives decoded deltas.
         limits: of batches.
         queue_rows: rows that may wait.
-        packed_bytes: budget of attached deltas; what is in use stays whatever it says.
+        packed_bytes, materialised_bytes: budgets of the tasks on the device (`serving.device`).
         threads: CPU threads to compute with.
+        verify_seconds: from one check of the idle base to the next.
     """
 
     def __init__(
@@ -121,10 +106,11 @@ class Engine:
         limits: Limits | None = None,
         queue_rows: int = 2048,
         packed_bytes: int = 2 << 30,
+        materialised_bytes: int = 0,
         threads: int = 1,
+        verify_seconds: float = 300.0,
     ) -> None:
         self._resident = resident
-        self._cache = cache
         self._metrics = metrics
         self._limits = limits or Limits()
         self._queue_rows = queue_rows
@@ -134,15 +120,9 @@ class Engine:
         self._calls: list[Callable[[], None]] = []
         self._stopping = False
         self._active_key: tuple[str, str] | None = None
-        self._loaded: LruBytes[Loaded] = LruBytes(packed_bytes, self._in_use)
-        self._loaded_lock = threading.Lock()
-        self._load = SingleFlight(self._make_ready, _LOADERS, "ken-load")
-        self._base_encoder = Encoder(resident.checkpoint, resident.checkpoint.config, {})
+        self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call)
+        self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
         self._thread = threading.Thread(target=self._run, name="ken-engine", daemon=True)
-
-    @property
-    def packed_nbytes(self) -> int:
-        return self._loaded.nbytes
 
     @property
     def waiting(self) -> int:
@@ -161,7 +141,7 @@ class Engine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._load.close()
+        self.tiers.close()
 
     def check(self) -> None:
         """Raise unless the engine can answer: `PoisonedError`, or `UnavailableError` if its thread is gone."""
@@ -189,29 +169,7 @@ class Engine:
 
     def verify(self) -> Future[list[str]]:
         """Names of resident tensors that are not bit for bit the base's."""
-
-        def work() -> list[str]:
-            differing = self._resident.verify()
-            self._metrics.differing.set(len(differing))
-            if not differing:
-                self._metrics.verified.set_to_current_time()
-            return differing
-
-        return self.call(work)
-
-    async def acquire(self, digest: str) -> Loaded:
-        """A loaded task, held on the device until `release`; fetched, decoded and attached if it is not there."""
-        while True:
-            with self._loaded_lock:
-                loaded = self._loaded.get(digest)
-                if loaded is not None:
-                    loaded.users += 1
-                    return loaded
-            await asyncio.wrap_future(self._load(digest))
-
-    def release(self, loaded: Loaded) -> None:
-        with self._loaded_lock:
-            loaded.users -= 1
+        return self.call(self._integrity.verify)
 
     async def run(self, loaded: Loaded, rows: Sequence[Encoded], deadline: float) -> tuple[list[Raw], Timing]:
         """Run encoded rows of one task and wait for their results.
@@ -246,26 +204,6 @@ class Engine:
                 row.abandoned = True
         return [r for r in ticket.results if r is not None], ticket.timing
 
-    # On the loaders' threads
-
-    def _make_ready(self, digest: str) -> None:
-        started = time.perf_counter()
-        hits = dict(self._cache.hits)
-        delta = self._cache.load(digest)
-        tier = next((t for t, n in self._cache.hits.items() if n > hits[t]), "host")
-        pipeline = pipeline_for(delta.kind)
-        attached = self._resident.attach(delta)
-        config = restore(dict(delta.config))
-        model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
-        encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self._base_encoder
-        loaded = Loaded(digest, delta, attached, model, pipeline, config, encoder)
-        with self._loaded_lock:
-            self._loaded.put(digest, loaded, attached.nbytes)
-        self._metrics.load_seconds.labels(tier).observe(time.perf_counter() - started)
-
-    def _in_use(self, loaded: Loaded) -> bool:
-        return loaded.users > 0 or loaded.attached is self._resident.active
-
     # On the engine's thread
 
     def _run(self) -> None:
@@ -280,7 +218,8 @@ class Engine:
         """One turn: calls, then one batch. False when stopping and nothing is left."""
         with self._changed:
             while not (self._calls or self._scheduler or self._stopping):
-                self._changed.wait()
+                if not self._changed.wait(self._integrity.seconds_until_due(time.monotonic())):
+                    break
             calls, self._calls = self._calls, []
             now = time.monotonic()
             dropped = self._scheduler.drop(now)
@@ -290,6 +229,9 @@ class Engine:
         self._drop(dropped)
         if batch:
             self._serve(batch, now)
+            self._integrity.disturb(time.monotonic())
+        elif not calls:
+            self._integrity.step(now)
         return bool(batch or calls or dropped) or not self._stopping
 
     def _serve(self, batch: list[Row[_Work]], taken: float) -> None:
@@ -326,7 +268,7 @@ class Engine:
             self._resident.activate(loaded.attached)
         except ExchangeError as error:
             _log.warning("%s; attaching %s again", error, loaded.digest)
-            self._reattach(loaded)
+            self.tiers.renew(loaded)
             self._resident.activate(loaded.attached)
         seconds = time.perf_counter() - started
         self._active_key = key
@@ -334,12 +276,6 @@ class Engine:
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
         return seconds
-
-    def _reattach(self, loaded: Loaded) -> None:
-        loaded.attached = self._resident.attach(loaded.delta)
-        loaded.model = graft(
-            self._resident.backbone, loaded.delta.architecture, loaded.delta.config, loaded.attached.head
-        )
 
     def _fail(self, batch: list[Row[_Work]], error: Exception) -> None:
         if isinstance(error, PoisonedError):
@@ -357,7 +293,7 @@ class Engine:
 
     def _warm(self) -> None:
         """One forward pass of the base, so that the first request pays for no start-up of the backend."""
-        inputs = collate(self._base_encoder(["warm"]), self._base_encoder.pad_id, self._resident.device)
+        inputs = collate(self.tiers.base_encoder(["warm"]), self.tiers.base_encoder.pad_id, self._resident.device)
         self._resident.backbone(**inputs)
 
     def _try_revert(self) -> None:
@@ -365,14 +301,6 @@ class Engine:
             self._resident.revert()
         except Exception:
             _log.exception("the base could not be restored at the end")
-
-
-def usable_cores() -> int:
-    """CPU cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def _limit_numba_threads(threads: int) -> None:

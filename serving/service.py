@@ -18,7 +18,9 @@ from ken_core.errors import DeltaFormatError
 from ken_core.tokenization import Input
 from serving.cache import DeltaCache, DeltaFiles
 from serving.config import Settings
-from serving.engine import Engine, Loaded, Timing, usable_cores
+from serving.cores import usable_cores
+from serving.device import Loaded
+from serving.engine import Engine, Timing
 from serving.errors import DeadlineError, StartError, StoreError, UnavailableError
 from serving.metrics import Metrics
 from serving.pipelines.base import check
@@ -64,11 +66,26 @@ class Service:
         base = self.resident.checkpoint
         self._warn_about(base)
         files = DeltaFiles(folder / "deltas", settings.disk_bytes, self.store)
-        self.cache = DeltaCache(files, settings.host_bytes, base, self.resident.fingerprint.digest)
+        on_cpu = self.resident.device.type == "cpu"
+        self.cache = DeltaCache(
+            files,
+            settings.host_bytes,
+            base,
+            self.resident.fingerprint.digest,
+            lambda delta: bool(getattr(delta, "lowrank", None)) or not on_cpu,
+        )
         limits = Limits(settings.batch_rows, settings.batch_tokens, settings.max_wait_seconds)
         threads = settings.threads or usable_cores()
         self.engine = Engine(
-            self.resident, self.cache, self.metrics, limits, settings.queue_rows, settings.packed_bytes, threads
+            self.resident,
+            self.cache,
+            self.metrics,
+            limits,
+            queue_rows=settings.queue_rows,
+            packed_bytes=settings.packed_bytes,
+            materialised_bytes=settings.materialised_bytes,
+            threads=threads,
+            verify_seconds=settings.verify_seconds,
         )
         self._add_gauges()
 
@@ -81,8 +98,8 @@ class Service:
                 _log.warning("%s", warning)
         self.engine.start()
         for task in self.settings.preload:
-            loaded = asyncio.run(self.engine.acquire(self.table.resolve(task)))
-            self.engine.release(loaded)
+            loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
+            self.engine.tiers.release(loaded)
         self.ready = True
 
     def stop(self) -> None:
@@ -124,25 +141,27 @@ class Service:
             StoreError: no tier holds the delta and the store does not give it.
             DeadlineError, OverloadedError: see `Engine.run`.
         """
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
+        deadline = started + timeout
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout):
                 loaded = await self._acquire(digest)
+                waited = time.monotonic() - started
                 try:
                     checked = check(loaded.pipeline.parameters, parameters)
                     encoded = await asyncio.to_thread(loaded.encoder, inputs)
                     results, timing = await self.engine.run(loaded, encoded, deadline)
                 finally:
-                    self.engine.release(loaded)
+                    self.engine.tiers.release(loaded)
         except TimeoutError:
             raise DeadlineError(f"no answer within {timeout:g} s") from None
-        pooling = loaded.delta.pooling
-        outputs = [loaded.pipeline.present(raw, loaded.config, pooling, checked) for raw in results]
+        timing.load = waited
+        outputs = [loaded.pipeline.present(raw, loaded.config, loaded.pooling, checked) for raw in results]
         return Answer(digest, outputs, [i for i, e in enumerate(encoded) if e.truncated], timing)
 
     async def _acquire(self, digest: str) -> Loaded:
         try:
-            return await self.engine.acquire(digest)
+            return await self.engine.tiers.acquire(digest)
         except DeltaFormatError as error:
             raise StoreError(f"delta {digest} cannot be served: {error}") from error
 
@@ -165,7 +184,8 @@ class Service:
         return {
             "disk": self.cache.files.nbytes,
             "host": self.cache.host_nbytes,
-            "packed": self.engine.packed_nbytes,
+            "packed": self.engine.tiers.packed_nbytes,
+            "materialised": self.engine.tiers.materialised_nbytes,
         }
 
 

@@ -60,11 +60,10 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     base = open_base(str(minilm))
     identity = fingerprint(base.backbone_tensors).digest
     resident = ResidentModel(base)
-    own, neighbour = (
-        resident.attach(deltafile.read(deltafile.open_file(t.file), base, identity)) for t in published[:2]
-    )
+    first, second = (deltafile.read(deltafile.open_file(t.file), base, identity) for t in published[:2])
+    own, neighbour = resident.attach(first), resident.attach(second)
     task = published[0]
-    model = graft(resident.backbone, own.delta.architecture, own.delta.config, own.head)
+    model = graft(resident.backbone, first.architecture, first.config, own.head)
     encoder = Encoder(base, model.config, {})
     rows = encoder(task.texts[:5])
     kind = TextClassification()

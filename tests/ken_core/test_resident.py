@@ -168,8 +168,8 @@ class ResidentLife(RuleBasedStateMachine):
 
     @invariant()
     def the_active_delta_is_known(self) -> None:
-        active = self.resident.active
-        assert (active.delta if active else None) is (self.deltas[self.active] if self.active else None)
+        named = [name for name, attached in self.attached if attached is self.resident.active]
+        assert named == ([self.active] if self.active else [])
         assert self.resident.poisoned is None
 
     @invariant()

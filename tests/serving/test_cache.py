@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from ken_core import BaseMismatchError, DeltaFile, open_base
 from ken_core.fingerprint import fingerprint
 from serving import store as store_module
-from serving.cache import DeltaCache, DeltaFiles, LruBytes, SingleFlight
+from serving.cache import DeltaCache, DeltaFiles, ByteBudget, SingleFlight
 from serving.errors import StoreError
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas, Tiny, write_base
 
-# LruBytes
+# ByteBudget
 
 KEYS = st.sampled_from("abcde")
 ACTIONS = st.lists(
@@ -40,10 +40,10 @@ ACTIONS = st.lists(
 
 
 class Model:
-    """What `LruBytes` should do, said slowly: keys from least to most recently used, and their sizes."""
+    """What `ByteBudget` should do, said slowly: keys from least to most recently used, and their sizes."""
 
-    def __init__(self, budget: int, used: set[str]) -> None:
-        self.budget, self.used = budget, used
+    def __init__(self, budget: int, used: set[str], worth: dict[str, int]) -> None:
+        self.budget, self.used, self.worth = budget, used, worth
         self.sizes: OrderedDict[str, int] = OrderedDict()
 
     def put(self, key: str, size: int) -> list[str]:
@@ -54,17 +54,18 @@ class Model:
             free = [k for k in self.sizes if k != key and k not in self.used]
             if not free:
                 break
-            left.append(free[0])
-            del self.sizes[free[0]]
+            least = min(free, key=lambda k: (self.worth[k], list(self.sizes).index(k)))
+            left.append(least)
+            del self.sizes[least]
         return left
 
 
-@given(st.integers(0, 100), ACTIONS)
-def test_a_byte_budget_lets_the_least_recently_used_go_but_nothing_in_use(
-    budget: int, actions: list[tuple[str, str, int]]
+@given(st.integers(0, 100), st.fixed_dictionaries({k: st.integers(0, 2) for k in "abcde"}), ACTIONS)
+def test_a_byte_budget_lets_the_least_worth_and_least_recently_used_go_but_nothing_in_use(
+    budget: int, worth: dict[str, int], actions: list[tuple[str, str, int]]
 ) -> None:
     used: set[str] = set()
-    lru, model = LruBytes[str](budget, used.__contains__), Model(budget, used)
+    lru, model = ByteBudget[str](budget, used.__contains__, worth.__getitem__), Model(budget, used, worth)
     for action, key, size in actions:
         match action:
             case "put":
@@ -88,7 +89,7 @@ def test_a_byte_budget_lets_the_least_recently_used_go_but_nothing_in_use(
 def test_with_nothing_in_use_a_byte_budget_is_kept_unless_the_newest_alone_exceeds_it(
     budget: int, puts: list[tuple[str, int]]
 ) -> None:
-    lru: LruBytes[str] = LruBytes(budget)
+    lru: ByteBudget[str] = ByteBudget(budget)
     for key, size in puts:
         lru.put(key, key, size)
         assert key in lru
@@ -340,8 +341,8 @@ def test_a_delta_is_found_in_the_nearest_tier_that_holds_it(
 ) -> None:
     store.put(deltas.spam)
     cache = make_cache()
-    first = cache.load(deltas.spam.digest)
-    assert cache.load(deltas.spam.digest) is first
+    first = cache.load(deltas.spam.digest).delta
+    assert cache.load(deltas.spam.digest).delta is first
     assert cache.hits == {"host": 1, "disk": 0, "store": 1}
     restarted = make_cache()
     restarted.load(deltas.spam.digest)
@@ -352,7 +353,7 @@ def test_a_loaded_delta_is_what_was_published(
     make_cache: Callable[..., DeltaCache], store: Store, deltas: Deltas
 ) -> None:
     store.put(deltas.spam)
-    delta = make_cache().load(deltas.spam.digest)
+    delta = make_cache().load(deltas.spam.digest).delta
     assert delta.stored == deltas.spam.manifest.stored
     assert delta.kind == "text-classification"
 
@@ -362,9 +363,9 @@ def test_what_is_in_host_memory_needs_neither_disk_nor_store(
 ) -> None:
     store.put(deltas.spam)
     cache = make_cache()
-    first = cache.load(deltas.spam.digest)
+    first = cache.load(deltas.spam.digest).delta
     (tmp_path / "deltas" / deltas.spam.digest).unlink()
-    assert cache.load(deltas.spam.digest) is first
+    assert cache.load(deltas.spam.digest).delta is first
 
 
 def test_the_host_budget_lets_decoded_deltas_go(
@@ -374,7 +375,7 @@ def test_the_host_budget_lets_decoded_deltas_go(
     store.put(deltas.topic)
     cache = make_cache(budget=1)
     cache.load(deltas.spam.digest)
-    topic = cache.load(deltas.topic.digest)
+    topic = cache.load(deltas.topic.digest).delta
     assert cache.host_nbytes == topic.nbytes
     cache.load(deltas.spam.digest)
     assert cache.hits == {"host": 0, "disk": 1, "store": 2}
@@ -405,4 +406,4 @@ def test_a_file_being_decoded_is_not_evicted_by_another_load(
             return opened
 
     cache = make_cache(tier=Interleaved(tmp_path / "small", 1, store))
-    assert cache.load(deltas.spam.digest).stored == deltas.spam.manifest.stored
+    assert cache.load(deltas.spam.digest).delta.stored == deltas.spam.manifest.stored

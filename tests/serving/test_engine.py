@@ -14,9 +14,9 @@ import torch
 from holding import Blocked, until
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ken_core import Delta, DeltaFile, PoisonedError, ResidentModel, open_base
+from ken_core import DeltaFile, PoisonedError, ResidentModel, open_base
 from ken_core.kernels import Packed, exchange_for
-from serving.cache import DeltaCache, DeltaFiles
+from serving.cache import DeltaCache, DeltaFiles, Found
 from serving.engine import Engine
 from serving.errors import OverloadedError, UnavailableError
 from serving.metrics import Metrics
@@ -66,7 +66,7 @@ class Slow(DeltaCache):
     may_load: threading.Event
     loads: int
 
-    def load(self, digest: str) -> Delta:
+    def load(self, digest: str) -> Found:
         self.loads += 1
         assert self.may_load.wait(20)
         return super().load(digest)
@@ -87,11 +87,11 @@ class Bench:
 
     async def ask(self, file: DeltaFile, *texts: str, deadline: float = FOREVER) -> list[np.ndarray]:
         """Logits for texts."""
-        loaded = await self.engine.acquire(file.digest)
+        loaded = await self.engine.tiers.acquire(file.digest)
         try:
             results, _ = await self.engine.run(loaded, loaded.encoder(texts or TEXTS), deadline)
         finally:
-            self.engine.release(loaded)
+            self.engine.tiers.release(loaded)
         return results
 
 
@@ -238,18 +238,19 @@ def test_idle_tasks_leave_the_device_when_the_budget_is_full(make_bench: Callabl
     asyncio.run(one_after_another())
     bench.engine.verify().result(20)
     asyncio.run(bench.ask(deltas.spam_2))
-    one = asyncio.run(bench.engine.acquire(deltas.spam_2.digest)).attached.nbytes
-    assert bench.engine.packed_nbytes == one
+    one = asyncio.run(bench.engine.tiers.acquire(deltas.spam_2.digest)).attached.nbytes
+    assert bench.engine.tiers.packed_nbytes == one
 
 
 def test_tasks_in_use_stay_on_the_device_whatever_the_budget(make_bench: Callable[..., Bench], deltas: Deltas) -> None:
-    bench = make_bench(packed_bytes=1)
+    one = asyncio.run(make_bench().engine.tiers.acquire(deltas.spam.digest)).nbytes
+    bench = make_bench(packed_bytes=one + 1)
 
     async def hold() -> None:
-        held = await bench.engine.acquire(deltas.spam.digest)
+        held = await bench.engine.tiers.acquire(deltas.spam.digest)
         for file in (deltas.emotion, deltas.topic, deltas.spam_2):
-            bench.engine.release(await bench.engine.acquire(file.digest))
-        assert await bench.engine.acquire(deltas.spam.digest) is held
+            bench.engine.tiers.release(await bench.engine.tiers.acquire(file.digest))
+        assert await bench.engine.tiers.acquire(deltas.spam.digest) is held
         assert bench.cache.loads == 4
 
     asyncio.run(hold())
@@ -262,8 +263,8 @@ def test_the_active_task_stays_on_the_device_whatever_the_budget(
 
     async def activate_then_load() -> None:
         await bench.ask(deltas.spam)
-        bench.engine.release(await bench.engine.acquire(deltas.topic.digest))
-        await bench.engine.acquire(deltas.spam.digest)
+        bench.engine.tiers.release(await bench.engine.tiers.acquire(deltas.topic.digest))
+        await bench.engine.tiers.acquire(deltas.spam.digest)
         assert bench.cache.loads == 2
 
     asyncio.run(activate_then_load())
@@ -320,7 +321,7 @@ def test_what_was_queued_is_answered_before_the_engine_ends_and_nothing_after(
 
     async def stop() -> None:
         await bench.ask(deltas.spam)
-        loaded = await bench.engine.acquire(deltas.spam.digest)
+        loaded = await bench.engine.tiers.acquire(deltas.spam.digest)
         with Blocked(bench.engine):
             queued = asyncio.create_task(bench.ask(deltas.spam))
             await until(lambda: bench.engine.waiting == len(TEXTS))

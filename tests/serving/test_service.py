@@ -274,8 +274,8 @@ def test_an_abandoned_request_does_not_hold_its_task_on_the_device(service: Serv
             await until(lambda: service.engine.waiting == 1)
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
-        loaded = await service.engine.acquire(deltas.spam.digest)
-        service.engine.release(loaded)
+        loaded = await service.engine.tiers.acquire(deltas.spam.digest)
+        service.engine.tiers.release(loaded)
         return loaded.users
 
     assert asyncio.run(give_up()) == 0
@@ -311,7 +311,7 @@ def test_preloaded_tasks_are_on_the_device_before_the_replica_is_ready(
     service = make_service(preload=("spam",))
     assert service.ready
     assert service.cache.hits["store"] == 1
-    assert service.engine.packed_nbytes > 0
+    assert service.engine.tiers.packed_nbytes > 0
 
 
 def test_a_preloaded_task_that_is_unknown_stops_the_start(make_service: MakeService) -> None:

@@ -1,0 +1,215 @@
+"""The device tiers: tasks attached to the resident model, packed or materialised, each tier within its bytes.
+
+A task is in one tier. It comes in packed; one that is asked for often moves to full tensors as far as their
+budget goes, and is switched to by re-pointing parameters from then on. A task with low-rank factors can only be
+materialised. Loading runs on threads of its own, beside the forward pass; whoever holds a task keeps it where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ken_core import Attached, Delta, ResidentModel, graft
+from ken_core.configs import restore
+from ken_core.tokenization import Encoder
+from serving.cache import ByteBudget, DeltaCache, SingleFlight
+from serving.errors import UnavailableError
+from serving.metrics import Metrics
+from serving.pipelines import Pipeline, pipeline_for
+from serving.popularity import Popularity
+
+_log = logging.getLogger(__name__)
+_LOADERS = 2
+_HOT_USES = 4
+"""Uses after which a task may be materialised; to push another one out it needs twice that one's."""
+
+Call = Callable[[Callable[[], None]], Future[None]]
+
+
+@dataclass
+class Loaded:
+    """A task ready to run: its delta on the device, its model around the shared backbone, its tokenizer."""
+
+    digest: str
+    attached: Attached
+    model: PreTrainedModel
+    pipeline: Pipeline
+    config: PretrainedConfig
+    encoder: Encoder
+    pooling: str | None
+    users: int = field(default=0)
+
+    @property
+    def nbytes(self) -> int:
+        return self.attached.nbytes
+
+
+class DeviceTiers:
+    """Tasks on the device. `acquire` and `release` may be called from any event loop.
+
+    Args:
+        packed_bytes, materialised_bytes: budgets; what is in use stays whatever they say.
+        on_owner: runs something on the thread that owns the weights, between two batches.
+    """
+
+    def __init__(
+        self,
+        resident: ResidentModel,
+        cache: DeltaCache,
+        metrics: Metrics,
+        packed_bytes: int,
+        materialised_bytes: int,
+        on_owner: Call,
+    ) -> None:
+        self._resident = resident
+        self._cache = cache
+        self._metrics = metrics
+        self._on_owner = on_owner
+        self._changed = threading.Condition()
+        self._uses = Popularity()
+        self._packed: ByteBudget[Loaded] = ByteBudget(packed_bytes, self._in_use, self._uses)
+        self._materialised: ByteBudget[Loaded] = ByteBudget(materialised_bytes, self._in_use, self._uses)
+        self._wanted: Counter[str] = Counter()
+        self._closing = False
+        self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
+        self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
+        self.base_encoder = Encoder(resident.checkpoint, resident.checkpoint.config, {})
+
+    @property
+    def packed_nbytes(self) -> int:
+        return self._packed.nbytes
+
+    @property
+    def materialised_nbytes(self) -> int:
+        return self._materialised.nbytes
+
+    def held(self) -> list[Loaded]:
+        """All tasks of both tiers."""
+        with self._changed:
+            return [*self._packed, *self._materialised]
+
+    async def acquire(self, digest: str) -> Loaded:
+        """A task, held on the device until `release`; fetched, decoded and attached if it is not there."""
+        with self._changed:
+            self._uses.note(digest)
+            self._wanted[digest] += 1
+        try:
+            while True:
+                with self._changed:
+                    loaded = self._find(digest)
+                    if loaded is not None:
+                        loaded.users += 1
+                        break
+                await asyncio.wrap_future(self._load(digest))
+        finally:
+            with self._changed:
+                self._wanted[digest] -= 1
+                if not self._wanted[digest]:
+                    del self._wanted[digest]
+                self._changed.notify_all()
+        self._consider(loaded)
+        return loaded
+
+    def release(self, loaded: Loaded) -> None:
+        with self._changed:
+            loaded.users -= 1
+            self._changed.notify_all()
+
+    def renew(self, loaded: Loaded) -> None:
+        """Attach a task again whose buffers a failed exchange has spoiled. On the thread that owns the weights."""
+        delta = self._cache.load(loaded.digest).delta
+        self._install(loaded, delta, self._resident.attach(delta, materialised=loaded.attached.materialised))
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._load.close()
+        self._promote.close()
+
+    # With the lock held
+
+    def _find(self, digest: str) -> Loaded | None:
+        return self._materialised.get(digest) or self._packed.get(digest)
+
+    def _in_use(self, loaded: Loaded) -> bool:
+        return loaded.users > 0 or loaded.digest in self._wanted or loaded.attached is self._resident.active
+
+    def _is_full_of_users(self, tier: ByteBudget[Loaded]) -> bool:
+        held = sum(loaded.nbytes for loaded in tier if loaded.users or loaded.digest in self._wanted)
+        return held > 0 and held >= tier.budget
+
+    # On the loaders' threads
+
+    def _bring(self, digest: str) -> None:
+        """Load a task into its tier; waits while all of the tier is held by requests."""
+        found = self._cache.load(digest)
+        started = time.perf_counter()
+        delta = found.delta
+        tier = self._materialised if getattr(delta, "lowrank", None) else self._packed
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or not self._is_full_of_users(tier))
+            if self._closing:
+                raise UnavailableError("the server is stopping")
+        pipeline = pipeline_for(delta.kind)
+        attached = self._resident.attach(delta, materialised=tier is self._materialised)
+        config = restore(dict(delta.config))
+        encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self.base_encoder
+        model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+        loaded = Loaded(digest, attached, model, pipeline, config, encoder, delta.pooling)
+        with self._changed:
+            tier.put(digest, loaded, loaded.nbytes)
+        self._metrics.load_seconds.labels(found.tier).observe(found.seconds + time.perf_counter() - started)
+
+    def _materialise(self, digest: str) -> None:
+        """Give a task its full tensors; the thread that owns the weights puts them in place of the packed ones."""
+        delta = self._cache.load(digest).delta
+        attached = self._resident.attach(delta, materialised=True)
+
+        def move() -> None:
+            with self._changed:
+                loaded = self._packed.get(digest)
+            if loaded is None:
+                return
+            if self._resident.active is loaded.attached:
+                self._resident.revert()
+            self._install(loaded, delta, attached)
+            with self._changed:
+                self._packed.pop(digest)
+                self._materialised.put(digest, loaded, loaded.nbytes)
+
+        self._on_owner(move).result()
+
+    def _install(self, loaded: Loaded, delta: Delta, attached: Attached) -> None:
+        loaded.attached = attached
+        loaded.model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+
+    # Which tasks deserve full tensors
+
+    def _consider(self, loaded: Loaded) -> None:
+        with self._changed:
+            if loaded.attached.materialised or self._closing or not self._deserves(loaded):
+                return
+        self._promote(loaded.digest).add_done_callback(_log_failure)
+
+    def _deserves(self, loaded: Loaded) -> bool:
+        uses, size = self._uses(loaded.digest), self._resident.bytes_of(loaded.attached.names)
+        tier = self._materialised
+        if uses < _HOT_USES or size > tier.budget:
+            return False
+        return tier.nbytes + size <= tier.budget or uses > 2 * min(self._uses(other.digest) for other in tier)
+
+
+def _log_failure(future: Future[None]) -> None:
+    error = future.exception()
+    if error is not None and not isinstance(error, UnavailableError):
+        _log.warning("a task could not be materialised and stays packed: %s", error)

@@ -1,0 +1,32 @@
+"""How much each key is asked for, counted with a memory that fades. Pure: its clock is the uses themselves."""
+
+from __future__ import annotations
+
+_NEGLIGIBLE = 0.01
+
+
+class Popularity:
+    """Uses by key; a use is worth half as much once `half_life` further uses, of any keys, have been counted."""
+
+    def __init__(self, half_life: float = 2000.0) -> None:
+        self._half_life = half_life
+        self._uses = 0
+        self._counts: dict[str, tuple[float, int]] = {}
+        self._sweep_at = 1024
+
+    def note(self, key: str) -> None:
+        """Count a use."""
+        self._uses += 1
+        self._counts[key] = (self(key) + 1.0, self._uses)
+        if len(self._counts) > self._sweep_at:
+            self._forget_the_negligible()
+
+    def __call__(self, key: str) -> float:
+        """The key's faded uses; 0 for one never seen or forgotten."""
+        count, when = self._counts.get(key, (0.0, 0))
+        faded: float = 0.5 ** ((self._uses - when) / self._half_life)
+        return count * faded
+
+    def _forget_the_negligible(self) -> None:
+        self._counts = {k: v for k, v in self._counts.items() if self(k) > _NEGLIGIBLE}
+        self._sweep_at = max(1024, 2 * len(self._counts))
