@@ -15,13 +15,14 @@ def usable_cores(quota: Path = _QUOTA) -> int:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:
         allowed = os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(_quota_cores(quota))))
+    limit = _quota_cores(quota)
+    return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
 
 
-def _quota_cores(file: Path) -> float:
+def _quota_cores(file: Path) -> float | None:
     """Of a version 2 control group, whose file says ``<microseconds> <period>``, or ``max <period>`` for no limit."""
     try:
         share, period = file.read_text().split()
         return float(share) / float(period)
     except (OSError, ValueError, ZeroDivisionError):
-        return float(os.cpu_count() or 1)
+        return None

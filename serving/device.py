@@ -127,7 +127,8 @@ class DeviceTiers:
     def renew(self, loaded: Loaded) -> None:
         """Attach a task again whose buffers a failed exchange has spoiled. On the thread that owns the weights."""
         delta = self._cache.load(loaded.digest).delta
-        self._install(loaded, delta, self._resident.attach(delta, materialised=loaded.attached.materialised))
+        loaded.attached = self._resident.attach(delta, materialised=loaded.attached.materialised)
+        loaded.model = self._model(delta, loaded.attached)
 
     def close(self) -> None:
         with self._changed:
@@ -164,7 +165,7 @@ class DeviceTiers:
         attached = self._resident.attach(delta, materialised=tier is self._materialised)
         config = restore(dict(delta.config))
         encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self.base_encoder
-        model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+        model = self._model(delta, attached)
         loaded = Loaded(digest, attached, model, pipeline, config, encoder, delta.pooling)
         with self._changed:
             tier.put(digest, loaded, loaded.nbytes)
@@ -174,24 +175,23 @@ class DeviceTiers:
         """Give a task its full tensors; the thread that owns the weights puts them in place of the packed ones."""
         delta = self._cache.load(digest).delta
         attached = self._resident.attach(delta, materialised=True)
+        model = self._model(delta, attached)
 
         def move() -> None:
             with self._changed:
                 loaded = self._packed.get(digest)
-            if loaded is None:
-                return
-            if self._resident.active is loaded.attached:
-                self._resident.revert()
-            self._install(loaded, delta, attached)
-            with self._changed:
+                if loaded is None:
+                    return
+                if self._resident.active is loaded.attached:
+                    self._resident.revert()
                 self._packed.pop(digest)
+                loaded.attached, loaded.model = attached, model
                 self._materialised.put(digest, loaded, loaded.nbytes)
 
         self._on_owner(move).result()
 
-    def _install(self, loaded: Loaded, delta: Delta, attached: Attached) -> None:
-        loaded.attached = attached
-        loaded.model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+    def _model(self, delta: Delta, attached: Attached) -> PreTrainedModel:
+        return graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
 
     # Which tasks deserve full tensors
 

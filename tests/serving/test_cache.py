@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ken_core import BaseMismatchError, DeltaFile, open_base
 from ken_core.fingerprint import fingerprint
 from serving import store as store_module
-from serving.cache import DeltaCache, DeltaFiles, ByteBudget, SingleFlight
+from serving.cache import ByteBudget, DeltaCache, DeltaFiles, SingleFlight
 from serving.errors import StoreError
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas, Tiny, write_base

@@ -82,7 +82,8 @@ class Bench:
         self.cache = Slow(files, 1 << 30, self.resident.checkpoint, self.resident.fingerprint.digest)
         self.cache.may_load, self.cache.loads = threading.Event(), 0
         self.cache.may_load.set()
-        self.engine = Engine(self.resident, self.cache, Metrics("bench"), **options)
+        self.metrics = Metrics("bench")
+        self.engine = Engine(self.resident, self.cache, self.metrics, **options)
         self.engine.start()
 
     async def ask(self, file: DeltaFile, *texts: str, deadline: float = FOREVER) -> list[np.ndarray]:
@@ -395,3 +396,116 @@ def test_weights_that_cannot_be_restored_answer_nothing_more(bench: Bench, delta
         bench.engine.check()
     with pytest.raises(PoisonedError):
         bench.engine.verify().result(20)
+
+
+# Full tensors for the tasks asked for most
+
+
+def ask_often(bench: Bench, file: DeltaFile, times: int) -> list[list[np.ndarray]]:
+    async def often() -> list[list[np.ndarray]]:
+        return [await bench.ask(file) for _ in range(times)]
+
+    return asyncio.run(often())
+
+
+def tier_of(bench: Bench, file: DeltaFile) -> str | None:
+    for loaded in bench.engine.tiers.held():
+        if loaded.digest == file.digest:
+            return "materialised" if loaded.attached.materialised else "packed"
+    return None
+
+
+def is_materialised(bench: Bench, file: DeltaFile) -> bool:
+    return tier_of(bench, file) == "materialised"
+
+
+def test_a_task_asked_for_often_is_materialised_and_answers_the_same(
+    make_bench: Callable[..., Bench], deltas: Deltas, eventually: Callable[..., None]
+) -> None:
+    bench = make_bench(materialised_bytes=1 << 30)
+    (packed,) = ask_often(bench, deltas.spam, 1)
+    ask_often(bench, deltas.spam, 10)
+    eventually(lambda: is_materialised(bench, deltas.spam))
+    ask_often(bench, deltas.topic, 1)
+    assert tier_of(bench, deltas.topic) == "packed"
+    for before, after in zip(packed, ask_often(bench, deltas.spam, 1)[0], strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert bench.engine.verify().result(20) == []
+
+
+def test_without_a_budget_nothing_is_materialised(bench: Bench, deltas: Deltas) -> None:
+    ask_often(bench, deltas.spam, 20)
+    bench.engine.tiers._promote.close()
+    assert tier_of(bench, deltas.spam) == "packed"
+    assert bench.engine.tiers.materialised_nbytes == 0
+
+
+def test_a_hotter_task_takes_the_place_of_a_cooler_one(
+    make_bench: Callable[..., Bench], deltas: Deltas, eventually: Callable[..., None], logits: Callable[..., np.ndarray]
+) -> None:
+    bench = make_bench(materialised_bytes=1 << 30)
+    ask_often(bench, deltas.spam, 10)
+    eventually(lambda: is_materialised(bench, deltas.spam))
+    one = bench.engine.tiers.materialised_nbytes
+    bench = make_bench(materialised_bytes=one + 1)
+    ask_often(bench, deltas.spam, 10)
+    eventually(lambda: is_materialised(bench, deltas.spam))
+    ask_often(bench, deltas.spam_2, 12)
+    assert tier_of(bench, deltas.spam_2) == "packed"
+    ask_often(bench, deltas.spam_2, 30)
+    eventually(lambda: is_materialised(bench, deltas.spam_2))
+    eventually(lambda: tier_of(bench, deltas.spam) is None)
+    assert bench.engine.tiers.materialised_nbytes <= one + 1
+    for file in (deltas.spam, deltas.spam_2):
+        np.testing.assert_allclose(np.stack(ask_often(bench, file, 1)[0]), logits(file), atol=1e-5)
+
+
+def test_a_task_is_materialised_while_requests_wait_for_it(
+    make_bench: Callable[..., Bench], deltas: Deltas, logits: Callable[..., np.ndarray]
+) -> None:
+    bench = make_bench(materialised_bytes=1 << 30, limits=Limits(rows=1, tokens=64))
+
+    async def flood() -> list[list[np.ndarray]]:
+        files = (deltas.spam, deltas.topic) * 40
+        return await asyncio.gather(*(bench.ask(file, TEXTS[0]) for file in files))
+
+    found = asyncio.run(flood())
+    for at, file in enumerate((deltas.spam, deltas.topic)):
+        for answer in found[at::2]:
+            np.testing.assert_allclose(np.stack(answer), logits(file, TEXTS[0]), atol=1e-5)
+
+
+def test_a_task_that_cannot_be_materialised_stays_packed_and_answers(
+    make_bench: Callable[..., Bench], deltas: Deltas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(materialised_bytes=1 << 30)
+    ask_often(bench, deltas.spam, 1)
+    real = bench.resident.attach
+
+    def attach(delta: Any, *, materialised: bool = False) -> Any:
+        if materialised:
+            raise MemoryError("no room")
+        return real(delta)
+
+    monkeypatch.setattr(bench.resident, "attach", attach)
+    assert len(ask_often(bench, deltas.spam, 20)) == 20
+    assert tier_of(bench, deltas.spam) == "packed"
+
+
+# The idle base
+
+
+def test_an_idle_engine_checks_its_base_and_a_flipped_bit_ends_it(
+    make_bench: Callable[..., Bench], deltas: Deltas, eventually: Callable[..., None]
+) -> None:
+    bench = make_bench(verify_seconds=0.05)
+    ask_often(bench, deltas.spam, 1)
+    eventually(lambda: bench.metrics.verified._value.get() > 0)
+    bench.engine.check()
+    bench.engine.call(lambda: bench.resident.revert()).result(20)
+    bench.engine.call(lambda: next(bench.resident.backbone.parameters()).data.view(torch.int32)[0, 0].bitwise_xor_(1))
+    eventually(lambda: bench.resident.poisoned is not None)
+    with pytest.raises(PoisonedError, match="idle base"):
+        bench.engine.check()
+    with pytest.raises(UnavailableError):
+        asyncio.run(bench.ask(deltas.spam))
