@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from transformers import PretrainedConfig
 
 from ken_core import manifest as m
-from ken_core.bits import as_bits, from_bits, take
+from ken_core.bits import as_bits, from_bits, pack_mask, take
 from ken_core.blocks import is_finite
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
@@ -38,7 +38,7 @@ from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
-__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "write"]
+__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
 
 MAX_HEADER_BYTES = 16 << 20
 _HEAD_TIMES_BACKBONE, _HEAD_SLACK_BYTES = 4, 64 << 20
@@ -199,6 +199,18 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
         files = {str(n): stream(f"files/{n}", s).tobytes() for n, s in described.files.items()}
     _check_files(files)
     return Delta(**{**shell.__dict__, "sparse": sparse, "dense": dense, "head": head, "files": files})
+
+
+def warm(dtypes: Collection[torch.dtype]) -> None:
+    """Compile what decoding values of these dtypes runs, or load it from numba's cache, before a delta needs it."""
+    masks = (np.arange(512) % every == 0 for every in (2, 100))  # one stored as a bitmap, one as gaps
+    for mask in masks:
+        stream, coding = encode_positions(pack_mask(mask), mask.size, compressed=True)
+        packed = decode_positions(stream, mask.size, int(mask.sum()), coding, compressed=True)
+        for dtype in dtypes:
+            base = take(as_bits(torch.ones(mask.size, dtype=dtype)), packed, int(mask.sum()))
+            for codec in CODECS:
+                decode_values(encode_values(base + 1, base, dtype, codec), base, dtype, codec)
 
 
 def _own_version() -> str:

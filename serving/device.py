@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ken_core import Attached, Delta, ResidentModel, graft
 from ken_core.configs import restore
 from ken_core.tokenization import Encoder
-from serving.cache import ByteBudget, DeltaCache, SingleFlight
+from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
 from serving.errors import UnavailableError
 from serving.metrics import Metrics
 from serving.pipelines import Pipeline, pipeline_for
@@ -154,13 +154,13 @@ class DeviceTiers:
     def _bring(self, digest: str) -> None:
         """Load a task into its tier; waits while all of the tier is held by requests."""
         found = self._cache.load(digest)
-        started = time.perf_counter()
         delta = found.delta
         tier = self._materialised if getattr(delta, "lowrank", None) else self._packed
         with self._changed:
             self._changed.wait_for(lambda: self._closing or not self._is_full_of_users(tier))
             if self._closing:
                 raise UnavailableError("the server is stopping")
+        started = time.perf_counter()
         pipeline = pipeline_for(delta.kind)
         attached = self._resident.attach(delta, materialised=tier is self._materialised)
         config = restore(dict(delta.config))
@@ -169,7 +169,13 @@ class DeviceTiers:
         loaded = Loaded(digest, attached, model, pipeline, config, encoder, delta.pooling)
         with self._changed:
             tier.put(digest, loaded, loaded.nbytes)
-        self._metrics.load_seconds.labels(found.tier).observe(found.seconds + time.perf_counter() - started)
+        self._observe(found, time.perf_counter() - started)
+
+    def _observe(self, found: Found, attaching: float) -> None:
+        self._metrics.load_seconds.labels(found.tier).observe(found.seconds + attaching)
+        stages = (("fetch", found.fetch_seconds), ("decode", found.decode_seconds), ("attach", attaching))
+        for stage, seconds in stages:
+            self._metrics.load_stage_seconds.labels(stage).observe(seconds)
 
     def _materialise(self, digest: str) -> None:
         """Give a task its full tensors; the thread that owns the weights puts them in place of the packed ones."""

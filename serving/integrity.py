@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ken_core import ResidentModel
+from ken_core import ExchangeError, PoisonedError, ResidentModel
 from serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -42,12 +42,24 @@ class IntegrityCheck:
             return
         if not self._left:
             self._left = self._resident.names
-        self._resident.revert()
+        if not self._reverted():
+            return
         name = self._left.pop()
         if not self._resident.is_the_base(name):
             self._condemn([name])
         elif not self._left:
             self._passed()
+
+    def _reverted(self) -> bool:
+        try:
+            self._resident.revert()
+        except PoisonedError as error:
+            self._metrics.poisoned.set(1)
+            _log.error("%s", error)
+            return False
+        except ExchangeError as error:
+            _log.warning("%s", error)  # the base is restored, and the delta is attached again when it is needed
+        return True
 
     def verify(self) -> list[str]:
         """All tensors at once; the names of those that differ."""

@@ -43,6 +43,10 @@ class Metrics:
             "ken_load_seconds", "Time to make a delta ready, by the tier it was found in", ["tier"],
             buckets=_SECONDS, registry=own,
         )  # fmt: skip
+        self.load_stage_seconds = Histogram(
+            "ken_load_stage_seconds", "Time to make a delta ready, by stage: fetch, decode, attach", ["stage"],
+            buckets=_SECONDS, registry=own,
+        )  # fmt: skip
         self.dropped = Counter("ken_dropped_rows", "Inputs dropped before their forward pass", ["reason"], registry=own)
         self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
         self.poisoned = Gauge("ken_poisoned", "Whether the resident weights are in an unknown state", registry=own)

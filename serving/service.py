@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ken_core import Checkpoint, KenError, ResidentModel, open_base
+from ken_core import Checkpoint, KenError, ResidentModel, deltafile, open_base
 from ken_core.errors import DeltaFormatError
 from ken_core.tokenization import Input
 from serving.cache import DeltaCache, DeltaFiles
@@ -96,6 +96,7 @@ class Service:
         if self._watch.store_up:
             for warning in self.store.warnings():
                 _log.warning("%s", warning)
+        deltafile.warm({t.dtype for t in self.resident.checkpoint.backbone_tensors.values() if t.is_floating_point()})
         self.engine.start()
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
