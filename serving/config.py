@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         description="bearer token that changes to tasks need; without one they are open on loopback, shut elsewhere",
     )
     replicas: int = Field(1, ge=1, le=1000)
-    threads: int = Field(0, ge=0, description="CPU threads a replica computes with; 0 takes all it may use")
+    threads: int = Field(0, ge=0, description="CPU threads a replica computes with; 0 takes all it was given")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's")
     disk_bytes: int = Field(20_000 * MIB, ge=0, description="budget of fetched delta files")

@@ -24,6 +24,7 @@ import redis
 
 from serving.config import Settings
 from serving.connection import connect, printable
+from serving.cores import usable_cores
 from serving.embedded import embedded_store
 from serving.errors import StartError
 from serving.rayenv import can_listen, clear_foreign, find_haproxy, for_launcher
@@ -148,7 +149,13 @@ def _start_application(settings: Settings) -> None:
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     where = {"host": _plain_host(settings.host), "port": settings.port}
     ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)
-    ray_serve.run(build(settings.shareable()), name=APP, route_prefix="/", logging_config=quiet)
+    ray_serve.run(build(_with_threads(settings).shareable()), name=APP, route_prefix="/", logging_config=quiet)
+
+
+def _with_threads(settings: Settings) -> Settings:
+    """All replicas of a private cluster share this machine: each computes with its part of the cores."""
+    threads = settings.threads or max(1, usable_cores() // settings.replicas)
+    return settings.model_copy(update={"threads": threads})
 
 
 def _watch(settings: Settings, stop: _StopFlag, say: Say) -> None:
