@@ -120,9 +120,12 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         "labels": ", ".join(found["labels"]) or "none",
         "method": f"{found['method']}, {', '.join(f'{k} {v}' for k, v in found['budget'].items())}",
         "codec": found["codec"],
-        "kept": f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
-        f"{found['selected']:,} selected, the others equal the base",
     }
+    if found["candidates"] or not found["lowrank"]:
+        lines["kept"] = (
+            f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
+            f"{found['selected']:,} selected, the others equal the base"
+        )
     if found["adapter"]:
         lines["method"] = f"imported from a {_ADAPTERS[found['adapter']]} adapter of peft"
     if lowrank := found["lowrank"]:
