@@ -27,6 +27,7 @@ from ken_core.checkpoint import Checkpoint, model_class_named, open_as, quiet
 from ken_core.delta import Delta, LowRank, expanded, extract, overflows
 from ken_core.errors import CheckpointError
 from ken_core.fingerprint import dtype_name
+from ken_core.progress import Progress, silent
 from ken_core.selection import Budget, Selection
 
 _CLASSES: Mapping[str, Any] = {
@@ -45,6 +46,7 @@ def import_peft(
     architecture: str | None = None,
     labels: Sequence[str] | None = None,
     cast: bool = False,
+    progress: Progress = silent,
 ) -> Delta:
     """The delta of an adapter that peft saved; it answers what peft's own merged model answers.
 
@@ -58,6 +60,7 @@ def import_peft(
         architecture: the class it was trained as, where the adapter does not say.
         labels: their names in the order of the logits; default the base's if it has as many, else LABEL_0 and so on.
         cast: allow a narrowing of tensors trained whole to the base's dtype that loses precision.
+        progress: told which tensor is being read.
 
     Raises:
         CheckpointError: no LoRA or SHiRA adapter, one with settings that a delta cannot hold, one that does not fit
@@ -74,7 +77,7 @@ def import_peft(
         )
     fitting = _Fitting(adapter, opened)
     fitting.fit()
-    delta = extract(base, fitting.tuned(), Selection(budget=Budget(fraction=1.0)), cast=cast)
+    delta = extract(base, fitting.tuned(), Selection(budget=Budget(fraction=1.0)), cast=cast, progress=progress)
     sparse = {n: replace(s, selected=fitting.positions.get(n, s.selected)) for n, s in delta.sparse.items()}
     return replace(delta, sparse=sparse, lowrank=fitting.lowrank, adapter=adapter.kind)
 
@@ -101,7 +104,8 @@ class _Fitting:
         for module, shifts in self._adapter.shifts.items():
             self._shift_elements(module, shifts)
         for follower, source in self._ties.items():
-            self._assign(follower, self._model.get_parameter(source).data)
+            module, _, key = follower.rpartition(".")
+            self._model.get_submodule(module)._parameters[key] = self._model.get_parameter(source)
         self._refuse_if_incomplete()
 
     def tuned(self) -> Checkpoint:
@@ -218,7 +222,7 @@ class _Fitting:
 
 def _class_of(adapter: AdapterFolder, base: Checkpoint, architecture: str | None) -> type[PreTrainedModel]:
     """The class an adapter was trained as."""
-    model_class = model_class_named(architecture or _architecture(adapter, base))
+    model_class = model_class_named(architecture or _architecture(adapter, base), adapter.path)
     if model_class.config_class is not type(base.config):
         raise CheckpointError(
             f"{adapter.path} was trained as a {model_class.__name__}, the base is of architecture "

@@ -144,7 +144,7 @@ def open_tuned(name_or_path: str) -> Checkpoint:
         raise CheckpointError(
             f"{folder}/config.json names no architecture; expected for example BertForSequenceClassification"
         )
-    model_class = model_class_named(architecture)
+    model_class = model_class_named(architecture, folder)
     with quiet(folder):
         loaded: Any = model_class.from_pretrained(folder, dtype=_stored_dtype(folder), output_loading_info=True)
     opened = _opened(name_or_path, folder, *loaded)
@@ -169,15 +169,15 @@ def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: Pretra
     return _opened(base.name, base.folder, model, {**info, "missing_keys": missing, "mismatched_keys": set()})
 
 
-def model_class_named(architecture: str) -> type[PreTrainedModel]:
-    """A model class of transformers itself.
+def model_class_named(architecture: str, folder: Path) -> type[PreTrainedModel]:
+    """The class a folder says it is of, one of transformers' own.
 
     Raises:
-        CheckpointError: it has none of that name; code of a checkpoint's own is never run.
+        CheckpointError: there is none of that name.
     """
     found = getattr(transformers, architecture, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise CheckpointError(f"{architecture!r} is no model class that this transformers knows")
+        raise CheckpointError(f"{folder} is a {architecture!r}, which this transformers does not know")
     return found
 
 

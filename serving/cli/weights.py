@@ -110,8 +110,10 @@ def import_peft(
     _check_parent(out_file, "--out")
     ours = open_base(base)
     names = None if labels is None else [label.strip() for label in labels.split(",")]
-    found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast)
-    show(facts(deltafile.write(found, ours, out_file)), as_json)
+    with staged() as watch:
+        found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
+        file = deltafile.write(found, ours, out_file, progress=watch)
+    show(facts(file), as_json)
 
 
 def calibrate(

@@ -68,7 +68,7 @@ def test_an_imported_delta_is_published_like_any_other(ken: Ken, delta: Path) ->
     ("options", "code", "text"),
     [
         (("--labels", "bad,good"), 1, "2 labels were given"),
-        (("--architecture", "BertForNothing"), 1, "'BertForNothing' is no model class"),
+        (("--architecture", "BertForNothing"), 1, "is a 'BertForNothing', which this transformers does not know"),
         (("--out", "/nonexistent/folder/d.ken"), 2, "no folder"),
     ],
 )

@@ -108,7 +108,7 @@ LORA_LIES: dict[str, tuple[Edit, str]] = {
     "an initialisation that changes the base": (setting(init_lora_weights="pissa_niter_4"), "pissa_niter_4.*changes"),
     "another task": (setting(task_type="SEQ_2_SEQ_LM"), "SEQ_2_SEQ_LM.*expected SEQ_CLS.*--architecture"),
     "no task": (setting(task_type=None), "--architecture"),
-    "a class that is none": (setting(task_type=None, auto_mapping={"base_model_class": "os"}), "'os' is no"),
+    "a class that is none": (setting(task_type=None, auto_mapping={"base_model_class": "os"}), "is a 'os', which"),
     "a class of another model": (
         setting(task_type=None, auto_mapping={"base_model_class": "LlamaForSequenceClassification"}),
         "trained as a LlamaForSequenceClassification, the base is of architecture 'bert'",
