@@ -3,11 +3,12 @@
     python -m benchmarks.cold [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
 Tasks are derived from one fine-tune of MiniLM-L6 (trained on first use, kept in `--models`; 10 % kept, zstd), so that
-each has positions and values of its own (`benchmarks.many_tasks`); Redis (Valkey) runs on the same machine. A client asks each task once (from the store), again
-(warm, in another order, so that the weights change task every time), and once more after a restart of the server
-that keeps its files (from disk). Stages are the server's own: what fetching, decoding and attaching took by its
-metrics, queue, swap and model by each answer's Server-Timing. Instead of a delta a user would load the whole model:
-its folder is on disk (and in the page cache), `from_pretrained` opens it, and it answers once, in this process.
+each has positions and values of its own (`benchmarks.many_tasks`); Redis (Valkey) runs on the same machine. A client
+asks each task once (from the store), again (warm, so that the weights change task every time), and once more after a
+restart of the server that keeps its files (from disk). Stages are the server's own: what fetching, decoding and
+attaching took by its metrics; queue, swap and model by each answer's Server-Timing. Instead of a delta a user would
+load the whole model: its folder is on disk (and in the page cache), `from_pretrained` opens it and it answers once, in
+this process.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ def _whole_models(folder: Path, times: int) -> list[Row]:
 def _with_ratios(rows: list[Row]) -> list[Row]:
     whole = next(r for r in rows if r.name.startswith("whole model"))
     answers = [r for r in rows if r.name.endswith(": answer, median") and r is not whole]
-    return rows + [Row(f"{r.name.removesuffix(', median')}", r.value / whole.value, "ratio", whole.name) for r in answers]
+    return rows + [
+        Row(f"{r.name.removesuffix(', median')}", r.value / whole.value, "ratio", whole.name) for r in answers
+    ]
 
 
 if __name__ == "__main__":

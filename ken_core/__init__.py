@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ken_core.adapters import import_peft
     from ken_core.calibration import Calibrated, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.delta import Delta, apply, extract, merge
@@ -53,6 +54,7 @@ _HOME = {
     "calibrate": "ken_core.calibration",
     "extract": "ken_core.delta",
     "graft": "ken_core.heads",
+    "import_peft": "ken_core.adapters",
     "load": "ken_core.deltafile",
     "merge": "ken_core.delta",
     "open_base": "ken_core.checkpoint",
@@ -87,6 +89,7 @@ __all__ = [
     "calibrate",
     "extract",
     "graft",
+    "import_peft",
     "load",
     "merge",
     "open_base",

@@ -45,6 +45,11 @@ class Checkpoint:
         return self.model.config
 
     @property
+    def prefix(self) -> str:
+        """What the names of backbone tensors start with in the whole model."""
+        return _backbone_prefix(self.model)
+
+    @property
     def backbone(self) -> PreTrainedModel:
         backbone = self.model.base_model
         assert isinstance(backbone, PreTrainedModel)
@@ -53,9 +58,8 @@ class Checkpoint:
     @cached_property
     def backbone_tensors(self) -> dict[str, torch.Tensor]:
         """Backbone weights in the files, by backbone-relative name, sorted; tied ones once."""
-        prefix = _backbone_prefix(self.model)
         named = weights(self.backbone)
-        return {n: named[n].data for n in sorted(named) if prefix + n not in self.absent}
+        return {n: named[n].data for n in sorted(named) if self.prefix + n not in self.absent}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,10 +77,9 @@ class Checkpoint:
         A weight tied to the backbone belongs to the backbone, one tied inside the head counts once.
         """
         seen = {t.data_ptr() for t in self.backbone.state_dict().values()}
-        prefix = _backbone_prefix(self.model)
-        state = self.model.state_dict() if prefix else {}
+        state = self.model.state_dict() if self.prefix else {}
         found = {}
-        for name in sorted(n for n in state if not n.startswith(prefix)):
+        for name in sorted(n for n in state if not n.startswith(self.prefix)):
             if state[name].data_ptr() not in seen:
                 found[name] = state[name].detach()
                 seen.add(state[name].data_ptr())
@@ -141,15 +144,41 @@ def open_tuned(name_or_path: str) -> Checkpoint:
         raise CheckpointError(
             f"{folder}/config.json names no architecture; expected for example BertForSequenceClassification"
         )
-    model_class = getattr(transformers, architecture, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        raise CheckpointError(f"{folder} is a {architecture!r}, which this transformers does not know")
+    model_class = model_class_named(architecture, folder)
     with quiet(folder):
         loaded: Any = model_class.from_pretrained(folder, dtype=_stored_dtype(folder), output_loading_info=True)
     opened = _opened(name_or_path, folder, *loaded)
     if lacking := sorted(opened.absent - set(_backbone_names(opened.model))):
         raise CheckpointError(f"{folder} lacks {lacking[0]!r}, which a {architecture} has; is it fine-tuned at all?")
     return opened
+
+
+def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: PretrainedConfig) -> Checkpoint:
+    """A base's files opened once more as a whole model; what they do not hold, or not in its shape, is `absent`."""
+    with quiet(base.folder):
+        loaded: Any = model_class.from_pretrained(
+            base.folder,
+            config=config,
+            dtype=_stored_dtype(base.folder),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    model, info = loaded
+    other_shape = {name for name, *_ in info["mismatched_keys"]}
+    missing = {*info["missing_keys"], *other_shape}
+    return _opened(base.name, base.folder, model, {**info, "missing_keys": missing, "mismatched_keys": set()})
+
+
+def model_class_named(architecture: str, folder: Path) -> type[PreTrainedModel]:
+    """The class a folder says it is of, one of transformers' own.
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
+    found = getattr(transformers, architecture, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise CheckpointError(f"{folder} is a {architecture!r}, which this transformers does not know")
+    return found
 
 
 def wrap(model: PreTrainedModel, folder: str | Path | None = None) -> Checkpoint:

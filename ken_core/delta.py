@@ -20,10 +20,13 @@ from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint, weights
 from ken_core.configs import check_config, portable, restore
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
-from ken_core.manifest import task_kind
+from ken_core.manifest import Adapter, task_kind
 from ken_core.new_folder import new_folder
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Pair, Selection, select
+
+_ROUNDING = 1.01
+"""More than the roundings of a product in float32 can add to it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,32 @@ class Sparse:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """A shift of a whole matrix, `scale * b @ a`, as an adapter stores it (Hu et al. 2021, LoRA).
+
+    a: shape (rank, columns), on the CPU, of any floating dtype.
+    b: shape (rows, rank), of the same dtype.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that is shifted."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
+
+
+@dataclass(frozen=True)
 class Delta:
     """A task's difference from its base, decoded. Values have the base's stored dtype."""
 
@@ -65,8 +94,11 @@ class Delta:
     sparse: Mapping[str, Sparse]
     dense: Mapping[str, torch.Tensor]
     head: Mapping[str, torch.Tensor]
+    lowrank: Mapping[str, LowRank] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     pooling: str | None = None
+    adapter: Adapter | None = None
+    """The kind of adapter it was imported from; None: extracted from a fine-tune."""
 
     @property
     def kind(self) -> str:
@@ -80,7 +112,7 @@ class Delta:
     def nbytes(self) -> int:
         """Bytes this decoded delta occupies in memory."""
         whole = sum(t.nbytes for part in (self.dense, self.head) for t in part.values())
-        return whole + sum(s.nbytes for s in self.sparse.values())
+        return whole + sum(e.nbytes for part in (self.sparse, self.lowrank) for e in part.values())
 
 
 def extract(
@@ -176,10 +208,10 @@ def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
         BaseMismatchError: the delta was made against another base.
     """
     check_base(delta, fingerprint(base.backbone_tensors).digest, base.name)
-    merged = {n: t for n, t in base.backbone_tensors.items() if n not in delta.sparse and n not in delta.dense}
-    for name, entry in delta.sparse.items():
-        merged[name] = patched(base.backbone_tensors[name], entry)
-    return {**merged, **delta.dense}
+    ours = base.backbone_tensors
+    sparse = {n: patched(ours[n], entry) for n, entry in delta.sparse.items()}
+    lowrank = {n: expanded(ours[n], entry) for n, entry in delta.lowrank.items()}
+    return {**ours, **sparse, **lowrank, **delta.dense}
 
 
 def patched(tensor: torch.Tensor, entry: Sparse) -> torch.Tensor:
@@ -187,6 +219,29 @@ def patched(tensor: torch.Tensor, entry: Sparse) -> torch.Tensor:
     bits = as_bits(tensor).copy()
     bits[entry.mask] = entry.values
     return from_bits(bits, tensor.dtype).reshape(tensor.shape)
+
+
+def expanded(tensor: torch.Tensor, entry: LowRank) -> torch.Tensor:
+    """A copy of a base matrix (CPU, stored dtype) with the low-rank shift added.
+
+    As peft merges an adapter: product and sum in float32 at least, rounded to the base's dtype once.
+    """
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    shift = (entry.b.to(wide) @ entry.a.to(wide)).mul_(entry.scale)
+    return shift.add_(tensor).to(tensor.dtype)
+
+
+def overflows(tensor: torch.Tensor, entry: LowRank) -> bool:
+    """Whether `expanded` could reach infinity; told from the factors' norms, without expanding.
+
+    No element of a product is larger than the norms of its row and column multiplied (Cauchy-Schwarz).
+    """
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    rows, columns = (torch.linalg.vector_norm(f.double(), dim=d).max() for f, d in ((entry.b, 1), (entry.a, 0)))
+    largest = _ROUNDING * float(rows * columns)
+    top = max(abs(float(end)) for end in torch.aminmax(tensor))
+    limits = torch.finfo(wide).max, torch.finfo(tensor.dtype).max
+    return not (largest < limits[0] and largest * abs(entry.scale) + top < limits[1])
 
 
 def apply(base: Checkpoint, delta: Delta, out: Path) -> None:

@@ -1,8 +1,9 @@
 """The delta file: a ``.safetensors`` container with the manifest in ``__metadata__["ken"]``.
 
-Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``dense/<tensor>``,
-``head/<tensor>`` and ``files/<name>``. A reader treats the file as hostile: nothing is allocated from a
-number in it before that number was checked against the file's size or the base's own shapes.
+Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``lowrank/<tensor>/a``,
+``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>`` and ``files/<name>``. A reader treats the file as
+hostile: nothing is allocated from a number in it before that number was checked against the file's size or the
+base's own shapes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
 from ken_core.compression import Bytes
 from ken_core.configs import check_config, restore
-from ken_core.delta import Delta, Sparse, check_base
+from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name, fingerprint
 from ken_core.positions import decode_positions, encode_positions
@@ -78,6 +80,7 @@ def write(
     for done, (name, entry) in enumerate(delta.sparse.items()):
         progress(Stage("encoding", name, done, len(delta.sparse)))
         sparse[name] = _write_sparse(name, entry, base, codec, streams)
+    lowrank = {name: _write_lowrank(name, entry, codec, streams) for name, entry in delta.lowrank.items()}
     dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
     head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
     files = {n: _add(f"files/{n}", np.frombuffer(d, np.uint8), streams) for n, d in delta.files.items()}
@@ -94,11 +97,13 @@ def write(
         tensors=None if tensors == EVERYTHING else m.Tensors(**asdict(tensors)),
         codec=codec,
         calibration=calibration,
+        adapter=delta.adapter,
         candidates=delta.candidates,
         backbone=delta.backbone,
         config=dict(delta.config),
         pooling=delta.pooling,  # type: ignore[arg-type]  # checked by the model
         sparse=sparse,
+        lowrank=lowrank,
         dense=dense,
         head=head,
         files=files,  # type: ignore[arg-type]  # keys are checked by the model
@@ -170,6 +175,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
         backbone=described.backbone,
         config=described.config,
         pooling=described.pooling,
+        adapter=described.adapter,
         sparse={},
         dense={},
         head={},
@@ -179,6 +185,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
     resized = any(n in ours for n in described.dense)
     check_config(base.config, config, resized=resized)
     _check_against_base(described, ours)
+    _check_lowrank(described, ours)
     _check_dense(described, base, config)
     _check_whole_sizes(described, ours)
     with safe_open(file.path, "np") as container:
@@ -194,11 +201,16 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
             mask = stream(f"sparse/{name}/mask", entry.mask)
             values = stream(f"sparse/{name}/values", entry.values)
             sparse[name] = _read_sparse(name, entry, mask, values, ours[name], described.codec)
+        lowrank = {}
+        for name, factors in described.lowrank.items():
+            a, b = (stream(f"lowrank/{name}/{part}", s) for part, s in (("a", factors.a), ("b", factors.b)))
+            lowrank[name] = _read_lowrank(name, factors, a, b, ours[name])
         dense = {n: _read_whole(n, e, stream(f"dense/{n}", e.data)) for n, e in described.dense.items()}
         head = {n: _read_whole(n, e, stream(f"head/{n}", e.data)) for n, e in described.head.items()}
         files = {str(n): stream(f"files/{n}", s).tobytes() for n, s in described.files.items()}
     _check_files(files)
-    return Delta(**{**shell.__dict__, "sparse": sparse, "dense": dense, "head": head, "files": files})
+    parts = {"sparse": sparse, "lowrank": lowrank, "dense": dense, "head": head, "files": files}
+    return Delta(**{**shell.__dict__, **parts})
 
 
 def warm(dtypes: Collection[torch.dtype]) -> None:
@@ -237,6 +249,22 @@ def _write_sparse(name: str, entry: Sparse, base: Checkpoint, codec: Codec, stre
         mask=_add(f"sparse/{name}/mask", mask, streams),
         mask_coding=coding,
         values=_add(f"sparse/{name}/values", encode_values(entry.values, ours, entry.dtype, codec), streams),
+    )
+
+
+def _write_lowrank(name: str, entry: LowRank, codec: Codec, streams: dict[str, Bytes]) -> m.LowRankEntry:
+    a, b = (
+        _add(f"lowrank/{name}/{part}", encode_whole(as_bits(factor), codec), streams)
+        for part, factor in (("a", entry.a), ("b", entry.b))
+    )
+    return m.LowRankEntry(
+        shape=entry.shape,
+        rank=entry.rank,
+        scale=entry.scale,
+        dtype=dtype_name(entry.a.dtype),  # type: ignore[arg-type]  # checked by the model
+        a=a,
+        b=b,
+        codec="raw" if codec == "raw" else "zstd",
     )
 
 
@@ -290,6 +318,8 @@ def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
     for name, entry in described.sparse.items():
         expected[f"sparse/{name}/mask"] = entry.mask
         expected[f"sparse/{name}/values"] = entry.values
+    for name, factors in described.lowrank.items():
+        expected |= {f"lowrank/{name}/a": factors.a, f"lowrank/{name}/b": factors.b}
     for part, entries in (("dense", described.dense), ("head", described.head)):
         expected |= {f"{part}/{name}": whole.data for name, whole in entries.items()}
     return expected | {f"files/{name}": stream for name, stream in described.files.items()}
@@ -302,12 +332,21 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
     for name, stream in expected.items():
         if lengths[name] != [stream.bytes]:
             raise DeltaFormatError(f"{path.name}: stream {name!r} has shape {lengths[name]}, expected [{stream.bytes}]")
-    for name, entry in (*described.dense.items(), *described.head.items()):
-        if entry.codec == "raw" and entry.nbytes != entry.data.bytes:
+    for name, nbytes in _raw_bytes(described).items():
+        if nbytes != expected[name].bytes:
             raise DeltaFormatError(
-                f"{path.name}: {name!r} of shape {list(entry.shape)} needs {entry.nbytes} bytes, "
-                f"the file holds {entry.data.bytes}"
+                f"{path.name}: {name!r} needs {nbytes} bytes by its shape, the file holds {expected[name].bytes}"
             )
+
+
+def _raw_bytes(described: m.Manifest) -> dict[str, int]:
+    """What the streams of uncompressed tensors must hold by their shapes."""
+    whole = (("dense", described.dense), ("head", described.head))
+    needed = {f"{part}/{n}": e.nbytes for part, entries in whole for n, e in entries.items() if e.codec == "raw"}
+    for name, entry in described.lowrank.items():
+        if entry.codec == "raw":
+            needed |= {f"lowrank/{name}/{factor}": nbytes for factor, nbytes in entry.nbytes.items()}
+    return needed
 
 
 def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
@@ -323,6 +362,23 @@ def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor])
             raise DeltaFormatError(
                 f"the delta claims {entry.stored} stored of {entry.selected} selected elements in {name!r}, "
                 f"which has {ours[name].numel()}"
+            )
+
+
+def _check_lowrank(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
+    """A low-rank shift is of one of the base's matrices, and its factors are no larger than that matrix."""
+    for name, entry in described.lowrank.items():
+        if name not in ours or name in described.sparse or name in described.dense:
+            raise DeltaFormatError(f"the delta shifts {name!r}, which is no tensor of the base or is there twice")
+        found, shape = ours[name], tuple(ours[name].shape)
+        if entry.shape != shape or not found.is_floating_point():
+            raise DeltaFormatError(
+                f"the delta shifts {name!r} as a matrix {list(entry.shape)}, the base's is {dtype_name(found.dtype)} "
+                f"{list(shape)}"
+            )
+        if entry.rank > min(shape):
+            raise DeltaFormatError(
+                f"the delta's shift of {name!r} claims rank {entry.rank}; {list(shape)} has at most {min(shape)}"
             )
 
 
@@ -367,13 +423,29 @@ def _read_sparse(
     return Sparse(entry.shape, base.dtype, entry.selected, packed, decoded)
 
 
+def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: torch.Tensor) -> LowRank:
+    rows, columns = entry.shape
+    read = LowRank(
+        _read_tensor(name, (entry.rank, columns), entry.dtype, a, entry.codec),
+        _read_tensor(name, (rows, entry.rank), entry.dtype, b, entry.codec),
+        entry.scale,
+    )
+    if overflows(base, read):
+        raise DeltaFormatError(f"the delta's shift of {name!r} is too large for {dtype_name(base.dtype)}")
+    return read
+
+
 def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
-    dtype = _dtype(entry.dtype)
+    return _read_tensor(name, entry.shape, entry.dtype, data, entry.codec)
+
+
+def _read_tensor(name: str, shape: tuple[int, ...], stored: str, data: Bytes, codec: Codec) -> torch.Tensor:
+    dtype = _dtype(stored)
     try:
-        whole = decode_whole(data, entry.nbytes, dtype.itemsize, entry.codec)
+        whole = decode_whole(data, prod(shape) * dtype.itemsize, dtype.itemsize, codec)
     except DeltaFormatError as error:
         raise DeltaFormatError(f"the delta's {name!r}: {error}") from error
-    tensor = torch.frombuffer(bytearray(whole.tobytes()), dtype=dtype).reshape(entry.shape)
+    tensor = torch.frombuffer(bytearray(whole.tobytes()), dtype=dtype).reshape(shape)
     if not is_finite(tensor):
         raise DeltaFormatError(f"the delta's tensor {name!r} holds NaN or infinity")
     return tensor

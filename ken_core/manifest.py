@@ -10,16 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from ken_core.codec import Codec
 from ken_core.positions import Coding
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""2 added lossy codecs, gap-coded masks, compressed whole tensors, tensor filters and calibration."""
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""3 added low-rank entries and the kind of adapter a delta was imported from."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
 DTypeName = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
+FloatName = Literal["float64", "float32", "float16", "bfloat16"]
 Metric = Literal["accuracy", "agreement"]
+Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
 _ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
@@ -71,6 +73,31 @@ class WholeEntry(_Strict):
     def nbytes(self) -> int:
         """Bytes of the tensor itself."""
         return prod(self.shape) * _ITEMSIZES[self.dtype]
+
+
+class LowRankEntry(_Strict):
+    """A shift `scale * b @ a` of a whole matrix the base has too; `a` is (rank, columns), `b` (rows, rank)."""
+
+    shape: tuple[Length, Length]
+    """Of the matrix: (rows, columns)."""
+    rank: Length
+    scale: Annotated[float, Field(allow_inf_nan=False)]
+    dtype: FloatName
+    """Of the factors; it need not be the base's."""
+    a: Stream
+    b: Stream
+    codec: Literal["raw", "zstd"]
+
+    @property
+    def nbytes(self) -> dict[Literal["a", "b"], int]:
+        """Bytes of the factors themselves."""
+        row = self.rank * _ITEMSIZES[self.dtype]
+        return {"a": row * self.shape[1], "b": row * self.shape[0]}
+
+    @property
+    def parameters(self) -> int:
+        """Elements of both factors."""
+        return self.rank * sum(self.shape)
 
 
 class Tensors(_Strict):
@@ -131,6 +158,8 @@ class Manifest(_Strict):
     """None: all."""
     codec: Codec
     calibration: Calibration | None = None
+    adapter: Adapter | None = None
+    """The kind of peft adapter it was imported from; None: extracted from a fine-tune."""
     candidates: Size
     """Elements of the backbone tensors fine-tuning changed, among which the method chose."""
     backbone: Size
@@ -138,6 +167,7 @@ class Manifest(_Strict):
     config: dict[str, Any]
     pooling: Literal["mean", "cls", "last"] | None = None
     sparse: dict[Name, SparseEntry]
+    lowrank: dict[Name, LowRankEntry] = {}
     dense: dict[Name, WholeEntry]
     head: dict[Name, WholeEntry]
     files: dict[Literal["tokenizer.json", "tokenizer_config.json"], Stream]

@@ -16,7 +16,7 @@ from torch import nn
 
 from ken_core.bits import as_bits, from_bits
 from ken_core.checkpoint import Checkpoint, weights
-from ken_core.delta import Delta, check_base, patched
+from ken_core.delta import Delta, check_base, expanded, patched
 from ken_core.errors import ExchangeError, PoisonedError
 from ken_core.fingerprint import Fingerprint, TensorId, fingerprint, identify
 from ken_core.kernels import Exchange, Packed, Segment, exchange_for, pack
@@ -33,7 +33,7 @@ class Attached:
     """Resident tensors that activating it changes."""
     packed: Mapping[torch.dtype, Packed]
     whole: Mapping[str, torch.Tensor]
-    """Tensors that parameters are pointed at: `dense` entries, or all changed ones when materialised."""
+    """Tensors that parameters are pointed at: `dense` and `lowrank` entries, or all changed ones when materialised."""
     head: Mapping[str, torch.Tensor]
     materialised: bool
     spoiled: bool = field(default=False)
@@ -108,6 +108,7 @@ class ResidentModel:
         check_base(delta, self.fingerprint.digest, self.checkpoint.name)
         base = self.checkpoint.backbone_tensors
         whole = {n: self._placed(t, n) for n, t in delta.dense.items()}
+        whole |= {n: self._placed(expanded(base[n], e), n) for n, e in delta.lowrank.items()}
         packed: dict[torch.dtype, Packed] = {}
         if materialised:
             whole |= {n: self._placed(patched(base[n], s), n) for n, s in delta.sparse.items()}

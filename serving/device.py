@@ -155,7 +155,7 @@ class DeviceTiers:
         """Load a task into its tier; waits while all of the tier is held by requests."""
         found = self._cache.load(digest)
         delta = found.delta
-        tier = self._materialised if getattr(delta, "lowrank", None) else self._packed
+        tier = self._materialised if delta.lowrank else self._packed
         with self._changed:
             self._changed.wait_for(lambda: self._closing or not self._is_full_of_users(tier))
             if self._closing:

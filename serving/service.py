@@ -72,7 +72,7 @@ class Service:
             settings.host_bytes,
             base,
             self.resident.fingerprint.digest,
-            lambda delta: bool(getattr(delta, "lowrank", None)) or not on_cpu,
+            lambda delta: bool(delta.lowrank) or not on_cpu,
         )
         limits = Limits(settings.batch_rows, settings.batch_tokens, settings.max_wait_seconds)
         threads = settings.threads or usable_cores()

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForSequenceClassification
+
+from tests.ken_core.adapters import make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -20,21 +23,33 @@ def blocks_of(page: str) -> list[str]:
 
 
 def test_the_library_page_runs_block_after_block(
-    minilm: Path, make_fine_tune: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    minilm: Path,
+    make_fine_tune: Callable[..., Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+    adapter = tmp_path_factory.mktemp("adapter")
+    make_adapter(minilm, AutoModelForSequenceClassification, lora, adapter)
     names: dict[str, Any] = {
         "base_folder": str(minilm),
+        "adapter_folder": str(adapter),
         "tuned_folder": str(make_fine_tune(minilm, ["place", "person"], scale=0.0005)),
         "work": tmp_path,
     }
     blocks = blocks_of("docs/library.md")
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         assert len([line for line in block.splitlines() if line.strip()]) < 20
         exec(compile(block, "docs/library.md", "exec"), names)
-    assert "2,271,322 of 22,713,216 parameters" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2,271,322 of 22,713,216 parameters" in printed
+    assert "12 matrices shifted by factors of rank {8}" in printed
     assert names["found"].record.score == 1.0
-    assert {p.name for p in tmp_path.iterdir()} == {"task.ken", "paper.ken", "from-memory.ken", "pruned", "small.ken"}
+    files = {"task.ken", "paper.ken", "from-memory.ken", "adapter.ken", "small.ken"}
+    assert {p.name for p in tmp_path.iterdir()} == {*files, "pruned"}
     assert names["small"].size < names["file"].size
 
 

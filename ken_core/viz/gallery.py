@@ -139,7 +139,7 @@ def _pairs(shapes: Shapes, subjects: Sequence[Subject], masks: Sequence[Mapping[
         overall, layers = Overlap(), dict[int | None, Overlap]()
         for name, shape in shapes.items():
             if name in ours.whole or name in theirs.whole:
-                continue  # what is stored whole has no positions
+                continue  # what changes as a whole has no positions
             one, layer = overlap(first.get(name), second.get(name), prod(shape)), place(name).layer
             overall, layers[layer] = overall + one, layers.get(layer, Overlap()) + one
         pairs.append(Pair(ours.label, theirs.label, overall, layers))

@@ -105,7 +105,7 @@ def _fractions(number: int, subject: Subject, short: Mapping[str, str], top: flo
     )
     by_kind = {short[kind]: one.fraction for kind, one in subject.by_kind.items()}
     most, least = max(by_kind, key=by_kind.__getitem__), min(by_kind, key=by_kind.__getitem__)
-    whole = f" Stored whole and counted as kept in full: {', '.join(subject.whole)}." if subject.whole else ""
+    whole = f" Changed as a whole and counted as kept in full: {', '.join(subject.whole)}." if subject.whole else ""
     drawing = draw_fractions(title, note, subject.tallies, short, top)
     picture = Picture(
         file=f"fractions.{number:02d}-{safe_file_part(subject.label)}.png",

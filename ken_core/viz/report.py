@@ -41,7 +41,7 @@ class Subject:
     tallies: Mapping[str, Tally]
     """Of every tensor of the base."""
     whole: tuple[str, ...]
-    """Tensors of the base that the delta stores whole; they count as kept in full."""
+    """Tensors of the base that change without a mask; they count as kept in full."""
     surroundings: Mapping[str, Surroundings]
     """Of the matrices that are drawn for themselves."""
 

@@ -56,9 +56,9 @@ class Survey:
     """A delta, measured."""
 
     tallies: Mapping[str, Tally]
-    """Every tensor of the base; one stored whole (a resized embedding) counts as kept in full."""
+    """Every tensor of the base; one without a mask counts as kept in full."""
     whole: tuple[str, ...]
-    """Tensors of the base that the delta stores whole: they have no mask and are in no view."""
+    """Tensors of the base that change without a mask (a resized embedding, a low-rank shift): they are in no view."""
     single: Mapping[str, View]
     surroundings: Mapping[str, Surroundings]
     """Of the tensors in `single`."""
@@ -79,7 +79,7 @@ def survey(delta: Delta, shapes: Shapes, single: list[str], layered: list[str]) 
     large, small, around, packed = {}, {}, {}, {}
     for name, shape in shapes.items():
         drawn, entry = name in single or name in layered, delta.sparse.get(name)
-        if name in delta.dense or not (drawn or entry):
+        if _changes_whole(delta, name) or not (drawn or entry):
             continue
         mask = entry.mask if entry else np.zeros(prod(shape), np.bool_)
         packed[name] = pack_mask(mask)
@@ -91,12 +91,16 @@ def survey(delta: Delta, shapes: Shapes, single: list[str], layered: list[str]) 
             around[name] = surroundings(kept)
         if name in layered:
             small[name] = _view(name, kept, _small_sides(kept), tallies[name])
-    whole = tuple(name for name in shapes if name in delta.dense)
+    whole = tuple(name for name in shapes if _changes_whole(delta, name))
     return Survey(tallies, whole, large, around, small, packed)
 
 
+def _changes_whole(delta: Delta, name: str) -> bool:
+    return name in delta.dense or name in delta.lowrank
+
+
 def _tally(delta: Delta, name: str, elements: int) -> Tally:
-    if name in delta.dense:
+    if _changes_whole(delta, name):
         return Tally(elements, elements)
     entry = delta.sparse.get(name)
     return Tally(entry.values.size if entry else 0, elements)

@@ -7,6 +7,8 @@ from typing import Any
 
 from serving.cli.output import out, print_json, size, table
 
+_ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
+
 
 def facts(file: Any) -> dict[str, Any]:
     """What the manifest says, and where the bytes go; JSON."""
@@ -20,6 +22,7 @@ def facts(file: Any) -> dict[str, Any]:
         "architecture": m.architecture,
         "kind": m.kind,
         "labels": m.labels,
+        "adapter": m.adapter,
         "method": m.method,
         "budget": m.budget.model_dump(exclude_none=True),
         "only": None if m.tensors is None else m.tensors.model_dump(),
@@ -27,9 +30,23 @@ def facts(file: Any) -> dict[str, Any]:
         "candidates": m.candidates,
         "selected": m.selected,
         "stored": m.stored,
-        "tensors": len(m.sparse) + len(m.dense) + len(m.head),
+        "tensors": len(m.sparse) + len(m.lowrank) + len(m.dense) + len(m.head),
+        "lowrank": _lowrank(m),
         "bytes_by_part": _by_part(file),
         "calibration": None if m.calibration is None else m.calibration.model_dump(exclude={"tried"}),
+    }
+
+
+def _lowrank(m: Any) -> dict[str, int] | None:
+    """How many tensors are shifted by factors, of which ranks, and how many parameters those factors have."""
+    if not m.lowrank:
+        return None
+    ranks = [e.rank for e in m.lowrank.values()]
+    return {
+        "tensors": len(ranks),
+        "least_rank": min(ranks),
+        "most_rank": max(ranks),
+        "parameters": sum(e.parameters for e in m.lowrank.values()),
     }
 
 
@@ -41,6 +58,9 @@ def _by_part(file: Any) -> dict[str, int]:
         mask = f"masks, {entry.mask_coding}"
         parts[mask] = parts.get(mask, 0) + entry.mask.bytes
         parts[f"values, {m.codec}"] = parts.get(f"values, {m.codec}", 0) + entry.values.bytes
+    for entry in m.lowrank.values():
+        key = f"factors, {entry.codec}"
+        parts[key] = parts.get(key, 0) + entry.a.bytes + entry.b.bytes
     for name, whole in (("whole tensors", m.dense), ("head", m.head)):
         for entry in whole.values():
             parts[f"{name}, {entry.codec}"] = parts.get(f"{name}, {entry.codec}", 0) + entry.data.bytes
@@ -65,21 +85,24 @@ def per_tensor(file: Any) -> list[dict[str, Any]]:
         }
         for n, e in m.sparse.items()
     ]
+    rows += [_whole_row(n, "lowrank", e.parameters, e.codec, e.a.bytes + e.b.bytes) for n, e in m.lowrank.items()]
     for entry, whole in (("dense", m.dense), ("head", m.head)):
-        rows += [
-            {
-                "tensor": n,
-                "entry": entry,
-                "stored": None,
-                "mask": None,
-                "mask_bytes": 0,
-                "values": e.codec,
-                "value_bytes": e.data.bytes,
-                "bytes": e.data.bytes,
-            }
-            for n, e in whole.items()
-        ]
+        rows += [_whole_row(n, entry, None, e.codec, e.data.bytes) for n, e in whole.items()]
     return rows
+
+
+def _whole_row(tensor: str, entry: str, stored: int | None, codec: str, count: int) -> dict[str, Any]:
+    """Of a tensor without a mask."""
+    return {
+        "tensor": tensor,
+        "entry": entry,
+        "stored": stored,
+        "mask": None,
+        "mask_bytes": 0,
+        "values": codec,
+        "value_bytes": count,
+        "bytes": count,
+    }
 
 
 def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | None = None) -> None:
@@ -97,9 +120,18 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         "labels": ", ".join(found["labels"]) or "none",
         "method": f"{found['method']}, {', '.join(f'{k} {v}' for k, v in found['budget'].items())}",
         "codec": found["codec"],
-        "kept": f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
-        f"{found['selected']:,} selected, the others equal the base",
     }
+    if found["candidates"] or not found["lowrank"]:
+        lines["kept"] = (
+            f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
+            f"{found['selected']:,} selected, the others equal the base"
+        )
+    if found["adapter"]:
+        lines["method"] = f"imported from a {_ADAPTERS[found['adapter']]} adapter of peft"
+    if lowrank := found["lowrank"]:
+        least, most = lowrank["least_rank"], lowrank["most_rank"]
+        ranks = f"rank {least}" if least == most else f"ranks {least} to {most}"
+        lines["low rank"] = f"{lowrank['tensors']:,} tensors, {ranks}, {lowrank['parameters']:,} parameters in factors"
     if only := found["only"]:
         but = f" but {', '.join(only['exclude'])}" if only["exclude"] else ""
         lines["tensors"] = f"{', '.join(only['include'])}{but}; the others {only['outside']}"

@@ -1,4 +1,4 @@
-"""Commands on checkpoints and delta files: finetune, extract, calibrate, apply, inspect."""
+"""Commands on checkpoints and delta files: finetune, extract, import-peft, calibrate, apply, inspect."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pre
 OnlyOption = Annotated[str | None, typer.Option(help="preset of tensors to select from: all, attention, no-embeddings")]
 IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
 ExcludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to leave out; repeatable")]
+CastOption = Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")]
 OutsideOption = Annotated[str, typer.Option(help="what becomes of the others: reset (to the base) or keep (in full)")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (finetune, extract, calibrate, apply, inspect):
+    for command in (finetune, extract, import_peft, calibrate, apply, inspect):
         app.command()(command)
 
 
@@ -67,7 +68,7 @@ def extract(
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
     seed: Annotated[int, typer.Option(help="of method random")] = 0,
-    cast: Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")] = False,
+    cast: CastOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Keep the selected part of a fine-tune and write it as a delta.
@@ -86,6 +87,35 @@ def extract(
     show(facts(file), as_json)
 
 
+def import_peft(
+    adapter: Annotated[Path, typer.Argument(help="folder that peft wrote: a LoRA or SHiRA adapter")],
+    base: Base,
+    out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
+    labels: Annotated[
+        str | None, typer.Option(help="label names in the order of the logits, separated by commas")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="class it was trained as, where the adapter does not say")
+    ] = None,
+    cast: CastOption = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Turn an adapter into a delta that answers what peft's merged model answers.
+
+    Example: ken import-peft ./trec-lora --base ./minilm --out trec.ken --labels ABBR,DESC,ENTY,HUM,LOC,NUM
+    """
+    from ken_core import deltafile, open_base
+    from ken_core import import_peft as read_adapter
+
+    _check_parent(out_file, "--out")
+    ours = open_base(base)
+    names = None if labels is None else [label.strip() for label in labels.split(",")]
+    with staged() as watch:
+        found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
+        file = deltafile.write(found, ours, out_file, progress=watch)
+    show(facts(file), as_json)
+
+
 def calibrate(
     base: Base,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
@@ -101,7 +131,7 @@ def calibrate(
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
     curve: Annotated[Path | None, typer.Option(help="PNG of score against bytes; needs matplotlib")] = None,
-    cast: Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")] = False,
+    cast: CastOption = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the smallest delta whose accuracy stays within a tolerance of the fine-tune's, and write it.

@@ -141,19 +141,15 @@ def test_a_filter_that_covers_no_tensor_is_refused_naming_it(base, tuned):
 
 
 def test_a_file_of_the_version_before_is_read(base, tuned, tmp_path):
-    """Version 1 knew raw whole tensors and bitmaps only, and had none of the keys that came after it."""
+    """Version 2 knew neither low-rank entries nor adapters."""
     delta = extract(base, tuned, Selection("random", Budget("row", 0.5)))
-    file = write(delta, base, tmp_path / "new", "raw")
+    file = write(delta, base, tmp_path / "new")
     with safe_open(file.path, "np") as container:
         manifest = json.loads(container.metadata()["ken"])
         streams = {name: container.get_tensor(name) for name in container.keys()}  # noqa: SIM118
-    manifest["format"] = 1
-    for key in ("tensors", "calibration"):
-        assert manifest.pop(key) is None
-    for entry in manifest["sparse"].values():
-        assert entry.pop("mask_coding") == "bitmap"
-    for entry in (*manifest["head"].values(), *manifest["dense"].values()):
-        assert entry.pop("codec") == "raw"
+    manifest["format"] = 2
+    assert manifest.pop("lowrank") == {}
+    assert manifest.pop("adapter") is None
     save_file(streams, tmp_path / "old", {"ken": json.dumps(manifest)})
     assert_same(read(open_file(tmp_path / "old"), base, identity(base)), delta)
 

@@ -22,6 +22,7 @@ _HOMES = {
     "extract": "delta",
     "fingerprint": "fingerprint",
     "graft": "heads",
+    "import_peft": "adapters",
     "load": "deltafile",
     "merge": "delta",
     "open_file": "deltafile",
