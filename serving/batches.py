@@ -34,7 +34,7 @@ class Limits:
 
     rows: int = 32
     tokens: int = 4096
-    max_wait: float = 5.0
+    max_wait: float = 10.0
     window: int = 64
     padding: float = 0.1
 

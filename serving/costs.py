@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _MEMORY = 0.05
-"""Weight of a new measurement: the last 20 batches count most."""
+"""Weight of a new batch: the last 20 count most."""
+_SWITCH_MEMORY = 0.2
 _RIDGE = 0.01
 """How soon sizes that hardly differ stop telling the fixed part from the part per token."""
 _STALL = 4.0
 """A measurement counts as at most this many times what was expected: a stall is not what a batch costs."""
-
 _LEAST = 1e-6
+"""Seconds; no cost is learned to be nothing, from which it could not grow again."""
 
 
 @dataclass
@@ -44,9 +45,11 @@ class Costs:
         return self.fixed + self.token * padded
 
     def learn_switch(self, seconds: float) -> None:
-        self.switch += 4 * _MEMORY * (min(seconds, _STALL * self.switch) - self.switch)
+        self.switch += _SWITCH_MEMORY * (min(seconds, _STALL * self.switch) - self.switch)
+        self.switch = max(self.switch, _LEAST)
 
     def learn_batch(self, padded: int, seconds: float) -> None:
+        padded = max(padded, 1)
         self._seen += 1
         weight = max(_MEMORY, 1 / (1 + self._seen))
         longer = min(seconds, _STALL * self.batch(padded)) - self._seconds

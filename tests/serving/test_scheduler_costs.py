@@ -59,7 +59,7 @@ def test_no_cost_is_ever_negative(batches: list[tuple[int, float]], switches: li
         assert costs.fixed > 0
     for seconds in switches:
         costs.learn_switch(seconds)
-        assert costs.switch >= 0
+        assert costs.switch > 0
 
 
 @pytest.mark.parametrize("seconds", [0.00001, 0.0005, 0.3])
@@ -68,3 +68,15 @@ def test_the_switch_is_learned_whatever_it_was_taken_for(seconds: float) -> None
     for _ in range(60):
         costs.learn_switch(seconds)
     assert costs.switch == pytest.approx(seconds, rel=0.01)
+
+
+def test_costs_recover_from_measurements_of_nothing() -> None:
+    costs = Costs()
+    for _ in range(5000):
+        costs.learn_switch(0.0)
+        costs.learn_batch(0, 0.0)
+    for _ in range(100):
+        costs.learn_switch(0.01)
+        costs.learn_batch(100, 0.05)
+    assert costs.switch == pytest.approx(0.01, rel=0.01)
+    assert costs.batch(100) == pytest.approx(0.05, rel=0.1)
