@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     batch_rows: int = Field(32, ge=1, le=4096, description="most inputs in one forward pass")
     batch_tokens: int = Field(4096, ge=16, description="most tokens, padding included, in one forward pass")
     max_wait_seconds: float = Field(
-        0.2, gt=0, description="age from which a waiting task comes next, whatever it costs"
+        10.0, gt=0, description="age from which a waiting task comes next, whatever it costs"
     )
     queue_rows: int = Field(2048, ge=1, description="inputs that may wait; beyond it requests get 429")
     request_timeout_seconds: float = Field(30.0, gt=0)

@@ -200,8 +200,8 @@ class Engine:
         try:
             await ticket.done
         finally:
-            for row in waiting:
-                row.abandoned = True
+            with self._changed:
+                self._scheduler.abandon(waiting)
         return [r for r in ticket.results if r is not None], ticket.timing
 
     # On the engine's thread

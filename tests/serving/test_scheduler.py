@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -54,8 +56,7 @@ def run(arrivals: list[Arrival], limits: Limits, seconds: list[float]) -> Run:
             scheduler.add(rows[admitted])
             line.setdefault(rows[admitted].key, []).append(rows[admitted])
             admitted += 1
-        for row, arrival in zip(rows, arrivals, strict=True):
-            row.abandoned = arrival.leaves_at <= now
+        scheduler.abandon([row for row, arrival in zip(rows, arrivals, strict=True) if arrival.leaves_at <= now])
         gone = scheduler.drop(now)
         played.dropped += gone
         line = {k: kept for k, q in line.items() if (kept := [r for r in q if r not in gone])}
@@ -66,7 +67,7 @@ def run(arrivals: list[Arrival], limits: Limits, seconds: list[float]) -> Run:
         line = {k: kept for k, q in line.items() if (kept := [r for r in q if r not in batch])}
         active = batch[0].key
         took = seconds[len(played.turns) % len(seconds)]
-        scheduler.costs.learn_batch(sum(r.tokens for r in batch), took)
+        scheduler.costs.learn_batch(len(batch) * batch[-1].tokens, took)
         now += took
         assert len(scheduler) == scheduler.rows == sum(map(len, line.values()))
         assert scheduler.tokens == sum(r.tokens for q in line.values() for r in q)
@@ -78,7 +79,9 @@ PATIENT = st.builds(Arrival, MOMENTS, st.sampled_from("abcd"), st.integers(1, 40
 IMPATIENT = st.builds(
     Arrival, MOMENTS, st.sampled_from("abcd"), st.integers(1, 40), st.floats(0.0, 2.0), st.floats(0.0, 6.0)
 )
-LIMITS = st.builds(Limits, st.integers(1, 5), st.integers(16, 64), st.sampled_from([0.05, 0.2, 1.0]))
+LIMITS = st.builds(
+    Limits, st.integers(1, 5), st.integers(16, 64), st.sampled_from([0.05, 0.2, 1.0]), st.integers(1, 12)
+)
 SECONDS = st.lists(st.floats(0.001, 0.6), min_size=1, max_size=5)
 
 
@@ -109,19 +112,38 @@ def test_a_row_longer_than_a_batch_may_be_runs_alone() -> None:
     scheduler: Scheduler[str] = Scheduler(Limits(rows=8, tokens=16))
     for name, tokens in (("short", 4), ("long", 100), ("after", 4)):
         scheduler.add(Row("a", tokens, 0.0, FOREVER, name))
-    batches = [[r.payload for r in scheduler.next_batch(0.0, None)] for _ in range(3)]
-    assert batches == [["short"], ["long"], ["after"]]
+    batches = [[r.payload for r in scheduler.next_batch(0.0, None)] for _ in range(2)]
+    assert batches == [["short", "after"], ["long"]]
 
 
 @given(st.lists(PATIENT, max_size=40), LIMITS, SECONDS)
-def test_a_batch_is_the_longest_run_of_oldest_rows_that_fits(
+def test_a_batch_lies_together_in_order_of_length_among_its_queues_oldest_rows(
     arrivals: list[Arrival], limits: Limits, seconds: list[float]
 ) -> None:
     for turn in run(arrivals, limits, seconds).turns:
-        queue, size = turn.line[turn.batch[0].key], len(turn.batch)
-        assert sorted(r.payload for r in turn.batch) == [r.payload for r in queue[:size]]
-        if size < len(queue) and size < limits.rows:
-            assert (size + 1) * max(r.tokens for r in queue[: size + 1]) > limits.tokens
+        window = turn.line[turn.batch[0].key][: limits.window]
+        left = [r.tokens for r in window if r not in turn.batch]
+        assert all(row in window for row in turn.batch)
+        assert not [n for n in left if turn.batch[0].tokens < n < turn.batch[-1].tokens]
+
+
+@given(st.lists(PATIENT, max_size=40), LIMITS, SECONDS)
+def test_of_rows_of_one_length_the_older_runs_first(
+    arrivals: list[Arrival], limits: Limits, seconds: list[float]
+) -> None:
+    for turn in run(arrivals, limits, seconds).turns:
+        for row in turn.batch:
+            older = [r for r in turn.line[row.key] if r.tokens == row.tokens and r.number < row.number]
+            assert all(r in turn.batch for r in older)
+
+
+@given(st.lists(PATIENT, max_size=40), LIMITS, SECONDS)
+def test_every_batch_serves_its_queues_oldest_row(
+    arrivals: list[Arrival], limits: Limits, seconds: list[float]
+) -> None:
+    """So a row with n older ones in its queue runs within n + 1 of the queue's batches."""
+    for turn in run(arrivals, limits, seconds).turns:
+        assert turn.line[turn.batch[0].key][0] in turn.batch
 
 
 @given(st.lists(PATIENT, max_size=40), LIMITS, SECONDS)
@@ -130,10 +152,14 @@ def test_rows_of_a_batch_are_ordered_by_length(arrivals: list[Arrival], limits: 
         assert [r.tokens for r in turn.batch] == sorted(r.tokens for r in turn.batch)
 
 
-@given(st.lists(st.builds(Arrival, MOMENTS, st.just("only"), st.integers(1, 40)), max_size=40), LIMITS, SECONDS)
-def test_one_queue_is_served_first_in_first_out(arrivals: list[Arrival], limits: Limits, seconds: list[float]) -> None:
-    windows = [sorted(r.payload for r in t.batch) for t in run(arrivals, limits, seconds).turns]
-    assert [i for window in windows for i in window] == list(range(len(arrivals)))
+@given(st.lists(st.builds(Arrival, MOMENTS, st.just("only"), st.just(8)), max_size=40), LIMITS, SECONDS)
+def test_one_queue_of_equal_lengths_runs_first_in_first_out_in_full_batches(
+    arrivals: list[Arrival], limits: Limits, seconds: list[float]
+) -> None:
+    turns = run(arrivals, limits, seconds).turns
+    full = min(limits.rows, limits.tokens // 8, limits.window)
+    assert [r.payload for turn in turns for r in turn.batch] == list(range(len(arrivals)))
+    assert all(len(turn.batch) == min(full, len(turn.line["only"])) for turn in turns)
 
 
 BULK_AND_ONE = [*(Arrival(0.0, "bulk", 10) for _ in range(12)), Arrival(0.01, "one", 10)]
@@ -152,7 +178,7 @@ def test_an_overdue_queue_runs_within_as_many_batches_as_queues_are_older(
     left: dict[Hashable, int] = {}
     ran: Hashable = None
     for turn in run(arrivals, limits, seconds).turns:
-        overdue = {k for k, q in turn.line.items() if turn.now - q[0].arrived > limits.max_wait}
+        overdue = {k for k, q in turn.line.items() if q[0].arrived + limits.max_wait < turn.now}
         for key in overdue - set(left):
             head = turn.line[key][0].arrived
             older = {k for k, q in turn.line.items() if k != key and q[0].arrived <= head}
@@ -178,34 +204,38 @@ def test_rows_past_their_deadline_or_abandoned_are_dropped_and_never_in_a_batch(
 
 def test_a_row_that_is_neither_late_nor_abandoned_is_not_dropped() -> None:
     scheduler: Scheduler[str] = Scheduler(Limits())
-    for name, deadline in (("late", 1.0), ("left", FOREVER), ("waits", FOREVER)):
-        scheduler.add(Row("a", 3, 0.0, deadline, name, abandoned=name == "left"))
+    rows = [Row("a", 3, 0.0, deadline, name) for name, deadline in (("late", 1.0), ("left", 9.0), ("waits", 9.0))]
+    for row in rows:
+        scheduler.add(row)
+    scheduler.abandon([rows[1]])
     assert {r.payload for r in scheduler.drop(now=2.0)} == {"late", "left"}
     assert [r.payload for r in scheduler.next_batch(2.0, None)] == ["waits"]
 
 
-class _LeavesMeanwhile(Row[str]):
-    """A row whose client goes away while the scheduler looks: the second look finds it abandoned."""
-
-    looks = 0
-
-    @property
-    def abandoned(self) -> bool:
-        self.looks += 1
-        return self.looks > 1
-
-    @abandoned.setter
-    def abandoned(self, value: bool) -> None: ...
-
-
-def test_a_row_abandoned_while_others_are_dropped_is_not_lost_from_the_counts() -> None:
-    """Callers mark rows from their own thread, without the engine's lock."""
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    scheduler.add(Row("a", 3, 0.0, FOREVER, "left", abandoned=True))
-    scheduler.add(_LeavesMeanwhile("a", 5, 0.0, FOREVER, "leaves meanwhile"))
-    ended = scheduler.drop(1.0) + scheduler.drop(1.0) + scheduler.next_batch(1.0, None)
-    assert {r.payload for r in ended} == {"left", "leaves meanwhile"}
+def test_abandoning_twice_or_after_its_batch_changes_nothing() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits(rows=1))
+    ran, left = (Row("a", 3, 0.0, FOREVER, name) for name in ("ran", "left"))
+    scheduler.add(ran)
+    scheduler.add(left)
+    assert scheduler.next_batch(0.0, None) == [ran]
+    scheduler.abandon([ran, left])
+    scheduler.abandon([left])
+    assert scheduler.drop(1.0) == [left]
+    assert (ran.abandoned, left.abandoned) == (False, True)
     assert (len(scheduler), scheduler.tokens) == (0, 0)
+
+
+def test_what_has_run_is_not_kept_alive_by_its_deadline() -> None:
+    scheduler: Scheduler[object] = Scheduler(Limits())
+    payload = _Payload()
+    gone = weakref.ref(payload)
+    scheduler.add(Row("a", 3, 0.0, FOREVER, payload))
+    del payload
+    scheduler.next_batch(0.0, None)
+    assert gone() is None
+
+
+class _Payload: ...
 
 
 def test_nothing_in_line_gives_no_batch() -> None:
@@ -216,19 +246,38 @@ def test_nothing_in_line_gives_no_batch() -> None:
 
 @given(st.integers(1, 8), st.integers(1, 40))
 def test_it_stays_with_the_active_queue_when_another_is_no_better(rows: int, tokens: int) -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(rows=4, tokens=4096, max_wait=10.0))
-    for key, arrived in (("other", 0.0), ("active", 0.1)):
+    scheduler: Scheduler[str] = Scheduler(Limits(rows=4, tokens=4096))
+    for key in ("other", "active"):
         for _ in range(rows):
-            scheduler.add(Row(key, tokens, arrived, FOREVER, ""))
+            scheduler.add(Row(key, tokens, 0.0, FOREVER, ""))
     assert scheduler.next_batch(0.2, "active")[0].key == "active"
 
 
-def test_among_inactive_queues_the_one_with_more_work_for_its_switch_comes_first() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(max_wait=10.0))
+def test_it_does_not_stay_for_ever_with_an_active_queue_that_grows_again() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits(max_wait=1e6))
+    scheduler.add(Row("other", 5, 0.0, FOREVER, ""))
+    for turn in range(100):
+        for _ in range(32):
+            scheduler.add(Row("active", 5, turn / 10, FOREVER, ""))
+        if scheduler.next_batch(turn / 10 + 0.1, "active")[0].key == "other":
+            return
+    pytest.fail("the other queue never ran")
+
+
+def test_of_equally_old_queues_the_one_that_gets_more_rows_a_second_done_comes_first() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits())
     scheduler.add(Row("little", 5, 0.0, FOREVER, ""))
     for _ in range(10):
-        scheduler.add(Row("much", 5, 0.1, FOREVER, ""))
+        scheduler.add(Row("much", 5, 0.0, FOREVER, ""))
     assert scheduler.next_batch(0.2, "elsewhere")[0].key == "much"
+
+
+def test_a_clearly_older_queue_comes_before_a_larger_one() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits())
+    scheduler.add(Row("little", 5, 0.0, FOREVER, ""))
+    for _ in range(10):
+        scheduler.add(Row("much", 5, 0.9, FOREVER, ""))
+    assert scheduler.next_batch(1.0, "elsewhere")[0].key == "little"
 
 
 def test_an_overdue_head_comes_before_the_active_queue() -> None:
@@ -241,10 +290,17 @@ def test_an_overdue_head_comes_before_the_active_queue() -> None:
 def test_what_is_due_soonest_comes_before_the_active_queue() -> None:
     scheduler: Scheduler[str] = Scheduler(Limits(max_wait=0.5))
     scheduler.add(Row("active", 5, 0.0, FOREVER, ""))
-    scheduler.add(Row("soon", 5, 0.1, 0.55, ""))
-    scheduler.add(Row("sooner", 5, 0.1, 0.5, ""))
+    scheduler.add(Row("soon", 5, 0.1, 0.28, ""))
+    scheduler.add(Row("sooner", 5, 0.1, 0.25, ""))
     order = [scheduler.next_batch(0.2, "active")[0].key for _ in range(3)]
     assert order == ["sooner", "soon", "active"]
+
+
+def test_a_row_that_cannot_meet_its_deadline_any_more_does_not_come_first() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits())
+    scheduler.add(Row("active", 5, 0.0, FOREVER, ""))
+    scheduler.add(Row("hopeless", 5, 0.1, 0.2 + scheduler.costs.switch, ""))
+    assert scheduler.next_batch(0.2, "active")[0].key == "active"
 
 
 def test_a_deadline_far_away_does_not_cause_a_switch() -> None:
@@ -252,6 +308,17 @@ def test_a_deadline_far_away_does_not_cause_a_switch() -> None:
     scheduler.add(Row("active", 5, 0.0, FOREVER, ""))
     scheduler.add(Row("later", 5, 0.0, 30.0, ""))
     assert scheduler.next_batch(0.2, "active")[0].key == "active"
+
+
+def test_a_row_that_is_due_runs_from_behind_its_window_in_a_batch_it_has_time_for() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits(window=8))
+    for _ in range(20):
+        scheduler.add(Row("a", 50, 0.0, FOREVER, "patient"))
+    scheduler.add(Row("a", 50, 0.0, 0.05, "due"))
+    scheduler.costs.fixed, scheduler.costs.token = 0.005, 0.0002
+    batch = scheduler.next_batch(0.0, "a")
+    assert "due" in [r.payload for r in batch]
+    assert scheduler.costs.batch(len(batch) * 50) <= 0.05
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=1, max_size=20))
@@ -268,10 +335,9 @@ def test_the_backlog_grows_with_every_row_and_is_zero_when_all_are_served(rows: 
     assert scheduler.backlog_seconds() == 0.0
 
 
-def test_the_backlog_follows_what_batches_and_switches_were_measured_to_take() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    scheduler.add(Row("a", 100, 0.0, FOREVER, ""))
-    for _ in range(100):
-        scheduler.costs.learn_batch(tokens=10, seconds=0.1)
-        scheduler.costs.learn_switch(seconds=0.5)
-    assert abs(scheduler.backlog_seconds() - (100 * 0.01 + 0.5)) < 1e-3
+def test_the_backlog_counts_tokens_batches_and_switches() -> None:
+    scheduler: Scheduler[str] = Scheduler(Limits(rows=2))
+    scheduler.costs.token, scheduler.costs.fixed, scheduler.costs.switch = 0.01, 0.1, 0.5
+    for key in "aaab":
+        scheduler.add(Row(key, 10, 0.0, FOREVER, ""))
+    assert scheduler.backlog_seconds() == pytest.approx(40 * 0.01 + 3 * 0.1 + 2 * 0.5)

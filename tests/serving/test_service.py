@@ -235,7 +235,7 @@ def test_a_request_whose_deadline_passes_in_the_queue_costs_no_forward_pass(
     service: Service, metric: Metric, eventually: Callable[..., None]
 ) -> None:
     async def too_late() -> None:
-        await ask(service, "spam")
+        await ask(service, "spam", "rain")
         with Blocked(service.engine):
             with pytest.raises(DeadlineError, match=r"no answer within 0\.05 s"):
                 await ask(service, "spam", "rain", timeout=0.05)
@@ -252,7 +252,7 @@ def test_an_abandoned_request_costs_no_forward_pass(
     service: Service, metric: Metric, eventually: Callable[..., None]
 ) -> None:
     async def give_up() -> None:
-        await ask(service, "spam")
+        await ask(service, "spam", "rain")
         with Blocked(service.engine):
             asked = asyncio.create_task(ask(service, "spam", "rain", "sun"))
             await until(lambda: service.engine.waiting == 2)

@@ -1,0 +1,523 @@
+"""A discrete-event simulation of one replica: the scheduler next to simpler policies, and cache policies, on traces.
+
+    python -m benchmarks.simulate [--quick] [--trace FILE] [--json FILE]
+
+Traces: 1,000 tasks drawn by Zipf's law, arrivals by Poisson's with bursts of one task, lengths from a lognormal fitted
+to TREC and rotten tomatoes (MiniLM tokens); and a recorded one, JSON lines of [seconds, task, tokens], played with the
+times it was recorded with (`benchmarks.traces.record` says how). Times of the synthetic ones: as measured for MiniLM-L6
+on 2 cores, and as a GPU would take, where a batch's fixed part dominates.
+
+Every policy gets the same rows, limits, bounded line and times. *Drained*: all rows wait from the start. *256 clients*
+ask again as soon as they are answered; the scheduler's throughput there is load 1 of the *open* runs, whose arrivals
+wait for nobody. Rows refused (2,048 wait), dropped or late (30 s) are lost; latencies are of the others.
+
+Bounds that no schedule beats, however much it knows of the future:
+
+- seconds to drain: every token once without padding, a fixed part for each full batch that a task's rows would
+  fill, a switch for every task;
+- rows a second: the same without switches, each row paying its share of a full batch;
+- mean latency: a batch takes at least the tokens of its rows and their shares of a full batch's fixed part. Serving
+  rows one after the other in those times, shortest remaining first with interruptions (optimal for the mean on one
+  machine), is no later than any schedule of batches; nor does any row take less than a batch of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import random
+import statistics
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.table import Table
+
+from benchmarks.report import Row as Figure
+from benchmarks.report import report, with_shared_options
+from serving.costs import Costs
+from serving.scheduler import Limits, Row, Scheduler
+
+LENGTHS = (2.97, 0.53)
+"""Mean and deviation of the logarithm of token counts."""
+TIMES = {"CPU": Costs(switch=0.005, fixed=0.005, token=0.00013), "GPU": Costs(switch=0.0005, fixed=0.006, token=2e-6)}
+LIMITS = Limits()
+QUEUE_ROWS, CLIENTS, PATIENCE = 2048, 256, 30.0
+LOADS = (0.5, 0.9, 1.2)
+RECORDED = Path(__file__).parent / "traces" / "minilm.jsonl"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A row of a trace: seconds since its start, task, tokens."""
+
+    at: float
+    task: str
+    tokens: int
+
+
+Trace = list[Arrival]
+
+
+def synthetic(rows: int, rate: float, tasks: int = 1000, seed: int = 0) -> Trace:
+    """Arrivals at a mean rate of rows a second; a fifth of them in bursts of some 20 rows of one task within 0.1 s."""
+    chance = random.Random(seed)
+    names = [f"t{i}" for i in range(tasks)]
+    weights = list(accumulate(1 / (i + 1) for i in range(tasks)))
+    trace: Trace = []
+    now = 0.0
+    while len(trace) < rows:
+        now += chance.expovariate(rate * (0.8 + 0.2 / 20))
+        task = chance.choices(names, cum_weights=weights)[0]
+        burst = chance.random() < 0.01 / 0.81
+        for _ in range(1 + int(chance.expovariate(1 / 20)) if burst else 1):
+            tokens = min(128, max(3, round(math.exp(chance.gauss(*LENGTHS)))))
+            trace.append(Arrival(now + (chance.uniform(0, 0.1) if burst else 0.0), task, tokens))
+    return sorted(trace, key=lambda a: a.at)[:rows]
+
+
+def drifting(rows: int, rate: float) -> Trace:
+    """As `synthetic`, but twenty times in the trace 50 tasks change their popularity with others."""
+    chance = random.Random(2)
+    trace = synthetic(rows, rate)
+    names = sorted({a.task for a in trace})
+    now = dict(zip(names, names, strict=True))
+    moved = []
+    for i, arrival in enumerate(trace):
+        if i % (rows // 20) == 0:
+            for _ in range(50):
+                one, other = chance.sample(names, 2)
+                now[one], now[other] = now[other], now[one]
+        moved.append(replace(arrival, task=now[arrival.task]))
+    return moved
+
+
+def read_trace(file: Path) -> tuple[Trace, dict[str, float]]:
+    """A recorded trace, and what its first line says of the replica it was recorded on, if it says anything."""
+    trace, measured = [], {}
+    for line in file.read_text().splitlines():
+        content = json.loads(line)
+        if isinstance(content, dict):
+            measured = content
+        else:
+            trace.append(Arrival(*content))
+    return sorted(trace, key=lambda a: a.at), measured
+
+
+# Policies
+
+
+class Line(Protocol):
+    """What the engine asks of a scheduler."""
+
+    costs: Costs
+
+    def __len__(self) -> int: ...
+    def add(self, row: Row[int]) -> None: ...
+    def drop(self, now: float) -> list[Row[int]]: ...
+    def next_batch(self, now: float, active: Hashable) -> list[Row[int]]: ...
+
+
+class ByOrder:
+    """Queues by task whose next batch is the longest run of oldest rows of the chosen task that fits."""
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+        self.queues: OrderedDict[Hashable, deque[Row[int]]] = OrderedDict()
+        self._order: OrderedDict[int, Row[int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, row: Row[int]) -> None:
+        self.queues.setdefault(row.key, deque()).append(row)
+        self._order[row.payload] = row
+
+    def drop(self, now: float) -> list[Row[int]]:
+        dropped = []
+        while self._order and (oldest := self.oldest()).deadline <= now:  # all have the same patience
+            dropped.append(self._take(oldest.key))
+        return dropped
+
+    def next_batch(self, now: float, active: Hashable) -> list[Row[int]]:
+        if not self._order:
+            return []
+        key = self.choose()
+        batch = [self._take(key)]
+        longest = batch[0].tokens
+        while (row := self.follower(key)) is not None and len(batch) < LIMITS.rows:
+            longest = max(longest, row.tokens)
+            if longest * (len(batch) + 1) > LIMITS.tokens:
+                break
+            batch.append(self._take(key))
+        return batch
+
+    def oldest(self) -> Row[int]:
+        return next(iter(self._order.values()))
+
+    def choose(self) -> Hashable:
+        """The task whose oldest row runs next."""
+        raise NotImplementedError
+
+    def follower(self, key: Hashable) -> Row[int] | None:
+        return self.queues[key][0] if key in self.queues else None
+
+    def _take(self, key: Hashable) -> Row[int]:
+        row = self.queues[key].popleft()
+        if not self.queues[key]:
+            del self.queues[key]
+        del self._order[row.payload]
+        return row
+
+
+class Fifo(ByOrder):
+    """Strict order of arrival: a batch ends where the next row is another task's."""
+
+    def choose(self) -> Hashable:
+        return self.oldest().key
+
+    def follower(self, key: Hashable) -> Row[int] | None:
+        return self.oldest() if self._order and self.oldest().key == key else None
+
+
+class OldestFirst(ByOrder):
+    """The task with the oldest row, with what else of it waits."""
+
+    def choose(self) -> Hashable:
+        return self.oldest().key
+
+
+class RoundRobin(ByOrder):
+    """One batch of each task in turn."""
+
+    def choose(self) -> Hashable:
+        key = next(iter(self.queues))
+        self.queues.move_to_end(key)
+        return key
+
+
+class LongestQueue(ByOrder):
+    """The task with most rows; of equals, the one that began to wait first."""
+
+    def choose(self) -> Hashable:
+        return max(self.queues, key=lambda key: len(self.queues[key]))
+
+
+POLICIES: dict[str, Callable[[], Line]] = {
+    "ken": lambda: Scheduler(LIMITS),
+    "FIFO": Fifo,
+    "oldest task first": OldestFirst,
+    "round robin": RoundRobin,
+    "longest queue first": LongestQueue,
+}
+
+
+# The replica
+
+
+@dataclass
+class Outcome:
+    """What a run came to; seconds and counts."""
+
+    latencies: list[float] = field(default_factory=list)
+    ran: int = 0
+    refused: int = 0
+    missed: int = 0
+    switches: int = 0
+    batches: int = 0
+    tokens: int = 0
+    padded: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return len(self.latencies)
+
+    @property
+    def throughput(self) -> float:
+        return self.rows / self.seconds
+
+    @property
+    def padding(self) -> float:
+        return 1 - self.tokens / self.padded
+
+    @property
+    def lost(self) -> float:
+        return (self.refused + self.missed) / (self.rows + self.refused + self.missed)
+
+    def latency(self, share: float) -> float:
+        return sorted(self.latencies)[min(self.rows - 1, int(share * self.rows))]
+
+    def measures(self) -> dict[str, tuple[float, str]]:
+        """Value and unit by name."""
+        return {
+            "seconds": (self.seconds, "s"),
+            "throughput": (self.throughput, "1/s"),
+            "mean latency": (statistics.mean(self.latencies), "s"),
+            "p50": (self.latency(0.5), "s"),
+            "p99": (self.latency(0.99), "s"),
+            "switches a row": (self.switches / self.ran, "1"),
+            "rows a batch": (self.ran / self.batches, "1"),
+            "padding": (self.padding, "share"),
+            "lost": (self.lost, "share"),
+        }
+
+
+class Replica:
+    """One device that runs what a policy chooses.
+
+    Args:
+        clients: if given, arrival times are ignored: so many rows are in line or running at any time.
+    """
+
+    def __init__(
+        self, line: Line, times: Costs, queue_rows: float = QUEUE_ROWS, patience: float = PATIENCE, clients: int = 0
+    ) -> None:
+        self.line, self.times, self.now = line, times, 0.0
+        self._active: Hashable = None
+        self._queue_rows, self._patience, self._clients = queue_rows, patience, clients
+        self.outcome = Outcome()
+
+    def run(self, trace: Sequence[Arrival]) -> Outcome:
+        arrivals = deque(trace)
+        while arrivals or len(self.line):
+            if not len(self.line) and not self._clients:
+                self.now = max(self.now, arrivals[0].at)
+            self.admit(arrivals)
+            self.step()
+        self.outcome.seconds = self.now
+        return self.outcome
+
+    def admit(self, arrivals: deque[Arrival]) -> None:
+        """Take in what has arrived, or as much as clients send."""
+        while arrivals and (len(self.line) < self._clients if self._clients else arrivals[0].at <= self.now):
+            arrival = arrivals.popleft()
+            if len(self.line) >= self._queue_rows:
+                self.outcome.refused += 1
+                continue
+            arrived = self.now if self._clients else arrival.at
+            self.line.add(Row(arrival.task, arrival.tokens, arrived, arrived + self._patience, len(arrivals)))
+
+    def step(self) -> None:
+        """One turn of the engine."""
+        done = self.outcome
+        done.missed += len(self.line.drop(self.now))
+        batch = self.line.next_batch(self.now, self._active)
+        if not batch:
+            return
+        if batch[0].key != self._active:
+            self._active = batch[0].key
+            self.now += self.times.switch
+            self.line.costs.learn_switch(self.times.switch)
+            done.switches += 1
+        padded = len(batch) * max(row.tokens for row in batch)
+        seconds = self.times.batch(padded)
+        self.now += seconds
+        self.line.costs.learn_batch(padded, seconds)
+        done.batches += 1
+        done.ran += len(batch)
+        done.padded += padded
+        done.tokens += sum(row.tokens for row in batch)
+        intime = [row for row in batch if row.deadline >= self.now]
+        done.latencies += [self.now - row.arrived for row in intime]
+        done.missed += len(batch) - len(intime)
+
+
+# Bounds
+
+
+def least_seconds(trace: Iterable[Arrival], times: Costs) -> float:
+    """Seconds that serving all rows takes at least, when all wait from the start."""
+    trace = list(trace)
+    per_task = Counter(a.task for a in trace)
+    batches = sum(math.ceil(rows / LIMITS.rows) for rows in per_task.values())
+    return sum(a.tokens for a in trace) * times.token + batches * times.fixed + len(per_task) * times.switch
+
+
+def most_rows_a_second(trace: Sequence[Arrival], times: Costs) -> float:
+    return len(trace) / sum(_share(a, times) for a in trace)
+
+
+def least_mean_latency(trace: Sequence[Arrival], times: Costs) -> float:
+    """Shortest remaining time first over each row's smallest share of any batch, or a batch for each row's own."""
+    left: list[tuple[float, float]] = []
+    now = total = 0.0
+    for arrival in [*trace, None]:
+        until = arrival.at if arrival else math.inf
+        while left and now < until:
+            work, arrived = heapq.heappop(left)
+            served = min(work, until - now)
+            now += served
+            if served < work:
+                heapq.heappush(left, (work - served, arrived))
+            else:
+                total += now - arrived
+        if arrival:
+            now = max(now, until)
+            heapq.heappush(left, (_share(arrival, times), arrival.at))
+    alone = sum(times.batch(a.tokens) for a in trace)
+    return max(total, alone) / len(trace)
+
+
+def _share(arrival: Arrival, times: Costs) -> float:
+    return arrival.tokens * times.token + times.fixed / LIMITS.rows
+
+
+# What stays on the device
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How a cache values what it holds: the least valued leaves. `clock` is the value of what left last."""
+
+    name: str
+    value: Callable[[float, int, float, float, int], float]
+    """Of (clock, uses since it came, seconds to load it again, bytes, time of this use)."""
+
+
+KEEPS = [
+    Keep("LRU", lambda clock, uses, seconds, size, use: use),
+    Keep("LFU with aging", lambda clock, uses, seconds, size, use: clock + uses),
+    Keep("GreedyDual", lambda clock, uses, seconds, size, use: clock + seconds / size),
+    Keep("GreedyDual-Size-Frequency", lambda clock, uses, seconds, size, use: clock + uses * seconds / size),
+]
+
+
+def cached(tasks: Sequence[str], sizes: dict[str, float], share: float, keep: Keep) -> tuple[float, float]:
+    """Hit rate, and seconds of loading, of a cache for a share of all bytes."""
+    room = share * sum(sizes.values())
+    values: dict[str, float] = {}
+    uses: Counter[str] = Counter()
+    heap: list[tuple[float, str]] = []
+    clock = held = seconds = 0.0
+    hits = 0
+    for time, task in enumerate(tasks):
+        if task in values:
+            hits += 1
+        else:
+            seconds += load_seconds(sizes[task])
+            held += sizes[task]
+            uses[task] = 0
+        uses[task] += 1
+        while held > room and len(values) > (task in values):
+            value, name = heapq.heappop(heap)
+            if name != task and values.get(name) == value:
+                clock = value
+                held -= sizes[name]
+                del values[name]
+        values[task] = keep.value(clock, uses[task], load_seconds(sizes[task]), sizes[task], time)
+        heapq.heappush(heap, (values[task], task))
+    return hits / len(tasks), seconds
+
+
+def load_seconds(size: float) -> float:
+    """From the host's memory or disk to the device: a part for the file and its head, and a part by bytes."""
+    return 0.015 + size / 300e6
+
+
+def cache_table(name: str, trace: Trace) -> tuple[list[Figure], Table]:
+    """Hit rates and seconds of loading by policy; sizes differ as tasks that keep 3 to 30 % of the weights do."""
+    chance = random.Random(1)
+    tasks = [arrival.task for arrival in trace]
+    sizes = {task: 11e6 * math.exp(chance.gauss(0, 0.6)) for task in sorted(set(tasks))}
+    figures = []
+    table = _table(f"cache, {name}: hit rate and seconds of loading", ["policy", "10 %", "", "25 %", "", "vs LRU"])
+    lru = 0.0
+    for keep in KEEPS:
+        cells, total = [], 0.0
+        for share in (0.1, 0.25):
+            hits, seconds = cached(tasks, sizes, share, keep)
+            total += seconds
+            cells += [f"{hits:.1%}", f"{seconds:.1f} s"]
+            figures.append(Figure(f"cache {name}, {keep.name}, room for {share:.0%}: hits", hits, "share"))
+            figures.append(Figure(f"cache {name}, {keep.name}, room for {share:.0%}: loading", seconds, "s"))
+        lru = lru or total
+        table.add_row(keep.name, *cells, f"{total / lru:.2f}")
+    return figures, table
+
+
+# Scenarios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, default=RECORDED, metavar="FILE", help="replay this recorded trace")
+    options = with_shared_options(parser).parse_args()
+    rows = 4_000 if options.quick else 30_000
+    results = [*synthetic_runs(rows), *recorded_runs(options.trace)]
+    results += [
+        cache_table("Zipf", synthetic(rows * 5, 100.0)),
+        cache_table("drifting Zipf", drifting(rows * 5, 100.0)),
+    ]
+    figures = [figure for some, _ in results for figure in some]
+    report("one replica, simulated", figures, options.json, [table for _, table in results])
+
+
+def synthetic_runs(rows: int) -> Iterator[tuple[list[Figure], Table]]:
+    for name, times in TIMES.items():
+        together = [replace(a, at=0.0) for a in synthetic(rows, 1.0)]
+        unlimited = {"queue_rows": math.inf, "patience": math.inf}
+        least = least_seconds(together, times)
+        yield compare(f"{name}, drained", together, times, {"seconds at least": least}, **unlimited)
+        most = most_rows_a_second(together, times)
+        capacity = Replica(Scheduler(LIMITS), times, clients=CLIENTS).run(together).throughput
+        yield compare(f"{name}, 256 clients", together, times, {"rows/s at most": most}, clients=CLIENTS)
+        for load in LOADS:
+            trace = synthetic(rows, capacity * load)
+            bounds = {"mean at least": least_mean_latency(trace, times)} if load < 1 else {"rows/s at most": most}
+            yield compare(f"{name}, open, load {load}", trace, times, bounds)
+
+
+def recorded_runs(file: Path) -> Iterator[tuple[list[Figure], Table]]:
+    trace, measured = read_trace(file)
+    times = Costs(**{part: measured.get(part, getattr(TIMES["CPU"], part)) for part in ("switch", "fixed", "token")})
+    bounds = {"mean at least": least_mean_latency(trace, times)}
+    bounds |= {f"{share} as measured": measured[share] for share in ("p50", "p99") if share in measured}
+    yield compare(f"recorded, {file.stem}", trace, times, bounds)
+    for speed in (1.25, 1.5):
+        faster = [replace(a, at=a.at / speed) for a in trace]
+        bounds = {"mean at least": least_mean_latency(faster, times)}
+        yield compare(f"recorded, {file.stem}, {speed} times as fast", faster, times, bounds)
+
+
+def compare(
+    name: str, trace: Trace, times: Costs, bounds: dict[str, float], **options: Any
+) -> tuple[list[Figure], Table]:
+    """Run all policies on a trace."""
+    known = ", ".join(f"{what} {value:.3g}" for what, value in bounds.items())
+    columns = [
+        "policy",
+        "seconds",
+        "rows/s",
+        "mean s",
+        "p50 s",
+        "p99 s",
+        "switches/row",
+        "rows/batch",
+        "padding",
+        "lost",
+    ]
+    table = _table(f"{name}: {len(trace):,} rows ({known})", columns)
+    figures = [Figure(f"{name}: {what}", value, "1/s" if "rows" in what else "s") for what, value in bounds.items()]
+    for policy, make in POLICIES.items():
+        out = Replica(make(), times, **options).run(trace)
+        measures = out.measures()
+        figures += [Figure(f"{name}, {policy}: {what}", value, unit) for what, (value, unit) in measures.items()]
+        table.add_row(policy, *(f"{value:.3g}" for value, _ in measures.values()))
+    return figures, table
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    return table
+
+
+if __name__ == "__main__":
+    main()
