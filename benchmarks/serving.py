@@ -7,7 +7,7 @@ Closed-loop clients in a process of their own (`benchmarks.peers.clients`) send 
 questions where `--texts` holds them, else the demonstration's news. All tasks come from one fine-tune of MiniLM-L6
 (trained on first use, kept in `--models`); every one has a delta of 10 % of its own (`benchmarks.many_tasks`), stored
 with the codec `raw`. Every system computes with as many threads, in batches of at most 32, and must answer as the same
-replica called in process does, to 1e-4: an answer that is missing or wrong ends the benchmark.
+replica called in process does, to 1e-4: an answer that is missing or wrong ends the benchmark, or leaves a peer out.
 
 - no exchange: the same server, whose exchange does nothing;
 - multiplexed: Ray Serve's `@serve.multiplexed` behind the same proxy, loading whole models from disk, with room for as
@@ -95,6 +95,8 @@ class Findings:
     rows: list[Row] = field(default_factory=list)
     bars: dict[str, str] = field(default_factory=dict)
     """By a row's name, what it should be."""
+    versions: list[str] = field(default_factory=list)
+    """Of what the peers' own environments hold."""
 
     def rate(self, system: str, cell: Cell) -> float:
         return next(m.figures.rate for m in self.measured if (m.system, m.cell) == (system, cell))
@@ -136,10 +138,13 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "numba"))
     with _prepared(_QUICK if options.quick else _FULL, data_dir, options.texts, options.models) as place:
-        held = _compare_with_itself(place)
+        try:
+            held = _compare_with_itself(place)
+        except WrongAnswerError as error:
+            raise SystemExit(f"no figures: {error}") from None
         _compare_with_peers(place, held, install=not options.quick)
-        title = f"MiniLM-L6, one question a request, {place.whole.threads} threads"
         found = place.found
+        title = "; ".join([f"MiniLM-L6, one question a request, {place.whole.threads} threads", *found.versions])
         report(title, found.all_rows(), options.json, [_measured_table(title, found), _rows_table(found)])
 
 
@@ -212,6 +217,7 @@ def _compare_with_itself(place: Place) -> int:
     found.add("memory: ken, no task", empty, "B")
     found.add(f"memory: ken, {sizes.many} tasks", loaded, "B")
     found.add("memory: ken, a task more", growth / sizes.many, "B")
+    found.add("memory: the store", connect(place.settings["redis_url"]).info("memory")["used_memory_rss"], "B")
     if sizes.most:
         _with_room_for_all(place, growth / sizes.many * sizes.most)
     return max(1, round((resident + growth) / resident))
@@ -338,9 +344,13 @@ def _compare_with(place: Place, peer: System, models: int) -> None:
         )
     memory = peer.memory()
     found.add(f"memory: {peer.name}, {models} models", memory, "B")
-    if peer.name == "process a task":
-        fit = psutil.virtual_memory().total / (memory / models)
-        found.add("process a task: processes that this machine's memory holds", int(fit), "1")
+    if peer.versions:
+        found.versions.append(peer.versions)
+    if len(peer.servers) > 1:
+        another = peer.unshared() / models
+        fit = models + (psutil.virtual_memory().total - memory) / another
+        found.add(f"memory: {peer.name}, one more", another, "B")
+        found.add(f"{peer.name}: how many this machine's memory holds", int(fit), "1")
 
 
 @contextmanager

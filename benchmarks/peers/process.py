@@ -71,7 +71,11 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of the whole process tree; pages shared by n processes count as an nth in each (PSS)."""
-        return sum(_pss(process) for process in self._tree())
+        return sum(_memory(process, "pss") for process in self._tree())
+
+    def unshared(self) -> int:
+        """Bytes that no process outside the tree shares, as one sees it who adds another such tree (USS)."""
+        return sum(_memory(process, "uss") for process in self._tree())
 
     def _tree(self) -> list[psutil.Process]:
         try:
@@ -97,8 +101,8 @@ class Server:
         return self._log.read_text(errors="replace")[-2000:]
 
 
-def _pss(process: psutil.Process) -> int:
+def _memory(process: psutil.Process, kind: str) -> int:
     try:
-        return int(process.memory_full_info().pss)
+        return int(getattr(process.memory_full_info(), kind))
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return 0

@@ -35,6 +35,8 @@ class System:
     servers: Sequence[Server]
     ask: Callable[[str, str, int], bytes]
     read: Callable[[Any], Answer]
+    versions: str = ""
+    """Of what runs in an environment of its own."""
 
     def request(self, task: int, name: str, text: int, words: str) -> Request:
         port = self.servers[task % len(self.servers)].port
@@ -46,6 +48,10 @@ class System:
     def memory(self) -> int:
         """Bytes of all its processes (PSS)."""
         return sum(server.memory() for server in self.servers)
+
+    def unshared(self) -> int:
+        """Bytes that each server has to itself, in all (USS)."""
+        return sum(server.unshared() for server in self.servers)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def litserve(whole: Whole, *, install: bool) -> Iterator[System]:
     command = [str(python), *arguments, str(whole.threads)]
     environment = {"OMP_NUM_THREADS": str(whole.threads)}
     with Server(command, environment, "/health", whole.log, _LOADING_SECONDS) as server:
-        yield System(LITSERVE.versions(python), [server], _ask_plain, _read_plain)
+        yield System("LitServe", [server], _ask_plain, _read_plain, LITSERVE.versions(python))
 
 
 @contextmanager
@@ -126,14 +132,13 @@ def infinity(whole: Whole, *, install: bool) -> Iterator[System]:
         "INFINITY_DEVICE": "cpu",
         "INFINITY_DTYPE": "float32",
         "INFINITY_ENGINE": "torch",
-        "INFINITY_BETTERTRANSFORMER": "false",  # its answers differ from the model's own by more than rounding
         "INFINITY_MODEL_WARMUP": "false",
         "INFINITY_TRUST_REMOTE_CODE": "false",
         "INFINITY_ANONYMOUS_USAGE_STATS": "0",
         "INFINITY_LOG_LEVEL": "warning",
     }
     with Server(command, environment, "/health", whole.log, _LOADING_SECONDS) as server:
-        yield System(INFINITY.versions(python), [server], _ask_infinity, lambda a: _first(a["data"][0]))
+        yield System("infinity", [server], _ask_infinity, _read_infinity, INFINITY.versions(python))
 
 
 def _started(
@@ -164,6 +169,10 @@ def _ask_infinity(task: str, text: str, port: int) -> bytes:
 
 def _read_ken(answer: Any) -> Answer:
     return _first(answer["outputs"][0])
+
+
+def _read_infinity(answer: Any) -> Answer:
+    return _first(answer["data"][0])
 
 
 def _read_plain(answer: Any) -> Answer:

@@ -38,5 +38,5 @@ class WholeModels:
         with torch.inference_mode():
             scores = model(**encoded).logits.softmax(-1)
         best, labels = scores.max(-1)
-        names = model.config.id2label
+        names = model.config.id2label or {}
         return [Answer(names[int(i)], float(s)) for i, s in zip(labels, best, strict=True)]
