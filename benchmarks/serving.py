@@ -30,7 +30,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -113,6 +113,9 @@ class Findings:
             found.append(Row(f"{m.name}: p50", m.figures.p50 * 1000, "ms"))
             found.append(Row(f"{m.name}: p99", m.figures.p99 * 1000, "ms"))
             found.append(Row(f"{m.name}: clients' share of a core", m.figures.clients_share, "ratio", "one core"))
+            if m.batches:
+                found.append(Row(f"{m.name}: inputs a forward pass", m.batches.rows / m.batches.count, "1"))
+                found.append(Row(f"{m.name}: switches a forward pass", m.batches.switches / m.batches.count, "1"))
         return [*found, *self.rows]
 
 
@@ -240,7 +243,7 @@ def _bars(place: Place, ken: System, noop: System) -> None:
 def _in_turns(place: Place, arms: Sequence[tuple[System, Cell]]) -> list[Measured]:
     """Each arm once, then each again: medians over repetitions."""
     runs = [[_measure(place, *arm) for arm in arms] for _ in range(place.sizes.repeats)]
-    medians = [Measured(c[0].system, c[0].cell, median([m.figures for m in c])) for c in zip(*runs, strict=True)]
+    medians = [replace(c[-1], figures=median([m.figures for m in c])) for c in zip(*runs, strict=True)]
     place.found.measured += medians
     return medians
 
@@ -290,7 +293,7 @@ def _all(place: Place, ken: System, room: str) -> None:
     draws: tuple[Draw, ...] = ("uniform", "Zipf")
     for how in draws:
         measured = place.trial.measure(ken, Cell(place.sizes.most, how, place.sizes.usual))
-        place.found.measured.append(Measured(measured.system + room, measured.cell, measured.figures))
+        place.found.measured.append(replace(measured, system=measured.system + room))
 
 
 def _with_room_for_all(place: Place, needed: float) -> None:
@@ -368,14 +371,16 @@ def _measured_table(title: str, found: Findings) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("asked")
     table.add_column("system")
-    for column in ("requests/s", "p50 ms", "p99 ms", "clients' core"):
+    for column in ("requests/s", "p50 ms", "p99 ms", "inputs", "switches", "clients' core"):
         table.add_column(column, justify="right")
     by_cell = sorted(found.measured, key=lambda m: (m.cell.state, m.cell.tasks, m.cell.draw, m.cell.clients))
     for cell, group in itertools.groupby(by_cell, key=lambda m: m.cell):
         for i, m in enumerate(group):
             f = m.figures
-            numbers = (f"{f.rate:,.0f}", f"{f.p50 * 1000:,.1f}", f"{f.p99 * 1000:,.0f}", f"{f.clients_share:.0%}")
-            table.add_row("" if i else str(cell), m.system, *numbers)
+            ran = m.batches
+            inside = (f"{ran.rows / ran.count:.1f}", f"{ran.switches / ran.count:.2f}") if ran else ("", "")
+            numbers = (f"{f.rate:,.0f}", f"{f.p50 * 1000:,.1f}", f"{f.p99 * 1000:,.0f}", *inside)
+            table.add_row("" if i else str(cell), m.system, *numbers, f"{f.clients_share:.0%}")
         table.add_section()
     return table
 

@@ -5,6 +5,8 @@ KEN_BASE=... KEN_PORT=... python -m benchmarks.peers.noop
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.peers.on_ray import serve_with
 
 
@@ -15,9 +17,11 @@ def replace() -> None:
         async def __init__(self, settings: dict[str, object]) -> None:
             from functools import partial
 
+            from ken_core.kernels import exchange_for
             from serving import service
 
-            def nothing(device: object, dtype: object) -> object:
+            def nothing(device: Any, dtype: Any) -> Any:
+                exchange_for(device, dtype)  # warms the kernel, so that the process has the same threads
                 return lambda arena, packed: None
 
             service.ResidentModel = partial(service.ResidentModel, exchange_factory=nothing)  # type: ignore

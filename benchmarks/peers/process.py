@@ -77,6 +77,10 @@ class Server:
         """Bytes that no process outside the tree shares, as one sees it who adds another such tree (USS)."""
         return sum(_memory(process, "uss") for process in self._tree())
 
+    def get(self, path: str) -> str:
+        """The body of a GET."""
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=30).raise_for_status().text
+
     def _tree(self) -> list[psutil.Process]:
         try:
             root = psutil.Process(self._process.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,22 @@ Answer = tuple[str, float]
 
 _LOADING_SECONDS = 300.0
 """For those that load every model before they answer."""
+_PATIENT = {"GOMP_SPINCOUNT": "1000"}
+"""Peers' idle OpenMP threads soon give way to those that take requests. By default they do so only where there are
+more of them than cores, as there are in this project's replica; else two threads on two busy cores wait for each other
+for most of the time (a tenth of the rate, measured)."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Forward passes, the rows in them, and switches before them."""
+
+    count: float
+    rows: float
+    switches: float
+
+    def since(self, before: Batches) -> Batches:
+        return Batches(self.count - before.count, self.rows - before.rows, self.switches - before.switches)
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,19 @@ class System:
     read: Callable[[Any], Answer]
     versions: str = ""
     """Of what runs in an environment of its own."""
+
+    def batches(self) -> Batches | None:
+        """What a replica of this project has counted so far."""
+        if self.ask is not _ask_ken:
+            return None
+        counted = dict(
+            re.findall(
+                r"^(ken_batch_rows_(?:sum|count)|ken_swaps_total)(?:{.*?})? (.+)$",
+                self.servers[0].get("/metrics"),
+                re.M,
+            )
+        )
+        return Batches(*(float(counted[f"ken_{n}"]) for n in ("batch_rows_count", "batch_rows_sum", "swaps_total")))
 
     def request(self, task: int, name: str, text: int, words: str) -> Request:
         port = self.servers[task % len(self.servers)].port
@@ -88,7 +118,7 @@ def multiplexed(whole: Whole, held: int, settings: Mapping[str, str]) -> Iterato
     """Ray Serve's `@serve.multiplexed`, with room for `held` models."""
     own = {"FOLDER": str(whole.folder), "TASKS": ",".join(whole.tasks), "HELD": str(held)}
     environment = _settings(settings) | {f"PEER_{k}": v for k, v in own.items()}
-    environment |= {"PEER_THREADS": str(whole.threads)}
+    environment |= {"PEER_THREADS": str(whole.threads)} | _PATIENT
     with _started("multiplexed", ["-m", "benchmarks.peers.multiplexed"], environment, whole.log, "/") as server:
         yield System("multiplexed", [server], _ask_multiplexed, _read_plain)
 
@@ -114,7 +144,7 @@ def litserve(whole: Whole, *, install: bool) -> Iterator[System]:
     python = LITSERVE.python(whole.environments, install=install)
     arguments = ["-m", "benchmarks.peers.litserve_server", str(whole.folder), ",".join(whole.tasks), "{port}"]
     command = [str(python), *arguments, str(whole.threads)]
-    environment = {"OMP_NUM_THREADS": str(whole.threads)}
+    environment = {"OMP_NUM_THREADS": str(whole.threads)} | _PATIENT
     with Server(command, environment, "/health", whole.log, _LOADING_SECONDS) as server:
         yield System("LitServe", [server], _ask_plain, _read_plain, LITSERVE.versions(python))
 
@@ -125,6 +155,7 @@ def infinity(whole: Whole, *, install: bool) -> Iterator[System]:
     python = INFINITY.python(whole.environments, install=install)
     command = [str(python.with_name("infinity_emb")), "v2", "--host", "127.0.0.1", "--port", "{port}"]
     environment = {
+        **_PATIENT,
         "OMP_NUM_THREADS": str(whole.threads),
         "HF_HUB_OFFLINE": "1",
         "INFINITY_MODEL_ID": ";".join(str(whole.folder / task) for task in whole.tasks),

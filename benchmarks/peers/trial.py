@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.in_process import InProcess
 from benchmarks.peers.load import Draw, Figures, Load, Replies, Request, draw, figures, send
-from benchmarks.peers.systems import System
+from benchmarks.peers.systems import Batches, System
 
 _DRAWN = 5000
 _CHECKED = 150
@@ -41,11 +41,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """A system's figures in one cell."""
+    """A system's figures in one cell; of this project's server also what it ran, the lead included."""
 
     system: str
     cell: Cell
     figures: Figures
+    batches: Batches | None = None
 
     @property
     def name(self) -> str:
@@ -77,8 +78,10 @@ class Trial:
         tasks = range(cell.first, cell.first + cell.tasks)
         pairs = draw(tasks, len(self._texts), cell.draw, _DRAWN, seed=0)
         lead = self._lead if cell.state == "warm" else 0.0
+        before = system.batches()
         replies = self._ask(system, pairs, cell.clients, lead, self._seconds, checked)
-        return Measured(system.name, cell, figures(replies, self._seconds))
+        ran = None if before is None else system.batches().since(before)  # type: ignore[union-attr]
+        return Measured(system.name, cell, figures(replies, self._seconds), ran)
 
     def once_each(
         self, system: System, first: int, count: int, clients: int, state: str, *, checked: bool = True
