@@ -16,8 +16,9 @@ replica called in process does, to 1e-4: an answer that is missing or wrong ends
 - LitServe, infinity: all models in memory, each in an environment of its own, made on first use under the data
   directory (`peers/`); `--quick` takes them only where that exists.
 
-Memory is that of the whole process tree, shared pages counted once (PSS). What is compared closely is measured in
-turns, A B A B; figures are medians. About 20 minutes, 24 GiB of memory and 20 GB of disk; `--quick`: 16 tasks for 64,
+Of this project's server the table also says how many inputs a forward pass had and before how many of them it
+switched. Memory is that of the whole process tree, shared pages counted once (PSS). What is compared closely is measured in
+turns, A B A B; figures are medians. About 20 minutes, 24 GiB of memory and 25 GB of disk; `--quick`: 16 tasks for 64,
 no 512, shorter runs.
 """
 
@@ -95,8 +96,8 @@ class Findings:
     rows: list[Row] = field(default_factory=list)
     bars: dict[str, str] = field(default_factory=dict)
     """By a row's name, what it should be."""
-    versions: list[str] = field(default_factory=list)
-    """Of what the peers' own environments hold."""
+    notes: list[str] = field(default_factory=list)
+    """Versions of what the peers' own environments hold, and which peers are missing."""
 
     def rate(self, system: str, cell: Cell) -> float:
         return next(m.figures.rate for m in self.measured if (m.system, m.cell) == (system, cell))
@@ -147,7 +148,7 @@ def main() -> None:
             raise SystemExit(f"no figures: {error}") from None
         _compare_with_peers(place, held, install=not options.quick)
         found = place.found
-        title = "; ".join([f"MiniLM-L6, one question a request, {place.whole.threads} threads", *found.versions])
+        title = "; ".join([f"MiniLM-L6, one question a request, {place.whole.threads} threads", *found.notes])
         report(title, found.all_rows(), options.json, [_measured_table(title, found), _rows_table(found)])
 
 
@@ -330,6 +331,7 @@ def _compare_with_peers(place: Place, held: int, *, install: bool) -> None:
             with start() as peer:
                 _compare_with(place, peer, models)
         except (PeerError, WrongAnswerError) as error:
+            place.found.notes.append(f"without {name}")
             say(f"{name} is left out: {error}")
 
 
@@ -348,7 +350,7 @@ def _compare_with(place: Place, peer: System, models: int) -> None:
     memory = peer.memory()
     found.add(f"memory: {peer.name}, {models} models", memory, "B")
     if peer.versions:
-        found.versions.append(peer.versions)
+        found.notes.append(peer.versions)
     if len(peer.servers) > 1:
         another = peer.unshared() / models
         fit = models + (psutil.virtual_memory().total - memory) / another

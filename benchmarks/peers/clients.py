@@ -23,6 +23,8 @@ from benchmarks.peers.load import Load, Replies, Reply
 
 _GRACE_SECONDS = 60.0
 """How long requests that were sent in time may take to be answered."""
+_ONCE_SECONDS = 900.0
+"""How long a list of requests that is sent once may take in all."""
 
 
 class _Connection(asyncio.Protocol):
@@ -109,7 +111,8 @@ async def _send(load: Load) -> Replies:
     began = time.perf_counter()
     run = _Run(load, began + load.lead)
     clients = [asyncio.create_task(_client(run)) for _ in range(load.clients)]
-    _, late = await asyncio.wait(clients, timeout=load.lead + (load.seconds or 0.0) + _GRACE_SECONDS)
+    limit = _ONCE_SECONDS if load.seconds is None else load.lead + load.seconds + _GRACE_SECONDS
+    _, late = await asyncio.wait(clients, timeout=limit)
     for client in late:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
