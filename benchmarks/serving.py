@@ -17,9 +17,9 @@ replica called in process does, to 1e-4: an answer that is missing or wrong ends
   directory (`peers/`); `--quick` takes them only where that exists.
 
 Of this project's server the table also says how many inputs a forward pass had and before how many of them it
-switched. Memory is that of the whole process tree, shared pages counted once (PSS). What is compared closely is measured in
-turns, A B A B; figures are medians. About 20 minutes, 24 GiB of memory and 25 GB of disk; `--quick`: 16 tasks for 64,
-no 512, shorter runs.
+switched. Memory is that of the whole process tree, shared pages counted once (PSS). What is compared closely is
+measured in turns, A B A B; figures are medians. About 20 minutes, 24 GiB of memory and 25 GB of disk; `--quick`: 16
+tasks for 64, no 512, shorter runs.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def send(load: Load) -> Replies:
 
 
 def figures(answered: Replies, seconds: float | None) -> Figures:
-    """Figures of one run: the rate of what was answered in time, latencies of all that was sent in time."""
-    counted = [r for r in answered.replies if r.sent >= 0]
+    """Figures of one run: the rate of what was answered in time, latencies of all that was in flight in that time."""
+    counted = [r for r in answered.replies if r.sent + r.seconds >= 0]
     end = seconds if seconds is not None else max(r.sent + r.seconds for r in counted)
     in_time = sum(1 for r in answered.replies if 0 <= r.sent + r.seconds <= end)
     latencies = sorted(r.seconds for r in counted)
