@@ -1,120 +1,406 @@
-"""Requests per second and latency over HTTP, with 1 and 32 connections, for 1 and for 3 tasks, next to the same
-models called directly in this process.
+"""Many tasks over HTTP: this project's server beside itself without the exchange, and beside other ways to serve
+the same fine-tunes.
 
-    python -m benchmarks.serving [--quick] [--json FILE]
+    python -m benchmarks.serving [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
-The tasks are the demonstration's: fine-tuned on first use, kept under the data directory. One text a request; every
-connection has one request in flight. The direct calls use as many threads as the server's replica.
+Closed-loop clients in a process of their own (`benchmarks.peers.clients`) send one question a request, TREC's test
+questions where `--texts` holds them, else the demonstration's news. All tasks come from one fine-tune of MiniLM-L6
+(trained on first use, kept in `--models`); every one has a delta of 10 % of its own (`benchmarks.many_tasks`), stored
+with the codec `raw`. Every system computes with as many threads, in batches of at most 32, and must answer as the same
+replica called in process does, to 1e-4: an answer that is missing or wrong ends the benchmark, or leaves a peer out.
+
+- no exchange: the same server, whose exchange does nothing;
+- multiplexed: Ray Serve's `@serve.multiplexed` behind the same proxy, loading whole models from disk, with room for as
+  many as fit into the memory that this project's server took for all its tasks;
+- process a task: uvicorn and transformers, a thread each;
+- LitServe, infinity: all models in memory, each in an environment of its own, made on first use under the data
+  directory (`peers/`); `--quick` takes them only where that exists.
+
+Of this project's server the table also says how many inputs a forward pass had and before how many of them it
+switched. Memory is that of the whole process tree, shared pages counted once (PSS). What is compared closely is
+measured in turns, A B A B; figures are medians. About 20 minutes, 24 GiB of memory and 25 GB of disk; `--quick`: 16
+tasks for 64, no 512, shorter runs.
 """
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import itertools
 import os
-import random
 import statistics
 import tempfile
-import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
+import psutil
+from rich.table import Table
 
-from benchmarks.report import Row, arguments, report
-from ken_core import ResidentModel, deltafile, graft, open_base
-from ken_core.examples import Example
-from ken_core.tokenization import Encoder, collate
+from benchmarks.fine_tunes import tasks as fine_tuned_tasks
+from benchmarks.in_process import InProcess, in_process
+from benchmarks.many_tasks import Published, derive, publish
+from benchmarks.peers import systems
+from benchmarks.peers.load import Draw, median
+from benchmarks.peers.process import PeerError
+from benchmarks.peers.systems import System, Whole
+from benchmarks.peers.trial import Cell, Measured, Trial, WrongAnswerError
+from benchmarks.report import Row, report, with_shared_options
+from ken_core import Checkpoint, apply, open_base, open_tuned
+from serving.cli.output import say
 from serving.config import default_data_dir
-from serving.demo.prepare import Prepared, demo_base, prepare
-from serving.demo.traffic import Reply, send_until
+from serving.connection import connect
+from serving.demo.prepare import demo_base
 from serving.embedded import embedded_store
-from serving.process import ServerProcess
+from serving.engine import usable_cores
 from serving.store import Store
 
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_BATCH = 32
+_MIB = 1 << 20
+_SPARE_BYTES = 3 << 30
+"""Memory left alone when it is asked whether the deltas of all tasks fit."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    many: the tasks of the design's bar. few: as many as processes are started. most: with the budgets' defaults, more
+    than stay attached. clients: of the bar, `usual` among them. first: tasks whose first answers are timed singly.
+    """
+
+    few: int
+    many: int
+    most: int | None
+    clients: tuple[int, ...]
+    usual: int
+    first: int
+    texts: int
+    repeats: int
+    lead: float
+    seconds: float
+
+    @property
+    def published(self) -> int:
+        return max(self.most or 0, 2 * self.many + self.first)
+
+
+_FULL = Sizes(8, 64, 512, (8, 64, 256), usual=64, first=32, texts=200, repeats=3, lead=1.0, seconds=8.0)
+_QUICK = Sizes(4, 16, None, (8, 64), usual=64, first=4, texts=50, repeats=2, lead=0.3, seconds=1.2)
+
+
+@dataclass
+class Findings:
+    """What a run has found so far."""
+
+    measured: list[Measured] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    bars: dict[str, str] = field(default_factory=dict)
+    """By a row's name, what it should be."""
+    notes: list[str] = field(default_factory=list)
+    """Versions of what the peers' own environments hold, and which peers are missing."""
+
+    def rate(self, system: str, cell: Cell) -> float:
+        return next(m.figures.rate for m in self.measured if (m.system, m.cell) == (system, cell))
+
+    def add(self, name: str, value: float, unit: str, against: str | None = None, bar: str | None = None) -> None:
+        self.rows.append(Row(name, value, unit, against))
+        if bar:
+            self.bars[name] = bar
+
+    def all_rows(self) -> list[Row]:
+        found = []
+        for m in self.measured:
+            found.append(Row(f"{m.name}: requests/s", m.figures.rate, "1/s"))
+            found.append(Row(f"{m.name}: p50", m.figures.p50 * 1000, "ms"))
+            found.append(Row(f"{m.name}: p99", m.figures.p99 * 1000, "ms"))
+            found.append(Row(f"{m.name}: clients' share of a core", m.figures.clients_share, "ratio", "one core"))
+            if m.batches:
+                found.append(Row(f"{m.name}: inputs a forward pass", m.batches.rows / m.batches.count, "1"))
+                found.append(Row(f"{m.name}: switches a forward pass", m.batches.switches / m.batches.count, "1"))
+        return [*found, *self.rows]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything of this run is: the store, the settings of servers on it, what was published, who measures."""
+
+    sizes: Sizes
+    folder: Path
+    settings: dict[str, str]
+    published: Sequence[Published]
+    whole: Whole
+    truth: InProcess
+    trial: Trial
+    found: Findings
 
 
 def main() -> None:
-    options = arguments(__doc__)
-    seconds = 3.0 if options.quick else 15.0
-    torch.set_num_threads(_THREADS)
     data_dir = Path(os.environ.get("KEN_DATA_DIR") or default_data_dir()).expanduser()
-    base = open_base(demo_base())
-    resident = ResidentModel(open_base(demo_base()))
-    prepared = prepare(base, resident.fingerprint, data_dir / "demo")
-    rows = _direct(resident, prepared[0], seconds)
-    with tempfile.TemporaryDirectory() as folder, embedded_store(Path(folder)) as url:
-        store = Store(url)
-        for p in prepared:
-            store.publish(p.task.name, p.file)
-        settings = {"base": demo_base(), "redis_url": url, "data_dir": folder, "threads": str(_THREADS)}
-        with ServerProcess(settings, Path(folder) / "log") as server:
-            for tasks, connections in itertools.product((1, len(prepared)), (1, 32)):
-                rows += _over_http(server.url, prepared[:tasks], connections, seconds)
-    report(f"MiniLM-L6, one text a request, {_THREADS} threads", _with_ratios(rows), options.json)
+    parser = with_shared_options(argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None))
+    parser.add_argument("--texts", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--models", type=Path, default=data_dir / "benchmarks")
+    options = parser.parse_args()
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "numba"))
+    with _prepared(_QUICK if options.quick else _FULL, data_dir, options.texts, options.models) as place:
+        try:
+            held = _compare_with_itself(place)
+        except WrongAnswerError as error:
+            raise SystemExit(f"no figures: {error}") from None
+        _compare_with_peers(place, held, install=not options.quick)
+        found = place.found
+        title = "; ".join([f"MiniLM-L6, one question a request, {place.whole.threads} threads", *found.notes])
+        report(title, found.all_rows(), options.json, [_measured_table(title, found), _rows_table(found)])
 
 
-def _direct(resident: ResidentModel, p: Prepared, seconds: float) -> list[Row]:
-    """The first task's model called in a loop: one text at a time, and 32 at a time."""
-    delta = deltafile.read(p.file, resident.checkpoint, resident.fingerprint.digest)
-    attached = resident.attach(delta)
-    resident.activate(attached)
-    model = graft(resident.backbone, delta.architecture, delta.config, attached.head)
-    encoder = Encoder(resident.checkpoint, model.config, {})
-    rows = []
-    with torch.inference_mode():
-        for size in (1, _BATCH):
-            texts = itertools.cycle([e.text for e in p.held_out])
-            times: list[float] = []
-            end = time.perf_counter() + seconds
-            while (began := time.perf_counter()) < end:
-                encoded = encoder(list(itertools.islice(texts, size)))
-                model(**collate(encoded, encoder.pad_id, resident.device)).logits.softmax(-1).tolist()
-                times.append(time.perf_counter() - began)
-            name = f"direct, {size} a call"
-            rows.append(Row(f"{name}: texts/s", size * len(times) / sum(times), "1/s"))
-            rows.append(Row(f"{name}: median", statistics.median(times) * 1000, "ms"))
-    resident.revert()
-    return rows
+@contextmanager
+def _prepared(sizes: Sizes, data_dir: Path, texts: Path, models: Path) -> Iterator[Place]:
+    """Fine-tune, derive and publish the tasks; the whole models of the first ones are written too."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    task = fine_tuned_tasks(texts)[0]
+    questions = [example.text for example in task.test[: sizes.texts]]
+    say(f"texts: {len(questions)} of {task.name}'s test part")
+    base, tuned = open_base(demo_base()), open_tuned(str(task.fine_tune(0, models)))
+    threads = usable_cores()
+    found = Findings()
+    with tempfile.TemporaryDirectory(dir=data_dir) as name, ExitStack() as stack:
+        folder = Path(name)
+        url = stack.enter_context(embedded_store(folder))
+        names = [f"t{i:03d}" for i in range(sizes.published)]
+        whole = Whole(folder / "whole", names[: sizes.many], data_dir / "peers", folder / "peers.log", threads)
+        published = list(_publish(sizes, base, tuned, names, url, whole.folder))
+        _describe_published(published, found)
+        settings = {"base": demo_base(), "redis_url": url, "threads": str(threads)}
+        own = settings | {"data_dir": str(folder / "in-process"), "packed_bytes": str(1 << 30)}
+        truth = stack.enter_context(in_process(own, url, [p.digest for p in published], questions))
+        trial = Trial(names, questions, truth, sizes.lead, sizes.seconds)
+        yield Place(sizes, folder, settings, published, whole, truth, trial, found)
 
 
-def _over_http(url: str, prepared: list[Prepared], connections: int, seconds: float) -> list[Row]:
-    requests: list[tuple[str, Example]] = [(p.task.name, e) for p in prepared for e in p.held_out]
-    random.Random(0).shuffle(requests)
-    asyncio.run(send_until(url, requests, connections, asyncio.sleep(1.0)))
-    began = time.perf_counter()
-    replies = asyncio.run(send_until(url, requests, connections, asyncio.sleep(seconds)))
-    elapsed = time.perf_counter() - began
-    wrong = [r for r in replies if r.status != 200]
-    if wrong:
-        raise SystemExit(f"{len(wrong)} of {len(replies)} requests failed, the first with status {wrong[0].status}")
-    several = "s" if connections > 1 else ""
-    name = f"HTTP, {len(prepared)} task{'s' if len(prepared) > 1 else ''}, {connections} connection{several}"
-    return [
-        Row(f"{name}: texts/s", len(replies) / elapsed, "1/s"),
-        Row(f"{name}: median", _quantile(replies, 0.5), "ms"),
-        Row(f"{name}: p99", _quantile(replies, 0.99), "ms"),
+def _publish(
+    sizes: Sizes, base: Checkpoint, tuned: Checkpoint, names: Sequence[str], url: str, folder: Path
+) -> Iterator[Published]:
+    # rewriting gigabytes of its log behind our back would be measured as somebody's latency
+    connect(url).config_set("auto-aof-rewrite-percentage", 0)
+    store = Store(url)
+    folder.mkdir()
+    for i, (name, delta) in enumerate(zip(names, derive(base, tuned, len(names)), strict=True)):
+        if i % 64 == 0:
+            say(f"publishing tasks {i} to {min(i + 64, len(names)) - 1}")
+        yield publish(delta, name, base, store, folder)
+        if i < sizes.many:
+            apply(base, delta, folder / name)
+    store.close()
+
+
+def _describe_published(published: Sequence[Published], found: Findings) -> None:
+    found.add("published tasks", len(published), "1")
+    found.add("a delta file's bytes, codec raw", statistics.median(p.size for p in published), "B")
+    found.add("publishing one: median", statistics.median(p.seconds for p in published) * 1000, "ms")
+
+
+def _compare_with_itself(place: Place) -> int:
+    """This project's server: the bars, its warm and cold figures; how many whole models its memory would hold."""
+    sizes, trial, found = place.sizes, place.trial, place.found
+    with _ken(place) as ken:
+        empty = ken.memory()
+        trial.once_each(ken, 0, sizes.many, sizes.usual, "first answers")
+        with systems.without_exchange(_own(place, "no-exchange"), place.folder / "log") as noop:
+            trial.once_each(noop, 0, sizes.many, sizes.usual, "first answers", checked=False)
+            _bars(place, ken, noop)
+        loaded = ken.memory()
+        _over_the_engine(place, ken)
+        _warm(place, ken)
+        _cold(place, ken)
+        if sizes.most:
+            say(f"{sizes.most} tasks, budgets as by default")
+            trial.once_each(ken, 0, sizes.most, sizes.usual, "first answers")
+            _all(place, ken, "")
+            found.add(f"memory: ken, {sizes.most} tasks, default budgets", ken.memory(), "B")
+    growth = loaded - empty
+    resident = sum(t.nbytes for t in open_base(demo_base()).backbone_tensors.values())
+    found.add("memory: ken, no task", empty, "B")
+    found.add(f"memory: ken, {sizes.many} tasks", loaded, "B")
+    found.add("memory: ken, a task more", growth / sizes.many, "B")
+    found.add("memory: the store", connect(place.settings["redis_url"]).info("memory")["used_memory_rss"], "B")
+    if sizes.most:
+        _with_room_for_all(place, growth / sizes.many * sizes.most)
+    return max(1, round((resident + growth) / resident))
+
+
+def _bars(place: Place, ken: System, noop: System) -> None:
+    """Many tasks, the same without the exchange, and one task, in turns."""
+    sizes, found = place.sizes, place.found
+    for clients in sizes.clients:
+        say(f"{sizes.many} tasks, without exchange, one task: {clients} clients")
+        many, one = Cell(sizes.many, "Zipf", clients), Cell(1, "Zipf", clients)
+        ours, without, alone = _in_turns(place, [(ken, many), (noop, many), (ken, one)])
+        for other, what in ((without, "no exchange"), (alone, "one task")):
+            barred = clients == sizes.usual and what == "no exchange"
+            rate, p99 = ours.figures.rate / other.figures.rate, ours.figures.p99 / other.figures.p99
+            found.add(f"{ours.name}: rate over {what}", rate, "ratio", other.name, ">= 0.9" if barred else None)
+            found.add(f"{ours.name}: p99 over {what}", p99, "ratio", other.name, "<= 1.1" if barred else None)
+
+
+def _in_turns(place: Place, arms: Sequence[tuple[System, Cell]]) -> list[Measured]:
+    """Each arm once, then each again: medians over repetitions."""
+    runs = [[_measure(place, *arm) for arm in arms] for _ in range(place.sizes.repeats)]
+    medians = [replace(c[-1], figures=median([m.figures for m in c])) for c in zip(*runs, strict=True)]
+    place.found.measured += medians
+    return medians
+
+
+def _measure(place: Place, system: System, cell: Cell) -> Measured:
+    return place.trial.measure(system, cell, checked=system.name != "no exchange")
+
+
+def _over_the_engine(place: Place, ken: System) -> None:
+    """One client over HTTP and the same texts in process, in turns."""
+    say("one client, over HTTP and in process")
+    cell = Cell(1, "Zipf", 1)
+    texts = range(place.sizes.texts)
+    place.truth.seconds(0, texts, place.sizes.lead)
+    over_http, inside = [], []
+    for _ in range(place.sizes.repeats):
+        over_http.append(place.trial.measure(ken, cell))
+        inside.append(statistics.median(place.truth.seconds(0, texts, place.sizes.seconds)))
+    measured = Measured(ken.name, cell, median([m.figures for m in over_http]))
+    place.found.measured.append(measured)
+    http, engine = measured.figures.p50 * 1000, statistics.median(inside) * 1000
+    place.found.add("in process: 1 task, 1 client: p50", engine, "ms")
+    place.found.add("HTTP on top of the engine, one client: median", http - engine, "ms", bar="< 2 ms")
+
+
+def _warm(place: Place, ken: System) -> None:
+    for tasks, how in itertools.product((place.sizes.few, place.sizes.many), ("uniform", "Zipf")):
+        cell = Cell(tasks, how, place.sizes.usual)  # type: ignore[arg-type]
+        if all(m.cell != cell for m in place.found.measured):
+            say(str(cell))
+            place.found.measured.append(place.trial.measure(ken, cell))
+
+
+def _cold(place: Place, ken: System) -> None:
+    """Tasks that this replica never saw: first answers one after another, then all kinds at once."""
+    sizes = place.sizes
+    say("cold tasks")
+    place.found.measured.append(place.trial.once_each(ken, sizes.many, sizes.first, 1, "first answers"))
+    for how in ("uniform", "Zipf") if sizes.most else ("Zipf",):
+        first = sizes.many + sizes.first + (sizes.many if how == "uniform" else 0)
+        cell = Cell(sizes.many, how, sizes.usual, first, "cold")  # type: ignore[arg-type]
+        place.found.measured.append(place.trial.measure(ken, cell))
+
+
+def _all(place: Place, ken: System, room: str) -> None:
+    assert place.sizes.most
+    draws: tuple[Draw, ...] = ("uniform", "Zipf")
+    for how in draws:
+        measured = place.trial.measure(ken, Cell(place.sizes.most, how, place.sizes.usual))
+        place.found.measured.append(replace(measured, system=measured.system + room))
+
+
+def _with_room_for_all(place: Place, needed: float) -> None:
+    """The same with a budget that keeps every delta attached, where the machine has the memory."""
+    free = psutil.virtual_memory().available - _SPARE_BYTES
+    if needed > free:
+        say(f"all {place.sizes.most} deltas attached would take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+        return
+    say(f"{place.sizes.most} tasks, all attached")
+    assert place.sizes.most
+    with _ken(place, packed_bytes=str(1 << 40), host_bytes="0", data_dir=str(place.folder / "ken")) as ken:
+        place.trial.once_each(ken, 0, place.sizes.most, place.sizes.usual, "first answers")
+        _all(place, ken, ", all attached")
+        place.found.add(f"memory: ken, {place.sizes.most} tasks, all attached", ken.memory(), "B")
+
+
+def _compare_with_peers(place: Place, held: int, *, install: bool) -> None:
+    """Whole models, as many as each system takes. A peer that cannot be had is left out, and a line says so."""
+    few = place.whole.only(place.sizes.few)
+    place.found.add("multiplexed: models held", held, "1")
+    peers: list[tuple[str, Callable[[], AbstractContextManager[System]], int]] = [
+        ("process a task", lambda: systems.dedicated(few), place.sizes.few),
+        (
+            "multiplexed",
+            lambda: systems.multiplexed(place.whole, held, _own(place, "multiplexed")),
+            place.sizes.many,
+        ),
+        ("LitServe", lambda: systems.litserve(place.whole, install=install), place.sizes.many),
+        ("infinity", lambda: systems.infinity(place.whole, install=install), place.sizes.many),
     ]
+    for name, start, models in peers:
+        try:
+            say(f"{name}, {models} models")
+            with start() as peer:
+                _compare_with(place, peer, models)
+        except (PeerError, WrongAnswerError) as error:
+            place.found.notes.append(f"without {name}")
+            say(f"{name} is left out: {error}")
 
 
-def _with_ratios(rows: list[Row]) -> list[Row]:
-    """Each HTTP rate against the direct call with as many texts at hand, each 3-task rate against its 1-task one."""
-    rates = {r.name.removesuffix(": texts/s"): r.value for r in rows if r.unit == "1/s"}
-    found = list(rows)
-    for name, rate in rates.items():
-        if name.startswith("HTTP"):
-            direct = "direct, 1 a call" if name.endswith("1 connection") else f"direct, {_BATCH} a call"
-            found.append(Row(f"{name}: rate", rate / rates[direct], "ratio", direct))
-        if name.startswith("HTTP, 3"):
-            one = name.replace("3 tasks", "1 task")
-            found.append(Row(f"{name}: rate", rate / rates[one], "ratio", one))
-    return found
+def _compare_with(place: Place, peer: System, models: int) -> None:
+    sizes, found = place.sizes, place.found
+    place.trial.once_each(peer, 0, models, sizes.usual, "first answers")
+    for tasks in (sizes.few, sizes.many):
+        if tasks > models:
+            continue
+        cell = Cell(tasks, "Zipf", sizes.usual)
+        theirs = place.trial.measure(peer, cell)
+        found.measured.append(theirs)
+        found.add(
+            f"ken: {cell}: rate over {peer.name}", found.rate("ken", cell) / theirs.figures.rate, "ratio", theirs.name
+        )
+    memory = peer.memory()
+    found.add(f"memory: {peer.name}, {models} models", memory, "B")
+    if peer.versions:
+        found.notes.append(peer.versions)
+    if len(peer.servers) > 1:
+        another = peer.unshared() / models
+        fit = models + (psutil.virtual_memory().total - memory) / another
+        found.add(f"memory: {peer.name}, one more", another, "B")
+        found.add(f"{peer.name}: how many this machine's memory holds", int(fit), "1")
 
 
-def _quantile(replies: list[Reply], share: float) -> float:
-    ordered = sorted(r.seconds for r in replies)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
+@contextmanager
+def _ken(place: Place, **settings: str) -> Iterator[System]:
+    with systems.ken(_own(place, "ken") | settings, place.folder / "log") as system:
+        yield system
+
+
+def _own(place: Place, name: str) -> dict[str, str]:
+    """Settings of a server that shares the store with the others, and no more."""
+    return place.settings | {"data_dir": str(place.folder / name)}
+
+
+def _measured_table(title: str, found: Findings) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("asked")
+    table.add_column("system")
+    for column in ("requests/s", "p50 ms", "p99 ms", "inputs", "switches", "clients' core"):
+        table.add_column(column, justify="right")
+    by_cell = sorted(found.measured, key=lambda m: (m.cell.state, m.cell.tasks, m.cell.draw, m.cell.clients))
+    for cell, group in itertools.groupby(by_cell, key=lambda m: m.cell):
+        for i, m in enumerate(group):
+            f = m.figures
+            ran = m.batches
+            inside = (f"{ran.rows / ran.count:.1f}", f"{ran.switches / ran.count:.2f}") if ran else ("", "")
+            numbers = (f"{f.rate:,.0f}", f"{f.p50 * 1000:,.1f}", f"{f.p99 * 1000:,.0f}", *inside)
+            table.add_row("" if i else str(cell), m.system, *numbers, f"{f.clients_share:.0%}")
+        table.add_section()
+    return table
+
+
+def _rows_table(found: Findings) -> Table:
+    table = Table(title="compared", title_justify="left")
+    for column, justify in (("what", "left"), ("value", "right"), ("bar", "left"), ("against", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in found.rows:
+        table.add_row(row.name, _shown(row), found.bars.get(row.name, ""), row.against or "")
+    return table
+
+
+def _shown(row: Row) -> str:
+    if row.unit == "B":
+        return f"{row.value / _MIB:,.0f} MiB"
+    unit = {"ratio": "", "1": ""}.get(row.unit, f" {row.unit}")
+    return f"{row.value:,.2f}{unit}" if row.unit != "1" else f"{row.value:,.0f}"
 
 
 if __name__ == "__main__":

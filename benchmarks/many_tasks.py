@@ -1,0 +1,57 @@
+"""As many tasks as wanted from one fine-tune, each with a delta of its own.
+
+A fine-tune's selection is extracted once, with the defaults: 10 % of all, one threshold. Task i keeps as many values
+of every tensor, at the same distances from one another, but from another place on: its masks are the selection's,
+rolled by a random offset, its values the fine-tune's there. So digests, masks and values differ between any two, and
+a switch exchanges what a switch between real tasks does. Answers are a model's, though not a good one's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ken_core import Checkpoint, Delta, deltafile, extract
+from ken_core.bits import as_bits, pack_mask
+from ken_core.fingerprint import fingerprint
+from serving.store import Store
+
+
+@dataclass(frozen=True)
+class Published:
+    """A task in the store; `size` is its delta file's bytes."""
+
+    name: str
+    digest: str
+    size: int
+    seconds: float
+    """What publishing took: the upload and the change of the alias."""
+
+
+def derive(base: Checkpoint, tuned: Checkpoint, count: int) -> Iterator[Delta]:
+    """Deltas of the fine-tune that differ in what they keep."""
+    whole = extract(base, tuned, identity=fingerprint(base.backbone_tensors))
+    masks = {name: entry.mask for name, entry in whole.sparse.items()}
+    bits = {name: as_bits(tuned.backbone_tensors[name]) for name in masks}
+    for seed in range(count):
+        dice = np.random.default_rng(seed)
+        sparse = {}
+        for name, mask in masks.items():
+            rolled = np.roll(mask, int(dice.integers(mask.size)))
+            sparse[name] = replace(whole.sparse[name], positions=pack_mask(rolled), values=bits[name][rolled])
+        yield replace(whole, sparse=sparse)
+
+
+def publish(delta: Delta, name: str, base: Checkpoint, store: Store, folder: Path) -> Published:
+    """Write a delta with the codec that is quickest to write, publish it, and forget the file."""
+    path = folder / f"{name}.ken"
+    file = deltafile.write(delta, base, path, "raw")
+    began = time.perf_counter()
+    store.publish(name, file)
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return Published(name, file.digest, file.size, seconds)

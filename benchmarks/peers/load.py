@@ -1,0 +1,112 @@
+"""What clients send, and what came of it. Imports nothing heavy: the clients' process reads it too."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Draw = Literal["uniform", "Zipf"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as bytes, the port it goes to, and the indices of the task and the text it asks about."""
+
+    task: int
+    text: int
+    port: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests in the order they are sent.
+
+    Args:
+        order: indices into `requests`; all clients take the next one from it.
+        lead: seconds at the start whose requests do not count.
+        seconds: how long after that, `order` over and over; None sends it once.
+    """
+
+    requests: Sequence[Request]
+    order: Sequence[int]
+    clients: int
+    lead: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. `status` is 0 where none came; `sent` is in seconds since the lead's end."""
+
+    request: int
+    status: int
+    sent: float
+    seconds: float
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What came back, and the processor seconds that the clients' process took over `wall` seconds."""
+
+    replies: list[Reply]
+    processor: float
+    wall: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Requests answered a second, latencies in seconds, and the share of one core that the clients took."""
+
+    rate: float
+    p50: float
+    p99: float
+    clients_share: float
+
+
+def draw(tasks: Sequence[int], texts: int, how: Draw, count: int, seed: int) -> list[tuple[int, int]]:
+    """Pairs (task, text): texts uniformly, tasks too or by 1 / rank, the first of `tasks` being the most asked for."""
+    dice = random.Random(seed)
+    weights = [1.0 if how == "uniform" else 1.0 / rank for rank in range(1, len(tasks) + 1)]
+    return [(task, dice.randrange(texts)) for task in dice.choices(tasks, weights, k=count)]
+
+
+def post(port: int, path: str, body: bytes, *headers: str) -> bytes:
+    """An HTTP/1.1 request."""
+    lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def send(load: Load) -> Replies:
+    """Run clients in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.peers.clients"]
+    done = subprocess.run(command, input=pickle.dumps(load), stdout=subprocess.PIPE, check=True)
+    answered: Replies = pickle.loads(done.stdout)
+    return answered
+
+
+def figures(answered: Replies, seconds: float | None) -> Figures:
+    """Figures of one run: the rate of what was answered in time, latencies of all that was in flight in that time."""
+    counted = [r for r in answered.replies if r.sent + r.seconds >= 0]
+    end = seconds if seconds is not None else max(r.sent + r.seconds for r in counted)
+    in_time = sum(1 for r in answered.replies if 0 <= r.sent + r.seconds <= end)
+    latencies = sorted(r.seconds for r in counted)
+    share = answered.processor / answered.wall
+    return Figures(in_time / end, _quantile(latencies, 0.5), _quantile(latencies, 0.99), share)
+
+
+def median(runs: Sequence[Figures]) -> Figures:
+    """The median of each figure over repetitions."""
+    columns = zip(*((r.rate, r.p50, r.p99, r.clients_share) for r in runs), strict=True)
+    return Figures(*(statistics.median(column) for column in columns))
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

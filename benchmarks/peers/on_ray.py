@@ -1,0 +1,23 @@
+"""What `ken serve` starts - cluster, HAProxy and switches - with another deployment on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serving import launcher
+from serving.cli import main
+
+
+def serve_with(replace: Callable[[], None]) -> None:
+    """Run ``ken serve``, settings by environment, after `replace` changed what `serving.app` deploys.
+
+    It has to run late: Ray reads its switches when it is imported, which the launcher does once it has set them.
+    """
+    start = launcher._start_application
+
+    def start_another(*arguments: object) -> None:
+        replace()
+        start(*arguments)  # type: ignore[arg-type]
+
+    launcher._start_application = start_another
+    main(["serve"])

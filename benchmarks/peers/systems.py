@@ -1,0 +1,218 @@
+"""Every way to serve the tasks that is compared: how it is started, how it is asked, how its answers read."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.environments import INFINITY, LITSERVE
+from benchmarks.peers.load import Request, post
+from benchmarks.peers.process import Server
+
+Answer = tuple[str, float]
+"""The label with the highest score, and that score."""
+
+_LOADING_SECONDS = 300.0
+"""For those that load every model before they answer."""
+_PATIENT = {"GOMP_SPINCOUNT": "1000"}
+"""Peers' idle OpenMP threads soon give way to those that take requests. By default they do so only where there are
+more of them than cores, as there are in this project's replica; else two threads on two busy cores wait for each other
+for most of the time (a tenth of the rate, measured)."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Forward passes, the rows in them, and switches before them."""
+
+    count: float
+    rows: float
+    switches: float
+
+    def since(self, before: Batches) -> Batches:
+        return Batches(self.count - before.count, self.rows - before.rows, self.switches - before.switches)
+
+
+@dataclass(frozen=True)
+class System:
+    """A running system.
+
+    Args:
+        servers: one for all tasks, or one a task.
+        ask: a task, a text and a port -> the request's bytes.
+        read: an answer's JSON -> the answer.
+    """
+
+    name: str
+    servers: Sequence[Server]
+    ask: Callable[[str, str, int], bytes]
+    read: Callable[[Any], Answer]
+    versions: str = ""
+    """Of what runs in an environment of its own."""
+
+    def batches(self) -> Batches | None:
+        """What a replica of this project has counted so far."""
+        if self.ask is not _ask_ken:
+            return None
+        counted = dict(
+            re.findall(
+                r"^(ken_batch_rows_(?:sum|count)|ken_swaps_total)(?:{.*?})? (.+)$",
+                self.servers[0].get("/metrics"),
+                re.M,
+            )
+        )
+        return Batches(*(float(counted[f"ken_{n}"]) for n in ("batch_rows_count", "batch_rows_sum", "swaps_total")))
+
+    def request(self, task: int, name: str, text: int, words: str) -> Request:
+        port = self.servers[task % len(self.servers)].port
+        return Request(task, text, port, self.ask(name, words, port))
+
+    def answer(self, body: bytes) -> Answer:
+        return self.read(json.loads(body))
+
+    def memory(self) -> int:
+        """Bytes of all its processes (PSS)."""
+        return sum(server.memory() for server in self.servers)
+
+    def unshared(self) -> int:
+        """Bytes that each server has to itself, in all (USS)."""
+        return sum(server.unshared() for server in self.servers)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Fine-tunes as folders ``<folder>/<task>``, and where peers are installed and write their logs."""
+
+    folder: Path
+    tasks: Sequence[str]
+    environments: Path
+    log: Path
+    threads: int
+
+    def only(self, count: int) -> Whole:
+        """The first ones."""
+        return Whole(self.folder, self.tasks[:count], self.environments, self.log, self.threads)
+
+
+@contextmanager
+def ken(settings: Mapping[str, str], log: Path) -> Iterator[System]:
+    """This project's server."""
+    with _started("ken", ["-m", "serving.cli", "serve"], _settings(settings), log) as server:
+        yield System("ken", [server], _ask_ken, _read_ken)
+
+
+@contextmanager
+def without_exchange(settings: Mapping[str, str], log: Path) -> Iterator[System]:
+    """The same with an exchange that does nothing: its answers are the base's, through each task's head."""
+    with _started("no exchange", ["-m", "benchmarks.peers.noop"], _settings(settings), log) as server:
+        yield System("no exchange", [server], _ask_ken, _read_ken)
+
+
+@contextmanager
+def multiplexed(whole: Whole, held: int, settings: Mapping[str, str]) -> Iterator[System]:
+    """Ray Serve's `@serve.multiplexed`, with room for `held` models."""
+    own = {"FOLDER": str(whole.folder), "TASKS": ",".join(whole.tasks), "HELD": str(held)}
+    environment = _settings(settings) | {f"PEER_{k}": v for k, v in own.items()}
+    environment |= {"PEER_THREADS": str(whole.threads)} | _PATIENT
+    with _started("multiplexed", ["-m", "benchmarks.peers.multiplexed"], environment, whole.log, "/") as server:
+        yield System("multiplexed", [server], _ask_multiplexed, _read_plain)
+
+
+@contextmanager
+def dedicated(whole: Whole) -> Iterator[System]:
+    """A process for each task; together they have the threads that the others have, or one each."""
+    threads = max(1, whole.threads // len(whole.tasks))
+    with ExitStack() as stack:
+        servers = []
+        for task in whole.tasks:
+            arguments = ["-m", "benchmarks.peers.dedicated", str(whole.folder), task, "{port}", str(threads)]
+            environment = {"OMP_NUM_THREADS": str(threads)}
+            servers.append(
+                stack.enter_context(_started("process a task", arguments, environment, whole.log, "/health"))
+            )
+        yield System("process a task", servers, _ask_plain, _read_plain)
+
+
+@contextmanager
+def litserve(whole: Whole, *, install: bool) -> Iterator[System]:
+    """LitServe holding every model in one worker."""
+    python = LITSERVE.python(whole.environments, install=install)
+    arguments = ["-m", "benchmarks.peers.litserve_server", str(whole.folder), ",".join(whole.tasks), "{port}"]
+    command = [str(python), *arguments, str(whole.threads)]
+    environment = {"OMP_NUM_THREADS": str(whole.threads)} | _PATIENT
+    with Server(command, environment, "/health", whole.log, _LOADING_SECONDS) as server:
+        yield System("LitServe", [server], _ask_plain, _read_plain, LITSERVE.versions(python))
+
+
+@contextmanager
+def infinity(whole: Whole, *, install: bool) -> Iterator[System]:
+    """infinity holding every model in one process, an engine each."""
+    python = INFINITY.python(whole.environments, install=install)
+    command = [str(python.with_name("infinity_emb")), "v2", "--host", "127.0.0.1", "--port", "{port}"]
+    environment = {
+        **_PATIENT,
+        "OMP_NUM_THREADS": str(whole.threads),
+        "HF_HUB_OFFLINE": "1",
+        "INFINITY_MODEL_ID": ";".join(str(whole.folder / task) for task in whole.tasks),
+        "INFINITY_SERVED_MODEL_NAME": ";".join(whole.tasks),
+        "INFINITY_DEVICE": "cpu",
+        "INFINITY_DTYPE": "float32",
+        "INFINITY_ENGINE": "torch",
+        "INFINITY_MODEL_WARMUP": "false",
+        "INFINITY_TRUST_REMOTE_CODE": "false",
+        "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+        "INFINITY_LOG_LEVEL": "warning",
+    }
+    with Server(command, environment, "/health", whole.log, _LOADING_SECONDS) as server:
+        yield System("infinity", [server], _ask_infinity, _read_infinity, INFINITY.versions(python))
+
+
+def _started(
+    name: str, arguments: list[str], environment: Mapping[str, str], log: Path, ready: str = "/readyz"
+) -> Server:
+    return Server([sys.executable, *arguments], environment, ready, log.with_name(f"{name.replace(' ', '-')}.log"))
+
+
+def _settings(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"KEN_{k.upper()}": v for k, v in settings.items()} | {"KEN_PORT": "{port}"}
+
+
+def _ask_ken(task: str, text: str, port: int) -> bytes:
+    return post(port, f"/v1/tasks/{task}/predict", _json({"inputs": text, "parameters": {"top_k": 1}}))
+
+
+def _ask_multiplexed(task: str, text: str, port: int) -> bytes:
+    return post(port, "/", _json({"text": text}), f"serve-multiplexed-model-id: {task}")
+
+
+def _ask_plain(task: str, text: str, port: int) -> bytes:
+    return post(port, "/predict", _json({"task": task, "text": text}))
+
+
+def _ask_infinity(task: str, text: str, port: int) -> bytes:
+    return post(port, "/classify", _json({"model": task, "input": [text]}))
+
+
+def _read_ken(answer: Any) -> Answer:
+    return _first(answer["outputs"][0])
+
+
+def _read_infinity(answer: Any) -> Answer:
+    return _first(answer["data"][0])
+
+
+def _read_plain(answer: Any) -> Answer:
+    return answer["label"], answer["score"]
+
+
+def _first(labels: Any) -> Answer:
+    return labels[0]["label"], labels[0]["score"]
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content).encode()
