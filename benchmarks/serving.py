@@ -50,9 +50,9 @@ from ken_core import Checkpoint, apply, open_base, open_tuned
 from serving.cli.output import say
 from serving.config import default_data_dir
 from serving.connection import connect
+from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
 from serving.embedded import embedded_store
-from serving.engine import usable_cores
 from serving.store import Store
 
 _MIB = 1 << 20
