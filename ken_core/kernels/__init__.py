@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 
@@ -20,6 +21,11 @@ def exchange_for(device: torch.device, dtype: torch.dtype) -> Exchange:
 
         cpu.warm(dtype)
         return cpu.exchange
+    if device.type == "cuda" and dtype.itemsize in (2, 4, 8) and find_spec("triton"):
+        from ken_core.kernels import cuda
+
+        cuda.warm(device, dtype)
+        return cuda.exchange
     from ken_core.kernels import reference
 
     return reference.exchange

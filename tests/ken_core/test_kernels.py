@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+import triton_interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,25 @@ from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack,
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-KERNELS = {"numba": cpu.exchange, "reference": reference.exchange}
+
+
+def triton_on_a_gpu(weights: torch.Tensor, packed: Packed) -> None:
+    from ken_core.kernels import cuda
+
+    there = [t.cuda() for t in (weights, packed.words, packed.values, packed.chunks)]
+    cuda.exchange(there[0], Packed(*there[1:]))
+    weights.copy_(there[0])
+    packed.values.copy_(there[2])
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+KERNELS = [
+    pytest.param(cpu.exchange, id="numba"),
+    pytest.param(reference.exchange, id="reference"),
+    pytest.param(triton_interpreter.exchange, id="triton-interpreted", marks=needs_triton),
+    pytest.param(triton_on_a_gpu, id="triton", marks=[needs_triton, needs_a_gpu]),
+]
 
 sizes = st.one_of(
     st.integers(1, 200),
@@ -74,7 +94,7 @@ def arena_of(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
     return from_bits(bits.copy(), dtype)
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("exchange", KERNELS)
 @settings(max_examples=80)
 @given(arena=arenas())
 def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, arena):
@@ -86,7 +106,7 @@ def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, aren
     assert np.array_equal(as_bits(packed.values), held)
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("exchange", KERNELS)
 @settings(max_examples=40)
 @given(arena=arenas())
 def test_a_second_exchange_restores_the_weights_and_the_values(exchange: Exchange, arena):
@@ -108,7 +128,7 @@ def test_numba_and_the_reference_undo_each_other(arena):
     assert np.array_equal(as_bits(weights), bits)
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("exchange", KERNELS)
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 70_000])
 def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size):
@@ -122,7 +142,7 @@ def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size)
     assert packed.values.tolist() == (list(range(size)) if full else [])
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("exchange", KERNELS)
 def test_the_padding_after_a_tensor_and_its_neighbours_are_not_touched(exchange):
     weights = torch.full((256,), 7.0)
     packed = pack(
@@ -217,6 +237,35 @@ def test_the_kernel_for_the_cpu_is_compiled_before_it_is_given_out(dtype):
         pack([Segment(0, pack_mask(mask), np.zeros(3, f"u{dtype.itemsize}"))], dtype, dtype, CPU),
     )
     assert len(cpu._kernel.signatures) == signatures
+
+
+@needs_triton
+@needs_a_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernel_for_a_gpu_is_tritons_and_compiled(dtype):
+    from ken_core.kernels import cuda
+
+    assert exchange_for(torch.device("cuda"), dtype) is cuda.exchange
+
+
+@needs_triton
+@pytest.mark.parametrize("integer", ["i16", "i32", "i64"])
+def test_the_triton_kernel_compiles_for_a_gpu_and_keeps_everything_in_registers(integer, tmp_path, monkeypatch):
+    """What the interpreter accepts, the compiler need not; that needs no GPU."""
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from ken_core.kernels import cuda
+
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    signature = {"weights": f"*{integer}", "words": "*i32", "values": f"*{integer}", "chunks": "*i64"}
+    source = ASTSource(cuda._exchange_chunks, signature | {"TILE": "constexpr"}, {"TILE": cuda._TILE})
+    compiled = compile(
+        source, target=GPUTarget("cuda", 80, 32), options={"num_warps": cuda._WARPS, "enable_fp_fusion": False}
+    )
+    assert "popc.b32" in compiled.asm["ptx"]
+    assert "ld.local" not in compiled.asm["ptx"]
 
 
 def test_a_dtype_numba_has_no_kernel_for_falls_back_to_torch():
