@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 
 from ken_core.kernels.packed import Packed, Segment, pack
 
 Exchange = Callable[[torch.Tensor, Packed], None]
+"""Takes the flat weights of an arena and a packed delta of it."""
+Switch = Callable[[torch.Tensor, Packed, Packed], None]
+"""Takes the flat weights, the delta that is in them, and the one to take its place."""
 
-__all__ = ["Exchange", "Packed", "Segment", "exchange_for", "pack"]
+__all__ = ["Exchange", "Packed", "Segment", "Switch", "exchange_for", "pack", "switch_for"]
 
 
 def exchange_for(device: torch.device, dtype: torch.dtype) -> Exchange:
@@ -20,6 +24,29 @@ def exchange_for(device: torch.device, dtype: torch.dtype) -> Exchange:
 
         cpu.warm(dtype)
         return cpu.exchange
+    if device.type == "cuda" and dtype.itemsize in (2, 4, 8) and find_spec("triton"):
+        from ken_core.kernels import cuda
+
+        cuda.warm(device, dtype)
+        return cuda.exchange
     from ken_core.kernels import reference
 
     return reference.exchange
+
+
+def switch_for(device: torch.device, dtype: torch.dtype) -> Switch:
+    """The fastest way on a device from one delta to another, compiled before it is returned.
+
+    Either leaves the bits that exchanging first the one, then the other would leave.
+    """
+    exchange = exchange_for(device, dtype)
+    if device.type == "cpu" and dtype.itemsize in (2, 4, 8):
+        from ken_core.kernels import cpu
+
+        return cpu.switch
+
+    def one_after_the_other(weights: torch.Tensor, leaving: Packed, entering: Packed) -> None:
+        exchange(weights, leaving)
+        exchange(weights, entering)
+
+    return one_after_the_other

@@ -12,7 +12,8 @@ import torch
 from ken_core.bits import Bits, from_bits
 
 WORD_BITS = 64
-_CHUNK_WORDS = 1024
+_CHUNK_WORDS = {"cpu": 1024, "cuda": 64}
+"""Mask words a chunk: enough to pay for a turn of numba's loop, few enough to fill a GPU with programs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Packed:
 
     words: int64, bit i of word w stands for element 64 * w + i of its tensor.
     values: (count,), the arena's dtype; after an exchange it holds what the arena held.
-    chunks: int64, shape (chunks, 4): first element in the arena, first word, number of words, first value.
+    chunks: int64, shape (chunks, 4): first element in the arena, first word, number of words, first value; how many
+        words at most is the device's choice.
     """
 
     words: torch.Tensor
@@ -49,11 +51,12 @@ def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, d
     """Pack segments; values of the `stored` dtype are cast once to the arena's `dtype`."""
     words = [_words(s.positions) for s in segments]
     chunks = []
+    chunk_words = _CHUNK_WORDS.get(device.type, _CHUNK_WORDS["cpu"])
     word = value = 0
     for segment, mask in zip(segments, words, strict=True):
         population = np.bitwise_count(mask.view(np.uint64))
-        for first in range(0, mask.size, _CHUNK_WORDS):
-            part = population[first : first + _CHUNK_WORDS]
+        for first in range(0, mask.size, chunk_words):
+            part = population[first : first + chunk_words]
             chunks.append((segment.start + first * WORD_BITS, word + first, part.size, value))
             value += int(part.sum())
         word += mask.size
@@ -61,7 +64,7 @@ def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, d
     return Packed(
         words=torch.from_numpy(np.concatenate(words)).to(device),
         values=from_bits(bits, stored).to(device=device, dtype=dtype),
-        chunks=torch.tensor(chunks, dtype=torch.int64).to(device),
+        chunks=torch.tensor(chunks, dtype=torch.int64).view(-1, 4).to(device),
     )
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 
@@ -9,15 +11,34 @@ import numba
 import numpy as np
 import pytest
 import torch
+import triton_interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, unpack_mask
-from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, reference
+from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, reference, switch_for
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-KERNELS = {"numba": cpu.exchange, "reference": reference.exchange}
+
+
+def triton_on_a_gpu(weights: torch.Tensor, packed: Packed) -> None:
+    from ken_core.kernels import cuda
+
+    there = [t.cuda() for t in (weights, packed.words, packed.values, packed.chunks)]
+    cuda.exchange(there[0], Packed(*there[1:]))
+    weights.copy_(there[0])
+    packed.values.copy_(there[2])
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+KERNELS = [
+    pytest.param(cpu.exchange, id="numba"),
+    pytest.param(reference.exchange, id="reference"),
+    pytest.param(triton_interpreter.exchange, id="triton-interpreted", marks=needs_triton),
+    pytest.param(triton_on_a_gpu, id="triton", marks=[needs_triton, needs_a_gpu]),
+]
 
 sizes = st.one_of(
     st.integers(1, 200),
@@ -41,19 +62,28 @@ def mask_of(rng: np.random.Generator, size: int, density: float) -> np.ndarray:
 
 
 @st.composite
-def arenas(draw):
-    """(weights as bits, segments, dtype): one to five tensors behind one another, each from a multiple of 64 on."""
+def arenas_with(draw, deltas: int):
+    """(weights as bits, segments of each delta, dtype): one to five tensors, each from a multiple of 64 on."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from(DTYPES))
-    segments, end = [], 0
+    places, end = [], 0
     for size in draw(st.lists(sizes, min_size=1, max_size=5)):
         start = end + 64 * draw(st.integers(0, 2))
         end = start + -(-size // 64) * 64
-        if segments and draw(st.booleans()):
-            continue  # a tensor the delta does not touch
-        mask = mask_of(rng, size, draw(densities))
-        segments.append(Segment(start, pack_mask(mask), random_bits(rng, int(mask.sum()), dtype)))
-    return random_bits(rng, end, dtype), segments, dtype
+        places.append((start, size))
+
+    def delta() -> list[Segment]:
+        touched = [draw(st.booleans()) for _ in places]
+        touched[draw(st.integers(0, len(places) - 1))] = True
+        order = draw(st.permutations([place for place, is_touched in zip(places, touched, strict=True) if is_touched]))
+        masks = [(start, mask_of(rng, size, draw(densities))) for start, size in order]
+        return [Segment(s, pack_mask(m), random_bits(rng, int(m.sum()), dtype)) for s, m in masks]
+
+    return random_bits(rng, end, dtype), [delta() for _ in range(deltas)], dtype
+
+
+def arenas():
+    return arenas_with(1).map(lambda arena: (arena[0], arena[1][0], arena[2]))
 
 
 def unpacked(segment: Segment) -> Mask:
@@ -74,8 +104,8 @@ def arena_of(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
     return from_bits(bits.copy(), dtype)
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
-@settings(max_examples=80)
+@pytest.mark.parametrize("exchange", KERNELS)
+@settings(max_examples=50)
 @given(arena=arenas())
 def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, arena):
     bits, segments, dtype = arena
@@ -86,7 +116,7 @@ def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, aren
     assert np.array_equal(as_bits(packed.values), held)
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("exchange", KERNELS)
 @settings(max_examples=40)
 @given(arena=arenas())
 def test_a_second_exchange_restores_the_weights_and_the_values(exchange: Exchange, arena):
@@ -108,7 +138,50 @@ def test_numba_and_the_reference_undo_each_other(arena):
     assert np.array_equal(as_bits(weights), bits)
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@settings(max_examples=60)
+@given(arena=arenas_with(2))
+def test_a_switch_leaves_what_two_exchanges_leave(arena):
+    bits, (first, second), dtype = arena
+    weights, expected = arena_of(bits, dtype), arena_of(bits, dtype)
+    leaving, entering = (pack(s, dtype, dtype, CPU) for s in (first, second))
+    leaving2, entering2 = (pack(s, dtype, dtype, CPU) for s in (first, second))
+    for packed in (leaving2, leaving2, entering2):
+        reference.exchange(expected, packed)
+    cpu.exchange(weights, leaving)
+    cpu.switch(weights, leaving, entering)
+    for found, wanted in ((weights, expected), (leaving.values, leaving2.values), (entering.values, entering2.values)):
+        assert np.array_equal(as_bits(found), as_bits(wanted))
+
+
+@settings(max_examples=40)
+@given(arena=arenas_with(3), turns=st.lists(st.integers(0, 2), min_size=1, max_size=6))
+def test_the_base_is_back_after_any_switches(arena, turns):
+    bits, deltas, dtype = arena
+    weights, packed = arena_of(bits, dtype), [pack(s, dtype, dtype, CPU) for s in deltas]
+    cpu.exchange(weights, packed[turns[0]])
+    for leaving, entering in pairwise(turns):
+        if leaving != entering:
+            cpu.switch(weights, packed[leaving], packed[entering])
+    cpu.exchange(weights, packed[turns[-1]])
+    assert np.array_equal(as_bits(weights), bits)
+    for delta, segments in zip(packed, deltas, strict=True):
+        assert np.array_equal(as_bits(delta.values), np.concatenate([s.values for s in segments]))
+
+
+def test_where_no_kernel_switches_in_one_pass_two_exchanges_do():
+    switch = switch_for(CPU, torch.float8_e4m3fn)
+    weights = torch.arange(4, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    first, second = (
+        pack([Segment(0, pack_mask(np.arange(4) < 2), np.full(2, 7 * n, np.uint8))], *[weights.dtype] * 2, CPU)
+        for n in (1, 2)
+    )
+    reference.exchange(weights, first)
+    switch(weights, first, second)
+    assert weights.view(torch.uint8).tolist() == [14, 14, 2, 3]
+    assert first.values.view(torch.uint8).tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("exchange", KERNELS)
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 70_000])
 def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size):
@@ -122,7 +195,7 @@ def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size)
     assert packed.values.tolist() == (list(range(size)) if full else [])
 
 
-@pytest.mark.parametrize("exchange", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("exchange", KERNELS)
 def test_the_padding_after_a_tensor_and_its_neighbours_are_not_touched(exchange):
     weights = torch.full((256,), 7.0)
     packed = pack(
@@ -207,16 +280,46 @@ def test_the_chunks_cover_every_word_and_every_value_once(arena):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_kernel_for_the_cpu_is_compiled_before_it_is_given_out(dtype):
-    exchange = exchange_for(CPU, dtype)
+def test_the_kernels_for_the_cpu_are_compiled_before_they_are_given_out(dtype):
+    exchange, switch = exchange_for(CPU, dtype), switch_for(CPU, dtype)
     assert exchange is cpu.exchange
-    signatures = len(cpu._kernel.signatures)
-    mask = np.ones(3, np.bool_)
-    exchange(
-        torch.ones(3, dtype=dtype),
-        pack([Segment(0, pack_mask(mask), np.zeros(3, f"u{dtype.itemsize}"))], dtype, dtype, CPU),
+    assert switch is cpu.switch
+    signatures = len(cpu._kernel.signatures), len(cpu._switch_kernel.signatures)
+    segments = [Segment(0, pack_mask(np.ones(3, np.bool_)), np.zeros(3, f"u{dtype.itemsize}"))]
+    leaving, entering = (pack(segments, dtype, dtype, CPU) for _ in range(2))
+    weights = torch.ones(3, dtype=dtype)
+    exchange(weights, leaving)
+    switch(weights, leaving, entering)
+    assert (len(cpu._kernel.signatures), len(cpu._switch_kernel.signatures)) == signatures
+
+
+@needs_triton
+@needs_a_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernel_for_a_gpu_is_tritons_and_compiled(dtype):
+    from ken_core.kernels import cuda
+
+    assert exchange_for(torch.device("cuda"), dtype) is cuda.exchange
+
+
+@needs_triton
+@pytest.mark.parametrize("integer", ["i16", "i32", "i64"])
+def test_the_triton_kernel_compiles_for_a_gpu_and_keeps_everything_in_registers(integer, tmp_path, monkeypatch):
+    """What the interpreter accepts, the compiler need not; that needs no GPU."""
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from ken_core.kernels import cuda
+
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    signature = {"weights": f"*{integer}", "words": "*i32", "values": f"*{integer}", "chunks": "*i64"}
+    source = ASTSource(cuda._exchange_chunks, signature | {"TILE": "constexpr"}, {"TILE": cuda._TILE})
+    compiled = compile(
+        source, target=GPUTarget("cuda", 80, 32), options={"num_warps": cuda._WARPS, "enable_fp_fusion": False}
     )
-    assert len(cpu._kernel.signatures) == signatures
+    assert "popc.b32" in compiled.asm["ptx"]
+    assert "ld.local" not in compiled.asm["ptx"]
 
 
 def test_a_dtype_numba_has_no_kernel_for_falls_back_to_torch():
