@@ -112,7 +112,8 @@ class Delta:
     def nbytes(self) -> int:
         """Bytes this decoded delta occupies in memory."""
         whole = sum(t.nbytes for part in (self.dense, self.head) for t in part.values())
-        return whole + sum(e.nbytes for part in (self.sparse, self.lowrank) for e in part.values())
+        kept = sum(e.nbytes for part in (self.sparse, self.lowrank) for e in part.values())
+        return whole + kept + sum(len(data) for data in self.files.values())
 
 
 def extract(

@@ -389,7 +389,8 @@ def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConf
         if name in described.sparse or name not in parameters:
             raise DeltaFormatError(f"the delta brings {name!r} whole, which is no tensor of the base or is there twice")
         ours = base.backbone_tensors.get(name)
-        shape, dtype = tuple(parameters[name].shape), dtype_name(base.dtype_of(name))
+        shape = tuple((parameters[name] if ours is None else ours).shape)  # a parameter may point at another delta's
+        dtype = dtype_name(base.dtype_of(name))
         rows = getattr(config, "vocab_size", None)
         resized = ours is not None and entry.shape != shape and entry.shape == (rows, *shape[1:])
         if entry.dtype != dtype or 0 in entry.shape or not (resized or (ours is None and entry.shape == shape)):

@@ -8,7 +8,7 @@ restores them bit for bit. States: ``base``, ``packed`` (a delta exchanged into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +19,13 @@ from ken_core.checkpoint import Checkpoint, weights
 from ken_core.delta import Delta, check_base, expanded, patched
 from ken_core.errors import ExchangeError, PoisonedError
 from ken_core.fingerprint import Fingerprint, TensorId, fingerprint, identify
-from ken_core.kernels import Exchange, Packed, Segment, exchange_for, pack
+from ken_core.kernels import Exchange, Packed, Segment, Switch, exchange_for, pack, switch_for
 
 _ALIGNMENT = 64
 """Elements: a mask word never spans two tensors, and rows start on a cache line."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Attached:
     """A delta on the device: packed per arena dtype, whole tensors, its head. Made by `ResidentModel.attach`."""
 
@@ -56,6 +56,7 @@ class ResidentModel:
         device: where the weights live.
         dtype: the serving dtype; None keeps the checkpoint's.
         exchange_factory: gives the kernel for a device and dtype.
+        switch_factory: gives the kernel that goes from one delta to another; None exchanges one after the other.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ResidentModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         exchange_factory: Callable[[torch.device, torch.dtype], Exchange] = exchange_for,
+        switch_factory: Callable[[torch.device, torch.dtype], Switch] | None = switch_for,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
@@ -76,6 +78,7 @@ class ResidentModel:
         self._point(self._home)
         self._place_rest()
         self._exchanges = {d: exchange_factory(self.device, d) for d in self._arenas}
+        self._switches = {d: switch_factory(self.device, d) for d in self._arenas} if switch_factory else {}
         self._table = self._identities()
         self._active: Attached | None = None
         self._poisoned: str | None = None
@@ -126,7 +129,8 @@ class ResidentModel:
         """Make the weights answer for `attached`, or for the base.
 
         Raises:
-            ExchangeError: it failed; the weights are the base's again and the delta must be attached anew.
+            ExchangeError: it failed; the weights are the base's again, and the deltas that took part must be
+                attached anew.
             PoisonedError: the weights could not be restored, now or earlier.
         """
         self._refuse_if_poisoned()
@@ -134,12 +138,9 @@ class ResidentModel:
             return
         if attached is not None and attached.spoiled:
             raise ExchangeError("this attached delta was spoiled by a failed exchange; attach the delta again")
-        if self._active is not None:
-            leaving, self._active = self._active, None
-            self._swap(leaving, {n: self._home[n] for n in leaving.whole if n in self._home})
-        if attached is not None:
-            self._swap(attached, attached.whole)
-            self._active = attached
+        leaving, self._active = self._active, None
+        self._change(leaving, attached)
+        self._active = attached
 
     def revert(self) -> None:
         """Return to the base, bit for bit."""
@@ -169,25 +170,38 @@ class ResidentModel:
         """Refuse to answer from now on: the weights were found to be others than they should be."""
         self._poisoned = reason
 
-    def _swap(self, attached: Attached, pointed: Mapping[str, torch.Tensor]) -> None:
-        """Exchange a delta's values with the weights and point its whole tensors, or restore the base."""
+    def _change(self, leaving: Attached | None, entering: Attached | None) -> None:
+        """Take one delta out and put another in; either may be none."""
+        changing = [a for a in (leaving, entering) if a is not None]
         try:
-            for dtype, packed in attached.packed.items():
-                self._exchanges[dtype](self._arenas[dtype], packed)
-            self._point(pointed)
+            for dtype, arena in self._arenas.items():
+                self._trade(dtype, arena, [a.packed[dtype] for a in changing if dtype in a.packed])
+            if leaving is not None:
+                self._point({n: self._home[n] for n in leaving.whole if n in self._home})
+            if entering is not None:
+                self._point(entering.whole)
         except BaseException as error:
-            attached.spoiled = True
-            self._restore(attached)
+            for attached in changing:
+                attached.spoiled = True
+            self._restore(changing)
             if not isinstance(error, Exception):
                 raise
             raise ExchangeError(f"injecting a delta failed, the base was restored: {error}") from error
 
-    def _restore(self, attached: Attached) -> None:
-        """Copy every tensor a delta touches from the checkpoint's map; whatever cannot be is poison."""
-        touched = sorted(attached.names)
+    def _trade(self, dtype: torch.dtype, arena: torch.Tensor, packed: Sequence[Packed]) -> None:
+        """Exchange what leaves, then what enters; in one pass where both are packed and there is a kernel for that."""
+        if len(packed) == 2 and dtype in self._switches:
+            self._switches[dtype](arena, *packed)
+        else:
+            for one in packed:
+                self._exchanges[dtype](arena, one)
+
+    def _restore(self, changing: Sequence[Attached]) -> None:
+        """Copy every tensor the deltas touch from the checkpoint's map; whatever cannot be is poison."""
+        touched = sorted(set().union(*(a.names for a in changing)))
         try:
             for name in touched:
-                if name not in attached.whole:
+                if name in self.checkpoint.backbone_tensors:
                     self._home[name].copy_(self.checkpoint_tensor(name))
             self._point({n: self._home[n] for n in touched})
             wrong = [n for n in touched if identify(self._home[n].cpu()) != self._table[n]]

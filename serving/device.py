@@ -35,7 +35,7 @@ _HOT_USES = 4
 Call = Callable[[Callable[[], None]], Future[None]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Loaded:
     """A task ready to run: its delta on the device, its model around the shared backbone, its tokenizer."""
 
@@ -153,6 +153,9 @@ class DeviceTiers:
 
     def _bring(self, digest: str) -> None:
         """Load a task into its tier; waits while all of the tier is held by requests."""
+        with self._changed:
+            if self._find(digest) is not None:  # a load that ended just before this one was asked for
+                return
         found = self._cache.load(digest)
         delta = found.delta
         tier = self._materialised if delta.lowrank else self._packed

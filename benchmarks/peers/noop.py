@@ -24,7 +24,7 @@ def replace() -> None:
                 exchange_for(device, dtype)  # warms the kernel, so that the process has the same threads
                 return lambda arena, packed: None
 
-            service.ResidentModel = partial(service.ResidentModel, exchange_factory=nothing)  # type: ignore
+            service.ResidentModel = partial(service.ResidentModel, exchange_factory=nothing, switch_factory=None)  # type: ignore
             await super().__init__(settings)
 
     app.Replica = app.Replica.options(func_or_class=NoopReplica)  # type: ignore
