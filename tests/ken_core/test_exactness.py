@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,9 +97,15 @@ def answer(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
 def dedicated(architecture: str, folder: Path, batch: dict[str, torch.Tensor]) -> dict[torch.dtype, torch.Tensor]:
     """What a model of its own answers in each serving dtype."""
-    stored = getattr(transformers, architecture).from_pretrained(folder).eval()
-    # copied, since on the mapped file weights lie unaligned, which may change the order of additions
-    return {dtype: answer(copy.deepcopy(stored).to(dtype), batch) for dtype in DTYPES}
+    model = getattr(transformers, architecture).from_pretrained(folder).eval()
+    stored = [(parameter, parameter.data) for parameter in model.parameters()]
+    answers = {}
+    for dtype in DTYPES:
+        for parameter, data in stored:
+            # a copy: on the mapped file weights lie unaligned, which may change the order of additions
+            parameter.data = data.to(dtype, copy=True)
+        answers[dtype] = answer(model, batch)
+    return answers
 
 
 @pytest.fixture(scope="module")

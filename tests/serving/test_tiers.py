@@ -37,7 +37,10 @@ OFTEN = 6
 
 
 def buffers(*roots: object) -> Buffers:
-    """The memory of every tensor and array reachable from some objects, by following whatever they refer to."""
+    """The memory of every tensor and array reachable from some objects, by following whatever they refer to.
+
+    Of an array that a tensor was made from, what the tensor sees of it: it does not tell the rest.
+    """
     found: Buffers = {}
     seen: set[int] = set()
     left: list[object] = list(roots)
