@@ -49,8 +49,9 @@ format: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Triton is not pinned: torch for CUDA asks for its own version of it.
 lock: $(STAMP)  ## write the installed versions to constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^triton==' | sed -E 's/\+cpu$$//' > constraints.txt
 
 clean:  ## remove what was installed and built, not what was trained
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

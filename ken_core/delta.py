@@ -241,8 +241,9 @@ def overflows(tensor: torch.Tensor, entry: LowRank) -> bool:
     rows, columns = (torch.linalg.vector_norm(f.double(), dim=d).max() for f, d in ((entry.b, 1), (entry.a, 0)))
     largest = _ROUNDING * float(rows * columns)
     top = max(abs(float(end)) for end in torch.aminmax(tensor))
-    limits = torch.finfo(wide).max, torch.finfo(tensor.dtype).max
-    return not (largest < limits[0] and largest * abs(entry.scale) + top < limits[1])
+    product, total = torch.finfo(wide).max, torch.finfo(tensor.dtype).max
+    scale = abs(entry.scale)
+    return not (max(largest, scale) < product and largest * scale + top < total)
 
 
 def apply(base: Checkpoint, delta: Delta, out: Path) -> None:

@@ -34,7 +34,7 @@ from ken_core.delta import Delta, apply, extract
 from ken_core.deltafile import CODECS, DeltaFile
 from ken_core.errors import DeltaFormatError, ExchangeError
 from ken_core.heads import graft
-from ken_core.kernels import Exchange, Packed, exchange_for
+from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
 
@@ -162,6 +162,20 @@ class FailingExchanges:
 
         return exchange
 
+    def switch(self, device: torch.device, dtype: torch.dtype) -> Switch:
+        real = switch_for(device, dtype)
+
+        def switch(weights: torch.Tensor, leaving: Packed, entering: Packed) -> None:
+            error, self.armed = self.armed, None
+            if error is None:
+                real(weights, leaving, entering)
+                return
+            parts = (Packed(p.words, p.values, self._begun(p.chunks)) for p in (leaving, entering))
+            real(weights, *parts)
+            raise error
+
+        return switch
+
     def _begun(self, chunks: torch.Tensor) -> torch.Tensor:
         """Some chunks, the last of them in part."""
         begun = chunks[: self._chance.randint(0, len(chunks))].clone()
@@ -196,7 +210,12 @@ class Life:
     def __init__(self, estate: Estate, dtype: torch.dtype, batch: dict[str, torch.Tensor], folder: Path) -> None:
         self.chance = random.Random(f"{estate.folder.name} {dtype}")
         self.exchanges = FailingExchanges(self.chance)
-        self.resident = ResidentModel(open_base(str(estate.folder)), dtype=dtype, exchange_factory=self.exchanges)
+        self.resident = ResidentModel(
+            open_base(str(estate.folder)),
+            dtype=dtype,
+            exchange_factory=self.exchanges,
+            switch_factory=self.exchanges.switch,
+        )
         self.estate, self.dtype, self.batch = estate, dtype, batch
         self.damaged = folder / "damaged.ken"
         self.attached: list[Attached] = []

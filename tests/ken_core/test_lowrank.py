@@ -108,7 +108,9 @@ def test_a_failed_exchange_restores_the_shifted_matrices_too(tiny_base, delta):
         exchange_for(weights.device, weights.dtype)(weights, packed)
 
     leaving: list[bool] = []
-    resident = ResidentModel(open_base(str(tiny_base)), exchange_factory=lambda device, dtype: fail_on_the_way_out, switch_factory=None)
+    resident = ResidentModel(
+        open_base(str(tiny_base)), exchange_factory=lambda device, dtype: fail_on_the_way_out, switch_factory=None
+    )
     resident.activate(resident.attach(delta))
     leaving.append(True)
     with pytest.raises(ExchangeError, match="the base was restored"):

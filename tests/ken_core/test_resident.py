@@ -24,7 +24,7 @@ from ken_core.checkpoint import Checkpoint, open_base, open_tuned
 from ken_core.delta import Delta, apply, extract, merge
 from ken_core.errors import ExchangeError, PoisonedError
 from ken_core.heads import graft
-from ken_core.kernels import Exchange, Packed, exchange_for
+from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
 
@@ -51,6 +51,20 @@ class FaultyExchanges:
                 raise self.error
 
         return exchange
+
+    def switch(self, device: torch.device, dtype: torch.dtype) -> Switch:
+        real = switch_for(device, dtype)
+
+        def switch(weights: torch.Tensor, leaving: Packed, entering: Packed) -> None:
+            stage, self.fail_next = self.fail_next, None
+            if stage == "middle":
+                real(weights, leaving, Packed(entering.words, entering.values, entering.chunks[:1]))
+            elif stage != "before":
+                real(weights, leaving, entering)
+            if stage is not None:
+                raise self.error
+
+        return switch
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +124,12 @@ class ResidentLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.faults = FaultyExchanges()
-        self.resident = ResidentModel(open_base(str(self.folder)), dtype=self.dtype, exchange_factory=self.faults)
+        self.resident = ResidentModel(
+            open_base(str(self.folder)),
+            dtype=self.dtype,
+            exchange_factory=self.faults,
+            switch_factory=self.faults.switch,
+        )
         self.attached: list[tuple[str, Attached]] = []
         self.active: str | None = None
         self.heads = {
@@ -385,7 +404,7 @@ def faults() -> FaultyExchanges:
 
 @pytest.fixture
 def fragile(gpt2_base, faults) -> ResidentModel:
-    return ResidentModel(open_base(str(gpt2_base)), exchange_factory=faults)
+    return ResidentModel(open_base(str(gpt2_base)), exchange_factory=faults, switch_factory=faults.switch)
 
 
 @pytest.mark.parametrize("stage", ["before", "middle", "after"])
@@ -409,15 +428,15 @@ class TestAFailedExchange:
         assert weights_are(fragile, original(fragile))
         assert fragile.verify() == []
 
-    def test_between_two_deltas_spoils_only_the_one_that_was_leaving(self, fragile, faults, deltas, name, stage):
+    def test_between_two_deltas_spoils_both_and_attaching_again_works(self, fragile, faults, deltas, name, stage):
         leaving, coming = fragile.attach(deltas[name]), fragile.attach(deltas["tied"])
         fragile.activate(leaving)
         faults.fail_next = stage
         with pytest.raises(ExchangeError):
             fragile.activate(coming)
         assert leaving.spoiled
-        assert not coming.spoiled
-        fragile.activate(coming)
+        assert coming.spoiled
+        fragile.activate(fragile.attach(deltas["tied"]))
         assert weights_are(fragile, merge(open_base(str(fragile.checkpoint.folder)), deltas["tied"]))
 
     def test_spoils_the_attached_delta_and_attaching_again_works(self, fragile, faults, deltas, name, stage):
@@ -489,7 +508,9 @@ def test_an_interrupt_after_which_the_base_cannot_be_restored_poisons_too(fragil
 
 
 def test_a_failed_exchange_in_bfloat16_restores_the_base_too(gpt2_base, faults, deltas):
-    resident = ResidentModel(open_base(str(gpt2_base)), dtype=torch.bfloat16, exchange_factory=faults)
+    resident = ResidentModel(
+        open_base(str(gpt2_base)), dtype=torch.bfloat16, exchange_factory=faults, switch_factory=faults.switch
+    )
     attached = resident.attach(deltas["labels"])
     faults.fail_next = "middle"
     with pytest.raises(ExchangeError):

@@ -77,7 +77,9 @@ class Bench:
 
     def __init__(self, tiny: Tiny, store: Store, folder: Path, **options: Any) -> None:
         self.exchange = Exchange()
-        self.resident = Unrestorable(open_base(str(tiny.base_folder)), exchange_factory=self.exchange.factory, switch_factory=None)
+        self.resident = Unrestorable(
+            open_base(str(tiny.base_folder)), exchange_factory=self.exchange.factory, switch_factory=None
+        )
         files = DeltaFiles(folder / "deltas", 1 << 30, store)
         self.cache = Slow(files, 1 << 30, self.resident.checkpoint, self.resident.fingerprint.digest)
         self.cache.may_load, self.cache.loads = threading.Event(), 0
