@@ -1,4 +1,4 @@
-"""Every Ray variable this server depends on, in one table.
+"""Every variable of Ray and OpenMP this server depends on, in one table.
 
 Ray reads them at import, in every process. Locally the launcher sets them before Ray is imported; under
 KubeRay there is no launcher, so head and worker containers carry the same table (a test compares them).
@@ -34,6 +34,7 @@ SHARED = (
     Variable("RAY_SERVE_HAPROXY_RETRIES", "1", "once: a request that kills replicas must not kill them all"),
     Variable("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", "65536", "bodies up to this size can be retried"),
     Variable("RAY_worker_niceness", "0", "replicas are not niced"),
+    Variable("OMP_WAIT_POLICY", "PASSIVE", "compute threads that wait leave their cores to the event loop and HAProxy"),
     Variable("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0", "a replica sees the GPUs of its machine, asked for or not"),
     Variable("RAY_USAGE_STATS_ENABLED", "0", "nothing is reported to anybody"),
 )
