@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
 from benchmarks.report import Row, arguments, report
@@ -110,8 +110,7 @@ class Bench:
         self._names = [n for n in base.backbone_tensors if n.startswith(shape.changed)]
         count = sum(base.backbone_tensors[n].numel() for n in self._names)
         self.title = f"{shape.name}, {str(dtype).removeprefix('torch.')}, {count / 1e6:.1f} M changed"
-        self._plain: torch.nn.Module = BertModel(BertConfig(**shape.config))
-        self._plain.to(dtype)
+        self._plain = AutoModel.from_config(BertConfig(**shape.config), dtype=dtype)
         self._memory = torch.ones(_COPIED // 4), torch.ones(_COPIED // 4)
 
     def medians(self, kept: float) -> dict[str, float]:
