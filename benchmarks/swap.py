@@ -30,20 +30,21 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
 from benchmarks.report import Row, arguments, report
 from ken_core import Checkpoint, Selection, open_base
-from ken_core.bits import as_bits, pack_mask
+from ken_core.bits import as_bits, from_bits, pack_mask
 from ken_core.delta import Delta, Sparse
 from ken_core.resident import ResidentModel
 
@@ -60,7 +61,7 @@ class Shape:
     """A model to switch in: its config, and where the names of the tensors that a task changes begin."""
 
     name: str
-    config: Mapping[str, int]
+    config: Mapping[str, Any]
     changed: str
 
 
@@ -109,16 +110,16 @@ class Bench:
         self._names = [n for n in base.backbone_tensors if n.startswith(shape.changed)]
         count = sum(base.backbone_tensors[n].numel() for n in self._names)
         self.title = f"{shape.name}, {str(dtype).removeprefix('torch.')}, {count / 1e6:.1f} M changed"
-        self._plain = BertModel(base.config).to(dtype)
+        self._plain = AutoModel.from_config(BertConfig(**shape.config), dtype=dtype)
         self._memory = torch.ones(_COPIED // 4), torch.ones(_COPIED // 4)
 
     def medians(self, kept: float) -> dict[str, float]:
         """Seconds by way, the limit among them."""
-        deltas = [self._delta(kept, seed) for seed in (1, 2)]
+        deltas = [random_delta(self._base, self._resident, self._names, kept, seed) for seed in (1, 2)]
         ways = {**self._in_the_arena(deltas), **self._in_a_plain_model(deltas)}
         times = _taking_turns(ways, self._turns)
         bandwidth = 2 * _COPIED / times.pop("large copy")
-        return {**times, "limit": _bytes_to_move(deltas[0], self._dtype.itemsize) / bandwidth, "bandwidth": bandwidth}
+        return {**times, "limit": bytes_to_move(deltas[0], self._dtype, _LINE) / bandwidth, "bandwidth": bandwidth}
 
     def _in_the_arena(self, deltas: list[Delta]) -> dict[str, Way]:
         packed = [self._resident.attach(d) for d in deltas]
@@ -152,26 +153,11 @@ class Bench:
             "large copy": Way(lambda: there.copy_(here)),
         }
 
-    def _delta(self, kept: float, seed: int) -> Delta:
-        rng = np.random.default_rng(seed)
-        return Delta(
-            base_name=self._base.name,
-            base_fingerprint=self._resident.fingerprint.digest,
-            architecture="BertForSequenceClassification",
-            selection=Selection(),
-            candidates=0,
-            backbone=0,
-            config={},
-            sparse={n: _kept(self._base.backbone_tensors[n], kept, rng) for n in self._names},
-            dense={},
-            head={},
-        )
-
     def _tuned(self, name: str, sparse: Sparse) -> torch.Tensor:
         """The changed tensor in full, in the serving dtype."""
         bits = as_bits(self._base.backbone_tensors[name]).copy()
         bits[sparse.mask] = sparse.values
-        return torch.from_numpy(bits.view(np.float32)).view(sparse.shape).to(self._dtype)
+        return from_bits(bits, sparse.dtype).view(sparse.shape).to(self._dtype)
 
 
 def _base(shape: Shape, folder: Path) -> Checkpoint:
@@ -180,20 +166,38 @@ def _base(shape: Shape, folder: Path) -> Checkpoint:
     return open_base(str(folder))
 
 
-def _kept(base: torch.Tensor, kept: float, rng: np.random.Generator) -> Sparse:
-    mask = rng.random(base.numel(), dtype=np.float32) < kept
-    values = as_bits(base)[mask].view(np.float32) + np.float32(0.002)
-    return Sparse(tuple(base.shape), base.dtype, int(mask.sum()), pack_mask(mask), values.view(np.uint32))
+def random_delta(base: Checkpoint, resident: ResidentModel, names: Sequence[str], kept: float, seed: int) -> Delta:
+    """A delta that keeps a random share of the named tensors, each element the base's with its sign turned."""
+    rng = np.random.default_rng(seed)
+
+    def entry(tensor: torch.Tensor) -> Sparse:
+        mask = rng.random(tensor.numel(), dtype=np.float32) < kept
+        values = as_bits(tensor)[mask]
+        values ^= values.dtype.type(1 << (8 * values.itemsize - 1))
+        return Sparse(tuple(tensor.shape), tensor.dtype, values.size, pack_mask(mask), values)
+
+    return Delta(
+        base_name=base.name,
+        base_fingerprint=resident.fingerprint.digest,
+        architecture="BertForSequenceClassification",
+        selection=Selection(),
+        candidates=0,
+        backbone=0,
+        config={},
+        sparse={n: entry(base.backbone_tensors[n]) for n in names},
+        dense={},
+        head={},
+    )
 
 
-def _bytes_to_move(delta: Delta, itemsize: int) -> int:
-    """What one exchange must read and write."""
-    mask_bytes_a_line = _LINE // itemsize // 8
+def bytes_to_move(delta: Delta, dtype: torch.dtype, line: int) -> int:
+    """What one exchange must read and write where memory comes in lines of `line` bytes."""
+    mask_bytes_a_line = line // dtype.itemsize // 8
     moved = 0
     for entry in delta.sparse.values():
         whole = entry.positions[: entry.positions.size // mask_bytes_a_line * mask_bytes_a_line]
         lines = int(whole.reshape(-1, mask_bytes_a_line).any(axis=1).sum())
-        moved += entry.positions.nbytes + 2 * (lines * _LINE + entry.values.size * itemsize)
+        moved += entry.positions.nbytes + 2 * (lines * line + entry.values.size * dtype.itemsize)
     return moved
 
 
@@ -249,7 +253,7 @@ def _peft(shape: Shape, turns: int) -> Iterator[Row]:
     yield Row(f"{shape.name}: peft {answer['version']} set_adapter, LoRA r = 8", answer["seconds"] * 1e3, "ms")
 
 
-def print_set_adapter(config: Mapping[str, int], turns: int) -> None:
+def print_set_adapter(config: Mapping[str, Any], turns: int) -> None:
     """Run inside peft's environment: print the median seconds of a switch between two LoRA adapters."""
     import peft
 
@@ -270,7 +274,7 @@ def _peft_environment() -> Path:
         venv.create(place, with_pip=True, clear=True)
         seen = sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)})
         Path(seen, "this.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "peft", "accelerate"]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "peft", "accelerate"]
         subprocess.run(install, capture_output=True, text=True, check=True)
         (place / "installed").touch()
     return python
