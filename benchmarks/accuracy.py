@@ -35,7 +35,7 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.fine_tunes import Task, tasks
+from benchmarks.fine_tunes import Task, tasks, with_fine_tune_options
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import Budget, Delta, ResidentModel, Selection, deltafile, extract, graft, open_base, open_tuned
 from ken_core.bits import as_bits
@@ -49,7 +49,6 @@ from ken_core.examples import Example
 from ken_core.selection import Method, Scope, select
 from ken_core.tensor_filter import EVERYTHING, PRESETS, TensorFilter
 from ken_core.tokenization import Encoder
-from serving.config import default_data_dir
 from serving.demo.prepare import demo_base
 
 _SEEDS = (0, 1, 2)
@@ -166,9 +165,7 @@ class Model:
 
 def main() -> None:
     parser = with_shared_options(argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None))
-    parser.add_argument("--texts", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--models", type=Path, default=default_data_dir().expanduser() / "benchmarks")
-    options = parser.parse_args()
+    options = with_fine_tune_options(parser).parse_args()
     chosen = tasks(options.texts)[-1:] if options.quick else tasks(options.texts)
     seeds = _SEEDS[:1] if options.quick else _SEEDS
     for task in chosen:

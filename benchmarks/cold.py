@@ -14,7 +14,6 @@ this process.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import statistics
 import tempfile
@@ -27,11 +26,10 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.fine_tunes import tasks
+from benchmarks.fine_tunes import tasks, with_fine_tune_options
 from benchmarks.many_tasks import derive
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import apply, deltafile, open_base, open_tuned
-from serving.config import default_data_dir
 from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
 from serving.embedded import embedded_store
@@ -44,7 +42,8 @@ _ANSWER_STAGES = ("queue", "swap", "model")
 
 
 def main() -> None:
-    options = _options()
+    parser = with_shared_options(argparse.ArgumentParser(description=__doc__))
+    options = with_fine_tune_options(parser).parse_args()
     count = 8 if options.quick else 64
     torch.set_num_threads(usable_cores())
     base = open_base(demo_base())
@@ -67,14 +66,6 @@ def main() -> None:
             rows += _measure(server.url, names, "from disk")
         rows += _whole_models(whole, 3 if options.quick else 15)
     report(f"First answer, MiniLM-L6, {count} tasks, {usable_cores()} threads", _with_ratios(rows), options.json)
-
-
-def _options() -> argparse.Namespace:
-    parser = with_shared_options(argparse.ArgumentParser(description=__doc__))
-    data_dir = Path(os.environ.get("KEN_DATA_DIR") or default_data_dir()).expanduser()
-    parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="folder with trec/*.jsonl, if any")
-    parser.add_argument("--models", type=Path, default=data_dir / "benchmarks", help="where the fine-tune is kept")
-    return parser.parse_args()
 
 
 def _measure(url: str, names: Sequence[str], how: str) -> list[Row]:

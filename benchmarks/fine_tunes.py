@@ -6,7 +6,9 @@ from PyPI. Budgets are chosen on `dev`, which is cut from the training text, and
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.progress import Progress
 
 from ken_core.examples import Example, read_examples
 from ken_core.finetune import Recipe, Step, finetune
+from serving.config import default_data_dir
 from serving.demo.prepare import demo_base
 from serving.demo.texts import TASKS
 
@@ -46,6 +49,15 @@ class Task:
 
                 finetune(demo_base(), self.train, out, recipe, show)
         return out
+
+
+def with_fine_tune_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same parser, asking also where the texts lie and where fine-tunes are kept."""
+    data_dir = Path(os.environ.get("KEN_DATA_DIR") or default_data_dir()).expanduser()
+    texts = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--texts", type=Path, default=texts, help="folder with trec/ and rotten_tomatoes/, if any")
+    parser.add_argument("--models", type=Path, default=data_dir / "benchmarks", help="where fine-tunes are kept")
+    return parser
 
 
 def tasks(texts: Path) -> list[Task]:

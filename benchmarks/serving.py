@@ -38,6 +38,7 @@ import psutil
 from rich.table import Table
 
 from benchmarks.fine_tunes import tasks as fine_tuned_tasks
+from benchmarks.fine_tunes import with_fine_tune_options
 from benchmarks.in_process import InProcess, in_process
 from benchmarks.many_tasks import Published, derive, publish
 from benchmarks.peers import systems
@@ -137,9 +138,7 @@ class Place:
 def main() -> None:
     data_dir = Path(os.environ.get("KEN_DATA_DIR") or default_data_dir()).expanduser()
     parser = with_shared_options(argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None))
-    parser.add_argument("--texts", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--models", type=Path, default=data_dir / "benchmarks")
-    options = parser.parse_args()
+    options = with_fine_tune_options(parser).parse_args()
     os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "numba"))
     with _prepared(_QUICK if options.quick else _FULL, data_dir, options.texts, options.models) as place:
         try:

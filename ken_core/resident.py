@@ -176,10 +176,8 @@ class ResidentModel:
         try:
             for dtype, arena in self._arenas.items():
                 self._trade(dtype, arena, [a.packed[dtype] for a in changing if dtype in a.packed])
-            if leaving is not None:
-                self._point({n: self._home[n] for n in leaving.whole if n in self._home})
-            if entering is not None:
-                self._point(entering.whole)
+            pointed = {n: self._home[n] for n in leaving.whole} if leaving is not None else {}
+            self._point({**pointed, **entering.whole} if entering is not None else pointed)
         except BaseException as error:
             for attached in changing:
                 attached.spoiled = True
