@@ -79,6 +79,7 @@ class DeviceTiers:
         self._packed: ByteBudget[Loaded] = ByteBudget(packed_bytes, self._in_use, self._uses)
         self._materialised: ByteBudget[Loaded] = ByteBudget(materialised_bytes, self._in_use, self._uses)
         self._wanted: Counter[str] = Counter()
+        self._stay_packed: set[str] = set()
         self._closing = False
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
         self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
@@ -182,6 +183,15 @@ class DeviceTiers:
 
     def _materialise(self, digest: str) -> None:
         """Give a task its full tensors; the thread that owns the weights puts them in place of the packed ones."""
+        try:
+            self._move_to_full_tensors(digest)
+        except UnavailableError:
+            return
+        except Exception as error:
+            self._stay_packed.add(digest)
+            _log.warning("task %s could not be materialised and stays packed: %s", digest, error)
+
+    def _move_to_full_tensors(self, digest: str) -> None:
         delta = self._cache.load(digest).delta
         attached = self._resident.attach(delta, materialised=True)
         model = self._model(delta, attached)
@@ -208,17 +218,13 @@ class DeviceTiers:
         with self._changed:
             if loaded.attached.materialised or self._closing or not self._deserves(loaded):
                 return
-        self._promote(loaded.digest).add_done_callback(_log_failure)
+        self._promote(loaded.digest)
 
     def _deserves(self, loaded: Loaded) -> bool:
+        if loaded.digest in self._stay_packed:
+            return False
         uses, size = self._uses(loaded.digest), self._resident.bytes_of(loaded.attached.names)
         tier = self._materialised
         if uses < _HOT_USES or size > tier.budget:
             return False
         return tier.nbytes + size <= tier.budget or uses > 2 * min(self._uses(other.digest) for other in tier)
-
-
-def _log_failure(future: Future[None]) -> None:
-    error = future.exception()
-    if error is not None and not isinstance(error, UnavailableError):
-        _log.warning("a task could not be materialised and stays packed: %s", error)

@@ -189,11 +189,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
-            if len(self._scheduler) and len(self._scheduler) + len(rows) > self._queue_rows:
-                seconds = max(1.0, round(self._scheduler.backlog_seconds(), 1))
-                raise OverloadedError(
-                    f"{len(self._scheduler)} inputs wait already; try again in {seconds:g} s", seconds
-                )
+            self.refuse_if_full(0, len(rows))
             for row in waiting:
                 self._scheduler.add(row)
             self._changed.notify()
@@ -203,6 +199,17 @@ class Engine:
             with self._changed:
                 self._scheduler.abandon(waiting)
         return [r for r in ticket.results if r is not None], ticket.timing
+
+    def refuse_if_full(self, elsewhere: int, rows: int) -> None:
+        """Raise `OverloadedError` if so many rows more, beside those in line here and elsewhere, are too many.
+
+        A request larger than the whole line is taken when nothing waits.
+        """
+        with self._changed:
+            waiting = len(self._scheduler) + elsewhere
+            if waiting and waiting + rows > self._queue_rows:
+                seconds = max(1.0, round(self._scheduler.backlog_seconds(), 1))
+                raise OverloadedError(f"{waiting} inputs wait already; try again in {seconds:g} s", seconds)
 
     # On the engine's thread
 

@@ -57,6 +57,7 @@ class Service:
         self.draining = False
         self.ready = False
         self.in_flight = 0
+        self._loading = 0
         folder = settings.data_dir.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store(store_url, settings.namespace)
@@ -146,7 +147,7 @@ class Service:
         deadline = started + timeout
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout):
-                loaded = await self._acquire(digest)
+                loaded = await self._acquire(digest, len(inputs))
                 waited = time.monotonic() - started
                 try:
                     checked = check(loaded.pipeline.parameters, parameters)
@@ -160,11 +161,16 @@ class Service:
         outputs = [loaded.pipeline.present(raw, loaded.config, loaded.pooling, checked) for raw in results]
         return Answer(digest, outputs, [i for i, e in enumerate(encoded) if e.truncated], timing)
 
-    async def _acquire(self, digest: str) -> Loaded:
+    async def _acquire(self, digest: str, inputs: int) -> Loaded:
+        """The task on the device. Inputs that wait for it are in line as much as those that wait for a batch."""
+        self.engine.refuse_if_full(self._loading, inputs)
+        self._loading += inputs
         try:
             return await self.engine.tiers.acquire(digest)
         except DeltaFormatError as error:
             raise StoreError(f"delta {digest} cannot be served: {error}") from error
+        finally:
+            self._loading -= inputs
 
     def _store_changed(self, up: bool) -> None:
         self.metrics.store_up.set(up)
@@ -178,6 +184,9 @@ class Service:
     def _add_gauges(self) -> None:
         self.metrics.resident_bytes.set(self.resident.nbytes)
         self.metrics.gauge("ken_queue_rows", "Inputs waiting for a forward pass", lambda: self.engine.waiting)
+        self.metrics.gauge(
+            "ken_loading_rows", "Inputs waiting for their task to be on the device", lambda: self._loading
+        )
         self.metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: self.in_flight)
         self.metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", self._tier_bytes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from serving.embedded import embedded_store
 from serving.errors import (
     DeadlineError,
     InvalidInputError,
+    OverloadedError,
     StartError,
     StoreError,
     UnavailableError,
@@ -298,6 +300,31 @@ def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_tak
         service.stop()
     assert isinstance(hasty, DeadlineError)
     assert isinstance(patient, Answer)
+
+
+def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(queue_rows=3)
+    publish("spam", deltas.spam)
+    may_load, real = threading.Event(), service.cache.load
+
+    def load(digest: str) -> Any:
+        assert may_load.wait(20)
+        return real(digest)
+
+    monkeypatch.setattr(service.cache, "load", load)
+
+    async def fill() -> list[Answer]:
+        waiting = [asyncio.create_task(ask(service, "spam", text)) for text in ("rain", "sun", "snow")]
+        await until(lambda: service._loading == 3)
+        with pytest.raises(OverloadedError, match="3 inputs wait already"):
+            await ask(service, "spam", "hail")
+        may_load.set()
+        return await asyncio.gather(*waiting)
+
+    assert len(asyncio.run(fill())) == 3
+    assert service._loading == 0
 
 
 # Life
