@@ -42,7 +42,7 @@ e2e: $(STAMP)  ## tests that drive a real server
 test-full: check  ## also the slow ones
 	$(TEST_ENV) $(BIN)/pytest
 
-bench: $(STAMP)  ## requests per second and latency over HTTP, beside the model called in process
+bench: $(STAMP)  ## many tasks over HTTP, beside other servers (20 minutes, 17 GiB)
 	$(BIN)/python -m benchmarks.serving
 
 format: $(STAMP)  ## format and mend what ruff can

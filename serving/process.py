@@ -26,9 +26,17 @@ class ServerProcess:
         settings: environment variables ``KEN_*`` by their names without the prefix; others do not reach the server.
         log: where its output goes; None is this process's stderr.
         port: None takes a free one.
+        module: what runs the command, if not the command line's own.
     """
 
-    def __init__(self, settings: dict[str, str], log: Path | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: dict[str, str],
+        log: Path | None = None,
+        port: int | None = None,
+        module: str = "serving.cli",
+    ) -> None:
+        self._module = module
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
@@ -49,7 +57,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it in a session of its own, so that a Ctrl-C reaches it only through `stop`."""
-        command = [sys.executable, "-m", "serving.cli", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", self._module, "serve", "--port", str(self.port)]
         with self._output() as output:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
                 command, env=self._environment, stdout=output, stderr=output, start_new_session=True

@@ -1,6 +1,6 @@
 """Closed-loop clients in a process of their own: each sends its next request when the last one was answered.
 
-    python -m benchmarks.peers.clients < load.pickle > replies.pickle
+    python -m benchmarks.peers.clients < load.json > replies.json
 
 Requests are bytes made beforehand and answers are kept as they came, so that what is measured is the server: this
 process parses nothing but HTTP's framing, and says how much processor time it took itself.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 import httptools
 import uvloop
 
-from benchmarks.peers.load import Load, Replies, Reply
+from benchmarks.peers.load import LOAD, REPLIES, Load, Replies, Reply
 
 _GRACE_SECONDS = 60.0
 """How long requests that were sent in time may take to be answered."""
@@ -123,4 +122,4 @@ async def _send(load: Load) -> Replies:
 
 
 if __name__ == "__main__":
-    pickle.dump(uvloop.run(_send(pickle.load(sys.stdin.buffer))), sys.stdout.buffer)
+    sys.stdout.buffer.write(REPLIES.dump_json(uvloop.run(_send(LOAD.validate_json(sys.stdin.buffer.read())))))

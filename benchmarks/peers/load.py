@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 import statistics
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import TypeAdapter
 
 Draw = Literal["uniform", "Zipf"]
 
@@ -61,6 +62,10 @@ class Replies:
     wall: float
 
 
+LOAD, REPLIES = TypeAdapter(Load), TypeAdapter(Replies)
+"""How they go from one process to the other: JSON, in which bytes are the text they are."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """Requests answered a second, latencies in seconds, and the share of one core that the clients took."""
@@ -87,9 +92,8 @@ def post(port: int, path: str, body: bytes, *headers: str) -> bytes:
 def send(load: Load) -> Replies:
     """Run clients in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.peers.clients"]
-    done = subprocess.run(command, input=pickle.dumps(load), stdout=subprocess.PIPE, check=True)
-    answered: Replies = pickle.loads(done.stdout)
-    return answered
+    done = subprocess.run(command, input=LOAD.dump_json(load), stdout=subprocess.PIPE, check=True)
+    return REPLIES.validate_json(done.stdout)
 
 
 def figures(answered: Replies, seconds: float | None) -> Figures:

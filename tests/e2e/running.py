@@ -12,9 +12,12 @@ from serving.process import ServerProcess
 
 def server_on(base: Path, data_dir: Path, redis_url: str, log: Path) -> ServerProcess:
     """A server on a free port; the kernels compiled for earlier ones are used again."""
-    settings = {"base": str(base), "data_dir": str(data_dir), "redis_url": redis_url, "threads": "2"}
+    return ServerProcess(settings_on(base, data_dir, redis_url), log)
+
+
+def settings_on(base: Path, data_dir: Path, redis_url: str) -> dict[str, str]:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "numba"))
-    return ServerProcess(settings, log)
+    return {"base": str(base), "data_dir": str(data_dir), "redis_url": redis_url, "threads": "2"}
 
 
 def processes_of(server: ServerProcess) -> list[psutil.Process]:

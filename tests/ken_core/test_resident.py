@@ -298,6 +298,30 @@ def test_activating_changes_the_answers_and_reverting_restores_them(resident, de
         assert same_bits(logits(), before)
 
 
+@pytest.mark.parametrize("mkldnn", [True, False], ids=["oneDNN", "no oneDNN"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_backend_keeps_weights_of_its_own(gpt2_base, deltas, tmp_path, batch, dtype, attention, mkldnn):
+    """However often a backend has seen the base's weights, its next answer is the injected delta's."""
+    resident = ResidentModel(open_base(str(gpt2_base)), dtype=dtype)
+    resident.backbone.set_attn_implementation(attention)
+    apply(open_base(str(gpt2_base)), deltas["labels"], tmp_path / "applied")
+    dedicated = open_base(str(tmp_path / "applied")).backbone.to(dtype)
+    dedicated.set_attn_implementation(attention)
+    attached = [resident.attach(deltas["labels"], materialised=m) for m in (False, True)]
+    inputs = {k: v % 70 for k, v in batch.items()}
+    with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=mkldnn):
+        base = resident.backbone(**inputs).last_hidden_state
+        expected = dedicated(**inputs).last_hidden_state
+        assert not torch.equal(base, expected)
+        for each in attached * 2:
+            for _ in range(3):
+                assert same_bits(resident.backbone(**inputs).last_hidden_state, base)
+            resident.activate(each)
+            assert same_bits(resident.backbone(**inputs).last_hidden_state, expected)
+            resident.revert()
+
+
 def test_activating_what_is_active_changes_nothing(resident, deltas):
     attached = resident.attach(deltas["labels"])
     resident.activate(attached)
