@@ -59,12 +59,12 @@ class Workers(Protocol):
 
 
 @contextmanager
-def workers() -> Iterator[Workers]:
-    """Workers on as many threads as torch may use.
+def workers(threads: int | None = None) -> Iterator[Workers]:
+    """Workers on so many threads, by default on as many as torch may use.
 
     Only a few items are worked on ahead of the one that is asked for.
     """
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="ken-rows") as pool:
 
         def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -27,7 +27,7 @@ from transformers import PretrainedConfig
 
 from ken_core import manifest as m
 from ken_core.bits import as_bits, from_bits, pack_mask, take
-from ken_core.blocks import is_finite
+from ken_core.blocks import is_finite, workers
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
 from ken_core.compression import Bytes
@@ -118,8 +118,11 @@ def write(
     return open_file(path)
 
 
-def open_file(path: Path) -> DeltaFile:
+def open_file(path: Path, digest: str | None = None) -> DeltaFile:
     """Open a delta file and check all that can be checked without its base.
+
+    Args:
+        digest: its sha256 where the caller has just computed it.
 
     Raises:
         DeltaFormatError: truncated, altered, oversized or lying; the message says which.
@@ -138,9 +141,12 @@ def open_file(path: Path) -> DeltaFile:
         raise DeltaFormatError(f"{path.name} holds streams of type {sorted(dtypes)}; expected bytes (U8) only")
     described = _parse_manifest(path, text)
     _check_streams(path, described, lengths)
+    return DeltaFile(path, described, size, digest or _sha256(path))
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return DeltaFile(path, described, size, digest)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(path: Path | str, base: Checkpoint) -> Delta:
@@ -152,11 +158,12 @@ def load(path: Path | str, base: Checkpoint) -> Delta:
     return read(open_file(Path(path)), base, fingerprint(base.backbone_tensors).digest)
 
 
-def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
+def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int | None = None) -> Delta:
     """Decode a delta against its base.
 
     Args:
         base_fingerprint: the base's, computed once by the caller.
+        threads: to decode on; by default as many as torch may use.
 
     Raises:
         BaseMismatchError: the delta belongs to another base.
@@ -196,11 +203,14 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str) -> Delta:
                 raise DeltaFormatError(f"{file.path.name}: stream {name!r} does not have the sha256 it should")
             return data
 
-        sparse = {}
-        for name, entry in described.sparse.items():
+        def encoded(name: str) -> _Encoded:
+            entry = described.sparse[name]
             mask = stream(f"sparse/{name}/mask", entry.mask)
             values = stream(f"sparse/{name}/values", entry.values)
-            sparse[name] = _read_sparse(name, entry, mask, values, ours[name], described.codec)
+            return _Encoded(name, entry, mask, values, ours[name], described.codec)
+
+        with workers(threads) as in_order:
+            sparse = dict(zip(described.sparse, in_order(_read_sparse, map(encoded, described.sparse)), strict=True))
         lowrank = {}
         for name, factors in described.lowrank.items():
             a, b = (stream(f"lowrank/{name}/{part}", s) for part, s in (("a", factors.a), ("b", factors.b)))
@@ -410,18 +420,29 @@ def _check_whole_sizes(described: m.Manifest, ours: Mapping[str, torch.Tensor]) 
         )
 
 
-def _read_sparse(
-    name: str, entry: m.SparseEntry, mask: Bytes, values: Bytes, base: torch.Tensor, codec: Codec
-) -> Sparse:
-    numel = base.numel()
+@dataclass(frozen=True)
+class _Encoded:
+    """A sparse entry as the file holds it, and the base's tensor that it is decoded against."""
+
+    name: str
+    entry: m.SparseEntry
+    mask: Bytes
+    values: Bytes
+    base: torch.Tensor
+    codec: Codec
+
+
+def _read_sparse(found: _Encoded) -> Sparse:
+    entry, dtype, numel = found.entry, found.base.dtype, found.base.numel()
+    compressed = found.codec != "raw"
     try:
-        packed = decode_positions(mask, numel, entry.stored, entry.mask_coding, compressed=codec != "raw")
-        decoded = decode_values(values, take(as_bits(base), packed, entry.stored), base.dtype, codec)
+        packed = decode_positions(found.mask, numel, entry.stored, entry.mask_coding, compressed=compressed)
+        decoded = decode_values(found.values, take(as_bits(found.base), packed, entry.stored), dtype, found.codec)
     except DeltaFormatError as error:
-        raise DeltaFormatError(f"the delta's {name!r}: {error}") from error
-    if not is_finite(from_bits(decoded, base.dtype)):
-        raise DeltaFormatError(f"the delta's values of {name!r} hold NaN or infinity")
-    return Sparse(entry.shape, base.dtype, entry.selected, packed, decoded)
+        raise DeltaFormatError(f"the delta's {found.name!r}: {error}") from error
+    if not is_finite(from_bits(decoded, dtype)):
+        raise DeltaFormatError(f"the delta's values of {found.name!r} hold NaN or infinity")
+    return Sparse(entry.shape, dtype, entry.selected, packed, decoded)
 
 
 def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: torch.Tensor) -> LowRank:

@@ -185,7 +185,7 @@ class DeltaFiles:
         self._store.fetch(digest, path)
         with self._lock:
             self._admit(path)
-        return deltafile.open_file(path), False
+        return deltafile.open_file(path, digest), False  # fetching has compared the digest
 
     def _complete(self) -> list[Path]:
         for partial in self._folder.glob(".*.partial"):
@@ -218,6 +218,7 @@ class DeltaCache:
     Args:
         worth_keeping: whether a decoded delta is kept in host memory at all, within `host_budget`. Beside a GPU all
             are; on a CPU a packed delta lies in the same memory, and keeping both would hold its values twice.
+        threads: to decode on; by default as many as torch may use.
     """
 
     def __init__(
@@ -227,11 +228,13 @@ class DeltaCache:
         base: Checkpoint,
         fingerprint: str,
         worth_keeping: Callable[[Delta], bool] = lambda delta: True,
+        threads: int | None = None,
     ) -> None:
         self.files = files
         self._base = base
         self._fingerprint = fingerprint
         self._worth_keeping = worth_keeping
+        self._threads = threads
         self._lock = threading.Lock()
         self._host: ByteBudget[Delta] = ByteBudget(host_budget)
         self.hits = {"host": 0, "disk": 0, "store": 0}
@@ -255,7 +258,7 @@ class DeltaCache:
         with self.files.held(digest):
             file, on_disk = self.files.open(digest)
             fetched = time.perf_counter()
-            delta = deltafile.read(file, self._base, self._fingerprint)
+            delta = deltafile.read(file, self._base, self._fingerprint, self._threads)
         decoded = time.perf_counter()
         tier = "disk" if on_disk else "store"
         with self._lock:

@@ -68,15 +68,16 @@ class Service:
         self._warn_about(base)
         files = DeltaFiles(folder / "deltas", settings.disk_bytes, self.store)
         on_cpu = self.resident.device.type == "cpu"
+        threads = settings.threads or usable_cores()
         self.cache = DeltaCache(
             files,
             settings.host_bytes,
             base,
             self.resident.fingerprint.digest,
-            lambda delta: bool(delta.lowrank) or not on_cpu,
+            worth_keeping=lambda delta: bool(delta.lowrank) or not on_cpu,
+            threads=threads,
         )
         limits = Limits(settings.batch_rows, settings.batch_tokens, settings.max_wait_seconds)
-        threads = settings.threads or usable_cores()
         self.engine = Engine(
             self.resident,
             self.cache,
