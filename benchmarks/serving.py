@@ -57,8 +57,9 @@ from serving.embedded import embedded_store
 from serving.store import Store
 
 _MIB = 1 << 20
-_SPARE_BYTES = 3 << 30
-"""Memory left alone when it is asked whether the deltas of all tasks fit."""
+_SPARE_BYTES = 8 << 30
+"""Memory left alone when it is asked whether the deltas of all tasks fit: the files that the replica maps and this
+process's own replica want some too, and where memory runs out Ray ends the replica."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Sizes:
         return max(self.most or 0, 2 * self.many + self.first)
 
 
-_FULL = Sizes(8, 64, 512, (8, 64, 256), usual=64, first=32, texts=200, repeats=3, lead=1.0, seconds=8.0)
+_FULL = Sizes(8, 64, 512, (8, 64, 256), usual=64, first=32, texts=200, repeats=3, lead=1.0, seconds=6.0)
 _QUICK = Sizes(4, 16, None, (8, 64), usual=64, first=4, texts=50, repeats=2, lead=0.3, seconds=1.2)
 
 

@@ -636,7 +636,8 @@ def test_a_poisoned_replica_is_not_healthy_and_answers_503(
     async def conversation(client: Client) -> None:
         for task in ("spam", "topic"):
             assert (await client.post(f"/v1/tasks/{task}/predict", json={"inputs": "rain"})).status_code == 200
-        monkeypatch.setattr(service.resident, "_exchanges", dict.fromkeys(service.resident._exchanges, fail))
+        for kernels in ("_exchanges", "_switches"):
+            monkeypatch.setattr(service.resident, kernels, dict.fromkeys(service.resident._exchanges, fail))
         monkeypatch.setattr(service.resident, "checkpoint_tensor", fail)
         for task in ("spam", "topic"):
             refused = await client.post(f"/v1/tasks/{task}/predict", json={"inputs": "rain"})
