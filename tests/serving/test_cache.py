@@ -65,35 +65,35 @@ def test_a_byte_budget_lets_the_least_worth_and_least_recently_used_go_but_nothi
     budget: int, worth: dict[str, int], actions: list[tuple[str, str, int]]
 ) -> None:
     used: set[str] = set()
-    lru, model = ByteBudget[str](budget, used.__contains__, worth.__getitem__), Model(budget, used, worth)
+    kept, model = ByteBudget[str](budget, used.__contains__, worth.__getitem__), Model(budget, used, worth)
     for action, key, size in actions:
         match action:
             case "put":
-                assert lru.put(key, key, size) == model.put(key, size)
+                assert kept.put(key, key, size) == model.put(key, size)
             case "get":
-                assert lru.get(key) == (key if key in model.sizes else None)
+                assert kept.get(key) == (key if key in model.sizes else None)
                 if key in model.sizes:
                     model.sizes.move_to_end(key)
             case "pop":
-                assert lru.pop(key) == (key if model.sizes.pop(key, None) is not None else None)
+                assert kept.pop(key) == (key if model.sizes.pop(key, None) is not None else None)
             case "use":
                 used.add(key)
             case "free":
                 used.discard(key)
-        assert lru.nbytes == sum(model.sizes.values())
-        assert len(lru) == len(model.sizes)
-        assert {k for k in "abcde" if k in lru} == set(model.sizes)
+        assert kept.nbytes == sum(model.sizes.values())
+        assert len(kept) == len(model.sizes)
+        assert {k for k in "abcde" if k in kept} == set(model.sizes)
 
 
 @given(st.integers(0, 100), st.lists(st.tuples(KEYS, st.integers(0, 60)), min_size=1, max_size=30))
 def test_with_nothing_in_use_a_byte_budget_is_kept_unless_the_newest_alone_exceeds_it(
     budget: int, puts: list[tuple[str, int]]
 ) -> None:
-    lru: ByteBudget[str] = ByteBudget(budget)
+    kept: ByteBudget[str] = ByteBudget(budget)
     for key, size in puts:
-        lru.put(key, key, size)
-        assert key in lru
-        assert lru.nbytes <= max(budget, size)
+        kept.put(key, key, size)
+        assert key in kept
+        assert kept.nbytes <= max(budget, size)
 
 
 # SingleFlight
