@@ -77,3 +77,11 @@ def _processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def plain_table(title: str, columns: list[str]) -> Table:
+    """A table of figures to be filled; the column `policy` is of names."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    return table

@@ -32,7 +32,6 @@ import statistics
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,10 +39,9 @@ from typing import Any, Protocol
 from rich.table import Table
 
 from benchmarks.report import Row as Figure
-from benchmarks.report import report, with_shared_options
-from serving.cache import ByteBudget
+from benchmarks.report import plain_table, report, with_shared_options
+from benchmarks.retention import compare_retention
 from serving.costs import Costs
-from serving.popularity import Popularity
 from serving.scheduler import Limits, Row, Scheduler
 
 LENGTHS = (2.97, 0.53)
@@ -371,95 +369,6 @@ def _share(arrival: Arrival, times: Costs) -> float:
     return arrival.tokens * times.token + times.fixed / LIMITS.rows
 
 
-# What stays on the device
-
-
-@dataclass(frozen=True)
-class Keep:
-    """How a cache values what it holds: the least valued leaves. `clock` is the value of what left last."""
-
-    name: str
-    value: Callable[[float, int, float, float, int], float]
-    """Of (clock, uses since it came, seconds to load it again, bytes, time of this use)."""
-
-
-KEEPS = [
-    Keep("LRU", lambda clock, uses, seconds, size, use: use),
-    Keep("LFU with aging", lambda clock, uses, seconds, size, use: clock + uses),
-    Keep("GreedyDual", lambda clock, uses, seconds, size, use: clock + seconds / size),
-    Keep("GreedyDual-Size-Frequency", lambda clock, uses, seconds, size, use: clock + uses * seconds / size),
-]
-
-
-def cached(tasks: Sequence[str], sizes: dict[str, float], share: float, keep: Keep) -> tuple[float, float]:
-    """Hit rate, and seconds of loading, of a cache for a share of all bytes."""
-    room = share * sum(sizes.values())
-    values: dict[str, float] = {}
-    uses: Counter[str] = Counter()
-    heap: list[tuple[float, str]] = []
-    clock = held = seconds = 0.0
-    hits = 0
-    for time, task in enumerate(tasks):
-        if task in values:
-            hits += 1
-        else:
-            seconds += load_seconds(sizes[task])
-            held += sizes[task]
-            uses[task] = 0
-        uses[task] += 1
-        while held > room and len(values) > (task in values):
-            value, name = heapq.heappop(heap)
-            if name != task and values.get(name) == value:
-                clock = value
-                held -= sizes[name]
-                del values[name]
-        values[task] = keep.value(clock, uses[task], load_seconds(sizes[task]), sizes[task], time)
-        heapq.heappush(heap, (values[task], task))
-    return hits / len(tasks), seconds
-
-
-def faded(tasks: Sequence[str], sizes: dict[str, float], share: float) -> tuple[float, float]:
-    """The same of the server's own device tier: faded use counts, which outlive what they count."""
-    uses = Popularity()
-    held: ByteBudget[str] = ByteBudget(int(share * sum(sizes.values())), worth=uses)
-    hits, seconds = 0, 0.0
-    for task in tasks:
-        uses.note(task)
-        if held.get(task) is not None:
-            hits += 1
-        else:
-            seconds += load_seconds(sizes[task])
-            held.put(task, task, int(sizes[task]))
-    return hits / len(tasks), seconds
-
-
-def load_seconds(size: float) -> float:
-    """From the host's memory or disk to the device: a part for the file and its head, and a part by bytes."""
-    return 0.015 + size / 300e6
-
-
-def cache_table(name: str, trace: Trace) -> tuple[list[Figure], Table]:
-    """Hit rates and seconds of loading by policy; sizes differ as tasks that keep 3 to 30 % of the weights do."""
-    chance = random.Random(1)
-    tasks = [arrival.task for arrival in trace]
-    sizes = {task: 11e6 * math.exp(chance.gauss(0, 0.6)) for task in sorted(set(tasks))}
-    figures = []
-    table = _table(f"cache, {name}: hit rate and seconds of loading", ["policy", "10 %", "", "25 %", "", "vs LRU"])
-    lru = 0.0
-    policies = {keep.name: partial(cached, keep=keep) for keep in KEEPS} | {"faded counts (ours)": faded}
-    for policy, run in policies.items():
-        cells, total = [], 0.0
-        for share in (0.1, 0.25):
-            hits, seconds = run(tasks, sizes, share)
-            total += seconds
-            cells += [f"{hits:.1%}", f"{seconds:.1f} s"]
-            figures.append(Figure(f"cache {name}, {policy}, room for {share:.0%}: hits", hits, "share"))
-            figures.append(Figure(f"cache {name}, {policy}, room for {share:.0%}: loading", seconds, "s"))
-        lru = lru or total
-        table.add_row(policy, *cells, f"{total / lru:.2f}")
-    return figures, table
-
-
 # Scenarios
 
 
@@ -470,8 +379,8 @@ def main() -> None:
     rows = 4_000 if options.quick else 30_000
     results = [*synthetic_runs(rows), *recorded_runs(options.trace)]
     results += [
-        cache_table("Zipf", synthetic(rows * 5, 100.0)),
-        cache_table("drifting Zipf", drifting(rows * 5, 100.0)),
+        compare_retention("Zipf", [arrival.task for arrival in synthetic(rows * 5, 100.0)]),
+        compare_retention("drifting Zipf", [arrival.task for arrival in drifting(rows * 5, 100.0)]),
     ]
     figures = [figure for some, _ in results for figure in some]
     report("one replica, simulated", figures, options.json, [table for _, table in results])
@@ -521,7 +430,7 @@ def compare(
         "padding",
         "lost",
     ]
-    table = _table(f"{name}: {len(trace):,} rows ({known})", columns)
+    table = plain_table(f"{name}: {len(trace):,} rows ({known})", columns)
     figures = [Figure(f"{name}: {what}", value, "1/s" if "rows" in what else "s") for what, value in bounds.items()]
     for policy, make in POLICIES.items():
         out = Replica(make(), times, **options).run(trace)
@@ -529,13 +438,6 @@ def compare(
         figures += [Figure(f"{name}, {policy}: {what}", value, unit) for what, (value, unit) in measures.items()]
         table.add_row(policy, *(f"{value:.3g}" for value, _ in measures.values()))
     return figures, table
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    return table
 
 
 if __name__ == "__main__":

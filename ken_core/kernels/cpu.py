@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ken_core.bits import trailing_zeros
 from ken_core.kernels.packed import WORD_BITS, Packed, Segment, pack
 
 _INTEGER = {2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -28,8 +29,6 @@ _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LINE_BITS = 512
 _AHEAD = 16 * WORD_BITS
 """Elements: how far ahead of their use weights are asked for."""
-
-Words = npt.NDArray[np.uint64]
 
 
 def exchange(weights: torch.Tensor, packed: Packed) -> None:
@@ -93,18 +92,6 @@ def _as_integers(tensor: torch.Tensor) -> npt.NDArray[np.unsignedinteger]:
     return signed.view(_INTEGER[tensor.element_size()])
 
 
-def _count_trailing_zeros(context: Any, word: Any) -> Any:
-    """Index of the lowest set bit: LLVM's cttz, one instruction."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), generate
-
-
-_trailing_zeros: Any = intrinsic(_count_trailing_zeros)
-
-
 def _prefetch_elements(context: Any, array: Any, position: Any) -> Any:
     """Ask for the cache lines of a word's elements from `position` on, which may lie behind the array's end."""
 
@@ -127,7 +114,7 @@ _prefetch: Any = intrinsic(_prefetch_elements)
 
 def _trade_word(weights, position, word, values, value):  # type: ignore[no-untyped-def]
     while word != np.uint64(0):
-        i = position + np.int64(_trailing_zeros(word))
+        i = position + np.int64(trailing_zeros(word))
         held = weights[i]
         weights[i] = values[value]
         values[value] = held
