@@ -376,6 +376,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, default=RECORDED, metavar="FILE", help="replay this recorded trace")
     options = with_shared_options(parser).parse_args()
+    if not options.trace.is_file():
+        parser.error(f"--trace {options.trace}: no such file; expected what `benchmarks.traces.record` writes")
     rows = 4_000 if options.quick else 30_000
     results = [*synthetic_runs(rows), *recorded_runs(options.trace)]
     results += [
