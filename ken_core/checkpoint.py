@@ -106,6 +106,15 @@ class Checkpoint:
         }
         return next((pooling for pooling, key in names.items() if modes.get(key)), None)
 
+    @property
+    def normalize(self) -> bool:
+        """Whether sentence-transformers' own files say that pooled vectors are scaled to length 1."""
+        try:
+            modules = json.loads((self.folder / "modules.json").read_bytes())
+            return any(module["type"].endswith(".Normalize") for module in modules)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False
+
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and persistent floating-point buffers (answers depend on both), by name; tied ones once."""

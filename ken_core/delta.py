@@ -97,6 +97,8 @@ class Delta:
     lowrank: Mapping[str, LowRank] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     pooling: str | None = None
+    normalize: bool = False
+    """Whether pooled vectors are scaled to length 1."""
     adapter: Adapter | None = None
     """The kind of adapter it was imported from; None: extracted from a fine-tune."""
 
@@ -168,6 +170,7 @@ def extract(
         head={n: _cast(t, dtype) for n, t in tuned.head_tensors.items()},
         files=_changed_files(base, tuned),
         pooling=tuned.pooling,
+        normalize=tuned.normalize,
     )
 
 

@@ -102,6 +102,7 @@ def write(
         backbone=delta.backbone,
         config=dict(delta.config),
         pooling=delta.pooling,  # type: ignore[arg-type]  # checked by the model
+        normalize=delta.normalize,
         sparse=sparse,
         lowrank=lowrank,
         dense=dense,
@@ -182,6 +183,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
         backbone=described.backbone,
         config=described.config,
         pooling=described.pooling,
+        normalize=described.normalize,
         adapter=described.adapter,
         sparse={},
         dense={},

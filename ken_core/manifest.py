@@ -166,6 +166,8 @@ class Manifest(_Strict):
     """All elements of the base's backbone."""
     config: dict[str, Any]
     pooling: Literal["mean", "cls", "last"] | None = None
+    normalize: bool = False
+    """Whether pooled vectors are scaled to length 1."""
     sparse: dict[Name, SparseEntry]
     lowrank: dict[Name, LowRankEntry] = {}
     dense: dict[Name, WholeEntry]

@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(30.0, gt=0)
     drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for accepted requests")
     max_body_bytes: int = Field(2 * MIB, ge=1024)
+    max_tokens: int = Field(262_144, ge=16, description="most tokens in one request, all its inputs together")
+    max_requests: int = Field(1024, ge=1, description="most predictions in flight in a replica; beyond it, 429")
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
     metric_tasks: int = Field(100, ge=1, description="tasks with a metric label of their own; later ones share 'other'")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ken_core import Attached, Delta, ResidentModel, graft
 from ken_core.configs import restore
@@ -24,7 +24,8 @@ from ken_core.tokenization import Encoder
 from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
 from serving.errors import UnavailableError
 from serving.metrics import Metrics
-from serving.pipelines import Pipeline, pipeline_for
+from serving.pipelines import default_kind
+from serving.pipelines.base import TaskSpec
 from serving.popularity import Popularity
 
 _log = logging.getLogger(__name__)
@@ -42,10 +43,10 @@ class Loaded:
     digest: str
     attached: Attached
     model: PreTrainedModel
-    pipeline: Pipeline
-    config: PretrainedConfig
-    encoder: Encoder
-    pooling: str | None
+    head: str
+    kind: str
+    """What it answers unless a request asks for another kind its head can give."""
+    spec: TaskSpec
     users: int = field(default=0)
 
     @property
@@ -165,12 +166,13 @@ class DeviceTiers:
             if self._closing:
                 raise UnavailableError("the server is stopping")
         started = time.perf_counter()
-        pipeline = pipeline_for(delta.kind)
+        kind = default_kind(delta.kind, delta.pooling)
         attached = self._resident.attach(delta, materialised=tier is self._materialised)
         config = restore(dict(delta.config))
         encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self.base_encoder
         model = self._model(delta, attached)
-        loaded = Loaded(digest, attached, model, pipeline, config, encoder, delta.pooling)
+        spec = TaskSpec(config, encoder, delta.pooling, delta.normalize)
+        loaded = Loaded(digest, attached, model, delta.kind, kind, spec)
         with self._changed:
             tier.put(digest, loaded, loaded.nbytes)
         self._observe(found, time.perf_counter() - started)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -24,7 +24,7 @@ from serving.device import DeviceTiers, Loaded
 from serving.errors import DeadlineError, OverloadedError, ServingError, UnavailableError
 from serving.integrity import IntegrityCheck
 from serving.metrics import Metrics
-from serving.pipelines.base import Raw
+from serving.pipelines.base import Pipeline, Raw
 from serving.scheduler import Limits, Row, Scheduler
 
 _log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class _Work:
     index: int
     encoded: Encoded
     loaded: Loaded
+    pipeline: Pipeline
 
 
 class Engine:
@@ -119,7 +120,7 @@ class Engine:
         self._scheduler: Scheduler[_Work] = Scheduler(self._limits)
         self._calls: list[Callable[[], None]] = []
         self._stopping = False
-        self._active_key: tuple[str, str] | None = None
+        self._active_key: Hashable = None
         self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call)
         self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
         self._thread = threading.Thread(target=self._run, name="ken-engine", daemon=True)
@@ -171,8 +172,10 @@ class Engine:
         """Names of resident tensors that are not bit for bit the base's."""
         return self.call(self._integrity.verify)
 
-    async def run(self, loaded: Loaded, rows: Sequence[Encoded], deadline: float) -> tuple[list[Raw], Timing]:
-        """Run encoded rows of one task and wait for their results.
+    async def run(
+        self, loaded: Loaded, pipeline: Pipeline, rows: Sequence[Encoded], deadline: float
+    ) -> tuple[list[Raw], Timing]:
+        """Run encoded rows of one task through one kind's forward pass and wait for their results.
 
         Args:
             deadline: on the clock of `time.monotonic`.
@@ -184,8 +187,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         ticket = Ticket([None] * len(rows), loop.create_future(), loop, missing=len(rows))
         now = time.monotonic()
-        key = (loaded.digest, loaded.pipeline.kind)
-        waiting = [Row(key, len(e), now, deadline, _Work(ticket, i, e, loaded)) for i, e in enumerate(rows)]
+        key = (loaded.digest, pipeline.kind)
+        waiting = [Row(key, len(e), now, deadline, _Work(ticket, i, e, loaded, pipeline)) for i, e in enumerate(rows)]
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
@@ -208,8 +211,13 @@ class Engine:
         with self._changed:
             waiting = len(self._scheduler) + elsewhere
             if waiting and waiting + rows > self._queue_rows:
-                seconds = max(1.0, round(self._scheduler.backlog_seconds(), 1))
+                seconds = self.backlog_seconds()
                 raise OverloadedError(f"{waiting} inputs wait already; try again in {seconds:g} s", seconds)
+
+    def backlog_seconds(self) -> float:
+        """How long what is in line will take, at least 1 s: when to try again."""
+        with self._changed:
+            return max(1.0, round(self._scheduler.backlog_seconds(), 1))
 
     # On the engine's thread
 
@@ -242,12 +250,13 @@ class Engine:
         return bool(batch or calls or dropped) or not self._stopping
 
     def _serve(self, batch: list[Row[_Work]], taken: float) -> None:
-        loaded = batch[0].payload.loaded
+        loaded, pipeline = batch[0].payload.loaded, batch[0].payload.pipeline
         try:
             swap = self._activate(loaded)
+            self._active_key = batch[0].key
             started = time.perf_counter()
-            inputs = collate([r.payload.encoded for r in batch], loaded.encoder.pad_id, self._resident.device)
-            results = loaded.pipeline.forward(loaded.model, inputs)
+            inputs = collate([r.payload.encoded for r in batch], loaded.spec.encoder.pad_id, self._resident.device)
+            results = pipeline.forward(loaded.model, inputs)
             seconds = time.perf_counter() - started
         except Exception as error:
             self._fail(batch, error)
@@ -265,9 +274,7 @@ class Engine:
 
     def _activate(self, loaded: Loaded) -> float:
         """Make the weights answer for a task; seconds it took, 0 if they did already."""
-        key = (loaded.digest, loaded.pipeline.kind)
         if self._resident.active is loaded.attached:
-            self._active_key = key
             return 0.0
         started = time.perf_counter()
         self._active_key = None
@@ -278,7 +285,6 @@ class Engine:
             self.tiers.renew(loaded)
             self._resident.activate(loaded.attached)
         seconds = time.perf_counter() - started
-        self._active_key = key
         self._scheduler.costs.learn_switch(seconds)
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)

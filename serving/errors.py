@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ken_core.errors import KenError
 
 
@@ -11,6 +14,11 @@ class ServingError(KenError):
     status = 500
     title = "Internal error"
     retry_after: float | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+class InternalError(ServingError):
+    """Nobody's fault but the server's."""
 
 
 class BadRequestError(ServingError):

@@ -9,27 +9,32 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 
 from ken_core import Checkpoint, KenError, ResidentModel, deltafile, open_base
 from ken_core.errors import DeltaFormatError
-from ken_core.tokenization import Input
+from ken_core.tokenization import Encoded
 from serving.cache import DeltaCache, DeltaFiles
 from serving.config import Settings
 from serving.cores import usable_cores
 from serving.device import Loaded
 from serving.engine import Engine, Timing
-from serving.errors import DeadlineError, StartError, StoreError, UnavailableError
+from serving.errors import DeadlineError, StartError, StoreError, TooLargeError, UnavailableError
 from serving.metrics import Metrics
-from serving.pipelines.base import check
+from serving.pipelines import Parameters, Pipeline, pipeline_for
+from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs
 from serving.scheduler import Limits
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
+_PRESENTED_AT_ONCE = 16_384
+"""Floats whose presentation may hold up the event loop: a millisecond or two of ``tolist``."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,12 @@ class Answer:
     """One output an input, the digest that made them, and how long the stages took."""
 
     digest: str
+    kind: str
     outputs: list[Any]
     truncated: list[int]
     """Positions of inputs that were cut to the model's length."""
+    tokens: int
+    """Of all inputs, special ones included, padding not."""
     timing: Timing
 
 
@@ -131,16 +139,23 @@ class Service:
         return self.in_flight
 
     async def predict(
-        self, digest: str, inputs: Sequence[Input], parameters: Mapping[str, Any], timeout: float
+        self,
+        digest: str,
+        inputs: Sequence[object],
+        parameters: Mapping[str, Any],
+        timeout: float,
+        kind: str | None = None,
     ) -> Answer:
         """Answer a task's inputs.
 
         Args:
-            parameters: of the task's kind, unchecked.
+            inputs: plain JSON, unchecked.
+            parameters: plain JSON, unchecked.
             timeout: seconds.
+            kind: of the question; None: what the task answers by itself.
 
         Raises:
-            InvalidInputError: parameters the kind does not take.
+            InvalidInputError: a kind the task cannot answer, inputs or parameters the kind does not take.
             StoreError: no tier holds the delta and the store does not give it.
             DeadlineError, OverloadedError: see `Engine.run`.
         """
@@ -151,16 +166,29 @@ class Service:
                 loaded = await self._acquire(digest, len(inputs))
                 waited = time.monotonic() - started
                 try:
-                    checked = check(loaded.pipeline.parameters, parameters)
-                    encoded = await asyncio.to_thread(loaded.encoder, inputs)
-                    results, timing = await self.engine.run(loaded, encoded, deadline)
+                    pipeline = pipeline_for(kind or loaded.kind, loaded.head)
+                    checked = check(pipeline.parameters, parameters)
+                    items = check_inputs(pipeline, inputs)
+                    prepared = await asyncio.to_thread(pipeline.prepare, items, loaded.spec, checked)
+                    rows = [row for one in prepared for row in one.rows]
+                    self._refuse_too_long(rows)
+                    raws, timing = await self.engine.run(loaded, pipeline, rows, deadline)
                 finally:
                     self.engine.tiers.release(loaded)
         except TimeoutError:
             raise DeadlineError(f"no answer within {timeout:g} s") from None
         timing.load = waited
-        outputs = [loaded.pipeline.present(raw, loaded.config, loaded.pooling, checked) for raw in results]
-        return Answer(digest, outputs, [i for i, e in enumerate(encoded) if e.truncated], timing)
+        work = partial(_present, pipeline, prepared, raws, loaded.spec, checked)
+        outputs = work() if sum(raw.size for raw in raws) <= _PRESENTED_AT_ONCE else await asyncio.to_thread(work)
+        truncated = [i for i, one in enumerate(prepared) if one.truncated]
+        return Answer(digest, pipeline.kind, outputs, truncated, sum(map(len, rows)), timing)
+
+    def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
+        tokens, most = sum(map(len, rows)), self.settings.max_tokens
+        if tokens > most:
+            raise TooLargeError(
+                f"the request has {tokens} tokens, at most {most} are allowed in one; send fewer or shorter inputs"
+            )
 
     async def _acquire(self, digest: str, inputs: int) -> Loaded:
         """The task on the device. Inputs that wait for it are in line as much as those that wait for a batch."""
@@ -198,6 +226,13 @@ class Service:
             "packed": self.engine.tiers.packed_nbytes,
             "materialised": self.engine.tiers.materialised_nbytes,
         }
+
+
+def _present(
+    pipeline: Pipeline, prepared: Sequence[Prepared], raws: Sequence[Raw], spec: TaskSpec, parameters: Parameters
+) -> list[Any]:
+    left = iter(raws)
+    return [pipeline.present(one, list(islice(left, len(one.rows))), spec, parameters) for one in prepared]
 
 
 def _resident(settings: Settings) -> ResidentModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -21,11 +21,34 @@ async def read_body(request: Request, model: type[M]) -> M:
         BadRequestError: empty, not UTF-8, or no JSON.
         InvalidInputError: JSON of another form; the place and the reason are named.
     """
+    return check(model, await read_json(request))
+
+
+async def read_json(request: Request) -> Any:
+    """Parse a body; raises `BadRequestError`: empty, not UTF-8, or no JSON."""
     raw = await request.body()
     if not raw.strip():
         raise BadRequestError('the body is empty; expected JSON such as {"inputs": "some text"}')
     try:
-        plain = orjson.loads(raw)
+        return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is no JSON in UTF-8: {error}") from None
-    return check(model, plain)
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a route that reads its body with `read_body`."""
+    content = {"application/json": {"schema": _inlined(model.model_json_schema())}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that fits anywhere in a document: its own definitions in place of references to them."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, dict):
+            name = part.get("$ref", "").removeprefix("#/$defs/")
+            return resolve(definitions[name]) if name else {k: resolve(v) for k, v in part.items()}
+        return [resolve(item) for item in part] if isinstance(part, list) else part
+
+    return {k: resolve(v) for k, v in schema.items()}

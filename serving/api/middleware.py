@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.problems import from_error
+from serving.api.failures import Shape, failure_of
 from serving.errors import TooLargeError
 from serving.service import Service
 
@@ -46,9 +47,10 @@ class RequestIds:
 class BodyLimit:
     """Answer 413 to a body that is, or claims to be, longer than allowed, without keeping it."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, shape_of: Callable[[str], Shape]) -> None:
         self._app = app
         self._limit = limit
+        self._shape_of = shape_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,7 +85,7 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = TooLargeError(f"the body is longer than the {self._limit} bytes allowed; send fewer or shorter inputs")
-        response = from_error(Headers(scope=scope).get("x-request-id"), error)
+        response = self._shape_of(scope["path"])(failure_of(scope, error))
         response.headers["Connection"] = "close"
         await response(scope, receive, send)
 

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from ken_core.tokenization import Input
 from serving.api.admin import admin_only
-from serving.api.bodies import read_body
-from serving.api.middleware import TooLongBodyError
-from serving.api.problems import RESPONSES
-from serving.api.resolve import resolve
-from serving.errors import InvalidInputError, ServingError, StoreError, UnknownTaskError
-from serving.service import Answer, Service
+from serving.api.bodies import body_of, read_body
+from serving.api.predicting import Answered, Predictor, Question
+from serving.api.problems import responses
+from serving.api.protocol import Protocol
+from serving.errors import StoreError, UnknownTaskError
+from serving.service import Service
 from serving.store import Task
-
-
-class TextPair(BaseModel):
-    """Two texts judged together."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: str
-    text_pair: str
 
 
 class PredictRequest(BaseModel):
@@ -39,19 +28,14 @@ class PredictRequest(BaseModel):
         json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "parameters": {"top_k": 1}}]},
     )
 
-    inputs: str | TextPair | list[str | TextPair] = Field(description="a text, a pair of texts, or a list of them")
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
+        description="one input or a list of them: texts, or objects of the fields the kind asks for"
+    )
+    parameters: dict[str, Any] = Field(default_factory=dict, description="of the kind")
+    kind: str | None = Field(None, description="what to ask of the task; by default what it answers by itself")
 
-    @field_validator("inputs")
-    @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        if value == []:
-            raise ValueError("expected at least one input")
-        return value
-
-    def texts(self) -> list[Input]:
-        listed = self.inputs if isinstance(self.inputs, list) else [self.inputs]
-        return [item if isinstance(item, str) else (item.text, item.text_pair) for item in listed]
+    def listed(self) -> list[str | dict[str, Any]]:
+        return self.inputs if isinstance(self.inputs, list) else [self.inputs]
 
 
 class PredictAnswer(BaseModel):
@@ -59,6 +43,7 @@ class PredictAnswer(BaseModel):
 
     task: str
     digest: str = Field(description="the delta that answered")
+    kind: str = Field(description="the kind of question that was answered")
     outputs: list[Any]
     truncated: list[int] = Field(description="positions of inputs that were cut to the model's length")
 
@@ -93,48 +78,21 @@ class Changed(BaseModel):
 TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,255}$", description="a task, or task@alias")]
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of the native protocol."""
-    routes = APIRouter(prefix="/v1", tags=["tasks"], responses=RESPONSES)  # type: ignore[arg-type]
+    routes = APIRouter(prefix="/v1", tags=["tasks"], responses=responses(400, 404, 413, 422, 429, 501, 503, 504))
 
     admin = admin_only(service)
 
-    @routes.post(
-        "/tasks/{task}/predict",
-        response_model=PredictAnswer,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": _inlined(PredictRequest.model_json_schema())}},
-            }
-        },
-    )
+    @routes.post("/tasks/{task}/predict", response_model=PredictAnswer, openapi_extra=body_of(PredictRequest))
     async def predict(task: TaskName, request: Request) -> Response:
         """Answer one or many inputs with a task's live version."""
-        started = time.perf_counter()
-        label, code = "unknown", 500
-        try:
-            service.admit()
-            resolved = resolve(service, request, task)
-            label = service.metrics.task_label(resolved.task)
+
+        async def read() -> Question:
             body = await read_body(request, PredictRequest)
-            answer = await _answer(service, resolved.digest, body)
-            code = 200
-            for stage, seconds in answer.timing.stages():
-                service.metrics.request_seconds.labels(label, stage).observe(seconds)
-            return _present(resolved.task, answer)
-        except ServingError as error:
-            code = error.status
-            raise
-        except asyncio.CancelledError:
-            code = 499
-            raise
-        except TooLongBodyError:
-            code = 413
-            raise
-        finally:
-            service.metrics.requests.labels(label, str(code)).inc()
-            service.metrics.request_seconds.labels(label, "total").observe(time.perf_counter() - started)
+            return Question(body.listed(), body.parameters, body.kind)
+
+        return _present(await predictor(request, read, task))
 
     @routes.get("/tasks")
     async def tasks() -> list[TaskInfo]:
@@ -174,34 +132,16 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema that fits anywhere in a document: its own definitions in place of references to them."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(part: Any) -> Any:
-        if isinstance(part, dict):
-            name = part.get("$ref", "").removeprefix("#/$defs/")
-            return resolve(definitions[name]) if name else {k: resolve(v) for k, v in part.items()}
-        return [resolve(item) for item in part] if isinstance(part, list) else part
-
-    return {k: resolve(v) for k, v in schema.items()}
-
-
-async def _answer(service: Service, digest: str, body: PredictRequest) -> Answer:
-    texts = body.texts()
-    most = service.settings.max_inputs
-    if len(texts) > most:
-        raise InvalidInputError(f"inputs: found {len(texts)}, at most {most} are allowed in one request")
-    return await service.predict(digest, texts, body.parameters, service.settings.request_timeout_seconds)
-
-
-def _present(task: str, answer: Answer) -> Response:
-    content = {"task": task, "digest": answer.digest, "outputs": answer.outputs, "truncated": answer.truncated}
-    headers = {
-        "X-Ken-Delta": answer.digest,
-        "Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in answer.timing.stages()),
+def _present(answered: Answered) -> Response:
+    answer = answered.answer
+    content = {
+        "task": answered.task,
+        "digest": answer.digest,
+        "kind": answer.kind,
+        "outputs": answer.outputs,
+        "truncated": answer.truncated,
     }
-    return Response(orjson.dumps(content), headers=headers, media_type="application/json")
+    return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")
 
 
 def _info(task: Task) -> TaskInfo:
@@ -215,3 +155,6 @@ async def _changed(service: Service, task: str, change: Any, *arguments: str) ->
         return Changed(task=task, revision=await asyncio.to_thread(change, *arguments))
     except StoreError as error:
         raise StoreError(f"nothing was changed: {error}") from error
+
+
+PROTOCOL = Protocol(router, ("/v1",))

@@ -10,6 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from serving.api.admin import admin_only
+from serving.api.predicting import Predictor
+from serving.api.protocol import Protocol
 from serving.service import Service
 
 
@@ -31,7 +33,7 @@ class Verification(BaseModel):
     differing: list[str] = Field(description="names of tensors that are not; empty when all is well")
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of operations; none needs a task."""
     routes = APIRouter(tags=["operations"])
 
@@ -71,3 +73,6 @@ def router(service: Service) -> APIRouter:
         return Verification(tensors=len(service.resident.fingerprint.tensors), differing=differing)
 
     return routes
+
+
+PROTOCOL = Protocol(router)

@@ -16,18 +16,24 @@ class Resolved:
     digest: str
 
 
-def resolve(service: Service, request: Request, task: str | None) -> Resolved:
-    """Resolve a task given in the path or body, else in ``X-Ken-Task``; ``X-Ken-Delta`` pins a version of it.
+class Resolver:
+    """Finds the delta that answers a request."""
 
-    ``name@alias`` chooses an alias other than ``live``.
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
-    Raises:
-        BadRequestError: no task is named anywhere.
-        UnknownTaskError: no such task, alias or version.
-    """
-    named = task or request.headers.get("x-ken-task")
-    if not named:
-        raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
-    name, _, alias = named.partition("@")
-    digest = service.table.resolve(name, alias or "live", request.headers.get("x-ken-delta"))
-    return Resolved(name, digest)
+    def __call__(self, request: Request, named: str | None) -> Resolved:
+        """Resolve a task given in the path or body, else in ``X-Ken-Task``.
+
+        ``name@alias`` chooses an alias other than ``live``, ``X-Ken-Delta`` pins one of the task's versions.
+
+        Raises:
+            BadRequestError: no task is named anywhere.
+            UnknownTaskError: no such task, alias or version.
+        """
+        named = named or request.headers.get("x-ken-task")
+        if not named:
+            raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
+        name, _, alias = named.partition("@")
+        digest = self._service.table.resolve(name, alias or "live", request.headers.get("x-ken-delta"))
+        return Resolved(name, digest)

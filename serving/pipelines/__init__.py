@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from serving.errors import UnsupportedKindError
+from serving.errors import InvalidInputError, UnsupportedKindError
 from serving.pipelines.base import Parameters, Pipeline
 from serving.pipelines.feature_extraction import FeatureExtraction
+from serving.pipelines.sentence_embeddings import SentenceEmbeddings
 from serving.pipelines.text_classification import TextClassification
 
-PIPELINES: dict[str, Pipeline] = {p.kind: p for p in (TextClassification(), FeatureExtraction())}
+PIPELINES: dict[str, Pipeline] = {p.kind: p for p in (TextClassification(), FeatureExtraction(), SentenceEmbeddings())}
 
-__all__ = ["PIPELINES", "Parameters", "Pipeline", "pipeline_for"]
+__all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "pipeline_for"]
 
 
-def pipeline_for(kind: str) -> Pipeline:
-    """Raises `UnsupportedKindError` for a kind without a pipeline."""
-    if kind not in PIPELINES:
-        raise UnsupportedKindError(f"tasks of kind {kind!r} are not served; served are {', '.join(sorted(PIPELINES))}")
-    return PIPELINES[kind]
+def default_kind(head: str, pooling: str | None) -> str:
+    """What a task answers unless a request asks for another kind: a backbone that says how it pools gives embeddings.
+
+    Raises:
+        UnsupportedKindError: no kind reads such a head.
+    """
+    if head not in {p.head for p in PIPELINES.values()}:
+        served = ", ".join(sorted({p.head for p in PIPELINES.values()}))
+        raise UnsupportedKindError(f"tasks of kind {head!r} are not served; served are {served}")
+    return "sentence-embeddings" if head == "feature-extraction" and pooling else head
+
+
+def pipeline_for(kind: str, head: str) -> Pipeline:
+    """The pipeline of a kind, if it reads such a head.
+
+    Raises:
+        InvalidInputError: it does not; those that do are named.
+    """
+    found = PIPELINES.get(kind)
+    if found is None or found.head != head:
+        able = ", ".join(sorted(p.kind for p in PIPELINES.values() if p.head == head))
+        raise InvalidInputError(f"kind {kind!r} cannot be asked of a task with a {head} head, which answers {able}")
+    return found

@@ -1,16 +1,23 @@
-"""What a task kind is: parameters, a forward pass over a batch, and the presentation of one row's result."""
+"""What a task kind is: its inputs and parameters, and the way from one input to one answer.
+
+An input becomes one or more encoded rows (`prepare`), rows run through the model in batches that may hold rows of
+many requests (`forward`), and the results of an input's rows become its answer (`present`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ken_core.tokenization import Encoded, Encoder, Input
 from serving.errors import InvalidInputError
 
 Raw = npt.NDArray[np.float32]
@@ -21,6 +28,75 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    truncation: bool = Field(True, description="cut inputs to the model's length; false refuses longer ones")
+
+
+class TextPair(BaseModel):
+    """Two texts judged together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    text_pair: str
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What of a task, beside its weights, its answers depend on."""
+
+    config: PretrainedConfig
+    encoder: Encoder
+    pooling: str | None
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One input, ready to run.
+
+    Attributes:
+        rows: in the order in which `Pipeline.present` gets their results.
+        truncated: whether the input was cut.
+        source: whatever `Pipeline.present` needs of the input itself.
+    """
+
+    rows: Sequence[Encoded]
+    truncated: bool
+    source: Any = None
+
+
+class Pipeline(Protocol):
+    """One task kind. Everything but `forward` runs off the thread that owns the weights."""
+
+    @property
+    def kind(self) -> str:
+        """Its name on the wire, as Hugging Face calls it where it does."""
+
+    @property
+    def head(self) -> str:
+        """The kind of head (`Manifest.kind`) it reads."""
+
+    @property
+    def input(self) -> Any:
+        """The type of one input, as pydantic checks it."""
+
+    @property
+    def parameters(self) -> type[Parameters]:
+        """The model of its request parameters."""
+
+    def prepare(self, inputs: Sequence[Any], task: TaskSpec, parameters: Any) -> list[Prepared]:
+        """Encode checked inputs.
+
+        Raises:
+            InvalidInputError: an input this task cannot answer.
+        """
+
+    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+        """Run a padded batch on the engine's thread; one float32 array a row, on the host."""
+
+    def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Any) -> Any:
+        """One input's answer as JSON, from the results of its rows."""
+
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,24 +106,46 @@ def check(model: type[M], plain: object) -> M:
     try:
         return model.model_validate(plain)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InvalidInputError(f"{where}: {first['msg']}") from None
+        raise _refusal("body", error) from None
 
 
-class Pipeline(Protocol):
-    """One task kind."""
+def check_inputs(pipeline: Pipeline, inputs: Sequence[object]) -> list[Any]:
+    """Inputs of a request as the kind takes them.
 
-    @property
-    def kind(self) -> str:
-        """Its name on the wire, as Hugging Face calls it."""
+    Raises:
+        InvalidInputError: naming the first that is of another form.
+    """
+    try:
+        checked: list[Any] = _inputs_of(pipeline.input).validate_python(inputs)
+    except ValidationError as error:
+        raise _refusal(f"inputs of a {pipeline.kind} task", error) from None
+    return checked
 
-    @property
-    def parameters(self) -> type[Parameters]:
-        """The model of its request parameters."""
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
-        """Run a padded batch on the engine's thread; one float32 array a row, on the host."""
+def encode_whole(texts: Sequence[Input], task: TaskSpec, parameters: Parameters) -> list[Prepared]:
+    """One row an input, cut to the model's length unless the parameters refuse that."""
+    rows = task.encoder(texts)
+    if not parameters.truncation:
+        refuse_truncated([row.truncated for row in rows], task.encoder.max_length)
+    return [Prepared((row,), row.truncated) for row in rows]
 
-    def present(self, raw: Raw, config: PretrainedConfig, pooling: str | None, parameters: Any) -> Any:
-        """One row's answer as JSON."""
+
+def refuse_truncated(truncated: Sequence[bool], most: int) -> None:
+    """Raises `InvalidInputError` if any input would have to be cut."""
+    if any(truncated):
+        where = truncated.index(True)
+        raise InvalidInputError(
+            f"inputs.{where}: longer than the {most} tokens the model takes; shorten it, or allow truncation"
+        )
+
+
+@cache
+def _inputs_of(form: Any) -> TypeAdapter[list[Any]]:
+    return TypeAdapter(list[form])
+
+
+def _refusal(whole: str, error: ValidationError) -> InvalidInputError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or whole
+    prefix = "inputs." if first["loc"] and isinstance(first["loc"][0], int) else ""
+    return InvalidInputError(f"{prefix}{where}: {first['msg']}")

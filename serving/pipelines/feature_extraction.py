@@ -1,53 +1,28 @@
-"""Feature extraction: one vector a text, or one a token."""
+"""Feature extraction: one vector a token, as Transformers' pipeline gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import Field
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from serving.pipelines.base import Parameters, Raw
-
-
-class FeatureParameters(Parameters):
-    pooling: Literal["mean", "cls", "last", "none"] | None = Field(
-        None, description="how token vectors become one; default: the task's own, else mean"
-    )
-    normalize: bool = Field(False, description="scale vectors to length 1")
+from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, encode_whole
+from serving.pipelines.hidden_states import last_hidden_states
 
 
 class FeatureExtraction:
-    kind = "feature-extraction"
-    parameters = FeatureParameters
+    kind = head = "feature-extraction"
+    input = str
+    parameters = Parameters
+
+    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: Parameters) -> list[Prepared]:
+        return encode_whole(inputs, task, parameters)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
-        """Last hidden states, shape (tokens, width) a row, padding cut off."""
-        states = model(**batch).last_hidden_state.float().cpu().numpy()
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
-        return [state[:length] for state, length in zip(states, lengths, strict=True)]
+        """Last hidden states, shape (tokens, width) a row."""
+        return last_hidden_states(model, batch)
 
-    def present(self, raw: Raw, config: PretrainedConfig, pooling: str | None, parameters: FeatureParameters) -> Any:
-        vectors = _pool(raw, parameters.pooling or pooling or "mean")
-        if parameters.normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-        return vectors.tolist()
-
-
-def _pool(states: Raw, how: str) -> Raw:
-    match how:
-        case "none":
-            return states
-        case "cls":
-            return _vector(states[0])
-        case "last":
-            return _vector(states[-1])
-        case _:
-            return _vector(states.mean(axis=0))
-
-
-def _vector(value: Any) -> Raw:
-    return np.asarray(value, dtype=np.float32)
+    def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Parameters) -> Any:
+        return raws[0].tolist()

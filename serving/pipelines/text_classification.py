@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,10 @@ import torch
 from pydantic import Field
 from transformers import PretrainedConfig, PreTrainedModel
 
-from serving.pipelines.base import Parameters, Raw
+from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole
+from serving.pipelines.logits import Float64, classify, sigmoid, softmax
+
+_FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
 
 
 class ClassificationParameters(Parameters):
@@ -21,19 +24,27 @@ class ClassificationParameters(Parameters):
 
 
 class TextClassification:
-    kind = "text-classification"
+    kind = head = "text-classification"
+    input = str | TextPair
     parameters = ClassificationParameters
+
+    def prepare(
+        self, inputs: Sequence[str | TextPair], task: TaskSpec, parameters: ClassificationParameters
+    ) -> list[Prepared]:
+        texts = [item if isinstance(item, str) else (item.text, item.text_pair) for item in inputs]
+        return encode_whole(texts, task, parameters)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
         """Logits, shape (labels,) a row."""
-        return list(model(**batch).logits.float().cpu().numpy())
+        return classify(model, batch)
 
     def present(
-        self, raw: Raw, config: PretrainedConfig, pooling: str | None, parameters: ClassificationParameters
+        self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: ClassificationParameters
     ) -> list[dict[str, Any]]:
-        scores = _scores(raw.astype(np.float64), parameters.function_to_apply or _function(config))
+        function = parameters.function_to_apply or _function(task.config)
+        scores = _FUNCTIONS[function](raws[0].astype(np.float64))
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
-        labels: Mapping[Any, str] = config.id2label or {}
+        labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
 
 
@@ -41,14 +52,3 @@ def _function(config: PretrainedConfig) -> str:
     if config.problem_type == "regression":
         return "none"
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
-
-
-def _scores(logits: np.ndarray[Any, np.dtype[np.float64]], function: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if function == "none":
-        return logits
-    if function == "sigmoid":
-        probabilities: np.ndarray[Any, np.dtype[np.float64]] = np.exp(-np.logaddexp(0.0, -logits))
-        return probabilities
-    exponents = np.exp(logits - logits.max())
-    shares: np.ndarray[Any, np.dtype[np.float64]] = exponents / exponents.sum()
-    return shares

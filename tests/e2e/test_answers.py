@@ -55,6 +55,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     from ken_core import ResidentModel, graft
     from ken_core.fingerprint import fingerprint
     from ken_core.tokenization import Encoder, collate
+    from serving.pipelines.base import TaskSpec
     from serving.pipelines.text_classification import TextClassification
 
     base = open_base(str(minilm))
@@ -64,15 +65,15 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     own, neighbour = resident.attach(first), resident.attach(second)
     task = published[0]
     model = graft(resident.backbone, first.architecture, first.config, own.head)
-    encoder = Encoder(base, model.config, {})
-    rows = encoder(task.texts[:5])
     kind = TextClassification()
+    spec = TaskSpec(model.config, Encoder(base, model.config, {}), None, False)
+    prepared = kind.prepare(task.texts[:5], spec, kind.parameters())
     answers = {}
     with torch.inference_mode():
         for name, delta in (("own", own), ("neighbour", neighbour)):
             resident.activate(delta)
-            raw = [kind.forward(model, collate([row], 0, resident.device))[0] for row in rows]
-            scored = [kind.present(r, model.config, None, kind.parameters()) for r in raw]
+            raw = [kind.forward(model, collate(one.rows, 0, resident.device)) for one in prepared]
+            scored = [kind.present(p, r, spec, kind.parameters()) for p, r in zip(prepared, raw, strict=True)]
             answers[name] = [{o["label"]: o["score"] for o in outputs} for outputs in scored]
     expected = pipeline_scores(task, task.texts[:5])
     assert max(farthest(f, e) for f, e in zip(answers["own"], expected, strict=True)) < 1e-5

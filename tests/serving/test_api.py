@@ -76,7 +76,7 @@ def test_one_text_gets_one_output(
     response = post(SPAM, json={"inputs": TEXTS[0]})
     assert response.status_code == 200
     body = response.json()
-    assert set(body) == {"task", "digest", "outputs", "truncated"}
+    assert set(body) == {"task", "digest", "kind", "outputs", "truncated"}
     assert (body["task"], body["digest"], body["truncated"]) == ("spam", deltas.spam.digest, [])
     assert [scores(rows) for rows in body["outputs"]] == [pytest.approx(dedicated(deltas.spam, TEXTS[0]), abs=1e-5)]
 

@@ -20,11 +20,13 @@ from serving.cache import DeltaCache, DeltaFiles, Found
 from serving.engine import Engine
 from serving.errors import OverloadedError, UnavailableError
 from serving.metrics import Metrics
+from serving.pipelines import PIPELINES
 from serving.scheduler import Limits
 from serving.store import Store
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
 
 FOREVER = 1e12
+CLASSIFY = PIPELINES["text-classification"]
 
 
 class Exchange:
@@ -92,7 +94,7 @@ class Bench:
         """Logits for texts."""
         loaded = await self.engine.tiers.acquire(file.digest)
         try:
-            results, _ = await self.engine.run(loaded, loaded.encoder(texts or TEXTS), deadline)
+            results, _ = await self.engine.run(loaded, CLASSIFY, loaded.spec.encoder(texts or TEXTS), deadline)
         finally:
             self.engine.tiers.release(loaded)
         return results
@@ -333,7 +335,7 @@ def test_what_was_queued_is_answered_before_the_engine_ends_and_nothing_after(
         assert len(await queued) == len(TEXTS)
         await asyncio.to_thread(stopping.join, 20)
         with pytest.raises(UnavailableError):
-            await bench.engine.run(loaded, loaded.encoder(["rain"]), FOREVER)
+            await bench.engine.run(loaded, CLASSIFY, loaded.spec.encoder(["rain"]), FOREVER)
         with pytest.raises(UnavailableError):
             bench.engine.check()
 

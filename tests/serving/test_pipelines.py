@@ -12,8 +12,10 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
 from ken_core import DeltaFile
+from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError, UnsupportedKindError
-from serving.pipelines import pipeline_for
+from serving.pipelines import default_kind
+from serving.pipelines.base import Prepared, TaskSpec
 from serving.pipelines.text_classification import ClassificationParameters, TextClassification
 from serving.service import Service
 from tests.tiny_checkpoints import TEXTS, WORDS, Tiny, load_backbone, write_tokenizer
@@ -26,7 +28,7 @@ PROBLEMS = {
     "regression": (["stars"], "regression"),
     "regression of two": (["stars", "length"], "regression"),
 }
-PAIRS = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
+PAIRS = [{"text": TEXTS[0], "text_pair": TEXTS[1]}, {"text": TEXTS[2], "text_pair": TEXTS[3]}]
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +87,8 @@ def test_pairs_are_scored_as_transformers_scores_them(
 ) -> None:
     file = problem("single-label")
     reference = pipeline("text-classification", model=str(tiny.applied(file)), top_k=None)
-    for found, (text, text_pair) in zip(ask(file, PAIRS), PAIRS, strict=True):
-        assert same_scores(found, reference({"text": text, "text_pair": text_pair}))
+    for found, pair in zip(ask(file, PAIRS), PAIRS, strict=True):
+        assert same_scores(found, reference(pair))
 
 
 def test_top_k_gives_the_k_highest(problem: Callable[[str], DeltaFile], ask: Callable[..., list[Any]]) -> None:
@@ -97,11 +99,14 @@ def test_top_k_gives_the_k_highest(problem: Callable[[str], DeltaFile], ask: Cal
 
 
 def test_scores_far_from_zero_neither_overflow_nor_warn(tiny: Tiny) -> None:
-    config = tiny.base.config
+    spec = TaskSpec(tiny.base.config, Encoder(tiny.base, tiny.base.config, {}), None, False)
     for function in ("softmax", "sigmoid"):
         with np.errstate(all="raise", under="ignore"):
             rows = TextClassification().present(
-                np.array([-1e4, 1e4], np.float32), config, None, ClassificationParameters(function_to_apply=function)
+                Prepared((), False),
+                [np.array([-1e4, 1e4], np.float32)],
+                spec,
+                ClassificationParameters(function_to_apply=function),
             )
         assert [row["score"] for row in rows] == [1.0, 0.0]
 
@@ -206,4 +211,4 @@ def test_a_backbone_without_a_head_equals_the_applied_one(
 
 def test_a_kind_without_a_pipeline_is_refused_with_the_kinds_there_are() -> None:
     with pytest.raises(UnsupportedKindError, match=r"'question-answering' .* feature-extraction, text-classification"):
-        pipeline_for("question-answering")
+        default_kind("fill-mask", None)

@@ -1,0 +1,90 @@
+"""From an exception to what a client is told, in the shape of the protocol it speaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from ken_core import KenError
+from serving.errors import InternalError, InvalidInputError, ServingError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that was not answered as asked.
+
+    Attributes:
+        retry_after: seconds, None where trying again later is of no use.
+        headers: beside those every failure has.
+    """
+
+    status: int
+    title: str
+    detail: str
+    request_id: str | None
+    retry_after: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Shape = Callable[[Failure], Response]
+
+
+def failure_of(scope: Scope, error: ServingError) -> Failure:
+    return Failure(error.status, error.title, str(error), request_id(scope), error.retry_after, error.headers)
+
+
+def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
+    """Answer every exception; unexpected ones tell the client nothing but where to look.
+
+    Args:
+        shape_of: the shape of failures under a path.
+    """
+
+    def answer(request: Request, failure: Failure) -> Response:
+        return shape_of(request.url.path)(failure)
+
+    @app.exception_handler(ServingError)
+    async def on_serving_error(request: Request, error: ServingError) -> Response:
+        return answer(request, failure_of(request.scope, error))
+
+    @app.exception_handler(KenError)
+    async def on_ken_error(request: Request, error: KenError) -> Response:
+        _log.error("request %s failed: %s", request_id(request.scope), error)
+        return answer(request, failure_of(request.scope, InternalError(str(error))))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        title = HTTPStatus(error.status_code).phrase
+        detail = f"{title}: {request.method} {request.url.path}"
+        headers = error.headers or {}
+        return answer(request, Failure(error.status_code, title, detail, request_id(request.scope), headers=headers))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return answer(request, failure_of(request.scope, InvalidInputError(f"{where}: {first['msg']}")))
+
+    @app.exception_handler(Exception)
+    async def on_exception(request: Request, error: Exception) -> Response:
+        found = request_id(request.scope)
+        _log.exception("request %s failed", found, exc_info=error)
+        unsaid = InternalError("the server failed; its log names this request")
+        made = answer(request, failure_of(request.scope, unsaid))
+        made.headers["X-Request-Id"] = found or ""
+        return made
+
+
+def request_id(scope: Scope) -> str | None:
+    """The id that the middleware gave the request."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)

@@ -1,0 +1,130 @@
+"""A prediction's way through a replica, the same for every protocol: admit, read, resolve, answer, measure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from serving.api.middleware import TooLongBodyError
+from serving.api.resolve import Resolved, Resolver
+from serving.errors import BadRequestError, InvalidInputError, OverloadedError, ServingError
+from serving.service import Answer, Service
+
+_TIMEOUT_HEADER = "x-request-timeout-ms"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request asks, whatever protocol it came by.
+
+    Attributes:
+        inputs: plain JSON of the kind's inputs, one an element.
+        parameters: plain JSON of the kind's parameters.
+        kind: None: what the task answers by itself.
+        task: named in the body; None leaves it to the path or the header.
+    """
+
+    inputs: Sequence[object]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer and the task, without alias, that it is an answer of."""
+
+    task: str
+    answer: Answer
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Which delta answered, and what the stages took (milliseconds)."""
+        stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.answer.timing.stages())
+        return {"X-Ken-Delta": self.answer.digest, "Server-Timing": stages}
+
+
+class Predictor:
+    """Answers the questions of all protocols."""
+
+    def __init__(self, service: Service, resolver: Resolver) -> None:
+        self._service = service
+        self._resolver = resolver
+        self._running = 0
+
+    async def __call__(
+        self, request: Request, read: Callable[[], Awaitable[Question]], task: str | None = None
+    ) -> Answered:
+        """Answer a request.
+
+        Args:
+            read: reads the body; called once the request was admitted.
+            task: where the path names it: an unknown one is refused before its body is read.
+
+        Raises:
+            ServingError: in one of its forms, each with its HTTP status.
+        """
+        started = time.perf_counter()
+        label, code = "unknown", 500
+        self._running += 1
+        try:
+            self._admit()
+            timeout = self._timeout(request)
+            resolved = self._resolver(request, task) if task else None
+            label = self._label(resolved)
+            question = await read()
+            resolved = resolved or self._resolver(request, question.task)
+            label = self._label(resolved)
+            self._check_count(question.inputs)
+            answer = await self._service.predict(
+                resolved.digest, question.inputs, question.parameters, timeout, question.kind
+            )
+            code = 200
+            for stage, seconds in answer.timing.stages():
+                self._service.metrics.request_seconds.labels(label, stage).observe(seconds)
+            return Answered(resolved.task, answer)
+        except ServingError as error:
+            code = error.status
+            raise
+        except asyncio.CancelledError:
+            code = 499
+            raise
+        except TooLongBodyError:
+            code = 413
+            raise
+        finally:
+            self._running -= 1
+            self._service.metrics.requests.labels(label, str(code)).inc()
+            self._service.metrics.request_seconds.labels(label, "total").observe(time.perf_counter() - started)
+
+    def _label(self, resolved: Resolved | None) -> str:
+        return self._service.metrics.task_label(resolved.task) if resolved else "unknown"
+
+    def _admit(self) -> None:
+        self._service.admit()
+        most = self._service.settings.max_requests
+        if self._running > most:
+            seconds = self._service.engine.backlog_seconds()
+            raise OverloadedError(f"{most} requests are in flight already; try again in {seconds:g} s", seconds)
+
+    def _timeout(self, request: Request) -> float:
+        """Seconds: what the client asks for, at most the server's own limit."""
+        most = self._service.settings.request_timeout_seconds
+        asked = request.headers.get(_TIMEOUT_HEADER)
+        if asked is None:
+            return most
+        if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked)):
+            raise BadRequestError(f"X-Request-Timeout-Ms is {asked[:40]!r}; expected whole milliseconds, at least 1")
+        return min(int(asked) / 1000, most)
+
+    def _check_count(self, inputs: Sequence[object]) -> None:
+        most = self._service.settings.max_inputs
+        if not inputs:
+            raise InvalidInputError("inputs: expected at least one input")
+        if len(inputs) > most:
+            raise InvalidInputError(f"inputs: found {len(inputs)}, at most {most} are allowed in one request")
