@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -169,7 +170,7 @@ def router(service: Service) -> APIRouter:
     @routes.delete("/tasks/{task}", dependencies=[Depends(admin)])
     async def delete(task: TaskName) -> Changed:
         """Forget a task."""
-        return await _changed(service, task, service.store.delete, task)
+        return await _changed(service, task, partial(service.store.delete, force=True), task)
 
     return routes
 
