@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Alias = Annotated[str, typer.Option(help="which alias of the task")]
 
 _SHORT_DIGEST = 12
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -207,5 +209,7 @@ def _what(change: dict[str, Any]) -> tuple[str, str]:
         return f"key {change['key']}", ""
     if "route" in change:
         weights = change["route"] or {}
-        return "the route", " ".join(f"{t}={w}" for t, w in sorted(weights.items())) or "none"
-    return change["alias"], change["digest"][:_SHORT_DIGEST]
+        text = " ".join(f"{t}={w}" for t, w in sorted(weights.items())) or "none"
+        return "the route", _DIGEST.sub(lambda found: found[0][:_SHORT_DIGEST], text)
+    gone = "gone" if change["alias"] else ""
+    return change["alias"], change["digest"][:_SHORT_DIGEST] or gone
