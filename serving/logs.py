@@ -107,7 +107,8 @@ class _Lines(logging.Formatter):
         self._redact = redact
 
     def _extra(self, record: logging.LogRecord) -> dict[str, Any]:
-        found = {k: v for k, v in vars(record).items() if k not in _STANDARD and v is not None}
+        given = vars(record).items()
+        found = {k: v for k, v in given if k not in _STANDARD and not k.startswith("_") and v is not None}
         if (current := request_id.get()) is not None:
             found.setdefault("request_id", current)
         return self._redact(found)  # type: ignore[no-any-return]

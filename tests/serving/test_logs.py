@@ -48,7 +48,9 @@ def raised(text: str) -> Any:
 
 
 def test_a_json_line_says_when_how_bad_who_and_what(in_a_request: str) -> None:
-    found = json.loads(line(JsonLines, "read %d %s", 2, "keys", created=0.25, extra={"task": "spam", "seconds": 0.5}))
+    found = json.loads(
+        line(JsonLines, "read %d %s", 2, "keys", created=0.25, extra={"task": "spam", "seconds": 0.5, "_ray": 1})
+    )
     assert found == {
         "time": "1970-01-01T00:00:00.250Z",
         "level": "info",
