@@ -63,6 +63,8 @@ class Metrics:
         self._cache_hits = Counter(
             "ken_cache_hits", "Requests whose delta a tier of this replica held", ["tier"], registry=own
         )
+        for tier in TIERS[:-1]:
+            self._cache_hits.labels(tier)  # there from the start: shares of sums need every part
         self._cache_misses = Counter("ken_cache_misses", "Requests whose delta came from the store", registry=own)
         self._own = own
         self.registry = CollectorRegistry()
