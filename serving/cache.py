@@ -243,6 +243,14 @@ class DeltaCache:
     def host_nbytes(self) -> int:
         return self._host.nbytes
 
+    def tier_of(self, digest: str) -> str:
+        """Where `load` would find a delta: ``host``, ``disk`` or ``store``."""
+        with self._lock:
+            held = digest in self._host
+        if held:
+            return "host"
+        return "disk" if self.files.holds(digest) else "store"
+
     def load(self, digest: str) -> Found:
         """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.
 

@@ -306,8 +306,8 @@ class TestTheNetwork:
         (shut,) = (p["spec"] for p in policies if p["metadata"]["name"] == "default-deny")
         assert shut == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
-    def test_shows_others_the_server_ray_metrics_and_the_operators_port(self, policies: list[Object]) -> None:
-        assert open_to_others(policies, "ray") == {8000, 8080, 8265}
+    def test_shows_others_the_server_metrics_and_the_operators_port(self, policies: list[Object]) -> None:
+        assert open_to_others(policies, "ray") == {8000, 8001, 8080, 8265}
 
     def test_hides_what_haproxy_opens_on_all_addresses(self, policies: list[Object]) -> None:
         pytest.importorskip("ray", reason="ray is not installed")
