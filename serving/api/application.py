@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serving.api import failures, native, operations
+from serving.api import failures, kserve, native, operations
 from serving.api.failures import Shape
 from serving.api.middleware import BodyLimit, InFlight, RequestIds
 from serving.api.predicting import Predictor
@@ -14,7 +14,7 @@ from serving.api.problems import problem
 from serving.api.resolve import Resolver
 from serving.service import Service
 
-PROTOCOLS = (native.PROTOCOL, operations.PROTOCOL)
+PROTOCOLS = (native.PROTOCOL, kserve.PROTOCOL, operations.PROTOCOL)
 """Routes are tried in this order: the busiest first."""
 
 

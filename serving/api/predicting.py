@@ -50,11 +50,15 @@ class Answered:
 
 
 class Predictor:
-    """Answers the questions of all protocols."""
+    """Answers the questions of all protocols.
+
+    Attributes:
+        resolve: finds the delta that would answer a request.
+    """
 
     def __init__(self, service: Service, resolver: Resolver) -> None:
         self._service = service
-        self._resolver = resolver
+        self.resolve = resolver
         self._running = 0
 
     async def __call__(
@@ -75,10 +79,10 @@ class Predictor:
         try:
             self._admit()
             timeout = self._timeout(request)
-            resolved = self._resolver(request, task) if task else None
+            resolved = self.resolve(request, task) if task else None
             label = self._label(resolved)
             question = await read()
-            resolved = resolved or self._resolver(request, question.task)
+            resolved = resolved or self.resolve(request, question.task)
             label = self._label(resolved)
             self._check_count(question.inputs)
             answer = await self._service.predict(
