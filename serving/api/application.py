@@ -40,8 +40,8 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(router(service, authenticator, changes))
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(service, path), shape_of=shape_of)
     app.add_middleware(InFlight, service=service)
-    headers.install(app, service.settings)
     app.add_middleware(RequestIds, echo=echo_request_ids)
+    headers.install(app, service.settings)
     return app
 
 

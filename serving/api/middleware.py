@@ -9,6 +9,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import logs
 from serving.api.failures import Shape, failure_of
 from serving.errors import TooLargeError
 from serving.service import Service
@@ -41,7 +42,11 @@ class RequestIds:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id.decode()
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        named = logs.request_id.set(request_id.decode())
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            logs.request_id.reset(named)
 
 
 class BodyLimit:

@@ -78,6 +78,7 @@ class Predictor:
         started = time.perf_counter()
         resolved: Resolved | None = None
         code = 500
+        stages: Sequence[tuple[str, float]] = ()
         self._running += 1
         try:
             self._admit()
@@ -92,8 +93,7 @@ class Predictor:
             answer = await self._service.predict(
                 resolved.digest, question.inputs, question.parameters, timeout, question.kind
             )
-            code = 200
-            self._observe_stages(resolved, answer)
+            code, stages = 200, answer.timing.stages()
             return Answered(resolved.task, answer)
         except ServingError as error:
             code = error.status
@@ -106,18 +106,8 @@ class Predictor:
             raise
         finally:
             self._running -= 1
-            self._observe(resolved, code, time.perf_counter() - started)
-
-    def _observe(self, resolved: Resolved | None, code: int, seconds: float) -> None:
-        metrics = self._service.metrics
-        label = metrics.task_label(resolved.task) if resolved else "unknown"
-        metrics.requests.labels(label, str(code)).inc()
-        metrics.request_seconds.labels(label, "total").observe(seconds)
-
-    def _observe_stages(self, resolved: Resolved, answer: Answer) -> None:
-        metrics = self._service.metrics
-        for stage, seconds in answer.timing.stages():
-            metrics.request_seconds.labels(metrics.task_label(resolved.task), stage).observe(seconds)
+            task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
+            self._service.metrics.answers.observe(task, digest, code, time.perf_counter() - started, stages)
 
     def _admit(self) -> None:
         self._service.admit()

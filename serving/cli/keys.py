@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.tasks import DataDir, Namespace, RedisUrl, Wait, _await_replicas, _store
+from serving.cli.stores import DataDir, Namespace, RedisUrl, Wait, await_replicas, open_store
 
 if TYPE_CHECKING:
     from serving.keys import Key
@@ -46,14 +46,14 @@ def create(
 
     end = None if expires is None else int(time.time()) + _duration(expires)
     key, token = new_key(name, scope or ["predict"], task or ["*"], end)  # type: ignore[arg-type]  # checked there
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         revision = store.put_key(key.id, key.record())
         if as_json:
             print_json({"token": token, "revision": revision, **_shown(key)})
         else:
             typer.echo(token)
         say(f"key {key.id} of {key.name}: {_told(key)}; the token is shown this once and kept nowhere")
-        _await_replicas(store, revision, wait)
+        await_replicas(store, revision, wait)
 
 
 def list_keys(
@@ -68,7 +68,7 @@ def list_keys(
     """
     from serving.keys import moment, readable
 
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         keys = sorted(readable(store.keys()), key=lambda key: (key.name, key.created))
     if as_json:
         print_json([key.record() for key in keys])
@@ -88,10 +88,10 @@ def revoke(
 
     Example: ken keys revoke 0a1b2c3d4e5f --wait 10
     """
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         revision = store.drop_key(key_id)
         say(f"key {key_id} is revoked (revision {revision})")
-        _await_replicas(store, revision, wait)
+        await_replicas(store, revision, wait)
 
 
 def _shown(key: Key) -> dict[str, Any]:
