@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serving.api import failures, native, operations
+from serving.api import failures, huggingface, native, openai, operations, tei
 from serving.api.failures import Shape
 from serving.api.middleware import BodyLimit, InFlight, RequestIds
 from serving.api.predicting import Predictor
@@ -14,8 +14,14 @@ from serving.api.problems import problem
 from serving.api.resolve import Resolver
 from serving.service import Service
 
-PROTOCOLS = (native.PROTOCOL, operations.PROTOCOL)
-"""Routes are tried in this order: the busiest first."""
+PROTOCOLS = (
+    openai.PROTOCOL,  # before the native one, whose paths its own lie among
+    native.PROTOCOL,
+    huggingface.PROTOCOL,
+    tei.PROTOCOL,
+    operations.PROTOCOL,
+)
+"""Routes are tried in this order, and the first that owns a path shapes its failures: the busiest first."""
 
 
 def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:

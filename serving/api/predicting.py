@@ -27,12 +27,14 @@ class Question:
         parameters: plain JSON of the kind's parameters.
         kind: None: what the task answers by itself.
         task: named in the body; None leaves it to the path or the header.
+        key: whose questions should all be answered by the same version while a task's traffic is split.
     """
 
     inputs: Sequence[object]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     kind: str | None = None
     task: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)

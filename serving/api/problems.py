@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from serving.api.bodies import inlined
 from serving.api.failures import Failure
 
 MEDIA_TYPE = "application/problem+json"
@@ -56,5 +57,5 @@ _MEANINGS = {
 
 def responses(*statuses: int, schema: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE) -> dict[int | str, Any]:
     """The ``responses`` of a route that may fail in these ways."""
-    content = {media_type: {"schema": schema.model_json_schema()}}
+    content = {media_type: {"schema": inlined(schema.model_json_schema())}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     truncation: bool = Field(True, description="cut inputs to the model's length; false refuses longer ones")
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="the end that is cut: only the one that the task's tokenizer cuts"
+    )
 
 
 class TextPair(BaseModel):
@@ -107,6 +110,15 @@ def check(model: type[M], plain: object) -> M:
         return model.model_validate(plain)
     except ValidationError as error:
         raise _refusal("body", error) from None
+
+
+def check_side(parameters: Parameters, task: TaskSpec) -> None:
+    """Raises `InvalidInputError` if inputs are to be cut at the end that the task's tokenizer keeps."""
+    side = task.encoder.truncation_side
+    if parameters.truncation_side not in (None, side):
+        raise InvalidInputError(
+            f"truncation_side: found {parameters.truncation_side!r}, but the task's tokenizer cuts inputs on the {side}"
+        )
 
 
 def check_inputs(pipeline: Pipeline, inputs: Sequence[object]) -> list[Any]:

@@ -15,6 +15,7 @@ import httpx
 import hypothesis
 import pytest
 import transformers
+from over_http import Served, served
 from prometheus_client.parser import text_string_to_metric_families
 
 from ken_core import DeltaFile
@@ -117,6 +118,32 @@ def service(make_service: Callable[..., Service], publish: Callable[..., None], 
     for task in ("emotion", "topic", "spam"):
         publish(task, getattr(deltas, task))
     return make_service()
+
+
+@pytest.fixture(scope="module")
+def peers(tiny: Tiny, deltas: Deltas, embedded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A replica with small limits and a task of every sort, for the clients of peers' protocols."""
+    namespace = f"peers-{uuid.uuid4().hex[:12]}"
+    store = Store(embedded_url, namespace)
+    search, vectors = (tiny.delta(tiny.embedding(f"peers-{name}", 71, name)) for name in ("mean_tokens", None))
+    for task, file in (("emotion", deltas.emotion), ("spam", deltas.spam), ("search", search), ("vectors", vectors)):
+        store.publish(task, file)
+    store.publish("spam", deltas.spam_2, "canary")
+    settings = load_settings(
+        base=str(tiny.base_folder),
+        data_dir=tmp_path_factory.mktemp("peers"),
+        namespace=namespace,
+        threads=1,
+        max_body_bytes=16_384,
+        max_inputs=32,
+        max_tokens=512,
+        queue_rows=8,
+    )
+    service = Service(settings, embedded_url)
+    service.start()
+    with served(service) as answering:
+        yield answering
+    service.stop()
 
 
 @pytest.fixture(scope="session")
