@@ -49,9 +49,9 @@ class Encoder:
         if self._fast.get_vocab_size() <= len(tokenizer.all_special_tokens):
             raise CheckpointError(f"{base.folder} has no tokenizer; save one there with save_pretrained")
         self.max_length = _max_length(tokenizer.model_max_length, config)
-        self._fast.no_padding()
         self.truncation_side: str = tokenizer.truncation_side
-        self._fast.enable_truncation(self.max_length, direction=self.truncation_side)
+        self._fast.no_padding()
+        self._fast.enable_truncation(self.max_length, direction=tokenizer.truncation_side)
         self._with_types = "token_type_ids" in tokenizer.model_input_names
         self.pad_id = tokenizer.pad_token_id or 0
 
