@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from serving.api.tei import NoPrompt, TaskName, Truncating, failing, shape
 from serving.pipelines.base import check
 from serving.service import Service
 
+_ZERO_SHOT = "zero-shot-classification"
 _ONE_A_LIST = ("text-classification", "feature-extraction", "sentence-embeddings")
 """Kinds whose answer to a single input is a list of one, as Hugging Face's own servers have it."""
 
@@ -60,7 +61,7 @@ class InferenceRequest(Truncating):
             return Question(
                 [one.source_sentence, *one.sentences], parameters | {"normalize": True}, "sentence-embeddings"
             )
-        kind = "zero-shot-classification" if "candidate_labels" in parameters else None
+        kind = _ZERO_SHOT if "candidate_labels" in parameters else None
         return Question(self.inputs if isinstance(self.inputs, list) else [self.inputs], parameters, kind)
 
     def present(self, kind: str, outputs: Sequence[Any]) -> Any:
@@ -68,11 +69,18 @@ class InferenceRequest(Truncating):
         if self._compares:
             source, *others = np.asarray(outputs)
             return [float(source @ other) for other in others]
+        if kind == _ZERO_SHOT:
+            outputs = [_labelled(output) for output in outputs]
         return outputs if isinstance(self.inputs, list) or kind in _ONE_A_LIST else outputs[0]
 
     @property
     def _compares(self) -> bool:
         return isinstance(self.inputs, dict) and "source_sentence" in self.inputs
+
+
+def _labelled(output: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Transformers' pipeline gives labels and scores apart, and so does the kind; the client reads them in pairs."""
+    return [{"label": label, "score": score} for label, score in zip(output["labels"], output["scores"], strict=True)]
 
 
 def router(service: Service, predictor: Predictor) -> APIRouter:

@@ -110,7 +110,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         """Embed one or many texts with a task."""
         body, answered = await ask(predictor, request, EmbeddingsRequest)
         answer = answered.answer
-        encode = _base64 if body.encoding_format == "base64" else _as_it_is
+        encode = _base64 if body.encoding_format == "base64" else list
         content = {
             "object": "list",
             "data": [
@@ -128,7 +128,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         return Models(data=[Model(id=name) for name in sorted(service.table.current.tasks)])
 
     @routes.get("/models/{model}", responses=_failing(401, 403, 404, 500, 503))
-    async def model(model: Annotated[str, Path(description="a task, or task@alias")]) -> Model:
+    async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")]) -> Model:
         """One task."""
         name, _, alias = model.partition("@")
         service.table.find(name)
@@ -139,16 +139,12 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     return routes
 
 
-def _as_it_is(vector: Sequence[float]) -> Any:
-    return vector
-
-
 def _base64(vector: Sequence[float]) -> str:
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
 
 
 _STATUSES = {422: 400, 501: 400}
-"""Its clients know no 422, and send what got a 501 again."""
+"""OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
 _CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
 _PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})\b[\w.]*: ")
 
