@@ -92,7 +92,7 @@ class Encoder:
         self._fast.no_padding()
         self._fast.enable_truncation(self.max_length, direction=tokenizer.truncation_side)
         self._with_types = "token_type_ids" in tokenizer.model_input_names
-        self._cuts_left = tokenizer.truncation_side == "left"
+        self._cuts_left = self.truncation_side == "left"
         self.pads_left = tokenizer.padding_side == "left"
         self.pad_id = tokenizer.pad_token_id or 0
         self.cls_id: int | None = tokenizer.cls_token_id

@@ -17,6 +17,7 @@ import pytest
 import transformers
 from over_http import Served, served
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import BertForTokenClassification
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -25,7 +26,7 @@ from serving.connection import connect
 from serving.embedded import embedded_store
 from serving.service import Service
 from serving.store import Store
-from tests.tiny_checkpoints import Deltas, Tiny, scores
+from tests.tiny_checkpoints import Deltas, Tiny, scores, write_tuned
 
 hypothesis.settings.register_profile("serving", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("serving")
@@ -120,13 +121,35 @@ def service(make_service: Callable[..., Service], publish: Callable[..., None], 
     return make_service()
 
 
+@pytest.fixture(scope="session")
+def of_every_kind(tiny: Tiny, deltas: Deltas) -> dict[str, DeltaFile]:
+    """A task a kind, by name."""
+    tags = ["O", "B-PER", "I-PER", "B-LOC"]
+    tagging = tiny.folder / "every-tags"
+    tuned = {
+        "answers": tiny.answering("every-answers", 71),
+        "entailment": tiny.tuned("every-entailment", ["contradiction", "neutral", "entailment"], 72),
+        "ranks": tiny.tuned("every-ranks", ["relevance"], 73),
+        "search": tiny.embedding("every-search", 74, "mean_tokens"),
+        "tags": write_tuned(tiny.base_folder, tagging, tags, 75, architecture=BertForTokenClassification),
+        "vectors": tiny.embedding("every-vectors", 76),
+    }
+    made = {task: tiny.delta(folder) for task, folder in tuned.items()}
+    return {**made, "emotion": deltas.emotion, "spam": deltas.spam}
+
+
 @pytest.fixture(scope="module")
-def peers(tiny: Tiny, deltas: Deltas, embedded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A replica with small limits and a task of every sort, for the clients of peers' protocols."""
+def peers(
+    tiny: Tiny,
+    of_every_kind: dict[str, DeltaFile],
+    deltas: Deltas,
+    embedded_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    """A replica of small limits and a task a kind, for the clients of peers' protocols."""
     namespace = f"peers-{uuid.uuid4().hex[:12]}"
     store = Store(embedded_url, namespace)
-    search, vectors = (tiny.delta(tiny.embedding(f"peers-{name}", 71, name)) for name in ("mean_tokens", None))
-    for task, file in (("emotion", deltas.emotion), ("spam", deltas.spam), ("search", search), ("vectors", vectors)):
+    for task, file in of_every_kind.items():
         store.publish(task, file)
     store.publish("spam", deltas.spam_2, "canary")
     settings = load_settings(

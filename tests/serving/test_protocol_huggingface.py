@@ -78,6 +78,44 @@ def test_sentences_are_compared_by_the_angle_between_their_embeddings(client: Cl
     assert got[0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("strategy", [None, "simple", "max"])
+def test_tokens_are_classified_as_by_the_native_protocol(strategy: str | None, client: Client, peers: Served) -> None:
+    got = client("tags").token_classification(TEXTS[2], aggregation_strategy=strategy, ignore_labels=["O"])
+    parameters = {"ignore_labels": ["O"]} | ({"aggregation_strategy": strategy} if strategy else {})
+    native = peers.native("tags", TEXTS[2], parameters)[0]
+    assert native
+    assert [(e.word, e.start, e.end, e.score, e.entity or e.entity_group) for e in got] == [
+        (e["word"], e["start"], e["end"], pytest.approx(e["score"], abs=1e-6), e.get("entity") or e["entity_group"])
+        for e in native
+    ]
+
+
+@pytest.mark.parametrize("asked", [{}, {"top_k": 3, "max_answer_len": 5, "handle_impossible_answer": False}])
+def test_questions_are_answered_as_by_the_native_protocol(asked: dict[str, Any], client: Client, peers: Served) -> None:
+    one = {"question": TEXTS[3], "context": TEXTS[4]}
+    native = peers.native("answers", one, asked)[0]
+    got = client("answers").question_answering(**one, **asked)
+    assert got == native
+    assert isinstance(got, list) == ("top_k" in asked)
+
+
+@pytest.mark.parametrize("asked", [{}, {"multi_label": True, "hypothesis_template": "it is on {}."}])
+def test_labels_of_the_request_are_judged_as_by_the_native_protocol(
+    asked: dict[str, Any], client: Client, peers: Served
+) -> None:
+    labels = ["rain", "city", "film"]
+    native = peers.native("entailment", TEXTS[0], {"candidate_labels": labels, **asked}, "zero-shot-classification")[0]
+    got = client("entailment").zero_shot_classification(TEXTS[0], labels, **asked)
+    assert [(one.label, one.score) for one in got] == list(zip(native["labels"], native["scores"], strict=True))
+
+
+def test_a_list_of_texts_gets_labels_a_text(peers: Served) -> None:
+    parameters = {"candidate_labels": ["rain", "city"]}
+    both = post(peers, "entailment", inputs=["rain", "sun"], parameters=parameters)
+    alone = [post(peers, "entailment", inputs=text, parameters=parameters) for text in ("rain", "sun")]
+    assert [scores(labels) for labels in both] == [pytest.approx(scores(labels), abs=1e-6) for labels in alone]
+
+
 # Plain requests
 
 

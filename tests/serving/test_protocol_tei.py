@@ -13,7 +13,7 @@ from over_http import Served
 
 from tests.tiny_checkpoints import TEXTS, Tiny
 
-TASK_OF = {"/embed": "search", "/predict": "emotion"}
+TASK_OF = {"/embed": "search", "/predict": "emotion", "/rerank": "ranks"}
 
 
 @pytest.fixture
@@ -109,6 +109,25 @@ def test_a_batch_gets_lists_of_labels(inputs: list[Any], peers: Served) -> None:
     assert all(rows == sorted(rows, key=lambda row: -row["score"]) for rows in got)
 
 
+# Rerank
+
+
+@pytest.mark.parametrize("asked", [{}, {"raw_scores": True}, {"return_text": True, "truncate": True}])
+def test_texts_are_put_in_order_as_by_the_native_protocol(asked: dict[str, bool], peers: Served) -> None:
+    parameters = {name: value for name, value in asked.items() if name != "truncate"}
+    query = {"query": TEXTS[0], "texts": list(TEXTS[1:])}
+    got = ask(peers, "/rerank", **query, **asked)
+    assert got == peers.native("ranks", query, parameters, "rerank")[0]
+    assert sorted(rank["index"] for rank in got) == list(range(len(TEXTS) - 1))
+    assert got == sorted(got, key=lambda rank: -rank["score"])
+    assert all(rank.get("text") == (TEXTS[1 + rank["index"]] if "return_text" in asked else None) for rank in got)
+
+
+def test_a_task_of_many_labels_does_not_rerank(peers: Served) -> None:
+    refused = peers.post("/models/spam/rerank", json={"query": "rain", "texts": ["sun"]})
+    assert is_tei_error(refused, 422, "Validation", "one label")
+
+
 # Info
 
 
@@ -149,13 +168,13 @@ def test_info_of_a_task_names_its_delta(own_client: type[InferenceClient], peers
         ("/predict", {"inputs": "rain " * 100, "truncate": False}, ("64 tokens",)),
         ("/rerank", {"query": "rain", "texts": []}, ("texts", "at least 1")),
         ("/rerank", {"texts": ["rain"]}, ("query",)),
+        ("/rerank", {"query": "rain", "texts": ["rain " * 100], "truncate": False}, ("64 tokens",)),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_named(
     path: str, body: dict[str, Any], words: tuple[str, ...], peers: Served
 ) -> None:
-    task = TASK_OF.get(path, "emotion")
-    assert is_tei_error(peers.post(f"/models/{task}{path}", json=body), 422, "Validation", *words)
+    assert is_tei_error(peers.post(f"/models/{TASK_OF[path]}{path}", json=body), 422, "Validation", *words)
 
 
 @pytest.mark.parametrize(("task", "path"), [("spam", "/embed"), ("search", "/predict")])
