@@ -10,7 +10,7 @@ import pytest
 from holding import Blocked
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
-from over_http import Served
+from over_http import Served, alike
 
 from tests.tiny_checkpoints import TEXTS, scores
 
@@ -36,31 +36,31 @@ def post(peers: Served, task: str, **body: Any) -> Any:
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_are_classified_as_by_the_native_protocol(text: str, client: Client, peers: Served) -> None:
     labels = client("emotion").text_classification(text)
-    assert scores(labels) == pytest.approx(scores(peers.native("emotion", text)[0]), abs=1e-6)
+    assert scores(labels) == pytest.approx(scores(peers.native("emotion", text)[0]), abs=1e-5)
 
 
 def test_its_parameters_are_taken(client: Client, peers: Served) -> None:
     labels = client("emotion").text_classification("rain", top_k=2, function_to_apply="none")
     native = peers.native("emotion", "rain", {"top_k": 2, "function_to_apply": "none"})
-    assert scores(labels) == pytest.approx(scores(native[0]), abs=1e-6)
+    assert scores(labels) == pytest.approx(scores(native[0]), abs=1e-5)
 
 
 def test_an_alias_is_asked_for_behind_an_at_sign(client: Client, peers: Served) -> None:
     canary, live = (scores(client(task).text_classification("rain")) for task in ("spam@canary", "spam"))
-    assert canary == pytest.approx(scores(peers.native("spam@canary", "rain")[0]), abs=1e-6)
+    assert canary == pytest.approx(scores(peers.native("spam@canary", "rain")[0]), abs=1e-5)
     assert canary != pytest.approx(live, abs=1e-3)
 
 
 @pytest.mark.parametrize("texts", [TEXTS[0], list(TEXTS)])
 def test_embeddings_are_those_of_the_native_protocol(texts: str | list[str], client: Client, peers: Served) -> None:
     got = client("search").feature_extraction(texts)
-    assert got == pytest.approx(np.array(peers.native("search", texts)), abs=1e-6)
+    assert got == pytest.approx(np.array(peers.native("search", texts)), abs=1e-5)
 
 
 def test_a_task_without_pooling_gives_a_vector_a_token(client: Client, peers: Served) -> None:
     got = client("vectors").feature_extraction("rain city")
     assert got.shape == (1, 4, 32)
-    assert got == pytest.approx(np.array(peers.native("vectors", "rain city")), abs=1e-6)
+    assert got == pytest.approx(np.array(peers.native("vectors", "rain city")), abs=1e-5)
 
 
 def test_what_its_client_asks_of_embeddings_is_done(client: Client, peers: Served) -> None:
@@ -68,7 +68,7 @@ def test_what_its_client_asks_of_embeddings_is_done(client: Client, peers: Serve
         "rain", normalize=True, dimensions=4, truncate=True, truncation_direction="right", encoding_format="float"
     )
     native = peers.native("search", "rain", {"normalize": True, "dimensions": 4})
-    assert got == pytest.approx(np.array(native), abs=1e-6)
+    assert got == pytest.approx(np.array(native), abs=1e-5)
 
 
 def test_sentences_are_compared_by_the_angle_between_their_embeddings(client: Client, peers: Served) -> None:
@@ -85,7 +85,7 @@ def test_tokens_are_classified_as_by_the_native_protocol(strategy: str | None, c
     native = peers.native("tags", TEXTS[2], parameters)[0]
     assert native
     assert [(e.word, e.start, e.end, e.score, e.entity or e.entity_group) for e in got] == [
-        (e["word"], e["start"], e["end"], pytest.approx(e["score"], abs=1e-6), e.get("entity") or e["entity_group"])
+        (e["word"], e["start"], e["end"], pytest.approx(e["score"], abs=1e-5), e.get("entity") or e["entity_group"])
         for e in native
     ]
 
@@ -95,7 +95,7 @@ def test_questions_are_answered_as_by_the_native_protocol(asked: dict[str, Any],
     one = {"question": TEXTS[3], "context": TEXTS[4]}
     native = peers.native("answers", one, asked)[0]
     got = client("answers").question_answering(**one, **asked)
-    assert got == native
+    assert alike(got, native)
     assert isinstance(got, list) == ("top_k" in asked)
 
 
@@ -106,14 +106,15 @@ def test_labels_of_the_request_are_judged_as_by_the_native_protocol(
     labels = ["rain", "city", "film"]
     native = peers.native("entailment", TEXTS[0], {"candidate_labels": labels, **asked}, "zero-shot-classification")[0]
     got = client("entailment").zero_shot_classification(TEXTS[0], labels, **asked)
-    assert [(one.label, one.score) for one in got] == list(zip(native["labels"], native["scores"], strict=True))
+    assert alike([one.label for one in got], native["labels"])
+    assert alike([one.score for one in got], native["scores"])
 
 
 def test_a_list_of_texts_gets_labels_a_text(peers: Served) -> None:
     parameters = {"candidate_labels": ["rain", "city"]}
     both = post(peers, "entailment", inputs=["rain", "sun"], parameters=parameters)
     alone = [post(peers, "entailment", inputs=text, parameters=parameters) for text in ("rain", "sun")]
-    assert [scores(labels) for labels in both] == [pytest.approx(scores(labels), abs=1e-6) for labels in alone]
+    assert [scores(labels) for labels in both] == [pytest.approx(scores(labels), abs=1e-5) for labels in alone]
 
 
 # Plain requests
@@ -122,7 +123,7 @@ def test_a_list_of_texts_gets_labels_a_text(peers: Served) -> None:
 def test_a_list_gets_an_answer_an_input_in_order(peers: Served) -> None:
     pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
     answers = post(peers, "spam", inputs=["rain", pair], parameters={"top_k": 1}, options={"use_cache": False})
-    assert answers == peers.native("spam", ["rain", pair], {"top_k": 1})
+    assert alike(answers, peers.native("spam", ["rain", pair], {"top_k": 1}))
 
 
 def test_the_answer_names_delta_stages_and_request(peers: Served) -> None:
@@ -168,7 +169,7 @@ def test_what_cannot_be_meant_is_refused_and_named(
 
 def test_null_stands_for_what_is_not_asked(peers: Served) -> None:
     nothing = dict.fromkeys(("parameters", "options", "normalize", "prompt_name", "truncation_direction"))
-    assert post(peers, "search", inputs="rain", **nothing) == peers.native("search", "rain")
+    assert alike(post(peers, "search", inputs="rain", **nothing), peers.native("search", "rain"))
 
 
 def test_its_client_shows_what_was_wrong(client: Client) -> None:

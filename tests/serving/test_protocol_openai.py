@@ -44,23 +44,23 @@ def test_embeddings_are_those_of_the_native_protocol(
     answer = client.embeddings.create(model="search", input=list(TEXTS), **encoding)
     assert [one.index for one in answer.data] == list(range(len(TEXTS)))
     got = [np.frombuffer(base64.b64decode(v), "<f4") if isinstance(v, str) else v for v in vectors(answer)]
-    assert np.array(got) == pytest.approx(np.array(peers.native("search", list(TEXTS))), abs=1e-6)
+    assert np.array(got) == pytest.approx(np.array(peers.native("search", list(TEXTS))), abs=1e-5)
 
 
 def test_one_text_gets_one_embedding(client: openai.OpenAI, peers: Served) -> None:
     answer = client.embeddings.create(model="search", input=TEXTS[0])
-    assert vectors(answer) == [pytest.approx(peers.native("search", TEXTS[0])[0], abs=1e-6)]
+    assert vectors(answer) == [pytest.approx(peers.native("search", TEXTS[0])[0], abs=1e-5)]
 
 
 def test_a_task_that_gives_token_vectors_by_itself_embeds_when_asked(client: openai.OpenAI, peers: Served) -> None:
     answer = client.embeddings.create(model="vectors", input=TEXTS[0])
     native = peers.native("vectors", TEXTS[0], kind="sentence-embeddings")
-    assert vectors(answer) == [pytest.approx(native[0], abs=1e-6)]
+    assert vectors(answer) == [pytest.approx(native[0], abs=1e-5)]
 
 
 def test_dimensions_cut_embeddings(client: openai.OpenAI, peers: Served) -> None:
     answer = client.embeddings.create(model="search", input="rain", dimensions=4)
-    assert vectors(answer) == [pytest.approx(peers.native("search", "rain", {"dimensions": 4})[0], abs=1e-6)]
+    assert vectors(answer) == [pytest.approx(peers.native("search", "rain", {"dimensions": 4})[0], abs=1e-5)]
 
 
 def test_tokens_are_counted_and_the_model_is_named_as_asked(client: openai.OpenAI) -> None:
