@@ -28,7 +28,7 @@ from serving.errors import DeadlineError, StartError, StoreError, TooLargeError,
 from serving.fitness import check_fitness
 from serving.metrics import Metrics
 from serving.pipelines import Parameters, Pipeline, pipeline_for
-from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs
+from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs, check_side
 from serving.scheduler import Limits
 from serving.scrape import ScrapePort
 from serving.store import Store
@@ -173,6 +173,7 @@ class Service:
                 try:
                     pipeline = pipeline_for(kind or loaded.kind, loaded.head)
                     checked = check(pipeline.parameters, parameters)
+                    check_side(checked, loaded.spec)
                     items = check_inputs(pipeline, inputs)
                     prepared = await asyncio.to_thread(pipeline.prepare, items, loaded.spec, checked)
                     rows = [row for one in prepared for row in one.rows]

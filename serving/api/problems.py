@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from serving.api.bodies import inlined
 from serving.api.failures import Failure
 
 MEDIA_TYPE = "application/problem+json"
@@ -60,5 +61,5 @@ PREDICTION_FAILURES = (400, 401, 403, 404, 405, 413, 422, 429, 500, 501, 503, 50
 
 def responses(*statuses: int, schema: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE) -> dict[int | str, Any]:
     """The ``responses`` of a route that may fail in these ways."""
-    content = {media_type: {"schema": schema.model_json_schema()}}
+    content = {media_type: {"schema": inlined(schema.model_json_schema())}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
