@@ -36,6 +36,13 @@ class TooLargeError(ServingError):
     title = "Request too large"
 
 
+class SlowBodyError(ServingError):
+    """The client did not send what it announced."""
+
+    status = 408
+    title = "Request timeout"
+
+
 class ForbiddenError(ServingError):
     status = 403
     title = "Forbidden"

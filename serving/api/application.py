@@ -29,7 +29,10 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     predictor = Predictor(service, Resolver(service))
     for protocol in PROTOCOLS:
         app.include_router(protocol.router(service, predictor))
-    app.add_middleware(BodyLimit, limit=service.settings.max_body_bytes, shape_of=shape_of)
+    settings = service.settings
+    app.add_middleware(
+        BodyLimit, limit=settings.max_body_bytes, seconds=settings.request_timeout_seconds, shape_of=shape_of
+    )
     app.add_middleware(InFlight, service=service)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     return app

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 
-from serving.api.middleware import TooLongBodyError
+from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, InvalidInputError, OverloadedError, ServingError
 from serving.service import Answer, Service
@@ -75,9 +75,9 @@ class Predictor:
         """
         started = time.perf_counter()
         label, code = "unknown", 500
-        self._running += 1
         try:
-            self._admit()
+            self._service.admit()
+            self._refuse_if_full()
             timeout = self._timeout(request)
             resolved = self.resolve(request, task) if task else None
             label = self._label(resolved)
@@ -85,9 +85,7 @@ class Predictor:
             resolved = resolved or self.resolve(request, question.task)
             label = self._label(resolved)
             self._check_count(question.inputs)
-            answer = await self._service.predict(
-                resolved.digest, question.inputs, question.parameters, timeout, question.kind
-            )
+            answer = await self._answer(resolved.digest, question, timeout)
             code = 200
             for stage, seconds in answer.timing.stages():
                 self._service.metrics.request_seconds.labels(label, stage).observe(seconds)
@@ -98,21 +96,28 @@ class Predictor:
         except asyncio.CancelledError:
             code = 499
             raise
-        except TooLongBodyError:
-            code = 413
+        except UnreadBodyError as unread:
+            code = unread.status
             raise
         finally:
-            self._running -= 1
             self._service.metrics.requests.labels(label, str(code)).inc()
             self._service.metrics.request_seconds.labels(label, "total").observe(time.perf_counter() - started)
+
+    async def _answer(self, digest: str, question: Question, timeout: float) -> Answer:
+        """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
+        self._refuse_if_full()
+        self._running += 1
+        try:
+            return await self._service.predict(digest, question.inputs, question.parameters, timeout, question.kind)
+        finally:
+            self._running -= 1
 
     def _label(self, resolved: Resolved | None) -> str:
         return self._service.metrics.task_label(resolved.task) if resolved else "unknown"
 
-    def _admit(self) -> None:
-        self._service.admit()
+    def _refuse_if_full(self) -> None:
         most = self._service.settings.max_requests
-        if self._running > most:
+        if self._running >= most:
             seconds = self._service.engine.backlog_seconds()
             raise OverloadedError(f"{most} requests are in flight already; try again in {seconds:g} s", seconds)
 
