@@ -38,7 +38,12 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
-    app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(service, path), shape_of=shape_of)
+    app.add_middleware(
+        BodyLimit,
+        limit_of=lambda path: body_limit(service, path),
+        seconds=service.settings.request_timeout_seconds,
+        shape_of=shape_of,
+    )
     app.add_middleware(InFlight, service=service)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     headers.install(app, service.settings)

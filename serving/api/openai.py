@@ -123,17 +123,17 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 
     @routes.get("/models", responses=_failing(401, 403, 500, 503))
-    async def models() -> Models:
-        """All tasks this replica knows."""
-        return Models(data=[Model(id=name) for name in sorted(service.table.current.tasks)])
+    async def models(request: Request) -> Models:
+        """All tasks the key may ask."""
+        return Models(data=[Model(id=task.name) for task in predictor.resolve.visible(request)])
 
     @routes.get("/models/{model}", responses=_failing(401, 403, 404, 500, 503))
-    async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")]) -> Model:
+    async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")], request: Request) -> Model:
         """One task."""
-        name, _, alias = model.partition("@")
-        service.table.find(name)
-        if alias:
-            service.table.resolve(name, alias)
+        if "@" in model:
+            predictor.resolve(request, model)
+        else:
+            predictor.resolve.find(request, model)
         return Model(id=model)
 
     return routes

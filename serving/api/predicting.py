@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 
-from serving.api.middleware import TooLongBodyError
+from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, InvalidInputError, OverloadedError, ServingError
 from serving.service import Answer, Service
@@ -79,9 +79,9 @@ class Predictor:
         resolved: Resolved | None = None
         code = 500
         stages: Sequence[tuple[str, float]] = ()
-        self._running += 1
         try:
-            self._admit()
+            self._service.admit()
+            self._refuse_if_full()
             timeout = self._timeout(request)
             if task is None:
                 self.resolve.authenticate(request)
@@ -90,9 +90,7 @@ class Predictor:
             question = await read()
             resolved = resolved or self.resolve(request, question.task, question.key)
             self._check_count(question.inputs)
-            answer = await self._service.predict(
-                resolved.digest, question.inputs, question.parameters, timeout, question.kind
-            )
+            answer = await self._answer(resolved.digest, question, timeout)
             code, stages = 200, answer.timing.stages()
             return Answered(resolved.task, answer)
         except ServingError as error:
@@ -101,18 +99,25 @@ class Predictor:
         except asyncio.CancelledError:
             code = 499
             raise
-        except TooLongBodyError:
-            code = 413
+        except UnreadBodyError as unread:
+            code = unread.status
             raise
         finally:
-            self._running -= 1
             task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
             self._service.metrics.answers.observe(task, digest, code, time.perf_counter() - started, stages)
 
-    def _admit(self) -> None:
-        self._service.admit()
+    async def _answer(self, digest: str, question: Question, timeout: float) -> Answer:
+        """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
+        self._refuse_if_full()
+        self._running += 1
+        try:
+            return await self._service.predict(digest, question.inputs, question.parameters, timeout, question.kind)
+        finally:
+            self._running -= 1
+
+    def _refuse_if_full(self) -> None:
         most = self._service.settings.max_requests
-        if self._running > most:
+        if self._running >= most:
             seconds = self._service.engine.backlog_seconds()
             raise OverloadedError(f"{most} requests are in flight already; try again in {seconds:g} s", seconds)
 

@@ -44,6 +44,7 @@ _MEANINGS = {
     403: "The key's scopes do not cover this",
     404: "No such task, alias or version",
     405: "The path is there, for other methods; see Allow",
+    408: "The body did not arrive in time",
     409: "The present state does not allow it",
     413: "The body is too large, or has too many tokens",
     422: "The request is of another form than expected",

@@ -22,7 +22,6 @@ from serving.api.failures import Failure
 from serving.api.predicting import Predictor, Question
 from serving.api.problems import headers, responses
 from serving.api.protocol import Protocol
-from serving.api.resolve import Resolver
 from serving.service import Service
 
 TaskName = Annotated[str, Path(description="a task, or task@alias")]
@@ -223,7 +222,6 @@ def _type(status: int) -> Literal["Validation", "Overloaded", "Unhealthy", "Back
 def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of text-embeddings-inference."""
     routes = APIRouter(tags=["text-embeddings-inference"])
-    resolve = Resolver(service)
 
     def route(path: str, form: type[_Asked], answers: Any) -> None:
         async def anywhere(request: Request) -> Response:
@@ -276,7 +274,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     @routes.get("/models/{task}/info", responses=failing(401, 403, 404, 422, 500, 503))
     async def task_info(task: TaskName, request: Request) -> Info:
         """A task, and what may be sent to it."""
-        found = resolve(request, task)
+        found = predictor.resolve(request, task)
         return info_of(request, found.task, found.digest)
 
     return routes
