@@ -30,12 +30,14 @@ def make_pair(folder: Path) -> dict[str, str]:
 
 
 def await_ready(client: httpx.Client, server: ServerProcess, log: Path) -> None:
+    """Until it answers and has said so: the replica answers a moment before the launcher knows, which, told to stop in
+    between, takes that for a start that was broken off."""
     deadline = time.monotonic() + 120
     while True:
         assert server.process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         try:
-            if client.get("/readyz").status_code == 200:
+            if client.get("/readyz").status_code == 200 and "ready on" in log.read_text():
                 return
         except httpx.TransportError:
             pass
