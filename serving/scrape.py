@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
@@ -25,7 +26,8 @@ _log = logging.getLogger(__name__)
 _ELSEWHERE = "192.0.2.1", 9  # set aside for documentation (RFC 5737), and nothing is sent there
 
 
-class TargetGroup(TypedDict):
+@dataclass(frozen=True)
+class TargetGroup:
     """Some targets and the labels that Prometheus puts on what it reads there."""
 
     targets: list[str]
@@ -39,7 +41,7 @@ def targets(addresses: Mapping[str, str]) -> list[TargetGroup]:
         addresses: ``host:port`` of each live replica's metrics by its name; empty where it has not said.
     """
     known = sorted((replica, address) for replica, address in addresses.items() if address)
-    return [{"targets": [address], "labels": {"replica": replica}} for replica, address in known]
+    return [TargetGroup([address], {"replica": replica}) for replica, address in known]
 
 
 class ScrapePort:

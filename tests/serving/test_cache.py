@@ -340,10 +340,13 @@ def test_a_delta_is_found_in_the_nearest_tier_that_holds_it(
 ) -> None:
     store.put(deltas.spam)
     cache = make_cache()
+    assert cache.tier_of(deltas.spam.digest) == "store"
     first = cache.load(deltas.spam.digest).delta
+    assert cache.tier_of(deltas.spam.digest) == "host"
     assert cache.load(deltas.spam.digest).delta is first
     assert cache.hits == {"host": 1, "disk": 0, "store": 1}
     restarted = make_cache()
+    assert restarted.tier_of(deltas.spam.digest) == "disk"
     restarted.load(deltas.spam.digest)
     assert restarted.hits == {"host": 0, "disk": 1, "store": 0}
 

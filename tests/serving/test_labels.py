@@ -81,3 +81,14 @@ def test_places_that_were_dropped_are_free_and_nobody_is_told() -> None:
     labels.drop(lambda key: key == "a")
     assert [labels.use(key) for key in "bcd"] == [True, True, False]
     assert left == []
+
+
+def test_who_came_to_a_free_place_is_pushed_out_by_little() -> None:
+    left: list[str] = []
+    labels: OwnLabels[str] = OwnLabels(2, left.append)
+    for key in "ab" * 20 + "c":
+        labels.use(key)
+    labels.drop(lambda key: key == "a")
+    for key in "deee":
+        labels.use(key)
+    assert left == ["d"]

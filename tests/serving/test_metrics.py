@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -104,6 +104,15 @@ def test_a_version_no_longer_asked_for_makes_room_for_a_new_one() -> None:
         assert label_values(metrics, family, "version") == own | {("other",)}
 
 
+def test_versions_of_a_task_that_lost_its_place_make_room_for_those_of_the_one_that_took_it() -> None:
+    metrics = Metrics("r", most_tasks=1)
+    answers = [*[("a", 1), ("a", 2)] * 5, *[("b", 3)] * 20, ("b", 4)]
+    for task, number in answers:
+        metrics.answers.observe(task, digest(number), 200, 0.01)
+    own = {("b", digest(3)[:12]), ("b", digest(4)[:12])}
+    assert label_values(metrics, "ken_version_seconds", "task", "version") == own | {("other", "other")}
+
+
 def test_a_task_that_comes_back_counts_from_zero() -> None:
     metrics = Metrics("r", most_tasks=1)
     for task in [*["a"] * 3, *["b"] * 10, *["a"] * 30]:
@@ -123,7 +132,7 @@ ANSWERS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(ANSWERS, st.integers(1, 3))
 def test_series_stay_within_their_bounds_and_those_that_were_never_removed_miss_nothing(
     answers: list[tuple[str | None, int | None, int]], most: int
@@ -147,13 +156,28 @@ def assert_bounded(metrics: Metrics, most: int) -> None:
         assert {task for task, _ in own} <= {task for (task,) in label_values(metrics, "ken_requests", "task")}
 
 
+def test_a_request_does_not_bring_back_the_series_of_a_task_that_loses_its_place_meanwhile() -> None:
+    metrics = Metrics("r", most_tasks=1)
+    rival = threading.Thread(target=lambda: [metrics.answers.observe("b", digest(2), 200, 0.01) for _ in range(3)])
+
+    def stages() -> Iterator[tuple[str, float]]:
+        rival.start()
+        rival.join(0.2)
+        yield "model", 0.01
+
+    metrics.answers.observe("a", digest(1), 200, 0.01, stages())
+    rival.join()
+    for family in BY_TASK:
+        assert label_values(metrics, family, "task") == {("b",), ("other",)}
+
+
 def test_the_bounds_hold_at_every_scrape_while_threads_count() -> None:
     metrics = Metrics("r", most_tasks=3)
 
     def count(seed: int) -> None:
         rng = random.Random(seed)
-        for n in range(500):
-            favourite = n // 100  # moves on, so that places change hands
+        for n in range(400):
+            favourite = n // 20  # moves on, so that places change hands
             task = f"task-{rng.choice([favourite, favourite, rng.randrange(30)])}"
             metrics.answers.observe(task, digest(rng.randrange(5)), 200, 0.01, [("model", 0.01)])
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fastapi.encoders import jsonable_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import StartError
@@ -104,13 +106,18 @@ def test_an_address_nobody_can_listen_on_ends_the_start_and_names_the_setting(ho
 # The list
 
 
+def as_answered(addresses: dict[str, str]) -> Any:
+    """The list as FastAPI gives it out."""
+    return jsonable_encoder(targets(addresses))
+
+
 def test_the_list_names_every_replica_that_said_where_it_is() -> None:
     addresses = {"b": "10.0.0.2:9000", "a": "10.0.0.1:41000", "silent": ""}
-    assert targets(addresses) == [
+    assert as_answered(addresses) == [
         {"targets": ["10.0.0.1:41000"], "labels": {"replica": "a"}},
         {"targets": ["10.0.0.2:9000"], "labels": {"replica": "b"}},
     ]
-    assert targets({}) == []
+    assert as_answered({}) == []
 
 
 @contextmanager
@@ -142,7 +149,7 @@ def answering(body: bytes) -> Iterator[str]:
 def test_prometheus_discovers_the_replicas_with_the_configuration_of_deploy(tmp_path: Path) -> None:
     config = (Path(__file__).resolve().parents[2] / "deploy/prometheus/prometheus.yml").read_text()
     assert "server:8000" in config
-    body = json.dumps(targets({"a": "10.0.0.1:41000", "b": "[fd00::2]:9000"})).encode()
+    body = json.dumps(as_answered({"a": "10.0.0.1:41000", "b": "[fd00::2]:9000"})).encode()
     with answering(body) as address:
         (tmp_path / "prometheus.yml").write_text(config.replace("server:8000", address).replace("- alerts.yml", ""))
         done = subprocess.run(
