@@ -56,7 +56,7 @@ _MEANINGS = {
 }
 
 
-PREDICTION_FAILURES = (400, 401, 403, 404, 405, 413, 422, 429, 500, 501, 503, 504)
+PREDICTION_FAILURES = (400, 401, 403, 404, 405, 408, 413, 422, 429, 500, 501, 503, 504)
 """Every way in which a prediction may fail."""
 
 

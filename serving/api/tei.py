@@ -268,6 +268,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     @routes.get("/info", responses=failing(401, 403, 500))
     async def info(request: Request) -> Info:
         """The resident base, and what may be sent to the tasks on it."""
+        predictor.resolve.authenticate(request)
         resident = service.resident
         return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest)
 
