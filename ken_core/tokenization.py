@@ -64,7 +64,7 @@ class Window:
     offsets: Sequence[tuple[int, int]]
     words: Sequence[int | None]
 
-    @property
+    @cached_property
     def ids(self) -> Sequence[int]:
         """Of the tokens that come from the text."""
         return self.row.ids[self.at : self.at + len(self.offsets)]

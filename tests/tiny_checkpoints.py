@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (
     AutoModel,
     BertConfig,
-    BertForQuestionAnswering,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     PreTrainedModel,
@@ -131,10 +131,9 @@ class Tiny:
             (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
         return folder
 
-    def answering(self, name: str, seed: int) -> Path:
+    def filling(self, name: str, seed: int) -> Path:
         """A fine-tune of a kind that no pipeline answers for."""
-        labels = ["start", "end"]
-        return write_tuned(self.base_folder, self.folder / name, labels, seed, architecture=BertForQuestionAnswering)
+        return write_tuned(self.base_folder, self.folder / name, ["no", "yes"], seed, architecture=BertForMaskedLM)
 
     def beyond_its_words(self) -> Path:
         """A fine-tune whose tokenizer gives ids that its model has no rows for."""

@@ -65,12 +65,12 @@ def best_answers(window: Window, found: Probabilities, most: int, longest: int, 
     ends = sliding_window_view(np.pad(found.end, (0, longest - 1)), longest)
     scores = (found.start[:, None] * ends).ravel()
     top = np.argpartition(-scores, most - 1)[:most] if most < len(scores) else np.arange(len(scores))
+    characters = _whole_words(window) if whole_words else window.offsets
     answers = []
     for place in top[np.argsort(-scores[top], kind="stable")].tolist():
         first, last = place // longest, place // longest + place % longest
         if last < tokens and scores[place] > 0:
-            start, end = _characters(window, first, last, whole_words)
-            answers.append(Answer(float(scores[place]), start, end))
+            answers.append(Answer(float(scores[place]), characters[first][0], characters[last][1]))
     return answers
 
 
@@ -84,11 +84,14 @@ def merged(answers: Iterable[Answer], context: str) -> list[Answer]:
     return sorted(by_text.values(), key=lambda answer: -answer.score)
 
 
-def _characters(window: Window, first: int, last: int, whole_words: bool) -> tuple[int, int]:
-    words = window.words
-    if whole_words and words[first] is not None and words[last] is not None:
-        while first > 0 and words[first - 1] == words[first]:
-            first -= 1
-        while last + 1 < len(words) and words[last + 1] == words[last]:
-            last += 1
-    return window.offsets[first][0], window.offsets[last][1]
+def _whole_words(window: Window) -> list[tuple[int, int]]:
+    """Of each token, the characters of the word it is part of; its own where it is part of none."""
+    first: dict[int | None, int] = {}
+    last: dict[int | None, int] = {}
+    for word, (start, end) in zip(window.words, window.offsets, strict=True):
+        first.setdefault(word, start)
+        last[word] = end
+    return [
+        own if word is None else (first[word], last[word])
+        for word, own in zip(window.words, window.offsets, strict=True)
+    ]

@@ -22,7 +22,7 @@ from serving.errors import InternalError, InvalidInputError, TooLargeError
 
 Raw = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-_MOST_TOKENS = 1 << 20
+_MOST_TOKENS = 1 << 19
 """In the rows that a kind makes of one request. The server's own limit is lower, but counts rows already made."""
 
 

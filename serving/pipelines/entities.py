@@ -7,9 +7,9 @@ by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ Strategy = Literal["none", "simple", "first", "average", "max"]
 
 @dataclass(frozen=True)
 class Entity:
-    """A token, a word or neighbours of one tag: characters `start` to `end` of the text.
+    """A token, or words of one tag: characters `start` to `end` of the text.
 
     Attributes:
         word: its tokens as the tokenizer joins them.
@@ -37,32 +37,74 @@ class Entity:
     index: int | None = None
 
 
+class _Piece(NamedTuple):
+    """A window's tokens from `first` to `last`, judged as one."""
+
+    first: int
+    last: int
+    label: str
+    score: float
+
+
 @dataclass(frozen=True)
-class _Token:
-    word: str
-    scores: Float64
-    start: int
-    end: int
-    index: int
-    continues: bool
-    """Whether it goes on with the word of the token before."""
+class _Reading:
+    """A window's tokens as parts of the text."""
+
+    window: Window
+    text: str
+    encoder: Encoder
+
+    def spelling(self, token: int) -> str:
+        if self._is_unknown(token):
+            start, end = self.window.offsets[token]
+            return self.text[start:end]
+        return self.encoder.token(self.window.ids[token])
+
+    def joined(self, piece: _Piece) -> str:
+        return self.encoder.joined([self.spelling(token) for token in range(piece.first, piece.last + 1)])
+
+    def goes_on(self, _: int, token: int) -> bool:
+        """Whether a token goes on with the word of the one before; a guess where the tokenizer does not mark that."""
+        if self._is_unknown(token):
+            return False
+        start, end = self.window.offsets[token]
+        if self.encoder.marks_continuations:
+            return len(self.spelling(token)) != end - start
+        return start > 0 and " " not in self.text[start - 1 : start + 1]
+
+    def _is_unknown(self, token: int) -> bool:
+        return self.window.ids[token] == self.encoder.unk_id
 
 
 def entities_of(
-    window: Window, scores: Float64, text: str, encoder: Encoder, labels: Mapping[int, str], strategy: Strategy
+    window: Window,
+    scores: Float64,
+    text: str,
+    encoder: Encoder,
+    labels: Mapping[int, str],
+    strategy: Strategy,
+    ignored: Collection[str],
 ) -> list[Entity]:
-    """What a row says about its part of a text, labels that shall be ignored among it.
+    """What a row says about its part of a text.
 
     Args:
         scores: probabilities of the window's own tokens, shape (tokens, labels).
+        ignored: labels, of entities without ``B-`` and ``I-``, that are left out.
     """
-    tokens = _tokens(window, scores, text, encoder)
-    if strategy in ("none", "simple"):
-        entities = [_labelled(t.scores, labels, t.word, t.start, t.end, t.index) for t in tokens]
-    else:
-        words = _split(tokens, lambda _, token: not token.continues)
-        entities = [_word(word, labels, encoder, _MERGE[strategy]) for word in words]
-    return entities if strategy == "none" else [_group(run, encoder) for run in _split(entities, _is_another)]
+    reading = _Reading(window, text, encoder)
+    if strategy == "none":
+        return [_token(piece, reading) for piece in _tokens(scores, labels) if piece.label not in ignored]
+    if strategy == "simple":
+        return [
+            _entity(run, reading, reading.joined(_Piece(run[0].first, run[-1].last, "", 0.0)))
+            for run in _runs(_tokens(scores, labels))
+            if _name(run) not in ignored
+        ]
+    return [
+        _entity(run, reading, encoder.joined([reading.joined(word) for word in run]))
+        for run in _runs(_words(reading, scores, labels, _MERGE[strategy]))
+        if _name(run) not in ignored
+    ]
 
 
 def without_overlaps(entities: Iterable[Entity]) -> list[Entity]:
@@ -77,44 +119,41 @@ def without_overlaps(entities: Iterable[Entity]) -> list[Entity]:
     return kept
 
 
-def _tokens(window: Window, scores: Float64, text: str, encoder: Encoder) -> Iterator[_Token]:
-    for i, (token_id, (start, end)) in enumerate(zip(window.ids, window.offsets, strict=True)):
-        word = encoder.token(token_id)
-        if token_id == encoder.unk_id:
-            word, continues = text[start:end], False
-        elif encoder.marks_continuations:
-            continues = len(word) != end - start
-        else:
-            continues = start > 0 and " " not in text[start - 1 : start + 1]
-        yield _Token(word, scores[i], start, end, window.at + i, continues)
+# Pieces
 
 
-_MERGE: Mapping[str, Callable[[list[Float64]], Float64]] = {
+def _tokens(scores: Float64, labels: Mapping[int, str]) -> Iterator[_Piece]:
+    best, score = scores.argmax(axis=1).tolist(), scores.max(axis=1).tolist()
+    return (_Piece(i, i, labels[best[i]], score[i]) for i in range(len(best)))
+
+
+_MERGE: Mapping[str, Callable[[Float64], Float64]] = {
     "first": lambda scores: scores[0],
-    "average": lambda scores: np.asarray(np.mean(scores, axis=0)),
-    "max": lambda scores: max(scores, key=lambda s: float(s.max())),
+    "average": lambda scores: np.asarray(scores.mean(axis=0)),
+    "max": lambda scores: scores[scores.max(axis=1).argmax()],
 }
+"""From the scores of a word's tokens to the word's."""
 
 
-def _word(
-    tokens: list[_Token], labels: Mapping[int, str], encoder: Encoder, merge: Callable[[list[Float64]], Float64]
-) -> Entity:
-    text = encoder.joined([t.word for t in tokens])
-    return _labelled(merge([t.scores for t in tokens]), labels, text, tokens[0].start, tokens[-1].end)
+def _words(
+    reading: _Reading, scores: Float64, labels: Mapping[int, str], merge: Callable[[Float64], Float64]
+) -> Iterator[_Piece]:
+    for word in _split(range(len(scores)), reading.goes_on):
+        merged = merge(scores[word[0] : word[-1] + 1])
+        best = int(merged.argmax())
+        yield _Piece(word[0], word[-1], labels[best], float(merged[best]))
 
 
-def _labelled(
-    scores: Float64, labels: Mapping[int, str], word: str, start: int, end: int, index: int | None = None
-) -> Entity:
-    best = int(scores.argmax())
-    return Entity(labels[best], float(scores[best]), word, start, end, index)
+def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Neighbours of one tag."""
+    return _split(pieces, lambda before, piece: _tag(piece) == _tag(before) and not piece.label.startswith("B-"))
 
 
-def _split(items: Iterable[T], begins: Callable[[T, T], bool]) -> Iterator[list[T]]:
-    """Runs of items; `begins` says of an item and the one after it whether the later begins a run."""
+def _split(items: Iterable[T], goes_on: Callable[[T, T], bool]) -> Iterator[list[T]]:
+    """Runs of items; `goes_on` says of an item and the one after it whether the later belongs to the same."""
     run: list[T] = []
     for item in items:
-        if run and begins(run[-1], item):
+        if run and not goes_on(run[-1], item):
             yield run
             run = []
         run.append(item)
@@ -122,15 +161,24 @@ def _split(items: Iterable[T], begins: Callable[[T, T], bool]) -> Iterator[list[
         yield run
 
 
-def _is_another(before: Entity, entity: Entity) -> bool:
-    return _tag(entity.label) != _tag(before.label) or entity.label.startswith("B-")
+def _tag(piece: _Piece) -> str:
+    return piece.label[2:] if piece.label.startswith(("B-", "I-")) else piece.label
 
 
-def _tag(label: str) -> str:
-    return label[2:] if label.startswith(("B-", "I-")) else label
+# Entities
 
 
-def _group(run: list[Entity], encoder: Encoder) -> Entity:
-    name = run[0].label.split("-", 1)[-1]
-    score = sum(e.score for e in run) / len(run)
-    return Entity(name, score, encoder.joined([e.word for e in run]), run[0].start, run[-1].end)
+def _token(piece: _Piece, reading: _Reading) -> Entity:
+    start, end = reading.window.offsets[piece.first]
+    word = reading.spelling(piece.first)
+    return Entity(piece.label, piece.score, word, start, end, reading.window.at + piece.first)
+
+
+def _entity(run: list[_Piece], reading: _Reading, word: str) -> Entity:
+    offsets = reading.window.offsets
+    score = sum(piece.score for piece in run) / len(run)
+    return Entity(_name(run), score, word, offsets[run[0].first][0], offsets[run[-1].last][1])
+
+
+def _name(run: list[_Piece]) -> str:
+    return run[0].label.split("-", 1)[-1]

@@ -15,17 +15,19 @@ def classify(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[
     """Logits of a sequence classifier, shape (labels,) a row.
 
     Decoders classify by a row's last token that is not the padding their own config names, and refuse a batch where it
-    names none: so rows are padded with that token here, or run one by one.
+    names none. So rows are padded with that token here, or, where the model has no such token, run one by one.
     """
-    padding = model.config.get_text_config().pad_token_id
     attention = batch["attention_mask"]
-    if len(attention) > 1 and (padding is None or padding < 0):
+    if len(attention) == 1:
+        return _logits(model, batch)
+    config = model.config.get_text_config()
+    padding = config.pad_token_id
+    if padding is None or not 0 <= padding < config.vocab_size:
         lengths = attention.sum(dim=1).tolist()
         alone = [{n: t[i : i + 1, :length] for n, t in batch.items()} for i, length in enumerate(lengths)]
         return [raw for one in alone for raw in _logits(model, one)]
-    if len(attention) > 1:
-        batch = {**batch, "input_ids": batch["input_ids"].masked_fill(attention == 0, padding)}
-    return _logits(model, batch)
+    padded = batch["input_ids"].masked_fill(attention == 0, padding)
+    return _logits(model, {**batch, "input_ids": padded})
 
 
 def classify_tokens(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:

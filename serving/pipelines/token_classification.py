@@ -72,8 +72,7 @@ class TokenClassification:
         entities: list[Entity] = []
         for window, raw in zip(source.windows, raws, strict=True):
             scores = softmax(finite(raw)[window.at : window.at + len(window.offsets)])
-            found = entities_of(window, scores, source.text, task.encoder, labels, strategy)
-            entities += (entity for entity in found if entity.label not in ignored)
+            entities += entities_of(window, scores, source.text, task.encoder, labels, strategy, ignored)
         if len(raws) > 1:
             entities = without_overlaps(entities)
         return [_plain(entity) for entity in entities]

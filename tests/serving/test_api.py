@@ -264,9 +264,9 @@ def test_a_method_that_does_not_fit_is_a_problem_that_names_those_that_do(get: C
 def test_a_task_of_an_unsupported_kind_is_501(
     post: Callable[..., httpx.Response], publish: Callable[..., None], tiny: Tiny
 ) -> None:
-    publish("answers", tiny.delta(tiny.answering("answers-501", seed=51)))
-    response = post("/v1/tasks/answers/predict", json={"inputs": "rain"})
-    assert is_problem(response, 501, "question-answering", "text-classification")
+    publish("words", tiny.delta(tiny.filling("words-501", seed=51)))
+    response = post("/v1/tasks/words/predict", json={"inputs": "rain"})
+    assert is_problem(response, 501, "fill-mask", "text-classification")
 
 
 @pytest.fixture

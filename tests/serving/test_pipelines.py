@@ -1,185 +1,157 @@
-"""Answers equal those of Transformers' own pipelines on the folder that `ken apply` writes."""
+"""A service answers every kind; what each kind answers is tested in `tests/serving/pipelines`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
+import orjson
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
+from transformers import BertForSequenceClassification, pipeline
 
-from ken_core import DeltaFile
-from ken_core.tokenization import Encoder
-from serving.errors import InvalidInputError, UnsupportedKindError
-from serving.pipelines import default_kind
-from serving.pipelines.base import Prepared, TaskSpec
-from serving.pipelines.text_classification import ClassificationParameters, TextClassification
-from serving.service import Service
-from tests.tiny_checkpoints import TEXTS, WORDS, Tiny, load_backbone, write_tokenizer
+from serving.config import load_settings
+from serving.errors import InternalError, InvalidInputError, UnsupportedKindError
+from serving.pipelines import PIPELINES, default_kind, pipeline_for
+from serving.service import Answer, Service
+from serving.store import Store
+from tests.serving.pipelines.sameness import assert_same
+from tests.tiny_architectures import ArchitectureBase, FineTune
+from tests.tiny_checkpoints import TEXTS, WORDS, Tiny, scores, write_tokenizer
 
-PROBLEMS = {
-    "single-label": (["anger", "joy", "fear"], None),
-    "declared single-label": (["no", "yes"], "single_label_classification"),
-    "multi-label": (["anger", "joy", "fear", "calm"], "multi_label_classification"),
-    "one logit": (["toxic"], None),
-    "regression": (["stars"], "regression"),
-    "regression of two": (["stars", "length"], "regression"),
+Predict = Callable[..., Answer]
+
+LONG = " ".join(WORDS)
+HEADS = {
+    "features": ("features", []),
+    "inference": ("sequence", ["contradiction", "neutral", "entailment"]),
+    "relevance": ("sequence", ["relevant"]),
+    "tokens": ("tokens", ["O", "B-PER", "I-PER"]),
+    "answers": ("answers", []),
 }
-PAIRS = [{"text": TEXTS[0], "text_pair": TEXTS[1]}, {"text": TEXTS[2], "text_pair": TEXTS[3]}]
+QUESTIONS: list[tuple[str, str, Any, dict[str, Any]]] = [
+    ("features", "feature-extraction", TEXTS[0], {}),
+    ("features", "sentence-embeddings", TEXTS[2], {"pooling": "cls"}),
+    ("inference", "text-classification", TEXTS[0], {"top_k": 2}),
+    ("inference", "text-classification", {"text": TEXTS[0], "text_pair": LONG}, {}),
+    ("inference", "zero-shot-classification", TEXTS[1], {"candidate_labels": ["rain", "the city", "a film"]}),
+    ("relevance", "rerank", {"query": TEXTS[0], "texts": [*TEXTS]}, {"top_n": 3}),
+    ("tokens", "token-classification", TEXTS[4], {"aggregation_strategy": "first"}),
+    ("tokens", "token-classification", LONG, {"aggregation_strategy": "simple", "stride": 9}),
+    ("answers", "question-answering", {"question": TEXTS[0], "context": LONG}, {"top_k": 4}),
+]
+"""Task, kind, input, parameters."""
 
 
 @pytest.fixture(scope="module")
-def problem(tiny: Tiny) -> Callable[[str], DeltaFile]:
-    made: dict[str, DeltaFile] = {}
+def fine_tunes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FineTune]:
+    base = ArchitectureBase("bert", tmp_path_factory.mktemp("kinds"))
+    return {name: base.fine_tune(name, head, labels) for name, (head, labels) in HEADS.items()}
 
-    def delta(name: str) -> DeltaFile:
-        if name not in made:
-            labels, problem_type = PROBLEMS[name]
-            made[name] = tiny.delta(tiny.tuned(name.replace(" ", "-"), labels, 20 + len(made), problem_type))
-        return made[name]
 
-    return delta
+@pytest.fixture(scope="module")
+def predict(
+    fine_tunes: dict[str, FineTune], embedded_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Predict]:
+    """``predict(task, kind, inputs, **parameters)`` asks one service that has a task of every head."""
+    namespace = f"kinds-{uuid.uuid4().hex[:12]}"
+    store = Store(embedded_url, namespace)
+    for name, fine_tune in fine_tunes.items():
+        store.publish(name, fine_tune.file)
+    folder = fine_tunes["features"].base.path
+    told = {"base": str(folder), "data_dir": tmp_path_factory.mktemp("service"), "namespace": namespace, "threads": 1}
+    service = Service(load_settings(**told), embedded_url)
+    service.start()
+
+    async def many(questions: list[tuple[str, str | None, list[Any], dict[str, Any]]]) -> list[Answer]:
+        asked = [
+            service.predict(service.table.resolve(task), inputs, parameters, 60, kind)
+            for task, kind, inputs, parameters in questions
+        ]
+        return await asyncio.gather(*asked)
+
+    yield lambda questions: asyncio.run(many(questions))
+    service.stop()
+
+
+def expected(fine_tunes: dict[str, FineTune], task: str, kind: str, given: Any, parameters: dict[str, Any]) -> Any:
+    return fine_tunes[task].ask(kind, [given], **parameters)[0]
+
+
+def test_every_kind_is_asked_here() -> None:
+    assert {kind for _, kind, _, _ in QUESTIONS} == set(PIPELINES)
+
+
+def test_kinds_asked_at_once_are_answered_as_each_by_itself(predict: Predict, fine_tunes: dict[str, FineTune]) -> None:
+    """Rows of many inputs and requests share batches, in whatever order they come."""
+    asked = [(task, kind, [given, given], parameters) for task, kind, given, parameters in QUESTIONS * 4]
+    for answer, question in zip(predict(asked), QUESTIONS * 4, strict=True):
+        alone = expected(fine_tunes, *question)
+        assert answer.kind == question[1]
+        assert_same(orjson.loads(orjson.dumps(answer.outputs)), [alone, alone])
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [("features", "feature-extraction"), ("inference", "text-classification"), ("tokens", "token-classification")],
+)
+def test_a_task_answers_the_kind_of_its_head_unless_asked_for_another(task: str, kind: str, predict: Predict) -> None:
+    (answer,) = predict([(task, None, ["rain"], {})])
+    assert answer.kind == kind
+
+
+def test_inputs_that_were_cut_are_named(predict: Predict) -> None:
+    asked = [
+        ("inference", "text-classification", ["rain", LONG], {}),
+        ("inference", "zero-shot-classification", ["rain", LONG], {"candidate_labels": ["rain", "sun"]}),
+        ("relevance", "rerank", [{"query": "rain", "texts": ["sun"]}, {"query": "rain", "texts": ["sun", LONG]}], {}),
+        ("tokens", "token-classification", ["rain", LONG], {}),
+        ("features", "sentence-embeddings", ["rain", LONG], {}),
+    ]
+    whole = [
+        ("tokens", "token-classification", ["rain", LONG], {"aggregation_strategy": "simple", "stride": 9}),
+        ("answers", "question-answering", [{"question": "why?", "context": LONG}], {}),
+    ]
+    assert [answer.truncated for answer in predict(asked)] == [[1]] * len(asked)
+    assert [answer.truncated for answer in predict(whole)] == [[], []]
+
+
+# Which kinds there are
+
+
+@pytest.mark.parametrize("head", sorted({p.head for p in PIPELINES.values()}))
+def test_every_head_that_is_served_has_a_kind_of_its_own(head: str) -> None:
+    assert default_kind(head, None) == head
+    assert pipeline_for(head, head).head == head
+
+
+@pytest.mark.parametrize("head", ["fill-mask", "text-generation", "BertForNextSentencePrediction"])
+def test_a_head_that_no_kind_reads_is_refused_with_those_that_are(head: str) -> None:
+    served = "feature-extraction, question-answering, text-classification, token-classification"
+    with pytest.raises(UnsupportedKindError, match=rf"'{head}' are not served; served are {served}"):
+        default_kind(head, None)
+
+
+def test_a_kind_that_a_head_cannot_answer_is_refused_with_those_it_can() -> None:
+    with pytest.raises(InvalidInputError, match="answers rerank, text-classification, zero-shot-classification"):
+        pipeline_for("question-answering", "text-classification")
+
+
+# Fine-tunes that change more than weights
 
 
 @pytest.fixture
 def ask(make_service: Callable[..., Service], publish: Callable[..., None]) -> Callable[..., list[Any]]:
-    """Publish a delta and ask it."""
+    """Publish a fine-tune's delta and ask it for its own kind."""
     service = make_service()
 
-    def run(file: DeltaFile, inputs: list[Any], **parameters: Any) -> list[Any]:
+    def run(file: Any, inputs: list[Any]) -> list[Any]:
         publish("task", file)
-        return asyncio.run(service.predict(file.digest, inputs, parameters, 20)).outputs
+        return asyncio.run(service.predict(file.digest, inputs, {}, 20)).outputs
 
     return run
-
-
-def same_scores(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
-    ours, theirs = ({row["label"]: row["score"] for row in rows} for rows in (found, expected))
-    return ours == pytest.approx(theirs, abs=1e-5)
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_classification_scores_are_those_of_transformers(
-    name: str, problem: Callable[[str], DeltaFile], ask: Callable[..., list[Any]], tiny: Tiny
-) -> None:
-    file = problem(name)
-    reference = pipeline("text-classification", model=str(tiny.applied(file)), top_k=None)
-    for found, text in zip(ask(file, list(TEXTS)), TEXTS, strict=True):
-        assert same_scores(found, reference(text)[0])
-        assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
-
-
-@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
-def test_another_function_of_the_logits_may_be_asked_for(
-    function: str, problem: Callable[[str], DeltaFile], ask: Callable[..., list[Any]], tiny: Tiny
-) -> None:
-    file = problem("single-label")
-    reference = pipeline("text-classification", model=str(tiny.applied(file)), top_k=None)
-    expected = reference(TEXTS[0], function_to_apply=function)[0]
-    assert same_scores(ask(file, [TEXTS[0]], function_to_apply=function)[0], expected)
-
-
-def test_pairs_are_scored_as_transformers_scores_them(
-    problem: Callable[[str], DeltaFile], ask: Callable[..., list[Any]], tiny: Tiny
-) -> None:
-    file = problem("single-label")
-    reference = pipeline("text-classification", model=str(tiny.applied(file)), top_k=None)
-    for found, pair in zip(ask(file, PAIRS), PAIRS, strict=True):
-        assert same_scores(found, reference(pair))
-
-
-def test_top_k_gives_the_k_highest(problem: Callable[[str], DeltaFile], ask: Callable[..., list[Any]]) -> None:
-    file = problem("multi-label")
-    everything = ask(file, [TEXTS[0]])[0]
-    assert ask(file, [TEXTS[0]], top_k=2)[0] == everything[:2]
-    assert ask(file, [TEXTS[0]], top_k=99)[0] == everything
-
-
-def test_scores_far_from_zero_neither_overflow_nor_warn(tiny: Tiny) -> None:
-    spec = TaskSpec(tiny.base.config, Encoder(tiny.base, tiny.base.config, {}), None, False)
-    for function in ("softmax", "sigmoid"):
-        with np.errstate(all="raise", under="ignore"):
-            rows = TextClassification().present(
-                Prepared((), False),
-                [np.array([-1e4, 1e4], np.float32)],
-                spec,
-                ClassificationParameters(function_to_apply=function),
-            )
-        assert [row["score"] for row in rows] == [1.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("parameters", "named"),
-    [
-        ({"top_k": 0}, "top_k"),
-        ({"top_k": "many"}, "top_k"),
-        ({"function_to_apply": "relu"}, "function_to_apply"),
-        ({"pooling": "mean"}, "pooling"),
-    ],
-)
-def test_parameters_of_another_form_are_refused_by_name(
-    parameters: dict[str, Any], named: str, problem: Callable[[str], DeltaFile], ask: Callable[..., list[Any]]
-) -> None:
-    with pytest.raises(InvalidInputError, match=named):
-        ask(problem("single-label"), ["rain"], **parameters)
-
-
-# Feature extraction
-
-
-@pytest.fixture(scope="module")
-def embedding(tiny: Tiny) -> DeltaFile:
-    return tiny.delta(tiny.embedding("embedding", seed=30))
-
-
-@pytest.fixture(scope="module")
-def token_vectors(tiny: Tiny, embedding: DeltaFile) -> Callable[[str], np.ndarray]:
-    reference = pipeline("feature-extraction", model=str(tiny.applied(embedding)))
-    return lambda text: np.array(reference(text)[0])
-
-
-POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "none": lambda states: states,
-    "cls": lambda states: states[0],
-    "last": lambda states: states[-1],
-    "mean": lambda states: states.mean(axis=0),
-}
-
-
-@pytest.mark.parametrize("pooling", POOLED)
-def test_vectors_are_pooled_from_those_of_transformers(
-    pooling: str, embedding: DeltaFile, ask: Callable[..., list[Any]], token_vectors: Callable[[str], np.ndarray]
-) -> None:
-    for found, text in zip(ask(embedding, list(TEXTS), pooling=pooling), TEXTS, strict=True):
-        np.testing.assert_allclose(found, POOLED[pooling](token_vectors(text)), atol=1e-5)
-
-
-def test_without_a_word_about_it_vectors_are_averaged(
-    embedding: DeltaFile, ask: Callable[..., list[Any]], token_vectors: Callable[[str], np.ndarray]
-) -> None:
-    np.testing.assert_allclose(ask(embedding, [TEXTS[2]])[0], token_vectors(TEXTS[2]).mean(axis=0), atol=1e-5)
-
-
-def test_a_tasks_own_pooling_is_kept_unless_another_is_asked_for(tiny: Tiny, ask: Callable[..., list[Any]]) -> None:
-    file = tiny.delta(tiny.embedding("embedding-cls", seed=30, pooling="cls_token"))
-    (own,), (cls,), (mean,) = (ask(file, [TEXTS[2]], **p) for p in ({}, {"pooling": "cls"}, {"pooling": "mean"}))
-    assert own == cls
-    assert own != mean
-
-
-@pytest.mark.parametrize("pooling", POOLED)
-def test_normalised_vectors_have_length_one_and_the_same_direction(
-    pooling: str, embedding: DeltaFile, ask: Callable[..., list[Any]]
-) -> None:
-    plain, unit = (np.array(ask(embedding, [TEXTS[2]], pooling=pooling, normalize=n)[0]) for n in (False, True))
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=-1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(unit * np.linalg.norm(plain, axis=-1, keepdims=True), plain, atol=1e-5)
-
-
-# Fine-tunes that change more than weights
 
 
 def test_a_task_with_words_and_a_tokenizer_of_its_own_answers_as_its_own_model(
@@ -196,19 +168,14 @@ def test_a_task_with_words_and_a_tokenizer_of_its_own_answers_as_its_own_model(
     reference = pipeline("text-classification", model=str(tiny.applied(file)), top_k=None)
     texts = ["a kumquat", "the rambutan and the kumquat", "rain"]
     for found, text in zip(ask(file, texts), texts, strict=True):
-        assert same_scores(found, reference(text)[0])
+        assert scores(found) == pytest.approx(scores(reference(text)[0]), abs=1e-5)
 
 
-def test_a_backbone_without_a_head_equals_the_applied_one(
-    tiny: Tiny, embedding: DeltaFile, ask: Callable[..., list[Any]]
-) -> None:
-    folder = tiny.applied(embedding)
-    inputs = AutoTokenizer.from_pretrained(folder)(TEXTS[0], return_tensors="pt")
-    with torch.inference_mode():
-        expected = load_backbone(folder)(**inputs).last_hidden_state[0].numpy()
-    np.testing.assert_allclose(ask(embedding, [TEXTS[0]], pooling="none")[0], expected, atol=1e-5)
-
-
-def test_a_kind_without_a_pipeline_is_refused_with_the_kinds_there_are() -> None:
-    with pytest.raises(UnsupportedKindError, match=r"'question-answering' .* feature-extraction, text-classification"):
-        default_kind("fill-mask", None)
+def test_logits_that_overflow_are_an_error_of_the_server_and_no_null(tiny: Tiny, ask: Callable[..., list[Any]]) -> None:
+    folder = tiny.tuned("overflowing", ["good", "bad"], seed=41)
+    model = BertForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+    model.save_pretrained(folder)
+    with pytest.raises(InternalError, match="not a number"):
+        ask(tiny.delta(folder), ["rain"])

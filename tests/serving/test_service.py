@@ -173,9 +173,9 @@ def test_parameters_the_kind_does_not_take_are_refused(service: Service, deltas:
 def test_a_task_of_an_unsupported_kind_is_refused_and_the_others_go_on(
     service: Service, tiny: Tiny, publish: Callable[..., None]
 ) -> None:
-    publish("answers", tiny.delta(tiny.answering("answers", seed=50)))
-    with pytest.raises(UnsupportedKindError, match="question-answering"):
-        asyncio.run(ask(service, "answers"))
+    publish("words", tiny.delta(tiny.filling("words", seed=50)))
+    with pytest.raises(UnsupportedKindError, match="fill-mask"):
+        asyncio.run(ask(service, "words"))
     asyncio.run(ask(service, "spam"))
 
 
