@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -293,15 +293,12 @@ def _query(**values: object) -> dict[str, str]:
 
 
 def _reader(kind: type[T]) -> Callable[[httpx.Response], T]:
-    def parse(response: httpx.Response) -> T:
-        found: T = _adapter(kind).validate_json(response.content)
-        return found
-
-    return parse
+    parser: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
+    return lambda response: parser.validate_json(response.content)
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
