@@ -46,6 +46,13 @@ class UnknownTaskError(ServingError):
     title = "Unknown task"
 
 
+class UnknownKeyError(ServingError):
+    """No API key has this id."""
+
+    status = 404
+    title = "Unknown key"
+
+
 class ConflictError(ServingError):
     status = 409
     title = "Conflict"

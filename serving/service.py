@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ken_core import Checkpoint, KenError, ResidentModel, deltafile, open_base
+from ken_core import Checkpoint, DeltaFile, KenError, ResidentModel, deltafile, open_base
 from ken_core.errors import DeltaFormatError
 from ken_core.tokenization import Encoded
 from serving.cache import DeltaCache, DeltaFiles
@@ -24,6 +25,7 @@ from serving.cores import usable_cores
 from serving.device import Loaded
 from serving.engine import Engine, Timing
 from serving.errors import DeadlineError, StartError, StoreError, TooLargeError, UnavailableError
+from serving.fitness import check_fitness
 from serving.metrics import Metrics
 from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs
@@ -182,6 +184,10 @@ class Service:
         outputs = work() if sum(raw.size for raw in raws) <= _PRESENTED_AT_ONCE else await asyncio.to_thread(work)
         truncated = [i for i, one in enumerate(prepared) if one.truncated]
         return Answer(digest, pipeline.kind, outputs, truncated, sum(map(len, rows)), timing)
+
+    def check_delta(self, path: Path) -> DeltaFile:
+        """A delta of unknown origin, opened; raises `InvalidInputError` unless it can be served here."""
+        return check_fitness(path, self.resident)
 
     def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
         tokens, most = sum(map(len, rows)), self.settings.max_tokens

@@ -1,4 +1,4 @@
-"""The task table a replica answers from: kept current from the store, kept on disk for when it is down."""
+"""The table of tasks and keys a replica answers from: kept current from the store, kept on disk for when it is down."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from serving.errors import StoreError, UnavailableError, UnknownTaskError
-from serving.store import Store, Table, Task
+from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
+from serving.routes import check_route
+from serving.store import KEYS_CHANGED, Store, Table, Task
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +37,14 @@ class TaskTable:
             raise UnavailableError("the task table is not loaded yet; try again in a moment")
         return self._table
 
-    def resolve(self, task: str, alias: str = "live", digest: str | None = None) -> str:
-        """The digest an alias of a task points at, or the pinned one if it is one of the task's versions.
+    def resolve(self, task: str, alias: str | None = None, digest: str | None = None, key: str | None = None) -> str:
+        """The digest that answers a request.
+
+        Args:
+            digest: pins one of the task's versions, whatever else is said.
+            alias: the version this alias points at. None: the one the task's route chooses, without a route the
+                one that ``live`` points at.
+            key: requests of one key are routed alike; None: by chance.
 
         Raises:
             UnknownTaskError: no such task, alias or version; names near it are suggested.
@@ -46,6 +54,10 @@ class TaskTable:
             if digest not in known.versions:
                 raise UnknownTaskError(f"{digest!r} is no version of task {task!r}")
             return digest
+        if alias is None:
+            alias = known.route.choose(key, task) if known.route else "live"
+            if known.route and alias not in known.aliases and alias in known.versions:
+                return alias
         if alias not in known.aliases:
             have = ", ".join(sorted(known.aliases)) or "none"
             raise UnknownTaskError(f"task {task!r} has no alias {alias!r}; it has: {have}")
@@ -61,21 +73,33 @@ class TaskTable:
         return known
 
     def replace(self, table: Table) -> None:
-        """Take a newer table over and keep it on disk."""
+        """Take a newer table over and keep it on disk, for nobody else to read: it holds hashes of keys."""
         self._table = table
         partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.{threading.get_ident()}.partial")
-        partial.write_bytes(orjson.dumps(asdict(table)))
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb", opener=_private) as out:
+            out.write(orjson.dumps(asdict(table)))
         partial.replace(self._file)
 
     def load_from_disk(self) -> bool:
         """Take the last table this replica knew; False where there is none."""
         try:
             plain = orjson.loads(self._file.read_bytes())
-            tasks = {n: Task(**{**t, "versions": tuple(t["versions"])}) for n, t in plain["tasks"].items()}
-            self._table = Table(plain["revision"], tasks)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            tasks = {name: _task(task) for name, task in plain["tasks"].items()}
+            self._table = Table(plain["revision"], tasks, dict(plain.get("keys", {})))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
             return False
         return True
+
+
+def _task(plain: dict[str, Any]) -> Task:
+    """A task as `asdict` made it; before there were routes it had none."""
+    route = plain.get("route")
+    return Task(**plain | {"versions": tuple(plain["versions"]), "route": check_route(route) if route else None})
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class TaskWatch:
@@ -83,6 +107,7 @@ class TaskWatch:
 
     Args:
         on_change: called on the watch's thread after the table changed, and when the store comes or goes.
+        address: ``host:port`` of this replica's metrics, for `Store.addresses`.
     """
 
     def __init__(
@@ -91,11 +116,13 @@ class TaskWatch:
         table: TaskTable,
         replica: str,
         on_change: Callable[[bool], None] = lambda up: None,
+        address: str = "",
     ) -> None:
         self._store = store
         self._table = table
         self._replica = replica
         self._on_change = on_change
+        self._address = address
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ken-tasks", daemon=True)
         self._cursor = "0"
@@ -151,7 +178,7 @@ class TaskWatch:
         if self._stopping.is_set():
             return
         if not events:
-            self._store.report(self._replica, self._table.current.revision)
+            self._report()
             if self._store.revision() != self._table.current.revision:
                 self._resync()
             return
@@ -161,18 +188,24 @@ class TaskWatch:
         if [e.revision for e in fresh] != list(range(known + 1, known + 1 + len(fresh))):
             self._resync()
             return
-        tasks = dict(self._table.current.tasks)
-        for name in {e.task for e in fresh}:
+        changed = {e.task for e in fresh}
+        tasks, keys = dict(self._table.current.tasks), self._table.current.keys
+        if KEYS_CHANGED in changed:
+            keys = self._store.keys()
+        for name in changed - {KEYS_CHANGED}:
             task = self._store.task(name)
             if task is None:
                 tasks.pop(name, None)
             else:
                 tasks[name] = task
-        self._take(Table(fresh[-1].revision if fresh else known, tasks))
+        self._take(Table(fresh[-1].revision if fresh else known, tasks, keys))
 
     def _take(self, table: Table) -> None:
         self._table.replace(table)
         if not self._stopping.is_set():
-            self._store.report(self._replica, table.revision)
+            self._report()
         self.store_up = True
         self._on_change(True)
+
+    def _report(self) -> None:
+        self._store.report(self._replica, self._table.current.revision, self._address)

@@ -6,16 +6,21 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serving.api import failures, native, operations
+from serving.api import failures, headers, keys, native, operations, tasks, uploads
+from serving.api.auth import Authenticator
+from serving.api.changes import Changes
 from serving.api.failures import Shape
 from serving.api.middleware import BodyLimit, InFlight, RequestIds
 from serving.api.predicting import Predictor
 from serving.api.problems import problem
 from serving.api.resolve import Resolver
 from serving.service import Service
+from serving.store import CHUNK_BYTES
 
-PROTOCOLS = (native.PROTOCOL, operations.PROTOCOL)
-"""Routes are tried in this order: the busiest first."""
+PROTOCOLS = (native.PROTOCOL,)
+"""How predictions are asked for. Routes are tried in this order: the busiest first."""
+
+MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
 
 
 def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
@@ -26,11 +31,16 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     """
     app = FastAPI(title="ken-serve", version=_version(), description=__doc__, redoc_url=None)
     failures.install(app, shape_of)
-    predictor = Predictor(service, Resolver(service))
+    authenticator = Authenticator(service.settings, service.table)
+    predictor = Predictor(service, Resolver(service.table, authenticator))
+    changes = Changes(service, authenticator)
     for protocol in PROTOCOLS:
         app.include_router(protocol.router(service, predictor))
-    app.add_middleware(BodyLimit, limit=service.settings.max_body_bytes, shape_of=shape_of)
+    for router in MANAGEMENT:
+        app.include_router(router(service, authenticator, changes))
+    app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(service, path), shape_of=shape_of)
     app.add_middleware(InFlight, service=service)
+    headers.install(app, service.settings)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     return app
 
@@ -38,6 +48,11 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
 def shape_of(path: str) -> Shape:
     """How a failure under a path is told: as its protocol does."""
     return next((protocol.shape for protocol in PROTOCOLS if protocol.owns(path)), problem)
+
+
+def body_limit(service: Service, path: str) -> int:
+    """Bytes a body may have."""
+    return CHUNK_BYTES if path.startswith(f"{uploads.PREFIX}/") else service.settings.max_body_bytes
 
 
 def _version() -> str:

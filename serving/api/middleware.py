@@ -47,19 +47,19 @@ class RequestIds:
 class BodyLimit:
     """Answer 413 to a body that is, or claims to be, longer than allowed, without keeping it."""
 
-    def __init__(self, app: ASGIApp, limit: int, shape_of: Callable[[str], Shape]) -> None:
+    def __init__(self, app: ASGIApp, limit_of: Callable[[str], int], shape_of: Callable[[str], Shape]) -> None:
         self._app = app
-        self._limit = limit
+        self._limit_of = limit_of
         self._shape_of = shape_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        claimed = headers.get("content-length", "0")
-        if claimed.isdigit() and int(claimed) > self._limit:
-            await self._refuse(scope, receive, send)
+        limit = self._limit_of(scope["path"])
+        claimed = Headers(scope=scope).get("content-length", "0")
+        if claimed.isdigit() and int(claimed) > limit:
+            await self._refuse(limit, scope, receive, send)
             return
         seen = 0
         started = False
@@ -68,7 +68,7 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
+            if seen > limit:
                 raise TooLongBodyError
             return message
 
@@ -81,10 +81,10 @@ class BodyLimit:
             await self._app(scope, counting, noting)
         except TooLongBodyError:
             if not started:
-                await self._refuse(scope, receive, send)
+                await self._refuse(limit, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = TooLargeError(f"the body is longer than the {self._limit} bytes allowed; send fewer or shorter inputs")
+    async def _refuse(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+        error = TooLargeError(f"the body is longer than the {limit} bytes allowed; send less at a time")
         response = self._shape_of(scope["path"])(failure_of(scope, error))
         response.headers["Connection"] = "close"
         await response(scope, receive, send)

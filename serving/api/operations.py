@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
-from serving.api.admin import admin_only
-from serving.api.predicting import Predictor
-from serving.api.protocol import Protocol
+from serving.api.auth import Authenticator
+from serving.api.changes import Changes
+from serving.api.problems import responses
 from serving.service import Service
 
 
@@ -33,9 +33,9 @@ class Verification(BaseModel):
     differing: list[str] = Field(description="names of tensors that are not; empty when all is well")
 
 
-def router(service: Service, predictor: Predictor) -> APIRouter:
+def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes of operations; none needs a task."""
-    routes = APIRouter(tags=["operations"])
+    routes = APIRouter(tags=["operations"], responses=responses(405, 500, 503))
 
     @routes.get("/healthz")
     async def healthz() -> Status:
@@ -55,9 +55,10 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         """Prometheus text of the one replica that got this request, named in the label `replica`."""
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
-    @routes.get("/v1/base")
-    async def base() -> BaseInfo:
+    @routes.get("/v1/base", responses=responses(401, 403))
+    async def base(request: Request) -> BaseInfo:
         """The pretrained checkpoint that stays resident."""
+        authenticator.require(request, "predict")
         resident = service.resident
         return BaseInfo(
             name=resident.checkpoint.folder.name,
@@ -66,13 +67,11 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
             replica=service.replica,
         )
 
-    @routes.post("/v1/base/verify", dependencies=[Depends(admin_only(service))])
-    async def verify() -> Verification:
+    @routes.post("/v1/base/verify", responses=responses(401, 403))
+    async def verify(request: Request) -> Verification:
         """Revert to the base between two batches and compare every tensor's sha256."""
+        authenticator.require(request, "admin")
         differing = await asyncio.wrap_future(service.engine.verify())
         return Verification(tensors=len(service.resident.fingerprint.tensors), differing=differing)
 
     return routes
-
-
-PROTOCOL = Protocol(router)

@@ -27,12 +27,14 @@ class Question:
         parameters: plain JSON of the kind's parameters.
         kind: None: what the task answers by itself.
         task: named in the body; None leaves it to the path or the header.
+        key: who asks, for a route that keeps each at one version; None leaves it to the header.
     """
 
     inputs: Sequence[object]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     kind: str | None = None
     task: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Predictor:
 
     def __init__(self, service: Service, resolver: Resolver) -> None:
         self._service = service
-        self._resolver = resolver
+        self.resolver = resolver
         self._running = 0
 
     async def __call__(
@@ -70,23 +72,24 @@ class Predictor:
             ServingError: in one of its forms, each with its HTTP status.
         """
         started = time.perf_counter()
-        label, code = "unknown", 500
+        resolved: Resolved | None = None
+        code = 500
         self._running += 1
         try:
             self._admit()
             timeout = self._timeout(request)
-            resolved = self._resolver(request, task) if task else None
-            label = self._label(resolved)
+            if task is None:
+                self.resolver.authenticate(request)
+            else:
+                resolved = self.resolver(request, task)
             question = await read()
-            resolved = resolved or self._resolver(request, question.task)
-            label = self._label(resolved)
+            resolved = resolved or self.resolver(request, question.task, question.key)
             self._check_count(question.inputs)
             answer = await self._service.predict(
                 resolved.digest, question.inputs, question.parameters, timeout, question.kind
             )
             code = 200
-            for stage, seconds in answer.timing.stages():
-                self._service.metrics.request_seconds.labels(label, stage).observe(seconds)
+            self._observe_stages(resolved, answer)
             return Answered(resolved.task, answer)
         except ServingError as error:
             code = error.status
@@ -99,11 +102,18 @@ class Predictor:
             raise
         finally:
             self._running -= 1
-            self._service.metrics.requests.labels(label, str(code)).inc()
-            self._service.metrics.request_seconds.labels(label, "total").observe(time.perf_counter() - started)
+            self._observe(resolved, code, time.perf_counter() - started)
 
-    def _label(self, resolved: Resolved | None) -> str:
-        return self._service.metrics.task_label(resolved.task) if resolved else "unknown"
+    def _observe(self, resolved: Resolved | None, code: int, seconds: float) -> None:
+        metrics = self._service.metrics
+        label = metrics.task_label(resolved.task) if resolved else "unknown"
+        metrics.requests.labels(label, str(code)).inc()
+        metrics.request_seconds.labels(label, "total").observe(seconds)
+
+    def _observe_stages(self, resolved: Resolved, answer: Answer) -> None:
+        metrics = self._service.metrics
+        for stage, seconds in answer.timing.stages():
+            metrics.request_seconds.labels(metrics.task_label(resolved.task), stage).observe(seconds)
 
     def _admit(self) -> None:
         self._service.admit()

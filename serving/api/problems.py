@@ -54,6 +54,10 @@ _MEANINGS = {
 }
 
 
+PREDICTION_FAILURES = (400, 401, 403, 404, 405, 413, 422, 429, 500, 501, 503, 504)
+"""Every way in which a prediction may fail."""
+
+
 def responses(*statuses: int, schema: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE) -> dict[int | str, Any]:
     """The ``responses`` of a route that may fail in these ways."""
     content = {media_type: {"schema": schema.model_json_schema()}}

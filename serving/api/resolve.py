@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from serving.api.auth import Authenticator
 from serving.errors import BadRequestError
-from serving.service import Service
+from serving.store import Task
+from serving.tasks import TaskTable
 
 
 @dataclass(frozen=True)
@@ -17,23 +19,45 @@ class Resolved:
 
 
 class Resolver:
-    """Finds the delta that answers a request."""
+    """Finds the delta that answers a request, if the request's key may ask for it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, table: TaskTable, authenticator: Authenticator) -> None:
+        self._table = table
+        self._authenticator = authenticator
 
-    def __call__(self, request: Request, named: str | None) -> Resolved:
+    def __call__(self, request: Request, named: str | None, key: str | None = None) -> Resolved:
         """Resolve a task given in the path or body, else in ``X-Ken-Task``.
 
-        ``name@alias`` chooses an alias other than ``live``, ``X-Ken-Delta`` pins one of the task's versions.
+        ``name@alias`` chooses an alias; without one the task's route does, else ``live``. ``X-Ken-Delta`` pins one
+        of the task's versions. ``X-Ken-Key`` keeps who sends it at one of the versions a route chooses from.
+
+        Args:
+            key: to stay by, where the protocol has a name of its own for it.
 
         Raises:
             BadRequestError: no task is named anywhere.
+            UnauthorizedError, ForbiddenError: the request's key may not ask for it.
             UnknownTaskError: no such task, alias or version.
         """
         named = named or request.headers.get("x-ken-task")
         if not named:
             raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
         name, _, alias = named.partition("@")
-        digest = self._service.table.resolve(name, alias or "live", request.headers.get("x-ken-delta"))
+        self._authenticator.require(request, "predict", name)
+        stay_by = key or request.headers.get("x-ken-key")
+        digest = self._table.resolve(name, alias or None, request.headers.get("x-ken-delta"), stay_by)
         return Resolved(name, digest)
+
+    def authenticate(self, request: Request) -> None:
+        """Raises `UnauthorizedError` or `ForbiddenError` unless the request may ask for some task."""
+        self._authenticator.require(request, "predict")
+
+    def visible(self, request: Request) -> list[Task]:
+        """All tasks the request's key may ask for, by name."""
+        principal = self._authenticator.require(request, "predict")
+        return [task for name, task in sorted(self._table.current.tasks.items()) if principal.may("predict", name)]
+
+    def find(self, request: Request, name: str) -> Task:
+        """One task; raises as resolving it does."""
+        self._authenticator.require(request, "predict", name)
+        return self._table.find(name)

@@ -1,43 +1,37 @@
--- One change of one task: all of it, or nothing. Answers {status, revision}.
-local task, versions, stack, history, tasks, events, counter = unpack(KEYS)
-local action, name, alias, digest, who = unpack(ARGV)
-local STACK, HISTORY, EVENTS = 100, 1000, 10000
+-- Points an alias at a digest, or '@route' at a route: all of it, or nothing. Answers {status, revision or detail}.
+local ROUTE, STACK = '@route', 100
+local task, versions, stack, tasks = unpack(KEYS, 1, 4)
+local action, name, field, value, who = unpack(ARGV)
+local back = action == 'rollback' or action == 'rollback-route'
 
-local known = redis.call('EXISTS', task) == 1
-if action ~= 'publish' and not known then return {'no-task'} end
-if action == 'promote' and not redis.call('ZSCORE', versions, digest) then return {'no-version'} end
-
-local current = alias ~= '' and redis.call('HGET', task, alias) or nil
-if action == 'rollback' then
-  if not current then return {'no-alias'} end
-  digest = redis.call('LPOP', stack)
-  if not digest then return {'no-earlier'} end
+if action ~= 'publish' and redis.call('EXISTS', task) == 0 then return {'no-task'} end
+if action == 'promote' and not redis.call('ZSCORE', versions, value) then return {'no-version'} end
+if action == 'route' and value ~= '' then
+  local weights = cjson.decode(value).weights
+  for target in pairs(weights) do
+    local known = redis.call('HEXISTS', task, target) == 1 or redis.call('ZSCORE', versions, target)
+    if not known then return {'no-target', target} end
+  end
+  value = route_text(weights)
 end
 
-local revision = redis.call('INCR', counter)
-if action == 'delete' then
-  for _, field in ipairs(redis.call('HKEYS', task)) do
-    redis.call('DEL', string.gsub(task, ':task:', ':stack:', 1) .. ':' .. field)
-  end
-  redis.call('DEL', task, versions)
-  redis.call('SREM', tasks, name)
-else
-  if action ~= 'rollback' and current and current ~= digest then
-    redis.call('LPUSH', stack, current)
-    redis.call('LTRIM', stack, 0, STACK - 1)
-  end
-  if action == 'publish' then
-    redis.call('SADD', tasks, name)
-    redis.call('ZADD', versions, 'NX', revision, digest)
-  end
-  redis.call('HSET', task, alias, digest, '@revision', revision)
+local current = redis.call('HGET', task, field) or ''
+if back then
+  if field ~= ROUTE and current == '' then return {'no-alias'} end
+  value = redis.call('LPOP', stack)
+  if not value then return {'no-earlier'} end
+elseif value ~= current and (current ~= '' or field == ROUTE) then
+  redis.call('LPUSH', stack, current)
+  redis.call('LTRIM', stack, 0, STACK - 1)
 end
 
-local now = redis.call('TIME')
-redis.call('LPUSH', history, cjson.encode({
-  action = action, alias = alias, digest = digest, previous = current or '',
-  who = who, when = tonumber(now[1]), revision = revision,
-}))
-redis.call('LTRIM', history, 0, HISTORY - 1)
-redis.call('XADD', events, 'MAXLEN', '~', EVENTS, '*', 'task', name, 'revision', revision)
+local row = { action = action, alias = field, digest = value, previous = current }
+if field == ROUTE then row = route_row(action, value, current) end
+local revision = record({unpack(KEYS, 5)}, name, who, {row})
+if action == 'publish' then
+  redis.call('SADD', tasks, name)
+  redis.call('ZADD', versions, 'NX', revision, value)
+end
+if value == '' then redis.call('HDEL', task, field) else redis.call('HSET', task, field, value) end
+redis.call('HSET', task, '@revision', revision)
 return {'ok', revision}

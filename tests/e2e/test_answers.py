@@ -120,7 +120,7 @@ def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
             assert store.wait(store.revision(), 10)
             after = [ask(0) for _ in range(5)]
     finally:
-        store.delete("flowing")
+        store.delete("flowing", force=True)
     assert set(digests) == {task.digest, other.digest}
     assert set(after) == {other.digest}
 
@@ -140,7 +140,7 @@ def test_a_version_can_be_pinned_and_an_alias_asked_for(
             pinned = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": published[1].digest})
             foreign = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": published[2].digest})
     finally:
-        store.delete("two")
+        store.delete("two", force=True)
     assert live.json()["digest"] == published[0].digest
     assert canary.json()["digest"] == pinned.json()["digest"] == published[1].digest
     assert foreign.status_code == 404

@@ -165,6 +165,30 @@ def talk() -> Callable[[Service, Talk], Any]:
 
 
 @pytest.fixture
+def post(service: Service, talk: Callable[..., Any]) -> Callable[..., httpx.Response]:
+    """One POST to the service; `json` or raw `content`."""
+
+    def run(path: str, **request: Any) -> httpx.Response:
+        async def conversation(client: httpx.AsyncClient) -> httpx.Response:
+            return await client.post(path, **request)
+
+        return talk(service, conversation)
+
+    return run
+
+
+@pytest.fixture
+def get(service: Service, talk: Callable[..., Any]) -> Callable[..., httpx.Response]:
+    def run(path: str, **request: Any) -> httpx.Response:
+        async def conversation(client: httpx.AsyncClient) -> httpx.Response:
+            return await client.get(path, **request)
+
+        return talk(service, conversation)
+
+    return run
+
+
+@pytest.fixture
 def eventually() -> Callable[[Callable[[], Any]], None]:
     """Wait for a condition that another thread or process brings about."""
 

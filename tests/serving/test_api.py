@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from holding import Blocked, until
+from problems import is_problem
 from prometheus_client.parser import text_string_to_metric_families
 
 from ken_core import DeltaFile
@@ -26,43 +27,6 @@ from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, writ
 Client = httpx.AsyncClient
 Talk = Callable[..., Any]
 MakeService = Callable[..., Service]
-
-
-def is_problem(response: httpx.Response, status: int, *words: str) -> bool:
-    """Whether an answer is RFC 9457 problem JSON with its request's id, and names what it should."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status
-    assert body["title"]
-    assert body["request_id"]
-    assert body["request_id"] == response.headers["x-request-id"]
-    assert all(word in body["detail"] for word in words), body["detail"]
-    return True
-
-
-@pytest.fixture
-def post(service: Service, talk: Talk) -> Callable[..., httpx.Response]:
-    """One POST to the service; `json` or raw `content`."""
-
-    def run(path: str, **request: Any) -> httpx.Response:
-        async def conversation(client: Client) -> httpx.Response:
-            return await client.post(path, **request)
-
-        return talk(service, conversation)
-
-    return run
-
-
-@pytest.fixture
-def get(service: Service, talk: Talk) -> Callable[..., httpx.Response]:
-    def run(path: str, **request: Any) -> httpx.Response:
-        async def conversation(client: Client) -> httpx.Response:
-            return await client.get(path, **request)
-
-        return talk(service, conversation)
-
-    return run
 
 
 SPAM = "/v1/tasks/spam/predict"
@@ -443,158 +407,6 @@ def test_with_the_store_down_a_change_is_503_and_says_that_nothing_was_changed(
         assert is_problem(response, 503, "nothing was changed")
 
     talk(orphan, conversation)
-
-
-# Tasks
-
-
-def test_tasks_are_listed_with_aliases_and_versions(get: Callable[..., httpx.Response], deltas: Deltas) -> None:
-    listed = get("/v1/tasks").json()
-    assert {t["name"]: (t["aliases"], t["versions"]) for t in listed} == {
-        name: ({"live": digest}, [digest])
-        for name in ("emotion", "spam", "topic")
-        for digest in [getattr(deltas, name).digest]
-    }
-
-
-def test_one_task_is_shown(get: Callable[..., httpx.Response], deltas: Deltas) -> None:
-    shown = get("/v1/tasks/spam").json()
-    assert (shown["name"], shown["aliases"]) == ("spam", {"live": deltas.spam.digest})
-    assert is_problem(get("/v1/tasks/spamm"), 404, "'spam'")
-
-
-def test_a_task_without_a_live_version_is_shown_too(
-    get: Callable[..., httpx.Response], publish: Callable[..., None], deltas: Deltas
-) -> None:
-    publish("early", deltas.spam, alias="canary")
-    assert get("/v1/tasks/early").json()["aliases"] == {"canary": deltas.spam.digest}
-
-
-def test_history_is_told_newest_first(
-    get: Callable[..., httpx.Response], publish: Callable[..., None], deltas: Deltas
-) -> None:
-    publish("spam", deltas.spam_2)
-    told = get("/v1/tasks/spam/history").json()
-    assert [h["digest"] for h in told] == [deltas.spam_2.digest, deltas.spam.digest]
-
-
-def test_promote_rollback_and_delete_change_what_is_answered(
-    service: Service,
-    talk: Talk,
-    publish: Callable[..., None],
-    deltas: Deltas,
-    embedded_url: str,
-    namespace: str,
-) -> None:
-    publish("spam", deltas.spam_2)
-    store = Store(embedded_url, namespace)
-
-    async def conversation(client: Client) -> None:
-        async def served() -> str:
-            return (await client.post(SPAM, json={"inputs": "rain"})).json()["digest"]
-
-        async def change(method: str, path: str, **request: Any) -> None:
-            response = await client.request(method, path, **request)
-            assert response.status_code == 200
-            assert response.json()["task"] == "spam"
-            assert store.wait(response.json()["revision"], 20)
-
-        assert await served() == deltas.spam_2.digest
-        await change("POST", "/v1/tasks/spam/promote", json={"digest": deltas.spam.digest})
-        assert await served() == deltas.spam.digest
-        await change("POST", "/v1/tasks/spam/rollback", json={})
-        assert await served() == deltas.spam_2.digest
-        await change("DELETE", "/v1/tasks/spam")
-        assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 404)
-        pinned = await client.post(SPAM, json={"inputs": "rain"}, headers={"X-Ken-Delta": deltas.spam_2.digest})
-        assert is_problem(pinned, 404)
-
-    talk(service, conversation)
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status", "word"),
-    [
-        ("/v1/tasks/nobody/promote", {"digest": "0" * 64}, 404, "0000"),
-        ("/v1/tasks/spam/promote", {"digest": "0" * 64}, 404, "0000"),
-        ("/v1/tasks/spam/promote", {"digest": "latest"}, 422, "digest"),
-        ("/v1/tasks/spam/promote", {}, 422, "digest"),
-        ("/v1/tasks/spam/promote", {"digest": "0" * 64, "to": "live"}, 422, "to"),
-        ("/v1/tasks/spam/rollback", {}, 409, "no earlier version"),
-        ("/v1/tasks/spam/rollback", {"alias": "canary"}, 404, "canary"),
-        ("/v1/tasks/spam/rollback", {"alias": "a b"}, 422, "a b"),
-        ("/v1/tasks/nobody/rollback", {}, 404, "nobody"),
-        ("/v1/tasks/spam@live/rollback", {}, 404, "spam@live"),
-    ],
-)
-def test_a_change_that_cannot_be_made_is_a_problem(
-    path: str, body: dict[str, str], status: int, word: str, post: Callable[..., httpx.Response]
-) -> None:
-    assert is_problem(post(path, json=body), status, word)
-
-
-# Who may change tasks
-
-CHANGES = [
-    ("POST", "/v1/tasks/spam/promote"),
-    ("POST", "/v1/tasks/spam/versions"),
-    ("POST", "/v1/tasks/spam/rollback"),
-    ("DELETE", "/v1/tasks/spam"),
-]
-TOKEN = "open-sesame"
-
-
-@pytest.mark.parametrize(("method", "path"), CHANGES)
-def test_with_a_token_set_a_change_without_it_is_403_and_changes_nothing(
-    method: str, path: str, make_service: MakeService, publish: Callable[..., None], deltas: Deltas, talk: Talk
-) -> None:
-    service = make_service(admin_token=TOKEN)
-    publish("spam", deltas.spam)
-    publish("spam", deltas.spam_2)
-
-    async def conversation(client: Client) -> None:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": ""}):
-            body = {"digest": deltas.spam.digest} if "rollback" not in path else {}
-            response = await client.request(method, path, json=body, headers=headers)
-            assert is_problem(response, 403, "KEN_ADMIN_TOKEN")
-            assert TOKEN not in response.text
-        assert (await client.post(SPAM, json={"inputs": "rain"})).json()["digest"] == deltas.spam_2.digest
-
-    talk(service, conversation)
-
-
-def test_with_the_token_a_change_is_made_also_beyond_loopback(
-    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, talk: Talk
-) -> None:
-    service = make_service(admin_token=TOKEN, host="0.0.0.0")
-    publish("spam", deltas.spam)
-
-    async def conversation(client: Client) -> int:
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        body = {"digest": deltas.spam.digest}
-        return (await client.post("/v1/tasks/spam/promote", json=body, headers=headers)).status_code
-
-    assert talk(service, conversation) == 200
-
-
-@pytest.mark.parametrize(("method", "path"), CHANGES)
-def test_without_a_token_changes_are_shut_beyond_loopback(
-    method: str, path: str, make_service: MakeService, publish: Callable[..., None], deltas: Deltas, talk: Talk
-) -> None:
-    service = make_service(host="0.0.0.0")
-    publish("spam", deltas.spam)
-
-    async def conversation(client: Client) -> None:
-        body = {"digest": deltas.spam.digest} if "rollback" not in path else {}
-        assert is_problem(await client.request(method, path, json=body), 403, "loopback")
-        assert (await client.post(SPAM, json={"inputs": "rain"})).status_code == 200
-        assert (await client.get("/v1/tasks/spam")).status_code == 200
-
-    talk(service, conversation)
-
-
-def test_without_a_token_changes_are_open_on_loopback(post: Callable[..., httpx.Response], deltas: Deltas) -> None:
-    assert post("/v1/tasks/spam/promote", json={"digest": deltas.spam.digest}).status_code == 200
 
 
 # Operations

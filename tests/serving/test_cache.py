@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from ken_core import BaseMismatchError, DeltaFile, open_base
 from ken_core.fingerprint import fingerprint
-from serving import store as store_module
 from serving.cache import ByteBudget, DeltaCache, DeltaFiles, SingleFlight
 from serving.errors import StoreError
 from serving.store import Store
@@ -304,7 +303,7 @@ def test_what_a_killed_fetch_left_is_cleared_away(tmp_path: Path, store: Store, 
 def test_a_replica_that_starts_does_not_disturb_a_fetch_of_its_neighbour_in_the_same_folder(
     store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 20)
+    monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 20)
     store.put(deltas.spam)
     folder = tmp_path / "deltas"
     neighbour = DeltaFiles(folder, 1 << 30, store)

@@ -152,7 +152,7 @@ def use(store: Store, deltas: Deltas, folder: Path) -> None:
     assert (folder / "fetched").read_bytes() == deltas.spam_2.path.read_bytes()
     store.promote("spam", deltas.spam.digest)
     store.rollback("spam")
-    revision = store.delete("topic")
+    revision = store.delete("topic", force=True)
     assert store.gc() == (1, deltas.topic.size)
     assert store.has(deltas.spam.digest)
     assert [e.revision for e in store.events("0", 0.1)] == list(range(1, revision + 1))

@@ -409,7 +409,7 @@ def test_a_deleted_task_is_not_served_though_its_delta_is_still_on_the_device(
 ) -> None:
     asyncio.run(ask(service, "spam"))
     store = Store(embedded_url, namespace)
-    assert store.wait(store.delete("spam"), 20)
+    assert store.wait(store.delete("spam", force=True), 20)
     with pytest.raises(UnknownTaskError):
         service.table.resolve("spam")
     with pytest.raises(UnknownTaskError):

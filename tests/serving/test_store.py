@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ken_core import DeltaFile, KenError
-from serving import store as store_module
 from serving.connection import connect
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
 from serving.store import Store
@@ -29,7 +28,7 @@ def raw(store_url: str) -> Any:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deltas of a tiny model would fit one chunk."""
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 10_000)
 
 
 def chunk(namespace: str, digest: str, i: int) -> str:
@@ -176,7 +175,7 @@ def test_an_interrupted_upload_can_be_repeated(
 def test_gc_frees_what_no_task_has_and_says_how_much(store: Store, deltas: Deltas, raw: Any, namespace: str) -> None:
     store.publish("spam", deltas.spam)
     store.publish("topic", deltas.topic)
-    store.delete("spam")
+    store.delete("spam", force=True)
     assert store.gc() == (1, deltas.spam.size)
     assert not store.has(deltas.spam.digest)
     assert not raw.exists(chunk(namespace, deltas.spam.digest, 0))
@@ -188,7 +187,7 @@ def test_gc_keeps_every_version_of_a_task_and_what_two_tasks_share(
     store.publish("spam", deltas.spam)
     store.publish("spam", deltas.spam_2)
     store.publish("twin", deltas.spam)
-    store.delete("twin")
+    store.delete("twin", force=True)
     assert store.gc() == (0, 0)
     for file in (deltas.spam, deltas.spam_2):
         store.fetch(file.digest, tmp_path / file.digest)
@@ -246,7 +245,7 @@ def test_every_change_raises_the_revision_by_one(store: Store, deltas: Deltas) -
         store.publish("spam", deltas.spam_2),
         store.promote("spam", deltas.spam.digest),
         store.rollback("spam"),
-        store.delete("spam"),
+        store.delete("spam", force=True),
         store.publish("spam", deltas.spam),
     ]
     assert revisions == list(range(7))
@@ -313,7 +312,7 @@ def test_rollback_of_one_alias_leaves_the_others(store: Store, deltas: Deltas) -
 def test_a_deleted_task_is_gone_from_the_table(store: Store, deltas: Deltas) -> None:
     store.publish("spam", deltas.spam)
     store.publish("topic", deltas.topic)
-    store.delete("spam")
+    store.delete("spam", force=True)
     assert store.task("spam") is None
     assert list(store.table().tasks) == ["topic"]
 
@@ -321,7 +320,7 @@ def test_a_deleted_task_is_gone_from_the_table(store: Store, deltas: Deltas) -> 
 def test_a_task_published_again_does_not_remember_what_was_before_its_deletion(store: Store, deltas: Deltas) -> None:
     store.publish("spam", deltas.spam)
     store.publish("spam", deltas.spam_2)
-    store.delete("spam")
+    store.delete("spam", force=True)
     store.publish("spam", deltas.spam_2)
     task = store.task("spam")
     assert task is not None
@@ -375,7 +374,7 @@ def test_history_tells_newest_first_who_changed_what(store: Store, deltas: Delta
 
 def test_history_outlives_the_task(store: Store, deltas: Deltas) -> None:
     store.publish("spam", deltas.spam)
-    store.delete("spam", who="ada")
+    store.delete("spam", who="ada", force=True)
     assert [h["action"] for h in store.history("spam")] == ["delete", "publish"]
 
 
@@ -396,7 +395,7 @@ def test_names_that_do_not_fit_a_key_and_a_url_are_refused(name: str, store: Sto
         lambda: store.promote(name, deltas.spam.digest),
         lambda: store.promote("spam", deltas.spam.digest, alias=name),
         lambda: store.rollback(name),
-        lambda: store.delete(name),
+        lambda: store.delete(name, force=True),
     ):
         with pytest.raises(InvalidInputError, match="is not usable"):
             change()
@@ -453,7 +452,7 @@ def test_a_retired_replica_is_not_waited_for(store: Store) -> None:
 
 def test_a_replica_that_has_been_silent_is_not_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.report("dead", 1)
-    monkeypatch.setattr(store_module, "REPLICA_SECONDS", 0.0)
+    monkeypatch.setattr("serving.store.replicas.REPLICA_SECONDS", 0.0)
     assert store.replicas() == {}
     assert store.wait(2, 0.05)
 
@@ -484,7 +483,7 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "publish": lambda: store.publish("spam", file),
         "promote": lambda: store.promote("spam", file.digest),
         "rollback": lambda: store.rollback("spam"),
-        "delete": lambda: store.delete("spam"),
+        "delete": lambda: store.delete("spam", force=True),
         "task": lambda: store.task("spam"),
         "table": store.table,
         "revision": store.revision,

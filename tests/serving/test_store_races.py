@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from ken_core import DeltaFile
-from serving import store as store_module
 from serving.connection import connect
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas
@@ -29,7 +28,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 1000)
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_gc_beside_publishers_never_loses_a_published_delta(
         try:
             for i, file in enumerate(files):
                 store.publish("passing", file)
-                store.delete("passing")
+                store.delete("passing", force=True)
                 if i == 0:
                     eventually(lambda: collected.value > 0)
                 store.publish(f"kept-{i}", file)
@@ -204,7 +203,7 @@ def test_an_upload_killed_halfway_is_held_until_its_lease_ends_and_then_collecte
 def test_what_a_dead_uploader_left_is_collected_once_its_lease_has_ended(
     store: Store, deltas: Deltas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0)
+    monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 0)
     collected: list[int] = []
     store.put(deltas.spam, lambda size: collected.append(store.gc()[0]))
     assert any(collected)
@@ -213,8 +212,8 @@ def test_what_a_dead_uploader_left_is_collected_once_its_lease_has_ended(
 def test_an_upload_that_takes_longer_than_a_lease_is_not_collected_under_its_hands(
     store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 2)
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 2)
+    monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 20_000)
 
     def slow_line(size: int) -> None:
         time.sleep(0.8)

@@ -172,7 +172,7 @@ def test_a_watch_follows_every_kind_of_change(
         lambda: store.promote("spam", deltas.spam.digest, alias="canary"),
         lambda: store.rollback("spam"),
         lambda: store.publish("topic", deltas.topic),
-        lambda: store.delete("spam"),
+        lambda: store.delete("spam", force=True),
     ]
     for change in changes:
         revision = change()

@@ -1,0 +1,81 @@
+"""API keys over HTTP: making, listing and revoking them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.api.auth import Authenticator
+from serving.api.bodies import body_of, read_body
+from serving.api.changes import Changed, Changes, Wait
+from serving.api.problems import responses
+from serving.keys import Scope, new_key
+from serving.service import Service
+
+KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
+
+
+class KeyRequest(BaseModel):
+    """A key to make."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "search team", "scopes": ["predict"], "tasks": ["trec*"]}]},
+    )
+
+    name: str = Field(min_length=1, max_length=128)
+    scopes: list[Scope] = Field(min_length=1)
+    tasks: list[str] = Field(["*"], min_length=1, max_length=64, description="patterns of the tasks it is for")
+    expires_in: float | None = Field(None, gt=0, description="seconds")
+
+
+class KeyInfo(BaseModel):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    tasks: list[str]
+    created: int = Field(description="unix seconds")
+    expires: int | None
+
+
+class NewKey(KeyInfo):
+    token: str = Field(description="shown this once; what is kept is its hash")
+    revision: int = Field(description="the store's revision from which on replicas know it")
+    pending: list[str] = Field([], description="replicas that did not know it when the time to wait was over")
+
+
+def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
+    """Routes of keys; all need the scope admin."""
+    failures = responses(400, 401, 403, 404, 405, 413, 422, 500, 503)
+    routes = APIRouter(prefix="/v1/keys", tags=["keys"], responses=failures)
+
+    @routes.get("")
+    async def keys(request: Request) -> list[KeyInfo]:
+        """All keys in the store."""
+        authenticator.require(request, "admin")
+        return [KeyInfo.model_validate(record) for record in service.table.current.keys.values()]
+
+    @routes.post("", status_code=201, openapi_extra=body_of(KeyRequest))
+    async def create(request: Request, wait: Wait = None) -> NewKey:
+        """Make a key; its token is in the answer and nowhere else."""
+        change = changes.begin(request, "admin", "create key")
+        body = await read_body(request, KeyRequest)
+        key, token = new_key(body.name, body.scopes, body.tasks, body.expires_in)
+        record = asdict(key)
+        facts = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
+        changed = await change.make(partial(service.store.put_key, key.id, record), wait, **facts)
+        return NewKey(**record, token=token, revision=changed.revision, pending=changed.pending)
+
+    @routes.delete("/{key}")
+    async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Changed:
+        """Revoke a key: every replica refuses it once it has seen the change."""
+        change = changes.begin(request, "admin", "revoke key")
+        return await change.make(partial(service.store.drop_key, key), wait, key=key)
+
+    return routes

@@ -1,0 +1,190 @@
+"""Tasks over HTTP: seeing them, and changing which version answers."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.api.auth import Authenticator
+from serving.api.bodies import body_of, read_body
+from serving.api.changes import Changed, Changes, Force, Seconds, Wait
+from serving.api.problems import responses
+from serving.routes import check_route
+from serving.service import Service
+from serving.store import Task
+
+TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", description="a task's name")]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="a delta's sha256")]
+
+
+class TaskInfo(BaseModel):
+    """A task as this replica knows it."""
+
+    name: str
+    revision: int = Field(description="the store's revision at the task's last change")
+    aliases: dict[str, str] = Field(description="alias to digest")
+    versions: list[str] = Field(description="digests, oldest first")
+    route: dict[str, int] | None = Field(None, description="alias or digest to weight; none: all goes to live")
+
+
+class TaskDetail(TaskInfo):
+    """A task, and how this replica holds it."""
+
+    replica: str
+    tiers: dict[str, str] = Field(description="where each version is at present, by digest")
+    hits: dict[str, int] = Field(description="requests by the tier their delta was found in, since this replica began")
+    hit_rate: float | None = Field(description="share of requests whose delta was on the device; none: no requests yet")
+
+
+class Version(BaseModel):
+    """A version of a task, and the alias to point at it."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
+
+    digest: str = Field(description="a delta's sha256, or, where promoted, an alias of the task")
+    alias: str = "live"
+    wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
+
+
+class AliasOnly(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    alias: str = "live"
+    wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
+
+
+class Weights(BaseModel):
+    """How a task's requests are split over its versions."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}}]})
+
+    weights: dict[str, int] = Field(description="alias or digest to weight; shares are of their sum")
+
+
+class Change(BaseModel):
+    """One entry of a task's history."""
+
+    action: str
+    alias: str
+    digest: str
+    previous: str
+    who: str
+    when: int = Field(description="unix seconds")
+    revision: int
+
+
+def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
+    """Routes that show and change tasks."""
+    failures = responses(400, 401, 403, 404, 405, 409, 413, 422, 500, 503)
+    routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=failures)
+    store = service.store
+
+    @routes.get("")
+    async def tasks(request: Request) -> list[TaskInfo]:
+        """All tasks the key may see."""
+        principal = authenticator.require(request, "predict")
+        found = sorted(service.table.current.tasks.items())
+        return [TaskInfo(**_facts(task)) for name, task in found if principal.may("predict", name)]
+
+    @routes.get("/{task}")
+    async def show(task: TaskName, request: Request) -> TaskDetail:
+        """One task's versions, and where this replica has them."""
+        authenticator.require(request, "predict", task)
+        found = service.table.find(task)
+        return TaskDetail(**_facts(found), replica=service.replica, **service.holding(found.versions))
+
+    @routes.get("/{task}/history")
+    async def history(task: TaskName, request: Request) -> list[Change]:
+        """Who changed what and when, newest first."""
+        authenticator.require(request, "predict", task)
+        return [Change(**entry) for entry in await asyncio.to_thread(store.history, task)]
+
+    @routes.post("/{task}/versions", openapi_extra=body_of(Version))
+    async def publish(task: TaskName, request: Request) -> Changed:
+        """Make an uploaded delta a version of the task and point an alias at it, once it is found fit to serve."""
+        change = changes.begin(request, "publish", "publish", task)
+        body = await read_body(request, Version)
+
+        def work(who: str) -> int:
+            store.commit_upload(body.digest, service.check_delta, service.cache.files.folder)
+            return store.publish_digest(task, body.digest, body.alias, who)
+
+        return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
+
+    @routes.post("/{task}/promote", openapi_extra=body_of(Version))
+    async def promote(task: TaskName, request: Request) -> Changed:
+        """Point an alias at one of the task's versions."""
+        change = changes.begin(request, "publish", "promote", task)
+        body = await read_body(request, Version)
+
+        def work(who: str) -> int:
+            known = store.task(task)
+            digest = known.aliases.get(body.digest, body.digest) if known else body.digest
+            return store.promote(task, digest, body.alias, who)
+
+        return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
+
+    @routes.post("/{task}/rollback", openapi_extra=body_of(AliasOnly))
+    async def rollback(task: TaskName, request: Request) -> Changed:
+        """Point an alias at what it pointed at before."""
+        change = changes.begin(request, "publish", "rollback", task)
+        body = await read_body(request, AliasOnly)
+        return await change.make(partial(store.rollback, task, body.alias), body.wait, alias=body.alias)
+
+    @routes.delete("/{task}/versions/{digest}")
+    async def delete_version(
+        task: TaskName, digest: Digest, request: Request, force: Force = False, wait: Wait = None
+    ) -> Changed:
+        """Forget a version; refused while an alias or the route points at it."""
+        change = changes.begin(request, "publish", "delete version", task)
+        work = partial(store.delete_version, task, digest, force=force)
+        return await change.make(work, wait, digest=digest, force=force)
+
+    @routes.delete("/{task}")
+    async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> Changed:
+        """Forget a task and all its versions; refused while an alias points at one."""
+        change = changes.begin(request, "admin", "delete", task)
+        return await change.make(partial(store.delete, task, force=force), wait, force=force)
+
+    @routes.get("/{task}/route")
+    async def route(task: TaskName, request: Request) -> Weights | None:
+        """How the task's requests are split; null where all go to live."""
+        authenticator.require(request, "predict", task)
+        found = service.table.find(task).route
+        return Weights(weights=dict(found.weights)) if found else None
+
+    @routes.put("/{task}/route", openapi_extra=body_of(Weights))
+    async def set_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
+        """Split the task's requests over its versions by weight."""
+        change = changes.begin(request, "publish", "route", task)
+        body = await read_body(request, Weights)
+        work = partial(store.set_route, task, check_route(body.weights))
+        return await change.make(work, wait, weights=body.weights)
+
+    @routes.delete("/{task}/route")
+    async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
+        """Send all the task's requests to live."""
+        change = changes.begin(request, "publish", "clear route", task)
+        return await change.make(partial(store.set_route, task, None), wait)
+
+    @routes.post("/{task}/route/rollback")
+    async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
+        """Split the task's requests as they were split before."""
+        change = changes.begin(request, "publish", "rollback route", task)
+        return await change.make(partial(store.rollback_route, task), wait)
+
+    return routes
+
+
+def _facts(task: Task) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "revision": task.revision,
+        "aliases": task.aliases,
+        "versions": list(task.versions),
+        "route": dict(task.route.weights) if task.route else None,
+    }

@@ -1,0 +1,33 @@
+-- What every change ends with, put before each script: the change is counted, told of, and remembered.
+-- Rows say what was done; who, when and the revision are added. Answers the revision.
+local function record(keys, name, who, rows)
+  local HISTORY, EVENTS = 1000, 10000
+  local history, events, counter = unpack(keys)
+  local revision, now = redis.call('INCR', counter), redis.call('TIME')
+  for _, row in ipairs(rows) do
+    row.who, row.when, row.revision = who, tonumber(now[1]), revision
+    redis.call('LPUSH', history, cjson.encode(row))
+  end
+  redis.call('LTRIM', history, 0, HISTORY - 1)
+  redis.call('XADD', events, 'MAXLEN', '~', EVENTS, '*', 'task', name, 'revision', revision)
+  return revision
+end
+
+-- A route as it is kept (JSON, or '' for none) as a row of history.
+local function route_row(action, route, previous)
+  local function weights(text) return text ~= '' and cjson.decode(text).weights or cjson.null end
+  return {
+    action = action, alias = '', digest = '', previous = '',
+    route = weights(route), previous_route = weights(previous),
+  }
+end
+
+-- A route's JSON, always the same for the same weights; '' where nothing is left of it.
+local function route_text(weights)
+  local targets, parts = {}, {}
+  for target in pairs(weights) do targets[#targets + 1] = target end
+  if #targets == 0 then return '' end
+  table.sort(targets)
+  for i, target in ipairs(targets) do parts[i] = string.format('"%s":%d', target, weights[target]) end
+  return '{"weights":{' .. table.concat(parts, ',') .. '}}'
+end

@@ -1,0 +1,43 @@
+"""Records of API keys, kept as others made them: who may do what is decided elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from serving.errors import UnknownKeyError
+from serving.names import check_name
+from serving.store.changes import Changes
+from serving.store.connected import whoami
+
+KEYS_CHANGED = "@keys"
+"""What history and events call a change of keys; no task can have this name."""
+
+
+class Keys(Changes):
+    """Records by id. A change counts as one of a task does, so replicas see it and `wait` waits for it."""
+
+    def keys(self) -> dict[str, dict[str, Any]]:
+        with self._with:
+            rows = self._client.hgetall(self._control("keys"))
+        return {i.decode(): orjson.loads(record) for i, record in rows.items()}
+
+    def put_key(self, id: str, record: dict[str, Any], who: str | None = None) -> int:
+        """Add or replace a record, anything JSON can hold; returns the revision."""
+        return self._key_changed("put-key", check_name("key", id), orjson.dumps(record).decode(), who)
+
+    def drop_key(self, id: str, who: str | None = None) -> int:
+        """Forget a record; returns the revision.
+
+        Raises:
+            UnknownKeyError: no key has this id.
+        """
+        return self._key_changed("drop-key", check_name("key", id), "", who)
+
+    def _key_changed(self, action: str, id: str, record: str, who: str | None) -> int:
+        keys = [self._control("keys"), *self._recorded(KEYS_CHANGED)]
+        match self._run("keys", keys, action, KEYS_CHANGED, id, record, who or whoami()):
+            case [b"ok", revision]:
+                return int(revision)
+        raise UnknownKeyError(f"there is no key {id!r}; see `ken keys list`")

@@ -1,0 +1,230 @@
+"""Tasks in the store: versions, aliases, routes and their history; every change is one script, all of it or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from serving.errors import ConflictError, StoreError, UnknownTaskError
+from serving.names import check_digest, check_name
+from serving.routes import Route, check_route
+from serving.store.connected import whoami
+from serving.store.deltas import Deltas
+from serving.store.keys import Keys
+
+if TYPE_CHECKING:
+    from ken_core import DeltaFile
+
+_REVISION = "@revision"
+_ROUTE = "@route"
+"""The route lies beside the aliases, so that a reader gets both at once, and moves as they do."""
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the store knows it; `aliases` maps alias to digest."""
+
+    name: str
+    revision: int
+    aliases: dict[str, str]
+    versions: tuple[str, ...]
+    """Digests, oldest first."""
+    route: Route | None = None
+    """How requests that name no alias are split; None: all to ``live``."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All tasks and keys at one revision of the store."""
+
+    revision: int
+    tasks: dict[str, Task]
+    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Tasks(Keys, Deltas):
+    """Which delta answers for which name."""
+
+    def publish(self, task: str, file: DeltaFile, alias: str = "live", who: str | None = None) -> int:
+        """Upload a delta, make it a version of the task and point the alias at it: all of it or nothing.
+
+        Returns:
+            The store's revision after the change.
+        """
+        check_name("task", task)
+        check_name("alias", alias)
+        with self._leased(file.digest):
+            self.put(file)
+            return self._changed("publish", task, alias, file.digest, who)
+
+    def publish_digest(self, task: str, digest: str, alias: str = "live", who: str | None = None) -> int:
+        """Make a delta the store holds a version of the task, and point the alias at it; returns the revision.
+
+        Raises:
+            UnknownTaskError: the store does not hold the delta whole.
+        """
+        check_name("task", task)
+        check_name("alias", alias)
+        with self._leased(check_digest(digest)):
+            return self._changed("publish", task, alias, self._complete(task, digest), who)
+
+    def promote(self, task: str, digest: str, alias: str = "live", who: str | None = None) -> int:
+        """Point an alias at a digest already published to this task; returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task, or the digest is none of its versions.
+        """
+        check_name("alias", alias)
+        return self._changed("promote", check_name("task", task), alias, self._complete(task, digest), who)
+
+    def rollback(self, task: str, alias: str = "live", who: str | None = None) -> int:
+        """Point an alias at what it pointed at before; returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task or alias.
+            ConflictError: nothing before the current version.
+        """
+        return self._changed("rollback", check_name("task", task), check_name("alias", alias), "", who)
+
+    def set_route(self, task: str, route: Route | None, who: str | None = None) -> int:
+        """Split the requests that name no alias, or send them all to ``live`` (None); returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task, or a target is neither an alias nor a version of it.
+        """
+        text = orjson.dumps(route.plain()).decode() if route else ""
+        return self._changed("route", check_name("task", task), _ROUTE, text, who)
+
+    def rollback_route(self, task: str, who: str | None = None) -> int:
+        """Return to the route, or to none, that was before; returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task.
+            ConflictError: nothing before the current one.
+        """
+        return self._changed("rollback-route", check_name("task", task), _ROUTE, "", who)
+
+    def delete(self, task: str, who: str | None = None, force: bool = False) -> int:
+        """Forget a task, its aliases and versions; `gc` frees the blobs. Returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task.
+            ConflictError: an alias or the route points at one of its versions, and it is not forced.
+        """
+        return self._deleted("delete", check_name("task", task), "", who, force)
+
+    def delete_version(self, task: str, digest: str, who: str | None = None, force: bool = False) -> int:
+        """Forget one version of a task; `gc` frees its blobs. Returns the revision.
+
+        No rollback returns to it. Forced while it is in use, each alias that points at it goes back to what it
+        pointed at before, or goes away where there is nothing before; the route loses what is no more.
+
+        Raises:
+            UnknownTaskError: no such task or version.
+            ConflictError: an alias or the route points at it, and it is not forced.
+        """
+        return self._deleted("delete-version", check_name("task", task), check_digest(digest), who, force)
+
+    def task(self, name: str) -> Task | None:
+        key = self._control("task", name)
+        for _ in range(_TRIES):
+            with self._with:
+                pipe = self._client.pipeline(transaction=False)
+                pipe.hgetall(key)
+                pipe.zrange(self._control("versions", name), 0, -1)
+                pipe.hget(key, _REVISION)
+                fields, versions, revision = pipe.execute()
+            if fields.get(_REVISION.encode()) == revision:
+                return _task(name, fields, versions) if fields else None
+        raise self._changes_too_fast()
+
+    def table(self) -> Table:
+        """All tasks and keys, read again until no change came in between."""
+        for _ in range(_TRIES):
+            with self._with:
+                before = self.revision()
+                names = sorted(n.decode() for n in self._client.smembers(self._control("tasks")))
+                pipe = self._client.pipeline(transaction=False)
+                for name in names:
+                    pipe.hgetall(self._control("task", name))
+                    pipe.zrange(self._control("versions", name), 0, -1)
+                answers = pipe.execute() if names else []
+                keys = self.keys()
+                if self.revision() == before:
+                    found = zip(names, answers[::2], answers[1::2], strict=True)
+                    return Table(before, {n: _task(n, f, v) for n, f, v in found if f}, keys)
+        raise self._changes_too_fast()
+
+    def history(self, task: str, count: int = 20) -> list[dict[str, Any]]:
+        """The newest changes of a task, or of the keys (``@keys``), newest first."""
+        with self._with:
+            rows = self._client.lrange(self._control("history", task), 0, count - 1)
+        return [orjson.loads(row) for row in rows]
+
+    def _changes_too_fast(self) -> StoreError:
+        return StoreError(f"the store at {self.where} changes faster than it can be read")
+
+    def _complete(self, task: str, digest: str) -> str:
+        if not self.has(check_digest(digest)):
+            raise UnknownTaskError(f"task {task!r}: the store does not hold a delta {digest}; publish it first")
+        return digest
+
+    def _changed(self, action: str, task: str, pointer: str, value: str, who: str | None) -> int:
+        keys = [
+            self._control("task", task),
+            self._control("versions", task),
+            self._control("stack", task, pointer),
+            self._control("tasks"),
+            *self._recorded(task),
+        ]
+        match self._run("change", keys, action, task, pointer, value, who or whoami()):
+            case [b"ok", revision]:
+                return int(revision)
+            case [b"no-task", *_]:
+                raise UnknownTaskError(f"there is no task {task!r}; see `ken tasks`")
+            case [b"no-version", *_]:
+                raise UnknownTaskError(f"{value} is no version of task {task!r}; publish it first")
+            case [b"no-alias", *_]:
+                raise UnknownTaskError(f"task {task!r} has no alias {pointer!r}")
+            case [b"no-target", target]:
+                raise UnknownTaskError(f"{target.decode()!r} is neither an alias nor a version of task {task!r}")
+        if pointer == _ROUTE:
+            raise ConflictError(f"task {task!r} had no other route before; nothing to return to")
+        raise ConflictError(f"alias {pointer!r} of task {task!r} has no earlier version to return to")
+
+    def _deleted(self, action: str, task: str, digest: str, who: str | None, force: bool) -> int:
+        keys = [
+            self._control("task", task),
+            self._control("versions", task),
+            self._control("stack", task),
+            self._control("tasks"),
+            *self._recorded(task),
+        ]
+        match self._run("delete", keys, action, task, digest, int(force), who or whoami()):
+            case [b"ok", revision]:
+                return int(revision)
+            case [b"no-task"]:
+                raise UnknownTaskError(f"there is no task {task!r}; see `ken tasks`")
+            case [b"no-version"]:
+                raise UnknownTaskError(f"{digest} is no version of task {task!r}; see `ken tasks`")
+            case [_, *holders]:
+                raise ConflictError(_in_use(task, digest, sorted(h.decode() for h in holders)))
+        raise AssertionError
+
+
+def _in_use(task: str, digest: str, holders: list[str]) -> str:
+    named = ", ".join("the route" if h == _ROUTE else f"alias {h!r}" for h in holders)
+    if digest:
+        return f"version {digest} of task {task!r} is in use by {named}; point them elsewhere first, or force it"
+    return f"task {task!r} is in use by {named}; force it to delete it all the same"
+
+
+def _task(name: str, fields: dict[bytes, bytes], versions: list[bytes]) -> Task:
+    plain = {k.decode(): v.decode() for k, v in fields.items()}
+    revision = int(plain.pop(_REVISION, 0))
+    text = plain.pop(_ROUTE, "")
+    route = check_route(orjson.loads(text)) if text else None
+    return Task(name, revision, plain, tuple(v.decode() for v in versions), route)
