@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -25,6 +25,8 @@ from serving.client.results import (
     NewKey,
     Prediction,
     Replica,
+    RouteInfo,
+    TaskDetail,
     TaskInfo,
     Upload,
     Verification,
@@ -124,9 +126,9 @@ def tasks() -> Call[list[TaskInfo]]:
     return Call("GET", _path("tasks"), _reader(list[TaskInfo]))
 
 
-def task(name: str) -> Call[TaskInfo]:
-    """One task's aliases and versions."""
-    return Call("GET", _path("tasks", name), _reader(TaskInfo))
+def task(name: str) -> Call[TaskDetail]:
+    """One task's versions, and where the replica that answers has them."""
+    return Call("GET", _path("tasks", name), _reader(TaskDetail))
 
 
 def history(name: str) -> Call[list[HistoryEntry]]:
@@ -141,12 +143,12 @@ def promote(task: str, digest: str, alias: str = "live", *, wait: float | None =
         digest: the version's, or another alias that points at it.
         wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
     """
-    return _change("POST", _path("tasks", task, "promote"), {"digest": digest, "alias": alias}, wait)
+    return _pointing(_path("tasks", task, "promote"), {"digest": digest, "alias": alias}, wait)
 
 
 def rollback(task: str, alias: str = "live", *, wait: float | None = None) -> Call[Change]:
     """Point an alias at what it pointed at before. `wait` as in `promote`."""
-    return _change("POST", _path("tasks", task, "rollback"), {"alias": alias}, wait, repeatable=False)
+    return replace(_pointing(_path("tasks", task, "rollback"), {"alias": alias}, wait), repeatable=False)
 
 
 def delete_version(task: str, digest: str, *, force: bool = False, wait: float | None = None) -> Call[Change]:
@@ -156,7 +158,7 @@ def delete_version(task: str, digest: str, *, force: bool = False, wait: float |
         force: also where aliases or the route point at it; aliases fall back to what they pointed at before.
         wait: as in `promote`.
     """
-    return _delete(_path("tasks", task, "versions", digest), force, wait)
+    return _deleting(_path("tasks", task, "versions", digest), force, wait)
 
 
 def delete_task(task: str, *, force: bool = False, wait: float | None = None) -> Call[Change]:
@@ -166,7 +168,7 @@ def delete_task(task: str, *, force: bool = False, wait: float | None = None) ->
         force: also where aliases or the route point at them.
         wait: as in `promote`.
     """
-    return _delete(_path("tasks", task), force, wait)
+    return _deleting(_path("tasks", task), force, wait)
 
 
 # Routes
@@ -185,17 +187,17 @@ def set_route(task: str, weights: Mapping[str, int], *, wait: float | None = Non
         wait: as in `promote`.
     """
     content = orjson.dumps({"weights": dict(weights)})
-    return Call("PUT", _route(task), _reader(Change), content, query=_query(wait=wait), patience=wait or 0.0)
+    return _changing(Call("PUT", _route(task), _reader(Change), content), wait)
 
 
 def clear_route(task: str, *, wait: float | None = None) -> Call[Change]:
     """Let ``live`` answer all of a task's predictions again. `wait` as in `promote`."""
-    return Call("DELETE", _route(task), _reader(Change), query=_query(wait=wait), patience=wait or 0.0)
+    return _changing(Call("DELETE", _route(task), _reader(Change)), wait)
 
 
 def rollback_route(task: str, *, wait: float | None = None) -> Call[Change]:
     """Return to the route before the present one, or to none. `wait` as in `promote`."""
-    return _change("POST", f"{_route(task)}/rollback", {}, wait, repeatable=False)
+    return _changing(Call("POST", f"{_route(task)}/rollback", _reader(Change), repeatable=False), wait)
 
 
 # Uploads
@@ -213,7 +215,7 @@ def put_chunk(digest: str, index: int, data: bytes) -> Call[None]:
 
 def publish_digest(task: str, digest: str, alias: str = "live", *, wait: float | None = None) -> Call[Change]:
     """Make a delta that the server has a version of a task, and point an alias at it. `wait` as in `promote`."""
-    return _change("POST", _path("tasks", task, "versions"), {"digest": digest, "alias": alias}, wait)
+    return _pointing(_path("tasks", task, "versions"), {"digest": digest, "alias": alias}, wait)
 
 
 # The server
@@ -243,7 +245,12 @@ def keys() -> Call[list[KeyInfo]]:
 
 
 def create_key(
-    name: str, scopes: Sequence[str], tasks: Sequence[str] = ("*",), *, expires_in: float | None = None
+    name: str,
+    scopes: Sequence[str],
+    tasks: Sequence[str] = ("*",),
+    *,
+    expires_in: float | None = None,
+    wait: float | None = None,
 ) -> Call[NewKey]:
     """Make a key.
 
@@ -252,24 +259,30 @@ def create_key(
         scopes: of predict, publish, admin; each includes those before it.
         tasks: patterns of the tasks it is for, ``*`` for any characters.
         expires_in: seconds from now, None for never.
+        wait: as in `promote`.
     """
     asked = {"name": name, "scopes": list(scopes), "tasks": list(tasks), "expires_in": expires_in}
-    return Call("POST", _path("keys"), _reader(NewKey), orjson.dumps(_given(asked)), repeatable=False)
+    return _changing(Call("POST", _path("keys"), _reader(NewKey), orjson.dumps(_given(asked)), repeatable=False), wait)
 
 
-def revoke_key(id: str) -> Call[None]:
-    """Make a key worthless."""
-    return Call("DELETE", _path("keys", id), lambda response: None, repeatable=False)
+def revoke_key(id: str, *, wait: float | None = None) -> Call[Change]:
+    """Make a key worthless. `wait` as in `promote`."""
+    return _changing(Call("DELETE", _path("keys", id), _reader(Change), repeatable=False), wait)
 
 
-def _change(method: str, path: str, asked: dict[str, Any], wait: float | None, repeatable: bool = True) -> Call[Change]:
-    content = orjson.dumps(_given({**asked, "wait": wait}))
-    return Call(method, path, _reader(Change), content, repeatable=repeatable, patience=wait or 0.0)
+def _changing(call: Call[T], wait: float | None) -> Call[T]:
+    """A change that is waited for."""
+    return call if wait is None else replace(call, query={**call.query, "wait": str(wait)}, patience=wait)
 
 
-def _delete(path: str, force: bool, wait: float | None) -> Call[Change]:
-    query = _query(force=True if force else None, wait=wait)
-    return Call("DELETE", path, _reader(Change), query=query, repeatable=False, patience=wait or 0.0)
+def _pointing(path: str, asked: dict[str, str], wait: float | None) -> Call[Change]:
+    """A change of an alias; these take `wait` in the body."""
+    return Call("POST", path, _reader(Change), orjson.dumps(_given({**asked, "wait": wait})), patience=wait or 0.0)
+
+
+def _deleting(path: str, force: bool, wait: float | None) -> Call[Change]:
+    query = {"force": "true"} if force else {}
+    return _changing(Call("DELETE", path, _reader(Change), query=query, repeatable=False), wait)
 
 
 def _route(task: str) -> str:
@@ -286,10 +299,6 @@ def _path(*segments: str) -> str:
 
 def _given(values: Mapping[str, T | None]) -> dict[str, T]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _query(**values: object) -> dict[str, str]:
-    return {name: str(value).lower() for name, value in values.items() if value is not None}
 
 
 def _reader(kind: type[T]) -> Callable[[httpx.Response], T]:
@@ -312,5 +321,5 @@ def _prediction(response: httpx.Response) -> Prediction:
 
 
 def _weights(response: httpx.Response) -> dict[str, int] | None:
-    plain = orjson.loads(response.content)
-    return TypeAdapter(dict[str, int]).validate_python(plain["weights"]) if plain and plain.get("weights") else None
+    split = _adapter(RouteInfo | None).validate_json(response.content)
+    return split.weights if split else None

@@ -32,6 +32,22 @@ class TaskInfo(Result):
     revision: int = Field(description="the store's revision at the task's last change")
     aliases: dict[str, str] = Field(description="alias to digest")
     versions: tuple[str, ...] = Field(description="digests, oldest first")
+    route: dict[str, int] | None = Field(None, description="alias or digest to weight; None: all goes to live")
+
+
+class TaskDetail(TaskInfo):
+    """A task, and how the one replica that answered holds it."""
+
+    replica: str
+    tiers: dict[str, str] = Field(description="where each version is at present, by digest")
+    hits: dict[str, int] = Field(description="requests by the tier their delta was found in, since the replica began")
+    hit_rate: float | None = Field(description="share of requests whose delta was on the device; None: no requests yet")
+
+
+class RouteInfo(Result):
+    """How a task's predictions are split."""
+
+    weights: dict[str, int] = Field(description="alias or digest to weight")
 
 
 class HistoryEntry(Result):
@@ -49,7 +65,7 @@ class HistoryEntry(Result):
 class Change(Result):
     """A change that was made."""
 
-    task: str
+    task: str | None = Field(None, description="None: it is no task's")
     revision: int = Field(description="the store's revision after the change")
     digest: str | None = Field(None, description="what the alias points at now")
     alias: str | None = None
@@ -80,6 +96,8 @@ class NewKey(KeyInfo):
     """A key just made, with the token that proves it: the server does not tell it again."""
 
     token: str = Field(repr=False)
+    revision: int = Field(description="the store's revision from which on replicas know the key")
+    pending: tuple[str, ...] = Field((), description="replicas that did not know it when `wait` ran out")
 
 
 class Replica(Result):
