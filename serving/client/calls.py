@@ -74,8 +74,8 @@ class Call(Generic[T]):
         try:
             return self.parse(response)
         except ValueError as error:
-            found = response.text[:100]
-            raise ReplyError(f"{response.request.url} answered {found!r}; is it a ken-serve? ({error})") from None
+            found = f"{response.request.method} {response.request.url} answered {response.text[:100]!r}"
+            raise ReplyError(f"{found}, which no ken-serve of this version does") from error
 
 
 # Predictions

@@ -103,7 +103,7 @@ def test_a_prediction_carries_its_timing_in_seconds_and_its_request() -> None:
 
 @pytest.mark.parametrize("content", [b"<html>", b"{}", b"null", b'[{"name": "spam"}]'])
 def test_an_answer_that_no_server_gives_is_told_from_one_it_does(content: bytes) -> None:
-    with pytest.raises(ReplyError, match="is it a ken-serve"):
+    with pytest.raises(ReplyError, match="which no ken-serve"):
         calls.tasks().read(answered(200, content))
 
 
@@ -179,7 +179,9 @@ def test_a_server_may_lie_under_a_path() -> None:
     assert server.lines == ["GET /models/ken/v1/tasks"] * 2
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ken", "ftp://ken", "http://", "http://ken?a=1", "http://ken:port", ""])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ken", "ftp://ken", "http://", "http://ken?a=1", "http://ken:port", ""]
+)
 def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
     with pytest.raises(ClientError, match="URL"):
         Client(url)
