@@ -27,14 +27,14 @@ class Replica:
     """One base on one device. Torch is imported here and not where the application is only described."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-        for chatty in ("httpx", "ray", "ray.serve"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
         from serving.config import load_settings
         from serving.errors import StartError
-        from serving.service import Service
+        from serving.logs import configure
 
         loaded = load_settings(**settings)
+        configure(loaded)
+        from serving.service import Service
+
         if loaded.redis_secret is None:
             raise StartError("no store: set KEN_REDIS_URL in every container of the cluster")
         self._service = Service(loaded, loaded.redis_secret)
@@ -62,8 +62,11 @@ class Replica:
 def build(args: dict[str, Any]) -> serve.Application:
     """The application for the given settings (see `serving.config.Settings`; secrets only by environment)."""
     from serving.config import load_settings
+    from serving.exposure import exposure_warning
 
     settings = load_settings(**args)
+    if (warning := exposure_warning(settings)) is not None:
+        logging.getLogger(__name__).warning("%s", warning)
     gpus = 1 if settings.device.startswith("cuda") else 0
     options = {"num_cpus": 1, "num_gpus": gpus}
     deployment = Replica.options(num_replicas=settings.replicas, ray_actor_options=options)  # type: ignore[attr-defined]

@@ -134,7 +134,7 @@ class DeltaFiles:
     """The disk tier: ``<folder>/<digest>``, checked against its name whenever it is opened. Survives restarts."""
 
     def __init__(self, folder: Path, budget: int, store: Store | None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._store = store
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ class DeltaFiles:
             StoreError: it is not on disk and the store does not give it.
             DeltaFormatError: the store gave a file that is no sound delta.
         """
-        path = self._folder / digest
+        path = self.folder / digest
         if path.is_file():
             try:
                 file = deltafile.open_file(path)
@@ -188,10 +188,10 @@ class DeltaFiles:
         return deltafile.open_file(path, digest), False  # fetching has compared the digest
 
     def _complete(self) -> list[Path]:
-        for partial in self._folder.glob(".*.partial"):
+        for partial in self.folder.glob(".*.partial"):
             if time.time() - partial.stat().st_mtime > 600:  # younger ones may be another replica's
                 partial.unlink(missing_ok=True)
-        return [p for p in self._folder.iterdir() if len(p.name) == 64]
+        return [p for p in self.folder.iterdir() if len(p.name) == 64]
 
     def _admit(self, path: Path) -> None:
         for old in self._files.put(path.name, path, path.stat().st_size):
@@ -242,6 +242,14 @@ class DeltaCache:
     @property
     def host_nbytes(self) -> int:
         return self._host.nbytes
+
+    def tier_of(self, digest: str) -> str:
+        """Where `load` would find a delta: ``host``, ``disk`` or ``store``."""
+        with self._lock:
+            held = digest in self._host
+        if held:
+            return "host"
+        return "disk" if self.files.holds(digest) else "store"
 
     def load(self, digest: str) -> Found:
         """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +22,7 @@ from yaml import YAMLError
 from serving.errors import StartError
 
 MIB = 1 << 20
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 
 
 def default_data_dir() -> Path:
@@ -50,10 +52,20 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535)
-    admin_token: SecretStr | None = Field(
-        None,
-        description="bearer token that changes to tasks need; without one they are open on loopback, shut elsewhere",
+    auth: Literal["auto", "on", "off"] = Field(
+        "auto", description="whether requests need a key; auto: beyond loopback, and wherever there is one"
     )
+    admin_token: SecretStr | None = Field(None, description="a key of all scopes, for the first day and for scripts")
+    keys_file: Path | None = Field(
+        None, description="JSON list of keys beside those in the store; read when it changes"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins whose pages may call from a browser, such as https://app.example.org; or '*'"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain; with tls_key")
+    tls_key: Path | None = Field(None, description="PEM file of the private key, not encrypted")
+    log_format: Literal["auto", "json", "human"] = Field("auto", description="auto is human on a terminal, else json")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     replicas: int = Field(1, ge=1, le=1000)
     threads: int = Field(0, ge=0, description="CPU threads a replica computes with; 0 takes all it was given")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -85,6 +97,34 @@ class Settings(BaseSettings):
     max_requests: int = Field(1024, ge=1, description="most predictions in flight in a replica; beyond it, 429")
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
     metric_tasks: int = Field(100, ge=1, description="tasks with a metric label of their own; later ones share 'other'")
+
+    @field_validator("admin_token")
+    @classmethod
+    def _fits_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        """An empty one, say of a variable that was never set, would be held by everybody."""
+        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
+            raise ValueError("expected at least one printable ASCII character, and no spaces")
+        return token
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"found {origin!r}, expected scheme://host or scheme://host:port and no more, or '*'")
+        return origins
+
+    @field_validator("keys_file", "tls_cert", "tls_key")
+    @classmethod
+    def _found_from_everywhere(cls, path: Path | None) -> Path | None:
+        """Replicas have a working directory of their own. Links stay: Kubernetes renews secrets by moving them."""
+        return path.expanduser().absolute() if path else None
+
+    @model_validator(mode="after")
+    def _has_both_files_of_tls_or_none(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: found one of them, expected both or none")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -118,6 +158,10 @@ class Settings(BaseSettings):
         except ValueError:
             return False
 
+    @property
+    def tls(self) -> bool:
+        return self.tls_cert is not None
+
     def shareable(self) -> dict[str, Any]:
         """What was set, as plain values without secrets: a replica's own environment decides the rest."""
         return self.model_dump(mode="json", exclude={"redis_url", "admin_token"}, exclude_unset=True)
@@ -134,5 +178,5 @@ def load_settings(**flags: Any) -> Settings:
     except SettingsError as error:
         raise StartError(f"settings are not usable: {error}") from None
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
         raise StartError(f"settings are not usable: {problems}") from None

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from ken_core.configs import restore
 from ken_core.tokenization import Encoder
 from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
 from serving.errors import UnavailableError
+from serving.hits import Hits, TaskTiers, hit_rate
 from serving.metrics import Metrics
 from serving.pipelines import default_kind
 from serving.pipelines.base import TaskSpec
@@ -53,6 +54,11 @@ class Loaded:
     def nbytes(self) -> int:
         return self.attached.nbytes
 
+    @property
+    def tier(self) -> str:
+        """``materialised`` or ``packed``."""
+        return "materialised" if self.attached.materialised else "packed"
+
 
 class DeviceTiers:
     """Tasks on the device. `acquire` and `release` may be called from any event loop.
@@ -76,12 +82,13 @@ class DeviceTiers:
         self._metrics = metrics
         self._on_owner = on_owner
         self._changed = threading.Condition()
-        self._uses = Popularity()
+        self._uses: Popularity[str] = Popularity()
         self._packed: ByteBudget[Loaded] = ByteBudget(packed_bytes, self._in_use, self._uses)
         self._materialised: ByteBudget[Loaded] = ByteBudget(materialised_bytes, self._in_use, self._uses)
         self._wanted: Counter[str] = Counter()
         self._stay_packed: set[str] = set()
         self._closing = False
+        self.hits = Hits()
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
         self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
         self.base_encoder = Encoder(resident.checkpoint, resident.checkpoint.config, {})
@@ -99,25 +106,44 @@ class DeviceTiers:
         with self._changed:
             return [*self._packed, *self._materialised]
 
+    def describe(self, digests: Sequence[str]) -> TaskTiers:
+        """Where these deltas lie now, and where requests for any of them found them."""
+        hits = self.hits.of(digests)
+        return TaskTiers({digest: self.tier_of(digest) for digest in digests}, hits, hit_rate(hits))
+
+    def tier_of(self, digest: str) -> str:
+        """The nearest tier that holds a delta; ``store`` where none of this replica's does."""
+        with self._changed:
+            if digest in self._materialised:
+                return "materialised"
+            if digest in self._packed:
+                return "packed"
+        return self._cache.tier_of(digest)
+
     async def acquire(self, digest: str) -> Loaded:
         """A task, held on the device until `release`; fetched, decoded and attached if it is not there."""
         with self._changed:
             self._uses.note(digest)
             self._wanted[digest] += 1
+        found = ""
         try:
             while True:
                 with self._changed:
                     loaded = self._find(digest)
                     if loaded is not None:
                         loaded.users += 1
+                        found = found or loaded.tier
                         break
-                await asyncio.wrap_future(self._load(digest))
+                brought = await asyncio.wrap_future(self._load(digest))
+                found = found or brought
         finally:
             with self._changed:
                 self._wanted[digest] -= 1
                 if not self._wanted[digest]:
                     del self._wanted[digest]
                 self._changed.notify_all()
+        self.hits.note(digest, found)
+        self._metrics.observe_lookup(found)
         self._consider(loaded)
         return loaded
 
@@ -153,11 +179,12 @@ class DeviceTiers:
 
     # On the loaders' threads
 
-    def _bring(self, digest: str) -> None:
-        """Load a task into its tier; waits while all of the tier is held by requests."""
+    def _bring(self, digest: str) -> str:
+        """Load a task into its tier; waits while all of the tier is held by requests. Says where its delta was."""
         with self._changed:
-            if self._find(digest) is not None:  # a load that ended just before this one was asked for
-                return
+            loaded = self._find(digest)
+            if loaded is not None:  # a load that ended just before this one was asked for
+                return loaded.tier
         found = self._cache.load(digest)
         delta = found.delta
         tier = self._materialised if delta.lowrank else self._packed
@@ -176,6 +203,7 @@ class DeviceTiers:
         with self._changed:
             tier.put(digest, loaded, loaded.nbytes)
         self._observe(found, time.perf_counter() - started)
+        return found.tier
 
     def _observe(self, found: Found, attaching: float) -> None:
         self._metrics.load_seconds.labels(found.tier).observe(found.seconds + attaching)

@@ -9,7 +9,10 @@ from ken_core.errors import KenError
 
 
 class ServingError(KenError):
-    """Base of the server's errors; `status` is the HTTP status, `retry_after` seconds or None."""
+    """Base of the server's errors.
+
+    `status` is the HTTP status, `retry_after` seconds or None, `headers` what else the answer must carry.
+    """
 
     status = 500
     title = "Internal error"
@@ -34,6 +37,14 @@ class InvalidInputError(ServingError):
 class TooLargeError(ServingError):
     status = 413
     title = "Request too large"
+
+
+class UnauthorizedError(ServingError):
+    """No key was given, or none that is valid. The challenge is that of RFC 6750."""
+
+    status = 401
+    title = "Unauthorized"
+    headers = MappingProxyType({"WWW-Authenticate": 'Bearer realm="ken-serve"'})
 
 
 class ForbiddenError(ServingError):

@@ -11,11 +11,13 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,16 @@ from serving.config import Settings
 from serving.connection import connect, printable
 from serving.cores import usable_cores
 from serving.embedded import embedded_store
-from serving.errors import StartError
+from serving.errors import StartError, StoreError
+from serving.exposure import check_exposure
+from serving.keysfile import KeysFile
+from serving.logs import chosen_format, configure
 from serving.rayenv import can_listen, clear_foreign, find_haproxy, for_launcher
+from serving.store import Store
 from serving.supervisor import supervise
+from serving.tasks import TaskTable
 
+_log = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 80 << 20
 Say = Callable[[str], None]
 
@@ -41,13 +49,18 @@ def serve(settings: Settings, say: Say) -> int:
         say: shows one line to the person at the terminal.
 
     Raises:
-        StartError: a port in use, no base, no store; found before anything was started.
+        StartError: a port in use, no base, no store, no keys where others reach it; found before anything was started.
     """
+    settings = settings.model_copy(update={"log_format": chosen_format(settings)})
+    configure(settings)
+    say = _as_configured(settings, say, logging.INFO)
     check_address(settings)
+    check_tls(settings)
     check_base(settings.base)
     with ExitStack() as stack:
         url = settings.redis_secret or stack.enter_context(embedded_store(settings.data_dir))
         check_store(url, settings, say)
+        check_keys(url, settings)
         folder = Path(stack.enter_context(_private_folder()))
         return supervise(lambda: _drive(settings, url, folder, say))
 
@@ -57,6 +70,26 @@ def check_address(settings: Settings) -> None:
     host = _plain_host(settings.host)
     if (error := can_listen(host, settings.port)) is not None:
         raise StartError(f"cannot listen on {host}:{settings.port} ({error.strerror}); choose another with --port")
+
+
+def check_tls(settings: Settings) -> None:
+    """Raises `StartError` if certificate and key cannot be read or do not belong together."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    for name, path in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise StartError(f"{name} {path} cannot be read: {error.strerror}") from None
+    try:
+        # without a password of some kind, an encrypted key would ask for one at the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise StartError(
+            f"tls_cert {settings.tls_cert} and tls_key {settings.tls_key} are not usable ({reason}); "
+            "expected PEM files of a certificate and of its own key, not encrypted"
+        ) from None
 
 
 def check_base(base: str) -> None:
@@ -77,13 +110,32 @@ def check_store(url: str, settings: Settings, say: Say) -> None:
     try:
         connect(url).ping()
     except redis.RedisError as error:
-        known = settings.data_dir.expanduser() / f"tasks-{settings.namespace}.json"
-        if not known.is_file():
+        if not _table_file(settings).is_file():
             raise StartError(
                 f"the store at {printable(url)} does not answer ({error}), and {settings.data_dir} holds no tasks "
                 "from an earlier run; start the store or correct the URL"
             ) from None
         say(f"the store at {printable(url)} does not answer; serving what the disk holds")
+
+
+def check_keys(url: str, settings: Settings) -> None:
+    """Raises `StartError` if the keys file is not usable, or others reach the server and nobody could have a key."""
+    if settings.keys_file:
+        KeysFile(settings.keys_file)
+    check_exposure(settings, lambda: _store_has_keys(url, settings))
+
+
+def _store_has_keys(url: str, settings: Settings) -> bool:
+    """With the store down, those that count are on disk with the tasks."""
+    try:
+        return bool(Store(url, settings.namespace).keys())
+    except StoreError:
+        table = TaskTable(_table_file(settings))
+        return table.load_from_disk() and bool(table.current.keys)
+
+
+def _table_file(settings: Settings) -> Path:
+    return settings.data_dir.expanduser() / f"tasks-{settings.namespace}.json"
 
 
 def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
@@ -112,11 +164,16 @@ def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
         if stop.asked:
             say("stopped before it was ready")
         else:
-            say(f"the server did not start: {_reason(error)}")
+            _as_configured(settings, say, logging.ERROR)(f"the server did not start: {_reason(error)}")
     finally:
         stop.ignore()
         _end(ray)
     return code
+
+
+def _as_configured(settings: Settings, say: Say, level: int) -> Say:
+    """What shows a line: where logs are JSON it is a record like any other."""
+    return say if settings.log_format == "human" else partial(_log.log, level)
 
 
 def _start_cluster(settings: Settings, folder: Path) -> None:
@@ -144,10 +201,11 @@ def _start_application(settings: Settings) -> None:
 
     from serving.app import APP, build
 
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    configure(settings)  # again: ray.init gave its loggers handlers of their own
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    where = {"host": _plain_host(settings.host), "port": settings.port}
+    where: dict[str, Any] = {"host": _plain_host(settings.host), "port": settings.port}
+    if settings.tls:
+        where |= {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
     ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)
     ray_serve.run(build(_with_threads(settings).shareable()), name=APP, route_prefix="/", logging_config=quiet)
 
@@ -163,7 +221,7 @@ def _watch(settings: Settings, stop: _StopFlag, say: Say) -> None:
 
     from serving.app import APP
 
-    say(f"ready on http://{_plain_host(settings.host)}:{settings.port}")
+    say(f"ready on {'https' if settings.tls else 'http'}://{_plain_host(settings.host)}:{settings.port}")
     stop.ready = True
     while not stop.asked:
         time.sleep(0.05)
@@ -220,6 +278,9 @@ class _StopFlag:
 
 
 def _choose_proxy(settings: Settings, say: Say) -> str | None:
+    if settings.tls:
+        say("Ray's HAProxy frontend has no TLS; Ray's slower stock proxy serves it")
+        return None
     if _plain_host(settings.host) not in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - compared, not bound
         say(f"HAProxy answers on 127.0.0.1 or 0.0.0.0 only; Ray's slower stock proxy serves {settings.host}")
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 
 from prometheus_client import (
@@ -17,35 +16,39 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+from serving.answers import SECONDS, AnswerMetrics
+from serving.hits import TIERS
+
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, that no dashboard reads
 
 
 class Metrics:
-    """All metrics. Every sample carries a `replica` label, since a scrape through the proxy reaches any one."""
+    """All metrics. Every sample carries a `replica` label, since a scrape through the proxy reaches any one.
+
+    Args:
+        most_tasks: tasks with a label of their own, see `serving.labels`.
+
+    Attributes:
+        registry: of all metrics, to be scraped.
+    """
 
     def __init__(self, replica: str, most_tasks: int = 100) -> None:
         own = CollectorRegistry()
-        self.requests = Counter("ken_requests", "Requests answered", ["task", "code"], registry=own)
-        self.request_seconds = Histogram(
-            "ken_request_seconds",
-            "Time of a request by stage",
-            ["task", "stage"],
-            buckets=_SECONDS,
-            registry=own,
-        )
+        self.answers = AnswerMetrics(own, most_tasks)
+        self.requests, self.request_seconds = self.answers.requests, self.answers.request_seconds
+        self.task_label = self.answers.task_label
         self.batch_rows = Histogram("ken_batch_rows", "Inputs in a forward pass", buckets=_ROWS, registry=own)
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
-        self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=_SECONDS, registry=own)
+        self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)
         self.load_seconds = Histogram(
             "ken_load_seconds", "Time to make a delta ready, by the tier it was found in", ["tier"],
-            buckets=_SECONDS, registry=own,
+            buckets=SECONDS, registry=own,
         )  # fmt: skip
         self.load_stage_seconds = Histogram(
             "ken_load_stage_seconds", "Time to make a delta ready, by stage: fetch, decode, attach", ["stage"],
-            buckets=_SECONDS, registry=own,
+            buckets=SECONDS, registry=own,
         )  # fmt: skip
         self.dropped = Counter("ken_dropped_rows", "Inputs dropped before their forward pass", ["reason"], registry=own)
         self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
@@ -57,10 +60,15 @@ class Metrics:
             "ken_base_differing_tensors", "Tensors that differed from the base at the last look", registry=own
         )
         self.resident_bytes = Gauge("ken_resident_bytes", "Bytes of the resident weights", registry=own)
-        self._tasks = _TaskLabels(most_tasks)
+        self._cache_hits = Counter(
+            "ken_cache_hits", "Requests whose delta a tier of this replica held", ["tier"], registry=own
+        )
+        for tier in TIERS[:-1]:
+            self._cache_hits.labels(tier)  # there from the start: shares of sums need every part
+        self._cache_misses = Counter("ken_cache_misses", "Requests whose delta came from the store", registry=own)
         self._own = own
-        self._shown = CollectorRegistry()
-        self._shown.register(_WithLabel(own, "replica", replica))
+        self.registry = CollectorRegistry()
+        self.registry.register(_WithLabel(own, "replica", replica))
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge read at scrape time."""
@@ -70,29 +78,16 @@ class Metrics:
         """Add a gauge with one label, read at scrape time."""
         self._own.register(_ByLabel(name, text, label, read))
 
-    def task_label(self, task: str) -> str:
-        """The task's own label for the first tasks seen, ``other`` for later ones."""
-        return self._tasks(task)
+    def observe_lookup(self, tier: str) -> None:
+        """Count a request that found its delta in one of `serving.hits.TIERS`."""
+        if tier == TIERS[-1]:
+            self._cache_misses.inc()
+        else:
+            self._cache_hits.labels(tier).inc()
 
     def exposition(self) -> bytes:
         """The text format Prometheus scrapes."""
-        return generate_latest(self._shown)
-
-
-class _TaskLabels:
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._known: set[str] = set()
-        self._lock = threading.Lock()
-
-    def __call__(self, task: str) -> str:
-        if task in self._known:
-            return task
-        with self._lock:
-            if len(self._known) < self._most:
-                self._known.add(task)
-                return task
-        return "other"
+        return generate_latest(self.registry)
 
 
 class _WithLabel(Collector):

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
 _NEGLIGIBLE = 0.01
 
+K = TypeVar("K", bound=Hashable)
 
-class Popularity:
+
+class Popularity(Generic[K]):
     """Uses by key; a use is worth half as much once `half_life` further uses, of any keys, have been counted."""
 
     def __init__(self, half_life: float = 2000.0) -> None:
         self._half_life = half_life
         self._uses = 0
-        self._counts: dict[str, tuple[float, int]] = {}
+        self._counts: dict[K, tuple[float, int]] = {}
         self._sweep_at = 1024
 
-    def note(self, key: str) -> None:
+    def note(self, key: K) -> None:
         """Count a use."""
         self._uses += 1
         self._counts[key] = (self(key) + 1.0, self._uses)
         if len(self._counts) > self._sweep_at:
             self._forget_the_negligible()
 
-    def __call__(self, key: str) -> float:
+    def __call__(self, key: K) -> float:
         """The key's faded uses; 0 for one never seen or forgotten."""
         count, when = self._counts.get(key, (0.0, 0))
         faded: float = 0.5 ** ((self._uses - when) / self._half_life)

@@ -38,6 +38,11 @@ class Route:
         """What JSON can hold; `check_route` reads it."""
         return {"weights": dict(self.weights)}
 
+    def shares(self) -> dict[str, float]:
+        """Each target's part of the requests, from 0 to 1."""
+        total = sum(self.weights.values())
+        return {target: weight / total for target, weight in self.weights.items()}
+
     def choose(self, key: str | None, task: str) -> str:
         """The target of one request.
 

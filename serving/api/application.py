@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serving.api import failures, headers, keys, native, operations, tasks, uploads
+from serving.api import failures, headers, keys, kserve, native, operations, tasks, uploads
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
 from serving.api.failures import Shape
@@ -17,7 +17,7 @@ from serving.api.resolve import Resolver
 from serving.service import Service
 from serving.store import CHUNK_BYTES
 
-PROTOCOLS = (native.PROTOCOL,)
+PROTOCOLS = (native.PROTOCOL, kserve.PROTOCOL)
 """How predictions are asked for. Routes are tried in this order: the busiest first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)

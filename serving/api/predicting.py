@@ -52,11 +52,15 @@ class Answered:
 
 
 class Predictor:
-    """Answers the questions of all protocols."""
+    """Answers the questions of all protocols.
+
+    Attributes:
+        resolve: finds the delta that would answer a request.
+    """
 
     def __init__(self, service: Service, resolver: Resolver) -> None:
         self._service = service
-        self.resolver = resolver
+        self.resolve = resolver
         self._running = 0
 
     async def __call__(
@@ -79,11 +83,11 @@ class Predictor:
             self._admit()
             timeout = self._timeout(request)
             if task is None:
-                self.resolver.authenticate(request)
+                self.resolve.authenticate(request)
             else:
-                resolved = self.resolver(request, task)
+                resolved = self.resolve(request, task)
             question = await read()
-            resolved = resolved or self.resolver(request, question.task, question.key)
+            resolved = resolved or self.resolve(request, question.task, question.key)
             self._check_count(question.inputs)
             answer = await self._service.predict(
                 resolved.digest, question.inputs, question.parameters, timeout, question.kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -10,6 +11,8 @@ from serving.api.auth import Authenticator
 from serving.errors import BadRequestError
 from serving.store import Task
 from serving.tasks import TaskTable
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class Resolver:
     def __call__(self, request: Request, named: str | None, key: str | None = None) -> Resolved:
         """Resolve a task given in the path or body, else in ``X-Ken-Task``.
 
-        ``name@alias`` chooses an alias; without one the task's route does, else ``live``. ``X-Ken-Delta`` pins one
-        of the task's versions. ``X-Ken-Key`` keeps who sends it at one of the versions a route chooses from.
+        ``name@alias`` chooses an alias; without one the task's route does, else ``live``. ``name@digest`` or
+        ``X-Ken-Delta`` pins one of the task's versions. ``X-Ken-Key`` keeps who sends it at one of the versions that
+        a route chooses from.
 
         Args:
             key: to stay by, where the protocol has a name of its own for it.
@@ -42,10 +46,12 @@ class Resolver:
         named = named or request.headers.get("x-ken-task")
         if not named:
             raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
-        name, _, alias = named.partition("@")
+        name, _, version = named.partition("@")
         self._authenticator.require(request, "predict", name)
+        if _DIGEST.fullmatch(version):
+            return Resolved(name, self._table.resolve(name, digest=version))
         stay_by = key or request.headers.get("x-ken-key")
-        digest = self._table.resolve(name, alias or None, request.headers.get("x-ken-delta"), stay_by)
+        digest = self._table.resolve(name, version or None, request.headers.get("x-ken-delta"), stay_by)
         return Resolved(name, digest)
 
     def authenticate(self, request: Request) -> None:

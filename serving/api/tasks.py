@@ -13,7 +13,7 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Force, Seconds, Wait
 from serving.api.problems import responses
-from serving.routes import check_route
+from serving.routes import Route
 from serving.service import Service
 from serving.store import Task
 
@@ -162,7 +162,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         """Split the task's requests over its versions by weight."""
         change = changes.begin(request, "publish", "route", task)
         body = await read_body(request, Weights)
-        work = partial(store.set_route, task, check_route(body.weights))
+        work = partial(store.set_route, task, Route(body.weights))
         return await change.make(work, wait, weights=body.weights)
 
     @routes.delete("/{task}/route")

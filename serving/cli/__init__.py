@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from serving.cli import server, tasks, viz, weights
+from serving.cli import keys, routes, server, tasks, viz, weights
 from serving.cli.output import error_line
 from serving.config import default_data_dir
 
@@ -23,6 +23,8 @@ app = typer.Typer(
 weights.add_to(app)
 viz.add_to(app)
 tasks.add_to(app)
+routes.add_to(app)
+keys.add_to(app)
 server.add_to(app)
 
 

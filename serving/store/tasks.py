@@ -218,8 +218,8 @@ class Tasks(Keys, Deltas):
 def _in_use(task: str, digest: str, holders: list[str]) -> str:
     named = ", ".join("the route" if h == _ROUTE else f"alias {h!r}" for h in holders)
     if digest:
-        return f"version {digest} of task {task!r} is in use by {named}; point them elsewhere first, or force it"
-    return f"task {task!r} is in use by {named}; force it to delete it all the same"
+        return f"version {digest} of task {task!r} is in use by {named}; point them elsewhere first, or use force"
+    return f"task {task!r} is in use by {named}; to delete it all the same, use force"
 
 
 def _task(name: str, fields: dict[bytes, bytes], versions: list[bytes]) -> Task:

@@ -123,8 +123,8 @@ class Uploads(Deltas):
         if sha.hexdigest() != digest:
             self._drop_parts(digest)
             raise InvalidInputError(
-                f"upload {digest}: its {len(received)} chunks, {size} bytes, have the sha256 {sha.hexdigest()}; "
-                "they were dropped, send all of them again"
+                f"upload {digest}: its {len(received)} chunks, {size} bytes, have the sha256 {sha.hexdigest()}, so one "
+                "is wrong or the last are missing; they were dropped, send all of them again"
             )
 
     def _checked(self, digest: str, path: Path, check: Callable[[Path], DeltaFile]) -> DeltaFile:

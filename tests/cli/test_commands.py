@@ -65,7 +65,7 @@ def test_a_task_is_published_promoted_rolled_back_and_removed(ken: Ken, deltas: 
     assert ken("rollback", "mood").returncode == 0
     assert facts(ken("tasks", "--json"))["tasks"][0]["aliases"]["live"] == first  # type: ignore[index]
     assert facts(ken("gc", "--json"))["deltas"] == 0
-    assert ken("rm", "mood").returncode == 0
+    assert ken("rm", "mood", "--force").returncode == 0
     assert facts(ken("gc", "--json"))["deltas"] == 2
     assert facts(ken("tasks", "--json"))["tasks"] == []
 
@@ -161,6 +161,8 @@ def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:
         "promote",
         "rollback",
         "rm",
+        "history",
+        "route",
         "gc",
         "serve",
         "demo",

@@ -61,7 +61,7 @@ def test_apply_writes_a_folder_transformers_loads(ken: Ken, tiny_base: Path, del
 def test_an_imported_delta_is_published_like_any_other(ken: Ken, delta: Path) -> None:
     assert ken("publish", "adapted", delta).returncode == 0
     assert facts(ken("tasks", "--json"))["tasks"][0]["task"] == "adapted"  # type: ignore[index]
-    assert ken("rm", "adapted").returncode == 0
+    assert ken("rm", "adapted", "--force").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from serving.config import Settings, load_settings
+from serving.errors import StartError
+from serving.exposure import check_exposure
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy/kubernetes"
@@ -145,6 +147,11 @@ class TestTheServeConfiguration:
     def test_names_only_settings_and_no_secrets(self, arguments: Object) -> None:
         assert set(arguments) <= set(Settings.model_fields) - {"redis_url", "admin_token"}
         load_settings(**arguments)
+
+    def test_may_start_where_it_listens_with_the_secret_and_not_without(self, arguments: Object) -> None:
+        check_exposure(load_settings(**arguments, admin_token="from-the-secret"), lambda: False)
+        with pytest.raises(StartError):
+            check_exposure(load_settings(**arguments), lambda: False)
 
     def test_with_a_misspelt_setting_is_refused(self, arguments: Object) -> None:
         with pytest.raises(Exception, match="replcas"):
@@ -299,8 +306,8 @@ class TestTheNetwork:
         (shut,) = (p["spec"] for p in policies if p["metadata"]["name"] == "default-deny")
         assert shut == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
-    def test_shows_others_the_server_ray_metrics_and_the_operators_port(self, policies: list[Object]) -> None:
-        assert open_to_others(policies, "ray") == {8000, 8080, 8265}
+    def test_shows_others_the_server_metrics_and_the_operators_port(self, policies: list[Object]) -> None:
+        assert open_to_others(policies, "ray") == {8000, 8001, 8080, 8265}
 
     def test_hides_what_haproxy_opens_on_all_addresses(self, policies: list[Object]) -> None:
         pytest.importorskip("ray", reason="ray is not installed")

@@ -80,18 +80,21 @@ class TestMetrics:
     def test_include_those_that_a_service_adds(self, exposed: set[str]) -> None:
         assert {"ken_queue_rows", "ken_cache_bytes", "ken_requests_total", "ken_swap_seconds_sum"} <= exposed
 
-    @pytest.mark.parametrize("name", ["prometheus/alerts.yml", "prometheus/alerts_test.yml", "grafana/ken-serve.json"])
-    def test_used_in_rules_and_dashboard_exist(self, exposed: set[str], name: str) -> None:
+    @pytest.mark.parametrize(
+        "name", ["README.md", "prometheus/alerts.yml", "prometheus/alerts_test.yml", "grafana/ken-serve.json"]
+    )
+    def test_used_in_queries_exist(self, exposed: set[str], name: str) -> None:
         used = set(re.findall(r"\bken_\w+", (DEPLOY / name).read_text()))
         assert used
         assert used <= exposed
 
 
 class TestPaths:
-    def test_of_scrapes_are_routes(self, routes: set[str], worker: dict[str, Any]) -> None:
-        scrapes = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
-        assert {s["metrics_path"] for s in scrapes} <= routes
-        assert worker["metadata"]["annotations"]["prometheus.io/path"] in routes
+    def test_of_the_list_of_replicas_is_a_route(self, routes: set[str]) -> None:
+        named = [*(DEPLOY / "prometheus").glob("*.yml"), DEPLOY / "README.md"]
+        paths = {path for file in named for path in re.findall(r"http://[\w.-]+:8000(/[\w/]+)", file.read_text())}
+        assert paths == {"/metrics/targets"}
+        assert paths <= routes
 
     def test_of_health_checks_are_routes(self, routes: set[str], compose: dict[str, Any]) -> None:
         asked = re.findall(r"http://127\.0\.0\.1:[^/]+(/\w+)", (DEPLOY / "docker/Dockerfile").read_text())
@@ -109,7 +112,7 @@ class TestThePort:
     def test_is_the_settings_default_everywhere(
         self, serve_config: dict[str, Any], head: dict[str, Any], worker: dict[str, Any], compose: dict[str, Any]
     ) -> None:
-        named = {serve_config["http_options"]["port"], int(worker["metadata"]["annotations"]["prometheus.io/port"])}
+        named = {serve_config["http_options"]["port"]}
         for template in (head, worker):
             ports = {p["name"]: p["containerPort"] for p in template["spec"]["containers"][0]["ports"]}
             named.add(ports["serve"])
@@ -118,6 +121,18 @@ class TestThePort:
         named |= {int(p) for p in re.findall(r"EXPOSE (\d+)", (DEPLOY / "docker/Dockerfile").read_text())}
         named |= {int(p) for p in re.findall(r"server:(\d+)", (DEPLOY / "prometheus/prometheus.yml").read_text())}
         assert named == {PORT}
+
+    def test_of_the_metrics_is_the_same_for_replica_pod_and_prometheus(
+        self, serve_config: dict[str, Any], worker: dict[str, Any]
+    ) -> None:
+        (application,) = serve_config["applications"]
+        (container,) = worker["spec"]["containers"]
+        ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+        annotations = worker["metadata"]["annotations"]
+        assert application["args"]["metrics_port"] == ports["metrics"] == int(annotations["prometheus.io/port"])
+        policies = yaml.safe_load_all((DEPLOY / "kubernetes/network.yaml").read_text())
+        (rule,) = (p["spec"]["ingress"][0] for p in policies if p["metadata"]["name"] == "prometheus")
+        assert ports["metrics"] in {p["port"] for p in rule["ports"]}
 
 
 class TestSecrets:

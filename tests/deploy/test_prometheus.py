@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,6 +43,9 @@ def test_promtool_is_content(arguments: tuple[str, ...]) -> None:
         ("== 0", "== 2"),
         ("[2m]", "[1s]"),
         ("> 0.01", "> 0.9"),
+        ("1.5 *", "3 *"),
+        ("> 5", "> 500"),
+        ("or absent", "and absent"),
         ("max_over_time(ken_poisoned[5m])", "ken_store_up"),
     ],
 )
@@ -54,9 +58,12 @@ def test_the_alerts_own_tests_notice_a_changed_rule(tmp_path: Path, old: str, ne
 
 
 @needs_promtool
-def test_every_query_of_the_dashboard_parses(tmp_path: Path, deploy: Path) -> None:
+def test_every_query_of_the_dashboard_and_the_manual_parses(tmp_path: Path, deploy: Path) -> None:
     dashboard = json.loads((deploy / "grafana/ken-serve.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    manual = re.findall(r"```promql\n(.+?)```", (deploy / "README.md").read_text(), re.DOTALL)
+    assert len(manual) == 3
+    queries += manual
     plain = [query.replace("$__rate_interval", "5m") for query in queries]
     recorded = [{"record": f"q:{i}", "expr": query} for i, query in enumerate(plain)]
     (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))

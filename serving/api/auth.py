@@ -1,0 +1,129 @@
+"""Who sent a request, and whether they may do what it asks for."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from serving.config import Settings
+from serving.errors import ForbiddenError, UnknownTaskError
+from serving.exposure import needs_key
+from serving.keys import ANYONE, Key, Keyring, Principal, Scope, readable
+from serving.keysfile import KeysFile
+
+_Records = Mapping[str, Mapping[str, Any]]
+
+
+class HasKeys(Protocol):
+    @property
+    def keys(self) -> dict[str, dict[str, Any]]: ...
+
+
+class HasTable(Protocol):
+    """A `serving.tasks.TaskTable`, as far as keys go: `current` is another object after every change."""
+
+    @property
+    def current(self) -> HasKeys: ...
+
+
+class Authenticator:
+    """Tells who sent a request, from the keys in the task table, those in the keys file, and the admin token.
+
+    Its keyring is made anew only when one of these changed; a request costs one sha256 (two with an admin token)
+    and one `stat` where there is a keys file.
+
+    Raises:
+        StartError: the keys file cannot be read.
+    """
+
+    def __init__(self, settings: Settings, table: HasTable) -> None:
+        self._settings = settings
+        self._table = table
+        self._file = KeysFile(settings.keys_file) if settings.keys_file else None
+        self._admin_token = settings.admin_token.get_secret_value() if settings.admin_token else None
+        self._records: _Records | None = None
+        self._listed: list[Key] | None = None
+        self._keyring = Keyring([])
+        self._any_seen = False
+
+    def principal(self, request: Request) -> Principal:
+        """Who sent it.
+
+        Raises:
+            UnauthorizedError: a key is needed, and none was sent or it is not valid.
+            ForbiddenError: none is needed, but a page of another site had a browser send it.
+            UnavailableError: the task table, and so its keys, are not loaded yet.
+        """
+        if self._settings.auth == "off":
+            return ANYONE
+        self._refresh()
+        if needs_key(self._settings, self._any_seen):
+            return self._keyring.authenticate(_token(request))
+        self._refuse_other_sites(request)
+        return ANYONE
+
+    def require(self, request: Request, scope: Scope, task: str | None = None) -> Principal:
+        """Who sent it, if they may.
+
+        A task outside of a key's patterns does not exist for that key: it gets the same answer whether there is such
+        a task or not, so that names do not leak. So this comes before the task is looked up.
+
+        Args:
+            task: its name; what follows an ``@`` does not count.
+
+        Raises:
+            UnauthorizedError, UnavailableError: see `principal`.
+            ForbiddenError: the key lacks the scope, or is of some tasks only where the whole server is concerned.
+            UnknownTaskError: it is a key of other tasks.
+        """
+        who = self.principal(request)
+        name = task.partition("@")[0] if task is not None else None
+        if name is not None and not who.sees(name):
+            raise UnknownTaskError(f"there is no task {name!r} for this key; its tasks are {', '.join(who.tasks)}")
+        if not who.has(scope):
+            raise ForbiddenError(f"this needs the scope {scope!r}; {who.name} has {', '.join(who.scopes)}")
+        if not who.may(scope, name):
+            raise ForbiddenError(
+                f"this concerns the whole server and needs a key of every task ('*'); the tasks of {who.name} are "
+                f"{', '.join(who.tasks)}"
+            )
+        return who
+
+    def _refresh(self) -> None:
+        records = self._table.current.keys
+        listed = self._file.current() if self._file else None
+        if records is self._records and listed is self._listed:
+            return
+        if records != self._records or listed is not self._listed:
+            self._keyring = Keyring([*readable(records), *(listed or ())], self._admin_token)
+            self._any_seen = self._any_seen or bool(records) or len(self._keyring) > 0
+        self._records, self._listed = records, listed
+
+    def _refuse_other_sites(self, request: Request) -> None:
+        """On loopback without keys, whoever reaches the server is trusted, and a browser reaches it for any site."""
+        origin = request.headers.get("origin")
+        if origin is None or _is_loopback(origin) or {origin, "*"} & set(self._settings.cors_origins):
+            return
+        raise ForbiddenError(
+            f"a page of {origin[:100]!r} sent this, and the server has no keys; name that origin in KEN_CORS_ORIGINS "
+            "or make a key with `ken keys create`"
+        )
+
+
+def _token(request: Request) -> str | None:
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and value.strip():
+        return value.strip()
+    return request.headers.get("x-api-key")
+
+
+def _is_loopback(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,211 @@
+"""Tensors of the Open Inference Protocol: texts out of a request's, and a kind's answers as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any, get_args
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.errors import BadRequestError
+from serving.pipelines import PIPELINES, Pipeline
+
+_LISTS = frozenset({"texts"})
+"""Tensors of which an input has many elements."""
+
+
+class BinaryTensorError(BadRequestError):
+    """Somebody speaks the binary tensor extension."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"found {found}: binary tensors are not understood; send and ask for JSON, in tritonclient with "
+            "binary_data=False for each InferInput.set_data_from_numpy and each InferRequestedOutput"
+        )
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1 where the request decides")
+
+
+class RequestInput(BaseModel):
+    """A tensor of texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=128)
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
+    datatype: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    data: list[Any] | None = Field(None, description="row by row, flat or nested as the shape says")
+
+
+class RequestOutput(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=128)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class ResponseOutput(TensorMetadata):
+    data: list[Any] = Field(description="row by row, flat")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor made of a kind's answers.
+
+    Attributes:
+        rank: 1: a value an input; 2: as many for each.
+        values: of all answers, row by row.
+    """
+
+    name: str
+    datatype: str
+    rank: int
+    values: Callable[[Sequence[Any]], Iterable[object]]
+
+    @property
+    def metadata(self) -> TensorMetadata:
+        return TensorMetadata(name=self.name, datatype=self.datatype, shape=[-1] * self.rank)
+
+    def tensor(self, answers: Sequence[Any]) -> dict[str, Any]:
+        """What `ResponseOutput` describes."""
+        values = list(self.values(answers))
+        shape = [len(answers)] if self.rank == 1 else [len(answers), len(values) // len(answers)]
+        return {"name": self.name, "datatype": self.datatype, "shape": shape, "data": values}
+
+
+_JSON = Output("json", "BYTES", 1, lambda answers: (orjson.dumps(a).decode() for a in answers))
+"""Every kind's whole answers."""
+
+_OUTPUTS: Mapping[str, tuple[Output, ...]] = {
+    "text-classification": (
+        Output("label", "BYTES", 1, lambda answers: (a[0]["label"] for a in answers)),
+        Output("score", "FP32", 1, lambda answers: (a[0]["score"] for a in answers)),
+        Output("labels", "BYTES", 2, lambda answers: (one["label"] for a in answers for one in a)),
+        Output("scores", "FP32", 2, lambda answers: (one["score"] for a in answers for one in a)),
+    ),
+    "sentence-embeddings": (Output("embedding", "FP32", 2, chain.from_iterable),),
+}
+
+
+def outputs_of(kind: str) -> tuple[Output, ...]:
+    """What answers of a kind can be given as."""
+    return (*_OUTPUTS.get(kind, ()), _JSON)
+
+
+def check_outputs(asked: Iterable[RequestOutput]) -> None:
+    """Raises `BadRequestError`: no kind has such an output, or it is asked for in a form that is not given."""
+    known = {output.name for kind in PIPELINES for output in outputs_of(kind)}
+    for output in asked:
+        if output.name not in known:
+            raise _unknown_output(output.name, sorted(known))
+        parameters = dict(output.parameters)
+        if parameters.pop("binary_data", False):
+            raise BinaryTensorError(f"binary_data for output {output.name!r}")
+        _refuse_parameters(f"output {output.name!r}", parameters)
+
+
+def chosen(asked: Sequence[RequestOutput] | None, kind: str) -> list[Output]:
+    """The outputs a request asks for; None is all.
+
+    Raises:
+        BadRequestError: the kind has no such output.
+    """
+    outputs = {output.name: output for output in outputs_of(kind)}
+    names = outputs if asked is None else [output.name for output in asked]
+    for name in names:
+        if name not in outputs:
+            raise _unknown_output(name, outputs)
+    return [outputs[name] for name in names]
+
+
+def _unknown_output(name: str, known: Iterable[str]) -> BadRequestError:
+    return BadRequestError(f"there is no output {name!r}; there are {', '.join(known)}")
+
+
+def inputs_of(pipeline: Pipeline) -> list[TensorMetadata]:
+    """One tensor of texts where an input may be a text, else one for each field it must have."""
+    forms = get_args(pipeline.input) or (pipeline.input,)
+    if str in forms:
+        return [TensorMetadata(name="text", datatype="BYTES", shape=[-1])]
+    fields = (name for name, field in forms[0].model_fields.items() if field.is_required())
+    return [TensorMetadata(name=name, datatype="BYTES", shape=[-1, -1] if name in _LISTS else [-1]) for name in fields]
+
+
+def items_of(tensors: Sequence[RequestInput]) -> Sequence[object]:
+    """A kind's inputs: texts, or objects with a field for each tensor."""
+    for tensor in tensors:
+        _check_tensor(tensor)
+    if len(tensors) == 1:
+        return _texts(tensors[0])
+    columns = {t.name: _lists(t) if t.name in _LISTS else _texts(t) for t in tensors}
+    if len(columns) < len(tensors):
+        raise BadRequestError(f"two tensors have one name; found {', '.join(t.name for t in tensors)}")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} for {length}" for name, length in lengths.items())
+        raise BadRequestError(f"the tensors are for different numbers of inputs: {found}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _check_tensor(tensor: RequestInput) -> None:
+    where = f"input {tensor.name!r}"
+    if "binary_data_size" in tensor.parameters:
+        raise BinaryTensorError(f"binary_data_size for {where}")
+    _refuse_parameters(where, tensor.parameters)
+    if tensor.datatype != "BYTES":
+        raise BadRequestError(f"{where} has datatype {tensor.datatype[:40]!r}; expected BYTES, holding texts")
+    if tensor.data is None:
+        raise BadRequestError(f"{where} has no data")
+
+
+def _texts(tensor: RequestInput) -> list[str]:
+    """A text an input."""
+    if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]):
+        raise _unfit(tensor, "[n] or [n, 1]")
+    return _values(tensor)
+
+
+def _lists(tensor: RequestInput) -> list[list[str]]:
+    """Many texts an input; without a dimension of inputs, those of one."""
+    if len(tensor.shape) not in (1, 2) or not tensor.shape[-1]:
+        raise _unfit(tensor, "[n, k], or [k] for one input, k at least 1")
+    values, (*_, each) = _values(tensor), tensor.shape
+    count = tensor.shape[0] if len(tensor.shape) == 2 else 1
+    return [values[i * each : (i + 1) * each] for i in range(count)]
+
+
+def _unfit(tensor: RequestInput, expected: str) -> BadRequestError:
+    return BadRequestError(f"input {tensor.name!r} has shape {tensor.shape}; expected {expected}")
+
+
+def _values(tensor: RequestInput) -> list[str]:
+    """A tensor's texts row by row, whether they came flat or nested."""
+    values = tensor.data or []
+    if len(tensor.shape) == 2 and any(isinstance(row, list) for row in values):
+        rows, each = tensor.shape
+        if len(values) != rows or any(not isinstance(row, list) or len(row) != each for row in values):
+            raise BadRequestError(f"input {tensor.name!r} has data of another shape than {tensor.shape}")
+        values = list(chain.from_iterable(values))
+    expected = math.prod(tensor.shape)
+    if len(values) != expected:
+        raise BadRequestError(
+            f"input {tensor.name!r} has {len(values)} elements; its shape {tensor.shape} expects {expected}"
+        )
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise BadRequestError(f"input {tensor.name!r} has {type(value).__name__} at {i}; expected a text")
+    return values
+
+
+def _refuse_parameters(where: str, found: Mapping[str, Any]) -> None:
+    if found:
+        raise BadRequestError(f"{where} has the parameter {next(iter(found))!r}, which is not understood; leave it out")

@@ -1,0 +1,51 @@
+"""Which store a command works on, and waiting until its change is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.cli.output import say
+from serving.config import default_data_dir
+
+if TYPE_CHECKING:
+    from serving.store import Store
+
+RedisUrl = Annotated[str | None, typer.Option(envvar="KEN_REDIS_URL", help="the store; none: the embedded one")]
+DataDir = Annotated[Path | None, typer.Option(envvar="KEN_DATA_DIR", help="where the embedded store lives")]
+Namespace = Annotated[str, typer.Option(envvar="KEN_NAMESPACE", help="prefix of all keys in the store")]
+Wait = Annotated[float | None, typer.Option(help="seconds to wait until every replica has seen the change")]
+TaskName = Annotated[str, typer.Argument(help="the task's name")]
+
+
+@contextmanager
+def open_store(url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
+    """The store at a URL, else the embedded one of a data directory."""
+    from serving.embedded import embedded_store
+    from serving.store import Store
+
+    if url:
+        yield Store(url, namespace)
+        return
+    with embedded_store(data_dir or default_data_dir()) as embedded:
+        yield Store(embedded, namespace)
+
+
+def await_replicas(store: Store, revision: int, seconds: float | None) -> None:
+    """Wait until every replica has seen a revision; None: do not wait.
+
+    Raises:
+        UnavailableError: some have not when time is up; the message names them.
+    """
+    if seconds is None:
+        return
+    from serving.errors import UnavailableError
+
+    if not store.wait(revision, seconds):
+        behind = sorted(name for name, seen in store.replicas().items() if seen < revision)
+        raise UnavailableError(f"after {seconds:g} s these replicas have not seen the change: {', '.join(behind)}")
+    say(f"seen by {len(store.replicas())} replicas")

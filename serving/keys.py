@@ -1,0 +1,185 @@
+"""Keys: what a token is, what it lets its holder do, and which tokens are valid.
+
+A token is ``ken_<id>_<secret>``. Only the sha256 of the secret is kept. A slow hash (bcrypt, argon2) protects
+passwords, which can be guessed; 256 random bits cannot, and a slow hash would be paid by every request.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from serving.errors import InvalidInputError, UnauthorizedError
+
+_log = logging.getLogger(__name__)
+
+Scope = Literal["predict", "publish", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+"""Each includes those before it."""
+
+EVERY_TASK = ("*",)
+_TOKEN = re.compile(r"ken_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_SECRET_BYTES = 32
+_NOBODYS_HASH = "0" * 64
+_END_OF_TIME = 253402300799  # the last second of the year 9999, the last that datetime knows
+
+Pattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")]
+
+
+class Key(BaseModel):
+    """What is kept of a key, in the store and in a keys file. Times are Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. @-]{0,63}$", description="whose it is, for people and logs")
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the secret")
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    tasks: tuple[Pattern, ...] = Field(EVERY_TASK, min_length=1, description="glob patterns of task names")
+    created: int = Field(ge=0, le=_END_OF_TIME)
+    expires: int | None = Field(None, ge=0, le=_END_OF_TIME, description="not valid from then on; None is never")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return self.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks, and what that lets them do."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    tasks: tuple[str, ...] = EVERY_TASK
+
+    def has(self, scope: Scope) -> bool:
+        """Whether a scope is among its own or included in one of them."""
+        return SCOPES.index(scope) <= self._highest
+
+    def may(self, scope: Scope, task: str | None = None) -> bool:
+        """Whether it may do what needs `scope`, to this task.
+
+        Without a task, ``admin`` is about the whole server (its keys, its base): a key of some tasks only may not,
+        for it could make itself one of all.
+        """
+        if task is None:
+            return self.has(scope) and (scope != "admin" or self.sees_every_task)
+        return self.has(scope) and self.sees(task)
+
+    def sees(self, task: str) -> bool:
+        """Whether one of its patterns matches the task's name."""
+        return self.sees_every_task or self._patterns.match(task) is not None
+
+    @property
+    def sees_every_task(self) -> bool:
+        return "*" in self.tasks
+
+    @cached_property
+    def _highest(self) -> int:
+        return max(map(SCOPES.index, self.scopes))
+
+    @cached_property
+    def _patterns(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(fnmatch.translate, self.tasks)))
+
+
+ANYONE = Principal("anyone", ("admin",))
+"""Everybody, where no key is needed."""
+
+_ADMIN = Principal("admin-token", ("admin",))
+
+
+def new_key(
+    name: str, scopes: Iterable[Scope], tasks: Iterable[str] = EVERY_TASK, expires: int | None = None
+) -> tuple[Key, str]:
+    """A key and its token, which nothing can tell again.
+
+    Args:
+        tasks: patterns as of `fnmatch`.
+        expires: Unix seconds, None for never.
+
+    Raises:
+        InvalidInputError: a name, scope or pattern of another form, or an end that has passed.
+    """
+    now = int(time.time())
+    if expires is not None and expires <= now:
+        raise InvalidInputError(f"expires: found {expires}, which has passed; expected Unix seconds to come")
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    described = {"name": name, "scopes": tuple(scopes), "tasks": tuple(tasks), "created": now, "expires": expires}
+    try:
+        key = Key.model_validate({"id": secrets.token_hex(6), "hash": _sha256(secret), **described})
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidInputError(f"no key of that form: {found}") from None
+    return key, f"ken_{key.id}_{secret}"
+
+
+class Keyring:
+    """The keys that count at present, made anew whenever one of them changes.
+
+    Args:
+        admin_token: the setting of that name, a key of all scopes without a record.
+    """
+
+    def __init__(self, keys: Iterable[Key], admin_token: str | None = None) -> None:
+        self._keys = {key.id: (key, Principal(f"{key.name}/{key.id}", key.scopes, key.tasks)) for key in keys}
+        self._admin = None if admin_token is None else _sha256(admin_token)
+
+    def __len__(self) -> int:
+        return len(self._keys) + (self._admin is not None)
+
+    def authenticate(self, token: str | None, now: float | None = None) -> Principal:
+        """Who holds a token.
+
+        Args:
+            now: Unix seconds, by default the present.
+
+        Raises:
+            UnauthorizedError: no token, or none that is valid.
+        """
+        if not token:
+            raise UnauthorizedError("this needs a key: send 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'")
+        if self._admin is not None and hmac.compare_digest(_sha256(token), self._admin):
+            return _ADMIN
+        parts = _TOKEN.fullmatch(token)
+        known = self._keys.get(parts[1]) if parts else None
+        given = _sha256(parts[2] if parts else "")
+        if not hmac.compare_digest(given, known[0].hash if known else _NOBODYS_HASH) or known is None:
+            raise UnauthorizedError("the key that was sent is not valid here; `ken keys create` makes one")
+        key, principal = known
+        if key.expires is not None and key.expires <= (time.time() if now is None else now):
+            raise UnauthorizedError(f"the key {key.name!r} expired on {moment(key.expires)}; ask for another")
+        return principal
+
+
+def readable(records: Mapping[str, Mapping[str, Any]]) -> list[Key]:
+    """The store's keys. One that a newer version wrote is logged and must not shut out the holders of all others."""
+    keys = []
+    for key_id, record in records.items():
+        try:
+            keys.append(Key.model_validate({**record, "id": key_id}))
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            _log.error("key %s in the store is not usable: %s: %s", key_id, first["loc"], first["msg"])
+    return keys
+
+
+def moment(seconds: int) -> str:
+    """Unix seconds as people read them."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,90 @@
+"""HTTPS with keys on an address that others reach, and starts that are refused there."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from serving.keys import new_key
+from serving.process import ServerProcess
+from tests.e2e.conftest import PublishedTask, publish_all
+from tests.e2e.running import settings_on, still_running
+
+pytestmark = pytest.mark.e2e
+
+
+def make_pair(folder: Path) -> dict[str, str]:
+    """Settings that name a self-signed certificate for 127.0.0.1 and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    made = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    made += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(made, check=True, capture_output=True)
+    return {"tls_cert": str(cert), "tls_key": str(key)}
+
+
+def await_ready(client: httpx.Client, server: ServerProcess, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert server.process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+
+
+def refused(settings: dict[str, str], log: Path) -> str:
+    """What a server says that does not start."""
+    server = ServerProcess(settings, log)
+    server.start()
+    assert server.process.wait(60) == 1
+    return log.read_text()
+
+
+def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_holders_over_tls(
+    minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
+) -> None:
+    publish_all(store_url, published)
+    log = tmp_path / "log"
+    open_to_others = settings_on(minilm, tmp_path / "data", store_url) | {"host": "0.0.0.0"}
+    assert "ken keys create" in refused(open_to_others, tmp_path / "log-no-keys")
+
+    key, token = new_key("app", ["predict"], ["news"])
+    (tmp_path / "keys.json").write_text(json.dumps([key.record()]))
+    settings = open_to_others | make_pair(tmp_path) | {"keys_file": str(tmp_path / "keys.json")}
+    mismatch = settings | {"tls_key": settings["tls_cert"]}
+    assert "expected PEM files" in refused(mismatch, tmp_path / "log-mismatch")
+
+    server = ServerProcess(settings, log)
+    server.start()
+    try:
+        trust = ssl.create_default_context(cafile=settings["tls_cert"])
+        with httpx.Client(base_url=f"https://127.0.0.1:{server.port}", verify=trust, timeout=60) as client:
+            await_ready(client, server, log)
+            children = psutil.Process(server.process.pid).children(recursive=True)
+            body = {"inputs": "some text"}
+            answer = client.post("/v1/tasks/news/predict", json=body, headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == 200, answer.text
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=10)
+        with pytest.raises(httpx.ConnectError, match="certificate"):
+            httpx.get(f"https://127.0.0.1:{server.port}/readyz", timeout=10)
+    finally:
+        code = server.stop()
+    assert code == 0, log.read_text()
+    assert still_running(children) == []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [line["message"] for line in lines]
+    assert any("no TLS" in message for message in said)
+    assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
+    assert {"serving.launcher", "serving.service"} <= {line["logger"] for line in lines}
+    assert token not in log.read_text()
