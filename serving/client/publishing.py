@@ -16,6 +16,7 @@ from serving.client import calls
 from serving.client.calls import Call
 from serving.client.errors import ClientError
 from serving.client.results import Change
+from serving.names import check_name
 
 T = TypeVar("T")
 Step = Call[Any] | Callable[[], Any]
@@ -45,9 +46,12 @@ def publish(
 
     Raises:
         ClientError: the file cannot be read.
+        InvalidInputError: a name no task or alias can have.
         ApiError: the server refused it, e.g. for being a delta of another base.
         UnreachableError: no answer came.
     """
+    check_name("task", task)  # before anything is sent
+    check_name("alias", alias)
     with _opened(delta) as stream:
         digest = yield partial(_sha256, stream)
         size = stream.seek(0, io.SEEK_END)

@@ -51,15 +51,23 @@ class RouteInfo(Result):
 
 
 class HistoryEntry(Result):
-    """Who changed what, and when."""
+    """Who changed what, and when: an alias, a version, the route, or, among the keys' own changes, a key."""
 
     action: str
-    alias: str
-    digest: str
+    alias: str = ""
+    digest: str = Field("", description="what the alias points at from then on, or the version that is gone")
     previous: str = Field("", description="the digest that the alias pointed at before")
+    route: dict[str, int] | None = Field(None, description="the route from then on")
+    previous_route: dict[str, int] | None = None
+    key: str | None = None
     who: str
     when: int = Field(description="Unix seconds")
     revision: int
+
+    @property
+    def of_route(self) -> bool:
+        """Whether it is the route that was changed, if only to none."""
+        return self.action.endswith("route") or bool(self.route or self.previous_route)
 
 
 class Change(Result):
@@ -67,8 +75,6 @@ class Change(Result):
 
     task: str | None = Field(None, description="None: it is no task's")
     revision: int = Field(description="the store's revision after the change")
-    digest: str | None = Field(None, description="what the alias points at now")
-    alias: str | None = None
     pending: tuple[str, ...] = Field((), description="replicas that had not seen the change when `wait` ran out")
 
 
