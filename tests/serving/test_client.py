@@ -28,6 +28,12 @@ def url(service: Service) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as made:
+        yield made
+
+
 # Predictions
 
 
@@ -44,19 +50,17 @@ def test_a_text_is_answered_as_by_a_server_of_its_own(
     assert found.request_id
 
 
-@both
-def test_many_inputs_parameters_and_a_kind_are_passed_on(ask: Ask, url: str) -> None:
+def test_many_inputs_parameters_and_a_kind_are_passed_on(client: Client) -> None:
     inputs = ["rain", "rain " * 100, {"text": "rain", "text_pair": "sun"}]
-    found = ask(url, "predict", "topic", inputs, parameters={"top_k": 2}, kind="text-classification")
+    found = client.predict("topic", inputs, parameters={"top_k": 2}, kind="text-classification")
     assert [len(rows) for rows in found.outputs] == [2, 2, 2]
     assert found.truncated == (1,)
 
 
-@both
-def test_a_version_is_pinned_by_its_digest(ask: Ask, url: str, publish: Callable[..., None], deltas: Deltas) -> None:
+def test_a_version_is_pinned_by_its_digest(client: Client, publish: Callable[..., None], deltas: Deltas) -> None:
     publish("spam", deltas.spam_2)
-    assert ask(url, "predict", "spam", "rain").digest == deltas.spam_2.digest
-    assert ask(url, "predict", "spam", "rain", digest=deltas.spam.digest).digest == deltas.spam.digest
+    assert client.predict("spam", "rain").digest == deltas.spam_2.digest
+    assert client.predict("spam", "rain", digest=deltas.spam.digest).digest == deltas.spam.digest
 
 
 @both
@@ -92,28 +96,25 @@ def test_one_client_asks_many_things_at_once(service: Service, deltas: Deltas) -
 # What is there
 
 
-@both
-def test_tasks_are_listed_and_shown(ask: Ask, url: str, deltas: Deltas) -> None:
-    listed = ask(url, "tasks")
+def test_tasks_are_listed_and_shown(client: Client, deltas: Deltas) -> None:
+    listed = client.tasks()
     assert [task.name for task in listed] == ["emotion", "spam", "topic"]
-    shown = ask(url, "task", "spam")
+    shown = client.task("spam")
     assert shown.aliases == {"live": deltas.spam.digest}
     assert shown.versions == (deltas.spam.digest,)
     assert deltas.spam.digest in shown.tiers
 
 
-@both
-def test_the_history_is_newest_first(ask: Ask, url: str, publish: Callable[..., None], deltas: Deltas) -> None:
+def test_the_history_is_newest_first(client: Client, publish: Callable[..., None], deltas: Deltas) -> None:
     publish("spam", deltas.spam_2)
-    newest, first = ask(url, "history", "spam")
+    newest, first = client.history("spam")
     assert (newest.digest, newest.previous) == (deltas.spam_2.digest, deltas.spam.digest)
     assert first.revision < newest.revision
 
 
-@both
-def test_the_base_is_shown_and_verified(ask: Ask, url: str, service: Service) -> None:
-    assert ask(url, "base").fingerprint == service.resident.fingerprint.digest
-    found = ask(url, "verify")
+def test_the_base_is_shown_and_verified(client: Client, service: Service) -> None:
+    assert client.base().fingerprint == service.resident.fingerprint.digest
+    found = client.verify()
     assert (found.tensors, found.differing) == (len(service.resident.fingerprint.tensors), ())
 
 
@@ -129,66 +130,59 @@ def test_a_published_delta_answers(ask: Ask, url: str, deltas: Deltas) -> None:
     assert ask(url, "predict", "mail@canary", "rain").digest == deltas.spam.digest
 
 
-@both
-def test_what_the_server_has_is_not_sent_again(ask: Ask, service: Service, deltas: Deltas) -> None:
+def test_what_the_server_has_is_not_sent_again(service: Service, deltas: Deltas) -> None:
     app, sent = create_app(service), []
 
     async def noting(scope: dict[str, object], receive: object, send: object) -> None:
         sent.append(scope["method"])
         await app(scope, receive, send)  # type: ignore[arg-type]
 
-    with listening(noting) as url:
-        ask(url, "publish", "mail", deltas.spam_2.path)
+    with listening(noting) as url, Client(url) as client:
+        client.publish("mail", deltas.spam_2.path)
         assert sent == ["GET", "PUT", "POST"]
-        ask(url, "publish", "post", deltas.spam_2.path)
+        client.publish("post", deltas.spam_2.path)
     assert sent[3:] == ["GET", "POST"]
 
 
-@both
-def test_a_file_that_is_no_delta_is_refused_and_leaves_no_task(ask: Ask, url: str) -> None:
+def test_a_file_that_is_no_delta_is_refused_and_leaves_no_task(client: Client) -> None:
     with pytest.raises(ApiError) as refused:
-        ask(url, "publish", "mail", b"no delta")
+        client.publish("mail", b"no delta")
     assert refused.value.status == 422
-    assert "mail" not in [task.name for task in ask(url, "tasks")]
+    assert "mail" not in [task.name for task in client.tasks()]
 
 
-@both
-def test_an_alias_is_promoted_and_rolled_back(ask: Ask, url: str, deltas: Deltas) -> None:
-    ask(url, "publish", "spam", deltas.spam_2.path, "canary")
-    ask(url, "promote", "spam", "canary", wait=20)
-    assert ask(url, "task", "spam").aliases["live"] == deltas.spam_2.digest
-    ask(url, "rollback", "spam", wait=20)
-    assert ask(url, "task", "spam").aliases["live"] == deltas.spam.digest
+def test_an_alias_is_promoted_and_rolled_back(client: Client, deltas: Deltas) -> None:
+    client.publish("spam", deltas.spam_2.path, "canary")
+    client.promote("spam", "canary", wait=20)
+    assert client.task("spam").aliases["live"] == deltas.spam_2.digest
+    client.rollback("spam", wait=20)
+    assert client.task("spam").aliases["live"] == deltas.spam.digest
 
 
-@both
-def test_a_version_in_use_is_deleted_only_by_force(ask: Ask, url: str, deltas: Deltas) -> None:
-    ask(url, "publish", "spam", deltas.spam_2.path, wait=20)
+def test_a_version_in_use_is_deleted_only_by_force(client: Client, deltas: Deltas) -> None:
+    client.publish("spam", deltas.spam_2.path, wait=20)
     with pytest.raises(ApiError, match="in use") as refused:
-        ask(url, "delete_version", "spam", deltas.spam_2.digest)
+        client.delete_version("spam", deltas.spam_2.digest)
     assert refused.value.status == 409
-    ask(url, "delete_version", "spam", deltas.spam_2.digest, force=True, wait=20)
-    assert ask(url, "task", "spam").versions == (deltas.spam.digest,)
-    ask(url, "delete_task", "spam", force=True, wait=20)
-    assert [task.name for task in ask(url, "tasks")] == ["emotion", "topic"]
+    client.delete_version("spam", deltas.spam_2.digest, force=True, wait=20)
+    assert client.task("spam").versions == (deltas.spam.digest,)
+    client.delete_task("spam", force=True, wait=20)
+    assert [task.name for task in client.tasks()] == ["emotion", "topic"]
 
 
-@both
-def test_a_route_is_set_rolled_back_and_cleared(ask: Ask, url: str, deltas: Deltas) -> None:
-    assert ask(url, "route", "spam") is None
-    ask(url, "publish", "spam", deltas.spam_2.path, "canary")
-    ask(url, "set_route", "spam", {"live": 1, "canary": 1}, wait=20)
-    assert ask(url, "route", "spam") == {"live": 1, "canary": 1}
-    by_key = {
-        key: {ask(url, "predict", "spam", "rain", key=key).digest for _ in range(3)} for key in map(str, range(9))
-    }
+def test_a_route_is_set_rolled_back_and_cleared(client: Client, deltas: Deltas) -> None:
+    assert client.route("spam") is None
+    client.publish("spam", deltas.spam_2.path, "canary")
+    client.set_route("spam", {"live": 1, "canary": 1}, wait=20)
+    assert client.route("spam") == {"live": 1, "canary": 1}
+    by_key = {key: {client.predict("spam", "rain", key=key).digest for _ in range(3)} for key in map(str, range(9))}
     assert all(len(digests) == 1 for digests in by_key.values())
     assert len(set.union(*by_key.values())) == 2
-    ask(url, "set_route", "spam", {"canary": 1}, wait=20)
-    ask(url, "rollback_route", "spam", wait=20)
-    assert ask(url, "route", "spam") == {"live": 1, "canary": 1}
-    ask(url, "clear_route", "spam", wait=20)
-    assert ask(url, "route", "spam") is None
+    client.set_route("spam", {"canary": 1}, wait=20)
+    client.rollback_route("spam", wait=20)
+    assert client.route("spam") == {"live": 1, "canary": 1}
+    client.clear_route("spam", wait=20)
+    assert client.route("spam") is None
 
 
 @both
@@ -198,12 +192,8 @@ def test_a_key_opens_what_it_is_for_until_it_is_revoked(ask: Ask, make_service: 
     with listening(create_app(service)) as url:
         made = ask(url, "create_key", "readers", ["predict"], ["sp*"], expires_in=3600, wait=20, client=admin)
         reader = {"api_key": made.token}
-        assert (made.name, made.scopes, made.tasks, made.expires) == (
-            "readers",
-            ("predict",),
-            ("sp*",),
-            made.created + 3600,
-        )
+        assert (made.name, made.scopes, made.tasks) == ("readers", ("predict",), ("sp*",))
+        assert made.expires == pytest.approx(made.created + 3600, abs=60)
         assert [key.id for key in ask(url, "keys", client=admin)] == [made.id]
         ask(url, "publish", "spam", deltas.spam.path, wait=20, client=admin)
         assert ask(url, "predict", "spam", "rain", client=reader).digest == deltas.spam.digest
