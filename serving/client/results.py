@@ -111,7 +111,7 @@ class Replica(Result):
 
     name: str
     revision: int = Field(description="the newest revision of the store that it has seen")
-    address: str = Field("", description="host:port of its own metrics")
+    metrics: str | None = Field(None, description="host and port of its own metrics")
 
 
 class BaseInfo(Result):

@@ -118,6 +118,12 @@ def test_the_base_is_shown_and_verified(client: Client, service: Service) -> Non
     assert (found.tensors, found.differing) == (len(service.resident.fingerprint.tensors), ())
 
 
+def test_replicas_are_listed_with_what_they_have_seen(client: Client, service: Service) -> None:
+    (found,) = client.replicas()
+    assert found.name == service.replica
+    assert found.revision >= max(task.revision for task in client.tasks())
+
+
 # Changes
 
 
