@@ -13,7 +13,7 @@ _log = logging.getLogger(AUDIT)
 def audit(
     action: str,
     who: str,
-    outcome: Literal["done", "refused"],
+    outcome: Literal["done", "refused", "failed"],
     task: str | None = None,
     request_id: str | None = None,
     **detail: Any,
@@ -23,6 +23,7 @@ def audit(
     Args:
         action: such as ``publish``, ``promote``, ``delete``, ``key.create``.
         who: a principal's name.
+        outcome: failed where it may or may not have been made: the store did not answer.
         request_id: only outside of a request; within one the line has it already.
         detail: what else is worth keeping, such as a digest, an alias, or why it was refused.
     """

@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     max_tokens: int = Field(262_144, ge=16, description="most tokens in one request, all its inputs together")
     max_requests: int = Field(1024, ge=1, description="most predictions in flight in a replica; beyond it, 429")
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
+    metrics_host: str | None = Field(
+        None, description="address of each replica's own metrics; by default loopback if host is, else all"
+    )
+    metrics_port: int = Field(0, ge=0, le=65535, description="its port; 0 takes a free one")
     metric_tasks: int = Field(100, ge=1, description="tasks with a metric label of their own; later ones share 'other'")
 
     @field_validator("admin_token")
@@ -161,6 +165,11 @@ class Settings(BaseSettings):
     @property
     def tls(self) -> bool:
         return self.tls_cert is not None
+
+    @property
+    def metrics_address(self) -> str:
+        """Where a replica's own metrics port listens: as far as the server itself is reached."""
+        return self.metrics_host or ("127.0.0.1" if self.on_loopback else "0.0.0.0")  # noqa: S104
 
     def shareable(self) -> dict[str, Any]:
         """What was set, as plain values without secrets: a replica's own environment decides the rest."""

@@ -200,7 +200,8 @@ class Engine:
             await ticket.done
         finally:
             with self._changed:
-                self._scheduler.abandon(waiting)
+                if time.monotonic() < deadline:  # later ones are dropped, and counted, as expired
+                    self._scheduler.abandon(waiting)
         return [r for r in ticket.results if r is not None], ticket.timing
 
     def refuse_if_full(self, elsewhere: int, rows: int) -> None:

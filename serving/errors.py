@@ -47,6 +47,13 @@ class UnauthorizedError(ServingError):
     headers = MappingProxyType({"WWW-Authenticate": 'Bearer realm="ken-serve"'})
 
 
+class SlowBodyError(ServingError):
+    """The client did not send what it announced."""
+
+    status = 408
+    title = "Request timeout"
+
+
 class ForbiddenError(ServingError):
     status = 403
     title = "Forbidden"

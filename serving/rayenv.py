@@ -24,6 +24,14 @@ class Variable:
     why: str
 
 
+_BALANCE = "leastconn\n    no option splice-request\n    timeout http-request 20s"
+"""Ray writes this value into the defaults of HAProxy's configuration as it is, and has no variable for the two others.
+
+With ``splice-request``, which Ray sets, HAProxy 2.8 does not see a client hang up whose body came after its headers,
+so that nobody's inputs would be computed; without ``http-request``, one that drips its headers holds a connection for
+as long as it likes.
+"""
+
 SHARED = (
     Variable("RAY_SERVE_ENABLE_HA_PROXY", "1", "HAProxy in front of the replicas: 20 times the stock proxy's rate"),
     Variable("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "no hop between threads inside a replica"),
@@ -33,6 +41,10 @@ SHARED = (
     Variable("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response", "a killed replica's requests go to another"),
     Variable("RAY_SERVE_HAPROXY_RETRIES", "1", "once: a request that kills replicas must not kill them all"),
     Variable("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", "65536", "bodies up to this size can be retried"),
+    Variable(
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "60", "a client that falls silent is let go; the default is an hour"
+    ),
+    Variable("RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", _BALANCE, "see there"),
     Variable("RAY_worker_niceness", "0", "replicas are not niced"),
     Variable("OMP_WAIT_POLICY", "PASSIVE", "compute threads that wait leave their cores to the event loop and HAProxy"),
     Variable("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0", "a replica sees the GPUs of its machine, asked for or not"),

@@ -13,10 +13,10 @@ import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
 from threading import Thread
-from typing import TypedDict
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
+from typing_extensions import TypedDict
 
 from serving.errors import StartError
 

@@ -28,8 +28,9 @@ from serving.errors import DeadlineError, StartError, StoreError, TooLargeError,
 from serving.fitness import check_fitness
 from serving.metrics import Metrics
 from serving.pipelines import Parameters, Pipeline, pipeline_for
-from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs
+from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs, check_side
 from serving.scheduler import Limits
+from serving.scrape import ScrapePort
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
 
@@ -72,7 +73,8 @@ class Service:
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store(store_url, settings.namespace)
         self.table = TaskTable(folder / f"tasks-{settings.namespace}.json")
-        self._watch = TaskWatch(self.store, self.table, self.replica, self._store_changed)
+        self._scrape = ScrapePort(self.metrics.registry, settings.metrics_address, settings.metrics_port)
+        self._watch = TaskWatch(self.store, self.table, self.replica, self._store_changed, self._scrape.address)
         self.resident = _resident(settings)
         base = self.resident.checkpoint
         self._warn_about(base)
@@ -119,6 +121,7 @@ class Service:
         self.ready = False
         self._watch.stop()
         self.engine.stop()
+        self._scrape.close()
 
     def check(self) -> None:
         """Raise unless this replica can answer; Ray replaces it then."""
@@ -170,6 +173,7 @@ class Service:
                 try:
                     pipeline = pipeline_for(kind or loaded.kind, loaded.head)
                     checked = check(pipeline.parameters, parameters)
+                    check_side(checked, loaded.spec)
                     items = check_inputs(pipeline, inputs)
                     prepared = await asyncio.to_thread(pipeline.prepare, items, loaded.spec, checked)
                     rows = [row for one in prepared for row in one.rows]

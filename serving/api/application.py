@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serving.api import failures, headers, keys, kserve, native, operations, tasks, uploads
+from serving.api import failures, headers, huggingface, keys, kserve, native, openai, operations, tasks, tei, uploads
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
 from serving.api.failures import Shape
@@ -17,7 +17,7 @@ from serving.api.resolve import Resolver
 from serving.service import Service
 from serving.store import CHUNK_BYTES
 
-PROTOCOLS = (native.PROTOCOL, kserve.PROTOCOL)
+PROTOCOLS = (native.PROTOCOL, openai.PROTOCOL, huggingface.PROTOCOL, tei.PROTOCOL, kserve.PROTOCOL)
 """How predictions are asked for. Routes are tried in this order: the busiest first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
@@ -38,10 +38,15 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
-    app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(service, path), shape_of=shape_of)
+    app.add_middleware(
+        BodyLimit,
+        limit_of=lambda path: body_limit(service, path),
+        seconds=service.settings.request_timeout_seconds,
+        shape_of=shape_of,
+    )
     app.add_middleware(InFlight, service=service)
-    headers.install(app, service.settings)
     app.add_middleware(RequestIds, echo=echo_request_ids)
+    headers.install(app, service.settings)
     return app
 
 

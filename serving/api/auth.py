@@ -67,30 +67,13 @@ class Authenticator:
         return ANYONE
 
     def require(self, request: Request, scope: Scope, task: str | None = None) -> Principal:
-        """Who sent it, if they may.
-
-        A task outside of a key's patterns does not exist for that key: it gets the same answer whether there is such
-        a task or not, so that names do not leak. So this comes before the task is looked up.
-
-        Args:
-            task: its name; what follows an ``@`` does not count.
+        """Who sent it, if they may: `principal` and `permit` in one.
 
         Raises:
-            UnauthorizedError, UnavailableError: see `principal`.
-            ForbiddenError: the key lacks the scope, or is of some tasks only where the whole server is concerned.
-            UnknownTaskError: it is a key of other tasks.
+            UnauthorizedError, ForbiddenError, UnknownTaskError, UnavailableError: see there.
         """
         who = self.principal(request)
-        name = task.partition("@")[0] if task is not None else None
-        if name is not None and not who.sees(name):
-            raise UnknownTaskError(f"there is no task {name!r} for this key; its tasks are {', '.join(who.tasks)}")
-        if not who.has(scope):
-            raise ForbiddenError(f"this needs the scope {scope!r}; {who.name} has {', '.join(who.scopes)}")
-        if not who.may(scope, name):
-            raise ForbiddenError(
-                f"this concerns the whole server and needs a key of every task ('*'); the tasks of {who.name} are "
-                f"{', '.join(who.tasks)}"
-            )
+        permit(who, scope, task)
         return who
 
     def _refresh(self) -> None:
@@ -111,6 +94,31 @@ class Authenticator:
         raise ForbiddenError(
             f"a page of {origin[:100]!r} sent this, and the server has no keys; name that origin in KEN_CORS_ORIGINS "
             "or make a key with `ken keys create`"
+        )
+
+
+def permit(who: Principal, scope: Scope, task: str | None = None) -> None:
+    """Raise unless somebody may do what needs `scope`.
+
+    A task outside of a key's patterns does not exist for that key: it gets the same answer whether there is such
+    a task or not, so that names do not leak. So this comes before the task is looked up.
+
+    Args:
+        task: its name; what follows an ``@`` does not count.
+
+    Raises:
+        ForbiddenError: the key lacks the scope, or is of some tasks only where the whole server is concerned.
+        UnknownTaskError: it is a key of other tasks.
+    """
+    name = task.partition("@")[0] if task is not None else None
+    if name is not None and not who.sees(name):
+        raise UnknownTaskError(f"there is no task {name!r} for this key; its tasks are {', '.join(who.tasks)}")
+    if not who.has(scope):
+        raise ForbiddenError(f"this needs the scope {scope!r}; {who.name} has {', '.join(who.scopes)}")
+    if not who.may(scope, name):
+        raise ForbiddenError(
+            f"this concerns the whole server and needs a key of every task ('*'); the tasks of {who.name} are "
+            f"{', '.join(who.tasks)}"
         )
 
 

@@ -37,11 +37,11 @@ async def read_json(request: Request) -> Any:
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """What the OpenAPI document says of a route that reads its body with `read_body`."""
-    content = {"application/json": {"schema": _inlined(model.model_json_schema())}}
+    content = {"application/json": {"schema": inlined(model.model_json_schema())}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema that fits anywhere in a document: its own definitions in place of references to them."""
     definitions = schema.pop("$defs", {})
 

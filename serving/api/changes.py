@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
@@ -84,7 +84,7 @@ class Change:
         Raises:
             StoreError: the store does not answer.
         """
-        outcome = "failed"
+        outcome: Literal["done", "refused", "failed"] = "failed"
         try:
             revision = await asyncio.to_thread(work, self.who)
             outcome = "done"

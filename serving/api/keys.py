@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import time
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,7 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Wait
 from serving.api.problems import responses
-from serving.keys import Scope, new_key
+from serving.keys import Key, Scope, new_key, readable
 from serving.service import Service
 
 KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
@@ -59,18 +59,18 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     async def keys(request: Request) -> list[KeyInfo]:
         """All keys in the store."""
         authenticator.require(request, "admin")
-        return [KeyInfo.model_validate(record) for record in service.table.current.keys.values()]
+        return [KeyInfo(**_shown(key)) for key in readable(service.table.current.keys)]
 
     @routes.post("", status_code=201, openapi_extra=body_of(KeyRequest))
     async def create(request: Request, wait: Wait = None) -> NewKey:
         """Make a key; its token is in the answer and nowhere else."""
         change = changes.begin(request, "admin", "create key")
         body = await read_body(request, KeyRequest)
-        key, token = new_key(body.name, body.scopes, body.tasks, body.expires_in)
-        record = asdict(key)
+        expires = None if body.expires_in is None else int(time.time() + body.expires_in)
+        key, token = new_key(body.name, body.scopes, body.tasks, expires)
         facts = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
-        changed = await change.make(partial(service.store.put_key, key.id, record), wait, **facts)
-        return NewKey(**record, token=token, revision=changed.revision, pending=changed.pending)
+        changed = await change.make(partial(service.store.put_key, key.id, key.record()), wait, **facts)
+        return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending)
 
     @routes.delete("/{key}")
     async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Changed:
@@ -79,3 +79,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         return await change.make(partial(service.store.drop_key, key), wait, key=key)
 
     return routes
+
+
+def _shown(key: Key) -> dict[str, Any]:
+    return key.model_dump(exclude={"hash"})

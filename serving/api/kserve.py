@@ -142,7 +142,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of the Open Inference Protocol."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     of_health, of_models = _failures(503), _failures(401, 403, 404, 422, 501, 503)
-    of_inference = _failures(400, 401, 403, 404, 413, 422, 429, 500, 501, 503, 504)
+    of_inference = _failures(400, 401, 403, 404, 408, 413, 422, 429, 500, 501, 503, 504)
 
     @routes.get("")
     async def server(request: Request) -> ServerMetadata:

@@ -1,7 +1,8 @@
-"""Request ids, the limit on bodies, and counting what is in flight: plain ASGI, around every route."""
+"""Request ids, the limits on bodies, and counting what is in flight: plain ASGI, around every route."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import logs
 from serving.api.failures import Shape, failure_of
-from serving.errors import TooLargeError
+from serving.errors import ServingError, SlowBodyError, TooLargeError
 from serving.service import Service
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -41,15 +43,27 @@ class RequestIds:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id.decode()
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        named = logs.request_id.set(request_id.decode())
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            logs.request_id.reset(named)
 
 
 class BodyLimit:
-    """Answer 413 to a body that is, or claims to be, longer than allowed, without keeping it."""
+    """Answer 413 to a body that is, or claims to be, longer than allowed, and 408 to one that does not arrive.
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[str], int], shape_of: Callable[[str], Shape]) -> None:
+    Args:
+        limit_of: bytes a body under a path may have.
+        seconds: from the first look at a body to its last byte.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limit_of: Callable[[str], int], seconds: float, shape_of: Callable[[str], Shape]
+    ) -> None:
         self._app = app
         self._limit_of = limit_of
+        self._seconds = seconds
         self._shape_of = shape_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,17 +73,15 @@ class BodyLimit:
         limit = self._limit_of(scope["path"])
         claimed = Headers(scope=scope).get("content-length", "0")
         if claimed.isdigit() and int(claimed) > limit:
-            await self._refuse(limit, scope, receive, send)
+            await self._refuse(_too_long(limit), scope, receive, send)
             return
-        seen = 0
+        body = _Body(receive, self._seconds)
         started = False
 
         async def counting() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise TooLongBodyError
+            message = await body()
+            if body.seen > limit:
+                raise UnreadBodyError(_too_long(limit))
             return message
 
         async def noting(message: Message) -> None:
@@ -79,19 +91,59 @@ class BodyLimit:
 
         try:
             await self._app(scope, counting, noting)
-        except TooLongBodyError:
-            if not started:
-                await self._refuse(limit, scope, receive, send)
+        except UnreadBodyError as unread:
+            if unread.error and not started:
+                await self._refuse(unread.error, scope, receive, send)
 
-    async def _refuse(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-        error = TooLargeError(f"the body is longer than the {limit} bytes allowed; send less at a time")
+    async def _refuse(self, error: ServingError, scope: Scope, receive: Receive, send: Send) -> None:
         response = self._shape_of(scope["path"])(failure_of(scope, error))
         response.headers["Connection"] = "close"
         await response(scope, receive, send)
 
 
-class TooLongBodyError(BaseException):
-    """Passes through the routes' own handlers."""
+class _Body:
+    """A request's messages: those of its body within a time, whatever follows it without one."""
+
+    def __init__(self, receive: Receive, seconds: float) -> None:
+        self._receive = receive
+        self._seconds = seconds
+        self._deadline: float | None = None
+        self._complete = False
+        self.seen = 0
+
+    async def __call__(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        self._deadline = self._deadline or asyncio.get_running_loop().time() + self._seconds
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            slow = SlowBodyError(f"the body did not arrive within {self._seconds:g} s; {self.seen} bytes of it did")
+            raise UnreadBodyError(slow) from None
+        if message["type"] == "http.disconnect":
+            raise UnreadBodyError(None)
+        self.seen += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        return message
+
+
+class UnreadBodyError(BaseException):
+    """A body was not read to its end. Passes through the routes' own handlers.
+
+    Attributes:
+        error: what the client is told; None where it is gone.
+        status: 499, as proxies log it, where it is gone.
+    """
+
+    def __init__(self, error: ServingError | None) -> None:
+        super().__init__()
+        self.error = error
+        self.status = error.status if error else 499
+
+
+def _too_long(limit: int) -> ServingError:
+    return TooLargeError(f"the body is longer than the {limit} bytes allowed; send less at a time")
 
 
 class InFlight:

@@ -9,9 +9,11 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
+from serving import scrape
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
 from serving.api.problems import responses
+from serving.scrape import TargetGroup
 from serving.service import Service
 
 
@@ -24,6 +26,12 @@ class BaseInfo(BaseModel):
     fingerprint: str
     bytes: int = Field(description="of the resident weights")
     replica: str
+
+
+class ReplicaInfo(BaseModel):
+    name: str
+    revision: int = Field(description="the store's revision it has seen")
+    metrics: str | None = Field(description="host and port of its own metrics")
 
 
 class Verification(BaseModel):
@@ -54,6 +62,18 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     async def metrics() -> Response:
         """Prometheus text of the one replica that got this request, named in the label `replica`."""
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @routes.get("/metrics/targets")
+    async def targets() -> list[TargetGroup]:
+        """Every replica's own metrics port, as Prometheus' HTTP service discovery reads it."""
+        return scrape.targets(await asyncio.to_thread(service.store.addresses))
+
+    @routes.get("/v1/replicas", responses=responses(401, 403))
+    async def replicas(request: Request) -> list[ReplicaInfo]:
+        """The replicas that reported to the store lately."""
+        authenticator.require(request, "predict")
+        seen, addresses = await asyncio.to_thread(lambda: (service.store.replicas(), service.store.addresses()))
+        return [ReplicaInfo(name=n, revision=seen[n], metrics=addresses.get(n)) for n in sorted(seen)]
 
     @routes.get("/v1/base", responses=responses(401, 403))
     async def base(request: Request) -> BaseInfo:

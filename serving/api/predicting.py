@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 
-from serving.api.middleware import TooLongBodyError
+from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, InvalidInputError, OverloadedError, ServingError
 from serving.service import Answer, Service
@@ -78,9 +78,10 @@ class Predictor:
         started = time.perf_counter()
         resolved: Resolved | None = None
         code = 500
-        self._running += 1
+        stages: Sequence[tuple[str, float]] = ()
         try:
-            self._admit()
+            self._service.admit()
+            self._refuse_if_full()
             timeout = self._timeout(request)
             if task is None:
                 self.resolve.authenticate(request)
@@ -89,11 +90,8 @@ class Predictor:
             question = await read()
             resolved = resolved or self.resolve(request, question.task, question.key)
             self._check_count(question.inputs)
-            answer = await self._service.predict(
-                resolved.digest, question.inputs, question.parameters, timeout, question.kind
-            )
-            code = 200
-            self._observe_stages(resolved, answer)
+            answer = await self._answer(resolved.digest, question, timeout)
+            code, stages = 200, answer.timing.stages()
             return Answered(resolved.task, answer)
         except ServingError as error:
             code = error.status
@@ -101,28 +99,25 @@ class Predictor:
         except asyncio.CancelledError:
             code = 499
             raise
-        except TooLongBodyError:
-            code = 413
+        except UnreadBodyError as unread:
+            code = unread.status
             raise
         finally:
+            task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
+            self._service.metrics.answers.observe(task, digest, code, time.perf_counter() - started, stages)
+
+    async def _answer(self, digest: str, question: Question, timeout: float) -> Answer:
+        """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
+        self._refuse_if_full()
+        self._running += 1
+        try:
+            return await self._service.predict(digest, question.inputs, question.parameters, timeout, question.kind)
+        finally:
             self._running -= 1
-            self._observe(resolved, code, time.perf_counter() - started)
 
-    def _observe(self, resolved: Resolved | None, code: int, seconds: float) -> None:
-        metrics = self._service.metrics
-        label = metrics.task_label(resolved.task) if resolved else "unknown"
-        metrics.requests.labels(label, str(code)).inc()
-        metrics.request_seconds.labels(label, "total").observe(seconds)
-
-    def _observe_stages(self, resolved: Resolved, answer: Answer) -> None:
-        metrics = self._service.metrics
-        for stage, seconds in answer.timing.stages():
-            metrics.request_seconds.labels(metrics.task_label(resolved.task), stage).observe(seconds)
-
-    def _admit(self) -> None:
-        self._service.admit()
+    def _refuse_if_full(self) -> None:
         most = self._service.settings.max_requests
-        if self._running > most:
+        if self._running >= most:
             seconds = self._service.engine.backlog_seconds()
             raise OverloadedError(f"{most} requests are in flight already; try again in {seconds:g} s", seconds)
 

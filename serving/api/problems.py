@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from serving.api.bodies import inlined
 from serving.api.failures import Failure
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,6 +44,7 @@ _MEANINGS = {
     403: "The key's scopes do not cover this",
     404: "No such task, alias or version",
     405: "The path is there, for other methods; see Allow",
+    408: "The body did not arrive in time",
     409: "The present state does not allow it",
     413: "The body is too large, or has too many tokens",
     422: "The request is of another form than expected",
@@ -60,5 +62,5 @@ PREDICTION_FAILURES = (400, 401, 403, 404, 405, 413, 422, 429, 500, 501, 503, 50
 
 def responses(*statuses: int, schema: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE) -> dict[int | str, Any]:
     """The ``responses`` of a route that may fail in these ways."""
-    content = {media_type: {"schema": schema.model_json_schema()}}
+    content = {media_type: {"schema": inlined(schema.model_json_schema())}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}

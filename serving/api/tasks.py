@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
 
@@ -97,7 +98,9 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         """One task's versions, and where this replica has them."""
         authenticator.require(request, "predict", task)
         found = service.table.find(task)
-        return TaskDetail(**_facts(found), replica=service.replica, **service.holding(found.versions))
+        return TaskDetail(
+            **_facts(found), replica=service.replica, **asdict(service.engine.tiers.describe(found.versions))
+        )
 
     @routes.get("/{task}/history")
     async def history(task: TaskName, request: Request) -> list[Change]:

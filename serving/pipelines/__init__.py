@@ -5,10 +5,23 @@ from __future__ import annotations
 from serving.errors import InvalidInputError, UnsupportedKindError
 from serving.pipelines.base import Parameters, Pipeline
 from serving.pipelines.feature_extraction import FeatureExtraction
+from serving.pipelines.question_answering import QuestionAnswering
+from serving.pipelines.rerank import Rerank
 from serving.pipelines.sentence_embeddings import SentenceEmbeddings
 from serving.pipelines.text_classification import TextClassification
+from serving.pipelines.token_classification import TokenClassification
+from serving.pipelines.zero_shot import ZeroShotClassification
 
-PIPELINES: dict[str, Pipeline] = {p.kind: p for p in (TextClassification(), FeatureExtraction(), SentenceEmbeddings())}
+_ALL: tuple[Pipeline, ...] = (
+    TextClassification(),
+    ZeroShotClassification(),
+    Rerank(),
+    TokenClassification(),
+    QuestionAnswering(),
+    FeatureExtraction(),
+    SentenceEmbeddings(),
+)
+PIPELINES: dict[str, Pipeline] = {pipeline.kind: pipeline for pipeline in _ALL}
 
 __all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "pipeline_for"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ken_core.tokenization import Encoded, Encoder, Input
-from serving.errors import InvalidInputError
+from serving.errors import InternalError, InvalidInputError, TooLargeError
 
 Raw = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+_MOST_TOKENS = 1 << 20
+"""In the rows that a kind makes of one request. The server's own limit is lower, but counts rows already made."""
 
 
 class Parameters(BaseModel):
@@ -29,6 +32,9 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     truncation: bool = Field(True, description="cut inputs to the model's length; false refuses longer ones")
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="the end that is cut: only the one that the task's tokenizer cuts"
+    )
 
 
 class TextPair(BaseModel):
@@ -95,7 +101,11 @@ class Pipeline(Protocol):
         """Run a padded batch on the engine's thread; one float32 array a row, on the host."""
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Any) -> Any:
-        """One input's answer as JSON, from the results of its rows."""
+        """One input's answer as JSON, from the results of its rows.
+
+        Raises:
+            InternalError: the model gave something else than numbers.
+        """
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -107,6 +117,15 @@ def check(model: type[M], plain: object) -> M:
         return model.model_validate(plain)
     except ValidationError as error:
         raise _refusal("body", error) from None
+
+
+def check_side(parameters: Parameters, task: TaskSpec) -> None:
+    """Raises `InvalidInputError` if inputs are to be cut at the end that the task's tokenizer keeps."""
+    side = task.encoder.truncation_side
+    if parameters.truncation_side not in (None, side):
+        raise InvalidInputError(
+            f"truncation_side: found {parameters.truncation_side!r}, but the task's tokenizer cuts inputs on the {side}"
+        )
 
 
 def check_inputs(pipeline: Pipeline, inputs: Sequence[object]) -> list[Any]:
@@ -125,18 +144,47 @@ def check_inputs(pipeline: Pipeline, inputs: Sequence[object]) -> list[Any]:
 def encode_whole(texts: Sequence[Input], task: TaskSpec, parameters: Parameters) -> list[Prepared]:
     """One row an input, cut to the model's length unless the parameters refuse that."""
     rows = task.encoder(texts)
-    if not parameters.truncation:
-        refuse_truncated([row.truncated for row in rows], task.encoder.max_length)
+    for where, row in enumerate(rows):
+        refuse_unfit(row, f"inputs.{where}", task, parameters)
     return [Prepared((row,), row.truncated) for row in rows]
 
 
-def refuse_truncated(truncated: Sequence[bool], most: int) -> None:
-    """Raises `InvalidInputError` if any input would have to be cut."""
-    if any(truncated):
-        where = truncated.index(True)
+def refuse_unfit(row: Encoded, where: str, task: TaskSpec, parameters: Parameters) -> None:
+    """Raises `InvalidInputError` for a row that has no token, or was cut where the parameters refuse that."""
+    if not len(row):
+        raise InvalidInputError(f"{where}: the tokenizer finds no token in it; send a text that has one")
+    if row.truncated and not parameters.truncation:
+        most = task.encoder.max_length
         raise InvalidInputError(
-            f"inputs.{where}: longer than the {most} tokens the model takes; shorten it, or allow truncation"
+            f"{where}: longer than the {most} tokens the model takes; shorten it, or allow truncation"
         )
+
+
+class TokenBudget:
+    """Bounds the rows that are made of a request whose inputs become many rows each, while they are made."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_TOKENS
+
+    def spend(self, row: Encoded) -> None:
+        """Raises `TooLargeError` once the rows together are too many."""
+        self._left -= len(row)
+        if self._left < 0:
+            raise TooLargeError(
+                f"the request becomes rows of more than {_MOST_TOKENS} tokens; send fewer or shorter inputs, "
+                "or let windows overlap less"
+            )
+
+
+def finite(raw: Raw) -> Float64:
+    """A row's result in float64.
+
+    Raises:
+        InternalError: it holds infinity or NaN, which JSON has no number for; float16 overflows so.
+    """
+    if not np.isfinite(raw).all():
+        raise InternalError("the model's answer to an input is not a number; its weights overflow on this text")
+    return raw.astype(np.float64)
 
 
 @cache

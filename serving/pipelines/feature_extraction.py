@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, encode_whole
+from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 
 
@@ -25,4 +25,4 @@ class FeatureExtraction:
         return last_hidden_states(model, batch)
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Parameters) -> Any:
-        return raws[0].tolist()
+        return finite(raws[0]).tolist()

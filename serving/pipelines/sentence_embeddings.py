@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, encode_whole
+from serving.errors import InvalidInputError
+from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 
 _SMALLEST_LENGTH = 1e-12
@@ -38,16 +39,21 @@ class SentenceEmbeddings:
         return last_hidden_states(model, batch)
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: EmbeddingParameters) -> Any:
-        vector = _pool(raws[0], parameters.pooling or task.pooling or "mean")[: parameters.dimensions]
+        states = finite(raws[0])
+        width, wanted = states.shape[-1], parameters.dimensions
+        if wanted and wanted > width:
+            raise InvalidInputError(f"dimensions: found {wanted}, but the model's vectors have {width}")
+        vector = _pool(states, parameters.pooling or task.pooling or "mean")[:wanted]
         normalize = task.normalize if parameters.normalize is None else parameters.normalize
         return (vector / max(float(np.linalg.norm(vector)), _SMALLEST_LENGTH) if normalize else vector).tolist()
 
 
-def _pool(states: Raw, how: str) -> Raw:
+def _pool(states: Float64, how: str) -> Float64:
+    """Special tokens count as the others do, as in sentence-transformers."""
     match how:
         case "cls":
             return np.asarray(states[0])
         case "last":
             return np.asarray(states[-1])
         case _:
-            return np.asarray(states.mean(axis=0), dtype=np.float32)
+            return np.asarray(states.mean(axis=0))

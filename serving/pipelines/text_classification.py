@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from transformers import PretrainedConfig, PreTrainedModel
 
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole
-from serving.pipelines.logits import Float64, classify, sigmoid, softmax
+from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole, finite
+from serving.pipelines.logits import classify, sigmoid, softmax
 
 _FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
 
@@ -42,7 +42,7 @@ class TextClassification:
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: ClassificationParameters
     ) -> list[dict[str, Any]]:
         function = parameters.function_to_apply or _function(task.config)
-        scores = _FUNCTIONS[function](raws[0].astype(np.float64))
+        scores = _FUNCTIONS[function](finite(raws[0]))
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]

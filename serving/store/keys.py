@@ -20,8 +20,7 @@ class Keys(Changes):
 
     def keys(self) -> dict[str, dict[str, Any]]:
         with self._with:
-            rows = self._client.hgetall(self._control("keys"))
-        return {i.decode(): orjson.loads(record) for i, record in rows.items()}
+            return read_keys(self._client.hgetall(self._control("keys")))
 
     def put_key(self, id: str, record: dict[str, Any], who: str | None = None) -> int:
         """Add or replace a record, anything JSON can hold; returns the revision."""
@@ -41,3 +40,8 @@ class Keys(Changes):
             case [b"ok", revision]:
                 return int(revision)
         raise UnknownKeyError(f"there is no key {id!r}; see `ken keys list`")
+
+
+def read_keys(rows: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """Records by id, from what the store holds."""
+    return {id.decode(): orjson.loads(record) for id, record in rows.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from serving.names import check_digest, check_name
 from serving.routes import Route, check_route
 from serving.store.connected import whoami
 from serving.store.deltas import Deltas
-from serving.store.keys import Keys
+from serving.store.keys import Keys, read_keys
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _REVISION = "@revision"
 _ROUTE = "@route"
 """The route lies beside the aliases, so that a reader gets both at once, and moves as they do."""
-_TRIES = 100
+_READ_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Tasks(Keys, Deltas):
 
     def task(self, name: str) -> Task | None:
         key = self._control("task", name)
-        for _ in range(_TRIES):
+        for _ in self._tries():
             with self._with:
                 pipe = self._client.pipeline(transaction=False)
                 pipe.hgetall(key)
@@ -139,33 +141,42 @@ class Tasks(Keys, Deltas):
                 fields, versions, revision = pipe.execute()
             if fields.get(_REVISION.encode()) == revision:
                 return _task(name, fields, versions) if fields else None
-        raise self._changes_too_fast()
+        raise AssertionError
 
     def table(self) -> Table:
         """All tasks and keys, read again until no change came in between."""
-        for _ in range(_TRIES):
+        counter = self._control("revision")
+        for _ in self._tries():
             with self._with:
-                before = self.revision()
-                names = sorted(n.decode() for n in self._client.smembers(self._control("tasks")))
+                pipe = self._client.pipeline(transaction=False)
+                pipe.get(counter)
+                pipe.smembers(self._control("tasks"))
+                before, members = pipe.execute()
+                names = sorted(name.decode() for name in members)
                 pipe = self._client.pipeline(transaction=False)
                 for name in names:
                     pipe.hgetall(self._control("task", name))
                     pipe.zrange(self._control("versions", name), 0, -1)
-                answers = pipe.execute() if names else []
-                keys = self.keys()
-                if self.revision() == before:
-                    found = zip(names, answers[::2], answers[1::2], strict=True)
-                    return Table(before, {n: _task(n, f, v) for n, f, v in found if f}, keys)
-        raise self._changes_too_fast()
+                pipe.hgetall(self._control("keys"))
+                pipe.get(counter)
+                *answers, keys, after = pipe.execute()
+            if after == before:
+                found = zip(names, answers[::2], answers[1::2], strict=True)
+                return Table(int(before or 0), {n: _task(n, f, v) for n, f, v in found if f}, read_keys(keys))
+        raise AssertionError
+
+    def _tries(self) -> Iterator[None]:
+        """Turns at reading, until it takes too long; not a transaction, for who reads may have the right to no more."""
+        deadline = time.monotonic() + _READ_SECONDS
+        while time.monotonic() < deadline:
+            yield
+        raise StoreError(f"the store at {self.where} changes faster than it can be read")
 
     def history(self, task: str, count: int = 20) -> list[dict[str, Any]]:
         """The newest changes of a task, or of the keys (``@keys``), newest first."""
         with self._with:
             rows = self._client.lrange(self._control("history", task), 0, count - 1)
         return [orjson.loads(row) for row in rows]
-
-    def _changes_too_fast(self) -> StoreError:
-        return StoreError(f"the store at {self.where} changes faster than it can be read")
 
     def _complete(self, task: str, digest: str) -> str:
         if not self.has(check_digest(digest)):

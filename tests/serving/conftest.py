@@ -15,7 +15,9 @@ import httpx
 import hypothesis
 import pytest
 import transformers
+from over_http import Served, served
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import BertForTokenClassification
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -24,7 +26,7 @@ from serving.connection import connect
 from serving.embedded import embedded_store
 from serving.service import Service
 from serving.store import Store
-from tests.tiny_checkpoints import Deltas, Tiny, scores
+from tests.tiny_checkpoints import Deltas, Tiny, scores, write_tuned
 
 hypothesis.settings.register_profile("serving", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("serving")
@@ -117,6 +119,54 @@ def service(make_service: Callable[..., Service], publish: Callable[..., None], 
     for task in ("emotion", "topic", "spam"):
         publish(task, getattr(deltas, task))
     return make_service()
+
+
+@pytest.fixture(scope="session")
+def of_every_kind(tiny: Tiny, deltas: Deltas) -> dict[str, DeltaFile]:
+    """A task a kind, by name."""
+    tags = ["O", "B-PER", "I-PER", "B-LOC"]
+    tagging = tiny.folder / "every-tags"
+    tuned = {
+        "answers": tiny.answering("every-answers", 71),
+        "entailment": tiny.tuned("every-entailment", ["contradiction", "neutral", "entailment"], 72),
+        "ranks": tiny.tuned("every-ranks", ["relevance"], 73),
+        "search": tiny.embedding("every-search", 74, "mean_tokens"),
+        "tags": write_tuned(tiny.base_folder, tagging, tags, 75, architecture=BertForTokenClassification),
+        "vectors": tiny.embedding("every-vectors", 76),
+    }
+    made = {task: tiny.delta(folder) for task, folder in tuned.items()}
+    return {**made, "emotion": deltas.emotion, "spam": deltas.spam}
+
+
+@pytest.fixture(scope="module")
+def peers(
+    tiny: Tiny,
+    of_every_kind: dict[str, DeltaFile],
+    deltas: Deltas,
+    embedded_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    """A replica of small limits and a task a kind, for the clients of peers' protocols."""
+    namespace = f"peers-{uuid.uuid4().hex[:12]}"
+    store = Store(embedded_url, namespace)
+    for task, file in of_every_kind.items():
+        store.publish(task, file)
+    store.publish("spam", deltas.spam_2, "canary")
+    settings = load_settings(
+        base=str(tiny.base_folder),
+        data_dir=tmp_path_factory.mktemp("peers"),
+        namespace=namespace,
+        threads=1,
+        max_body_bytes=16_384,
+        max_inputs=32,
+        max_tokens=512,
+        queue_rows=8,
+    )
+    service = Service(settings, embedded_url)
+    service.start()
+    with served(service) as answering:
+        yield answering
+    service.stop()
 
 
 @pytest.fixture(scope="session")

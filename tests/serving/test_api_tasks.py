@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import httpx
@@ -40,7 +41,7 @@ def test_one_task_is_shown_with_where_its_versions_are(service: Service, talk: T
             assert (await client.post(SPAM, json={"inputs": "rain"})).status_code == 200
         after = (await client.get("/v1/tasks/spam")).json()
         assert after["tiers"] == {deltas.spam.digest: "packed"}
-        assert after["hits"] == {"store": 1, "packed": 3}
+        assert {tier: n for tier, n in after["hits"].items() if n} == {"store": 1, "packed": 3}
         assert after["hit_rate"] == 0.75
         assert after["replica"] == service.replica
         assert is_problem(await client.get("/v1/tasks/spamm"), 404, "'spam'")
@@ -239,10 +240,11 @@ async def key_for(client: Client, *scopes: str, tasks: tuple[str, ...] = ("*",))
     return {"Authorization": f"Bearer {made.json()['token']}"}
 
 
-@pytest.mark.parametrize(("method", "path"), [*READS, *CHANGES, ("POST", SPAM)])
-def test_without_a_key_nothing_is_told_or_done(method: str, path: str, guarded: Service, talk: Talk) -> None:
+def test_without_a_key_nothing_is_told_or_done(guarded: Service, talk: Talk) -> None:
+    nobody = ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic b3Blbg=="}, {"X-Api-Key": ""})
+
     async def conversation(client: Client) -> None:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic b3Blbg=="}, {"X-Api-Key": ""}):
+        for (method, path), headers in product([*READS, *CHANGES, ("POST", SPAM)], nobody):
             response = await client.request(method, path, headers=headers)
             assert is_problem(response, 401)
             assert response.headers["www-authenticate"].startswith("Bearer")
@@ -251,12 +253,12 @@ def test_without_a_key_nothing_is_told_or_done(method: str, path: str, guarded: 
     talk(guarded, conversation)
 
 
-@pytest.mark.parametrize(("method", "path"), CHANGES)
-def test_a_key_to_predict_changes_nothing(method: str, path: str, guarded: Service, talk: Talk) -> None:
+def test_a_key_to_predict_changes_nothing(guarded: Service, talk: Talk) -> None:
     async def conversation(client: Client) -> None:
         key = await key_for(client, "predict")
         assert (await client.post(SPAM, json={"inputs": "rain"}, headers=key)).status_code == 200
-        assert is_problem(await client.request(method, path, headers=key), 403, "predict")
+        for method, path in CHANGES:
+            assert is_problem(await client.request(method, path, headers=key), 403, "predict")
 
     talk(guarded, conversation)
 
@@ -282,7 +284,7 @@ def test_a_key_to_publish_publishes_but_neither_deletes_tasks_nor_makes_keys(
         key = await key_for(client, "publish")
         body = {"digest": deltas.spam.digest}
         assert (await client.post("/v1/tasks/spam/promote", json=body, headers=key)).status_code == 200
-        assert (await client.get("/v1/tasks/spam/history", headers=key)).json()[0]["who"] == "test"
+        assert (await client.get("/v1/tasks/spam/history", headers=key)).json()[0]["who"].startswith("test/")
         assert is_problem(await client.delete("/v1/tasks/spam?force=true", headers=key), 403, "admin")
         body = {"name": "more", "scopes": ["admin"]}
         assert is_problem(await client.post("/v1/keys", json=body, headers=key), 403, "admin")
@@ -298,7 +300,7 @@ def test_keys_are_listed_without_secrets_and_refused_once_revoked(
         token = key["Authorization"].removeprefix("Bearer ")
         listed = (await client.get("/v1/keys", headers=ADMIN)).json()
         assert [(k["name"], k["scopes"], k["tasks"]) for k in listed] == [("test", ["predict"], ["*"])]
-        secret = token.rpartition("_")[2]
+        secret = token.split("_", 2)[2]
         assert secret not in json.dumps(listed)
         assert secret not in json.dumps(Store(store_url, namespace).keys())
         gone = await client.delete(f"/v1/keys/{listed[0]['id']}?wait=20", headers=ADMIN)

@@ -63,8 +63,6 @@ def test_an_upload_goes_on_where_it_was_cut_and_may_be_repeated(empty: Service, 
         status = f"/v1/uploads/{digest}"
         assert (await client.get(status)).json()["received"] == []
         await client.put(f"{status}/0", content=data[:half])
-        assert is_problem(await publish(client, "spam", digest), 422)
-        assert (await client.get("/v1/tasks")).json() == []
         there = (await client.get(status)).json()
         assert (there["received"], there["bytes"], there["complete"]) == ([0], half, False)
         for _ in range(2):
@@ -110,6 +108,20 @@ def test_a_file_that_cannot_be_served_never_becomes_visible(
 
     talk(empty, conversation)
     assert not list(empty.cache.files.folder.glob(".*"))
+
+
+def test_a_version_that_is_asked_for_too_early_is_refused_and_may_be_uploaded_again(
+    empty: Service, talk: Talk, deltas: Deltas
+) -> None:
+    data = deltas.spam.path.read_bytes()
+
+    async def conversation(client: Client) -> None:
+        await client.put(f"/v1/uploads/{deltas.spam.digest}/0", content=data[: len(data) // 2])
+        assert is_problem(await publish(client, "spam", deltas.spam.digest), 422, deltas.spam.digest)
+        assert (await client.get("/v1/tasks")).json() == []
+        assert (await publish(client, "spam", await upload(client, data))).status_code == 200
+
+    talk(empty, conversation)
 
 
 def test_chunks_that_are_not_the_digests_are_refused(empty: Service, talk: Talk, deltas: Deltas) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from serving.api.auth import Authenticator
+from serving.api.auth import Authenticator, permit
 from serving.config import load_settings
 from serving.errors import ForbiddenError, UnauthorizedError, UnknownTaskError
 from serving.keys import Key, new_key
@@ -194,6 +194,14 @@ def test_an_admin_of_some_tasks_is_told_that_the_server_is_not_one(table: Table)
     assert auth.require(bearing(token), "admin", "trec")
     with pytest.raises(ForbiddenError, match=r"whole server.*trec\*"):
         auth.require(bearing(token), "admin")
+
+
+def test_who_is_refused_is_known_before(table: Table, restricted: Request) -> None:
+    """So that an audit line can name them."""
+    who = authenticator(table).principal(restricted)
+    assert who.name.startswith("ci/")
+    with pytest.raises(ForbiddenError):
+        permit(who, "admin")
 
 
 # Pages of other sites

@@ -125,7 +125,7 @@ def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they
     with beside(read):
         try:
             assert reading.wait(20)
-            for i in range(120):
+            for i in range(90):
                 store.publish_digest("spam", canary.digest, alias="canary")
                 store.set_route("spam", routes[i % 3])
                 store.delete_version("spam", canary.digest, force=True)

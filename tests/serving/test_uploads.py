@@ -195,9 +195,9 @@ def test_chunks_for_a_delta_that_is_there_change_nothing(
 ) -> None:
     store.publish("spam", deltas.spam)
     store.put_chunk(deltas.spam.digest, 0, b"something else")
+    assert not connect(store_url).exists(f"ken:{namespace}:parts:{{{deltas.spam.digest}}}")
     commit(deltas.spam)
     store.fetch(deltas.spam.digest, tmp_path / "fetched")
-    assert not connect(store_url).exists(f"ken:{namespace}:parts:{{{deltas.spam.digest}}}")
 
 
 def test_a_committed_delta_becomes_a_version_of_several_tasks(store: Store, deltas: Deltas, commit: Commit) -> None:
@@ -251,6 +251,18 @@ def test_a_commit_of_what_is_there_already_holds_gc_off_too(
     assert store.gc() == (1, deltas.spam.size)
 
 
+def test_a_commit_that_takes_longer_than_a_lease_still_leaves_time_to_publish(
+    store: Store, deltas: Deltas, folder: Path, store_url: str, namespace: str
+) -> None:
+    def check_slowly(path: Path) -> DeltaFile:
+        let_the_lease_end(store_url, namespace, deltas.spam)
+        return deltafile.open_file(path)
+
+    send(store, deltas.spam)
+    store.commit_upload(deltas.spam.digest, check_slowly, folder)
+    assert store.gc() == (0, 0)
+
+
 def test_gc_drops_chunks_that_were_left_beside_a_published_delta(
     store: Store, deltas: Deltas, store_url: str, namespace: str
 ) -> None:
@@ -259,6 +271,39 @@ def test_gc_drops_chunks_that_were_left_beside_a_published_delta(
     let_the_lease_end(store_url, namespace, deltas.spam)
     assert store.gc() == (0, 0)
     assert not connect(store_url).exists(f"ken:{namespace}:parts:{{{deltas.spam.digest}}}")
+    assert store.has(deltas.spam.digest)
+
+
+class Interrupted(Store):
+    """A store on which something happens just after this client has looked whether a delta is there."""
+
+    happens: Callable[[], object] | None = None
+
+    def has(self, digest: str) -> bool:
+        found = super().has(digest)
+        happens, self.happens = self.happens, None
+        if happens:
+            happens()
+        return found
+
+
+def test_gc_does_not_come_between_looking_for_a_delta_and_publishing_it(
+    store: Store, store_url: str, namespace: str, deltas: Deltas, tmp_path: Path
+) -> None:
+    store.put(deltas.spam)
+    publisher = Interrupted(store_url, namespace)
+    publisher.happens = store.gc
+    publisher.publish_digest("spam", deltas.spam.digest)
+    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+
+
+def test_a_commit_that_another_one_overtakes_ends_well(
+    store: Store, store_url: str, namespace: str, deltas: Deltas, commit: Commit, folder: Path
+) -> None:
+    send(store, deltas.spam)
+    slow = Interrupted(store_url, namespace)
+    slow.happens = lambda: commit(deltas.spam)
+    slow.commit_upload(deltas.spam.digest, deltafile.open_file, folder)
     assert store.has(deltas.spam.digest)
 
 

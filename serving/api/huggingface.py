@@ -1,0 +1,105 @@
+"""Hugging Face's inference protocol: ``POST /models/{task}``, as ``huggingface_hub.InferenceClient`` speaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.api.asking import ask
+from serving.api.bodies import body_of
+from serving.api.predicting import Predictor, Question
+from serving.api.protocol import Protocol
+from serving.api.tei import NoPrompt, TaskName, Truncating, failing, shape
+from serving.pipelines.base import check
+from serving.service import Service
+
+_ZERO_SHOT = "zero-shot-classification"
+_ONE_A_LIST = ("text-classification", "feature-extraction", "sentence-embeddings")
+"""Kinds whose answer to a single input is a list of one, as Hugging Face's own servers have it."""
+
+
+class Comparison(BaseModel):
+    """A sentence and those it is compared with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source_sentence: str
+    sentences: list[str] = Field(min_length=1)
+
+
+class InferenceRequest(Truncating):
+    """Inputs for a task. Its client puts the parameters of feature extraction beside `parameters`, not into it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "parameters": {"top_k": 1}}]},
+    )
+
+    inputs: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
+        description="one input or a list of them: texts, or objects of the fields the task's kind asks for; "
+        "source_sentence and sentences ask how similar they are"
+    )
+    parameters: dict[str, Any] | None = Field(None, description="of the kind; candidate_labels makes it zero-shot")
+    options: dict[str, Any] | None = Field(None, description="of Hugging Face's own queue and cache: without effect")
+    normalize: bool | None = Field(None, description="scale embeddings to length 1")
+    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    prompt_name: NoPrompt = None
+    encoding_format: Literal["float"] | None = None
+
+    def question(self) -> Question:
+        vectors = {"normalize": self.normalize, "dimensions": self.dimensions}
+        beside = {name: value for name, value in vectors.items() if value is not None} | self.truncation
+        parameters = {**(self.parameters or {}), **beside}
+        if self._compares:
+            one = check(Comparison, self.inputs)
+            return Question(
+                [one.source_sentence, *one.sentences], parameters | {"normalize": True}, "sentence-embeddings"
+            )
+        kind = _ZERO_SHOT if "candidate_labels" in parameters else None
+        return Question(self.inputs if isinstance(self.inputs, list) else [self.inputs], parameters, kind)
+
+    def present(self, kind: str, outputs: Sequence[Any]) -> Any:
+        """The answer's content, of one output an input."""
+        if self._compares:
+            source, *others = np.asarray(outputs)
+            return [float(source @ other) for other in others]
+        if kind == _ZERO_SHOT:
+            outputs = [_labelled(output) for output in outputs]
+        return outputs if isinstance(self.inputs, list) or kind in _ONE_A_LIST else outputs[0]
+
+    @property
+    def _compares(self) -> bool:
+        return isinstance(self.inputs, dict) and "source_sentence" in self.inputs
+
+
+def _labelled(output: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Transformers' pipeline gives labels and scores apart, and so does the kind; the client reads them in pairs."""
+    return [{"label": label, "score": score} for label, score in zip(output["labels"], output["scores"], strict=True)]
+
+
+def router(service: Service, predictor: Predictor) -> APIRouter:
+    """The route of Hugging Face's inference protocol."""
+    routes = APIRouter(tags=["huggingface"])
+
+    @routes.post(
+        "/models/{task}",
+        response_model=list[Any] | dict[str, Any],
+        openapi_extra=body_of(InferenceRequest),
+        responses=failing(400, 401, 403, 404, 413, 422, 429, 500, 501, 503, 504),
+    )
+    async def infer(task: TaskName, request: Request) -> Response:
+        """Answer one or many inputs with a task, in the form that Hugging Face's client reads for its kind."""
+        body, answered = await ask(predictor, request, InferenceRequest, task)
+        content = body.present(answered.answer.kind, answered.answer.outputs)
+        return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")
+
+    return routes
+
+
+PROTOCOL = Protocol(router, ("/models",), shape)

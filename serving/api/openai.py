@@ -1,0 +1,176 @@
+"""OpenAI's protocol: ``/v1/models`` and ``/v1/embeddings``, a task being a model."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.api.asking import Asked, Texts, ask
+from serving.api.bodies import body_of
+from serving.api.failures import Failure
+from serving.api.predicting import Predictor, Question
+from serving.api.problems import headers, responses
+from serving.api.protocol import Protocol
+from serving.errors import UnknownTaskError
+from serving.service import Service
+
+_OWNER = "ken-serve"
+
+
+class EmbeddingsRequest(Asked):
+    """Texts to embed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "faq-search", "input": ["How far is it to Denver?"]}]},
+    )
+
+    model: str = Field(description="a task, or task@alias")
+    input: Texts = Field(description="texts, not token ids; what is longer than the task takes is cut")
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32")
+    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    user: str | None = Field(
+        None, description="an end user, who gets the same version of a task throughout while its traffic is split"
+    )
+
+    def question(self) -> Question:
+        parameters = {} if self.dimensions is None else {"dimensions": self.dimensions}
+        return Question(self.input, parameters, "sentence-embeddings", self.model, self.user)
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="a string where base64 was asked for")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = Field(description="of all texts, special ones included")
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """One embedding a text, in order."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str = Field(description="as it was asked for")
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A task."""
+
+    id: str = Field(description="the task, or task@alias where that was asked for")
+    object: Literal["model"] = "model"
+    created: int = Field(default=0, description="not known: always 0")
+    owned_by: str = _OWNER
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Error(BaseModel):
+    message: str
+    type: str
+    param: str | None = Field(description="the part of the request that is wrong, where it is one part")
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """A failure as OpenAI's clients read it."""
+
+    error: Error
+
+
+_JSON = "application/json"
+
+
+def router(service: Service, predictor: Predictor) -> APIRouter:
+    """Routes of OpenAI's protocol."""
+    routes = APIRouter(prefix="/v1", tags=["openai"])
+
+    @routes.post(
+        "/embeddings",
+        response_model=Embeddings,
+        openapi_extra=body_of(EmbeddingsRequest),
+        responses=_failing(400, 401, 403, 404, 413, 429, 500, 503, 504),
+    )
+    async def embeddings(request: Request) -> Response:
+        """Embed one or many texts with a task."""
+        body, answered = await ask(predictor, request, EmbeddingsRequest)
+        answer = answered.answer
+        encode = _base64 if body.encoding_format == "base64" else list
+        content = {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": i, "embedding": encode(vector)}
+                for i, vector in enumerate(answer.outputs)
+            ],
+            "model": body.model,
+            "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
+        }
+        return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
+
+    @routes.get("/models", responses=_failing(401, 403, 500, 503))
+    async def models(request: Request) -> Models:
+        """All tasks the key may ask."""
+        return Models(data=[Model(id=task.name) for task in predictor.resolve.visible(request)])
+
+    @routes.get("/models/{model}", responses=_failing(401, 403, 404, 500, 503))
+    async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")], request: Request) -> Model:
+        """One task."""
+        if "@" in model:
+            predictor.resolve(request, model)
+        else:
+            predictor.resolve.find(request, model)
+        return Model(id=model)
+
+    return routes
+
+
+def _base64(vector: Sequence[float]) -> str:
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+
+
+_STATUSES = {422: 400, 501: 400}
+"""OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
+_CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
+_PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})\b[\w.]*: ")
+
+
+def shape(failure: Failure) -> JSONResponse:
+    """A failure as OpenAI's clients read it."""
+    status = _STATUSES.get(failure.status, failure.status)
+    code, param = _CODES.get(status), None
+    if failure.title == UnknownTaskError.title:
+        code, param = "model_not_found", "model"
+    elif found := _PARAM.match(failure.detail):
+        param = found[1]
+    error = Error(message=failure.detail, type=_type(status), param=param, code=code)
+    return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers(failure))
+
+
+def _type(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return "rate_limit_error" if status == 429 else "invalid_request_error"
+
+
+def _failing(*statuses: int) -> dict[int | str, Any]:
+    # FastAPI documents a 422 of its own on routes with parameters, unless there is a default.
+    other = {"default": {"description": "Any other failure", "model": ErrorAnswer}}
+    return responses(*statuses, schema=ErrorAnswer, media_type=_JSON) | other
+
+
+PROTOCOL = Protocol(router, ("/v1/models", "/v1/embeddings"), shape)

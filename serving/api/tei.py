@@ -1,0 +1,283 @@
+"""The protocol of Hugging Face's text-embeddings-inference: ``/embed``, ``/predict``, ``/rerank`` and ``/info``.
+
+Its servers hold one model each. Here the task is named by the path (``/models/{task}/embed``), the body's ``model`` or
+the header ``X-Ken-Task``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from serving.api.asking import Asked, Texts, ask
+from serving.api.bodies import body_of
+from serving.api.failures import Failure
+from serving.api.predicting import Predictor, Question
+from serving.api.problems import headers, responses
+from serving.api.protocol import Protocol
+from serving.service import Service
+
+TaskName = Annotated[str, Path(description="a task, or task@alias")]
+
+
+def _side(plain: Any) -> Any:
+    return plain.lower() if isinstance(plain, str) else plain
+
+
+def _no_prompt(plain: Any) -> None:
+    if plain is not None:
+        raise PydanticCustomError("prompt", "tasks keep no prompts; put the prompt in front of the text")
+
+
+NoPrompt = Annotated[None, BeforeValidator(_no_prompt)]
+"""Clients may send null."""
+
+
+class Truncating(Asked):
+    """A question that says what becomes of inputs longer than the task takes."""
+
+    truncate: bool | None = Field(None, description="cut what is too long (the default), or refuse it")
+    truncation_direction: Annotated[Literal["left", "right"] | None, BeforeValidator(_side)] = Field(
+        None, description="which end is cut: only the one that the task's tokenizer cuts"
+    )
+
+    @property
+    def truncation(self) -> dict[str, Any]:
+        """As parameters of a kind."""
+        asked = {"truncation": self.truncate, "truncation_side": self.truncation_direction}
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+class _Asked(Truncating):
+    model: str | None = Field(None, description="a task, or task@alias; where neither path nor header name it")
+
+    @abstractmethod
+    def present(self, outputs: Sequence[Any]) -> Any:
+        """The answer's content, of one output an input."""
+
+
+class EmbedRequest(_Asked):
+    """Texts to embed."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "normalize": True}]}
+    )
+
+    inputs: Texts
+    normalize: bool = Field(True, description="scale embeddings to length 1")
+    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    prompt_name: NoPrompt = None
+
+    def question(self) -> Question:
+        parameters = {"normalize": self.normalize, "dimensions": self.dimensions, **self.truncation}
+        return Question(self.inputs, parameters, "sentence-embeddings", self.model)
+
+    def present(self, outputs: Sequence[Any]) -> Any:
+        return outputs
+
+
+def _sequences(plain: Any) -> Any:
+    """A text or a pair alone, or a list of texts and pairs, told apart as the servers do: a list of texts is a pair."""
+    alone = isinstance(plain, str) or (isinstance(plain, list) and all(isinstance(item, str) for item in plain))
+    found = [plain] if alone else plain
+    if not isinstance(found, list):
+        raise PydanticCustomError("inputs", "expected a text, a pair of texts, or a list of these")
+    for item in found:
+        texts = [item] if isinstance(item, str) else item
+        if not (isinstance(texts, list) and 1 <= len(texts) <= 2 and all(isinstance(text, str) for text in texts)):
+            raise PydanticCustomError(
+                "inputs", "expected a text, a pair [text, text], or a list of [text] and [text, text]"
+            )
+    return plain
+
+
+_texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
+Sequences = Annotated[
+    Any,
+    BeforeValidator(_sequences),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _texts, {"type": "array", "items": _texts}]}),
+]
+
+
+class PredictRequest(_Asked):
+    """Texts, or pairs of texts, to classify: ``[text, text]`` is one pair, ``[[text], [text]]`` are two texts."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "raw_scores": False}]}
+    )
+
+    inputs: Sequences
+    raw_scores: bool = Field(False, description="logits in place of probabilities")
+
+    def question(self) -> Question:
+        sequences = [self.inputs] if self._alone else self.inputs
+        parameters = {"function_to_apply": "none"} if self.raw_scores else {}
+        inputs = [_classified(sequence) for sequence in sequences]
+        return Question(inputs, {**parameters, **self.truncation}, "text-classification", self.model)
+
+    def present(self, outputs: Sequence[Any]) -> Any:
+        return outputs[0] if self._alone else outputs
+
+    @property
+    def _alone(self) -> bool:
+        return isinstance(self.inputs, str) or all(isinstance(item, str) for item in self.inputs)
+
+
+def _classified(sequence: str | list[str]) -> str | dict[str, str]:
+    match sequence:
+        case str():
+            return sequence
+        case [text]:
+            return text
+        case _:
+            return {"text": sequence[0], "text_pair": sequence[1]}
+
+
+class RerankRequest(_Asked):
+    """Texts to put in the order in which they answer a query."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"query": "How far is it to Denver?", "texts": ["Denver is 200 miles away.", "I like rain."]}]
+        },
+    )
+
+    query: str
+    texts: list[str] = Field(min_length=1)
+    raw_scores: bool = Field(False, description="logits in place of probabilities")
+    return_text: bool = Field(False, description="each text beside its score")
+
+    def question(self) -> Question:
+        parameters = {"raw_scores": self.raw_scores, "return_text": self.return_text, **self.truncation}
+        return Question([{"query": self.query, "texts": self.texts}], parameters, "rerank", self.model)
+
+    def present(self, outputs: Sequence[Any]) -> Any:
+        return outputs[0]
+
+
+class Prediction(BaseModel):
+    label: str
+    score: float
+
+
+class Rank(BaseModel):
+    index: int = Field(description="of the text in the request")
+    score: float
+    text: str | None = Field(None, description="only where it was asked for")
+
+
+class Info(BaseModel):
+    """The resident base, and what may be sent to the tasks on it."""
+
+    model_id: str = Field(description="the base, or the task the path names")
+    model_sha: str = Field(description="the base's fingerprint, or the digest of the task's delta")
+    model_dtype: str
+    max_concurrent_requests: int
+    max_input_length: int = Field(description="tokens of one input, of the base; a task's own tokenizer may take fewer")
+    max_batch_tokens: int
+    max_batch_requests: int
+    max_client_batch_size: int = Field(description="inputs of one request")
+    auto_truncate: bool = Field(default=True, description="what is too long is cut unless a request says otherwise")
+    version: str
+
+
+class HubError(BaseModel):
+    """A failure as Hugging Face's clients read it."""
+
+    error: str
+    error_type: Literal["Validation", "Overloaded", "Unhealthy", "Backend"]
+
+
+_JSON = "application/json"
+
+
+def shape(failure: Failure) -> JSONResponse:
+    """A failure as Hugging Face's clients read it, with the status it has in every protocol."""
+    content = HubError(error=failure.detail, error_type=_type(failure.status))
+    return JSONResponse(content.model_dump(), failure.status, headers(failure))
+
+
+def failing(*statuses: int) -> dict[int | str, Any]:
+    """The ``responses`` of a route that may fail in these ways."""
+    return responses(*statuses, schema=HubError, media_type=_JSON)
+
+
+def _type(status: int) -> Literal["Validation", "Overloaded", "Unhealthy", "Backend"]:
+    match status:
+        case 429:
+            return "Overloaded"
+        case 503:
+            return "Unhealthy"
+    return "Backend" if status >= 500 else "Validation"
+
+
+def router(service: Service, predictor: Predictor) -> APIRouter:
+    """Routes of text-embeddings-inference."""
+    routes = APIRouter(tags=["text-embeddings-inference"])
+
+    def route(path: str, form: type[_Asked], answers: Any) -> None:
+        async def anywhere(request: Request) -> Response:
+            return await answer(request, None)
+
+        async def at_task(task: TaskName, request: Request) -> Response:
+            return await answer(request, task)
+
+        async def answer(request: Request, task: str | None) -> Response:
+            body, answered = await ask(predictor, request, form, task)
+            content = body.present(answered.answer.outputs)
+            return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
+
+        for place, handler in ((path, anywhere), (f"/models/{{task}}{path}", at_task)):
+            routes.add_api_route(
+                place,
+                handler,
+                methods=["POST"],
+                summary=path.removeprefix("/").capitalize(),
+                description=form.__doc__ or "",
+                response_model=answers,
+                responses=failing(400, 401, 403, 404, 413, 422, 429, 500, 501, 503, 504),
+                openapi_extra=body_of(form),
+            )
+
+    route("/embed", EmbedRequest, list[list[float]])
+    route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]])
+    route("/rerank", RerankRequest, list[Rank])
+
+    def info_of(request: Request, name: str, digest: str) -> Info:
+        settings, resident = service.settings, service.resident
+        return Info(
+            model_id=name,
+            model_sha=digest,
+            model_dtype=str(next(resident.backbone.parameters()).dtype).removeprefix("torch."),
+            max_concurrent_requests=settings.max_requests,
+            max_input_length=service.engine.tiers.base_encoder.max_length,
+            max_batch_tokens=settings.batch_tokens,
+            max_batch_requests=settings.batch_rows,
+            max_client_batch_size=settings.max_inputs,
+            version=request.app.version,
+        )
+
+    @routes.get("/info", responses=failing(401, 403, 500))
+    async def info(request: Request) -> Info:
+        """The resident base, and what may be sent to the tasks on it."""
+        resident = service.resident
+        return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest)
+
+    @routes.get("/models/{task}/info", responses=failing(401, 403, 404, 422, 500, 503))
+    async def task_info(task: TaskName, request: Request) -> Info:
+        """A task, and what may be sent to it."""
+        found = predictor.resolve(request, task)
+        return info_of(request, found.task, found.digest)
+
+    return routes
+
+
+PROTOCOL = Protocol(router, ("/embed", "/predict", "/rerank", "/info"), shape)

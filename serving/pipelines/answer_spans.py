@@ -1,0 +1,94 @@
+"""From scores of where an answer begins and ends to the answers themselves, as Transformers' pipeline chose them.
+
+Of a row's tokens only the context's can begin or end an answer; the model's token for "no answer" ([CLS]) takes its
+share of the probability beside them. An answer scores the product of both probabilities, and answers that read alike,
+upper and lower case aside, are one whose scores add up: where windows overlap, to more than 1 at times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from ken_core.tokenization import Window
+from serving.pipelines.base import Float64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Characters `start` to `end` of the context."""
+
+    score: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """Where in a window of the context an answer begins and ends.
+
+    Attributes:
+        start: of each of the context's tokens, shape (tokens,).
+        end: likewise.
+        none: that there is no answer.
+    """
+
+    start: Float64
+    end: Float64
+    none: float
+
+    @classmethod
+    def of(cls, window: Window, logits: Float64, cls_id: int | None) -> Probabilities:
+        """From logits of shape (2, tokens of the row)."""
+        context = slice(window.at, window.at + len(window.offsets))
+        possible = np.asarray(window.row.ids) == cls_id
+        possible[context] = True
+        shifted = np.where(possible, logits, -np.inf)
+        exponents = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+        start, end = exponents / exponents.sum(axis=1, keepdims=True)
+        return cls(start[context], end[context], float(start[0] * end[0]))
+
+
+def best_answers(window: Window, found: Probabilities, most: int, longest: int, whole_words: bool) -> list[Answer]:
+    """The likeliest answers in a window, best first.
+
+    Args:
+        most: how many spans of tokens are looked at; as whole words, several may become one answer.
+        longest: tokens of an answer.
+        whole_words: extend an answer to the words its first and last token are parts of.
+    """
+    tokens = len(found.start)
+    longest = min(longest, tokens)
+    ends = sliding_window_view(np.pad(found.end, (0, longest - 1)), longest)
+    scores = (found.start[:, None] * ends).ravel()
+    top = np.argpartition(-scores, most - 1)[:most] if most < len(scores) else np.arange(len(scores))
+    answers = []
+    for place in top[np.argsort(-scores[top], kind="stable")].tolist():
+        first, last = place // longest, place // longest + place % longest
+        if last < tokens and scores[place] > 0:
+            start, end = _characters(window, first, last, whole_words)
+            answers.append(Answer(float(scores[place]), start, end))
+    return answers
+
+
+def merged(answers: Iterable[Answer], context: str) -> list[Answer]:
+    """One answer for all that read alike, where the first of them is; best first."""
+    by_text: dict[str, Answer] = {}
+    for answer in answers:
+        text = context[answer.start : answer.end].lower()
+        known = by_text.get(text, Answer(0.0, answer.start, answer.end))
+        by_text[text] = Answer(known.score + answer.score, known.start, known.end)
+    return sorted(by_text.values(), key=lambda answer: -answer.score)
+
+
+def _characters(window: Window, first: int, last: int, whole_words: bool) -> tuple[int, int]:
+    words = window.words
+    if whole_words and words[first] is not None and words[last] is not None:
+        while first > 0 and words[first - 1] == words[first]:
+            first -= 1
+        while last + 1 < len(words) and words[last + 1] == words[last]:
+            last += 1
+    return window.offsets[first][0], window.offsets[last][1]
