@@ -73,6 +73,8 @@ class Change(BaseModel):
     alias: str
     digest: str
     previous: str
+    route: dict[str, int] | None = Field(None, description="where the route was changed: alias or digest to weight")
+    previous_route: dict[str, int] | None = None
     who: str
     when: int = Field(description="unix seconds")
     revision: int

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.cli.backend import Url, backend, tell_pending
 from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, Wait, await_replicas, open_store
+from serving.cli.stores import DataDir, Namespace, RedisUrl, Wait
 
 if TYPE_CHECKING:
-    from serving.keys import Key
+    from serving.client import KeyInfo
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -32,6 +32,7 @@ def create(
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="glob of the tasks it is for; repeatable; default all")] = None,
     expires: Annotated[str | None, typer.Option(help="such as 90d, 12h, 30m, 4w from now; default never")] = None,
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -42,21 +43,19 @@ def create(
 
     Example: ken keys create mobile-app --scope predict --task 'trec*' --expires 90d
     """
-    from serving.keys import new_key
-
-    end = None if expires is None else int(time.time()) + _duration(expires)
-    key, token = new_key(name, scope or ["predict"], task or ["*"], end)  # type: ignore[arg-type]  # checked there
-    with open_store(redis_url, data_dir, namespace) as store:
-        revision = store.put_key(key.id, key.record())
+    seconds = None if expires is None else _duration(expires)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        key = asked.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
         if as_json:
-            print_json({"token": token, "revision": revision, **_shown(key)})
+            print_json(key.model_dump(exclude={"pending"}))
         else:
-            typer.echo(token)
+            typer.echo(key.token)
         say(f"key {key.id} of {key.name}: {_told(key)}; the token is shown this once and kept nowhere")
-        await_replicas(store, revision, wait)
+        tell_pending(key, wait)
 
 
 def list_keys(
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -66,12 +65,12 @@ def list_keys(
 
     Example: ken keys list
     """
-    from serving.keys import moment, readable
+    from serving.keys import moment
 
-    with open_store(redis_url, data_dir, namespace) as store:
-        keys = sorted(readable(store.keys()), key=lambda key: (key.name, key.created))
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        keys = sorted(asked.keys(), key=lambda key: (key.name, key.created))
     if as_json:
-        print_json([key.record() for key in keys])
+        print_json([key.model_dump() for key in keys])
         return
     rows = [[k.name, k.id, ", ".join(k.scopes), ", ".join(k.tasks), moment(k.created), _end(k)] for k in keys]
     out.print(table(f"{len(keys)} keys", ["name", "id", "scopes", "tasks", "created", "expires"], rows))
@@ -79,6 +78,7 @@ def list_keys(
 
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="of `ken keys list`")],
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -88,22 +88,18 @@ def revoke(
 
     Example: ken keys revoke 0a1b2c3d4e5f --wait 10
     """
-    with open_store(redis_url, data_dir, namespace) as store:
-        revision = store.drop_key(key_id)
-        say(f"key {key_id} is revoked (revision {revision})")
-        await_replicas(store, revision, wait)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        change = asked.revoke_key(key_id, wait=wait)
+        say(f"key {key_id} is revoked (revision {change.revision})")
+        tell_pending(change, wait)
 
 
-def _shown(key: Key) -> dict[str, Any]:
-    return {name: value for name, value in key.record().items() if name != "hash"}
-
-
-def _told(key: Key) -> str:
+def _told(key: KeyInfo) -> str:
     tasks = "every task" if "*" in key.tasks else f"tasks {', '.join(key.tasks)}"
     return f"{', '.join(key.scopes)} on {tasks}, expires {_end(key)}"
 
 
-def _end(key: Key) -> str:
+def _end(key: KeyInfo) -> str:
     from serving.keys import moment
 
     return "never" if key.expires is None else moment(key.expires)

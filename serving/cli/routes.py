@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
+from serving.cli.backend import Url, backend, recorded, tell_pending
 from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, await_replicas, open_store
-
-if TYPE_CHECKING:
-    from serving.routes import Route
-    from serving.store import Task
+from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait
 
 _SHARE = re.compile(r"(.+)=([0-9]{1,9})")
 
@@ -29,6 +27,7 @@ def route(
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="return to the route before")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="send everything to live again")] = False,
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -42,20 +41,23 @@ def route(
     if sum((bool(weights), rollback, clear)) > 1:
         raise typer.BadParameter("give weights, --rollback or --clear, not several of them")
     wanted = _parsed(weights) if weights else None
-    with open_store(redis_url, data_dir, namespace) as store:
-        revision = None
-        if rollback:
-            revision = store.rollback_route(task)
-        elif wanted or clear:
-            revision = store.set_route(task, wanted)
-        known = _known(store.task(task), task)
-        _show(known, as_json)
-        if revision is not None:
-            say(f"{task} answers so from revision {revision} on")
-            await_replicas(store, revision, wait)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        known = asked.task(task)
+        if wanted:
+            change = asked.set_route(task, wanted, wait=wait)
+        elif rollback:
+            change = asked.rollback_route(task, wait=wait)
+        elif clear:
+            change = asked.clear_route(task, wait=wait)
+        else:
+            _show(task, known.route, known.aliases, as_json)
+            return
+        _show(task, recorded(asked, task, change).route, known.aliases, as_json)
+        say(f"{task} answers so from revision {change.revision} on")
+        tell_pending(change, wait)
 
 
-def _parsed(weights: list[str]) -> Route:
+def _parsed(weights: list[str]) -> dict[str, int]:
     from serving.errors import InvalidInputError
     from serving.routes import Route
 
@@ -69,28 +71,20 @@ def _parsed(weights: list[str]) -> Route:
             raise typer.BadParameter(f"{target!r} is given twice")
         found[target] = int(weight)
     try:
-        return Route(found)
+        return Route(found).weights
     except InvalidInputError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def _known(task: Task | None, name: str) -> Task:
-    from serving.errors import UnknownTaskError
-
-    if task is None:
-        raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
-    return task
-
-
-def _show(task: Task, as_json: bool) -> None:
+def _show(task: str, weights: Mapping[str, int] | None, aliases: Mapping[str, str], as_json: bool) -> None:
     if as_json:
-        print_json({"task": task.name, "weights": task.route.weights if task.route else None})
+        print_json({"task": task, "weights": weights})
         return
-    if task.route is None:
-        say(f"{task.name} has no route: live answers")
+    if weights is None:
+        say(f"{task} has no route: live answers")
         return
     rows = [
-        [target, str(task.route.weights[target]), f"{share:.1%}", task.aliases.get(target, target)]
-        for target, share in task.route.shares().items()
+        [target, str(weight), f"{weight / sum(weights.values()):.1%}", aliases.get(target, target)]
+        for target, weight in weights.items()
     ]
-    out.print(table(f"route of {task.name}", ["target", "weight", "share", "digest"], rows))
+    out.print(table(f"route of {task}", ["target", "weight", "share", "digest"], rows))

@@ -1,4 +1,4 @@
-"""Which store a command works on, and waiting until its change is seen."""
+"""Which store a command works on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.output import say
 from serving.config import default_data_dir
 
 if TYPE_CHECKING:
@@ -33,19 +32,3 @@ def open_store(url: str | None, data_dir: Path | None, namespace: str) -> Iterat
         return
     with embedded_store(data_dir or default_data_dir()) as embedded:
         yield Store(embedded, namespace)
-
-
-def await_replicas(store: Store, revision: int, seconds: float | None) -> None:
-    """Wait until every replica has seen a revision; None: do not wait.
-
-    Raises:
-        UnavailableError: some have not when time is up; the message names them.
-    """
-    if seconds is None:
-        return
-    from serving.errors import UnavailableError
-
-    if not store.wait(revision, seconds):
-        behind = sorted(name for name, seen in store.replicas().items() if seen < revision)
-        raise UnavailableError(f"after {seconds:g} s these replicas have not seen the change: {', '.join(behind)}")
-    say(f"seen by {len(store.replicas())} replicas")

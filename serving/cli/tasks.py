@@ -1,19 +1,20 @@
-"""Commands on the store: publish, tasks, promote, rollback, rm, history, gc."""
+"""Commands on tasks: publish, tasks, promote, rollback, rm, history; and gc, on the store alone."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.output import JsonFlag, out, print_json, say, size, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, await_replicas, open_store
+from serving.cli.backend import Url, backend, recorded, tell_pending
+from serving.cli.output import JsonFlag, out, print_json, progress, say, size, table
+from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, open_store
 
 if TYPE_CHECKING:
-    from serving.store import Task
+    from serving.client import HistoryEntry, TaskInfo
 
 Alias = Annotated[str, typer.Option(help="which alias of the task")]
 
@@ -31,6 +32,7 @@ def publish(
     task: TaskName,
     file: Annotated[Path, typer.Argument(help="delta file")],
     alias: Alias = "live",
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -40,16 +42,15 @@ def publish(
 
     Example: ken publish trec trec.ken
     """
-    from ken_core import deltafile
-
-    opened = deltafile.open_file(file)
-    with open_store(redis_url, data_dir, namespace) as store:
-        revision = store.publish(task, opened, alias)
-        say(f"{task}@{alias} is {opened.digest} (revision {revision})")
-        await_replicas(store, revision, wait)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        with progress("uploading") as update:
+            change = asked.publish(task, file, alias, wait=wait, progress=lambda done, total: update(done, total, ""))
+        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+        tell_pending(change, wait)
 
 
 def tasks(
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -59,27 +60,28 @@ def tasks(
 
     Example: ken tasks --json
     """
-    with open_store(redis_url, data_dir, namespace) as store:
-        found = store.table()
-        sizes = {d: store.size(d) for t in found.tasks.values() for d in t.versions}
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        found = asked.listing()
+    sizes = found.sizes
     if as_json:
         listed = [
             {
                 "task": t.name,
                 "aliases": t.aliases,
-                "route": t.route.weights if t.route else None,
-                "versions": [{"digest": d, "bytes": sizes[d]} for d in t.versions],
+                "route": t.route,
+                "versions": [{"digest": d, "bytes": sizes.get(d)} for d in t.versions],
             }
-            for t in found.tasks.values()
+            for t in found.tasks
         ]
         print_json({"revision": found.revision, "tasks": listed})
         return
     rows = []
-    for task in found.tasks.values():
+    for task in found.tasks:
         routed = _routed(task)
         for digest in task.versions:
             named = ", ".join(sorted(alias for alias, d in task.aliases.items() if d == digest))
-            rows.append([task.name, digest, size(sizes[digest] or 0), named, routed.get(digest, "")])
+            bytes_ = size(sizes[digest]) if digest in sizes else ""
+            rows.append([task.name, digest, bytes_, named, routed.get(digest, "")])
     out.print(table(f"revision {found.revision}", ["task", "digest", "bytes", "aliases", "route"], rows))
 
 
@@ -87,6 +89,7 @@ def promote(
     task: TaskName,
     digest: Annotated[str, typer.Argument(help="one of the task's versions, or an alias of it")],
     alias: Alias = "live",
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -96,17 +99,16 @@ def promote(
 
     Example: ken promote trec canary --alias live --wait 10
     """
-    with open_store(redis_url, data_dir, namespace) as store:
-        known = store.task(task)
-        target = known.aliases.get(digest, digest) if known else digest
-        revision = store.promote(task, target, alias)
-        say(f"{task}@{alias} is {target} (revision {revision})")
-        await_replicas(store, revision, wait)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        change = asked.promote(task, digest, alias, wait=wait)
+        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+        tell_pending(change, wait)
 
 
 def rollback(
     task: TaskName,
     alias: Alias = "live",
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -116,17 +118,17 @@ def rollback(
 
     Example: ken rollback trec
     """
-    with open_store(redis_url, data_dir, namespace) as store:
-        revision = store.rollback(task, alias)
-        known = store.task(task)
-        say(f"{task}@{alias} is {known.aliases[alias] if known else 'gone'} (revision {revision})")
-        await_replicas(store, revision, wait)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        change = asked.rollback(task, alias, wait=wait)
+        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+        tell_pending(change, wait)
 
 
 def rm(
     task: TaskName,
     version: Annotated[str | None, typer.Option(help="only the version of this digest")] = None,
     force: Annotated[bool, typer.Option("--force", help="also what an alias or the route points at")] = False,
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -139,17 +141,18 @@ def rm(
 
     Example: ken rm trec --force
     """
-    with open_store(redis_url, data_dir, namespace) as store:
+    with backend(url, redis_url, data_dir, namespace) as asked:
         if version is None:
-            revision = store.delete(task, force=force)
+            change = asked.delete_task(task, force=force, wait=wait)
         else:
-            revision = store.delete_version(task, version, force=force)
-        say(f"{task if version is None else f'version {version} of {task}'} is gone (revision {revision})")
-        await_replicas(store, revision, wait)
+            change = asked.delete_version(task, version, force=force, wait=wait)
+        say(f"{task if version is None else f'version {version} of {task}'} is gone (revision {change.revision})")
+        tell_pending(change, wait)
 
 
 def history(
     task: TaskName,
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -161,14 +164,14 @@ def history(
     """
     from serving.errors import UnknownTaskError
 
-    with open_store(redis_url, data_dir, namespace) as store:
-        changes = store.history(task)
+    with backend(url, redis_url, data_dir, namespace) as asked:
+        changes = asked.history(task)
     if not changes:
         raise UnknownTaskError(f"there is no task {task!r} and never was; see `ken tasks`")
     if as_json:
-        print_json(changes)
+        print_json([change.model_dump() for change in changes])
         return
-    rows = [[_when(c["when"]), c["who"], c["action"], *_what(c), str(c["revision"])] for c in changes]
+    rows = [[_when(c.when), c.who, c.action, *_what(c), str(c.revision)] for c in changes]
     out.print(table(f"history of {task}", ["when", "who", "action", "alias", "digest", "revision"], rows))
 
 
@@ -190,26 +193,25 @@ def gc(
         say(f"deleted {count} deltas, {size(freed)}")
 
 
-def _routed(task: Task) -> dict[str, str]:
+def _routed(task: TaskInfo) -> dict[str, str]:
     """What share of the requests that name no alias a route gives to each digest."""
-    found: dict[str, float] = {}
-    for target, share in (task.route.shares() if task.route else {}).items():
+    weights, found = task.route or {}, dict[str, int]()
+    for target, weight in weights.items():
         digest = task.aliases.get(target, target)
-        found[digest] = found.get(digest, 0) + share
-    return {digest: f"{share:.1%}" for digest, share in found.items()}
+        found[digest] = found.get(digest, 0) + weight
+    return {digest: f"{weight / sum(weights.values()):.1%}" for digest, weight in found.items()}
 
 
 def _when(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
-def _what(change: dict[str, Any]) -> tuple[str, str]:
+def _what(change: HistoryEntry) -> tuple[str, str]:
     """What was changed, and to what."""
-    if "key" in change:
-        return f"key {change['key']}", ""
-    if "route" in change:
-        weights = change["route"] or {}
-        text = " ".join(f"{t}={w}" for t, w in sorted(weights.items())) or "none"
+    if change.key is not None:
+        return f"key {change.key}", ""
+    if change.of_route:
+        text = " ".join(f"{t}={w}" for t, w in sorted((change.route or {}).items())) or "none"
         return "the route", _DIGEST.sub(lambda found: found[0][:_SHORT_DIGEST], text)
-    gone = "gone" if change["alias"] else ""
-    return change["alias"], change["digest"][:_SHORT_DIGEST] or gone
+    gone = "gone" if change.alias else ""
+    return change.alias, change.digest[:_SHORT_DIGEST] or gone

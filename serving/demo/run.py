@@ -11,20 +11,21 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import torch
 
 from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft, open_base
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from serving.cli.output import out, progress, say, size, table
+from serving.client import Change, Client
+from serving.connection import printable
 from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
-from serving.demo.traffic import Reply, send_all, send_until
+from serving.demo.traffic import Reply, connect, send_all, send_until
 from serving.embedded import embedded_store
 from serving.process import ServerProcess
-from serving.store import Store
 
 _NAMESPACE = "demo"
+_WAIT_SECONDS = 10.0
 _PAPER_FRACTIONS = (0.25, 0.50, 0.75)
 
 
@@ -60,15 +61,15 @@ class Demo:
         self._show_paper(prepared[0])
         with ExitStack() as stack:
             url = self._redis_url or stack.enter_context(embedded_store(self._data_dir))
-            store = Store(url, _NAMESPACE)
-            _heading(4, f"publish to {'the embedded Valkey' if self._redis_url is None else store.where}, and serve")
-            for p in prepared:
-                store.publish(p.task.name, p.file)
+            where = "the embedded Valkey" if self._redis_url is None else printable(url)
+            _heading(4, f"publish to {where}, and serve")
             settings = {"base": self._base_name, "redis_url": url, "namespace": _NAMESPACE}
             server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, port=self._port)
-            with server:
-                self._url = server.url
-                self._serve(prepared, store)
+            with server, Client(server.url) as client:
+                self._url, self._client = server.url, client
+                for p in prepared:
+                    _seen_by_all(client.publish(p.task.name, p.file.path, wait=_WAIT_SECONDS))
+                self._serve(prepared)
                 if self._keep_serving:
                     self._wait_for_interrupt(prepared[0], server)
             if server.process.returncode != 0:
@@ -125,7 +126,7 @@ class Demo:
 
     # Serving
 
-    def _serve(self, prepared: list[Prepared], store: Store) -> None:
+    def _serve(self, prepared: list[Prepared]) -> None:
         _heading(5, f"interleaved requests of {self._clients} clients to all tasks")
         requests = [(p.task.name, example) for p in prepared for example in p.held_out]
         random.Random(0).shuffle(requests)  # noqa: S311 - not for secrets
@@ -136,7 +137,7 @@ class Demo:
         elapsed = time.perf_counter() - began
         self._check_replies(prepared, replies)
         self._show_serving(prepared, replies, elapsed)
-        self._swap_versions(prepared[0], store, requests)
+        self._swap_versions(prepared[0], requests)
         self._verify()
 
     def _check_replies(self, prepared: list[Prepared], replies: list[Reply]) -> None:
@@ -172,7 +173,7 @@ class Demo:
         out.print(table(f"{len(replies)} requests, {len(replies) / elapsed:.0f} a second in all", columns, rows))
         say("  every answer's digest was its task's")
 
-    def _swap_versions(self, p: Prepared, store: Store, requests: list[tuple[str, Example]]) -> None:
+    def _swap_versions(self, p: Prepared, requests: list[tuple[str, Example]]) -> None:
         """Publish and promote a new version while requests flow: all answered, by the old digest or the new."""
         path = self._folder / f"{p.task.name}-25.ken"
         newer = extract_to(
@@ -182,10 +183,9 @@ class Demo:
 
         async def change() -> float:
             await asyncio.sleep(0.5)
-            await asyncio.to_thread(store.publish, p.task.name, newer, "canary")
-            revision = await asyncio.to_thread(store.promote, p.task.name, newer.digest)
-            if not await asyncio.to_thread(store.wait, revision, 10.0):
-                raise DemoError("the replica did not report the new revision within 10 s")
+            async with connect(self._url) as client:
+                await client.publish(p.task.name, newer.path, "canary")
+                _seen_by_all(await client.promote(p.task.name, newer.digest, wait=_WAIT_SECONDS))
             seen = time.perf_counter()
             await asyncio.sleep(0.5)
             return seen
@@ -210,10 +210,10 @@ class Demo:
 
     def _verify(self) -> None:
         _heading(6, "verify the base")
-        found = httpx.post(f"{self._url}/v1/base/verify", timeout=60).json()
-        if found["differing"]:
-            raise DemoError(f"these tensors are not the base's any more: {', '.join(found['differing'])}")
-        say(f"  all {found['tensors']} tensors of the resident base are bit for bit the checkpoint's")
+        found = self._client.verify()
+        if found.differing:
+            raise DemoError(f"these tensors are not the base's any more: {', '.join(found.differing)}")
+        say(f"  all {found.tensors} tensors of the resident base are bit for bit the checkpoint's")
 
     def _wait_for_interrupt(self, p: Prepared, server: ServerProcess) -> None:
         body = json.dumps({"inputs": p.held_out[0].text[:60]})
@@ -227,6 +227,12 @@ class Demo:
             server.process.wait()
         except KeyboardInterrupt:
             return
+
+
+def _seen_by_all(change: Change) -> None:
+    if change.pending:
+        late = ", ".join(change.pending)
+        raise DemoError(f"{late} did not report revision {change.revision} within {_WAIT_SECONDS:g} s")
 
 
 def _heading(number: int, text: str) -> None:

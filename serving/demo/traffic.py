@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import httpx
-
 from ken_core.examples import Example
+from serving.client import ApiError, AsyncClient, ClientError, Retries
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ async def send_all(
     """Send (task, example) pairs in order, at most `clients` at a time."""
     waiting = iter(requests)
     replies: list[Reply] = []
-    async with connect(url, clients) as client:
+    async with connect(url) as client:
 
         async def work() -> None:
             for task, example in waiting:
@@ -49,7 +47,7 @@ async def send_until(
     """Send pairs over and over until something else has finished."""
     replies: list[Reply] = []
     over = asyncio.ensure_future(finished)
-    async with connect(url, clients) as client:
+    async with connect(url) as client:
 
         async def work(first: int) -> None:
             i = first
@@ -63,25 +61,19 @@ async def send_until(
     return replies
 
 
-def connect(url: str, clients: int) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    return httpx.AsyncClient(base_url=url, timeout=60, limits=limits)
+def connect(url: str) -> AsyncClient:
+    """A client that hides no failure behind a second attempt."""
+    return AsyncClient(url, retries=Retries(attempts=1))
 
 
-async def ask(client: httpx.AsyncClient, task: str, example: Example) -> Reply:
+async def ask(client: AsyncClient, task: str, example: Example) -> Reply:
     """Send one text to one task; the reply's status is 0 where no answer came."""
     sent = time.perf_counter()
     try:
-        response = await client.post(
-            f"/v1/tasks/{task}/predict", json={"inputs": example.text, "parameters": {"top_k": 1}}
-        )
-    except httpx.HTTPError:
-        return Reply(task, 0, "", False, time.perf_counter() - sent, 0.0, sent)
+        answer = await client.predict(task, example.text, parameters={"top_k": 1})
+    except ClientError as error:
+        status = error.status if isinstance(error, ApiError) else 0
+        return Reply(task, status, "", False, time.perf_counter() - sent, 0.0, sent)
     seconds = time.perf_counter() - sent
-    if response.status_code != 200:
-        return Reply(task, response.status_code, "", False, seconds, 0.0, sent)
-    answer = response.json()
-    swap = re.search(r"swap;dur=([\d.]+)", response.headers.get("server-timing", ""))
-    label = answer["outputs"][0][0]["label"]
-    swapped = float(swap[1]) / 1000 if swap else 0.0
-    return Reply(task, 200, answer["digest"], label == example.label, seconds, swapped, sent)
+    right = answer.outputs[0][0]["label"] == example.label
+    return Reply(task, 200, answer.digest, right, seconds, answer.timing.get("swap", 0.0), sent)

@@ -1,0 +1,117 @@
+"""Commands on the store itself, with the methods and results of a server's client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ken_core import deltafile
+from serving.cli.backend import Listing
+from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
+from serving.errors import UnknownTaskError
+from serving.keys import new_key, readable
+from serving.routes import Route
+from serving.store import Store, Task
+
+
+class StoredKey(KeyInfo):
+    """A key as a keys file has it."""
+
+    hash: str
+
+
+class Direct:
+    """A `serving.cli.backend.Backend` on a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def listing(self) -> Listing:
+        found = self._store.table()
+        sizes = {d: self._store.size(d) or 0 for t in found.tasks.values() for d in t.versions}
+        return Listing(found.revision, [_info(task) for task in found.tasks.values()], sizes)
+
+    def task(self, name: str) -> TaskInfo:
+        known = self._store.task(name)
+        if known is None:
+            raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
+        return _info(known)
+
+    def history(self, name: str) -> list[HistoryEntry]:
+        return [HistoryEntry.model_validate(entry) for entry in self._store.history(name)]
+
+    def publish(
+        self,
+        task: str,
+        delta: Path,
+        alias: str = "live",
+        *,
+        wait: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Change:
+        opened = deltafile.open_file(delta)
+        change = self._seen(self._store.publish(task, opened, alias), wait, task)
+        if progress is not None:
+            progress(opened.size, opened.size)
+        return change
+
+    def promote(self, task: str, digest: str, alias: str = "live", *, wait: float | None = None) -> Change:
+        known = self._store.task(task)
+        target = known.aliases.get(digest, digest) if known else digest
+        return self._seen(self._store.promote(task, target, alias), wait, task)
+
+    def rollback(self, task: str, alias: str = "live", *, wait: float | None = None) -> Change:
+        return self._seen(self._store.rollback(task, alias), wait, task)
+
+    def delete_version(self, task: str, digest: str, *, force: bool = False, wait: float | None = None) -> Change:
+        return self._seen(self._store.delete_version(task, digest, force=force), wait, task)
+
+    def delete_task(self, task: str, *, force: bool = False, wait: float | None = None) -> Change:
+        return self._seen(self._store.delete(task, force=force), wait, task)
+
+    def set_route(self, task: str, weights: Mapping[str, int], *, wait: float | None = None) -> Change:
+        return self._seen(self._store.set_route(task, Route(dict(weights))), wait, task)
+
+    def clear_route(self, task: str, *, wait: float | None = None) -> Change:
+        return self._seen(self._store.set_route(task, None), wait, task)
+
+    def rollback_route(self, task: str, *, wait: float | None = None) -> Change:
+        return self._seen(self._store.rollback_route(task), wait, task)
+
+    def keys(self) -> list[StoredKey]:
+        return [StoredKey.model_validate(key.record()) for key in readable(self._store.keys())]
+
+    def create_key(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        tasks: Sequence[str] = ("*",),
+        *,
+        expires_in: float | None = None,
+        wait: float | None = None,
+    ) -> NewKey:
+        end = None if expires_in is None else int(time.time() + expires_in)
+        key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # checked there
+        change = self._seen(self._store.put_key(key.id, key.record()), wait)
+        made = {"token": token, "revision": change.revision, "pending": change.pending}
+        return NewKey.model_validate(key.record() | made)
+
+    def revoke_key(self, id: str, *, wait: float | None = None) -> Change:
+        return self._seen(self._store.drop_key(id), wait)
+
+    def _seen(self, revision: int, wait: float | None, task: str | None = None) -> Change:
+        behind: list[str] = []
+        if wait is not None and not self._store.wait(revision, wait):
+            behind = sorted(name for name, seen in self._store.replicas().items() if seen < revision)
+        return Change(task=task, revision=revision, pending=tuple(behind))
+
+
+def _info(task: Task) -> TaskInfo:
+    return TaskInfo(
+        name=task.name,
+        revision=task.revision,
+        aliases=task.aliases,
+        versions=task.versions,
+        route=task.route.weights if task.route else None,
+    )

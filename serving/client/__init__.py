@@ -1,0 +1,46 @@
+"""A client of a running ken-serve: `Client` waits, `AsyncClient` is awaited, and both have the same methods.
+
+It needs httpx, pydantic and orjson; torch, Ray and Transformers are not imported.
+
+    with Client("http://127.0.0.1:8000") as client:
+        client.predict("trec", "How far is it to Denver?").outputs
+"""
+
+from serving.client.asynchronous import AsyncClient
+from serving.client.errors import ApiError, ClientError, ReplyError, UnreachableError
+from serving.client.results import (
+    BaseInfo,
+    Change,
+    HistoryEntry,
+    KeyInfo,
+    NewKey,
+    Prediction,
+    Replica,
+    TaskDetail,
+    TaskInfo,
+    Upload,
+    Verification,
+)
+from serving.client.retries import Retries
+from serving.client.synchronous import Client
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "BaseInfo",
+    "Change",
+    "Client",
+    "ClientError",
+    "HistoryEntry",
+    "KeyInfo",
+    "NewKey",
+    "Prediction",
+    "Replica",
+    "ReplyError",
+    "Retries",
+    "TaskDetail",
+    "TaskInfo",
+    "UnreachableError",
+    "Upload",
+    "Verification",
+]

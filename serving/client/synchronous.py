@@ -1,0 +1,120 @@
+"""The client that waits for its answers."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+
+from serving.client import calls, publishing
+from serving.client.calls import Call
+from serving.client.connecting import Address
+from serving.client.errors import ClientError
+from serving.client.methods import named_after
+from serving.client.publishing import Steps
+from serving.client.retries import STANDARD, Retries
+from serving.client.sending import Sending
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _sends(make: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+    @named_after(make)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._send(make(*args, **kwargs))
+
+    return method
+
+
+def _follows(make: Callable[P, Steps[T]]) -> Callable[Concatenate[Client, P], T]:
+    @named_after(make)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._follow(make(*args, **kwargs))
+
+    return method
+
+
+class Client:
+    """A server's tasks from Python. Threads may share it; a ``with`` block closes its connections.
+
+    Args:
+        url: the server's, with the path it lies under, if any.
+        api_key: sent as ``Authorization: Bearer``.
+        timeout: seconds until a call is given up, all its attempts together.
+        retries: when a call is sent again.
+        verify: of TLS: False trusts anyone, a context whom it says.
+        transport: what requests go through in place of the network.
+
+    Raises:
+        ClientError: the URL or the key is of no usable form.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        timeout: float = 60.0,
+        retries: Retries = STANDARD,
+        verify: ssl.SSLContext | bool = True,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._address = Address(url, api_key)
+        self._timeout = timeout
+        self._retries = retries
+        self._http = httpx.Client(**self._address.options(verify), transport=transport)
+
+    predict = _sends(calls.predict)
+    tasks = _sends(calls.tasks)
+    task = _sends(calls.task)
+    history = _sends(calls.history)
+    publish = _follows(publishing.publish)
+    promote = _sends(calls.promote)
+    rollback = _sends(calls.rollback)
+    delete_version = _sends(calls.delete_version)
+    delete_task = _sends(calls.delete_task)
+    route = _sends(calls.route)
+    set_route = _sends(calls.set_route)
+    clear_route = _sends(calls.clear_route)
+    rollback_route = _sends(calls.rollback_route)
+    base = _sends(calls.base)
+    verify = _sends(calls.verify)
+    replicas = _sends(calls.replicas)
+    keys = _sends(calls.keys)
+    create_key = _sends(calls.create_key)
+    revoke_key = _sends(calls.revoke_key)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self._address.url!r})"
+
+    def _send(self, call: Call[T]) -> T:
+        sending = Sending(call, self._address.url, self._timeout, self._retries)
+        while True:
+            try:
+                return call.read(self._http.request(**sending.attempt()))
+            except (ClientError, httpx.RequestError) as error:
+                time.sleep(sending.pause(error))
+
+    def _follow(self, steps: Steps[T]) -> T:
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self._send(step) if isinstance(step, Call) else step())
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+        finally:
+            steps.close()

@@ -1,0 +1,155 @@
+"""Commands through a server: the same words, the same output, the same exit codes as on the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import Ended, Ken, facts
+from tests.serving.listening import listening
+
+ADMIN = "the-admins"
+
+
+@pytest.fixture(scope="module")
+def url(ken: Ken, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server on the commands' own store; it asks for a key."""
+    from serving.api import create_app
+    from serving.config import load_settings
+    from serving.embedded import embedded_store
+    from serving.service import Service
+
+    settings = load_settings(
+        base=str(tiny_base), data_dir=tmp_path_factory.mktemp("server"), threads=1, auth="on", admin_token=ADMIN
+    )
+    with embedded_store(Path(os.environ["KEN_DATA_DIR"])) as store_url:
+        service = Service(settings, store_url)
+        service.start()
+        with listening(create_app(service)) as found:
+            yield found
+        service.stop()
+
+
+@pytest.fixture
+def far(ken: Ken, url: str, monkeypatch: pytest.MonkeyPatch) -> Ken:
+    """Runs `ken` with a server to ask."""
+    monkeypatch.setenv("KEN_API_KEY", ADMIN)
+    return lambda *arguments: ken(*arguments, "--url", url)
+
+
+@pytest.fixture(scope="module")
+def files(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two deltas of one task, of different budgets."""
+    made = [tmp_path_factory.mktemp("deltas") / f"{keep}.ken" for keep in ("0.1", "0.5")]
+    for file in made:
+        ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", file, "--keep", file.stem)
+        assert ended.returncode == 0, ended.stderr
+    return made
+
+
+@pytest.fixture
+def digests(ken: Ken, far: Ken, files: list[Path]) -> Iterator[list[str]]:
+    """The task mood with two versions, live and canary, published through the server: their digests."""
+    found = [str(facts(ken("inspect", file, "--json"))["digest"]) for file in files]
+    for file, alias, digest in zip(files, ("live", "canary"), found, strict=True):
+        ended = far("publish", "mood", file, "--alias", alias, "--wait", "20")
+        assert ended.returncode == 0, ended.stderr
+        assert f"mood@{alias} is {digest} (revision " in ended.stderr
+        assert "seen by every replica" in ended.stderr
+    yield found
+    assert ken("rm", "mood", "--force", "--wait", "20").returncode == 0
+
+
+def told(ended: Ended) -> str:
+    """What a command that went well said of what it did."""
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr.split(" (revision")[0]
+
+
+def test_what_was_done_through_the_server_is_in_the_store(ken: Ken, far: Ken, digests: list[str]) -> None:
+    assert told(far("promote", "mood", "canary", "--wait", "20")) == f"mood@live is {digests[1]}"
+    assert facts(ken("tasks", "--json"))["tasks"][0]["aliases"] == dict.fromkeys(("live", "canary"), digests[1])  # type: ignore[index]
+    assert told(far("rollback", "mood", "--wait", "20")) == told(ken("promote", "mood", digests[0]))
+    assert told(far("rm", "mood", "--version", digests[1], "--force", "--wait", "20")) == (
+        f"version {digests[1]} of mood is gone"
+    )
+    (task,) = facts(ken("tasks", "--json"))["tasks"]  # type: ignore[misc]
+    assert [version["digest"] for version in task["versions"]] == [digests[0]]
+
+
+@pytest.mark.parametrize(
+    "command", [("history", "mood"), ("history", "mood", "--json"), ("route", "mood"), ("route", "mood", "--json")]
+)
+def test_either_way_prints_the_same(ken: Ken, far: Ken, digests: list[str], command: tuple[str, ...]) -> None:
+    changed = far("route", "mood", "live=90", "canary=10", "--wait", "20")
+    assert "90.0%" in changed.stdout
+    near, through = ken(*command), far(*command)
+    assert (near.returncode, near.stdout, near.stderr) == (through.returncode, through.stdout, through.stderr)
+    assert near.stdout
+
+
+def test_tasks_are_listed_alike_but_for_bytes_that_only_the_store_knows(ken: Ken, far: Ken, digests: list[str]) -> None:
+    near, through = facts(ken("tasks", "--json")), facts(far("tasks", "--json"))
+    for version in near["tasks"][0]["versions"]:  # type: ignore[index]
+        assert version["bytes"] > 0
+        version["bytes"] = None
+    assert near == through
+    assert all(digest in far("tasks").stdout for digest in digests)
+
+
+def test_keys_are_made_listed_and_revoked(ken: Ken, far: Ken, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = facts(far("keys", "create", "readers", "--task", "mo*", "--expires", "90d", "--wait", "20", "--json"))
+    assert (made["scopes"], made["tasks"]) == (["predict"], ["mo*"])
+    listed = json.loads(far("keys", "list", "--json").stdout)
+    assert [{**key, "hash": None} for key in json.loads(ken("keys", "list", "--json").stdout)] == [
+        {**key, "hash": None} for key in listed
+    ]
+    assert ken("keys", "list").stdout == far("keys", "list").stdout
+    monkeypatch.setenv("KEN_API_KEY", str(made["token"]))
+    refused = far("keys", "list")
+    assert refused.returncode == 1
+    assert str(made["token"]) not in refused.stderr
+    monkeypatch.setenv("KEN_API_KEY", ADMIN)
+    assert "is revoked" in far("keys", "revoke", made["id"]).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("rm", "nothing"), "no task 'nothing'"),
+        (("rollback", "nothing"), "no task 'nothing'"),
+        (("promote", "mood", "0" * 64), "publish it first"),
+        (("publish", "bad/name", "DELTA"), "expected 1 to 128 letters"),
+        (("publish", "mood", "NO DELTA"), "cannot be served here"),
+        (("publish", "mood", "/nonexistent.ken"), "cannot be read"),
+        (("rm", "mood"), "in use by"),
+        (("route", "mood", "nobody=1"), "neither an alias nor a version"),
+        (("history", "nothing"), "no task 'nothing'"),
+        (("keys", "revoke", "0" * 12), "0" * 12),
+    ],
+)
+def test_what_fails_ends_with_1_and_the_servers_reason(
+    far: Ken, digests: list[str], files: list[Path], tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    (tmp_path / "no.ken").write_text("no delta")
+    named = {"DELTA": str(files[0]), "NO DELTA": str(tmp_path / "no.ken")}
+    ended = far(*(named.get(a, a) for a in arguments))
+    assert ended.returncode == 1
+    assert text in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_environment_names_the_server_and_the_key(ken: Ken, url: str, digests: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as shell:
+        shell.setenv("KEN_URL", url)
+        assert digests[0] in ken("tasks").stdout
+        shell.delenv("KEN_API_KEY")
+        refused = ken("tasks")
+    assert refused.returncode == 1
+    assert "this needs a key" in refused.stderr
