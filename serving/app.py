@@ -29,6 +29,7 @@ class Replica:
     def __init__(self, settings: dict[str, Any]) -> None:
         from serving.config import load_settings
         from serving.errors import StartError
+        from serving.exposure import check_exposure
         from serving.logs import configure
 
         loaded = load_settings(**settings)
@@ -39,6 +40,7 @@ class Replica:
             raise StartError("no store: set KEN_REDIS_URL in every container of the cluster")
         self._service = Service(loaded, loaded.redis_secret)
         self._service.start()
+        check_exposure(loaded, lambda: bool(self._service.table.current.keys))
 
     def __serve_build_asgi_app__(self) -> Any:
         from serving.api import create_app

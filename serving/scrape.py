@@ -17,7 +17,6 @@ from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
-from typing_extensions import TypedDict
 
 from serving.errors import StartError
 

@@ -37,7 +37,14 @@ class TaskTable:
             raise UnavailableError("the task table is not loaded yet; try again in a moment")
         return self._table
 
-    def resolve(self, task: str, alias: str | None = None, digest: str | None = None, key: str | None = None) -> str:
+    def resolve(
+        self,
+        task: str,
+        alias: str | None = None,
+        digest: str | None = None,
+        key: str | None = None,
+        sees: Callable[[str], bool] = lambda name: True,
+    ) -> str:
         """The digest that answers a request.
 
         Args:
@@ -45,11 +52,12 @@ class TaskTable:
             alias: the version this alias points at. None: the one the task's route chooses, without a route the
                 one that ``live`` points at.
             key: requests of one key are routed alike; None: by chance.
+            sees: which names may be suggested to whoever asks.
 
         Raises:
             UnknownTaskError: no such task, alias or version; names near it are suggested.
         """
-        known = self.find(task)
+        known = self.find(task, sees)
         if digest is not None:
             if digest not in known.versions:
                 raise UnknownTaskError(f"{digest!r} is no version of task {task!r}")
@@ -63,11 +71,11 @@ class TaskTable:
             raise UnknownTaskError(f"task {task!r} has no alias {alias!r}; it has: {have}")
         return known.aliases[alias]
 
-    def find(self, task: str) -> Task:
-        """Raises `UnknownTaskError`; names near it are suggested."""
+    def find(self, task: str, sees: Callable[[str], bool] = lambda name: True) -> Task:
+        """Raises `UnknownTaskError`; names near it that may be seen are suggested."""
         known = self.current.tasks.get(task)
         if known is None:
-            near = difflib.get_close_matches(task, self.current.tasks, n=3)
+            near = difflib.get_close_matches(task, filter(sees, self.current.tasks), n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise UnknownTaskError(f"there is no task {task!r}{hint}")
         return known

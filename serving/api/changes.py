@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
 
-from serving.api.auth import Authenticator
+from serving.api.auth import Authenticator, permit
 from serving.api.failures import request_id
 from serving.audit import audit
 from serving.errors import ServingError, StoreError
@@ -54,11 +54,13 @@ class Changes:
         Raises:
             UnauthorizedError, ForbiddenError: the caller may not.
         """
-        found = request_id(request.scope)
+        found, who = request_id(request.scope), "unknown"
         try:
-            who = self._authenticator.require(request, scope, task).name
+            principal = self._authenticator.principal(request)
+            who = principal.name
+            permit(principal, scope, task)
         except ServingError:
-            audit(action, "unknown", "refused", task=task, request_id=found)
+            audit(action, who, "refused", task=task, request_id=found)
             raise
         return Change(self._store, who, action, task, found)
 

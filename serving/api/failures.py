@@ -78,7 +78,7 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> Response:
         found = request_id(request.scope)
-        _log.exception("request %s failed", found, exc_info=error)
+        _log.exception("request %s failed", found, exc_info=error, extra={"request_id": found})
         unsaid = InternalError("the server failed; its log names this request")
         made = answer(request, failure_of(request.scope, unsaid))
         made.headers["X-Request-Id"] = found or ""

@@ -47,11 +47,11 @@ class Resolver:
         if not named:
             raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
         name, _, version = named.partition("@")
-        self._authenticator.require(request, "predict", name)
+        who = self._authenticator.require(request, "predict", name)
         if _DIGEST.fullmatch(version):
-            return Resolved(name, self._table.resolve(name, digest=version))
+            return Resolved(name, self._table.resolve(name, digest=version, sees=who.sees))
         stay_by = key or request.headers.get("x-ken-key")
-        digest = self._table.resolve(name, version or None, request.headers.get("x-ken-delta"), stay_by)
+        digest = self._table.resolve(name, version or None, request.headers.get("x-ken-delta"), stay_by, who.sees)
         return Resolved(name, digest)
 
     def authenticate(self, request: Request) -> None:
@@ -65,5 +65,5 @@ class Resolver:
 
     def find(self, request: Request, name: str) -> Task:
         """One task; raises as resolving it does."""
-        self._authenticator.require(request, "predict", name)
-        return self._table.find(name)
+        who = self._authenticator.require(request, "predict", name)
+        return self._table.find(name, who.sees)

@@ -158,8 +158,8 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     @routes.get("/{task}/route")
     async def route(task: TaskName, request: Request) -> Weights | None:
         """How the task's requests are split; null where all go to live."""
-        authenticator.require(request, "predict", task)
-        found = service.table.find(task).route
+        who = authenticator.require(request, "predict", task)
+        found = service.table.find(task, who.sees).route
         return Weights(weights=dict(found.weights)) if found else None
 
     @routes.put("/{task}/route", openapi_extra=body_of(Weights))

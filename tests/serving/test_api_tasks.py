@@ -273,6 +273,9 @@ def test_a_key_for_some_tasks_neither_asks_nor_sees_the_others(guarded: Service,
         assert is_problem(hidden, 404)
         assert is_problem(absent, 404)
         assert hidden.json()["detail"].replace("topic", "nothing") == absent.json()["detail"]
+        near = await client.post("/v1/tasks/spopic/predict", json={"inputs": "rain"}, headers=key)
+        assert is_problem(near, 404)
+        assert "topic" not in near.text
 
     talk(guarded, conversation)
 
