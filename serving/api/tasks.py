@@ -78,6 +78,8 @@ class Change(BaseModel):
     who: str
     when: int = Field(description="unix seconds")
     revision: int
+    route: dict[str, int] | None = Field(None, description="of a change of the route: the weights from then on")
+    previous_route: dict[str, int] | None = Field(None, description="and before")
 
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
@@ -96,17 +98,19 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     @routes.get("/{task}")
     async def show(task: TaskName, request: Request) -> TaskDetail:
         """One task's versions, and where this replica has them."""
-        authenticator.require(request, "predict", task)
-        found = service.table.find(task)
-        return TaskDetail(
-            **_facts(found), replica=service.replica, **asdict(service.engine.tiers.describe(found.versions))
-        )
+        who = authenticator.require(request, "predict", task)
+        found = service.table.find(task, who.sees)
+        held = service.engine.tiers.describe(found.versions)
+        return TaskDetail(**_facts(found), replica=service.replica, **asdict(held))
 
     @routes.get("/{task}/history")
     async def history(task: TaskName, request: Request) -> list[Change]:
         """Who changed what and when, newest first."""
-        authenticator.require(request, "predict", task)
-        return [Change(**entry) for entry in await asyncio.to_thread(store.history, task)]
+        who = authenticator.require(request, "predict", task)
+        entries = await asyncio.to_thread(store.history, task)
+        if not entries:
+            service.table.find(task, who.sees)
+        return [Change(**entry) for entry in entries]
 
     @routes.post("/{task}/versions", openapi_extra=body_of(Version))
     async def publish(task: TaskName, request: Request) -> Changed:
