@@ -77,11 +77,6 @@ class AnswerMetrics:
                 self._child(self._version_requests, label, version, str(code)).inc()
                 self._child(self._version_seconds, label, version).observe(seconds)
 
-    def task_label(self, task: str) -> str:
-        """Count a use of a task; the label it has now."""
-        with self._lock:
-            return self._task_label(task)
-
     # With the lock held
 
     def _task_label(self, task: str | None) -> str:

@@ -37,8 +37,6 @@ class Metrics:
     def __init__(self, replica: str, most_tasks: int = 100) -> None:
         own = CollectorRegistry()
         self.answers = AnswerMetrics(own, most_tasks)
-        self.requests, self.request_seconds = self.answers.requests, self.answers.request_seconds
-        self.task_label = self.answers.task_label
         self.batch_rows = Histogram("ken_batch_rows", "Inputs in a forward pass", buckets=_ROWS, registry=own)
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
         self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)

@@ -78,8 +78,6 @@ class Change(BaseModel):
     who: str
     when: int = Field(description="unix seconds")
     revision: int
-    route: dict[str, int] | None = Field(None, description="of a change of the route: the weights from then on")
-    previous_route: dict[str, int] | None = Field(None, description="and before")
 
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
