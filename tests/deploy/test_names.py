@@ -72,7 +72,7 @@ def routes() -> set[str]:
     from serving.api import create_app
     from serving.service import Service
 
-    service = SimpleNamespace(settings=Settings(base="none"))
+    service = SimpleNamespace(settings=Settings(base="none"), store=None, table=None)
     return set(create_app(cast(Service, service)).openapi()["paths"])
 
 

@@ -17,7 +17,7 @@ import pytest
 import transformers
 from over_http import Served, served
 from prometheus_client.parser import text_string_to_metric_families
-from transformers import BertForTokenClassification
+from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -125,9 +125,11 @@ def service(make_service: Callable[..., Service], publish: Callable[..., None], 
 def of_every_kind(tiny: Tiny, deltas: Deltas) -> dict[str, DeltaFile]:
     """A task a kind, by name."""
     tags = ["O", "B-PER", "I-PER", "B-LOC"]
-    tagging = tiny.folder / "every-tags"
+    answering, tagging = tiny.folder / "every-answers", tiny.folder / "every-tags"
     tuned = {
-        "answers": tiny.answering("every-answers", 71),
+        "answers": write_tuned(
+            tiny.base_folder, answering, ["start", "end"], 71, architecture=BertForQuestionAnswering
+        ),
         "entailment": tiny.tuned("every-entailment", ["contradiction", "neutral", "entailment"], 72),
         "ranks": tiny.tuned("every-ranks", ["relevance"], 73),
         "search": tiny.embedding("every-search", 74, "mean_tokens"),

@@ -163,9 +163,9 @@ def test_an_embedding_task_names_its_embedding(client: Any) -> None:
 
 
 def test_metadata_of_what_no_kind_answers_for_is_501(shared_service: Service, http: httpx.Client, tiny: Tiny) -> None:
-    file = tiny.delta(tiny.answering("answers-kserve", seed=81))
-    shared_service.store.wait(shared_service.store.publish("answers", file), 10)
-    assert is_failure(http.get("/v2/models/answers"), 501, "question-answering")
+    file = tiny.delta(tiny.filling("words-kserve", seed=81))
+    shared_service.store.wait(shared_service.store.publish("words", file), 10)
+    assert is_failure(http.get("/v2/models/words"), 501, "fill-mask")
 
 
 def test_metadata_without_the_store_comes_from_the_device_or_the_disk(
