@@ -111,6 +111,7 @@ class Encoder:
     # Rows of two texts, each of them encoded once however many rows it is in
 
     def parts(self, texts: Sequence[str]) -> list[Part]:
+        """Encode texts without special tokens."""
         return [
             Part(e.ids, len(e) + sum(map(len, e.overflowing)))
             for e in self._fast.encode_batch(list(texts), add_special_tokens=False)

@@ -69,7 +69,7 @@ def best_answers(window: Window, found: Probabilities, most: int, longest: int, 
     answers = []
     for place in top[np.argsort(-scores[top], kind="stable")].tolist():
         first, last = place // longest, place // longest + place % longest
-        if last < tokens and scores[place] > 0:
+        if scores[place] > 0:  # beyond the last token there is none
             answers.append(Answer(float(scores[place]), characters[first][0], characters[last][1]))
     return answers
 

@@ -52,11 +52,17 @@ def test_stopping_under_load_answers_what_was_accepted_and_leaves_no_process(
 
         def ask(i: int) -> None:
             task = published[i % 3]
+            texts = task.texts[:8]
+            tensor = {"name": "text", "shape": [8], "datatype": "BYTES", "data": texts}
+            path, body = [
+                (f"/v1/tasks/{task.name}/predict", {"inputs": texts}),
+                (f"/v2/models/{task.name}/infer", {"inputs": [tensor]}),
+            ][i % 2]
             with httpx.Client(base_url=second.url, timeout=30) as client:
                 while second.process.poll() is None:
                     began = time.monotonic()
                     try:
-                        response = client.post(f"/v1/tasks/{task.name}/predict", json={"inputs": task.texts[:8]})
+                        response = client.post(path, json=body)
                         statuses.append(response.status_code)
                     except httpx.ConnectError:
                         return  # nothing listens any more: never accepted

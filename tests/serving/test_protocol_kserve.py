@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
+from over_http import Served, alike, served
 
-from serving.api import create_app
 from serving.api.kserve_tensors import RequestInput, items_of
 from serving.config import load_settings
 from serving.embedded import embedded_store
-from serving.process import free_port
 from serving.service import Service
 from serving.store import Store
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
@@ -52,17 +48,8 @@ def shared_service(
 @pytest.fixture(scope="module")
 def address(shared_service: Service) -> Iterator[str]:
     """Host and port of a real HTTP server."""
-    port = free_port()
-    config = uvicorn.Config(create_app(shared_service), port=port, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(shared_service) as answering:
+        yield answering.url.removeprefix("http://")
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +203,29 @@ def test_embeddings_are_those_of_the_native_protocol(client: Any, http: httpx.Cl
     np.testing.assert_allclose(result.as_numpy("embedding"), native(http, "places", list(TEXTS)), atol=1e-6)
 
 
-@pytest.mark.parametrize("task", ["topic", "places"])
-def test_every_kind_gives_its_whole_answers_as_json(task: str, client: Any, http: httpx.Client) -> None:
-    result = client.infer(task, [tensor(["rain"])], outputs=wanted("json"))
-    (told,) = [json.loads(text) for text in result.as_numpy("json")]
-    (expected,) = native(http, task, ["rain"])
-    if task == "topic":
-        assert [o["label"] for o in told] == [o["label"] for o in expected]
-        told, expected = ([o["score"] for o in rows] for rows in (told, expected))
-    assert told == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(
+    ("task", "fields", "asked"),
+    [
+        ("emotion", {"text": "rain"}, {}),
+        ("search", {"text": "rain"}, {}),
+        ("tags", {"text": TEXTS[0]}, {}),
+        ("vectors", {"text": "rain"}, {}),
+        ("answers", {"question": TEXTS[3], "context": TEXTS[4]}, {}),
+        ("entailment", {"text": TEXTS[0]}, {"kind": "zero-shot-classification", "candidate_labels": ["rain", "city"]}),
+        ("ranks", {"query": "rain", "texts": list(TEXTS[:3])}, {"kind": "rerank"}),
+    ],
+)
+def test_every_kind_gives_its_whole_answers_as_json(
+    task: str, fields: dict[str, Any], asked: dict[str, Any], peers: Served
+) -> None:
+    tensors = [plain(value if isinstance(value, list) else [value], name) for name, value in fields.items()]
+    request = {"inputs": tensors, "outputs": [{"name": "json"}], "parameters": asked}
+    response = peers.post(f"/v2/models/{task}/infer", json=request)
+    (output,) = response.json()["outputs"]
+    parameters = {name: value for name, value in asked.items() if name != "kind"}
+    native = peers.native(task, fields if len(fields) > 1 else fields["text"], parameters, asked.get("kind"))
+    assert (output["shape"], output["datatype"]) == ([1], "BYTES")
+    assert alike([json.loads(text) for text in output["data"]], native)
 
 
 def test_a_column_of_texts_is_as_good_as_a_row_of_them(client: Any) -> None:

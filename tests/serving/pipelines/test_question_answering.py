@@ -106,7 +106,6 @@ def test_answers_are_those_of_the_applied_model(architecture: str, answerer: Cal
         {"max_answer_len": 200},
         {"doc_stride": 0},
         {"doc_stride": 12, "max_seq_len": 48},
-        {"handle_impossible_answer": True},
     ],
     ids=str,
 )
@@ -117,6 +116,21 @@ def test_parameters_change_answers_as_they_should(
     fine_tune = answerer(architecture)
     found = fine_tune.ask(KIND, INPUTS, top_k=20, **options)
     assert_same(found, [expected(fine_tune, asked, top_k=20, **options) for asked in INPUTS])
+
+
+def test_the_empty_answer_competes_with_the_least_of_its_probabilities_in_all_windows(
+    answerer: Callable[..., FineTune],
+) -> None:
+    kind, spec = QuestionAnswering(), answerer().spec
+    parameters = kind.parameters(handle_impossible_answer=True, top_k=2)
+    (prepared,) = kind.prepare([kind.input.model_validate(INPUTS[1])], spec, parameters)
+    raws = [np.zeros((2, len(row)), np.float32) for row in prepared.rows]
+    others = [len(window.offsets) for window in prepared.source.windows]
+    for i, raw in enumerate(raws):
+        raw[:, 0] = 7.0 if i == 1 else 9.0
+    best, _ = kind.present(prepared, raws, spec, parameters)
+    least = (np.exp(7.0) / (np.exp(7.0) + others[1])) ** 2
+    assert_same(best, {"score": float(least), "start": 0, "end": 0, "answer": ""})
 
 
 def test_all_of_a_long_context_is_searched(answerer: Callable[..., FineTune]) -> None:

@@ -51,10 +51,11 @@ def test_scores_are_those_of_transformers(
     [
         (("Entailment", "not_entailment"), {}),
         (("ENTAILMENT", "neutral", "contradiction"), {"multi_label": True}),
-        (INFERENCE, {"hypothesis_template": "it was a film of {}, and {braces}".replace("{braces}", "more")}),
+        (INFERENCE, {"hypothesis_template": "it was a film of {}, and more"}),
+        (INFERENCE, {"hypothesis_template": "{}" + " and a man" * 12}),
         (INFERENCE, {"candidate_labels": ["rain"]}),
     ],
-    ids=["of-two", "entailment-first", "another-template", "one-label"],
+    ids=["of-two", "entailment-first", "another-template", "long-template", "one-label"],
 )
 def test_heads_and_parameters_of_other_forms_are_scored_as_transformers_scores_them(
     labels: Sequence[str],
