@@ -33,6 +33,7 @@ from serving.scheduler import Limits
 from serving.scrape import ScrapePort
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
+from serving.tracing import tracer_from_environment
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
@@ -69,6 +70,7 @@ class Service:
         self.ready = False
         self.in_flight = 0
         self._loading = 0
+        self.tracer = tracer_from_environment(self.replica)
         folder = settings.data_dir.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store(store_url, settings.namespace)
@@ -122,6 +124,8 @@ class Service:
         self._watch.stop()
         self.engine.stop()
         self._scrape.close()
+        if self.tracer is not None:
+            self.tracer.close()
 
     def check(self) -> None:
         """Raise unless this replica can answer; Ray replaces it then."""

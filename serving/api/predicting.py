@@ -103,8 +103,20 @@ class Predictor:
             code = unread.status
             raise
         finally:
-            task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
-            self._service.metrics.answers.observe(task, digest, code, time.perf_counter() - started, stages)
+            self._observe(request, resolved, code, time.perf_counter() - started, stages)
+
+    def _observe(
+        self,
+        request: Request,
+        resolved: Resolved | None,
+        code: int,
+        seconds: float,
+        stages: Sequence[tuple[str, float]],
+    ) -> None:
+        task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
+        self._service.metrics.answers.observe(task, digest, code, seconds, stages)
+        if self._service.tracer is not None:
+            self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
 
     async def _answer(self, digest: str, question: Question, timeout: float) -> Answer:
         """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
