@@ -30,7 +30,7 @@ from serving.api.kserve_tensors import (
 )
 from serving.api.native import TaskName
 from serving.api.predicting import Answered, Predictor, Question
-from serving.api.problems import headers, responses
+from serving.api.problems import PREDICTION_FAILURES, headers, responses
 from serving.api.protocol import Protocol
 from serving.api.resolve import Resolved
 from serving.errors import BadRequestError, StoreError
@@ -141,8 +141,8 @@ class InferAnswer(BaseModel):
 def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of the Open Inference Protocol."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    of_health, of_models = _failures(503), _failures(401, 403, 404, 422, 501, 503)
-    of_inference = _failures(400, 401, 403, 404, 408, 413, 422, 429, 500, 501, 503, 504)
+    of_health, of_models = _failures(405, 500, 503), _failures(401, 403, 404, 405, 422, 500, 501, 503)
+    of_inference = _failures(*PREDICTION_FAILURES)
 
     @routes.get("")
     async def server(request: Request) -> ServerMetadata:
