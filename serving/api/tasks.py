@@ -82,7 +82,7 @@ class Change(BaseModel):
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes that show and change tasks."""
-    failures = responses(400, 401, 403, 404, 405, 409, 413, 422, 500, 503)
+    failures = responses(400, 401, 403, 404, 405, 408, 409, 413, 422, 500, 503)
     routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=failures)
     store = service.store
 
