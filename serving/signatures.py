@@ -106,8 +106,8 @@ class TrustedKeys:
             found = _TRUSTED.fullmatch(text)
             if found is None:
                 raise ValueError(
-                    f"found {text[:80]!r}, expected an ed25519 public key as `ken signing-key create` prints it, base64 "
-                    "of 32 bytes, or name= and such a key"
+                    f"found {text[:80]!r}, expected an ed25519 public key as `ken signing-key create` prints it, "
+                    "base64 of 32 bytes, or name= and such a key"
                 )
             key = found["key"]
             if int.from_bytes(base64.b64decode(key), "little") % _SIGN_BIT in _POINTS_OF_SMALL_ORDER:

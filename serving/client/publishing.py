@@ -39,8 +39,8 @@ def publish(
 ) -> Steps[Change]:
     """Upload a delta as a version of a task and point an alias at it.
 
-    Where the file's signatures lie beside it, as ``ken sign`` puts them, they are sent along. If it fails half-way, calling
-    it again sends only what is missing.
+    Signatures that lie beside the file, as ``ken sign`` puts them, are sent along. If it fails half-way, calling it
+    again sends only what is missing.
 
     Args:
         delta: a delta file's path, or its bytes.
