@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,21 @@ def test_signatures_leave_the_disk_with_their_deltas(restarted: Restarted, store
         files.open(file.digest)
     assert {p.name for p in files.folder.iterdir()} == {deltas.topic.digest, f"{deltas.topic.digest}.sig"}
     assert files.nbytes == restarted(OPS).nbytes == deltas.topic.size
+
+
+def test_signatures_that_a_killed_replica_left_without_a_delta_are_cleared_away(
+    restarted: Restarted, store: Store, deltas: Deltas
+) -> None:
+    signed(store, deltas.spam)
+    files = restarted(OPS)
+    kept = signature_file(files.open(deltas.spam.digest)[0].path)
+    left = files.folder / f"{deltas.topic.digest}.sig"
+    left.write_text("[]")
+    for path in (kept, left):
+        os.utime(path, (1000, 1000))
+    restarted(OPS)
+    assert kept.exists()
+    assert not left.exists()
 
 
 # A replica
