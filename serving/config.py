@@ -20,6 +20,7 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from serving.errors import StartError
+from serving.signatures import TrustedKeys
 
 MIB = 1 << 20
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
@@ -58,6 +59,10 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(None, description="a key of all scopes, for the first day and for scripts")
     keys_file: Path | None = Field(
         None, description="JSON list of keys beside those in the store; read when it changes"
+    )
+    trusted_keys: tuple[str, ...] | None = Field(
+        None,
+        description="public keys, as name=base64 or base64, one of which must have signed a delta; none: no matter",
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="origins whose pages may call from a browser, such as https://app.example.org; or '*'"
@@ -109,6 +114,13 @@ class Settings(BaseSettings):
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
             raise ValueError("expected at least one printable ASCII character, and no spaces")
         return token
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if keys is not None:
+            TrustedKeys.read(keys)
+        return keys
 
     @field_validator("cors_origins")
     @classmethod

@@ -59,6 +59,18 @@ class ForbiddenError(ServingError):
     title = "Forbidden"
 
 
+class UntrustedDeltaError(ForbiddenError):
+    """No trusted key signed what is to be published. 403: the request is sound, it is its maker who may not."""
+
+    title = "Delta not trusted"
+
+
+class RefusedDeltaError(InternalError):
+    """A published delta is not loaded, for no trusted key signed it. 500: asking again, or otherwise, does not help."""
+
+    title = "Delta not trusted"
+
+
 class UnknownTaskError(ServingError):
     status = 404
     title = "Unknown task"

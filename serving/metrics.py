@@ -49,6 +49,9 @@ class Metrics:
             buckets=SECONDS, registry=own,
         )  # fmt: skip
         self.dropped = Counter("ken_dropped_rows", "Inputs dropped before their forward pass", ["reason"], registry=own)
+        self.refused_deltas = Counter(
+            "ken_refused_deltas", "Loads refused because no trusted key signed the delta", registry=own
+        )
         self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
         self.poisoned = Gauge("ken_poisoned", "Whether the resident weights are in an unknown state", registry=own)
         self.verified = Gauge(

@@ -31,6 +31,8 @@ from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs, check_side
 from serving.scheduler import Limits
 from serving.scrape import ScrapePort
+from serving.signaturecheck import SignatureCheck
+from serving.signatures import Signature, TrustedKeys, check_genuine
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
 from serving.tracing import tracer_from_environment
@@ -80,7 +82,9 @@ class Service:
         self.resident = _resident(settings)
         base = self.resident.checkpoint
         self._warn_about(base)
-        files = DeltaFiles(folder / "deltas", settings.disk_bytes, self.store)
+        self._trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+        signed = SignatureCheck(self._trusted, self.store, self.metrics) if self._trusted else None
+        files = DeltaFiles(folder / "deltas", settings.disk_bytes, self.store, signed)
         on_cpu = self.resident.device.type == "cpu"
         threads = settings.threads or usable_cores()
         self.cache = DeltaCache(
@@ -166,6 +170,7 @@ class Service:
         Raises:
             InvalidInputError: a kind the task cannot answer, inputs or parameters the kind does not take.
             StoreError: no tier holds the delta and the store does not give it.
+            RefusedDeltaError: the delta must be signed, and no trusted key did.
             DeadlineError, OverloadedError: see `Engine.run`.
         """
         started = time.monotonic()
@@ -196,6 +201,21 @@ class Service:
     def check_delta(self, path: Path) -> DeltaFile:
         """A delta of unknown origin, opened; raises `InvalidInputError` unless it can be served here."""
         return check_fitness(path, self.resident)
+
+    def check_signed(self, digest: str, signatures: Sequence[Signature]) -> None:
+        """Check a delta that is to be published, before anything of it is read.
+
+        Args:
+            signatures: sent along; those that the store has already count too.
+
+        Raises:
+            InvalidInputError: one of them is not of this delta.
+            UntrustedDeltaError: no trusted key signed it, where such keys are set.
+        """
+        check_genuine(digest, signatures)
+        if self._trusted is not None:
+            kept = self.store.signatures(digest) if self.store.has(digest) else ()
+            self._trusted.check(digest, (*signatures, *kept))
 
     def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
         tokens, most = sum(map(len, rows)), self.settings.max_tokens

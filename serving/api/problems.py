@@ -41,7 +41,7 @@ def headers(failure: Failure) -> dict[str, str]:
 _MEANINGS = {
     400: "The body is no JSON, or not UTF-8, or a header is malformed",
     401: "A key is needed, or the one given is not known",
-    403: "The key's scopes do not cover this",
+    403: "The key's scopes do not cover this, or no trusted key signed the delta",
     404: "No such task, alias or version",
     405: "The path is there, for other methods; see Allow",
     408: "The body did not arrive in time",

@@ -16,6 +16,7 @@ from serving.api.changes import Changed, Changes, Force, Seconds, Wait
 from serving.api.problems import responses
 from serving.routes import Route
 from serving.service import Service
+from serving.signatures import MOST_SIGNATURES, Signature
 from serving.store import Task
 
 TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", description="a task's name")]
@@ -49,6 +50,16 @@ class Version(BaseModel):
     digest: str = Field(description="a delta's sha256, or, where promoted, an alias of the task")
     alias: str = "live"
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
+
+
+class Publication(Version):
+    """A delta that was uploaded, and who vouches for it."""
+
+    signatures: list[Signature] = Field(
+        [],
+        max_length=MOST_SIGNATURES,
+        description="of the delta; where the server trusts only some, one must be theirs",
+    )
 
 
 class AliasOnly(BaseModel):
@@ -110,15 +121,16 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
             service.table.find(task, who.sees)
         return [Change(**entry) for entry in entries]
 
-    @routes.post("/{task}/versions", openapi_extra=body_of(Version))
+    @routes.post("/{task}/versions", openapi_extra=body_of(Publication))
     async def publish(task: TaskName, request: Request) -> Changed:
         """Make an uploaded delta a version of the task and point an alias at it, once it is found fit to serve."""
         change = changes.begin(request, "publish", "publish", task)
-        body = await read_body(request, Version)
+        body = await read_body(request, Publication)
 
         def work(who: str) -> int:
+            service.check_signed(body.digest, body.signatures)
             store.commit_upload(body.digest, service.check_delta, service.cache.files.folder)
-            return store.publish_digest(task, body.digest, body.alias, who)
+            return store.publish_digest(task, body.digest, body.alias, who, body.signatures)
 
         return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from serving.cli import keys, routes, server, tasks, viz, weights
+from serving.cli import keys, routes, server, signing, tasks, viz, weights
 from serving.cli.output import error_line
 from serving.config import default_data_dir
 
@@ -25,6 +25,7 @@ viz.add_to(app)
 tasks.add_to(app)
 routes.add_to(app)
 keys.add_to(app)
+signing.add_to(app)
 server.add_to(app)
 
 

@@ -12,6 +12,7 @@ from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
 from serving.errors import UnknownTaskError
 from serving.keys import new_key, readable
 from serving.routes import Route
+from serving.signaturefile import read_signatures
 from serving.store import Store, Task
 
 
@@ -51,7 +52,8 @@ class Direct:
         progress: Callable[[int, int], None] | None = None,
     ) -> Change:
         opened = deltafile.open_file(delta)
-        change = self._seen(self._store.publish(task, opened, alias), wait, task)
+        revision = self._store.publish(task, opened, alias, signatures=read_signatures(delta))
+        change = self._seen(revision, wait, task)
         if progress is not None:
             progress(opened.size, opened.size)
         return change

@@ -11,6 +11,7 @@ import typer
 
 from serving.cli.backend import Url, backend, recorded, tell_pending
 from serving.cli.output import JsonFlag, out, print_json, progress, say, size, table
+from serving.cli.signing import TrustedOption, check_file, trusted_of
 from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, open_store
 
 if TYPE_CHECKING:
@@ -37,11 +38,17 @@ def publish(
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
+    trusted_keys: TrustedOption = None,
 ) -> None:
     """Upload a delta as a version of a task and point an alias at it, all at once.
 
+    Signatures beside it (`ken sign`) go along.
+
     Example: ken publish trec trec.ken
     """
+    trusted = trusted_of(trusted_keys)
+    if trusted is not None:
+        check_file(file, trusted)
     with backend(url, redis_url, data_dir, namespace) as asked:
         with progress("uploading") as update:
             change = asked.publish(task, file, alias, wait=wait, progress=lambda done, total: update(done, total, ""))

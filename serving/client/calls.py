@@ -31,6 +31,7 @@ from serving.client.results import (
     Upload,
     Verification,
 )
+from serving.signatures import Signature
 
 T = TypeVar("T")
 Input = str | Mapping[str, Any]
@@ -213,9 +214,19 @@ def put_chunk(digest: str, index: int, data: bytes) -> Call[None]:
     return Call("PUT", _path("uploads", digest, str(index)), lambda response: None, data, media_type=_BYTES)
 
 
-def publish_digest(task: str, digest: str, alias: str = "live", *, wait: float | None = None) -> Call[Change]:
+def publish_digest(
+    task: str,
+    digest: str,
+    alias: str = "live",
+    *,
+    signatures: Sequence[Signature] = (),
+    wait: float | None = None,
+) -> Call[Change]:
     """Make a delta that the server has a version of a task, and point an alias at it. `wait` as in `promote`."""
-    return _pointing(_path("tasks", task, "versions"), {"digest": digest, "alias": alias}, wait)
+    asked: dict[str, Any] = {"digest": digest, "alias": alias}
+    if signatures:
+        asked["signatures"] = [signature.record() for signature in signatures]
+    return _pointing(_path("tasks", task, "versions"), asked, wait)
 
 
 # The server
@@ -275,7 +286,7 @@ def _changing(call: Call[T], wait: float | None) -> Call[T]:
     return call if wait is None else replace(call, query={**call.query, "wait": str(wait)}, patience=wait)
 
 
-def _pointing(path: str, asked: dict[str, str], wait: float | None) -> Call[Change]:
+def _pointing(path: str, asked: Mapping[str, Any], wait: float | None) -> Call[Change]:
     """A change of an alias; these take `wait` in the body."""
     return Call("POST", path, _reader(Change), orjson.dumps(_given({**asked, "wait": wait})), patience=wait or 0.0)
 

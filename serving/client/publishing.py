@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Generator
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.client import calls
@@ -17,6 +18,7 @@ from serving.client.calls import Call
 from serving.client.errors import ClientError
 from serving.client.results import Change
 from serving.names import check_name
+from serving.signaturefile import read_signatures
 
 T = TypeVar("T")
 Step = Call[Any] | Callable[[], Any]
@@ -37,7 +39,8 @@ def publish(
 ) -> Steps[Change]:
     """Upload a delta as a version of a task and point an alias at it.
 
-    If it fails half-way, calling it again sends only what is missing.
+    Signatures that lie beside the file, as ``ken sign`` puts them, are sent along. If it fails half-way, calling it
+    again sends only what is missing.
 
     Args:
         delta: a delta file's path, or its bytes.
@@ -46,12 +49,13 @@ def publish(
 
     Raises:
         ClientError: the file cannot be read.
-        InvalidInputError: a name no task or alias can have.
+        InvalidInputError: a name no task or alias can have, or a file of signatures that is none.
         ApiError: the server refused it, e.g. for being a delta of another base.
         UnreachableError: no answer came.
     """
     check_name("task", task)  # before anything is sent
     check_name("alias", alias)
+    signatures = () if isinstance(delta, bytes) else read_signatures(Path(delta))
     with _opened(delta) as stream:
         digest = yield partial(_sha256, stream)
         size = stream.seek(0, io.SEEK_END)
@@ -63,7 +67,7 @@ def publish(
                 yield calls.put_chunk(digest, index, stream.read(CHUNK_BYTES))
             if progress is not None:
                 progress(min(start + CHUNK_BYTES, size), size)
-    change: Change = yield calls.publish_digest(task, digest, alias, wait=wait)
+    change: Change = yield calls.publish_digest(task, digest, alias, signatures=signatures, wait=wait)
     return change
 
 

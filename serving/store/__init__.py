@@ -13,7 +13,7 @@ cluster; blobs are tagged by digest, so they spread):
 - ``ken:{ns}:events``               a capped stream (task or ``@keys``, revision): a hint that something changed
 - ``ken:{ns}:upload:<digest>``      leases of uploads in progress, or of ``gc``
 - ``ken:{ns}:replicas``             hash: replica -> revision it has seen, when, and its metrics' address
-- ``ken:ns:delta:{<digest>}``       hash: manifest, size, count
+- ``ken:ns:delta:{<digest>}``       hash: manifest, size, count, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    4 MiB chunks
 - ``ken:ns:parts:{<digest>}``       hash: chunks of an upload that is not complete, by position
 """

@@ -58,7 +58,7 @@ class Deltas(Leases):
         with self._with:
             size, count = self._client.hmget(self._delta(digest), "size", "count")
         if size is None or count is None:
-            raise StoreError(f"the store at {self.where} does not hold delta {digest}; publish it again")
+            raise self._missing(digest)
         sha = hashlib.sha256()
         try:
             with partial.open("wb") as out:
@@ -85,3 +85,6 @@ class Deltas(Leases):
         with self._with:
             raw = self._client.hget(self._delta(digest), "size")
         return int(raw) if raw is not None else None
+
+    def _missing(self, digest: str) -> StoreError:
+        return StoreError(f"the store at {self.where} does not hold delta {digest}; publish it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ import orjson
 from serving.errors import ConflictError, StoreError, UnknownTaskError
 from serving.names import check_digest, check_name
 from serving.routes import Route, check_route
+from serving.signatures import Signature, check_genuine
 from serving.store.connected import whoami
-from serving.store.deltas import Deltas
 from serving.store.keys import Keys, read_keys
+from serving.store.signatures import Signatures
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -47,31 +48,59 @@ class Table:
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class Tasks(Keys, Deltas):
+class Tasks(Keys, Signatures):
     """Which delta answers for which name."""
 
-    def publish(self, task: str, file: DeltaFile, alias: str = "live", who: str | None = None) -> int:
+    def publish(
+        self,
+        task: str,
+        file: DeltaFile,
+        alias: str = "live",
+        who: str | None = None,
+        signatures: Sequence[Signature] = (),
+    ) -> int:
         """Upload a delta, make it a version of the task and point the alias at it: all of it or nothing.
+
+        Args:
+            signatures: of the delta, kept beside those by other keys that the store has already.
 
         Returns:
             The store's revision after the change.
+
+        Raises:
+            InvalidInputError: a name nothing can have, or a signature that is not of this delta.
         """
         check_name("task", task)
         check_name("alias", alias)
+        check_genuine(file.digest, signatures)
         with self._leased(file.digest):
             self.put(file)
+            self._add_signatures(file.digest, signatures)
             return self._changed("publish", task, alias, file.digest, who)
 
-    def publish_digest(self, task: str, digest: str, alias: str = "live", who: str | None = None) -> int:
+    def publish_digest(
+        self,
+        task: str,
+        digest: str,
+        alias: str = "live",
+        who: str | None = None,
+        signatures: Sequence[Signature] = (),
+    ) -> int:
         """Make a delta the store holds a version of the task, and point the alias at it; returns the revision.
 
+        Args:
+            signatures: as in `publish`.
+
         Raises:
+            InvalidInputError: as in `publish`.
             UnknownTaskError: the store does not hold the delta whole.
         """
         check_name("task", task)
         check_name("alias", alias)
+        check_genuine(digest, signatures)
         with self._leased(check_digest(digest)):
-            return self._changed("publish", task, alias, self._complete(task, digest), who)
+            self._add_signatures(self._complete(task, digest), signatures)
+            return self._changed("publish", task, alias, digest, who)
 
     def promote(self, task: str, digest: str, alias: str = "live", who: str | None = None) -> int:
         """Point an alias at a digest already published to this task; returns the revision.
