@@ -104,7 +104,7 @@ _texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems
 Sequences = Annotated[
     Any,
     BeforeValidator(_sequences),
-    WithJsonSchema({"anyOf": [{"type": "string"}, _texts, {"type": "array", "items": _texts}]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _texts, {"type": "array", "items": _texts, "minItems": 1}]}),
 ]
 
 
