@@ -6,13 +6,25 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
-from serving.api import failures, headers, huggingface, keys, kserve, native, openai, operations, tasks, tei, uploads
+from serving.api import (
+    document,
+    failures,
+    headers,
+    huggingface,
+    keys,
+    kserve,
+    native,
+    openai,
+    operations,
+    tasks,
+    tei,
+    uploads,
+)
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
-from serving.api.failures import Shape
 from serving.api.middleware import BodyLimit, InFlight, RequestIds
 from serving.api.predicting import Predictor
-from serving.api.problems import problem
+from serving.api.protocol import Protocol
 from serving.api.resolve import Resolver
 from serving.service import Service
 from serving.store import CHUNK_BYTES
@@ -29,8 +41,14 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     Args:
         echo_request_ids: False under Ray Serve, which adds the header to answers itself.
     """
-    app = FastAPI(title="ken-serve", version=_version(), description=__doc__, redoc_url=None)
-    failures.install(app, shape_of)
+    app = FastAPI(
+        title="ken-serve",
+        version=_version(),
+        description=document.DESCRIPTION,
+        openapi_tags=document.TAGS,
+        redoc_url=None,
+    )
+    failures.install(app, lambda path: protocol_of(path).shape)
     authenticator = Authenticator(service.settings, service.table)
     predictor = Predictor(service, Resolver(service.table, authenticator))
     changes = Changes(service, authenticator)
@@ -42,17 +60,18 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         BodyLimit,
         limit_of=lambda path: body_limit(service, path),
         seconds=service.settings.request_timeout_seconds,
-        shape_of=shape_of,
+        shape_of=lambda path: protocol_of(path).shape,
     )
     app.add_middleware(InFlight, service=service)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     headers.install(app, service.settings)
+    document.install(app, lambda path: protocol_of(path).failing)
     return app
 
 
-def shape_of(path: str) -> Shape:
-    """How a failure under a path is told: as its protocol does."""
-    return next((protocol.shape for protocol in PROTOCOLS if protocol.owns(path)), problem)
+def protocol_of(path: str) -> Protocol:
+    """Whose form failures under a path have; those of no other protocol have the native one's."""
+    return next((protocol for protocol in PROTOCOLS if protocol.owns(path)), native.PROTOCOL)
 
 
 def body_limit(service: Service, path: str) -> int:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from ken_core import KenError
@@ -66,7 +67,9 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
         title = HTTPStatus(error.status_code).phrase
         detail = f"{title}: {request.method} {request.url.path}"
-        headers = error.headers or {}
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(allowed(app, request.scope))
         return answer(request, Failure(error.status_code, title, detail, request_id(request.scope), headers=headers))
 
     @app.exception_handler(RequestValidationError)
@@ -83,6 +86,15 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
         made = answer(request, failure_of(request.scope, unsaid))
         made.headers["X-Request-Id"] = found or ""
         return made
+
+
+def allowed(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that a path has. Starlette names those of one route, and a path may have a route for each."""
+
+    def has(method: str) -> bool:
+        return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+
+    return [method for method in ("GET", "HEAD", "POST", "PUT", "DELETE") if has(method)]
 
 
 def request_id(scope: Scope) -> str | None:

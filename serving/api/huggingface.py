@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.asking import ask
 from serving.api.bodies import body_of
+from serving.api.examples import LABELS
 from serving.api.predicting import Predictor, Question
+from serving.api.problems import PREDICTION_FAILURES, exemplified
 from serving.api.protocol import Protocol
 from serving.api.tei import NoPrompt, TaskName, Truncating, failing, shape
 from serving.pipelines.base import check
@@ -91,7 +93,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         "/models/{task}",
         response_model=list[Any] | dict[str, Any],
         openapi_extra=body_of(InferenceRequest),
-        responses=failing(400, 401, 403, 404, 413, 422, 429, 500, 501, 503, 504),
+        responses=failing(*PREDICTION_FAILURES) | exemplified([LABELS]),
     )
     async def infer(task: TaskName, request: Request) -> Response:
         """Answer one or many inputs with a task, in the form that Hugging Face's client reads for its kind."""
@@ -102,4 +104,4 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     return routes
 
 
-PROTOCOL = Protocol(router, ("/models",), shape)
+PROTOCOL = Protocol(router, ("/models",), shape, failing)

@@ -52,8 +52,7 @@ class NewKey(KeyInfo):
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes of keys; all need the scope admin."""
-    failures = responses(400, 401, 403, 404, 405, 408, 413, 422, 500, 503)
-    routes = APIRouter(prefix="/v1/keys", tags=["keys"], responses=failures)
+    routes = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(401))
 
     @routes.get("")
     async def keys(request: Request) -> list[KeyInfo]:

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.bodies import body_of, read_body
+from serving.api.document import CHOOSING
 from serving.api.failures import Failure
 from serving.api.kserve_tensors import (
     BinaryTensorError,
@@ -141,8 +142,7 @@ class InferAnswer(BaseModel):
 def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of the Open Inference Protocol."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    of_health, of_models = _failures(405, 500, 503), _failures(401, 403, 404, 405, 422, 500, 501, 503)
-    of_inference = _failures(*PREDICTION_FAILURES)
+    of_health, of_models, of_inference = failing(503), failing(401, 501), failing(*PREDICTION_FAILURES)
 
     @routes.get("")
     async def server(request: Request) -> ServerMetadata:
@@ -162,22 +162,22 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         service.check()
         return Ready(ready=True)
 
-    @routes.get("/models/{model}", responses=of_models)
+    @routes.get("/models/{model}", responses=of_models, openapi_extra=CHOOSING)
     async def metadata(model: TaskName, request: Request) -> ModelMetadata:
         """A task's versions, and the tensors of its live one."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, model))
 
-    @routes.get("/models/{model}/versions/{version}", responses=of_models)
+    @routes.get("/models/{model}/versions/{version}", responses=of_models, openapi_extra=CHOOSING)
     async def metadata_of_version(model: TaskName, version: Version, request: Request) -> ModelMetadata:
         """A task's versions, and the tensors of one of them."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, _named(model, version)))
 
-    @routes.get("/models/{model}/ready", responses=of_models)
+    @routes.get("/models/{model}/ready", responses=of_models, openapi_extra=CHOOSING)
     async def model_ready(model: TaskName, request: Request) -> ModelReady:
         """Whether requests for a task are admitted. Its delta is loaded by the first of them."""
         return _ready(service, predictor.resolve(request, model))
 
-    @routes.get("/models/{model}/versions/{version}/ready", responses=of_models)
+    @routes.get("/models/{model}/versions/{version}/ready", responses=of_models, openapi_extra=CHOOSING)
     async def version_ready(model: TaskName, version: Version, request: Request) -> ModelReady:
         """Whether requests for a version of a task are admitted."""
         return _ready(service, predictor.resolve(request, _named(model, version)))
@@ -205,7 +205,8 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     return routes
 
 
-def _failures(*statuses: int) -> dict[int | str, Any]:
+def failing(*statuses: int) -> dict[int | str, Any]:
+    """The ``responses`` of a route that may fail in these ways."""
     return responses(*statuses, schema=Failed, media_type="application/json")
 
 
@@ -297,4 +298,4 @@ def failed(failure: Failure) -> JSONResponse:
     return JSONResponse({"error": failure.detail}, failure.status, headers(failure))
 
 
-PROTOCOL = Protocol(router, ("/v2",), failed)
+PROTOCOL = Protocol(router, ("/v2",), failed, failing)

@@ -17,7 +17,7 @@ from serving.api.asking import Asked, Texts, ask
 from serving.api.bodies import body_of
 from serving.api.failures import Failure
 from serving.api.predicting import Predictor, Question
-from serving.api.problems import headers, responses
+from serving.api.problems import PREDICTION_FAILURES, headers, responses
 from serving.api.protocol import Protocol
 from serving.errors import UnknownTaskError
 from serving.service import Service
@@ -104,7 +104,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         "/embeddings",
         response_model=Embeddings,
         openapi_extra=body_of(EmbeddingsRequest),
-        responses=_failing(400, 401, 403, 404, 413, 429, 500, 503, 504),
+        responses=failing(*PREDICTION_FAILURES),
     )
     async def embeddings(request: Request) -> Response:
         """Embed one or many texts with a task."""
@@ -122,12 +122,12 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         }
         return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 
-    @routes.get("/models", responses=_failing(401, 403, 500, 503))
+    @routes.get("/models", responses=failing(401))
     async def models(request: Request) -> Models:
         """All tasks the key may ask."""
         return Models(data=[Model(id=task.name) for task in predictor.resolve.visible(request)])
 
-    @routes.get("/models/{model}", responses=_failing(401, 403, 404, 500, 503))
+    @routes.get("/models/{model}", responses=failing(401))
     async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")], request: Request) -> Model:
         """One task."""
         if "@" in model:
@@ -167,10 +167,10 @@ def _type(status: int) -> str:
     return "rate_limit_error" if status == 429 else "invalid_request_error"
 
 
-def _failing(*statuses: int) -> dict[int | str, Any]:
-    # FastAPI documents a 422 of its own on routes with parameters, unless there is a default.
-    other = {"default": {"description": "Any other failure", "model": ErrorAnswer}}
-    return responses(*statuses, schema=ErrorAnswer, media_type=_JSON) | other
+def failing(*statuses: int) -> dict[int | str, Any]:
+    """The ``responses`` of a route that may fail in these ways."""
+    told = (_STATUSES.get(status, status) for status in statuses)
+    return responses(*told, schema=ErrorAnswer, media_type=_JSON)
 
 
-PROTOCOL = Protocol(router, ("/v1/models", "/v1/embeddings"), shape)
+PROTOCOL = Protocol(router, ("/v1/models", "/v1/embeddings"), shape, failing)

@@ -43,7 +43,7 @@ class Verification(BaseModel):
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes of operations; none needs a task."""
-    routes = APIRouter(tags=["operations"], responses=responses(405, 500, 503))
+    routes = APIRouter(tags=["operations"], responses=responses(503))
 
     @routes.get("/healthz")
     async def healthz() -> Status:
@@ -68,14 +68,14 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         """Every replica's own metrics port, as Prometheus' HTTP service discovery reads it."""
         return scrape.targets(await asyncio.to_thread(service.store.addresses))
 
-    @routes.get("/v1/replicas", responses=responses(401, 403))
+    @routes.get("/v1/replicas", responses=responses(401))
     async def replicas(request: Request) -> list[ReplicaInfo]:
         """The replicas that reported to the store lately."""
         authenticator.require(request, "predict")
         seen, addresses = await asyncio.to_thread(lambda: (service.store.replicas(), service.store.addresses()))
         return [ReplicaInfo(name=n, revision=seen[n], metrics=addresses.get(n)) for n in sorted(seen)]
 
-    @routes.get("/v1/base", responses=responses(401, 403))
+    @routes.get("/v1/base", responses=responses(401))
     async def base(request: Request) -> BaseInfo:
         """The pretrained checkpoint that stays resident."""
         authenticator.require(request, "predict")
@@ -87,7 +87,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
             replica=service.replica,
         )
 
-    @routes.post("/v1/base/verify", responses=responses(401, 403))
+    @routes.post("/v1/base/verify", responses=responses(401))
     async def verify(request: Request) -> Verification:
         """Revert to the base between two batches and compare every tensor's sha256."""
         authenticator.require(request, "admin")

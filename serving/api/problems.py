@@ -42,7 +42,7 @@ _MEANINGS = {
     400: "The body is no JSON, or not UTF-8, or a header is malformed",
     401: "A key is needed, or the one given is not known",
     403: "The key's scopes do not cover this, or no trusted key signed the delta",
-    404: "No such task, alias or version",
+    404: "No such task, alias, version or key",
     405: "The path is there, for other methods; see Allow",
     408: "The body did not arrive in time",
     409: "The present state does not allow it",
@@ -56,11 +56,16 @@ _MEANINGS = {
 }
 
 
-PREDICTION_FAILURES = (400, 401, 403, 404, 405, 408, 413, 422, 429, 500, 501, 503, 504)
-"""Every way in which a prediction may fail."""
+PREDICTION_FAILURES = (401, 404, 429, 501, 504)
+"""Ways in which a prediction may fail, beside those of everything that has a body and needs a key."""
+
+
+def exemplified(example: Any) -> dict[int | str, Any]:
+    """The ``responses`` of a route whose answers have no form of their own to show an example of."""
+    return {200: {"content": {"application/json": {"example": example}}}}
 
 
 def responses(*statuses: int, schema: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail in these ways; `document` adds those that many routes share."""
     content = {media_type: {"schema": inlined(schema.model_json_schema())}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}

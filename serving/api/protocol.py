@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
+from serving.api.document import Failing
 from serving.api.failures import Shape
 from serving.api.predicting import Predictor
-from serving.api.problems import problem
+from serving.api.problems import problem, responses
 from serving.service import Service
 
 
@@ -20,11 +21,13 @@ class Protocol:
     Attributes:
         router: makes its routes.
         paths: how the paths begin whose failures take its shape, those of no route included.
+        failing: what the OpenAPI document says of failures in that shape.
     """
 
     router: Callable[[Service, Predictor], APIRouter]
     paths: tuple[str, ...] = ()
     shape: Shape = problem
+    failing: Failing = responses
 
     def owns(self, path: str) -> bool:
         return any(path == own or path.startswith(f"{own}/") for own in self.paths)

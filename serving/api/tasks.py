@@ -63,7 +63,7 @@ class Publication(Version):
 
 
 class AliasOnly(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"alias": "live", "wait": 10}]})
 
     alias: str = "live"
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
@@ -84,8 +84,6 @@ class Change(BaseModel):
     alias: str
     digest: str
     previous: str
-    route: dict[str, int] | None = Field(None, description="where the route was changed: alias or digest to weight")
-    previous_route: dict[str, int] | None = None
     who: str
     when: int = Field(description="unix seconds")
     revision: int
@@ -93,9 +91,8 @@ class Change(BaseModel):
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes that show and change tasks."""
-    failures = responses(400, 401, 403, 404, 405, 408, 409, 413, 422, 500, 503)
-    routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=failures)
-    store = service.store
+    routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=responses(401))
+    store, refused = service.store, responses(409)
 
     @routes.get("")
     async def tasks(request: Request) -> list[TaskInfo]:
@@ -147,14 +144,14 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
 
         return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
 
-    @routes.post("/{task}/rollback", openapi_extra=body_of(AliasOnly))
+    @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(AliasOnly))
     async def rollback(task: TaskName, request: Request) -> Changed:
         """Point an alias at what it pointed at before."""
         change = changes.begin(request, "publish", "rollback", task)
         body = await read_body(request, AliasOnly)
         return await change.make(partial(store.rollback, task, body.alias), body.wait, alias=body.alias)
 
-    @routes.delete("/{task}/versions/{digest}")
+    @routes.delete("/{task}/versions/{digest}", responses=refused)
     async def delete_version(
         task: TaskName, digest: Digest, request: Request, force: Force = False, wait: Wait = None
     ) -> Changed:
@@ -163,7 +160,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         work = partial(store.delete_version, task, digest, force=force)
         return await change.make(work, wait, digest=digest, force=force)
 
-    @routes.delete("/{task}")
+    @routes.delete("/{task}", responses=refused)
     async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> Changed:
         """Forget a task and all its versions; refused while an alias points at one."""
         change = changes.begin(request, "admin", "delete", task)
@@ -190,7 +187,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         change = changes.begin(request, "publish", "clear route", task)
         return await change.make(partial(store.set_route, task, None), wait)
 
-    @routes.post("/{task}/route/rollback")
+    @routes.post("/{task}/route/rollback", responses=refused)
     async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
         """Split the task's requests as they were split before."""
         change = changes.begin(request, "publish", "rollback route", task)

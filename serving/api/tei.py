@@ -18,9 +18,11 @@ from pydantic_core import PydanticCustomError
 
 from serving.api.asking import Asked, Texts, ask
 from serving.api.bodies import body_of
+from serving.api.document import CHOOSING
+from serving.api.examples import EMBEDDINGS, LABELS, RANKS
 from serving.api.failures import Failure
 from serving.api.predicting import Predictor, Question
-from serving.api.problems import headers, responses
+from serving.api.problems import PREDICTION_FAILURES, exemplified, headers, responses
 from serving.api.protocol import Protocol
 from serving.service import Service
 
@@ -102,7 +104,7 @@ _texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems
 Sequences = Annotated[
     Any,
     BeforeValidator(_sequences),
-    WithJsonSchema({"anyOf": [{"type": "string"}, _texts, {"type": "array", "items": _texts}]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _texts, {"type": "array", "items": _texts, "minItems": 1}]}),
 ]
 
 
@@ -223,7 +225,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of text-embeddings-inference."""
     routes = APIRouter(tags=["text-embeddings-inference"])
 
-    def route(path: str, form: type[_Asked], answers: Any) -> None:
+    def route(path: str, form: type[_Asked], answers: Any, example: Any) -> None:
         async def anywhere(request: Request) -> Response:
             return await answer(request, None)
 
@@ -243,13 +245,13 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
                 summary=path.removeprefix("/").capitalize(),
                 description=form.__doc__ or "",
                 response_model=answers,
-                responses=failing(400, 401, 403, 404, 413, 422, 429, 500, 501, 503, 504),
+                responses=failing(*PREDICTION_FAILURES) | exemplified(example),
                 openapi_extra=body_of(form),
             )
 
-    route("/embed", EmbedRequest, list[list[float]])
-    route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]])
-    route("/rerank", RerankRequest, list[Rank])
+    route("/embed", EmbedRequest, list[list[float]], EMBEDDINGS)
+    route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]], LABELS)
+    route("/rerank", RerankRequest, list[Rank], RANKS)
 
     def info_of(request: Request, name: str, digest: str) -> Info:
         settings, resident = service.settings, service.resident
@@ -265,14 +267,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
             version=request.app.version,
         )
 
-    @routes.get("/info", responses=failing(401, 403, 500))
+    @routes.get("/info", responses=failing(401))
     async def info(request: Request) -> Info:
         """The resident base, and what may be sent to the tasks on it."""
         predictor.resolve.authenticate(request)
         resident = service.resident
         return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest)
 
-    @routes.get("/models/{task}/info", responses=failing(401, 403, 404, 422, 500, 503))
+    @routes.get("/models/{task}/info", responses=failing(401), openapi_extra=CHOOSING)
     async def task_info(task: TaskName, request: Request) -> Info:
         """A task, and what may be sent to it."""
         found = predictor.resolve(request, task)
@@ -281,4 +283,4 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     return routes
 
 
-PROTOCOL = Protocol(router, ("/embed", "/predict", "/rerank", "/info"), shape)
+PROTOCOL = Protocol(router, ("/embed", "/predict", "/rerank", "/info"), shape, failing)

@@ -43,8 +43,7 @@ class UploadInfo(BaseModel):
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes of uploads. What was uploaded is seen by nobody until it becomes a version of a task."""
-    failures = responses(400, 401, 403, 405, 408, 413, 422, 500, 503)
-    routes = APIRouter(prefix=PREFIX, tags=["tasks"], responses=failures)
+    routes = APIRouter(prefix=PREFIX, tags=["tasks"], responses=responses(401))
     store = service.store
 
     @routes.put("/{digest}/{index}", openapi_extra={"requestBody": {"required": True, "content": _CHUNK}})

@@ -214,6 +214,6 @@ def test_every_way_to_fail_is_documented_in_its_shape(peers: Served) -> None:
     assert operation["description"]
     assert operation["requestBody"]["content"]["application/json"]["schema"]["examples"]
     refusals = {status: made for status, made in operation["responses"].items() if status != "200"}
-    assert {"400", "401", "403", "404", "413", "422", "429", "500", "501", "503", "504"} == refusals.keys()
+    assert {"400", "401", "403", "404", "413", "422", "429", "500", "501", "503", "504"} <= refusals.keys()
     for made in refusals.values():
         assert "error_type" in made["content"]["application/json"]["schema"]["properties"]

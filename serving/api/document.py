@@ -1,0 +1,154 @@
+"""The OpenAPI document: what FastAPI cannot know of the routes is added to what it wrote.
+
+Which statuses, headers and keys an operation has mostly follows from what it is, and is said here once: a body may be
+malformed or not arrive, what may answer 401 takes a key, what may answer 504 is a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastapi import FastAPI
+
+from serving.api.examples import ANSWERS
+
+DESCRIPTION = """\
+Tasks are fine-tunes of one transformer, answered from one copy of its weights. The routes of `/v1/tasks` are the
+server's own; the others speak the protocols of OpenAI, Hugging Face, text-embeddings-inference and KServe. A failure
+has the form of the protocol whose path it was under, RFC 9457 problem JSON where that is none.
+"""
+TAGS = [
+    {"name": "predict", "description": "Asking tasks in the server's own protocol"},
+    {"name": "openai", "description": "OpenAI's protocol: a task is a model"},
+    {"name": "huggingface", "description": "Hugging Face's inference protocol, as `InferenceClient` speaks it"},
+    {"name": "text-embeddings-inference", "description": "Hugging Face's text-embeddings-inference"},
+    {"name": "Open Inference Protocol", "description": "KServe's protocol, version 2, with JSON tensors"},
+    {"name": "tasks", "description": "Tasks, their versions, aliases and routes, and uploads of deltas"},
+    {"name": "keys", "description": "API keys"},
+    {"name": "operations", "description": "Health, metrics, replicas and the resident base"},
+]
+
+Failing = Callable[..., dict[int | str, Any]]
+"""The ``responses`` of given statuses, in the form of a protocol."""
+
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer ken_...`"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "the same key"},
+}
+_DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_ID = {"type": "string", "pattern": r"^[\x21-\x7e]{1,128}$"}
+
+
+def _taken(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
+_ALWAYS_TAKEN = _taken("X-Request-Id", "names the request in answers, logs and the audit; made if missing", _ID)
+_CHOOSING = (
+    _taken("X-Ken-Delta", "pins one of the task's versions", _DIGEST),
+    _taken(
+        "X-Ken-Key",
+        "who asks; each stays at one version while a route splits the task's traffic",
+        {"type": "string", "minLength": 1},
+    ),
+)
+CHOOSING = {"parameters": list(_CHOOSING)}
+"""``openapi_extra`` of a route that is no prediction and resolves a version all the same."""
+_DEADLINE = _taken(
+    "X-Request-Timeout-Ms",
+    "milliseconds after which the answer is of no use; at most the server's own limit",
+    {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+)
+_TASK = _taken("X-Ken-Task", "the task, where the body does not name it", {"type": "string", "minLength": 1})
+
+_ANSWERED = {
+    "X-Ken-Delta": {"description": "digest of the delta that answered", "schema": _DIGEST},
+    "Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}},
+}
+_RETRY = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
+_GIVEN: dict[str, dict[str, Any]] = {
+    "401": {"WWW-Authenticate": {"description": "the challenge of RFC 6750", "schema": {"type": "string"}}},
+    "405": {"Allow": {"description": "methods the path has", "schema": {"type": "string"}}},
+    "429": _RETRY,
+    "503": _RETRY,
+}
+_FASTAPIS = ("HTTPValidationError", "ValidationError")
+"""Forms of its own answers to malformed parameters, which no failure has here."""
+_ECHOED = {"X-Request-Id": {"description": "of the request", "schema": _ID}}
+
+
+def install(app: FastAPI, failing_of: Callable[[str], Failing]) -> None:
+    """Complete the application's document when it is first asked for.
+
+    Args:
+        failing_of: how failures under a path are described.
+    """
+    written = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = completed(written(), failing_of)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def completed(document: dict[str, Any], failing_of: Callable[[str], Failing]) -> dict[str, Any]:
+    """The document, with what holds of all operations of a sort."""
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = _SECURITY
+    schemas = components["schemas"]
+    for name in _FASTAPIS:
+        schemas.pop(name, None)
+    for name, example in ANSWERS.items():
+        schemas[name]["examples"] = [example]
+    for path, operation in _operations(document):
+        _complete(path, operation, failing_of(path))
+    return document
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            yield path, operation
+
+
+def _complete(path: str, operation: dict[str, Any], failing: Failing) -> None:
+    responses = operation["responses"]
+    needs_key, predicts = "401" in responses, "504" in responses
+    if needs_key:
+        operation["security"] = [{name: []} for name in _SECURITY]
+    operation["parameters"] = [*operation.get("parameters", ()), *_headers(path, operation, predicts)]
+    responses.pop("422", None)
+    added = {str(status): made for status, made in failing(*_statuses(path, operation, needs_key)).items()}
+    operation["responses"] = responses = dict(sorted({**added, **responses}.items()))
+    for status, response in responses.items():
+        answered = _ANSWERED if predicts and status == "200" else {}
+        response["headers"] = {**_ECHOED, **answered, **_GIVEN.get(status, {})}
+
+
+def _headers(path: str, operation: dict[str, Any], predicts: bool) -> Iterator[dict[str, Any]]:
+    yield _ALWAYS_TAKEN
+    if predicts:
+        yield from (*_CHOOSING, _DEADLINE)
+        if "{" not in path and "model" not in _body(operation).get("required", ()):
+            yield _TASK
+
+
+def _body(operation: dict[str, Any]) -> dict[str, Any]:
+    content = operation["requestBody"]["content"]
+    schema: dict[str, Any] = next(iter(content.values()))["schema"]
+    return schema
+
+
+def _statuses(path: str, operation: dict[str, Any], needs_key: bool) -> Iterator[int]:
+    yield from (405, 500)
+    if needs_key:
+        yield from (401, 403, 503)
+    if "requestBody" in operation:
+        yield from (400, 408, 413, 422)
+    if "{" in path:
+        yield 404
+    if any(parameter["in"] != "header" for parameter in operation["parameters"]):
+        yield 422

@@ -1,0 +1,107 @@
+"""An example of each answer, by the name of its form in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LIVE = "8360a4ed8d1e3f0d6bb1d4ba0c4e4c15ac3e1d5a1a3a3f5a6e0f6c5cfa2d9b71"
+_CANARY = "1f0c3e7b6a5d4c3b2a19087f6e5d4c3b2a19087f6e5d4c3b2a19087f6e5d4c3b"
+_REPLICA = "7c1f0a52"
+_TASK = {
+    "name": "trec",
+    "revision": 17,
+    "aliases": {"live": _LIVE, "canary": _CANARY},
+    "versions": [_LIVE, _CANARY],
+    "route": {"live": 90, "canary": 10},
+}
+_KEY = {
+    "id": "4f0c9a6be1d2",
+    "name": "search team",
+    "scopes": ["predict"],
+    "tasks": ["trec*"],
+    "created": 1767225600,
+    "expires": None,
+}
+
+EMBEDDINGS = [[0.12, -0.03, 0.57]]
+LABELS = [{"label": "NUM", "score": 0.98}, {"label": "LOC", "score": 0.02}]
+RANKS = [{"index": 0, "score": 0.97}, {"index": 1, "score": 0.02}]
+
+ANSWERS: dict[str, Any] = {
+    "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA},
+    "Change": {
+        "action": "publish",
+        "alias": "canary",
+        "digest": _CANARY,
+        "previous": "",
+        "who": "ci/4f0c9a6be1d2",
+        "when": 1767225600,
+        "revision": 17,
+    },
+    "Changed": {"task": "trec", "revision": 17, "pending": []},
+    "Chunk": {"digest": _CANARY, "index": 0, "bytes": 4194304},
+    "Embeddings": {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": EMBEDDINGS[0]}],
+        "model": "faq-search",
+        "usage": {"prompt_tokens": 9, "total_tokens": 9},
+    },
+    "Info": {
+        "model_id": "minilm",
+        "model_sha": _CANARY,
+        "model_dtype": "float32",
+        "max_concurrent_requests": 1024,
+        "max_input_length": 512,
+        "max_batch_tokens": 4096,
+        "max_batch_requests": 32,
+        "max_client_batch_size": 256,
+        "auto_truncate": True,
+        "version": "0.1.0",
+    },
+    "KeyInfo": _KEY,
+    "Live": {"live": True},
+    "Model": {"id": "trec", "object": "model", "created": 0, "owned_by": "ken-serve"},
+    "Models": {
+        "object": "list",
+        "data": [{"id": "trec", "object": "model", "created": 0, "owned_by": "ken-serve"}],
+    },
+    "ModelMetadata": {
+        "name": "trec",
+        "versions": [_LIVE, _CANARY],
+        "platform": "pytorch_ken",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "score", "datatype": "FP32", "shape": [-1]},
+        ],
+    },
+    "ModelReady": {"name": "trec", "ready": True},
+    "NewKey": {
+        **_KEY,
+        "token": "ken_4f0c9a6be1d2_kQ2mC0b6k5vQ0Jx1m3p8h7c2r9t4w6y8z1a3b5c7d9e",
+        "revision": 18,
+        "pending": [],
+    },
+    "PredictAnswer": {
+        "task": "trec",
+        "digest": _LIVE,
+        "kind": "text-classification",
+        "outputs": [LABELS],
+        "truncated": [],
+    },
+    "Ready": {"ready": True},
+    "ReplicaInfo": {"name": _REPLICA, "revision": 17, "metrics": "10.0.3.7:40123"},
+    "ServerMetadata": {"name": "ken-serve", "version": "0.1.0", "extensions": []},
+    "Status": {"status": "ok"},
+    "TargetGroup": {"targets": ["10.0.3.7:40123"], "labels": {"replica": _REPLICA}},
+    "TaskDetail": {
+        **_TASK,
+        "replica": _REPLICA,
+        "tiers": {_LIVE: "packed", _CANARY: "disk"},
+        "hits": {"packed": 940, "disk": 1},
+        "hit_rate": 0.998,
+    },
+    "TaskInfo": _TASK,
+    "UploadInfo": {"digest": _CANARY, "received": [0, 1], "bytes": 8388608, "complete": False},
+    "Verification": {"tensors": 103, "differing": []},
+}
