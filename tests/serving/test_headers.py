@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from serving.api import failures, headers
-from serving.api.application import shape_of
+from serving.api.problems import problem
 from serving.api.middleware import BodyLimit
 from serving.config import load_settings
 
@@ -27,8 +27,8 @@ def ask() -> Callable[..., httpx.Response]:
 
     def run(method: str, path: str, settings: dict[str, Any] | None = None, **request: Any) -> httpx.Response:
         app = FastAPI(redoc_url=None)
-        failures.install(app, shape_of)
-        app.add_middleware(BodyLimit, limit_of=lambda path: 10, seconds=10.0, shape_of=shape_of)
+        failures.install(app, lambda path: problem)
+        app.add_middleware(BodyLimit, limit_of=lambda path: 10, seconds=10.0, shape_of=lambda path: problem)
         headers.install(app, load_settings(base="b", **settings or {}))
 
         @app.post("/ok")
