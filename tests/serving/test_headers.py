@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 
 from serving.api import failures, headers
-from serving.api.problems import problem
 from serving.api.middleware import BodyLimit
+from serving.api.problems import problem
 from serving.config import load_settings
 
 ORIGIN = "https://app.example"
