@@ -18,7 +18,7 @@ UNKNOWN = "unknown"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of every histogram of times."""
 
-_DIFFERENCES = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_DIFFERENCES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _VERSIONS_A_TASK = 2  # on average of those with a label: what is live, and a canary beside it
 _VERSION_LENGTH = 12
