@@ -1,10 +1,10 @@
-"""Metrics of answered requests, by task and by version, however many tasks there are."""
+"""Metrics of answered requests and of their shadows, by task and by version, however many tasks there are."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -17,6 +17,8 @@ UNKNOWN = "unknown"
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of every histogram of times."""
+
+_DIFFERENCES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _VERSIONS_A_TASK = 2  # on average of those with a label: what is live, and a canary beside it
 _VERSION_LENGTH = 12
@@ -43,6 +45,14 @@ class AnswerMetrics:
         self._version_seconds = Histogram(
             "ken_version_seconds", "Time of a request, by the version it resolved to", ["task", "version"],
             buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._shadow_requests = Counter(
+            "ken_shadow_requests", "Copies of requests for a shadow, by what became of them",
+            ["task", "version", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._shadow_difference = Histogram(
+            "ken_shadow_difference", "Largest difference of scores, or 1 - cosine, between an answer and its shadow's",
+            ["task"], buckets=_DIFFERENCES, registry=registry,
         )  # fmt: skip
         self._lock = threading.Lock()
         self._tasks: OwnLabels[str] = OwnLabels(most_tasks, self._remove_task)
@@ -76,6 +86,25 @@ class AnswerMetrics:
                 version = self._version_label(label, digest)
                 self._child(self._version_requests, label, version, str(code)).inc()
                 self._child(self._version_seconds, label, version).observe(seconds)
+
+    def observe_shadow(
+        self,
+        task: str,
+        digest: str,
+        outcome: Literal["agreed", "differed", "failed", "skipped"],
+        difference: float | None = None,
+    ) -> None:
+        """Count one shadow of a request that was answered, and counted, before.
+
+        Args:
+            digest: the shadow's.
+            difference: see `serving.shadowing.Comparison`.
+        """
+        with self._lock:
+            label = task if task in self._tasks else OTHER  # no use more: a shadow makes no task asked for more
+            self._child(self._shadow_requests, label, self._version_label(label, digest), outcome).inc()
+            if difference is not None:
+                self._child(self._shadow_difference, label).observe(difference)
 
     # With the lock held
 

@@ -210,7 +210,7 @@ class Engine:
         A request larger than the whole line is taken when nothing waits.
         """
         with self._changed:
-            waiting = len(self._scheduler) + elsewhere
+            waiting = self._scheduler.wanted + elsewhere
             if waiting and waiting + rows > self._queue_rows:
                 seconds = self.backlog_seconds()
                 raise OverloadedError(f"{waiting} inputs wait already; try again in {seconds:g} s", seconds)

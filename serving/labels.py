@@ -37,6 +37,10 @@ class OwnLabels(Generic[K]):
     def __len__(self) -> int:
         return len(self._own)
 
+    def __contains__(self, key: K) -> bool:
+        """Whether a key has a place, without counting it as a use."""
+        return key in self._own
+
     def use(self, key: K) -> bool:
         """Count a use; whether the key has a place from now on."""
         self._uses.note(key)

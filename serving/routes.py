@@ -1,10 +1,10 @@
-"""How a task's requests are split between its versions: weights, and a choice that holds for a key."""
+"""How a task's requests are split between its versions: weights, a choice that holds for a key, and a shadow."""
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -12,19 +12,27 @@ from serving.errors import InvalidInputError
 from serving.names import check_name
 
 MOST_WEIGHT = 1_000_000
-_EXPECTED = f'expected {{"weights": {{"live": 90, "canary": 10}}}} with whole numbers from 1 to {MOST_WEIGHT}'
+_EXPECTED = (
+    f'expected {{"weights": {{"live": 90, "canary": 10}}}} with whole numbers from 1 to {MOST_WEIGHT}, '
+    '{"shadow": "canary"}, or both'
+)
 _HASH_BITS = 52  # one less than a float64's significand holds, so that no hash rounds to 0 or 1
 
 
 @dataclass(frozen=True)
 class Route:
-    """Shares of a task's requests: `weights` maps an alias or a digest to a whole number above 0.
+    """Shares of a task's requests, and who else gets a copy of them.
+
+    Attributes:
+        weights: an alias or a digest to a whole number above 0; all to ``live`` if nothing else is said.
+        shadow: an alias or a digest that is asked the same, only to compare: its answers are never given. None: none.
 
     Raises:
         InvalidInputError: no target, a name no alias can have, or a weight that is no such number.
     """
 
-    weights: dict[str, int]
+    weights: dict[str, int] = field(default_factory=lambda: {"live": 1})
+    shadow: str | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -33,10 +41,13 @@ class Route:
             check_name("target", target)
             if type(weight) is not int or not 1 <= weight <= MOST_WEIGHT:
                 raise InvalidInputError(f"the weight of {target!r} is {weight!r}; {_EXPECTED}")
+        if self.shadow is not None:
+            check_name("shadow", self.shadow)
 
     def plain(self) -> dict[str, Any]:
         """What JSON can hold; `check_route` reads it."""
-        return {"weights": dict(self.weights)}
+        shadow = {} if self.shadow is None else {"shadow": self.shadow}
+        return {"weights": dict(self.weights), **shadow}
 
     def shares(self) -> dict[str, float]:
         """Each target's part of the requests, from 0 to 1."""
@@ -58,14 +69,18 @@ class Route:
 
 
 def check_route(plain: Any) -> Route:
-    """A route from what JSON held, e.g. ``{"weights": {"live": 90, "canary": 10}}``.
+    """A route from what JSON held, e.g. ``{"weights": {"live": 90, "canary": 10}, "shadow": "next"}``.
+
+    Either of the two may be left out, and the shadow may be null.
 
     Raises:
         InvalidInputError: it has another form, or `Route` refuses it.
     """
-    if not isinstance(plain, dict) or set(plain) != {"weights"} or not isinstance(plain["weights"], dict):
+    known = {"weights": dict, "shadow": str}
+    given = {k: v for k, v in plain.items() if (k, v) != ("shadow", None)} if isinstance(plain, dict) else {}
+    if not given or not all(name in known and isinstance(value, known[name]) for name, value in given.items()):
         raise InvalidInputError(f"this is no route; {_EXPECTED}")
-    return Route(dict(plain["weights"]))
+    return Route(**given)
 
 
 def _score(weight: int, what: str) -> float:

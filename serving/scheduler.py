@@ -98,6 +98,11 @@ class Scheduler(Generic[T]):
         if len(queue.rows) == 1:
             self._line_up(row.key, queue)
 
+    @property
+    def wanted(self) -> int:
+        """Rows in line that somebody waits for; `drop` takes out the others."""
+        return self.rows - len(self._abandoned)
+
     def abandon(self, rows: Iterable[Row[T]]) -> None:
         """Nobody waits for these rows any more: those still in line are dropped. Others are left as they are."""
         for row in rows:

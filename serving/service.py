@@ -31,6 +31,7 @@ from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs, check_side
 from serving.scheduler import Limits
 from serving.scrape import ScrapePort
+from serving.shadows import Shadows
 from serving.signaturecheck import SignatureCheck
 from serving.signatures import Signature, TrustedKeys, check_genuine
 from serving.store import Store
@@ -107,6 +108,7 @@ class Service:
             threads=threads,
             verify_seconds=settings.verify_seconds,
         )
+        self.shadows = Shadows(self.predict, self._is_busy, self.metrics.answers, settings.request_timeout_seconds)
         self._add_gauges()
 
     def start(self) -> None:
@@ -145,6 +147,7 @@ class Service:
     async def drain(self, seconds: float) -> int:
         """Admit nothing more and wait for what was accepted; how many requests are left when time is up."""
         self.draining = True
+        await self.shadows.clear()
         deadline = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
@@ -216,6 +219,10 @@ class Service:
         if self._trusted is not None:
             kept = self.store.signatures(digest) if self.store.has(digest) else ()
             self._trusted.check(digest, (*signatures, *kept))
+
+    def _is_busy(self) -> bool:
+        """Whether more waits than the next forward pass takes."""
+        return self.draining or self.engine.waiting + self._loading > self.settings.batch_rows
 
     def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
         tokens, most = sum(map(len, rows)), self.settings.max_tokens

@@ -71,6 +71,14 @@ class TaskTable:
             raise UnknownTaskError(f"task {task!r} has no alias {alias!r}; it has: {have}")
         return known.aliases[alias]
 
+    def shadow(self, task: str) -> str | None:
+        """The digest that gets a copy of the requests the task's route decides about; None where there is none."""
+        known = self.current.tasks.get(task)
+        if known is None or known.route is None or known.route.shadow is None:
+            return None
+        target = known.route.shadow
+        return known.aliases.get(target, target if target in known.versions else None)
+
     def find(self, task: str, sees: Callable[[str], bool] = lambda name: True) -> Task:
         """Raises `UnknownTaskError`; names near it that may be seen are suggested."""
         known = self.current.tasks.get(task)

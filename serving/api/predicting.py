@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -92,6 +93,7 @@ class Predictor:
             self._check_count(question.inputs)
             answer = await self._answer(resolved.digest, question, timeout)
             code, stages = 200, answer.timing.stages()
+            self._shadow(resolved, question, answer)
             return Answered(resolved.task, answer)
         except ServingError as error:
             code = error.status
@@ -122,10 +124,21 @@ class Predictor:
         """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
         self._refuse_if_full()
         self._running += 1
+        ends = time.monotonic() + timeout
+        ask = partial(self._service.predict, digest, question.inputs, question.parameters, kind=question.kind)
         try:
-            return await self._service.predict(digest, question.inputs, question.parameters, timeout, question.kind)
+            return await ask(timeout=timeout)
+        except OverloadedError:
+            if not await self._service.shadows.clear():
+                raise
+            return await ask(timeout=ends - time.monotonic())
         finally:
             self._running -= 1
+
+    def _shadow(self, resolved: Resolved, question: Question, answer: Answer) -> None:
+        if resolved.shadow is not None:
+            shadows = self._service.shadows
+            shadows.offer(resolved.task, resolved.shadow, question.inputs, question.parameters, answer)
 
     def _refuse_if_full(self) -> None:
         most = self._service.settings.max_requests

@@ -17,8 +17,15 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Resolved:
+    """The delta that answers a request.
+
+    Attributes:
+        shadow: another one that is asked the same, only to compare; None: none.
+    """
+
     task: str
     digest: str
+    shadow: str | None = None
 
 
 class Resolver:
@@ -50,9 +57,10 @@ class Resolver:
         who = self._authenticator.require(request, "predict", name)
         if _DIGEST.fullmatch(version):
             return Resolved(name, self._table.resolve(name, digest=version, sees=who.sees))
-        stay_by = key or request.headers.get("x-ken-key")
-        digest = self._table.resolve(name, version or None, request.headers.get("x-ken-delta"), stay_by, who.sees)
-        return Resolved(name, digest)
+        stay_by, pin = key or request.headers.get("x-ken-key"), request.headers.get("x-ken-delta")
+        digest = self._table.resolve(name, version or None, pin, stay_by, who.sees)
+        shadow = None if version or pin is not None else self._table.shadow(name)
+        return Resolved(name, digest, shadow if shadow != digest else None)
 
     def authenticate(self, request: Request) -> None:
         """Raises `UnauthorizedError` or `ForbiddenError` unless the request may ask for some task."""

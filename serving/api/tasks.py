@@ -14,7 +14,7 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Force, Seconds, Wait
 from serving.api.problems import responses
-from serving.routes import Route
+from serving.routes import check_route
 from serving.service import Service
 from serving.signatures import MOST_SIGNATURES, Signature
 from serving.store import Task
@@ -31,6 +31,7 @@ class TaskInfo(BaseModel):
     aliases: dict[str, str] = Field(description="alias to digest")
     versions: list[str] = Field(description="digests, oldest first")
     route: dict[str, int] | None = Field(None, description="alias or digest to weight; none: all goes to live")
+    shadow: str | None = Field(None, description="alias or digest that gets a copy of what the route decides about")
 
 
 class TaskDetail(TaskInfo):
@@ -69,12 +70,17 @@ class AliasOnly(BaseModel):
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
 
 
-class Weights(BaseModel):
-    """How a task's requests are split over its versions."""
+class RouteInfo(BaseModel):
+    """How a task's requests are split over its versions, and which one gets a copy of them."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}, "shadow": "next"}]}
+    )
 
-    weights: dict[str, int] = Field(description="alias or digest to weight; shares are of their sum")
+    weights: dict[str, int] = Field({"live": 1}, description="alias or digest to weight; shares are of their sum")
+    shadow: str | None = Field(
+        None, description="alias or digest that is asked the same, only to compare: its answers are never given"
+    )
 
 
 class Change(BaseModel):
@@ -84,6 +90,10 @@ class Change(BaseModel):
     alias: str
     digest: str
     previous: str
+    route: dict[str, int] | None = Field(None, description="where the route was changed: alias or digest to weight")
+    previous_route: dict[str, int] | None = None
+    shadow: str | None = Field(None, description="where the route was changed: the alias or digest that gets copies")
+    previous_shadow: str | None = None
     who: str
     when: int = Field(description="unix seconds")
     revision: int
@@ -167,29 +177,29 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         return await change.make(partial(store.delete, task, force=force), wait, force=force)
 
     @routes.get("/{task}/route")
-    async def route(task: TaskName, request: Request) -> Weights | None:
+    async def route(task: TaskName, request: Request) -> RouteInfo | None:
         """How the task's requests are split; null where all go to live."""
         who = authenticator.require(request, "predict", task)
         found = service.table.find(task, who.sees).route
-        return Weights(weights=dict(found.weights)) if found else None
+        return RouteInfo(weights=dict(found.weights), shadow=found.shadow) if found else None
 
-    @routes.put("/{task}/route", openapi_extra=body_of(Weights))
+    @routes.put("/{task}/route", openapi_extra=body_of(RouteInfo))
     async def set_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
-        """Split the task's requests over its versions by weight."""
+        """Split the task's requests over its versions by weight, and let one have copies of them, as its shadow."""
         change = changes.begin(request, "publish", "route", task)
-        body = await read_body(request, Weights)
-        work = partial(store.set_route, task, Route(body.weights))
-        return await change.make(work, wait, weights=body.weights)
+        body = await read_body(request, RouteInfo)
+        wanted = check_route(body.model_dump(exclude_unset=True))
+        return await change.make(partial(store.set_route, task, wanted), wait, **wanted.plain())
 
     @routes.delete("/{task}/route")
     async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
-        """Send all the task's requests to live."""
+        """Send all the task's requests to live, and copies to nobody."""
         change = changes.begin(request, "publish", "clear route", task)
         return await change.make(partial(store.set_route, task, None), wait)
 
     @routes.post("/{task}/route/rollback", responses=refused)
     async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
-        """Split the task's requests as they were split before."""
+        """Split the task's requests, and copy them, as was done before."""
         change = changes.begin(request, "publish", "rollback route", task)
         return await change.make(partial(store.rollback_route, task), wait)
 
@@ -203,4 +213,5 @@ def _facts(task: Task) -> dict[str, Any]:
         "aliases": task.aliases,
         "versions": list(task.versions),
         "route": dict(task.route.weights) if task.route else None,
+        "shadow": task.route.shadow if task.route else None,
     }

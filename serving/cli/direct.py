@@ -72,8 +72,10 @@ class Direct:
     def delete_task(self, task: str, *, force: bool = False, wait: float | None = None) -> Change:
         return self._seen(self._store.delete(task, force=force), wait, task)
 
-    def set_route(self, task: str, weights: Mapping[str, int], *, wait: float | None = None) -> Change:
-        return self._seen(self._store.set_route(task, Route(dict(weights))), wait, task)
+    def set_route(
+        self, task: str, weights: Mapping[str, int], *, shadow: str | None = None, wait: float | None = None
+    ) -> Change:
+        return self._seen(self._store.set_route(task, Route(dict(weights), shadow)), wait, task)
 
     def clear_route(self, task: str, *, wait: float | None = None) -> Change:
         return self._seen(self._store.set_route(task, None), wait, task)
@@ -116,4 +118,5 @@ def _info(task: Task) -> TaskInfo:
         aliases=task.aliases,
         versions=task.versions,
         route=task.route.weights if task.route else None,
+        shadow=task.route.shadow if task.route else None,
     )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serving.cli.backend import Url, backend, recorded, tell_pending
 from serving.cli.output import JsonFlag, out, print_json, say, table
 from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait
+
+if TYPE_CHECKING:
+    from serving.client.results import HistoryEntry, TaskInfo
+    from serving.routes import Route
 
 _SHARE = re.compile(r"(.+)=([0-9]{1,9})")
 
@@ -25,6 +29,10 @@ def route(
     weights: Annotated[
         list[str] | None, typer.Argument(help="shares, e.g. live=90 canary=10: an alias or a digest each; none: show")
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(help="an alias or a digest that is asked the same, only to compare; without shares they stay"),
+    ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="return to the route before")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="send everything to live again")] = False,
     url: Url = None,
@@ -36,33 +44,34 @@ def route(
 ) -> None:
     """Show how a task's requests are split between its versions, or split them anew.
 
-    Example: ken route trec live=90 canary=10
+    Example: ken route trec live=90 canary=10 --shadow next
     """
-    if sum((bool(weights), rollback, clear)) > 1:
-        raise typer.BadParameter("give weights, --rollback or --clear, not several of them")
-    wanted = _parsed(weights) if weights else None
+    if sum((bool(weights) or shadow is not None, rollback, clear)) > 1:
+        raise typer.BadParameter("give weights or --shadow, --rollback or --clear, not several of them")
+    wanted = _parsed(weights, shadow)
     with backend(url, redis_url, data_dir, namespace) as asked:
         known = asked.task(task)
-        if wanted:
-            change = asked.set_route(task, wanted, wait=wait)
+        if weights or shadow is not None:
+            split = wanted.weights if weights else known.route or wanted.weights
+            change = asked.set_route(task, split, shadow=shadow, wait=wait)
         elif rollback:
             change = asked.rollback_route(task, wait=wait)
         elif clear:
             change = asked.clear_route(task, wait=wait)
         else:
-            _show(task, known.route, known.aliases, as_json)
+            _show(task, known, known.aliases, as_json)
             return
-        _show(task, recorded(asked, task, change).route, known.aliases, as_json)
+        _show(task, recorded(asked, task, change), known.aliases, as_json)
         say(f"{task} answers so from revision {change.revision} on")
         tell_pending(change, wait)
 
 
-def _parsed(weights: list[str]) -> dict[str, int]:
+def _parsed(weights: list[str] | None, shadow: str | None) -> Route:
     from serving.errors import InvalidInputError
     from serving.routes import Route
 
     found: dict[str, int] = {}
-    for text in weights:
+    for text in weights or ():
         share = _SHARE.fullmatch(text)
         if share is None:
             raise typer.BadParameter(f"found {text!r}; expected an alias or a digest and its weight, e.g. canary=10")
@@ -71,14 +80,15 @@ def _parsed(weights: list[str]) -> dict[str, int]:
             raise typer.BadParameter(f"{target!r} is given twice")
         found[target] = int(weight)
     try:
-        return Route(found).weights
+        return Route(found, shadow) if found else Route(shadow=shadow)
     except InvalidInputError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def _show(task: str, weights: Mapping[str, int] | None, aliases: Mapping[str, str], as_json: bool) -> None:
+def _show(task: str, route: TaskInfo | HistoryEntry, aliases: Mapping[str, str], as_json: bool) -> None:
+    weights = route.route
     if as_json:
-        print_json({"task": task, "weights": weights})
+        print_json({"task": task, "weights": weights, "shadow": route.shadow})
         return
     if weights is None:
         say(f"{task} has no route: live answers")
@@ -87,4 +97,6 @@ def _show(task: str, weights: Mapping[str, int] | None, aliases: Mapping[str, st
         [target, str(weight), f"{weight / sum(weights.values()):.1%}", aliases.get(target, target)]
         for target, weight in weights.items()
     ]
+    if route.shadow is not None:
+        rows.append([route.shadow, "", "shadow", aliases.get(route.shadow, route.shadow)])
     out.print(table(f"route of {task}", ["target", "weight", "share", "digest"], rows))

@@ -76,6 +76,7 @@ def tasks(
                 "task": t.name,
                 "aliases": t.aliases,
                 "route": t.route,
+                "shadow": t.shadow,
                 "versions": [{"digest": d, "bytes": sizes.get(d)} for d in t.versions],
             }
             for t in found.tasks
@@ -88,7 +89,7 @@ def tasks(
         for digest in task.versions:
             named = ", ".join(sorted(alias for alias, d in task.aliases.items() if d == digest))
             bytes_ = size(sizes[digest]) if digest in sizes else ""
-            rows.append([task.name, digest, bytes_, named, routed.get(digest, "")])
+            rows.append([task.name, digest, bytes_, named, ", ".join(routed.get(digest, ()))])
     out.print(table(f"revision {found.revision}", ["task", "digest", "bytes", "aliases", "route"], rows))
 
 
@@ -200,13 +201,16 @@ def gc(
         say(f"deleted {count} deltas, {size(freed)}")
 
 
-def _routed(task: TaskInfo) -> dict[str, str]:
-    """What share of the requests that name no alias a route gives to each digest."""
+def _routed(task: TaskInfo) -> dict[str, list[str]]:
+    """What share of the requests that name no alias a route gives to each digest, and which it gives copies."""
     weights, found = task.route or {}, dict[str, int]()
     for target, weight in weights.items():
         digest = task.aliases.get(target, target)
         found[digest] = found.get(digest, 0) + weight
-    return {digest: f"{weight / sum(weights.values()):.1%}" for digest, weight in found.items()}
+    told = {digest: [f"{weight / sum(weights.values()):.1%}"] for digest, weight in found.items()}
+    if task.shadow is not None:
+        told.setdefault(task.aliases.get(task.shadow, task.shadow), []).append("shadow")
+    return told
 
 
 def _when(seconds: int) -> str:
@@ -219,6 +223,7 @@ def _what(change: HistoryEntry) -> tuple[str, str]:
         return f"key {change.key}", ""
     if change.of_route:
         text = " ".join(f"{t}={w}" for t, w in sorted((change.route or {}).items())) or "none"
+        text += f", shadow {change.shadow}" if change.shadow else ""
         return "the route", _DIGEST.sub(lambda found: found[0][:_SHORT_DIGEST], text)
     gone = "gone" if change.alias else ""
     return change.alias, change.digest[:_SHORT_DIGEST] or gone

@@ -38,6 +38,7 @@ Input = str | Mapping[str, Any]
 
 _STAGE = re.compile(r"([\w-]+);dur=([\d.]+)")
 _JSON, _BYTES = "application/json", "application/octet-stream"
+_ALL_TO_LIVE: Mapping[str, int] = {"live": 1}
 
 
 @dataclass(frozen=True)
@@ -175,19 +176,23 @@ def delete_task(task: str, *, force: bool = False, wait: float | None = None) ->
 # Routes
 
 
-def route(task: str) -> Call[dict[str, int] | None]:
-    """How a task's predictions are split: weights by alias or digest, None where ``live`` answers all."""
-    return Call("GET", _route(task), _weights)
+def route(task: str) -> Call[RouteInfo | None]:
+    """How a task's predictions are split and copied; None where ``live`` answers all."""
+    return Call("GET", _route(task), lambda response: _adapter(RouteInfo | None).validate_json(response.content))
 
 
-def set_route(task: str, weights: Mapping[str, int], *, wait: float | None = None) -> Call[Change]:
+def set_route(
+    task: str, weights: Mapping[str, int] = _ALL_TO_LIVE, *, shadow: str | None = None, wait: float | None = None
+) -> Call[Change]:
     """Split a task's predictions between its versions.
 
     Args:
-        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or digest.
+        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or digest; ``live`` answers all if it is left out.
+        shadow: an alias or digest that is asked the same once the answer was given. What it says is compared and
+            counted (``ken_shadow_*``) and given to nobody. None: no shadow, also where there was one before.
         wait: as in `promote`.
     """
-    content = orjson.dumps({"weights": dict(weights)})
+    content = orjson.dumps(_given({"weights": dict(weights), "shadow": shadow}))
     return _changing(Call("PUT", _route(task), _reader(Change), content), wait)
 
 
@@ -329,8 +334,3 @@ def _prediction(response: httpx.Response) -> Prediction:
         "request_id": response.headers.get("x-request-id"),
     }
     return Prediction.model_validate({**orjson.loads(response.content), **beside})
-
-
-def _weights(response: httpx.Response) -> dict[str, int] | None:
-    split = _adapter(RouteInfo | None).validate_json(response.content)
-    return split.weights if split else None

@@ -33,6 +33,7 @@ class TaskInfo(Result):
     aliases: dict[str, str] = Field(description="alias to digest")
     versions: tuple[str, ...] = Field(description="digests, oldest first")
     route: dict[str, int] | None = Field(None, description="alias or digest to weight; None: all goes to live")
+    shadow: str | None = Field(None, description="alias or digest that gets a copy of what the route decides about")
 
 
 class TaskDetail(TaskInfo):
@@ -45,9 +46,10 @@ class TaskDetail(TaskInfo):
 
 
 class RouteInfo(Result):
-    """How a task's predictions are split."""
+    """How a task's predictions are split, and which version gets a copy of them."""
 
     weights: dict[str, int] = Field(description="alias or digest to weight")
+    shadow: str | None = Field(None, description="alias or digest that is asked the same, only to compare")
 
 
 class HistoryEntry(Result):
@@ -59,6 +61,8 @@ class HistoryEntry(Result):
     previous: str = Field("", description="the digest that the alias pointed at before")
     route: dict[str, int] | None = Field(None, description="the route from then on")
     previous_route: dict[str, int] | None = None
+    shadow: str | None = Field(None, description="where the route was changed: the alias or digest that gets copies")
+    previous_shadow: str | None = None
     key: str | None = None
     who: str
     when: int = Field(description="Unix seconds")

@@ -7,12 +7,14 @@ local back = action == 'rollback' or action == 'rollback-route'
 if action ~= 'publish' and redis.call('EXISTS', task) == 0 then return {'no-task'} end
 if action == 'promote' and not redis.call('ZSCORE', versions, value) then return {'no-version'} end
 if action == 'route' and value ~= '' then
-  local weights = cjson.decode(value).weights
-  for target in pairs(weights) do
+  local route = cjson.decode(value)
+  local targets = { route.shadow }
+  for target in pairs(route.weights) do targets[#targets + 1] = target end
+  for _, target in ipairs(targets) do
     local known = redis.call('HEXISTS', task, target) == 1 or redis.call('ZSCORE', versions, target)
     if not known then return {'no-target', target} end
   end
-  value = route_text(weights)
+  value = route_text(route.weights, route.shadow)
 end
 
 local current = redis.call('HGET', task, field) or ''

@@ -7,7 +7,8 @@ if redis.call('EXISTS', task) == 0 then return {'no-task'} end
 if action == 'delete-version' and not redis.call('ZSCORE', versions, digest) then return {'no-version'} end
 
 local function stack_of(field) return stacks .. ':' .. field end
-local function weights_of(route) return route ~= '' and cjson.decode(route).weights or {} end
+local function decoded(route) return route ~= '' and cjson.decode(route) or { weights = {} } end
+local function names(route, target) return route.weights[target] or route.shadow == target end
 
 local aliases, route = {}, ''
 local fields = redis.call('HGETALL', task)
@@ -24,7 +25,7 @@ if force ~= '1' then
   for alias, value in pairs(aliases) do
     if action == 'delete' or value == digest then answer[#answer + 1] = alias end
   end
-  if route ~= '' and (action == 'delete' or weights_of(route)[digest]) then answer[#answer + 1] = ROUTE end
+  if route ~= '' and (action == 'delete' or names(decoded(route), digest)) then answer[#answer + 1] = ROUTE end
   if #answer > 1 then return answer end
 end
 
@@ -61,14 +62,16 @@ for alias, current in pairs(aliases) do
     rows[#rows + 1] = { action = 'fall-back', alias = alias, digest = now, previous = current }
   end
 end
+local function stands(target)
+  return redis.call('HEXISTS', task, target) == 1 or redis.call('ZSCORE', versions, target)
+end
 local now = settle(ROUTE, route, function(text)
-  local weights = weights_of(text)
-  for target in pairs(weights) do
-    if redis.call('HEXISTS', task, target) == 0 and not redis.call('ZSCORE', versions, target) then
-      weights[target] = nil
-    end
+  local left = decoded(text)
+  for target in pairs(left.weights) do
+    if not stands(target) then left.weights[target] = nil end
   end
-  return route_text(weights)
+  if left.shadow and not stands(left.shadow) then left.shadow = nil end
+  return route_text(left.weights, left.shadow)
 end)
 if now ~= route then rows[#rows + 1] = route_row('fall-back', now, route) end
 

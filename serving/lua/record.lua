@@ -15,19 +15,22 @@ end
 
 -- A route as it is kept (JSON, or '' for none) as a row of history.
 local function route_row(action, route, previous)
-  local function weights(text) return text ~= '' and cjson.decode(text).weights or cjson.null end
+  local function decoded(text) return text ~= '' and cjson.decode(text) or {} end
+  local now, before = decoded(route), decoded(previous)
   return {
     action = action, alias = '', digest = '', previous = '',
-    route = weights(route), previous_route = weights(previous),
+    route = now.weights or cjson.null, previous_route = before.weights or cjson.null,
+    shadow = now.shadow or cjson.null, previous_shadow = before.shadow or cjson.null,
   }
 end
 
--- A route's JSON, always the same for the same weights; '' where nothing is left of it.
-local function route_text(weights)
+-- A route's JSON, always the same for the same route; '' where no target is left of it.
+local function route_text(weights, shadow)
   local targets, parts = {}, {}
   for target in pairs(weights) do targets[#targets + 1] = target end
   if #targets == 0 then return '' end
   table.sort(targets)
   for i, target in ipairs(targets) do parts[i] = string.format('"%s":%d', target, weights[target]) end
-  return '{"weights":{' .. table.concat(parts, ',') .. '}}'
+  local beside = shadow and string.format(',"shadow":"%s"', shadow) or ''
+  return '{"weights":{' .. table.concat(parts, ',') .. '}' .. beside .. '}'
 end

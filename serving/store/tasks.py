@@ -36,7 +36,7 @@ class Task:
     versions: tuple[str, ...]
     """Digests, oldest first."""
     route: Route | None = None
-    """How requests that name no alias are split; None: all to ``live``."""
+    """How requests that name no alias are split, and who gets copies of them; None: all to ``live``, and nobody."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Tasks(Keys, Signatures):
         """Split the requests that name no alias, or send them all to ``live`` (None); returns the revision.
 
         Raises:
-            UnknownTaskError: no such task, or a target is neither an alias nor a version of it.
+            UnknownTaskError: no such task, or a target or the shadow is neither an alias nor a version of it.
         """
         text = orjson.dumps(route.plain()).decode() if route else ""
         return self._changed("route", check_name("task", task), _ROUTE, text, who)

@@ -50,6 +50,21 @@ def test_a_route_is_set_shown_rolled_back_and_cleared(ken: Ken, digests: list[st
     assert weights(ken) is None
 
 
+def test_a_shadow_is_set_beside_the_shares_or_alone_and_then_they_stay(ken: Ken, digests: list[str]) -> None:
+    ended = ken("route", "mood", "live=3", "canary=1", "--shadow", "canary")
+    assert ended.returncode == 0, ended.stderr
+    assert "shadow" in ended.stdout
+    assert facts(ken("route", "mood", "--json"))["shadow"] == "canary"
+    assert facts(ken("tasks", "--json"))["tasks"][0]["shadow"] == "canary"  # type: ignore[index]
+    assert facts_of_history(ken)[0]["shadow"] == "canary"
+    ken("route", "mood", "--shadow", digests[1])
+    assert facts(ken("route", "mood", "--json")) == {
+        "task": "mood", "weights": {"live": 3, "canary": 1}, "shadow": digests[1],
+    }  # fmt: skip
+    ken("route", "mood", "live=1")
+    assert facts(ken("route", "mood", "--json"))["shadow"] is None
+
+
 def test_tasks_are_listed_with_their_routes(ken: Ken, digests: list[str]) -> None:
     ken("route", "mood", "live=3", "canary=1")
     assert facts(ken("tasks", "--json"))["tasks"][0]["route"] == {"live": 3, "canary": 1}  # type: ignore[index]
@@ -105,6 +120,9 @@ def test_history_of_a_task_that_is_gone_can_be_read(ken: Ken, digests: list[str]
         (("route", "nothing", "live=1"), 1, "no task 'nothing'"),
         (("route", "mood", "shadow=1"), 1, "'shadow' is neither an alias nor a version"),
         (("route", "nothing", "--rollback"), 1, "no task 'nothing'"),
+        (("route", "mood", "--shadow", "next"), 1, "'next' is neither an alias nor a version"),
+        (("route", "mood", "--shadow", "@route"), 2, "shadow '@route' is not usable"),
+        (("route", "mood", "--shadow", "canary", "--clear"), 2, "not several of them"),
         (("route", "mood", "live"), 2, "found 'live'; expected an alias or a digest and its weight"),
         (("route", "mood", "live=ten"), 2, "found 'live=ten'"),
         (("route", "mood", "live=0"), 2, "weight of 'live' is 0"),

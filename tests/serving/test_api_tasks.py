@@ -128,6 +128,10 @@ def test_an_alias_can_be_promoted_by_its_name(
         ("PUT", "/v1/tasks/spam/route", {"weights": {}}, 422, "weights"),
         ("PUT", "/v1/tasks/spam/route", {"weights": {"live": -1}}, 422, "live"),
         ("PUT", "/v1/tasks/spam/route", {"weights": {"live": "all"}}, 422, "live"),
+        ("PUT", "/v1/tasks/spam/route", {"shadow": "canary"}, 404, "canary"),
+        ("PUT", "/v1/tasks/spam/route", {"shadow": "@route"}, 422, "@route"),
+        ("PUT", "/v1/tasks/spam/route", {"shadow": 1}, 422, "shadow"),
+        ("PUT", "/v1/tasks/spam/route", {}, 422, "route"),
         ("POST", "/v1/tasks/spam/route/rollback", None, 409, "spam"),
         ("DELETE", "/v1/tasks/nobody?force=true", None, 404, "nobody"),
         ("DELETE", "/v1/tasks/spam?force=perhaps", None, 422, "force"),
@@ -162,7 +166,7 @@ def test_a_route_splits_traffic_keeps_each_key_at_one_version_and_goes_back_in_o
         assert {await served() for _ in range(10)} == {deltas.spam.digest}
         split = await client.put(f"{route}?wait=20", json={"weights": {"live": 1, "canary": 1}})
         assert split.status_code == 200, split.text
-        assert (await client.get(route)).json() == {"weights": {"live": 1, "canary": 1}}
+        assert (await client.get(route)).json() == {"weights": {"live": 1, "canary": 1}, "shadow": None}
         both = Counter([await served() for _ in range(60)])
         assert set(both) == {deltas.spam.digest, deltas.spam_2.digest}
         users = {user: {await served(**{"X-Ken-Key": user}) for _ in range(3)} for user in map(str, range(20))}
@@ -175,9 +179,27 @@ def test_a_route_splits_traffic_keeps_each_key_at_one_version_and_goes_back_in_o
         await client.put(f"{route}?wait=20", json={"weights": {"canary": 1}})
         assert {await served() for _ in range(10)} == {deltas.spam_2.digest}
         await client.post(f"{route}/rollback?wait=20")
-        assert (await client.get(route)).json() == {"weights": {"live": 1, "canary": 1}}
+        assert (await client.get(route)).json() == {"weights": {"live": 1, "canary": 1}, "shadow": None}
         await client.delete(f"{route}?wait=20")
         assert {await served() for _ in range(10)} == {deltas.spam.digest}
+
+    talk(service, conversation)
+
+
+def test_a_shadow_is_shown_with_its_task_remembered_and_taken_back(
+    service: Service, talk: Talk, publish: Callable[..., None], deltas: Deltas
+) -> None:
+    publish("spam", deltas.spam_2, alias="canary")
+
+    async def conversation(client: Client) -> None:
+        route = "/v1/tasks/spam/route"
+        await client.put(f"{route}?wait=20", json={"shadow": "canary"})
+        assert (await client.get(route)).json() == {"weights": {"live": 1}, "shadow": "canary"}
+        assert (await client.get("/v1/tasks/spam")).json()["shadow"] == "canary"
+        newest = (await client.get("/v1/tasks/spam/history")).json()[0]
+        assert (newest["route"], newest["shadow"], newest["previous_shadow"]) == ({"live": 1}, "canary", None)
+        await client.post(f"{route}/rollback?wait=20")
+        assert (await client.get(route)).json() is None
 
     talk(service, conversation)
 

@@ -13,7 +13,7 @@ from listening import listening
 
 from ken_core import DeltaFile
 from serving.api import create_app
-from serving.client import ApiError, AsyncClient, Client
+from serving.client import ApiError, AsyncClient, Client, RouteInfo
 from serving.service import Service
 from tests.tiny_checkpoints import TEXTS, Deltas, scores
 
@@ -180,13 +180,16 @@ def test_a_route_is_set_rolled_back_and_cleared(client: Client, deltas: Deltas) 
     assert client.route("spam") is None
     client.publish("spam", deltas.spam_2.path, "canary")
     client.set_route("spam", {"live": 1, "canary": 1}, wait=20)
-    assert client.route("spam") == {"live": 1, "canary": 1}
+    assert client.route("spam") == RouteInfo(weights={"live": 1, "canary": 1})
     by_key = {key: {client.predict("spam", "rain", key=key).digest for _ in range(3)} for key in map(str, range(9))}
     assert all(len(digests) == 1 for digests in by_key.values())
     assert len(set.union(*by_key.values())) == 2
     client.set_route("spam", {"canary": 1}, wait=20)
     client.rollback_route("spam", wait=20)
-    assert client.route("spam") == {"live": 1, "canary": 1}
+    assert client.route("spam") == RouteInfo(weights={"live": 1, "canary": 1})
+    client.set_route("spam", shadow="canary", wait=20)
+    assert client.route("spam") == RouteInfo(weights={"live": 1}, shadow="canary")
+    assert client.task("spam").shadow == client.history("spam")[0].shadow == "canary"
     client.clear_route("spam", wait=20)
     assert client.route("spam") is None
 

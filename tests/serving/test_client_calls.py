@@ -45,6 +45,11 @@ SENT: list[tuple[Call[Any], str, Any]] = [
     (calls.delete_task("spam", wait=0.5), "DELETE /v1/tasks/spam?wait=0.5", None),
     (calls.route("spam"), "GET /v1/tasks/spam/route", None),
     (calls.set_route("spam", {"live": 9, "new": 1}), "PUT /v1/tasks/spam/route", {"weights": {"live": 9, "new": 1}}),
+    (
+        calls.set_route("spam", shadow="new"),
+        "PUT /v1/tasks/spam/route",
+        {"weights": {"live": 1}, "shadow": "new"},
+    ),
     (calls.clear_route("spam", wait=2), "DELETE /v1/tasks/spam/route?wait=2", None),
     (calls.rollback_route("spam"), "POST /v1/tasks/spam/route/rollback", None),
     (calls.upload(DIGEST), f"GET /v1/uploads/{DIGEST}", None),

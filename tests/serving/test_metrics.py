@@ -83,6 +83,20 @@ def test_a_task_with_the_name_of_a_shared_label_takes_no_place_and_removes_nothi
     assert counted(metrics, "ken_requests_total", "task") == {("other",): 2, ("unknown",): 1, ("topic",): 8}
 
 
+def test_a_shadow_counts_by_what_became_of_it_and_makes_its_task_no_more_asked_for() -> None:
+    metrics = Metrics("r", most_tasks=1)
+    metrics.answers.observe("spam", digest(1), 200, 0.01)
+    metrics.answers.observe_shadow("spam", digest(2), "agreed", 0.125)
+    metrics.answers.observe_shadow("spam", digest(2), "failed")
+    for _ in range(9):
+        metrics.answers.observe_shadow("topic", digest(3), "skipped")
+    shown = counted(metrics, "ken_shadow_requests_total", "task", "version", "outcome")
+    version = digest(2)[:12]
+    assert shown == {("spam", version, "agreed"): 1, ("spam", version, "failed"): 1, ("other", "other", "skipped"): 9}
+    assert counted(metrics, "ken_shadow_difference_sum", "task") == {("spam",): 0.125}
+    assert counted(metrics, "ken_requests_total", "task") == {("spam",): 1}
+
+
 # Which series there are
 
 
@@ -90,7 +104,8 @@ def test_a_task_that_grows_takes_the_place_of_the_least_used_whose_series_all_go
     metrics = Metrics("r", most_tasks=2)
     for task in ("a", "b", "a", "a", "c", "c"):
         metrics.answers.observe(task, digest(1), 200, 0.01, [("model", 0.01)])
-    for family in BY_TASK:
+        metrics.answers.observe_shadow(task, digest(1), "agreed", 0.0)
+    for family in (*BY_TASK, "ken_shadow_requests", "ken_shadow_difference"):
         assert label_values(metrics, family, "task") == {("a",), ("c",), ("other",)}
     assert counted(metrics, "ken_requests_total", "task") == {("a",): 3, ("other",): 1, ("c",): 1}
 
@@ -219,6 +234,7 @@ def busy(
     talk(service, conversation)
     for number in range(30):
         service.metrics.answers.observe(tasks[number % 5], digest(number), 504, 31.0, [("load", 30.0)])
+        service.metrics.answers.observe_shadow(tasks[number % 5], digest(number), "differed", 0.5)
     service.metrics.dropped.labels("expired").inc()
     eventually(lambda: service.engine.tiers.tier_of(deltas.spam.digest) == "materialised")
     return service
@@ -227,7 +243,7 @@ def busy(
 def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Service) -> None:
     ends = {
         "counter": {"_total"},
-        "histogram": {"_seconds", "_rows"},
+        "histogram": {"_seconds", "_rows", "_difference"},
         "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned"},
     }
     found = families(busy.metrics)
@@ -243,7 +259,8 @@ def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Servic
 def test_every_label_has_few_values(busy: Service) -> None:
     stages = {"load", "queue", "swap", "model", "total", "fetch", "decode", "attach"}
     tiers = {"materialised", "packed", "host", "disk", "store"}
-    known = {"replica": {busy.replica}, "stage": stages, "tier": tiers, "reason": {"expired", "abandoned"}}
+    reasons, outcomes = {"expired", "abandoned"}, {"agreed", "differed", "failed", "skipped"}
+    known = {"replica": {busy.replica}, "stage": stages, "tier": tiers, "reason": reasons, "outcome": outcomes}
     most = {"task": 2 + 2, "version": 2 * 2 + 1, "code": 20, "le": 24}
     values: dict[str, set[str]] = {}
     for family in families(busy.metrics).values():

@@ -14,7 +14,7 @@ from serving.errors import InvalidInputError
 from serving.routes import MOST_WEIGHT, Route, check_route
 
 names = st.sampled_from(["live", "canary", "shadow", "a" * 64, "b" * 64])
-routes = st.dictionaries(names, st.integers(1, 20), min_size=1).map(Route)
+routes = st.builds(Route, st.dictionaries(names, st.integers(1, 20), min_size=1), st.none() | names)
 any_weight = st.integers(1, MOST_WEIGHT)
 keys = st.lists(st.text(), min_size=1, max_size=50)
 
@@ -82,6 +82,16 @@ def test_a_route_goes_through_json_unchanged(route: Route) -> None:
     assert check_route(route.plain()) == route
 
 
+def test_a_route_of_a_shadow_alone_sends_everything_to_live() -> None:
+    assert check_route({"shadow": "canary"}) == Route({"live": 1}, "canary")
+
+
+def test_a_route_kept_before_there_were_shadows_has_none() -> None:
+    route = check_route({"weights": {"live": 90, "canary": 10}})
+    assert route.shadow is None
+    assert route.plain() == {"weights": {"live": 90, "canary": 10}}
+
+
 @pytest.mark.parametrize(
     ("plain", "named"),
     [
@@ -89,6 +99,12 @@ def test_a_route_goes_through_json_unchanged(route: Route) -> None:
         ({"live": 90}, "is no route"),
         ({"weights": [["live", 1]]}, "is no route"),
         ({"weights": {"live": 1}, "sticky": True}, "is no route"),
+        ({}, "is no route"),
+        ({"shadow": None}, "is no route"),
+        ({"weights": None, "shadow": "canary"}, "is no route"),
+        ({"weights": {"live": 1}, "shadow": ["canary"]}, "is no route"),
+        ({"weights": {}, "shadow": "canary"}, "needs a target"),
+        ({"shadow": "@route"}, "shadow '@route' is not usable"),
         ({"weights": {}}, "needs a target"),
         ({"weights": {"live": 0}}, "weight of 'live' is 0"),
         ({"weights": {"live": 90, "canary": -1}}, "weight of 'canary' is -1"),

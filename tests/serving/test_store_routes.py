@@ -127,6 +127,63 @@ def test_history_tells_who_routed_where(split: Store) -> None:
     assert [h["revision"] for h in told] == [6, 5, 4]
 
 
+# Shadows
+
+SHADOWED = Route({"live": 1}, shadow="canary")
+
+
+def test_a_shadow_is_part_of_the_route_and_rolls_back_with_it(split: Store, deltas: Deltas) -> None:
+    routes = [CANARY, SHADOWED, Route({"live": 1}, shadow=deltas.topic.digest), Route({"live": 1})]
+    for route in routes:
+        split.set_route("spam", route)
+        assert spam(split).route == split.table().tasks["spam"].route == route
+    for before in (*routes[2::-1], None):
+        split.rollback_route("spam")
+        assert spam(split).route == before
+
+
+@pytest.mark.parametrize("target", ["next", "f" * 64])
+def test_a_shadow_the_task_does_not_have_is_refused(target: str, split: Store) -> None:
+    with pytest.raises(UnknownTaskError, match=f"'{target}' is neither an alias nor a version of task 'spam'"):
+        split.set_route("spam", Route(shadow=target))
+    assert spam(split).route is None
+
+
+def test_a_version_that_is_the_shadow_is_not_deleted_unless_forced_and_then_the_weights_stay(
+    split: Store, deltas: Deltas
+) -> None:
+    split.set_route("spam", Route({"live": 3}, shadow=deltas.topic.digest))
+    with pytest.raises(ConflictError, match="in use by the route;"):
+        split.delete_version("spam", deltas.topic.digest)
+    split.delete_version("spam", deltas.topic.digest, force=True)
+    assert spam(split).route == Route({"live": 3})
+
+
+def test_a_shadow_goes_with_its_alias_and_no_rollback_brings_it_back(split: Store, deltas: Deltas) -> None:
+    split.set_route("spam", SHADOWED)
+    split.set_route("spam", Route({"live": 2}, shadow="canary"))
+    split.delete_version("spam", deltas.spam_2.digest, force=True)
+    assert spam(split).route == Route({"live": 2})
+    split.rollback_route("spam")
+    assert spam(split).route == Route({"live": 1})
+
+
+def test_a_shadow_stays_while_its_weights_lose_a_target_and_goes_with_the_last(split: Store, deltas: Deltas) -> None:
+    split.set_route("spam", Route({"live": 9, deltas.topic.digest: 1}, shadow="canary"))
+    split.delete_version("spam", deltas.topic.digest, force=True)
+    assert spam(split).route == Route({"live": 9}, shadow="canary")
+    split.delete_version("spam", deltas.spam.digest, force=True)
+    assert spam(split).route is None
+
+
+def test_history_tells_who_set_which_shadow(split: Store) -> None:
+    split.set_route("spam", CANARY)
+    split.set_route("spam", SHADOWED)
+    split.set_route("spam", None)
+    told = [(h["shadow"], h["previous_shadow"]) for h in split.history("spam", 3)]
+    assert told == [(None, "canary"), ("canary", None), (None, None)]
+
+
 # Deleting a version
 
 

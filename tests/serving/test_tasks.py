@@ -88,6 +88,21 @@ def test_a_route_may_lead_to_a_version_that_has_no_alias(file: Path) -> None:
     assert routed(file, Route({B: 1}), live=A).resolve("sentiment") == B
 
 
+def test_a_shadow_is_an_alias_or_a_version_and_not_asked_where_there_is_none(file: Path) -> None:
+    told = [
+        (Route(shadow="canary"), B),
+        (Route(shadow=B), B),
+        (Route(shadow=C), None),
+        (Route(shadow="next"), None),
+        (Route(), None),
+        (None, None),
+    ]
+    for route, digest in told:
+        assert routed(file, route, live=A, canary=B).shadow("sentiment") == digest
+        assert routed(file, route, live=A, canary=B).resolve("sentiment") == A
+    assert routed(file, None).shadow("nobody") is None
+
+
 def test_a_route_leads_nowhere_the_task_does_not_go(file: Path) -> None:
     with pytest.raises(UnknownTaskError, match=f"no alias '{C}'"):
         routed(file, Route({C: 1}), live=A).resolve("sentiment")
@@ -121,7 +136,7 @@ def test_the_last_table_is_found_on_disk_as_it_was(table: TaskTable, file: Path)
 
 
 def test_keys_and_routes_are_found_on_disk_as_they_were(file: Path) -> None:
-    task = Task("spam", 7, {"live": A}, (A, B), Route({"live": 9, B: 1}))
+    task = Task("spam", 7, {"live": A}, (A, B), Route({"live": 9, B: 1}, shadow=B))
     TaskTable(file).replace(Table(7, {"spam": task}, {"one": {"name": "ada", "scopes": ["predict"]}}))
     later = TaskTable(file)
     assert later.load_from_disk()
