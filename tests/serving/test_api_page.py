@@ -30,6 +30,7 @@ from tests.tiny_checkpoints import Tiny
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text()
 OF_COMMANDS = {"KEN_API_KEY", "KEN_CONFIG", "KEN_DATA_DIR", "KEN_SECRETS_DIR", "KEN_URL"}
+LABELS = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
 SAID = ("alias", "detail", "error", "kind", "name", "status", "task", "title", "type")
 """Fields whose values are compared, and not their sorts alone."""
 
@@ -51,8 +52,7 @@ def live(
 ) -> Iterator[Served]:
     """A server with the tasks of the page."""
     store = Store(embedded_url, "api-page")
-    labels = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
-    store.publish("trec", tiny.delta(tiny.tuned("page-trec", labels, 90)))
+    store.publish("trec", tiny.delta(tiny.tuned("page-trec", LABELS, 90)))
     store.publish("faq-search", of_every_kind["search"])
     store.publish("passages", of_every_kind["ranks"])
     chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path_factory.mktemp("page"), "namespace": "api-page"}
@@ -115,14 +115,14 @@ def alike(printed: str, page: str) -> bool:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page is written for curl")
 def test_everything_that_the_page_shows_is_so(
     live: Served,
-    of_every_kind: dict[str, DeltaFile],
+    tiny: Tiny,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("tritonclient.http")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    shutil.copy(of_every_kind["spam"].path, tmp_path / "better.ken")
+    shutil.copy(tiny.delta(tiny.tuned("page-better", LABELS, 91)).path, tmp_path / "better.ken")
     reader = Reader(live, tmp_path)
     for language, block in re.findall(r"^```(console|bash|python)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
         match language:
@@ -136,7 +136,7 @@ def test_everything_that_the_page_shows_is_so(
                     assert alike(printed, page), f"{command}\nprinted {printed}\n   page {page}"
     dimensions, _tokens, label, *_ = capsys.readouterr().out.split()
     assert dimensions == "3"
-    assert label in {"ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"}
+    assert label in LABELS
 
 
 def test_every_kind_is_described_with_its_parameters() -> None:
