@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from serving.keys import new_key
 from serving.process import ServerProcess
+from tests.certificates import self_signed
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.running import settings_on, still_running
 
@@ -22,10 +22,7 @@ pytestmark = pytest.mark.e2e
 
 def make_pair(folder: Path) -> dict[str, str]:
     """Settings that name a self-signed certificate for 127.0.0.1 and its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    made = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    made += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(made, check=True, capture_output=True)
+    cert, key = self_signed(folder)
     return {"tls_cert": str(cert), "tls_key": str(key)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import socketserver
 import ssl
@@ -23,6 +22,7 @@ from serving.connection import connect, printable
 from serving.errors import ServingError, StartError, StoreError
 from serving.routes import Route
 from serving.store import Store
+from tests.certificates import self_signed
 from tests.tiny_checkpoints import Deltas
 
 SECRET = "hunter2"
@@ -96,22 +96,14 @@ def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    made = folder / "certificate.pem"
-    request = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out", str(made)]
-    subprocess.run([*request, *names], check=True, capture_output=True)
-    return made
+    return self_signed(tmp_path_factory.mktemp("tls"))[0]
 
 
 @pytest.fixture(scope="module")
 def tls(tcp: int, certificate: Path) -> Iterator[str]:
     """TLS in front of the TCP server: the wheel's Valkey is built without it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
 
     class Terminate(socketserver.BaseRequestHandler):
         def handle(self) -> None:

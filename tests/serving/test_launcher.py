@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from serving.keys import new_key
 from serving.launcher import _choose_proxy, _with_threads, check_keys, check_tls
 from serving.store import Store
 from serving.tasks import TaskTable
+from tests.certificates import self_signed
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,8 @@ def test_a_bad_keys_file_is_found_before_anything_starts(store_url: str, tmp_pat
 # TLS
 
 
-def make_pair(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
-    """A self-signed certificate and its key."""
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]
-    made += ["-keyout", str(key), "-out", str(cert), *(options or ("-nodes",))]
-    subprocess.run(made, check=True, capture_output=True)
-    return cert, key
-
-
 def test_a_certificate_with_its_key_is_served_by_the_proxy_that_can(tmp_path: Path) -> None:
-    cert, key = make_pair(tmp_path, "one")
+    cert, key = self_signed(tmp_path, "one")
     settings = load_settings(base="b", tls_cert=cert, tls_key=key)
     check_tls(settings)
     said: list[str] = []
@@ -79,8 +70,8 @@ def test_a_certificate_with_its_key_is_served_by_the_proxy_that_can(tmp_path: Pa
 
 
 def test_a_pair_that_is_none_is_refused_without_asking_for_a_password(tmp_path: Path) -> None:
-    (cert, key), (other, _) = make_pair(tmp_path, "one"), make_pair(tmp_path, "other")
-    _, locked = make_pair(tmp_path, "locked", "-passout", "pass:hunter2")
+    (cert, key), (other, _) = self_signed(tmp_path, "one"), self_signed(tmp_path, "other")
+    _, locked = self_signed(tmp_path, "locked", "hunter2")
     (tmp_path / "empty").write_text("")
     for c, k in ((other, key), (key, cert), (cert, tmp_path / "empty"), (tmp_path / "empty", key), (cert, locked)):
         with pytest.raises(StartError, match=rf"(?s){c.name}.*{k.name}.*PEM files"):
@@ -88,7 +79,7 @@ def test_a_pair_that_is_none_is_refused_without_asking_for_a_password(tmp_path: 
 
 
 def test_a_file_of_tls_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    cert, key = make_pair(tmp_path, "one")
+    cert, key = self_signed(tmp_path, "one")
     for settings in ({"tls_cert": cert, "tls_key": tmp_path / "gone"}, {"tls_cert": tmp_path, "tls_key": key}):
         with pytest.raises(StartError, match=r"tls_\w+ \S+ cannot be read: (No such file|Is a dir)"):
             check_tls(load_settings(base="b", **settings))
