@@ -251,10 +251,10 @@ class DeviceTiers:
         self._promote(loaded.digest)
 
     def _deserves(self, loaded: Loaded) -> bool:
-        if loaded.digest in self._stay_packed:
-            return False
-        uses, size = self._uses(loaded.digest), self._resident.bytes_of(loaded.attached.names)
-        tier = self._materialised
-        if uses < _HOT_USES or size > tier.budget:
+        tier, uses = self._materialised, self._uses(loaded.digest)
+        if not tier.budget or uses < _HOT_USES or loaded.digest in self._stay_packed:
+            return False  # asked at every request, and summing up a task's bytes walks all its tensors
+        size = self._resident.bytes_of(loaded.attached.names)
+        if size > tier.budget:
             return False
         return tier.nbytes + size <= tier.budget or uses > 2 * min(self._uses(other.digest) for other in tier)
