@@ -64,7 +64,7 @@ class Demo:
             where = "the embedded Valkey" if self._redis_url is None else printable(url)
             _heading(4, f"publish to {where}, and serve")
             settings = {"base": self._base_name, "redis_url": url, "namespace": _NAMESPACE}
-            server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, port=self._port)
+            server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, self._server_log(), self._port)
             with server, Client(server.url) as client:
                 self._url, self._client = server.url, client
                 for p in prepared:
@@ -76,6 +76,15 @@ class Demo:
                 raise DemoError(f"the server ended with exit code {server.process.returncode}")
         say(f"every check held; everything that was started is stopped ({time.monotonic() - started:.0f} s)")
         return 0
+
+    def _server_log(self) -> Path | None:
+        """Where the server's lines go: among the tables nobody would read them. None: to the terminal."""
+        if self._keep_serving:
+            return None
+        log = self._folder / "server.log"
+        log.unlink(missing_ok=True)
+        say(f"  its log: {log}")
+        return log
 
     # Before serving
 
