@@ -13,6 +13,7 @@ import pytest
 
 from serving.keys import new_key
 from serving.process import ServerProcess
+from serving.rayenv import find_haproxy
 from tests.certificates import self_signed
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.listening import reachable
@@ -57,8 +58,9 @@ def refused(settings: dict[str, str], log: Path) -> str:
     return log.read_text()
 
 
+@pytest.mark.parametrize("module", ["serving.cli", pytest.param("tests.e2e.without_haproxy", marks=pytest.mark.slow)])
 def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_holders_over_tls(
-    minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
+    module: str, minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
 ) -> None:
     publish_all(store_url, published)
     log = tmp_path / "log"
@@ -71,7 +73,7 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     mismatch = settings | {"tls_key": settings["tls_cert"]}
     assert "expected PEM files" in refused(mismatch, tmp_path / "log-mismatch")
 
-    server = ServerProcess(settings, log)
+    server = ServerProcess(settings, log, module=module)
     server.start()
     try:
         trust = ssl.create_default_context(cafile=settings["tls_cert"])
@@ -92,6 +94,7 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     assert still_running(children) == []
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     said = [line["message"] for line in lines]
+    assert any("stock proxy" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
     assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
     assert {"serving.launcher", "serving.service"} <= {line["logger"] for line in lines}
     assert token not in log.read_text()
