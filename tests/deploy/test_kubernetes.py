@@ -314,6 +314,9 @@ class TestTheNetwork:
         first, last = (getattr(constants, f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT") for end in ("MIN", "MAX"))
         assert not [port for port in open_to_others(policies, "ray") if port is None or first <= port <= last]
 
+    def test_is_not_all_that_keeps_code_out(self, ray_service: Object) -> None:
+        assert ray_service["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
     def test_lets_only_the_operator_submit_code(self, policies: list[Object]) -> None:
         def opens(policy: Object, port: int) -> bool:
             rules = policy["spec"].get("ingress", [])
