@@ -81,6 +81,8 @@ def for_launcher(folder: Path, haproxy: Mapping[str, str] | None) -> dict[str, s
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(next(ports)),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(next(ports)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
+        # ports of the replicas' own, which nobody but HAProxy needs, and which would lie beside the stock proxy's
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1" if haproxy else "0",
     }
     if haproxy:
         place = folder / "h"

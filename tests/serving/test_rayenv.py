@@ -23,7 +23,11 @@ def test_haproxy_is_started_as_told_with_its_files_in_the_private_folder(tmp_pat
     paths = [value for name, value in values.items() if name.startswith("RAY_SERVE_HAPROXY") and "/" in value[1:]]
     assert len(paths) == 5
     assert all(Path(path).is_relative_to(tmp_path) for path in paths)
-    assert for_launcher(tmp_path, None)["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+
+
+def test_without_haproxy_replicas_open_no_ports_of_their_own(tmp_path: Path) -> None:
+    values = for_launcher(tmp_path, None)
+    assert (values["RAY_SERVE_ENABLE_HA_PROXY"], values["RAY_SERVE_ENABLE_DIRECT_INGRESS"]) == ("0", "0")
 
 
 def test_what_a_cluster_of_somebody_elses_left_in_the_environment_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
