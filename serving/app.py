@@ -31,9 +31,11 @@ class Replica:
         from serving.errors import StartError
         from serving.exposure import check_exposure
         from serving.logs import configure
+        from serving.loopback import keep_to_loopback
 
         loaded = load_settings(**settings)
         configure(loaded)
+        keep_to_loopback()
         from serving.service import Service
 
         if loaded.redis_secret is None:

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     queue_rows: int = Field(2048, ge=1, description="inputs that may wait; beyond it requests get 429")
     request_timeout_seconds: float = Field(30.0, gt=0)
     drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for accepted requests")
+    max_connections: int = Field(4096, ge=64, le=1_000_000, description="most open connections of all clients together")
+    max_connections_per_source: int = Field(
+        1024,
+        ge=0,
+        description="most of one address (IPv6: of one /64 network); 0: no limit, as behind a load balancer",
+    )
     max_body_bytes: int = Field(2 * MIB, ge=1024)
     max_tokens: int = Field(262_144, ge=16, description="most tokens in one request, all its inputs together")
     max_requests: int = Field(1024, ge=1, description="most predictions in flight in a replica; beyond it, 429")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import ssl
@@ -30,7 +31,9 @@ from serving.cores import usable_cores
 from serving.embedded import embedded_store
 from serving.errors import StartError, StoreError
 from serving.exposure import check_exposure
+from serving.haproxystart import check_startable, variables
 from serving.keysfile import KeysFile
+from serving.listening import address, behind_haproxy, frontend, in_front, plain_host, url
 from serving.logs import chosen_format, configure
 from serving.rayenv import can_listen, clear_foreign, find_haproxy, for_launcher
 from serving.store import Store
@@ -57,19 +60,19 @@ def serve(settings: Settings, say: Say) -> int:
     check_address(settings)
     check_tls(settings)
     check_base(settings.base)
+    haproxy = choose_proxy(settings, say)
     with ExitStack() as stack:
-        url = settings.redis_secret or stack.enter_context(embedded_store(settings.data_dir))
-        check_store(url, settings, say)
-        check_keys(url, settings)
+        store_url = settings.redis_secret or stack.enter_context(embedded_store(settings.data_dir))
+        check_store(store_url, settings, say)
+        check_keys(store_url, settings)
         folder = Path(stack.enter_context(_private_folder()))
-        return supervise(lambda: _drive(settings, url, folder, say))
+        return supervise(lambda: _drive(settings, haproxy, store_url, folder, say))
 
 
 def check_address(settings: Settings) -> None:
     """Raises `StartError` if the server cannot listen where it is told to."""
-    host = _plain_host(settings.host)
-    if (error := can_listen(host, settings.port)) is not None:
-        raise StartError(f"cannot listen on {host}:{settings.port} ({error.strerror}); choose another with --port")
+    if (error := can_listen(plain_host(settings.host), settings.port)) is not None:
+        raise StartError(f"cannot listen on {address(settings)} ({error.strerror}); choose another with --port")
 
 
 def check_tls(settings: Settings) -> None:
@@ -105,6 +108,20 @@ def check_base(base: str) -> None:
         raise StartError(f"base {path} has a config.json but no weights (no *.safetensors)")
 
 
+def choose_proxy(settings: Settings, say: Say) -> str | None:
+    """HAProxy, if there is one for this platform; None is Ray's stock proxy.
+
+    Raises:
+        StartError: it could not hold the connections asked for.
+    """
+    haproxy = find_haproxy()
+    if haproxy is None:
+        say("no HAProxy for this platform; Ray's stock proxy serves, at a lower rate and without limits on connections")
+    else:
+        check_startable(settings.max_connections)
+    return haproxy
+
+
 def check_store(url: str, settings: Settings, say: Say) -> None:
     """Raises `StartError` if the store is down and the disk holds no task table to serve from."""
     try:
@@ -138,12 +155,12 @@ def _table_file(settings: Settings) -> Path:
     return settings.data_dir.expanduser() / f"tasks-{settings.namespace}.json"
 
 
-def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
+def _drive(settings: Settings, haproxy: str | None, store_url: str, folder: Path, say: Say) -> int:
     """Start the cluster, wait for a signal, stop it. Runs in the supervised child."""
-    haproxy = _choose_proxy(settings, say)
     clear_foreign()
-    os.environ.update(for_launcher(folder, haproxy))
-    os.environ["KEN_REDIS_URL"] = url
+    os.environ.update(for_launcher(folder, variables(haproxy, frontend(settings, folder)) if haproxy else None))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(_new_token(folder))
+    os.environ["KEN_REDIS_URL"] = store_url
     if settings.admin_token:
         os.environ["KEN_ADMIN_TOKEN"] = settings.admin_token.get_secret_value()
     _let_workers_import_us()
@@ -155,7 +172,7 @@ def _drive(settings: Settings, url: str, folder: Path, say: Say) -> int:
     try:
         _start_cluster(settings, folder)
         stop.install()  # ray.init puts its own handlers in their place
-        _start_application(settings)
+        _start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
         _watch(settings, stop, say)
         code = 0
     except (_StoppedError, SystemExit):  # the latter from ray.init's own handler
@@ -189,13 +206,13 @@ def _start_cluster(settings: Settings, folder: Path) -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=True,
         logging_level=logging.WARNING,
-        _temp_dir=str(folder),
+        _temp_dir=str(folder / "r"),  # Ray opens it to every user; the folder around it is shut
         _node_ip_address="127.0.0.1",
     )
     _show_replicas_only()
 
 
-def _start_application(settings: Settings) -> None:
+def _start_application(settings: Settings, where: dict[str, Any]) -> None:
     from ray import serve as ray_serve
     from ray.serve.schema import LoggingConfig
 
@@ -203,9 +220,6 @@ def _start_application(settings: Settings) -> None:
 
     configure(settings)  # again: ray.init gave its loggers handlers of their own
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    where: dict[str, Any] = {"host": _plain_host(settings.host), "port": settings.port}
-    if settings.tls:
-        where |= {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
     ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)
     ray_serve.run(build(_with_threads(settings).shareable()), name=APP, route_prefix="/", logging_config=quiet)
 
@@ -221,7 +235,7 @@ def _watch(settings: Settings, stop: _StopFlag, say: Say) -> None:
 
     from serving.app import APP
 
-    say(f"ready on {'https' if settings.tls else 'http'}://{_plain_host(settings.host)}:{settings.port}")
+    say(f"ready on {url(settings)}")
     stop.ready = True
     while not stop.asked:
         time.sleep(0.05)
@@ -277,23 +291,6 @@ class _StopFlag:
             raise _StoppedError
 
 
-def _choose_proxy(settings: Settings, say: Say) -> str | None:
-    if settings.tls:
-        say("Ray's HAProxy frontend has no TLS; Ray's slower stock proxy serves it")
-        return None
-    if _plain_host(settings.host) not in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - compared, not bound
-        say(f"HAProxy answers on 127.0.0.1 or 0.0.0.0 only; Ray's slower stock proxy serves {settings.host}")
-        return None
-    haproxy = find_haproxy()
-    if haproxy is None:
-        say("no HAProxy for this platform; Ray's stock proxy serves, at a lower rate")
-    return haproxy
-
-
-def _plain_host(host: str) -> str:
-    return "127.0.0.1" if host == "localhost" else host
-
-
 @contextmanager
 def _private_folder() -> Iterator[str]:
     """Short, since Ray and HAProxy put sockets deep below it."""
@@ -302,6 +299,14 @@ def _private_folder() -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_token(folder: Path) -> Path:
+    """A file with the secret without which nothing in the cluster runs code."""
+    file = folder / "token"
+    with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
+        opened.write(secrets.token_hex(32))
+    return file
 
 
 def _let_workers_import_us() -> None:

@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,6 @@ class Variable:
     value: str
     why: str
 
-
-_BALANCE = "leastconn\n    no option splice-request\n    timeout http-request 20s"
-"""Ray writes this value into the defaults of HAProxy's configuration as it is, and has no variable for the two others.
-
-With ``splice-request``, which Ray sets, HAProxy 2.8 does not see a client hang up whose body came after its headers,
-so that nobody's inputs would be computed; without ``http-request``, one that drips its headers holds a connection for
-as long as it likes.
-"""
 
 SHARED = (
     Variable("RAY_SERVE_ENABLE_HA_PROXY", "1", "HAProxy in front of the replicas: 20 times the stock proxy's rate"),
@@ -44,7 +36,6 @@ SHARED = (
     Variable(
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "60", "a client that falls silent is let go; the default is an hour"
     ),
-    Variable("RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", _BALANCE, "see there"),
     Variable("RAY_worker_niceness", "0", "replicas are not niced"),
     Variable("OMP_WAIT_POLICY", "PASSIVE", "compute threads that wait leave their cores to the event loop and HAProxy"),
     Variable("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0", "a replica sees the GPUs of its machine, asked for or not"),
@@ -55,7 +46,8 @@ SHARED = (
 LOCAL = (
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0", "we drain before Serve does"),
     Variable("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1", "a start that fails, fails at once"),
-    Variable("RAY_AUTH_MODE", "disabled", "the cluster is private to this process tree"),
+    Variable("RAY_AUTH_MODE", "token", "nobody else runs code in the cluster, on this machine or another"),
+    Variable("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0", "Ray listens on loopback: else it takes the machine's address"),
     Variable("RAY_DEDUP_LOGS", "0", "every line of a replica's log is shown"),
 )
 """Only where the launcher owns the whole cluster."""
@@ -63,6 +55,7 @@ LOCAL = (
 IN_CLUSTER = (
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "15", "load balancers need time to let go of a pod"),
     Variable("HOME", "/home/ken", "Ray and numba write below it"),
+    Variable("RAY_SERVE_HAPROXY_BINARY_PATH", "/usr/local/bin/ken-haproxy", "the image's link to serving/haproxy.sh"),
 )
 """Only in containers."""
 
@@ -72,12 +65,12 @@ def for_cluster() -> dict[str, str]:
     return {v.name: v.value for v in (*SHARED, *IN_CLUSTER)}
 
 
-def for_launcher(folder: Path, haproxy: str | None) -> dict[str, str]:
+def for_launcher(folder: Path, haproxy: Mapping[str, str] | None) -> dict[str, str]:
     """Variables of a private cluster: ports and sockets of its own, so that several run side by side.
 
     Args:
         folder: private, with a short path (HAProxy's sockets lie below it).
-        haproxy: its binary; None leaves the stock proxy.
+        haproxy: what has Ray start it (`haproxystart.variables`); None leaves the stock proxy.
     """
     values = {v.name: v.value for v in (*SHARED, *LOCAL)}
     ports = _free_ports()
@@ -88,11 +81,13 @@ def for_launcher(folder: Path, haproxy: str | None) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(next(ports)),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(next(ports)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
+        # ports of the replicas' own, which nobody but HAProxy needs, and which would lie beside the stock proxy's
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1" if haproxy else "0",
     }
     if haproxy:
         place = folder / "h"
         values |= {
-            "RAY_SERVE_HAPROXY_BINARY_PATH": haproxy,
+            **haproxy,
             "RAY_SERVE_HAPROXY_STATS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(place / "haproxy.cfg"),
@@ -106,7 +101,7 @@ def for_launcher(folder: Path, haproxy: str | None) -> dict[str, str]:
 
 
 def find_haproxy() -> str | None:
-    """A HAProxy that runs here, None where there is none (Ray's wheel exists for Linux only)."""
+    """A HAProxy with TLS that runs here, None where there is none (Ray's wheel exists for Linux only)."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -118,10 +113,10 @@ def find_haproxy() -> str | None:
     if not binary:
         return None
     try:
-        answer = subprocess.run([binary, "-v"], capture_output=True, timeout=10, check=False)  # noqa: S603
+        answer = subprocess.run([binary, "-vv"], capture_output=True, timeout=10, check=False)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    return binary if answer.returncode == 0 else None
+    return binary if answer.returncode == 0 and b"+OPENSSL " in answer.stdout else None
 
 
 def can_listen(host: str, port: int) -> OSError | None:
@@ -136,9 +131,19 @@ def can_listen(host: str, port: int) -> OSError | None:
     return None
 
 
+_FOREIGN = (
+    "RAY_ADDRESS",
+    "RAY_NAMESPACE",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "RAY_AUTH_TOKEN",  # would win over the file of the cluster's own token
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_ENABLE_K8S_TOKEN_AUTH",  # a token of Kubernetes would do as well
+)
+
+
 def clear_foreign() -> None:
-    """Forget variables that would attach us to somebody else's cluster."""
-    for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    """Forget variables that would attach us to somebody else's cluster, or let the holders of its token into ours."""
+    for name in _FOREIGN:
         os.environ.pop(name, None)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serving.config import Settings
+from serving.haproxystart import ENTRY
+from serving.rayenv import for_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +42,14 @@ def test_the_package_is_installed_as_constrained(instructions: list[tuple[str, s
     assert installs
     assert all(re.search(r"-c \S*constraints\.txt", run) for run in installs)
     assert installs[-1].endswith("pip install -c constraints.txt '.[haproxy]'")
+
+
+def test_what_a_cluster_starts_as_haproxy_is_there(instructions: list[tuple[str, str]]) -> None:
+    named = for_cluster()["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    (link,) = (run for run in all_of(instructions, "RUN") if run.startswith("ln -s"))
+    code, target = re.fullmatch(r"""ln -s "\$\(python -c '(.+)'\)" (\S+)""", link).groups()
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (Path(printed.strip()), target) == (ENTRY, named)
 
 
 def test_it_runs_as_a_user_that_kubernetes_can_see_is_not_root(instructions: list[tuple[str, str]]) -> None:

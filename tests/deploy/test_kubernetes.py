@@ -309,13 +309,13 @@ class TestTheNetwork:
     def test_shows_others_the_server_metrics_and_the_operators_port(self, policies: list[Object]) -> None:
         assert open_to_others(policies, "ray") == {8000, 8001, 8080, 8265}
 
-    def test_hides_what_haproxy_opens_on_all_addresses(self, policies: list[Object]) -> None:
-        pytest.importorskip("ray", reason="ray is not installed")
-        from ray.serve._private import constants
+    def test_hides_the_replicas_own_ports(self, policies: list[Object]) -> None:
+        constants = pytest.importorskip("ray.serve._private.constants", reason="ray is not installed")
+        first, last = (getattr(constants, f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT") for end in ("MIN", "MAX"))
+        assert not [port for port in open_to_others(policies, "ray") if port is None or first <= port <= last]
 
-        opened = {constants.RAY_SERVE_HAPROXY_STATS_PORT, constants.RAY_SERVE_HAPROXY_METRICS_PORT}
-        assert opened == {8404, 9101}
-        assert not opened & open_to_others(policies, "ray")
+    def test_is_not_all_that_keeps_code_out(self, ray_service: Object) -> None:
+        assert ray_service["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
 
     def test_lets_only_the_operator_submit_code(self, policies: list[Object]) -> None:
         def opens(policy: Object, port: int) -> bool:

@@ -13,8 +13,10 @@ import pytest
 
 from serving.keys import new_key
 from serving.process import ServerProcess
+from serving.rayenv import find_haproxy
 from tests.certificates import self_signed
 from tests.e2e.conftest import PublishedTask, publish_all
+from tests.e2e.listening import reachable
 from tests.e2e.running import settings_on, still_running
 
 pytestmark = pytest.mark.e2e
@@ -41,6 +43,13 @@ def await_ready(client: httpx.Client, server: ServerProcess, log: Path) -> None:
         time.sleep(0.1)
 
 
+def metrics_ports(client: httpx.Client) -> set[int]:
+    """Of all replicas on the store, which Prometheus reads from elsewhere."""
+    return {
+        int(target.rpartition(":")[2]) for group in client.get("/metrics/targets").json() for target in group["targets"]
+    }
+
+
 def refused(settings: dict[str, str], log: Path) -> str:
     """What a server says that does not start."""
     server = ServerProcess(settings, log)
@@ -49,8 +58,9 @@ def refused(settings: dict[str, str], log: Path) -> str:
     return log.read_text()
 
 
+@pytest.mark.parametrize("module", ["serving.cli", pytest.param("tests.e2e.without_haproxy", marks=pytest.mark.slow)])
 def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_holders_over_tls(
-    minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
+    module: str, minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
 ) -> None:
     publish_all(store_url, published)
     log = tmp_path / "log"
@@ -63,7 +73,7 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     mismatch = settings | {"tls_key": settings["tls_cert"]}
     assert "expected PEM files" in refused(mismatch, tmp_path / "log-mismatch")
 
-    server = ServerProcess(settings, log)
+    server = ServerProcess(settings, log, module=module)
     server.start()
     try:
         trust = ssl.create_default_context(cafile=settings["tls_cert"])
@@ -73,6 +83,9 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
             body = {"inputs": "some text"}
             answer = client.post("/v1/tasks/news/predict", json=body, headers={"Authorization": f"Bearer {token}"})
             assert answer.status_code == 200, answer.text
+            opened = reachable(server)
+            assert server.port in opened
+            assert set(opened) - {server.port} <= metrics_ports(client), opened
             with pytest.raises(httpx.TransportError):
                 httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=10)
         with pytest.raises(httpx.ConnectError, match="certificate"):
@@ -83,7 +96,7 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     assert still_running(children) == []
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     said = [line["message"] for line in lines]
-    assert any("no TLS" in message for message in said)
+    assert any("stock proxy" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
     assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
     assert {"serving.launcher", "serving.service"} <= {line["logger"] for line in lines}
     assert token not in log.read_text()

@@ -10,7 +10,7 @@ from serving.config import load_settings
 from serving.embedded import embedded_store
 from serving.errors import StartError
 from serving.keys import new_key
-from serving.launcher import _choose_proxy, _with_threads, check_keys, check_tls
+from serving.launcher import _new_token, _with_threads, check_keys, check_tls, choose_proxy
 from serving.store import Store
 from serving.tasks import TaskTable
 from tests.certificates import self_signed
@@ -60,13 +60,9 @@ def test_a_bad_keys_file_is_found_before_anything_starts(store_url: str, tmp_pat
 # TLS
 
 
-def test_a_certificate_with_its_key_is_served_by_the_proxy_that_can(tmp_path: Path) -> None:
+def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path, "one")
-    settings = load_settings(base="b", tls_cert=cert, tls_key=key)
-    check_tls(settings)
-    said: list[str] = []
-    assert _choose_proxy(settings, said.append) is None
-    assert "stock proxy" in said[0]
+    check_tls(load_settings(base="b", tls_cert=cert, tls_key=key))
 
 
 def test_a_pair_that_is_none_is_refused_without_asking_for_a_password(tmp_path: Path) -> None:
@@ -83,3 +79,31 @@ def test_a_file_of_tls_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for settings in ({"tls_cert": cert, "tls_key": tmp_path / "gone"}, {"tls_cert": tmp_path, "tls_key": key}):
         with pytest.raises(StartError, match=r"tls_\w+ \S+ cannot be read: (No such file|Is a dir)"):
             check_tls(load_settings(base="b", **settings))
+
+
+# The proxy and the cluster
+
+
+def test_without_haproxy_it_says_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.launcher.find_haproxy", lambda: None)
+    said: list[str] = []
+    assert choose_proxy(load_settings(base="b"), said.append) is None
+    assert "without limits on connections" in said[0]
+
+
+def test_more_connections_than_this_machine_lets_a_process_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.launcher.find_haproxy", lambda: "/usr/sbin/haproxy")
+    monkeypatch.setattr("resource.getrlimit", lambda which: (256, 256))
+    assert choose_proxy(load_settings(base="b", max_connections=64), print) == "/usr/sbin/haproxy"
+    with pytest.raises(StartError, match="KEN_MAX_CONNECTIONS"):
+        choose_proxy(load_settings(base="b", max_connections=200), print)
+
+
+def test_each_cluster_has_a_token_of_its_own_that_only_its_owner_reads(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    files = [_new_token(folder) for folder in folders]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert len({file.read_text() for file in files}) == 2
+    assert all(len(file.read_text()) == 64 for file in files)

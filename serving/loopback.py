@@ -1,0 +1,35 @@
+"""Where the whole cluster is on loopback, a replica's last port is as well.
+
+Ray Serve opens one in each replica for calls from other deployments, reads pickles there from whoever has the
+cluster's token, and binds it to all addresses, whatever Serve and Ray are told. There is no setting for that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_OPENER = "add_port_to_grpc_server"
+
+
+def keep_to_loopback() -> None:
+    """Called in a replica before Serve opens the port. Changes nothing in a cluster of several machines."""
+    import ray
+    from ray.serve._private import replica
+
+    if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
+        return
+    if not hasattr(replica, _OPENER):
+        _log.warning("this version of ray opens the port between deployments in an unknown way; its token guards it")
+        return
+    setattr(replica, _OPENER, _on_loopback(getattr(replica, _OPENER)))
+
+
+def _on_loopback(opened: Callable[[Any, str], int]) -> Callable[[Any, str], int]:
+    def opened_on_loopback(server: Any, address: str) -> int:
+        return opened(server, f"127.0.0.1:{address.rpartition(':')[2]}")
+
+    return opened_on_loopback
