@@ -125,5 +125,12 @@ class StoreError(UnavailableError):
     title = "Store unavailable"
 
 
+class ChangedBaseError(UnavailableError):
+    """The base's file was written to, so that no further delta can be loaded; those that are loaded are still right."""
+
+    title = "Base changed"
+    retry_after = 10.0
+
+
 class StartError(ServingError):
     """The server cannot start: bad settings, a port in use, no base, no store."""
