@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from serving.api.bodies import read_body
 from serving.api.predicting import Answered, Predictor, Question
+from serving.incoming import Incoming
 
 
-class Asked(BaseModel, ABC):
+class Asked(Incoming, ABC):
     """A body that asks a task something. A protocol's bodies say what they ask in the words of all protocols."""
 
     @abstractmethod

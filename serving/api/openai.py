@@ -29,7 +29,6 @@ class EmbeddingsRequest(Asked):
     """Texts to embed."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"model": "faq-search", "input": ["How far is it to Denver?"]}]},
     )
 

@@ -69,7 +69,7 @@ class EmbedRequest(_Asked):
     """Texts to embed."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "normalize": True}]}
+        json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "normalize": True}]}
     )
 
     inputs: Texts
@@ -112,7 +112,7 @@ class PredictRequest(_Asked):
     """Texts, or pairs of texts, to classify: ``[text, text]`` is one pair, ``[[text], [text]]`` are two texts."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "raw_scores": False}]}
+        json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "raw_scores": False}]}
     )
 
     inputs: Sequences
@@ -146,7 +146,6 @@ class RerankRequest(_Asked):
     """Texts to put in the order in which they answer a query."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"query": "How far is it to Denver?", "texts": ["Denver is 200 miles away.", "I like rain."]}]
         },
