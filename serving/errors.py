@@ -39,6 +39,19 @@ class TooLargeError(ServingError):
     title = "Request too large"
 
 
+class UnsupportedMediaError(ServingError):
+    """A body is in a character set that is not taken."""
+
+    status = 415
+    title = "Unsupported media type"
+
+
+class UnsupportedEncodingError(UnsupportedMediaError):
+    """A body is compressed in a way that is not taken; RFC 9110 has the answer name those that are."""
+
+    headers = MappingProxyType({"Accept-Encoding": "gzip, deflate, zstd"})
+
+
 class UnauthorizedError(ServingError):
     """No key was given, or none that is valid. The challenge is that of RFC 6750."""
 
