@@ -165,7 +165,7 @@ class Service:
         """Answer a task's inputs.
 
         Args:
-            inputs: plain JSON, unchecked.
+            inputs: plain JSON or `TokenIds`, unchecked.
             parameters: plain JSON, unchecked.
             timeout: seconds.
             kind: of the question; None: what the task answers by itself.

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from serving.api.asking import Asked, Texts, ask
+from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.document import CHOOSING
 from serving.api.examples import EMBEDDINGS, LABELS, RANKS
@@ -83,6 +83,12 @@ class EmbedRequest(_Asked):
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs
+
+
+class EmbedTokensRequest(EmbedRequest):
+    """Texts to embed, or the task's own token ids."""
+
+    inputs: TextsOrTokenIds
 
 
 def _sequences(plain: Any) -> Any:
@@ -248,7 +254,8 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
                 openapi_extra=body_of(form),
             )
 
-    route("/embed", EmbedRequest, list[list[float]], EMBEDDINGS)
+    embed = EmbedTokensRequest if service.settings.accept_token_ids else EmbedRequest
+    route("/embed", embed, list[list[float]], EMBEDDINGS)
     route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]], LABELS)
     route("/rerank", RerankRequest, list[Rank], RANKS)
 
