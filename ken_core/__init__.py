@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ken_core.deltafile import DeltaFile, load, open_file, write
     from ken_core.errors import (
         BaseMismatchError,
+        CheckpointChangedError,
         CheckpointError,
         ConfigMismatchError,
         DeltaFormatError,
@@ -36,6 +37,7 @@ _HOME = {
     "Budget": "ken_core.selection",
     "Calibrated": "ken_core.calibration",
     "Checkpoint": "ken_core.checkpoint",
+    "CheckpointChangedError": "ken_core.errors",
     "CheckpointError": "ken_core.errors",
     "ConfigMismatchError": "ken_core.errors",
     "Delta": "ken_core.delta",
@@ -72,6 +74,7 @@ __all__ = [
     "Budget",
     "Calibrated",
     "Checkpoint",
+    "CheckpointChangedError",
     "CheckpointError",
     "ConfigMismatchError",
     "Delta",

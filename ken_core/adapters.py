@@ -111,7 +111,8 @@ class _Fitting:
     def tuned(self) -> Checkpoint:
         """The trained model, but for its low-rank shifts."""
         path = self._adapter.path
-        return Checkpoint(str(path), path, self._model, self._opened.absent - self._placed)
+        opened = self._opened
+        return Checkpoint(str(path), path, self._model, opened.absent - self._placed, opened.files)
 
     def _replace(self, name: str, tensor: torch.Tensor) -> None:
         """Put a tensor that was trained whole in its place."""

@@ -109,7 +109,7 @@ def calibrate(
         confidence=confidence(right, best.right, tolerance),
         tried=tuple(search.tried),
     )
-    delta = extract(base, tuned, best.selection, cast=cast, identity=search.resident.fingerprint)
+    delta = extract(base, tuned, best.selection, cast=cast)
     return Calibrated(deltafile.write(delta, base, out, best.trial.codec, calibration=record), record)
 
 
@@ -229,7 +229,7 @@ class _Search:
         scope = ALLOWED_SCOPES[method][0]
         selection = Selection(method, Budget(scope, fraction), tensors=self._tensors)
         self._progress(Stage("trying", f"{method}, {fraction:.1%}, {codec}", len(self.tried), len(self.tried) + 1))
-        delta = extract(self._base, self._tuned, selection, cast=self._cast, identity=self.resident.fingerprint)
+        delta = extract(self._base, self._tuned, selection, cast=self._cast)
         file = deltafile.write(delta, self._base, self.folder / "trial.ken", codec)
         right = self._answer(file)
         score = float(right.mean())
@@ -242,7 +242,7 @@ class _Search:
 
     def _answer(self, file: DeltaFile) -> Right:
         """Judge the delta as a reader of the file would serve it."""
-        delta = deltafile.read(file, self._base, self.resident.fingerprint.digest)
+        delta = deltafile.read(file, self._base, self._base.identity.digest)
         attached = self.resident.attach(delta)
         self.resident.activate(attached)
         try:

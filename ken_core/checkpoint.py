@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,7 +23,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from ken_core.errors import CheckpointError
+from ken_core.errors import CheckpointChangedError, CheckpointError
+from ken_core.fingerprint import Fingerprint, fingerprint, identify
+from ken_core.mapped import MappedFiles
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -39,6 +41,8 @@ class Checkpoint:
     model: PreTrainedModel
     absent: frozenset[str]
     """Names (in the whole model) that the files do not hold: newly initialised, so part of no identity."""
+    files: MappedFiles = field(default_factory=MappedFiles, compare=False)
+    """Those its tensors are views of."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -60,6 +64,47 @@ class Checkpoint:
         """Backbone weights in the files, by backbone-relative name, sorted; tied ones once."""
         named = weights(self.backbone)
         return {n: named[n].data for n in sorted(named) if self.prefix + n not in self.absent}
+
+    @cached_property
+    def identity(self) -> Fingerprint:
+        """Of the backbone, as it was opened.
+
+        Raises:
+            CheckpointChangedError: its files were written to meanwhile.
+        """
+        with self.unchanged():
+            return fingerprint(self.backbone_tensors)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Hold around whatever reads the tensors, so that nothing is made of values that are not the checkpoint's.
+
+        Raises:
+            CheckpointChangedError: its files do not hold what they held when it was opened, or were written to
+                before the block's end.
+        """
+        self.files.check(self._others if "identity" in vars(self) else None)
+        before = self.files.states()
+        try:
+            yield
+        finally:
+            if self.files.states() != before:  # whatever else went wrong may come from that
+                raise CheckpointChangedError(f"{self.folder} was written to while it was read; try again afterwards")
+
+    def differing(self, names: Iterable[str] | None = None) -> list[str]:
+        """Hash backbone tensors (by default all) again; names of those that hold other values than by `identity`.
+
+        If there are any, `unchanged` raises from then on, until the files are written to again.
+        """
+        found = self._others(names)
+        if found:
+            self.files.refuse(found)
+        return found
+
+    def _others(self, names: Iterable[str] | None = None) -> list[str]:
+        wanted = list(self.backbone_tensors if names is None else names)
+        known = self.identity.tensors
+        return wanted if self.files.cut else [n for n in wanted if identify(self.backbone_tensors[n]) != known[n]]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,10 +177,11 @@ def open_base(name_or_path: str) -> Checkpoint:
     folder = find_folder(name_or_path)
     _refuse_own_code(folder)
     with quiet(folder):
-        loaded = AutoModel.from_pretrained(
+        files = MappedFiles.of(folder)
+        model, info = AutoModel.from_pretrained(
             folder, dtype=_stored_dtype(folder), output_loading_info=True, trust_remote_code=False
         )
-    return _opened(name_or_path, folder, *loaded)
+    return _opened(name_or_path, folder, model, info, files)
 
 
 def open_tuned(name_or_path: str) -> Checkpoint:
@@ -155,16 +201,23 @@ def open_tuned(name_or_path: str) -> Checkpoint:
         )
     model_class = model_class_named(architecture, folder)
     with quiet(folder):
+        files = MappedFiles.of(folder)
         loaded: Any = model_class.from_pretrained(folder, dtype=_stored_dtype(folder), output_loading_info=True)
-    opened = _opened(name_or_path, folder, *loaded)
+    model, info = loaded
+    opened = _opened(name_or_path, folder, model, info, files)
     if lacking := sorted(opened.absent - set(_backbone_names(opened.model))):
         raise CheckpointError(f"{folder} lacks {lacking[0]!r}, which a {architecture} has; is it fine-tuned at all?")
     return opened
 
 
 def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: PretrainedConfig) -> Checkpoint:
-    """A base's files opened once more as a whole model; what they do not hold, or not in its shape, is `absent`."""
+    """A base's files opened once more as a whole model; what they do not hold, or not in its shape, is `absent`.
+
+    Raises:
+        CheckpointError: they cannot be opened so, or are others than the base was opened from.
+    """
     with quiet(base.folder):
+        files = MappedFiles.of(base.folder)
         loaded: Any = model_class.from_pretrained(
             base.folder,
             config=config,
@@ -175,7 +228,9 @@ def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: Pretra
     model, info = loaded
     other_shape = {name for name, *_ in info["mismatched_keys"]}
     missing = {*info["missing_keys"], *other_shape}
-    return _opened(base.name, base.folder, model, {**info, "missing_keys": missing, "mismatched_keys": set()})
+    if base.files.states() not in ((), files.states()):
+        raise CheckpointChangedError(f"{base.folder} was replaced after the base was opened; open it again")
+    return _opened(base.name, base.folder, model, {**info, "missing_keys": missing, "mismatched_keys": set()}, files)
 
 
 def model_class_named(architecture: str, folder: Path) -> type[PreTrainedModel]:
@@ -285,7 +340,8 @@ def _backbone_prefix(model: PreTrainedModel) -> str:
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
-def _opened(name: str, folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> Checkpoint:
+def _opened(name: str, folder: Path, model: PreTrainedModel, info: dict[str, Any], files: MappedFiles) -> Checkpoint:
+    files.check_since_opened()
     if info["mismatched_keys"]:
         raise CheckpointError(
             f"{folder}: tensors do not have the shapes its config asks for: {info['mismatched_keys']}"
@@ -297,7 +353,7 @@ def _opened(name: str, folder: Path, model: PreTrainedModel, info: dict[str, Any
         raise CheckpointError(f"{folder} holds none of the weights a {type(model).__name__} has")
     model.eval()
     model.requires_grad_(False)
-    return Checkpoint(name, folder, model, absent)
+    return Checkpoint(name, folder, model, absent, files)
 
 
 @contextmanager

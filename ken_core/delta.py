@@ -19,7 +19,7 @@ from ken_core.blocks import blocks_of, is_finite, rows_of
 from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint, weights
 from ken_core.configs import check_config, portable, restore
 from ken_core.errors import BaseMismatchError, CheckpointError
-from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
+from ken_core.fingerprint import Fingerprint, dtype_name
 from ken_core.manifest import Adapter, task_kind
 from ken_core.new_folder import new_folder
 from ken_core.progress import Progress, Stage, silent
@@ -140,9 +140,21 @@ def extract(
     Raises:
         ConfigMismatchError: the fine-tune's backbone computes something else than the base's.
         CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`.
+        CheckpointChangedError: a file of either was written to meanwhile.
         SelectionError: the selection covers no tensor.
     """
-    selection = selection or Selection()
+    with base.unchanged(), tuned.unchanged():
+        return _extract(base, tuned, selection or Selection(), cast, identity, progress)
+
+
+def _extract(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    selection: Selection,
+    cast: bool,
+    identity: Fingerprint | None,
+    progress: Progress,
+) -> Delta:
     ours, dtype = base.backbone_tensors, base.dtype
     resized = any(n in ours and ours[n].shape != t.shape for n, t in tuned.backbone_tensors.items())
     check_config(base.config, tuned.config, resized=resized)
@@ -159,7 +171,7 @@ def extract(
 
     return Delta(
         base_name=base.name if not Path(base.name).is_dir() else base.folder.name,
-        base_fingerprint=(identity or fingerprint(ours)).digest,
+        base_fingerprint=(identity or base.identity).digest,
         architecture=type(tuned.model).__name__,
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),
@@ -210,11 +222,13 @@ def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
 
     Raises:
         BaseMismatchError: the delta was made against another base.
+        CheckpointChangedError: the base's file was written to after it was opened.
     """
-    check_base(delta, fingerprint(base.backbone_tensors).digest, base.name)
+    check_base(delta, base.identity.digest, base.name)
     ours = base.backbone_tensors
-    sparse = {n: patched(ours[n], entry) for n, entry in delta.sparse.items()}
-    lowrank = {n: expanded(ours[n], entry) for n, entry in delta.lowrank.items()}
+    with base.unchanged():
+        sparse = {n: patched(ours[n], entry) for n, entry in delta.sparse.items()}
+        lowrank = {n: expanded(ours[n], entry) for n, entry in delta.lowrank.items()}
     return {**ours, **sparse, **lowrank, **delta.dense}
 
 
@@ -254,6 +268,7 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
 
     Raises:
         BaseMismatchError: the delta was made against another base.
+        CheckpointChangedError: the base's file was written to after it was opened.
         FileExistsError: `out` exists and is not an empty folder.
     """
     merged = merge(base, delta)
@@ -261,7 +276,7 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
     config.architectures = [delta.architecture]
     prefix = _saved_prefix(delta)
     tensors = {prefix + n: t.contiguous() for n, t in merged.items()} | dict(delta.head)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, base.unchanged():
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         config.save_pretrained(folder)
         for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):

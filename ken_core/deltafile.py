@@ -34,7 +34,7 @@ from ken_core.compression import Bytes
 from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
-from ken_core.fingerprint import dtype_name, fingerprint
+from ken_core.fingerprint import dtype_name
 from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
@@ -74,12 +74,16 @@ def write(
 
     Returns:
         The file, read back and checked.
+
+    Raises:
+        CheckpointChangedError: the base's file was written to after it was opened.
     """
     streams: dict[str, Bytes] = {}
     sparse = {}
-    for done, (name, entry) in enumerate(delta.sparse.items()):
-        progress(Stage("encoding", name, done, len(delta.sparse)))
-        sparse[name] = _write_sparse(name, entry, base, codec, streams)
+    with base.unchanged():
+        for done, (name, entry) in enumerate(delta.sparse.items()):
+            progress(Stage("encoding", name, done, len(delta.sparse)))
+            sparse[name] = _write_sparse(name, entry, base, codec, streams)
     lowrank = {name: _write_lowrank(name, entry, codec, streams) for name, entry in delta.lowrank.items()}
     dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
     head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
@@ -154,9 +158,9 @@ def load(path: Path | str, base: Checkpoint) -> Delta:
     """Open a delta file, check it and decode it against its base.
 
     Raises:
-        DeltaFormatError, BaseMismatchError, ConfigMismatchError: as `open_file` and `read`.
+        DeltaFormatError, BaseMismatchError, ConfigMismatchError, CheckpointChangedError: as `open_file` and `read`.
     """
-    return read(open_file(Path(path)), base, fingerprint(base.backbone_tensors).digest)
+    return read(open_file(Path(path)), base, base.identity.digest)
 
 
 def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int | None = None) -> Delta:
@@ -170,6 +174,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
         BaseMismatchError: the delta belongs to another base.
         ConfigMismatchError: its backbone would compute something else.
         DeltaFormatError: a stream is not what the manifest says.
+        CheckpointChangedError: the base's file was written to after it was opened.
     """
     described = file.manifest
     config = restore(described.config)
@@ -197,7 +202,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
     _check_lowrank(described, ours)
     _check_dense(described, base, config)
     _check_whole_sizes(described, ours)
-    with safe_open(file.path, "np") as container:
+    with base.unchanged(), safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
             data: Bytes = container.get_tensor(name)

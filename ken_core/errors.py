@@ -9,6 +9,10 @@ class CheckpointError(KenError):
     """A base or fine-tuned checkpoint cannot be read or is not usable (missing, no weights, NaN)."""
 
 
+class CheckpointChangedError(CheckpointError):
+    """A checkpoint's file was written to after it was opened, so that its tensors may hold other values by now."""
+
+
 class SelectionError(KenError):
     """A selection method and budget that do not go together, or a budget out of range."""
 

@@ -18,7 +18,7 @@ from ken_core.bits import as_bits, from_bits
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.delta import Delta, check_base, expanded, patched
 from ken_core.errors import ExchangeError, PoisonedError
-from ken_core.fingerprint import Fingerprint, TensorId, fingerprint, identify
+from ken_core.fingerprint import Fingerprint, TensorId, identify
 from ken_core.kernels import Exchange, Packed, Segment, Switch, exchange_for, pack, switch_for
 
 _ALIGNMENT = 64
@@ -69,11 +69,12 @@ class ResidentModel:
     ) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.fingerprint: Fingerprint = fingerprint(checkpoint.backbone_tensors)
+        self.fingerprint: Fingerprint = checkpoint.identity
         self._dtype = dtype
         self._weights = weights(checkpoint.backbone)
         self._start: dict[str, int] = {}
-        self._arenas = self._fill_arenas()
+        with checkpoint.unchanged():
+            self._arenas = self._fill_arenas()
         self._home = {name: self._view(name) for name in self._start}
         self._point(self._home)
         self._place_rest()
@@ -107,19 +108,24 @@ class ResidentModel:
 
         Raises:
             BaseMismatchError: the delta was made against another base.
+            CheckpointChangedError: the base's file was written to after it was opened.
         """
         check_base(delta, self.fingerprint.digest, self.checkpoint.name)
-        base = self.checkpoint.backbone_tensors
         whole = {n: self._placed(t, n) for n, t in delta.dense.items()}
-        whole |= {n: self._placed(expanded(base[n], e), n) for n, e in delta.lowrank.items()}
-        packed: dict[torch.dtype, Packed] = {}
-        if materialised:
-            whole |= {n: self._placed(patched(base[n], s), n) for n, s in delta.sparse.items()}
-        else:
-            packed = self._pack(delta)
+        if materialised or delta.lowrank:
+            whole |= self._made_of_the_base(delta, materialised)
+        packed = {} if materialised else self._pack(delta)
         head = {n: self._placed(t, n) for n, t in delta.head.items()}
         names = frozenset(self._home.keys() & {*delta.sparse, *whole})
         return Attached(names, packed, whole, head, materialised)
+
+    def _made_of_the_base(self, delta: Delta, materialised: bool) -> dict[str, torch.Tensor]:
+        base = self.checkpoint.backbone_tensors
+        with self.checkpoint.unchanged():
+            made = {n: self._placed(expanded(base[n], e), n) for n, e in delta.lowrank.items()}
+            if materialised:
+                made |= {n: self._placed(patched(base[n], s), n) for n, s in delta.sparse.items()}
+        return made
 
     def bytes_of(self, names: Iterable[str]) -> int:
         """Bytes of resident tensors: what a delta that changes them takes when materialised."""
@@ -198,9 +204,10 @@ class ResidentModel:
         """Copy every tensor the deltas touch from the checkpoint's map; whatever cannot be is poison."""
         touched = sorted(set().union(*(a.names for a in changing)))
         try:
-            for name in touched:
-                if name in self.checkpoint.backbone_tensors:
-                    self._home[name].copy_(self.checkpoint_tensor(name))
+            with self.checkpoint.unchanged():
+                for name in touched:
+                    if name in self.checkpoint.backbone_tensors:
+                        self._home[name].copy_(self.checkpoint_tensor(name))
             self._point({n: self._home[n] for n in touched})
             wrong = [n for n in touched if identify(self._home[n].cpu()) != self._table[n]]
         except Exception as error:

@@ -108,6 +108,17 @@ class Encoder:
         parts = iter(self.parts([text for i in sorted(long) for text in inputs[i]]))
         return [self.pair(next(parts), next(parts)) if i in long else next(rows) for i in range(len(inputs))]
 
+    # Rows that somebody else encoded
+
+    def given(self, ids: Sequence[int]) -> Encoded:
+        """A row of ids as they are, special ones included; segment ids are those of one text of that length."""
+        inside = len(ids) - len(self._single)
+        return self._encoded(ids, self._single.fill_types(inside) if inside >= 0 else [0] * len(ids), False)
+
+    def has(self, token_id: int) -> bool:
+        """Whether there is such a token; `token_id` is not negative and below 2^32."""
+        return self._fast.id_to_token(token_id) is not None
+
     # Rows of two texts, each of them encoded once however many rows it is in
 
     def parts(self, texts: Sequence[str]) -> list[Part]:

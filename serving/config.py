@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(2 * MIB, ge=1024)
     max_tokens: int = Field(262_144, ge=16, description="most tokens in one request, all its inputs together")
     max_requests: int = Field(1024, ge=1, description="most predictions in flight in a replica; beyond it, 429")
+    accept_token_ids: bool = Field(
+        False,
+        description="take token ids in place of texts to embed; they must be of the task's own tokenizer",
+    )
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
     metrics_host: str | None = Field(
         None, description="address of each replica's own metrics; by default loopback if host is, else all"

@@ -11,6 +11,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from serving.addresses import parted
 from serving.errors import StartError
 
 Client = Any
@@ -51,7 +52,10 @@ def connect(url: str, timeout: float = 5.0) -> Client:
             return RedisCluster.from_url(url.replace("+cluster", "", 1), socket_timeout=timeout)
         return redis.Redis.from_url(url, **options)
     except ValueError:
-        raise StartError("the store's URL is not usable; percent-encode marks in user and password") from None
+        raise StartError(
+            "the store's URL is not usable; percent-encode marks in user and password, and put an IPv6 address in "
+            "brackets, as in redis://[::1]:6379"
+        ) from None
 
 
 def printable(url: str) -> str:
@@ -67,7 +71,7 @@ def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
     if not service:
         raise StartError("a redis+sentinel URL names its service: redis+sentinel://host:26379/service")
     user, _, password = credentials.partition(":")
-    places = [(host, int(port or 26379)) for host, _, port in (h.partition(":") for h in hosts.split(","))]
+    places = [parted(host, 26379) for host in hosts.split(",")]
     sentinel = Sentinel(places, socket_timeout=options["socket_timeout"], retry=Retry(NoBackoff(), 0))
     return sentinel.master_for(
         service,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from ken_core import Attached, Delta, ResidentModel, graft
+from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel, graft
 from ken_core.configs import restore
 from ken_core.tokenization import Encoder
 from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
@@ -215,7 +215,7 @@ class DeviceTiers:
         """Give a task its full tensors; the thread that owns the weights puts them in place of the packed ones."""
         try:
             self._move_to_full_tensors(digest)
-        except UnavailableError:
+        except (UnavailableError, CheckpointChangedError):
             return
         except Exception as error:
             self._stay_packed.add(digest)

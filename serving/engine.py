@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import torch
 
-from ken_core import ExchangeError, PoisonedError, ResidentModel
+from ken_core import CheckpointChangedError, ExchangeError, PoisonedError, ResidentModel
 from ken_core.tokenization import Encoded, collate
 from serving.cache import DeltaCache
 from serving.device import DeviceTiers, Loaded
-from serving.errors import DeadlineError, OverloadedError, ServingError, UnavailableError
+from serving.errors import ChangedBaseError, DeadlineError, OverloadedError, ServingError, UnavailableError
 from serving.integrity import IntegrityCheck
 from serving.metrics import Metrics
 from serving.pipelines.base import Pipeline, Raw
@@ -172,6 +172,10 @@ class Engine:
         """Names of resident tensors that are not bit for bit the base's."""
         return self.call(self._integrity.verify)
 
+    def verify_file(self) -> list[str]:
+        """Names of tensors whose values in the base's file are not the base's any more; hashes all of them."""
+        return self._resident.checkpoint.differing()
+
     async def run(
         self, loaded: Loaded, pipeline: Pipeline, rows: Sequence[Encoded], deadline: float
     ) -> tuple[list[Raw], Timing]:
@@ -295,6 +299,8 @@ class Engine:
         if isinstance(error, PoisonedError):
             self._metrics.poisoned.set(1)
             error = UnavailableError("this replica's weights are in an unknown state; it is being replaced")
+        elif isinstance(error, CheckpointChangedError):
+            error = ChangedBaseError(str(error))
         elif not isinstance(error, ServingError):
             _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
         for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():

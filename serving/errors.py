@@ -39,6 +39,19 @@ class TooLargeError(ServingError):
     title = "Request too large"
 
 
+class UnsupportedMediaError(ServingError):
+    """A body is in a character set that is not taken."""
+
+    status = 415
+    title = "Unsupported media type"
+
+
+class UnsupportedEncodingError(UnsupportedMediaError):
+    """A body is compressed in a way that is not taken; RFC 9110 has the answer name those that are."""
+
+    headers = MappingProxyType({"Accept-Encoding": "gzip, deflate, zstd"})
+
+
 class UnauthorizedError(ServingError):
     """No key was given, or none that is valid. The challenge is that of RFC 6750."""
 
@@ -123,6 +136,13 @@ class StoreError(UnavailableError):
     """The store cannot be reached, or does not hold what it should."""
 
     title = "Store unavailable"
+
+
+class ChangedBaseError(UnavailableError):
+    """The base's file was written to, so that no further delta can be loaded; those that are loaded are still right."""
+
+    title = "Base changed"
+    retry_after = 10.0
 
 
 class StartError(ServingError):

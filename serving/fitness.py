@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ken_core import DeltaFile, KenError, ResidentModel, deltafile, graft
+from ken_core import CheckpointChangedError, DeltaFile, KenError, ResidentModel, deltafile, graft
 from ken_core.configs import restore
 from ken_core.tokenization import Encoder
-from serving.errors import InvalidInputError, ServingError
+from serving.errors import ChangedBaseError, InvalidInputError, ServingError
 from serving.pipelines import default_kind
 
 
@@ -16,6 +16,7 @@ def check_fitness(path: Path, resident: ResidentModel) -> DeltaFile:
 
     Raises:
         InvalidInputError: it is no sound delta, of another base, or of a kind that is not served here.
+        ChangedBaseError: the base's file is not what it was, so that nothing can be decoded against it.
     """
     try:
         file = deltafile.open_file(path)
@@ -25,6 +26,8 @@ def check_fitness(path: Path, resident: ResidentModel) -> DeltaFile:
         graft(resident.backbone, delta.architecture, delta.config, attached.head)
         if delta.files:
             Encoder(resident.checkpoint, restore(dict(delta.config)), delta.files)
+    except CheckpointChangedError as error:
+        raise ChangedBaseError(f"no delta can be checked here at present: {error}") from error
     except ServingError as error:
         raise InvalidInputError(f"the delta cannot be served here: {error}") from error
     except KenError as error:

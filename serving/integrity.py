@@ -1,4 +1,4 @@
-"""Comparing the resident base with its hashes while nothing else is to be done."""
+"""Comparing the resident base, and the file it came from, with their hashes while nothing else is to be done."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _QUIET_SECONDS = 1.0
 class IntegrityCheck:
     """A pass over the base's tensors now and then, one tensor a step, so that a request waits for one at most.
 
-    All of it runs on the thread that owns the weights. A tensor that differs condemns the model: the health check
-    fails and the replica is replaced.
+    All of it runs on the thread that owns the weights. A resident tensor that differs condemns the model: the health
+    check fails and the replica is replaced. One of the file does not: what is loaded stays right, and no further delta
+    is decoded against that file.
 
     Args:
         every: seconds from the end of a pass to the next.
@@ -27,6 +28,7 @@ class IntegrityCheck:
         self._metrics = metrics
         self._every = every
         self._left: list[str] = []
+        self._left_in_file: list[str] = []
         self._due = 0.0
 
     def disturb(self, now: float) -> None:
@@ -40,14 +42,19 @@ class IntegrityCheck:
         """Compare the next tensor, if it is time."""
         if self.seconds_until_due(now) > 0:
             return
-        if not self._left:
-            self._left = self._resident.names
-        if not self._reverted():
-            return
-        name = self._left.pop()
-        if not self._resident.is_the_base(name):
-            self._condemn([name])
-        elif not self._left:
+        if self._left_in_file:
+            self._resident.checkpoint.differing([self._left_in_file.pop()])
+        else:
+            self._left = self._left or self._resident.names
+            if not self._reverted():
+                return
+            name = self._left.pop()
+            if not self._resident.is_the_base(name):
+                self._condemn([name])
+                return
+            if not self._left:
+                self._left_in_file = list(self._resident.checkpoint.backbone_tensors)
+        if not (self._left or self._left_in_file):
             self._passed()
 
     def _reverted(self) -> bool:
@@ -71,7 +78,7 @@ class IntegrityCheck:
         return differing
 
     def _passed(self) -> None:
-        self._left = []
+        self._left, self._left_in_file = [], []
         self._due = time.monotonic() + self._every
         self._metrics.differing.set(0)
         self._metrics.verified.set_to_current_time()

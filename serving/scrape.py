@@ -18,6 +18,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from serving.addresses import host_and_port
 from serving.errors import StartError
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class ScrapePort:
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int = 0) -> None:
         self._server, self._thread = _listen(registry, host, port)
-        self.address = _join(_reachable(host), self._server.server_port)
+        self.address = host_and_port(_reachable(host), self._server.server_port)
         """``host:port`` where Prometheus finds it: this machine's own address, where it listens on all."""
 
     def close(self) -> None:
@@ -74,8 +75,8 @@ def _listen(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServ
             _log.warning("metrics port %d on %s is taken; this replica's is %d", port, host, found[0].server_port)
             return found
         raise StartError(
-            f"metrics cannot be served on {_join(host, port)}: {error}; set KEN_METRICS_HOST to an address of this "
-            "machine and KEN_METRICS_PORT to a port above 1023, or to 0 for a free one"
+            f"metrics cannot be served on {host_and_port(host, port)}: {error}; set KEN_METRICS_HOST to an address of "
+            "this machine and KEN_METRICS_PORT to a port above 1023, or to 0 for a free one"
         ) from error
 
 
@@ -95,7 +96,3 @@ def _own_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

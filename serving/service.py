@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from ken_core import Checkpoint, DeltaFile, KenError, ResidentModel, deltafile, open_base
-from ken_core.errors import DeltaFormatError
+from ken_core.errors import CheckpointChangedError, DeltaFormatError
 from ken_core.tokenization import Encoded
 from serving.cache import DeltaCache, DeltaFiles
 from serving.config import Settings
 from serving.cores import usable_cores
 from serving.device import Loaded
 from serving.engine import Engine, Timing
-from serving.errors import DeadlineError, StartError, StoreError, TooLargeError, UnavailableError
+from serving.errors import ChangedBaseError, DeadlineError, StartError, StoreError, TooLargeError, UnavailableError
 from serving.fitness import check_fitness
 from serving.metrics import Metrics
 from serving.pipelines import Parameters, Pipeline, pipeline_for
@@ -165,7 +165,7 @@ class Service:
         """Answer a task's inputs.
 
         Args:
-            inputs: plain JSON, unchecked.
+            inputs: plain JSON or `TokenIds`, unchecked.
             parameters: plain JSON, unchecked.
             timeout: seconds.
             kind: of the question; None: what the task answers by itself.
@@ -173,6 +173,7 @@ class Service:
         Raises:
             InvalidInputError: a kind the task cannot answer, inputs or parameters the kind does not take.
             StoreError: no tier holds the delta and the store does not give it.
+            ChangedBaseError: it is not on the device, and the base's file is not what it was.
             RefusedDeltaError: the delta must be signed, and no trusted key did.
             DeadlineError, OverloadedError: see `Engine.run`.
         """
@@ -239,6 +240,8 @@ class Service:
             return await self.engine.tiers.acquire(digest)
         except DeltaFormatError as error:
             raise StoreError(f"delta {digest} cannot be served: {error}") from error
+        except CheckpointChangedError as error:
+            raise ChangedBaseError(f"delta {digest} cannot be loaded: {error}") from error
         finally:
             self._loading -= inputs
 
@@ -258,6 +261,11 @@ class Service:
             "ken_loading_rows", "Inputs waiting for their task to be on the device", lambda: self._loading
         )
         self.metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: self.in_flight)
+        self.metrics.gauge(
+            "ken_base_file_changed",
+            "Whether the base's file was found to hold other weights than the resident ones",
+            lambda: self.resident.checkpoint.files.trouble is not None,
+        )
         self.metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", self._tier_bytes)
 
     def _tier_bytes(self) -> dict[str, float]:

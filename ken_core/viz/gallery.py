@@ -11,7 +11,7 @@ from pathlib import Path
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint
 from ken_core.deltafile import DeltaFile
-from ken_core.fingerprint import Fingerprint, fingerprint
+from ken_core.fingerprint import Fingerprint
 from ken_core.new_folder import new_folder
 from ken_core.viz.choice import Shapes, layered_kinds, matching, typical
 from ken_core.viz.errors import require_matplotlib
@@ -81,7 +81,7 @@ def visualize(
     from ken_core.viz import pictures as draw
 
     plan = _plan(base, len(files), tensors)
-    digest = (identity or fingerprint(base.backbone_tensors)).digest
+    digest = (identity or base.identity).digest
     for file in files:
         if file.manifest.base.fingerprint != digest:
             deltafile.read(file, base, digest)  # raises, before any time went into the others

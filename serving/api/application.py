@@ -22,7 +22,8 @@ from serving.api import (
 )
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
-from serving.api.middleware import BodyLimit, InFlight, RequestIds
+from serving.api.encodings import Unpacked
+from serving.api.middleware import BodyLimit, HeadAsGet, InFlight, RequestIds
 from serving.api.predicting import Predictor
 from serving.api.protocol import Protocol
 from serving.api.resolve import Resolver
@@ -56,6 +57,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
+    app.add_middleware(Unpacked, limit_of=lambda path: body_limit(service, path))
     app.add_middleware(
         BodyLimit,
         limit_of=lambda path: body_limit(service, path),
@@ -64,6 +66,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     )
     app.add_middleware(InFlight, service=service)
     app.add_middleware(RequestIds, echo=echo_request_ids)
+    app.add_middleware(HeadAsGet)
     headers.install(app, service.settings)
     document.install(app, lambda path: protocol_of(path).failing)
     return app

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, InstanceOf, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from serving.api.bodies import read_body
 from serving.api.predicting import Answered, Predictor, Question
+from serving.incoming import Incoming
+from serving.pipelines.token_ids import TokenIds
 
 
-class Asked(BaseModel, ABC):
+class Asked(Incoming, ABC):
     """A body that asks a task something. A protocol's bodies say what they ask in the words of all protocols."""
 
     @abstractmethod
@@ -44,22 +47,50 @@ async def ask(predictor: Predictor, request: Request, form: type[A], task: str |
     return body, answered
 
 
-def _listed(plain: Any) -> list[Any]:
+def _texts(plain: Any) -> list[Any]:
     if isinstance(plain, str):
         return [plain]
     if not isinstance(plain, list):
         raise PydanticCustomError("texts", "expected a text or a list of texts")
     if any(isinstance(item, int | list) for item in plain):
-        raise PydanticCustomError("texts", "token ids are not taken; send texts")
+        raise PydanticCustomError(
+            "texts",
+            "token ids are not taken, for another tokenizer's would give wrong vectors; send texts (in LangChain: "
+            "OpenAIEmbeddings(check_embedding_ctx_length=False)), or set KEN_ACCEPT_TOKEN_IDS on the server where they "
+            "are the task's own",
+        )
     return plain
 
 
+def _texts_or_ids(plain: Any) -> list[Any]:
+    if isinstance(plain, list) and plain and all(type(item) is int for item in plain):
+        plain = [plain]
+    if not (isinstance(plain, list) and any(isinstance(item, list) for item in plain)):
+        return _texts(plain)
+    if not all(isinstance(ids, list) and all(type(token) is int for token in ids) for ids in plain):
+        raise PydanticCustomError("texts", "expected texts alone, or lists of token ids alone")
+    return [TokenIds(tuple(ids)) for ids in plain]
+
+
+def _one_or_many(form: dict[str, Any]) -> list[dict[str, Any]]:
+    return [form, {"type": "array", "items": form, "minItems": 1}]
+
+
 _text = {"type": "string"}
+_ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 Texts = Annotated[
-    list[str],
-    BeforeValidator(_listed),
+    Sequence[str | InstanceOf[TokenIds]],
+    BeforeValidator(_texts),
     Field(min_length=1),
-    WithJsonSchema({"anyOf": [_text, {"type": "array", "items": _text, "minItems": 1}]}),
+    WithJsonSchema({"anyOf": _one_or_many(_text)}),
 ]
 """One text or a list of them; a list once checked."""
+
+TextsOrTokenIds = Annotated[
+    Sequence[str | InstanceOf[TokenIds]],
+    BeforeValidator(_texts_or_ids),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [*_one_or_many(_text), *_one_or_many(_ids)]}),
+]
+"""As `Texts`, or one list of the task's own token ids, or a list of such lists."""

@@ -70,6 +70,7 @@ _RETRY = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "
 _GIVEN: dict[str, dict[str, Any]] = {
     "401": {"WWW-Authenticate": {"description": "the challenge of RFC 6750", "schema": {"type": "string"}}},
     "405": {"Allow": {"description": "methods the path has", "schema": {"type": "string"}}},
+    "415": {"Accept-Encoding": {"description": "encodings that are taken", "schema": {"type": "string"}}},
     "429": _RETRY,
     "503": _RETRY,
 }
@@ -147,7 +148,7 @@ def _statuses(path: str, operation: dict[str, Any], needs_key: bool) -> Iterator
     if needs_key:
         yield from (401, 403, 503)
     if "requestBody" in operation:
-        yield from (400, 408, 413, 422)
+        yield from (400, 408, 413, 415, 422)
     if "{" in path:
         yield 404
     if any(parameter["in"] != "header" for parameter in operation["parameters"]):

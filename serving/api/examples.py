@@ -28,7 +28,7 @@ LABELS = [{"label": "NUM", "score": 0.98}, {"label": "LOC", "score": 0.02}]
 RANKS = [{"index": 0, "score": 0.97}, {"index": 1, "score": 0.02}]
 
 ANSWERS: dict[str, Any] = {
-    "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA},
+    "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA, "trouble": None},
     "Change": {
         "action": "publish",
         "alias": "canary",
@@ -103,5 +103,5 @@ ANSWERS: dict[str, Any] = {
     },
     "TaskInfo": _TASK,
     "UploadInfo": {"digest": _CANARY, "received": [0, 1], "bytes": 8388608, "complete": False},
-    "Verification": {"tensors": 103, "differing": []},
+    "Verification": {"tensors": 103, "differing": [], "differing_in_file": []},
 }

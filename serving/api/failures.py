@@ -89,12 +89,16 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
 
 
 def allowed(app: FastAPI, scope: Scope) -> list[str]:
-    """The methods that a path has. Starlette names those of one route, and a path may have a route for each."""
+    """The methods that a path has. Starlette names those of one route, and a path may have a route for each.
+
+    Whatever has GET has HEAD, see `middleware.HeadAsGet`.
+    """
 
     def has(method: str) -> bool:
         return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
 
-    return [method for method in ("GET", "HEAD", "POST", "PUT", "DELETE") if has(method)]
+    found = [method for method in ("GET", "POST", "PUT", "DELETE") if has(method)]
+    return ["GET", "HEAD", *found[1:]] if "GET" in found else found
 
 
 def request_id(scope: Scope) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from serving.api.asking import ask
 from serving.api.bodies import body_of
@@ -18,6 +18,7 @@ from serving.api.predicting import Predictor, Question
 from serving.api.problems import PREDICTION_FAILURES, exemplified
 from serving.api.protocol import Protocol
 from serving.api.tei import NoPrompt, TaskName, Truncating, failing, shape
+from serving.incoming import Free, Incoming
 from serving.pipelines.base import check
 from serving.service import Service
 
@@ -26,10 +27,8 @@ _ONE_A_LIST = ("text-classification", "feature-extraction", "sentence-embeddings
 """Kinds whose answer to a single input is a list of one, as Hugging Face's own servers have it."""
 
 
-class Comparison(BaseModel):
+class Comparison(Incoming):
     """A sentence and those it is compared with."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source_sentence: str
     sentences: list[str] = Field(min_length=1)
@@ -39,7 +38,6 @@ class InferenceRequest(Truncating):
     """Inputs for a task. Its client puts the parameters of feature extraction beside `parameters`, not into it."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "parameters": {"top_k": 1}}]},
     )
 
@@ -47,8 +45,8 @@ class InferenceRequest(Truncating):
         description="one input or a list of them: texts, or objects of the fields the task's kind asks for; "
         "source_sentence and sentences ask how similar they are"
     )
-    parameters: dict[str, Any] | None = Field(None, description="of the kind; candidate_labels makes it zero-shot")
-    options: dict[str, Any] | None = Field(None, description="of Hugging Face's own queue and cache: without effect")
+    parameters: Free = Field({}, description="of the kind; candidate_labels makes it zero-shot")
+    options: Free = Field({}, description="of Hugging Face's own queue and cache: without effect")
     normalize: bool | None = Field(None, description="scale embeddings to length 1")
     dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
     prompt_name: NoPrompt = None
@@ -57,7 +55,7 @@ class InferenceRequest(Truncating):
     def question(self) -> Question:
         vectors = {"normalize": self.normalize, "dimensions": self.dimensions}
         beside = {name: value for name, value in vectors.items() if value is not None} | self.truncation
-        parameters = {**(self.parameters or {}), **beside}
+        parameters = {**self.parameters, **beside}
         if self._compares:
             one = check(Comparison, self.inputs)
             return Question(

@@ -13,17 +13,17 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Wait
 from serving.api.problems import responses
+from serving.incoming import Incoming
 from serving.keys import Key, Scope, new_key, readable
 from serving.service import Service
 
 KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(Incoming):
     """A key to make."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"name": "search team", "scopes": ["predict"], "tasks": ["trec*"]}]},
     )
 

@@ -35,6 +35,7 @@ from serving.api.problems import PREDICTION_FAILURES, headers, responses
 from serving.api.protocol import Protocol
 from serving.api.resolve import Resolved
 from serving.errors import BadRequestError, StoreError
+from serving.incoming import Free, Incoming
 from serving.pipelines import PIPELINES, default_kind
 from serving.service import Service
 
@@ -78,11 +79,10 @@ class ModelMetadata(BaseModel):
     outputs: list[TensorMetadata] = Field(description="of the kind the task answers by itself")
 
 
-class InferRequest(BaseModel):
+class InferRequest(Incoming):
     """Texts for a task, and its kind's parameters."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -102,9 +102,7 @@ class InferRequest(BaseModel):
     )
 
     id: str | None = Field(None, description="given back with the answer")
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="of the kind; `kind` asks for another than the task's own"
-    )
+    parameters: Free = Field({}, description="of the kind; `kind` asks for another than the task's own")
     inputs: list[RequestInput] = Field(
         min_length=1,
         description=(

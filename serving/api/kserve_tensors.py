@@ -9,9 +9,10 @@ from itertools import chain
 from typing import Annotated, Any, get_args
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serving.errors import BadRequestError
+from serving.incoming import Free, Incoming
 from serving.pipelines import PIPELINES, Pipeline
 
 _LISTS = frozenset({"texts"})
@@ -34,23 +35,19 @@ class TensorMetadata(BaseModel):
     shape: list[int] = Field(description="-1 where the request decides")
 
 
-class RequestInput(BaseModel):
+class RequestInput(Incoming):
     """A tensor of texts."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=128)
     shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
     datatype: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Free = Field({})
     data: list[Any] | None = Field(None, description="row by row, flat or nested as the shape says")
 
 
-class RequestOutput(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class RequestOutput(Incoming):
     name: str = Field(max_length=128)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Free = Field({})
 
 
 class ResponseOutput(TensorMetadata):

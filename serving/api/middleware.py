@@ -1,4 +1,4 @@
-"""Request ids, the limits on bodies, and counting what is in flight: plain ASGI, around every route."""
+"""Request ids, HEAD, the limits on bodies, and counting what is in flight: plain ASGI, around every route."""
 
 from __future__ import annotations
 
@@ -50,6 +50,26 @@ class RequestIds:
             logs.request_id.reset(named)
 
 
+class HeadAsGet:
+    """Answer HEAD as GET, without the body; a path that has no GET has no HEAD either."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+            elif not message.get("more_body", False):
+                await send({"type": "http.response.body", "body": b""})
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
 class BodyLimit:
     """Answer 413 to a body that is, or claims to be, longer than allowed, and 408 to one that does not arrive.
 
@@ -73,7 +93,7 @@ class BodyLimit:
         limit = self._limit_of(scope["path"])
         claimed = Headers(scope=scope).get("content-length", "0")
         if claimed.isdigit() and int(claimed) > limit:
-            await self._refuse(_too_long(limit), scope, receive, send)
+            await self._refuse(too_long(limit), scope, receive, send)
             return
         body = _Body(receive, self._seconds)
         started = False
@@ -81,7 +101,7 @@ class BodyLimit:
         async def counting() -> Message:
             message = await body()
             if body.seen > limit:
-                raise UnreadBodyError(_too_long(limit))
+                raise UnreadBodyError(too_long(limit))
             return message
 
         async def noting(message: Message) -> None:
@@ -142,7 +162,7 @@ class UnreadBodyError(BaseException):
         self.status = error.status if error else 499
 
 
-def _too_long(limit: int) -> ServingError:
+def too_long(limit: int) -> ServingError:
     return TooLargeError(f"the body is longer than the {limit} bytes allowed; send less at a time")
 
 

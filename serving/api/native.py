@@ -13,21 +13,21 @@ from serving.api.bodies import body_of, read_body
 from serving.api.predicting import Answered, Predictor, Question
 from serving.api.problems import PREDICTION_FAILURES, responses
 from serving.api.protocol import Protocol
+from serving.incoming import Free, Incoming
 from serving.service import Service
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(Incoming):
     """Inputs for a task, and its kind's parameters."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "parameters": {"top_k": 1}}]},
     )
 
     inputs: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
         description="one input or a list of them: texts, or objects of the fields the kind asks for"
     )
-    parameters: dict[str, Any] = Field(default_factory=dict, description="of the kind")
+    parameters: Free = Field({}, description="of the kind")
     kind: str | None = Field(None, description="what to ask of the task; by default what it answers by itself")
 
     def listed(self) -> list[str | dict[str, Any]]:

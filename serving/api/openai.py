@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.api.asking import Asked, Texts, ask
+from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.failures import Failure
 from serving.api.predicting import Predictor, Question
@@ -29,7 +29,6 @@ class EmbeddingsRequest(Asked):
     """Texts to embed."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"model": "faq-search", "input": ["How far is it to Denver?"]}]},
     )
 
@@ -44,6 +43,15 @@ class EmbeddingsRequest(Asked):
     def question(self) -> Question:
         parameters = {} if self.dimensions is None else {"dimensions": self.dimensions}
         return Question(self.input, parameters, "sentence-embeddings", self.model, self.user)
+
+
+class EmbeddingsOfTokensRequest(EmbeddingsRequest):
+    """Texts to embed, or the task's own token ids."""
+
+    input: TextsOrTokenIds = Field(
+        description="texts, or token ids as the task's own tokenizer gives them, special ones included; what is longer "
+        "than the task takes is cut of a text, and refused of ids"
+    )
 
 
 class Embedding(BaseModel):
@@ -99,16 +107,17 @@ _JSON = "application/json"
 def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of OpenAI's protocol."""
     routes = APIRouter(prefix="/v1", tags=["openai"])
+    form = EmbeddingsOfTokensRequest if service.settings.accept_token_ids else EmbeddingsRequest
 
     @routes.post(
         "/embeddings",
         response_model=Embeddings,
-        openapi_extra=body_of(EmbeddingsRequest),
+        openapi_extra=body_of(form),
         responses=failing(*PREDICTION_FAILURES),
     )
     async def embeddings(request: Request) -> Response:
         """Embed one or many texts with a task."""
-        body, answered = await ask(predictor, request, EmbeddingsRequest)
+        body, answered = await ask(predictor, request, form)
         answer = answered.answer
         encode = _base64 if body.encoding_format == "base64" else list
         content = {
@@ -146,7 +155,8 @@ def _base64(vector: Sequence[float]) -> str:
 _STATUSES = {422: 400, 501: 400}
 """OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
 _CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
-_PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})\b[\w.]*: ")
+_PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})(?:s(?=\.\d))?\b[\w.]*: ")
+"""How a refusal begins; kinds speak of `inputs.3` in every protocol."""
 
 
 def shape(failure: Failure) -> JSONResponse:

@@ -26,6 +26,9 @@ class BaseInfo(BaseModel):
     fingerprint: str
     bytes: int = Field(description="of the resident weights")
     replica: str
+    trouble: str | None = Field(
+        description="why no further delta is loaded: its file was written to; none: all is well"
+    )
 
 
 class ReplicaInfo(BaseModel):
@@ -39,6 +42,9 @@ class Verification(BaseModel):
 
     tensors: int
     differing: list[str] = Field(description="names of tensors that are not; empty when all is well")
+    differing_in_file: list[str] = Field(
+        description="names of those whose values in the base's file are others by now: no further delta is loaded"
+    )
 
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
@@ -85,13 +91,16 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
             fingerprint=resident.fingerprint.digest,
             bytes=resident.nbytes,
             replica=service.replica,
+            trouble=resident.checkpoint.files.trouble,
         )
 
     @routes.post("/v1/base/verify", responses=responses(401))
     async def verify(request: Request) -> Verification:
-        """Revert to the base between two batches and compare every tensor's sha256."""
+        """Revert to the base between two batches and compare every tensor's sha256; those of the base's file too."""
         authenticator.require(request, "admin")
         differing = await asyncio.wrap_future(service.engine.verify())
-        return Verification(tensors=len(service.resident.fingerprint.tensors), differing=differing)
+        in_file = await asyncio.to_thread(service.engine.verify_file)
+        tensors = len(service.resident.fingerprint.tensors)
+        return Verification(tensors=tensors, differing=differing, differing_in_file=in_file)
 
     return routes

@@ -24,7 +24,7 @@ class Question:
     """What a request asks, whatever protocol it came by.
 
     Attributes:
-        inputs: plain JSON of the kind's inputs, one an element.
+        inputs: plain JSON of the kind's inputs, or `TokenIds`, one an element.
         parameters: plain JSON of the kind's parameters.
         kind: None: what the task answers by itself.
         task: named in the body; None leaves it to the path or the header.

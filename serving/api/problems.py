@@ -47,6 +47,7 @@ _MEANINGS = {
     408: "The body did not arrive in time",
     409: "The present state does not allow it",
     413: "The body is too large, or has too many tokens",
+    415: "The body is in an encoding or a character set that is not taken; see Accept-Encoding",
     422: "The request is of another form than expected",
     429: "Too much waits already; see Retry-After",
     500: "The server failed; its log names the request",

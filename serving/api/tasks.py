@@ -14,6 +14,7 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Force, Seconds, Wait
 from serving.api.problems import responses
+from serving.incoming import Incoming
 from serving.routes import check_route
 from serving.service import Service
 from serving.signatures import MOST_SIGNATURES, Signature
@@ -43,10 +44,10 @@ class TaskDetail(TaskInfo):
     hit_rate: float | None = Field(description="share of requests whose delta was on the device; none: no requests yet")
 
 
-class Version(BaseModel):
+class Version(Incoming):
     """A version of a task, and the alias to point at it."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
 
     digest: str = Field(description="a delta's sha256, or, where promoted, an alias of the task")
     alias: str = "live"
@@ -63,18 +64,18 @@ class Publication(Version):
     )
 
 
-class AliasOnly(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"alias": "live", "wait": 10}]})
+class AliasOnly(Incoming):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "live", "wait": 10}]})
 
     alias: str = "live"
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
 
 
-class RouteInfo(BaseModel):
+class RouteInfo(Incoming):
     """How a task's requests are split over its versions, and which one gets a copy of them."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}, "shadow": "next"}]}
+        json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}, "shadow": "next"}]}
     )
 
     weights: dict[str, int] = Field({"live": 1}, description="alias or digest to weight; shares are of their sum")

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from serving.api.asking import Asked, Texts, ask
+from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.document import CHOOSING
 from serving.api.examples import EMBEDDINGS, LABELS, RANKS
@@ -69,7 +69,7 @@ class EmbedRequest(_Asked):
     """Texts to embed."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "normalize": True}]}
+        json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "normalize": True}]}
     )
 
     inputs: Texts
@@ -83,6 +83,12 @@ class EmbedRequest(_Asked):
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs
+
+
+class EmbedTokensRequest(EmbedRequest):
+    """Texts to embed, or the task's own token ids."""
+
+    inputs: TextsOrTokenIds
 
 
 def _sequences(plain: Any) -> Any:
@@ -112,7 +118,7 @@ class PredictRequest(_Asked):
     """Texts, or pairs of texts, to classify: ``[text, text]`` is one pair, ``[[text], [text]]`` are two texts."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "raw_scores": False}]}
+        json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "raw_scores": False}]}
     )
 
     inputs: Sequences
@@ -146,7 +152,6 @@ class RerankRequest(_Asked):
     """Texts to put in the order in which they answer a query."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"query": "How far is it to Denver?", "texts": ["Denver is 200 miles away.", "I like rain."]}]
         },
@@ -249,7 +254,8 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
                 openapi_extra=body_of(form),
             )
 
-    route("/embed", EmbedRequest, list[list[float]], EMBEDDINGS)
+    embed = EmbedTokensRequest if service.settings.accept_token_ids else EmbedRequest
+    route("/embed", embed, list[list[float]], EMBEDDINGS)
     route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]], LABELS)
     route("/rerank", RerankRequest, list[Rank], RANKS)
 

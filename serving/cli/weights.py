@@ -186,11 +186,9 @@ def apply(
     """
     from ken_core import apply as write_folder
     from ken_core import deltafile, open_base
-    from ken_core.fingerprint import fingerprint
 
     ours = open_base(base)
-    file = deltafile.open_file(delta)
-    write_folder(ours, deltafile.read(file, ours, fingerprint(ours.backbone_tensors).digest), out_folder)
+    write_folder(ours, deltafile.load(delta, ours), out_folder)
     say(f"wrote {out_folder}")
 
 

@@ -29,7 +29,9 @@ class Address:
         try:
             parsed = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise ClientError(f"the server's URL is not usable: {error}") from None
+            raise ClientError(
+                f"the server's URL is not usable: {error}; expected such as http://127.0.0.1:8000 or http://[::1]:8000"
+            ) from None
         if parsed.userinfo:  # it would show in logs
             raise ClientError("the server's URL holds a user name; give a key as api_key or KEN_API_KEY instead")
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:

@@ -125,6 +125,7 @@ class BaseInfo(Result):
     fingerprint: str
     bytes: int = Field(description="of the resident weights")
     replica: str
+    trouble: str | None = Field(None, description="why it loads no further delta: the base's file was written to")
 
 
 class Verification(Result):
@@ -132,3 +133,6 @@ class Verification(Result):
 
     tensors: int
     differing: tuple[str, ...] = Field(description="names of tensors that are not; empty when all is well")
+    differing_in_file: tuple[str, ...] = Field(
+        (), description="names of those whose values in the base's file are others by now"
+    )

@@ -222,6 +222,8 @@ class Demo:
         found = self._client.verify()
         if found.differing:
             raise DemoError(f"these tensors are not the base's any more: {', '.join(found.differing)}")
+        if found.differing_in_file:
+            raise DemoError(f"the base's file holds other values by now: {', '.join(found.differing_in_file)}")
         say(f"  all {found.tensors} tensors of the resident base are bit for bit the checkpoint's")
 
     def _wait_for_interrupt(self, p: Prepared, server: ServerProcess) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ken_core.tokenization import Encoded, Encoder, Input
 from serving.errors import InternalError, InvalidInputError, TooLargeError
+from serving.incoming import Incoming
 
 Raw = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -26,10 +27,8 @@ _MOST_TOKENS = 1 << 19
 """In the rows that a kind makes of one request. The server's own limit is lower, but counts rows already made."""
 
 
-class Parameters(BaseModel):
+class Parameters(Incoming):
     """Per-request parameters; a kind adds its own."""
-
-    model_config = ConfigDict(extra="forbid")
 
     truncation: bool = Field(True, description="cut inputs to the model's length; false refuses longer ones")
     truncation_side: Literal["left", "right"] | None = Field(
@@ -37,10 +36,8 @@ class Parameters(BaseModel):
     )
 
 
-class TextPair(BaseModel):
+class TextPair(Incoming):
     """Two texts judged together."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
     text_pair: str
@@ -193,7 +190,8 @@ def _inputs_of(form: Any) -> TypeAdapter[list[Any]]:
 
 
 def _refusal(whole: str, error: ValidationError) -> InvalidInputError:
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or whole
     prefix = "inputs." if first["loc"] and isinstance(first["loc"][0], int) else ""
-    return InvalidInputError(f"{prefix}{where}: {first['msg']}")
+    found = ", found null" if first["input"] is None else ""
+    return InvalidInputError(f"{prefix}{where}: {first['msg']}{found}")

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from ken_core.tokenization import Part, Window
 from serving.errors import InvalidInputError
+from serving.incoming import Incoming
 from serving.pipelines.answer_spans import Answer, Probabilities, best_answers, merged
 from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite
 
@@ -23,10 +24,8 @@ _ROW = 384
 _STRIDE = 128
 
 
-class Question(BaseModel):
+class Question(Incoming):
     """A question, and the text that its answer is looked for in."""
-
-    model_config = ConfigDict(extra="forbid")
 
     question: str = Field(min_length=1)
     context: str = Field(min_length=1)

@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import PretrainedConfig, PreTrainedModel
 
 from serving.errors import InvalidInputError
+from serving.incoming import Incoming
 from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
 from serving.pipelines.logits import classify, sigmoid
 
 _MOST_TEXTS = 1000
 
 
-class RerankInput(BaseModel):
+class RerankInput(Incoming):
     """A query, and the texts to put in order."""
-
-    model_config = ConfigDict(extra="forbid")
 
     query: str
     texts: list[str] = Field(min_length=1, max_length=_MOST_TEXTS)

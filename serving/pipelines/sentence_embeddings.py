@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, InstanceOf
 from transformers import PreTrainedModel
 
 from serving.errors import InvalidInputError
 from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
+from serving.pipelines.token_ids import TokenIds, encode_ids
 
 _SMALLEST_LENGTH = 1e-12
 
@@ -28,11 +29,19 @@ class EmbeddingParameters(Parameters):
 class SentenceEmbeddings:
     kind = "sentence-embeddings"
     head = "feature-extraction"
-    input = str
+    input = str | InstanceOf[TokenIds]  # no JSON is token ids by itself: a protocol makes them, where it may
     parameters = EmbeddingParameters
 
-    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: EmbeddingParameters) -> list[Prepared]:
-        return encode_whole(inputs, task, parameters)
+    def prepare(
+        self, inputs: Sequence[str | TokenIds], task: TaskSpec, parameters: EmbeddingParameters
+    ) -> list[Prepared]:
+        """Encode texts, or take over token ids; a request has the one or the other."""
+        given = [one for one in inputs if isinstance(one, TokenIds)]
+        if not given:
+            return encode_whole([one for one in inputs if isinstance(one, str)], task, parameters)
+        if len(given) < len(inputs):
+            raise InvalidInputError("inputs: found texts and token ids in one request; send the one or the other")
+        return encode_ids(given, task)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
         """Last hidden states, shape (tokens, width) a row."""

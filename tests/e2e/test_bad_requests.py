@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import httpx
 import pytest
 
@@ -39,6 +41,23 @@ def test_a_body_sent_in_chunks_is_counted_too(server: ServerProcess) -> None:
 
     response = httpx.post(f"{server.url}/v1/tasks/news/predict", content=chunks(), timeout=60)  # type: ignore[arg-type]
     assert response.status_code == 413
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 200), ("br", 415), ("deflate", 400)])
+def test_a_compressed_body_arrives_as_it_was_sent(server: ServerProcess, encoding: str, status: int) -> None:
+    packed = gzip.compress(b'{"inputs": "x", "kind": null}')
+    headers = {"Content-Encoding": encoding}
+    response = httpx.post(f"{server.url}/v1/tasks/news/predict", content=packed, headers=headers, timeout=60)
+    assert response.status_code == status, response.text
+    assert response.headers.get("accept-encoding") == ("gzip, deflate, zstd" if status == 415 else None)
+
+
+@pytest.mark.parametrize(("path", "status"), [("/readyz", 200), ("/v1/tasks/news", 200), ("/v1/tasks/newz", 404)])
+def test_head_is_answered_as_get_is(server: ServerProcess, path: str, status: int) -> None:
+    with httpx.Client(base_url=server.url) as client:  # one connection: a body that was sent would be the next answer
+        head, got = client.head(path), client.get(path)
+    assert (head.status_code, got.status_code, head.content) == (status, status, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
 
 
 def test_an_unknown_task_is_answered_with_names_near_it(server: ServerProcess) -> None:

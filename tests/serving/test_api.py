@@ -479,7 +479,7 @@ def test_the_base_verifies_after_requests(service: Service, talk: Talk) -> None:
         return (await client.post("/v1/base/verify")).json()
 
     found = talk(service, conversation)
-    assert found == {"tensors": len(service.resident.fingerprint.tensors), "differing": []}
+    assert found == {"tensors": len(service.resident.fingerprint.tensors), "differing": [], "differing_in_file": []}
 
 
 def test_metrics_are_what_prometheus_reads_and_name_the_replica(service: Service, talk: Talk) -> None:

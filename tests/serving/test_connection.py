@@ -38,7 +38,7 @@ def free_port() -> int:
 def valkey(folder: Path, *arguments: str, port: int) -> Iterator[redis.Redis]:
     """A server of its own on a TCP port of this machine."""
     folder.mkdir()
-    command = [str(get_binary_path()), *arguments, "--bind", "127.0.0.1", "--dir", str(folder)]
+    command = [str(get_binary_path()), *arguments, "--bind", "127.0.0.1", "-::1", "--dir", str(folder)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     client = redis.Redis(port=port, password=SECRET if "--requirepass" in arguments else None)
@@ -209,6 +209,12 @@ def test_several_sentinels_may_be_named(sentinel: str) -> None:
     Store(sentinel.replace("/deltas", f",127.0.0.1:{free_port()}/deltas")).ping()
 
 
+def test_sentinels_are_found_under_ipv6_addresses(sentinel: str) -> None:
+    over_six = sentinel.replace("127.0.0.1", "[::1]")
+    Store(over_six).ping()
+    Store(over_six.replace("/deltas", f",[::1]:{free_port()},127.0.0.1:{free_port()}/deltas")).ping()
+
+
 def test_a_cluster_that_is_down_is_a_store_error() -> None:
     with pytest.raises(StoreError, match=re.escape("redis+cluster://127.0.0.1:1")) as found:
         Store(f"redis+cluster://:{SECRET}@127.0.0.1:1", timeout=0.2).ping()
@@ -227,6 +233,9 @@ BAD_URLS = [
     "redis+sentinel://127.0.0.1:26379",
     "redis+sentinel://127.0.0.1:26379/",
     "redis+sentinel://127.0.0.1:port/service",
+    "redis+sentinel://::1:26379/service",
+    "redis+sentinel://[::1]26379/service",
+    "redis://::1:6379/0",
     "redis+sentinel://127.0.0.1:26379/service/db",
     "redis://127.0.0.1:port/0",
     "redis://[::1/0",

@@ -1,0 +1,49 @@
+"""Token ids in place of a text, for clients that tokenize by themselves.
+
+Only the task's own tokenizer gives ids that mean anything to it. Those of another one look alike and give vectors of
+something else, so a server takes ids only where it was told to (`accept_token_ids`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.errors import InvalidInputError
+from serving.pipelines.base import Prepared, TaskSpec
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """One input as its task's tokenizer gives it, special tokens included: nothing is added, and nothing cut."""
+
+    ids: tuple[int, ...]
+
+
+def encode_ids(inputs: Sequence[TokenIds], task: TaskSpec) -> list[Prepared]:
+    """One row an input.
+
+    Raises:
+        InvalidInputError: an id that is no token of the task, none at all, or more than the model takes.
+    """
+    for where, one in enumerate(inputs):
+        _check(one, f"inputs.{where}", task)
+    return [Prepared((task.encoder.given(one.ids),), False) for one in inputs]
+
+
+def _check(given: TokenIds, where: str, task: TaskSpec) -> None:
+    most = task.encoder.max_length
+    if not given.ids:
+        raise InvalidInputError(f"{where}: there is no token id in it; send at least one")
+    if len(given.ids) > most:
+        raise InvalidInputError(
+            f"{where}: found {len(given.ids)} token ids, the model takes {most}, and ids are not cut; send fewer, or a "
+            "text"
+        )
+    rows = task.config.get_text_config().vocab_size
+    for position, token in enumerate(given.ids):
+        if not (0 <= token < rows and task.encoder.has(token)):
+            raise InvalidInputError(
+                f"{where}: {token} at {position} is no token of this task, whose vocabulary has {rows}; send ids of "
+                "the task's own tokenizer, or texts"
+            )
