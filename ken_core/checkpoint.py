@@ -348,7 +348,7 @@ def _opened(name: str, folder: Path, model: PreTrainedModel, info: dict[str, Any
     names = [n for n, _ in model.base_model.named_parameters()]
     if names and all(prefix + n in absent for n in names):
         strays = sorted(info["unexpected_keys"])
-        held = f"; it holds {strays[0]!r} for example: {advice(strays[0])}" if strays else ""
+        held = f"; it holds {strays[0]!r} for example. {advice(strays[0])}" if strays else ""
         raise CheckpointError(f"{folder} holds none of the weights a {type(model).__name__} has{held}")
     model.eval()
     model.requires_grad_(False)

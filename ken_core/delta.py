@@ -204,8 +204,8 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool) -> Iterator[st
         )
     if stray := tuned.left_out:
         yield (
-            f"{tuned.folder} holds {len(stray)} tensors that a {type(tuned.model).__name__} has no place for, "
-            f"{stray[0]!r} for example; they are left out, as transformers does"
+            f"{tuned.folder} holds tensors that a {type(tuned.model).__name__} has no place for ({len(stray)}, "
+            f"{stray[0]!r} for example); they are left out, as transformers does"
         )
 
 

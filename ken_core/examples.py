@@ -77,7 +77,7 @@ def read_texts(path: Path) -> tuple[list[Input], list[Label] | None]:
     rows = _rows(path)
     labels = [row.label for row in rows if row.label is not None]
     if labels and len(labels) != len(rows):
-        raise DataError(f"{path}: {len(labels)} of {len(rows)} rows have a label; give all of them one, or none")
+        raise DataError(f"{path}: {len(labels)} of {len(rows)} lines have a label; give all of them one, or none")
     return [row.input for row in rows], labels or None
 
 

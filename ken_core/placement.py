@@ -17,16 +17,16 @@ from ken_core.errors import CheckpointError
 
 _ADVICE = (
     (r"lora_|shira_|base_layer|modules_to_save|original_module|base_model\.model\.",
-     "an adapter is in it that was not merged: merge it with peft (merge_and_unload), save the model and try again, "
+     "An adapter is in it that was not merged: merge it with peft (merge_and_unload), save the model and try again, "
      "or save the adapter alone and use `ken import-peft`"),
-    (r"(^|\.)_?flat_param", "its shards were not gathered: save a full state dict"),
+    (r"(^|\.)_?flat_param", "Its shards were not gathered: save a full state dict"),
     (r"\.(SCB|absmax|quant_map|nested_\w+|quant_state\.\S+|qweight|qzeros|scales|g_idx|weight_scale\w*|weight_format)$",
-     "its weights are quantised: dequantise the model and save it again"),
+     "Its weights are quantised: dequantise the model and save it again"),
     (r"parametrizations\.|_(orig|mask|g|v|u)$",
-     "its weights are stored in parts: make the parametrization, pruning or weight norm permanent (torch's "
+     "Its weights are stored in parts: make the parametrization, pruning or weight norm permanent (torch's "
      "remove_parametrizations, prune.remove, remove_weight_norm) and save it again"),
 )  # fmt: skip
-_OTHERWISE = "save it with save_pretrained from a plain model of the class that its config names"
+_OTHERWISE = "Save it with save_pretrained from a plain model of the class that its config names"
 
 
 def check_places(folder: Path, model: PreTrainedModel, lacking: Collection[str], left_out: Collection[str]) -> None:
@@ -41,13 +41,13 @@ def check_places(folder: Path, model: PreTrainedModel, lacking: Collection[str],
     """
     if altered := [name for name in sorted(left_out) if _of_a_weight(name, model)]:
         raise CheckpointError(
-            f"{folder} holds {altered[0]!r} beside the weight itself; a {type(model).__name__} would leave it out and "
-            f"answer otherwise: {advice(altered[0])}"
+            f"{folder} holds {altered[0]!r}, which changes that layer's weight; a {type(model).__name__} leaves it "
+            f"out and answers otherwise. {advice(altered[0])}"
         )
     if lacking and left_out:
         missed, stray = _closest(lacking, left_out)
         raise CheckpointError(
-            f"{folder} lacks {missed!r} and holds {stray!r}, which a {type(model).__name__} has no place for; "
+            f"{folder} lacks {missed!r} and holds {stray!r}, which a {type(model).__name__} has no place for. "
             f"{advice(stray)}"
         )
 
