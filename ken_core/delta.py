@@ -18,6 +18,7 @@ from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, same_bits, 
 from ken_core.blocks import blocks_of, is_finite, rows_of
 from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint, weights
 from ken_core.configs import check_config, portable, restore, with_the_bases
+from ken_core.cross_encoder import noted
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name, fingerprint
 from ken_core.labels import check_labels
@@ -178,7 +179,7 @@ def extract(
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),
         backbone=sum(t.numel() for t in ours.values()),
-        config={**portable(config), "dtype": dtype_name(dtype)},
+        config={**portable(config), **noted(tuned.folder), "dtype": dtype_name(dtype)},
         sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
         dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole},
         head={n: _cast(t, dtype) for n, t in tuned.head_tensors.items()},

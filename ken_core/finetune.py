@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ken_core.checkpoint import TOKENIZER_FILES, find_folder, quiet
-from ken_core.errors import KenError
+from ken_core.checkpoint import TOKENIZER_FILES, open_base, quiet
+from ken_core.errors import CheckpointError, KenError
 from ken_core.examples import DataError, Example
 from ken_core.labels import names_of
 from ken_core.new_folder import new_folder
@@ -76,17 +76,21 @@ def finetune(
     labels = names_of([e.label for e in examples])
     if len(labels) < 2:
         raise DataError(f"a classifier needs at least two labels, found {labels}")
-    folder = find_folder(base)
+    opened = open_base(base)
+    folder = opened.folder
     torch.manual_seed(recipe.seed)
     with new_folder(out) as new, writing(out):
         with quiet(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: i for i, label in enumerate(labels)},
+                output_loading_info=True,
             )
+        if info["missing_keys"] & {f"{model.base_model_prefix}.{name}" for name in opened.backbone_tensors}:
+            raise CheckpointError(f"{folder} was saved with a wrapper around its model; save the model itself first")
         _train(model, tokenizer, examples, recipe, progress)
         with quiet(folder), writing(out):
             model.save_pretrained(new)
