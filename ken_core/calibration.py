@@ -165,7 +165,7 @@ def judge_for(tuned: Checkpoint, texts: Sequence[Input], labels: Sequence[Label]
 
     Raises:
         CalibrationError: the fine-tune is no text classifier: give `calibrate` a judge of your own.
-        LabelError: a label it does not know.
+        DataError: a label it does not know.
     """
     if not type(tuned.model).__name__.endswith("ForSequenceClassification"):
         raise CalibrationError(

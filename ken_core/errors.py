@@ -25,6 +25,10 @@ class ConfigMismatchError(KenError):
     """A fine-tune changes a config key its backbone reads, so the base's backbone would misread it."""
 
 
+class DataError(KenError):
+    """A file of examples has rows of another form, or labels that do not fit."""
+
+
 class OutputError(KenError):
     """A file or folder cannot be written: no such folder, no permission, no space."""
 

@@ -48,7 +48,7 @@ def label_ids(model: PreTrainedModel, examples: Sequence[Example]) -> Answers:
     """The model's own numbers of the examples' labels.
 
     Raises:
-        LabelError: a label the model does not know.
+        DataError: a label the model does not know.
     """
     names: Mapping[Any, str] = model.config.id2label or {}
     return np.array(numbers_of([e.label for e in examples], names), np.int64)

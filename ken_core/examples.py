@@ -15,16 +15,12 @@ from typing import Any
 
 import orjson
 
-from ken_core.errors import KenError
+from ken_core.errors import DataError
 from ken_core.labels import Label
 from ken_core.tokenization import Input
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BOM = b"\xef\xbb\xbf"
-
-
-class DataError(KenError):
-    """A file of examples has rows of another form, or labels that do not fit."""
 
 
 @dataclass(frozen=True)

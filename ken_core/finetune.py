@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from ken_core.checkpoint import TOKENIZER_FILES, open_base, quiet
-from ken_core.errors import CheckpointError, KenError
-from ken_core.examples import DataError, Example
+from ken_core.errors import CheckpointError, DataError, KenError
+from ken_core.examples import Example
 from ken_core.labels import names_of
 from ken_core.new_folder import new_folder
 from ken_core.writing import writing

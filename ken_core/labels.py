@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ken_core.errors import CheckpointError, KenError
+from ken_core.errors import CheckpointError, DataError
 
 Label = str | int
 """As data name it. An integer is a name where the model has that name, else it counts the model's labels from 0."""
-
-
-class LabelError(KenError):
-    """Data name a label that the model does not have."""
 
 
 def check_labels(config: Mapping[str, Any], where: str) -> None:
@@ -98,7 +94,7 @@ def numbers_of(labels: Sequence[Label], names: Mapping[int, str]) -> list[int]:
         names: the model's, by number.
 
     Raises:
-        LabelError: a label the model does not have.
+        DataError: a label the model does not have.
     """
     ids = {str(name): int(number) for number, name in names.items()}
     if {str(label) for label in labels} <= ids.keys():
@@ -107,5 +103,5 @@ def numbers_of(labels: Sequence[Label], names: Mapping[int, str]) -> list[int]:
     for label in labels:
         if label not in (numbers if isinstance(label, int) else ids):
             known = ", ".join(f"{number} {name!r}" for name, number in sorted(ids.items(), key=lambda item: item[1]))
-            raise LabelError(f"the examples have the label {label!r}; the model knows {known}")
+            raise DataError(f"the examples have the label {label!r}; the model knows {known}")
     return [label if isinstance(label, int) else ids[label] for label in labels]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ken_core.examples import DataError, Example, read_examples, read_texts
+from ken_core.errors import DataError
+from ken_core.examples import Example, read_examples, read_texts
 
 
 def written(folder: Path, *lines: str | bytes) -> Path:

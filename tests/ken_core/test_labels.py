@@ -9,8 +9,8 @@ from transformers import BertForSequenceClassification
 
 from ken_core.checkpoint import open_tuned, wrap
 from ken_core.delta import extract
-from ken_core.errors import CheckpointError
-from ken_core.labels import LabelError, check_labels, names_of, numbers_of
+from ken_core.errors import CheckpointError, DataError
+from ken_core.labels import check_labels, names_of, numbers_of
 
 NAMES = {0: "place", 1: "person", 2: "number"}
 
@@ -81,5 +81,5 @@ def test_an_integer_is_a_name_where_the_model_has_all_of_them_as_names():
 
 @pytest.mark.parametrize("label", [3, -1, "Place", "0"])
 def test_a_label_the_model_does_not_have_is_refused_with_those_it_has(label):
-    with pytest.raises(LabelError, match=rf"the label {label!r}; the model knows 0 'place', 1 'person', 2 'number'"):
+    with pytest.raises(DataError, match=rf"the label {label!r}; the model knows 0 'place', 1 'person', 2 'number'"):
         numbers_of([label], NAMES)
