@@ -7,8 +7,10 @@ delta so far is given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,18 +21,20 @@ from transformers import PreTrainedModel
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base
 from ken_core.codec import Codec
-from ken_core.delta import extract
+from ken_core.delta import Delta, extract
 from ken_core.deltafile import DeltaFile
 from ken_core.errors import KenError
 from ken_core.evaluate import classify, label_ids
 from ken_core.examples import Example
 from ken_core.heads import graft
+from ken_core.labels import Label
 from ken_core.manifest import Calibration, Metric, Trial
 from ken_core.progress import Progress, Stage, silent
 from ken_core.resident import ResidentModel
 from ken_core.selection import ALLOWED_SCOPES, Budget, Method, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
-from ken_core.tokenization import Encoder
+from ken_core.tokenization import Encoder, Input
+from ken_core.writing import writing
 
 Right = npt.NDArray[np.bool_]
 """Whether each example was answered right, shape (examples,)."""
@@ -55,6 +59,8 @@ class Calibrated:
 
     file: DeltaFile
     record: Calibration
+    warnings: tuple[str, ...] = ()
+    """As of the delta."""
 
 
 def calibrate(
@@ -69,6 +75,7 @@ def calibrate(
     codecs: Sequence[Codec] = CODECS_TRIED,
     tensors: TensorFilter = EVERYTHING,
     cast: bool = False,
+    ignore_config: Collection[str] = (),
     progress: Progress = silent,
 ) -> Calibrated:
     """Write the smallest delta whose score is at most `tolerance` below the fine-tune's.
@@ -79,18 +86,25 @@ def calibrate(
         tolerance: of the score, e.g. 0.005 for half a point.
         methods: each with the widest scope it allows; `ken-grid`, which takes no fraction, is left out.
         codecs: lossless ones first.
+        ignore_config: as of `extract`.
         progress: told which delta is being tried.
 
     Raises:
-        CalibrationError: no method or codec to try.
+        CalibrationError: no method or codec to try, or a fine-tune whose files lack weights.
+        OutputError: the delta cannot be written.
     """
     usable = [m for m in methods if m != "ken-grid"]
     if not usable or not codecs:
         raise CalibrationError("calibration needs at least one method (other than ken-grid) and one codec to try")
+    if tuned.lacking:
+        raise CalibrationError(
+            f"{tuned.folder} lacks {tuned.lacking[0]!r}, which transformers would make up at random, so the model "
+            "that was fine-tuned cannot be judged: save all its weights, or use `ken extract`"
+        )
     right = judge(tuned.model)
-    search = _Search(base, tuned, judge, float(right.mean()) - tolerance, tensors, cast, progress)
-    with TemporaryDirectory(prefix=".ken-calibrate-", dir=out.resolve().parent) as folder:
-        search.folder = Path(folder)
+    making = partial(extract, base, tuned, cast=cast, ignore_config=ignore_config)
+    search = _Search(base, making, judge, float(right.mean()) - tolerance, tensors, progress)
+    with _folder_beside(out) as search.folder:
         for codec in codecs:
             for method in usable if codec == codecs[0] else [search.best_method(usable[0])]:
                 search.smallest(method, codec)
@@ -109,8 +123,17 @@ def calibrate(
         confidence=confidence(right, best.right, tolerance),
         tried=tuple(search.tried),
     )
-    delta = extract(base, tuned, best.selection, cast=cast)
-    return Calibrated(deltafile.write(delta, base, out, best.trial.codec, calibration=record), record)
+    delta = making(best.selection)
+    file = deltafile.write(delta, base, out, best.trial.codec, calibration=record)
+    return Calibrated(file, record, delta.warnings)
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    with writing(out):
+        folder = TemporaryDirectory(prefix=".ken-calibrate-", dir=out.resolve().parent)
+    with folder as name:
+        yield Path(name)
 
 
 def confidence(tuned: Right, pruned: Right, tolerance: float) -> float:
@@ -127,17 +150,17 @@ def confidence(tuned: Right, pruned: Right, tolerance: float) -> float:
 
 def judge_labels(encoder: Encoder, examples: Sequence[Example]) -> Judge:
     """Judge a classifier by labels."""
-    texts = [e.text for e in examples]
+    texts = [e.input for e in examples]
     return lambda model: classify(model, encoder, texts) == label_ids(model, examples)
 
 
-def judge_agreement(encoder: Encoder, texts: Sequence[str], tuned: PreTrainedModel) -> Judge:
+def judge_agreement(encoder: Encoder, texts: Sequence[Input], tuned: PreTrainedModel) -> Judge:
     """Judge a classifier by whether it answers as the fine-tune does."""
     expected = classify(tuned, encoder, texts)
     return lambda model: classify(model, encoder, texts) == expected
 
 
-def judge_for(tuned: Checkpoint, texts: Sequence[str], labels: Sequence[str] | None) -> tuple[Metric, Judge]:
+def judge_for(tuned: Checkpoint, texts: Sequence[Input], labels: Sequence[Label] | None) -> tuple[Metric, Judge]:
     """Accuracy where there are labels, else agreement with the fine-tune.
 
     Raises:
@@ -152,7 +175,8 @@ def judge_for(tuned: Checkpoint, texts: Sequence[str], labels: Sequence[str] | N
     encoder = Encoder(tuned, tuned.config, {})
     if labels is None:
         return "agreement", judge_agreement(encoder, texts, tuned.model)
-    examples = [Example(t, label) for t, label in zip(texts, labels, strict=True)]
+    pairs = (text if isinstance(text, tuple) else (text, None) for text in texts)
+    examples = [Example(text, label, pair) for (text, pair), label in zip(pairs, labels, strict=True)]
     label_ids(tuned.model, examples)
     return "accuracy", judge_labels(encoder, examples)
 
@@ -171,15 +195,14 @@ class _Search:
     def __init__(
         self,
         base: Checkpoint,
-        tuned: Checkpoint,
+        making: Callable[..., Delta],
         judge: Judge,
         needed: float,
         tensors: TensorFilter,
-        cast: bool,
         progress: Progress,
     ) -> None:
-        self._base, self._tuned, self._judge, self._needed = base, tuned, judge, needed
-        self._tensors, self._cast, self._progress = tensors, cast, progress
+        self._base, self._making, self._judge, self._needed = base, making, judge, needed
+        self._tensors, self._progress = tensors, progress
         self.resident = ResidentModel(open_base(str(base.folder)))
         self.folder = Path()
         self.tried: list[Trial] = []
@@ -229,7 +252,7 @@ class _Search:
         scope = ALLOWED_SCOPES[method][0]
         selection = Selection(method, Budget(scope, fraction), tensors=self._tensors)
         self._progress(Stage("trying", f"{method}, {fraction:.1%}, {codec}", len(self.tried), len(self.tried) + 1))
-        delta = extract(self._base, self._tuned, selection, cast=self._cast)
+        delta = self._making(selection)
         file = deltafile.write(delta, self._base, self.folder / "trial.ken", codec)
         right = self._answer(file)
         score = float(right.mean())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,15 +20,21 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from ken_core.errors import CheckpointChangedError, CheckpointError
 from ken_core.fingerprint import Fingerprint, fingerprint, identify
+from ken_core.labels import check_labels
 from ken_core.mapped import MappedFiles
+from ken_core.placement import advice, check_places, inside
+from ken_core.stored_weights import is_wrapped, stored_dtypes, unwrapped, weight_files
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_POOLER = "pooler."
+"""What bare backbones have beside their token vectors; files saved from other classes lack it."""
+_REPORT = re.compile(r"\s*For details look at .*")
+"""Transformers' word on a report that it would have logged."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -43,6 +49,8 @@ class Checkpoint:
     """Names (in the whole model) that the files do not hold: newly initialised, so part of no identity."""
     files: MappedFiles = field(default_factory=MappedFiles, compare=False)
     """Those its tensors are views of."""
+    left_out: tuple[str, ...] = ()
+    """Names in the files that would lie in the backbone but have no place there: transformers leaves them out."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -105,6 +113,12 @@ class Checkpoint:
         wanted = list(self.backbone_tensors if names is None else names)
         known = self.identity.tensors
         return wanted if self.files.cut else [n for n in wanted if identify(self.backbone_tensors[n]) != known[n]]
+
+    @cached_property
+    def lacking(self) -> list[str]:
+        """Backbone weights that the files do not hold though answers need them; not a bare backbone's pooler."""
+        names = sorted(n for n in weights(self.backbone) if self.prefix + n in self.absent)
+        return [n for n in names if self.prefix or not n.startswith(_POOLER)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,26 +186,30 @@ def open_base(name_or_path: str) -> Checkpoint:
     """Open a pretrained checkpoint as its bare backbone (``AutoModel``).
 
     Raises:
-        CheckpointError: no such folder or hub name, or no usable weights in it.
+        CheckpointError: no such folder or hub name, or no usable weights in it, or not all of them under names that
+            the model knows.
     """
     folder = find_folder(name_or_path)
-    _refuse_own_code(folder)
-    with quiet(folder):
-        files = MappedFiles.of(folder)
-        model, info = AutoModel.from_pretrained(
-            folder, dtype=_stored_dtype(folder), output_loading_info=True, trust_remote_code=False
+    _read_config(folder)
+    model, info, files = _load(folder, AutoModel)
+    opened = _opened(name_or_path, folder, model, info, files)
+    check_places(folder, model, opened.lacking, info["unexpected_keys"])
+    if opened.lacking:
+        raise CheckpointError(
+            f"{folder} lacks {opened.lacking[0]!r}, which a {type(model).__name__} has; a base holds all its weights"
         )
-    return _opened(name_or_path, folder, model, info, files)
+    return opened
 
 
 def open_tuned(name_or_path: str) -> Checkpoint:
     """Open a fine-tuned checkpoint with the head its config names in ``architectures``.
 
     Raises:
-        CheckpointError: as `open_base`; or the class is not one of transformers' own (remote code is never run).
+        CheckpointError: as `open_base`, but weights may be missing that were frozen; or the class is not one of
+            transformers' own (remote code is never run), or its labels have no one meaning.
     """
     folder = find_folder(name_or_path)
-    _refuse_own_code(folder)
+    check_labels(_read_config(folder), f"{folder}/config.json")
     with quiet(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     architecture = (config.architectures or [None])[0]
@@ -200,13 +218,17 @@ def open_tuned(name_or_path: str) -> Checkpoint:
             f"{folder}/config.json names no architecture; expected for example BertForSequenceClassification"
         )
     model_class = model_class_named(architecture, folder)
-    with quiet(folder):
-        files = MappedFiles.of(folder)
-        loaded: Any = model_class.from_pretrained(folder, dtype=_stored_dtype(folder), output_loading_info=True)
-    model, info = loaded
+    if model_class.config_class is not type(config):
+        raise CheckpointError(
+            f"{folder}/config.json is of architecture {config.model_type!r}, which a {architecture} is not"
+        )
+    model, info, files = _load(folder, model_class)
     opened = _opened(name_or_path, folder, model, info, files)
-    if lacking := sorted(opened.absent - set(_backbone_names(opened.model))):
-        raise CheckpointError(f"{folder} lacks {lacking[0]!r}, which a {architecture} has; is it fine-tuned at all?")
+    of_head = sorted(opened.absent - set(_backbone_names(model)))
+    lacking = [*of_head, *(opened.prefix + n for n in opened.lacking)]
+    check_places(folder, model, lacking, info["unexpected_keys"])
+    if of_head:
+        raise CheckpointError(f"{folder} lacks {of_head[0]!r}, which a {architecture} has; is it fine-tuned at all?")
     return opened
 
 
@@ -216,16 +238,7 @@ def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: Pretra
     Raises:
         CheckpointError: they cannot be opened so, or are others than the base was opened from.
     """
-    with quiet(base.folder):
-        files = MappedFiles.of(base.folder)
-        loaded: Any = model_class.from_pretrained(
-            base.folder,
-            config=config,
-            dtype=_stored_dtype(base.folder),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    model, info = loaded
+    model, info, files = _load(base.folder, model_class, config)
     other_shape = {name for name, *_ in info["mismatched_keys"]}
     missing = {*info["missing_keys"], *other_shape}
     if base.files.states() not in ((), files.states()):
@@ -299,8 +312,13 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _refuse_own_code(folder: Path) -> None:
-    """Checkpoints may ask for Python of their own to be run; that is never done."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, where nothing in it makes the weights other than what lies in the folder.
+
+    Raises:
+        CheckpointError: it is none; or it asks for Python of its own, which is never run, or its weights are quantised,
+            lie in other files, or are to be changed by an adapter.
+    """
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -309,27 +327,63 @@ def _refuse_own_code(folder: Path) -> None:
         raise CheckpointError(f"{folder}/config.json is no object; expected what save_pretrained writes")
     if config.get("auto_map"):
         raise CheckpointError(f"{folder} wants its own code run (auto_map in config.json); that is never done")
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} is quantised (quantization_config in config.json); a delta needs the weights themselves: "
+            "dequantise the model and save it again"
+        )
+    if config.get("transformers_weights"):
+        raise CheckpointError(
+            f"{folder}/config.json names other weights, {config['transformers_weights']!r} (transformers_weights); "
+            "save the model with save_pretrained, as model.safetensors"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter of peft (adapter_config.json), which transformers would load over the model; "
+            "use `ken import-peft` with the adapter in a folder of its own; if it is merged already, remove that file"
+        )
+    return config
 
 
-def _stored_dtype(folder: Path) -> torch.dtype | str:
-    """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
-    names: set[str] = set()
+def _load(
+    folder: Path, model_class: Any, config: PretrainedConfig | None = None
+) -> tuple[PreTrainedModel, Any, MappedFiles]:
+    """The model in its files' own dtype, transformers' account of what found its place and what did not, the files."""
     with quiet(folder):
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                names |= {file.get_slice(n).get_dtype() for n in file.keys()}  # noqa: SIM118 - no mapping
-    found = {_SAFETENSORS_FLOATS[n] for n in names if n in _SAFETENSORS_FLOATS} or _pickled_dtypes(folder)
+        files = MappedFiles(weight_files(folder))
+        stored = stored_dtypes(folder)
+        options = {"dtype": _widest(stored), "output_loading_info": True, "ignore_mismatched_sizes": True}
+        if not is_wrapped(stored):
+            given = {} if config is None else {"config": config}
+            loaded: Any = model_class.from_pretrained(folder, trust_remote_code=False, **given, **options)
+            model, info = loaded
+        else:
+            config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            plain_class = _backbone_class(config) if model_class is AutoModel else model_class
+            model, info = plain_class.from_pretrained(None, config=config, state_dict=unwrapped(folder), **options)
+    _refuse_doubles(folder, model, stored)
+    return model, info, files
+
+
+def _widest(stored: Mapping[str, torch.dtype | None]) -> torch.dtype | str:
+    """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
+    found = {dtype for dtype in stored.values() if dtype is not None}
     return max(found, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).max)) if found else "auto"
 
 
-def _pickled_dtypes(folder: Path) -> set[torch.dtype]:
-    """On the meta device nothing but the tensors' descriptions is read; `weights_only` runs no code of the file."""
-    found: set[torch.dtype] = set()
-    with quiet(folder):
-        for path in sorted(folder.glob("pytorch_model*.bin")):
-            tensors = torch.load(path, map_location="meta", weights_only=True)
-            found |= {t.dtype for t in tensors.values() if isinstance(t, torch.Tensor) and t.is_floating_point()}
-    return found
+def _backbone_class(config: PretrainedConfig) -> Any:
+    found = AutoModel._model_mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _refuse_doubles(folder: Path, model: PreTrainedModel, stored: Mapping[str, object]) -> None:
+    """Of a weight that is stored with the backbone's prefix and without it, transformers takes either, silently."""
+    prefix = f"{model.base_model_prefix}."
+    for name in weights(model.base_model):
+        if name in stored and prefix + name in stored:
+            raise CheckpointError(
+                f"{folder} holds {name!r} and {prefix + name!r}, which are one weight; remove the one that is wrong"
+            )
 
 
 def _backbone_names(model: PreTrainedModel) -> list[str]:
@@ -343,17 +397,27 @@ def _backbone_prefix(model: PreTrainedModel) -> str:
 def _opened(name: str, folder: Path, model: PreTrainedModel, info: dict[str, Any], files: MappedFiles) -> Checkpoint:
     files.check_since_opened()
     if info["mismatched_keys"]:
-        raise CheckpointError(
-            f"{folder}: tensors do not have the shapes its config asks for: {info['mismatched_keys']}"
-        )
+        raise CheckpointError(_other_shapes(folder, model, info["mismatched_keys"]))
     prefix = _backbone_prefix(model)
     absent = frozenset(info["missing_keys"])
     names = [n for n, _ in model.base_model.named_parameters()]
     if names and all(prefix + n in absent for n in names):
-        raise CheckpointError(f"{folder} holds none of the weights a {type(model).__name__} has")
+        strays = sorted(info["unexpected_keys"])
+        held = f"; it holds {strays[0]!r} for example. {advice(strays[0])}" if strays else ""
+        raise CheckpointError(f"{folder} holds none of the weights a {type(model).__name__} has{held}")
     model.eval()
     model.requires_grad_(False)
-    return Checkpoint(name, folder, model, absent, files)
+    return Checkpoint(name, folder, model, absent, files, tuple(inside(model, info["unexpected_keys"])))
+
+
+def _other_shapes(folder: Path, model: PreTrainedModel, found: Collection[tuple[str, Any, Any]]) -> str:
+    shapes = {name: (list(theirs), list(ours)) for name, theirs, ours in found}
+    listed = [f"{n!r} is {theirs}, expected {ours}" for n, (theirs, ours) in sorted(shapes.items())]
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    heads = [n for n in sorted(shapes) if n not in set(_backbone_names(model))]
+    count = getattr(model.config, "num_labels", None)
+    hint = f"; id2label in config.json names {count} labels: does it fit the head?" if heads and count else ""
+    return f"{folder}: tensors do not have the shapes its config.json asks for: {'; '.join(listed[:3])}{more}{hint}"
 
 
 @contextmanager
@@ -366,7 +430,7 @@ def quiet(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _REPORT.sub("", str(error).strip().partition("\n")[0]) or type(error).__name__
         raise CheckpointError(f"{folder} cannot be loaded: {reason}") from error
     except (UnpicklingError, EOFError) as error:
         raise CheckpointError(

@@ -1,15 +1,20 @@
 """Which config keys a fine-tune may change.
 
 BERT weights trained with 4 heads and gelu load silently into a backbone of 8 heads and relu and give other
-answers. So every key must equal the base's, except those no backbone reads when it answers.
+answers. So every key must equal the base's, except those no backbone reads when it answers: the ones listed here, and
+any that neither the config's class nor the code of the backbone knows (`ken_core.config_readers`).
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from ken_core.config_readers import is_read
 from ken_core.errors import ConfigMismatchError, DeltaFormatError
 
 _BOOKKEEPING = {"architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "auto_map"}
@@ -25,6 +30,9 @@ _TRAINING = {
 }  # fmt: skip
 _GENERATION = {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "use_cache"}
 _OUTPUT = {"output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"}
+
+_FORMERLY: dict[str, Any] = {"position_embedding_type": "absolute", "pruned_heads": {}}
+"""Keys that earlier versions of transformers computed with, and the value that an absent key stands for today."""
 
 _FOREIGN = {
     "auto_map", "trust_remote_code", "_name_or_path", "name_or_path", "transformers_version",
@@ -44,19 +52,21 @@ _OF_ARCHITECTURE: dict[str, set[str]] = {
 
 
 def differences(base: PretrainedConfig, tuned: PretrainedConfig, resized: bool) -> dict[str, tuple[Any, Any]]:
-    """Keys a backbone reads whose values differ, as (base's, tuned's).
+    """Keys a backbone reads whose values differ, as (base's, tuned's); None stands for absent.
 
     Args:
         resized: the fine-tune brings an embedding of its own size, so `vocab_size` may differ.
     """
     allowed = _ANYWHERE | _OF_ARCHITECTURE.get(base.model_type, set()) | ({"vocab_size"} if resized else set())
     ours, theirs = base.to_dict(), tuned.to_dict()
-    keys = sorted(set(ours) | set(theirs))
-    return {
-        k: (ours.get(k), theirs.get(k))
-        for k in keys
-        if k not in allowed and _plain(ours.get(k)) != _plain(theirs.get(k))
-    }
+    found = {}
+    for key in sorted((ours.keys() | theirs.keys()) - allowed):
+        absent = _FORMERLY.get(key)
+        if _plain(ours.get(key, absent)) != _plain(theirs.get(key, absent)) and (
+            key in _FORMERLY or is_read(key, type(base))
+        ):
+            found[key] = (ours.get(key), theirs.get(key))
+    return found
 
 
 def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bool = False) -> None:
@@ -72,7 +82,34 @@ def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bo
         )
     if found := differences(base, tuned, resized):
         listed = "; ".join(f"{k} is {b!r} in the base and {t!r} in the fine-tune" for k, (b, t) in found.items())
-        raise ConfigMismatchError(f"the fine-tune's config changes what the backbone computes: {listed}")
+        raise ConfigMismatchError(
+            f"the fine-tune's config changes what the backbone computes: {listed}. Use the base it was trained from, "
+            f"or extract it with --ignore-config {next(iter(found))} if the base's value is right for it"
+        )
+
+
+def with_the_bases(
+    base: PretrainedConfig, tuned: PretrainedConfig, keys: Collection[str], *, resized: bool = False
+) -> PretrainedConfig:
+    """The fine-tune's config with the base's values of some keys, where both are of one architecture.
+
+    Args:
+        keys: of those that `check_config` would refuse; others stay as they are.
+
+    Raises:
+        ConfigMismatchError: the config's class does not take the base's value beside the fine-tune's others.
+    """
+    differing = differences(base, tuned, resized) if keys and base.model_type == tuned.model_type else {}
+    ours, changed = base.to_dict(), copy.deepcopy(tuned)
+    for key in differing.keys() & set(keys):
+        try:
+            if key in ours:
+                setattr(changed, key, copy.deepcopy(getattr(base, key)))
+            else:
+                delattr(changed, key)
+        except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
+            raise ConfigMismatchError(f"the base's {key} does not go with the fine-tune's config: {error}") from error
+    return changed
 
 
 def portable(config: PretrainedConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -17,13 +17,17 @@ from safetensors.torch import save_file
 from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, same_bits, unpack_mask
 from ken_core.blocks import blocks_of, is_finite, rows_of
 from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint, weights
-from ken_core.configs import check_config, portable, restore
+from ken_core.configs import check_config, portable, restore, with_the_bases
+from ken_core.cross_encoder import noted
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name
+from ken_core.labels import check_labels
 from ken_core.manifest import Adapter, task_kind
 from ken_core.new_folder import new_folder
 from ken_core.progress import Progress, Stage, silent
+from ken_core.relatedness import cosine, is_related
 from ken_core.selection import Pair, Selection, select
+from ken_core.writing import writing
 
 _ROUNDING = 1.01
 """More than the roundings of a product in float32 can add to it."""
@@ -101,6 +105,8 @@ class Delta:
     """Whether pooled vectors are scaled to length 1."""
     adapter: Adapter | None = None
     """The kind of adapter it was imported from; None: extracted from a fine-tune."""
+    warnings: tuple[str, ...] = ()
+    """What whoever extracted it should know; no part of the file."""
 
     @property
     def kind(self) -> str:
@@ -124,6 +130,7 @@ def extract(
     selection: Selection | None = None,
     *,
     cast: bool = False,
+    ignore_config: Collection[str] = (),
     identity: Fingerprint | None = None,
     progress: Progress = silent,
 ) -> Delta:
@@ -134,17 +141,19 @@ def extract(
     Args:
         selection: method, budget and tensors; default `magnitude`, one global threshold, 10 % kept.
         cast: allow a narrowing of the fine-tune's dtype to the base's that loses precision.
+        ignore_config: config keys whose value is taken from the base where the two differ.
         identity: the base's fingerprint where it is known already.
         progress: told which tensor is being read or selected.
 
     Raises:
         ConfigMismatchError: the fine-tune's backbone computes something else than the base's.
-        CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`.
+        CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`; labels without one meaning; or
+            a weight that neither the fine-tune's files nor the base's hold.
         CheckpointChangedError: a file of either was written to meanwhile.
         SelectionError: the selection covers no tensor.
     """
     with base.unchanged(), tuned.unchanged():
-        return _extract(base, tuned, selection or Selection(), cast, identity, progress)
+        return _extract(base, tuned, selection or Selection(), cast, ignore_config, identity, progress)
 
 
 def _extract(
@@ -152,19 +161,26 @@ def _extract(
     tuned: Checkpoint,
     selection: Selection,
     cast: bool,
+    ignore_config: Collection[str],
     identity: Fingerprint | None,
     progress: Progress,
 ) -> Delta:
     ours, dtype = base.backbone_tensors, base.dtype
     resized = any(n in ours and ours[n].shape != t.shape for n, t in tuned.backbone_tensors.items())
-    check_config(base.config, tuned.config, resized=resized)
+    config = with_the_bases(base.config, tuned.config, ignore_config, resized=resized)
+    check_config(base.config, config, resized=resized)
+    check_labels(config.to_dict(), str(tuned.folder))
     if strange := sorted(tuned.backbone_tensors.keys() - weights(base.backbone).keys()):
         raise CheckpointError(
             f"a {type(tuned.model).__name__} has {strange[0]!r} in its backbone, which a "
             f"{type(base.backbone).__name__} has no place for; it cannot share that backbone"
         )
+    if lost := sorted(set(tuned.lacking) - ours.keys()):
+        raise CheckpointError(
+            f"neither {tuned.folder} nor the base holds {lost[0]!r}, which a {type(tuned.model).__name__} computes with"
+        )
     selection.tensors.check(ours)
-    changed, whole = _changes(base, tuned, cast, progress)
+    changed, whole, related = _changes(base, tuned, cast, progress)
 
     def pair(name: str) -> Pair:
         return ours[name], _cast(tuned.backbone_tensors[name], ours[name].dtype)
@@ -176,22 +192,43 @@ def _extract(
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),
         backbone=sum(t.numel() for t in ours.values()),
-        config={**portable(tuned.config), "dtype": dtype_name(dtype)},
+        config={**portable(config), **noted(tuned.folder), "dtype": dtype_name(dtype)},
         sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
         dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole},
         head={n: _cast(t, dtype) for n, t in tuned.head_tensors.items()},
         files=_changed_files(base, tuned),
         pooling=tuned.pooling,
         normalize=tuned.normalize,
+        warnings=tuple(_warnings(base, tuned, related)),
     )
 
 
-def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str]]:
+def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool) -> Iterator[str]:
+    """What was done as well as it could be, but may not be what was meant."""
+    if not related:
+        yield (
+            f"this is hardly a fine-tune of {base.name}: nearly all of its weight matrices point elsewhere than the "
+            "base's, as those of a model trained apart do. Such a delta is large, and pruned it answers nothing of "
+            "use; extract it from the base it was trained from"
+        )
+    if frozen := tuned.lacking:
+        yield (
+            f"{tuned.folder} lacks {len(frozen)} of the base's tensors, {frozen[0]!r} for example; they are taken to "
+            "have been frozen, so the base's own are served"
+        )
+    if stray := tuned.left_out:
+        yield (
+            f"{tuned.folder} holds tensors that a {type(tuned.model).__name__} has no place for ({len(stray)}, "
+            f"{stray[0]!r} for example); they are left out, as transformers does"
+        )
+
+
+def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str], bool]:
     """Names of the backbone tensors that differ from the base's, and of those that only come whole.
 
-    Everything the delta could carry is checked on the way.
+    Everything the delta could carry is checked on the way; and whether the two models are related at all.
     """
-    ours, changed, whole = base.backbone_tensors, [], []
+    ours, changed, whole, cosines = base.backbone_tensors, [], [], []
     for name, tensor in tuned.head_tensors.items():
         _checked(name, tensor, base.dtype, cast)
     for done, (name, tensor) in enumerate(tuned.backbone_tensors.items()):
@@ -199,9 +236,13 @@ def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress
         theirs = _checked(name, tensor, base.dtype_of(name), cast)
         if name not in ours or ours[name].shape != theirs.shape:
             whole.append(name)
-        elif not same_bits(ours[name], theirs):
+            continue
+        same = same_bits(ours[name], theirs)
+        if theirs.ndim > 1 and theirs.is_floating_point():
+            cosines.append(1.0 if same else cosine(ours[name], theirs))
+        if not same:
             changed.append(name)
-    return changed, whole
+    return changed, whole, is_related(cosines)
 
 
 def _entries(
@@ -269,14 +310,14 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
     Raises:
         BaseMismatchError: the delta was made against another base.
         CheckpointChangedError: the base's file was written to after it was opened.
-        FileExistsError: `out` exists and is not an empty folder.
+        OutputError: `out` exists and is not an empty folder, or cannot be written.
     """
     merged = merge(base, delta)
     config = restore(dict(delta.config))
     config.architectures = [delta.architecture]
     prefix = _saved_prefix(delta)
     tensors = {prefix + n: t.contiguous() for n, t in merged.items()} | dict(delta.head)
-    with new_folder(out) as folder, base.unchanged():
+    with new_folder(out) as folder, base.unchanged(), writing(out):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         config.save_pretrained(folder)
         for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):

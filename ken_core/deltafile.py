@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PretrainedConfig
@@ -39,6 +40,7 @@ from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
+from ken_core.writing import new_file
 
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
 
@@ -57,6 +59,20 @@ class DeltaFile:
     """sha256 of the whole file: the delta's name in the store."""
 
 
+@contextmanager
+def _describing() -> Iterator[None]:
+    """Tell what cannot be written in a manifest as a `DeltaFormatError`."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DeltaFormatError(f"this delta cannot be written: {where or 'its manifest'}: {first['msg']}") from error
+    except PydanticSerializationError as error:
+        raise DeltaFormatError(f"this delta cannot be written: its config is no JSON: {error}") from error
+
+
+@_describing()
 def write(
     delta: Delta,
     base: Checkpoint,
@@ -77,6 +93,8 @@ def write(
 
     Raises:
         CheckpointChangedError: the base's file was written to after it was opened.
+        OutputError: it cannot be written.
+        DeltaFormatError: it holds what no delta file can say.
     """
     streams: dict[str, Bytes] = {}
     sparse = {}
@@ -114,12 +132,8 @@ def write(
         files=files,  # type: ignore[arg-type]  # keys are checked by the model
     )
     text = json.dumps(described.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with new_file(path) as partial:
         save_file(streams, partial, {"ken": text})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return open_file(path)
 
 

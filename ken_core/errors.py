@@ -29,6 +29,18 @@ class ConfigMismatchError(KenError):
     """A fine-tune changes a config key its backbone reads, so the base's backbone would misread it."""
 
 
+class DataError(KenError):
+    """A file of examples has rows of another form, or labels that do not fit."""
+
+
+class OutputError(KenError):
+    """A file or folder cannot be written: no such folder, no permission, no space."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """What would be written over is kept: give another name, or an empty folder."""
+
+
 class ExchangeError(KenError):
     """Injecting a delta failed; the base's weights were restored."""
 

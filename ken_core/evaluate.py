@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ken_core.checkpoint import Checkpoint
-from ken_core.examples import DataError, Example
-from ken_core.tokenization import Encoder, collate
+from ken_core.examples import Example
+from ken_core.labels import numbers_of
+from ken_core.tokenization import Encoder, Input, collate
 
 Answers = npt.NDArray[np.int64]
 """Index of the label with the highest logit, one a text."""
@@ -19,7 +21,7 @@ Answers = npt.NDArray[np.int64]
 _BATCH = 32
 
 
-def classify(model: PreTrainedModel, encoder: Encoder, texts: Sequence[str]) -> Answers:
+def classify(model: PreTrainedModel, encoder: Encoder, texts: Sequence[Input]) -> Answers:
     """Answer texts with a sequence classifier, in batches of similar length; shape (texts,)."""
     rows = encoder(texts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -38,7 +40,7 @@ def accuracy(model: PreTrainedModel, checkpoint: Checkpoint, examples: Sequence[
     Args:
         checkpoint: gives the tokenizer files.
     """
-    answers = classify(model, Encoder(checkpoint, model.config, {}), [e.text for e in examples])
+    answers = classify(model, Encoder(checkpoint, model.config, {}), [e.input for e in examples])
     return float((answers == label_ids(model, examples)).mean())
 
 
@@ -48,7 +50,5 @@ def label_ids(model: PreTrainedModel, examples: Sequence[Example]) -> Answers:
     Raises:
         DataError: a label the model does not know.
     """
-    ids = {str(name): int(number) for number, name in (model.config.id2label or {}).items()}
-    if unknown := sorted({e.label for e in examples} - set(ids)):
-        raise DataError(f"the examples have the label {unknown[0]!r}; the model knows {', '.join(sorted(ids))}")
-    return np.array([ids[e.label] for e in examples], np.int64)
+    names: Mapping[Any, str] = model.config.id2label or {}
+    return np.array(numbers_of([e.label for e in examples], names), np.int64)

@@ -6,6 +6,7 @@ folder is as good.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ken_core.checkpoint import TOKENIZER_FILES, find_folder, quiet
-from ken_core.examples import DataError, Example
+from ken_core.checkpoint import TOKENIZER_FILES, open_base, quiet
+from ken_core.errors import CheckpointError, DataError, KenError
+from ken_core.examples import Example
+from ken_core.labels import names_of
 from ken_core.new_folder import new_folder
+from ken_core.writing import writing
+
+
+class TrainingError(KenError):
+    """Training came to nothing: the model does not take these texts, or its loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +64,35 @@ def finetune(
 ) -> None:
     """Fine-tune all weights of `base` and write a plain Hugging Face folder to `out`.
 
+    Integer labels are numbered by value and called "0", "1", and so on.
+
     Raises:
         CheckpointError: the base cannot be opened.
         DataError: fewer than two labels.
-        FileExistsError: `out` exists and is not an empty folder.
+        OutputError: `out` exists and is not an empty folder, or cannot be written.
+        TrainingError: the model does not take the texts, or training diverged.
     """
     recipe = recipe or Recipe()
-    labels = sorted({e.label for e in examples})
+    labels = names_of([e.label for e in examples])
     if len(labels) < 2:
         raise DataError(f"a classifier needs at least two labels, found {labels}")
-    folder = find_folder(base)
+    opened = open_base(base)
+    folder = opened.folder
     torch.manual_seed(recipe.seed)
-    with new_folder(out) as new:
+    with new_folder(out) as new, writing(out):
         with quiet(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: i for i, label in enumerate(labels)},
+                output_loading_info=True,
             )
+        if info["missing_keys"] & {f"{model.base_model_prefix}.{name}" for name in opened.backbone_tensors}:
+            raise CheckpointError(f"{folder} was saved with a wrapper around its model; save the model itself first")
         _train(model, tokenizer, examples, recipe, progress)
-        with quiet(folder):
+        with quiet(folder), writing(out):
             model.save_pretrained(new)
         for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
             if (folder / name).is_file():
@@ -103,27 +118,43 @@ def _train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
     shuffle = random.Random(recipe.seed)  # noqa: S311 - not for secrets
-    ids: Mapping[Any, Any] = model.config.label2id or {}
     model.train()
     number = 0
     for _ in range(recipe.epochs):
         for batch in _batches(examples, recipe.batch_size, shuffle):
-            inputs = tokenizer(
-                [e.text for e in batch],
-                padding=True,
-                truncation=True,
-                max_length=recipe.max_length,
-                return_tensors="pt",
-            )
-            loss = model(**inputs, labels=torch.tensor([ids[e.label] for e in batch])).loss
+            loss = _loss(model, tokenizer, batch, recipe.max_length)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"training diverged: the loss is {value} in step {number + 1} of {total}; "
+                    f"use a lower learning rate than {recipe.learning_rate:g}"
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()
             number += 1
-            progress(Step(number, total, loss.item()))
+            progress(Step(number, total, value))
     model.eval()
+
+
+def _loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Example], max_length: int
+) -> torch.Tensor:
+    ids: Mapping[Any, Any] = model.config.label2id or {}
+    numbers = torch.tensor([ids[str(e.label)] for e in batch])
+    texts = [e.input for e in batch]
+    try:
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        loss: torch.Tensor = model(**inputs, labels=numbers).loss
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise TrainingError(
+            f"a {type(model).__name__} cannot be trained on these texts: {reason[0] if reason else error!r}; check "
+            f"that it takes {max_length} tokens (--max-length), and that its tokenizer and padding token belong to it"
+        ) from error
+    return loss
 
 
 def _batches(examples: Sequence[Example], size: int, shuffle: random.Random) -> list[list[Example]]:

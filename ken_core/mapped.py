@@ -59,11 +59,6 @@ class MappedFiles:
         self.trouble: str | None = None
         """Why nothing is read from them at present; None while they are as they were at the last look."""
 
-    @classmethod
-    def of(cls, folder: Path) -> MappedFiles:
-        """All files of weights in a checkpoint's folder."""
-        return cls([*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))])
-
     def states(self) -> tuple[_State, ...]:
         """How the files are now; two that are equal have nothing written between them."""
         return tuple(_State.of(os.fstat(opened)) for opened in self._opened)

@@ -8,24 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ken_core.errors import OutputExistsError
+from ken_core.writing import writing
+
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder to write to that becomes `out` at the end; after an error or Ctrl-C nothing of it is left.
 
     Raises:
-        FileExistsError: `out` exists and is not an empty folder.
+        OutputExistsError: `out` exists and is not an empty folder.
+        OutputError: it cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already; give a new or empty folder")
-    out = out.resolve()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with writing(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputExistsError(f"{out} exists already; give a new or empty folder")
+        out = out.resolve()
+        partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
     try:
         yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with writing(out):
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

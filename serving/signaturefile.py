@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from ken_core.writing import new_file
 from serving.errors import InvalidInputError
 from serving.signatures import Signature
 
@@ -42,11 +42,10 @@ def read_signatures(delta: Path) -> tuple[Signature, ...]:
 
 
 def write_signatures(delta: Path, signatures: Sequence[Signature]) -> None:
-    """Put signatures beside a delta file, in place of those there; a reader sees the old ones or the new."""
-    path = signature_file(delta)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    """Put signatures beside a delta file, in place of those there; a reader sees the old ones or the new.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    with new_file(signature_file(delta)) as partial:
         partial.write_bytes(orjson.dumps([s.record() for s in signatures], option=orjson.OPT_INDENT_2) + b"\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

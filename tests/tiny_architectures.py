@@ -107,12 +107,14 @@ class ArchitectureBase:
         labels: Sequence[str] = (),
         problem_type: str | None = None,
         pooling: str | None = None,
+        undeclared: Sequence[tuple[str, Any]] = (),
         **config: Any,
     ) -> DeltaFile:
         """Write a fine-tune, all of whose weights have moved, and its delta.
 
         Args:
             pooling: how sentence-transformers calls what it declares; it declares then, too, that vectors are scaled.
+            undeclared: config keys that its class does not define, with their values.
         """
         folder = self.folder / name
         torch.manual_seed(len(name) + 10 * len(labels))
@@ -126,6 +128,7 @@ class ArchitectureBase:
             for parameter_name, parameter in model.named_parameters():
                 of_backbone = parameter_name.startswith(inside) or head == "features"
                 parameter.add_(torch.randn_like(parameter) * (0.1 if of_backbone else 0.7))
+        model.config.update(dict(undeclared))
         model.save_pretrained(folder)
         WRITERS[TOKENIZERS[self.name]](folder)
         if pooling:

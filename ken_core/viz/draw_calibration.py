@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ken_core.manifest import Calibration, Trial
 from ken_core.viz.canvas import OKABE_ITO
+from ken_core.writing import new_file
 
 _MARKERS = ("o", "s", "^", "D", "v")
 
@@ -41,12 +41,8 @@ def draw_calibration(record: Calibration, out: Path) -> None:
     axes.set_title("What deltas of each size answer; filled: within the tolerance", loc="left", fontsize=10)
     axes.grid(visible=True, which="both", linewidth=0.4, color="#d0d0d0")
     axes.legend(fontsize=8, loc="lower right")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with new_file(out) as partial:
         figure.savefig(partial, format="png")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _curve(axes: Axes, trials: list[Trial], colour: str, marker: str, limit: float) -> None:

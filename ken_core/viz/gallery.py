@@ -21,6 +21,7 @@ from ken_core.viz.overlap import Overlap, Packed, overlap
 from ken_core.viz.page import PAGE, page
 from ken_core.viz.report import Pair, Picture, Report, Subject
 from ken_core.viz.survey import survey
+from ken_core.writing import writing
 
 _MOST_MATRICES = 12
 """Drawn for themselves by default, of all deltas together: more pictures than that nobody compares."""
@@ -99,7 +100,8 @@ def visualize(
         shelf.put(draw.fractions(subjects, short))
         shelf.put(draw.overlaps([subject.label for subject in subjects], pairs))
         report = Report(out, _name(base), tuple(subjects), pairs, tuple(shelf.pictures), short, plan.left_out)
-        (folder / PAGE).write_text(page(report, folder), encoding="utf-8", errors="replace")
+        with writing(out):
+            (folder / PAGE).write_text(page(report, folder), encoding="utf-8", errors="replace")
     return report
 
 
@@ -112,7 +114,8 @@ class _Shelf:
 
     def put(self, drawn: Iterable[tuple[Picture, bytes]]) -> None:
         for picture, png in drawn:
-            (self._folder / picture.file).write_bytes(png)
+            with writing(self._folder):
+                (self._folder / picture.file).write_bytes(png)
             self.pictures.append(picture)
             self._progress(len(self.pictures), self._expected, picture.view)
 

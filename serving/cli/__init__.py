@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         if ended.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
             error_line("interrupted")
         raise
-    except (FileExistsError, PermissionError) as error:
+    except OSError as error:  # a file in the way, no permission, no space
         error_line(str(error))
         sys.exit(1)
     except Exception as error:

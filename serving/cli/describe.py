@@ -161,7 +161,8 @@ def show_calibration(found: Any, as_json: bool) -> None:
     """Print what calibration tried and chose."""
     record = found.record
     if as_json:
-        print_json({**facts(found.file), "tried": [t.model_dump() for t in record.tried]})
+        tried = [t.model_dump() for t in record.tried]
+        print_json({**facts(found.file), "tried": tried, "warnings": list(found.warnings)})
         return
     limit = record.tuned_score - record.tolerance
     rows = [

@@ -28,6 +28,12 @@ def say(message: str) -> None:
     err.print(message, highlight=False, markup=False)
 
 
+def warn(message: str) -> None:
+    """What was done, but may not be what was meant."""
+    err.print("[bold yellow]warning:[/]", end=" ", highlight=False)
+    err.print(message, highlight=False, markup=False)
+
+
 def error_line(message: str) -> None:
     err.print("[bold red]error:[/]", end=" ", highlight=False)
     err.print(message, highlight=False, markup=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from serving.cli.describe import facts, per_tensor, show, show_calibration
-from serving.cli.output import JsonFlag, progress, say, staged
+from serving.cli.output import JsonFlag, progress, say, staged, warn
 
 Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
 
@@ -16,6 +17,10 @@ OnlyOption = Annotated[str | None, typer.Option(help="preset of tensors to selec
 IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
 ExcludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to leave out; repeatable")]
 CastOption = Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")]
+IgnoreConfigOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore-config", help="config key whose value is taken from the base; repeatable"),
+]
 OutsideOption = Annotated[str, typer.Option(help="what becomes of the others: reset (to the base) or keep (in full)")]
 
 
@@ -27,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 def finetune(
     base: Base,
-    data: Annotated[Path, typer.Option(help="JSON lines with `text` and `label`")],
+    data: Annotated[Path, typer.Option(help="JSON lines or CSV with `text` and `label`, and `text_pair` for pairs")],
     out_folder: Annotated[Path, typer.Option("--out", help="new folder for the fine-tuned model")],
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -69,6 +74,7 @@ def extract(
     outside: OutsideOption = "reset",
     seed: Annotated[int, typer.Option(help="of method random")] = 0,
     cast: CastOption = False,
+    ignore_config: IgnoreConfigOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Keep the selected part of a fine-tune and write it as a delta.
@@ -82,9 +88,9 @@ def extract(
     _check_parent(out_file, "--out")
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
-        found = delta.extract(ours, theirs, selection, cast=cast, progress=watch)
+        found = delta.extract(ours, theirs, selection, cast=cast, ignore_config=ignore_config or (), progress=watch)
         file = deltafile.write(found, ours, out_file, codec, progress=watch)  # type: ignore[arg-type]  # checked above
-    show(facts(file), as_json)
+    _show_written(file, found.warnings, as_json)
 
 
 def import_peft(
@@ -113,13 +119,13 @@ def import_peft(
     with staged() as watch:
         found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
         file = deltafile.write(found, ours, out_file, progress=watch)
-    show(facts(file), as_json)
+    _show_written(file, found.warnings, as_json)
 
 
 def calibrate(
     base: Base,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
-    data: Annotated[Path, typer.Option(help="JSON lines with `text`, and `label` or not")],
+    data: Annotated[Path, typer.Option(help="JSON lines or CSV with `text`, and `label` or not")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     tolerance: Annotated[float, typer.Option(min=0, max=1, help="of the share of right answers")] = 0.005,
     method: Annotated[
@@ -132,6 +138,7 @@ def calibrate(
     outside: OutsideOption = "reset",
     curve: Annotated[Path | None, typer.Option(help="PNG of score against bytes; needs matplotlib")] = None,
     cast: CastOption = False,
+    ignore_config: IgnoreConfigOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the smallest delta whose accuracy stays within a tolerance of the fine-tune's, and write it.
@@ -166,8 +173,11 @@ def calibrate(
             codecs=codecs,  # type: ignore[arg-type]  # checked above
             tensors=_filter(only, include, exclude, outside),
             cast=cast,
+            ignore_config=ignore_config or (),
             progress=watch,
         )
+    for warning in found.warnings:
+        warn(warning)
     if curve is not None:
         from ken_core.viz.draw_calibration import draw_calibration
 
@@ -205,6 +215,12 @@ def inspect(
 
     opened = deltafile.open_file(file)
     show(facts(opened), as_json, per_tensor(opened) if tensors else [])
+
+
+def _show_written(file: Any, warnings: Sequence[str], as_json: bool) -> None:
+    for warning in warnings:
+        warn(warning)
+    show({**facts(file), "warnings": list(warnings)}, as_json)
 
 
 def _selection(method: str, keep: float | None, scope: str | None, k: int | None, seed: int, tensors: Any) -> Any:

@@ -1,6 +1,7 @@
 """Rerank: texts in order of their relevance to a query, judged by a cross-encoder.
 
-A cross-encoder is a classifier of pairs with one logit; scores and answers are those of text-embeddings-inference.
+A cross-encoder is a classifier of pairs with one logit. Unless asked for otherwise, its scores are those of
+sentence-transformers' `CrossEncoder`; answers have the form of text-embeddings-inference.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBud
 from serving.pipelines.logits import classify, sigmoid
 
 _MOST_TEXTS = 1000
+_DEFAULT = "torch.nn.modules.activation.Sigmoid"
+_SIGMOIDS = {_DEFAULT, "torch.nn.Sigmoid"}
+_LOGITS = {"torch.nn.modules.linear.Identity", "torch.nn.Identity"}
 
 
 class RerankInput(Incoming):
@@ -29,7 +33,9 @@ class RerankInput(Incoming):
 
 
 class RerankParameters(Parameters):
-    raw_scores: bool = Field(False, description="give logits as scores; else their sigmoid")
+    raw_scores: bool | None = Field(
+        None, description="true: logits as scores; false: their sigmoid; by default as the task's CrossEncoder has it"
+    )
     return_text: bool = Field(False, description="give the texts again beside their scores")
     top_n: int | None = Field(None, ge=1, description="only the n most relevant texts; all by default")
 
@@ -42,6 +48,7 @@ class Rerank:
 
     def prepare(self, inputs: Sequence[RerankInput], task: TaskSpec, parameters: RerankParameters) -> list[Prepared]:
         _refuse_unless_one_logit(task.config)
+        _gives_logits(parameters, task.config)
         budget = TokenBudget()
         prepared = []
         for where, one in enumerate(inputs):
@@ -62,7 +69,7 @@ class Rerank:
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: RerankParameters
     ) -> list[dict[str, Any]]:
         logits = finite(np.concatenate(raws))
-        scores = logits if parameters.raw_scores else sigmoid(logits)
+        scores = logits if _gives_logits(parameters, task.config) else sigmoid(logits)
         order = np.argsort(-logits, kind="stable")[: parameters.top_n].tolist()
         ranked: list[dict[str, Any]] = [{"index": i, "score": float(scores[i])} for i in order]
         if parameters.return_text:
@@ -77,3 +84,28 @@ def _refuse_unless_one_logit(config: PretrainedConfig) -> None:
             f"kind 'rerank' needs a task with one label, whose logit is a pair's relevance; this task has "
             f"{config.num_labels}: ask it for 'text-classification' of pairs"
         )
+
+
+def _gives_logits(parameters: RerankParameters, config: PretrainedConfig) -> bool:
+    """Whether scores are logits, or else their sigmoid.
+
+    Raises:
+        InvalidInputError: the parameters leave it to the task, whose own function is neither.
+    """
+    if parameters.raw_scores is not None:
+        return parameters.raw_scores
+    activation = _activation(config)
+    if activation not in _LOGITS | _SIGMOIDS:
+        raise InvalidInputError(
+            f"raw_scores: this task's CrossEncoder makes scores with {activation[:100]!r}, which is not served; ask "
+            "with raw_scores true for logits or false for their sigmoid"
+        )
+    return activation in _LOGITS
+
+
+def _activation(config: PretrainedConfig) -> str:
+    """What `CrossEncoder` applies to logits, where it runs no code of the checkpoint's own."""
+    ours = getattr(config, "sentence_transformers", None)
+    named = ours.get("activation_fn") if isinstance(ours, dict) else None
+    named = named or getattr(config, "sbert_ce_default_activation_function", None)
+    return named if isinstance(named, str) and named.startswith("torch.") else _DEFAULT

@@ -158,4 +158,4 @@ def test_calibrate_refuses_labels_the_model_does_not_know(
         "calibrate", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", data, "--out", tmp_path / "d"
     )
     assert ended.returncode == 1
-    assert "'planet'; the model knows bad, good" in ended.stderr
+    assert "'planet'; the model knows 0 'bad', 1 'good'" in ended.stderr

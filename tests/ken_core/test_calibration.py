@@ -10,8 +10,8 @@ import torch
 from ken_core import deltafile
 from ken_core.calibration import CalibrationError, calibrate, confidence, judge_for
 from ken_core.checkpoint import open_base, open_tuned
+from ken_core.errors import DataError
 from ken_core.evaluate import classify
-from ken_core.examples import DataError
 from ken_core.fingerprint import fingerprint
 from ken_core.heads import graft
 from ken_core.resident import ResidentModel
@@ -150,7 +150,7 @@ def test_labels_make_it_accuracy(base, tuned, tmp_path):
 
 
 def test_a_label_the_model_does_not_know_is_refused_naming_it(tuned):
-    with pytest.raises(DataError, match=r"'planet'; the model knows number, person, place"):
+    with pytest.raises(DataError, match=r"'planet'; the model knows 0 'place', 1 'person', 2 'number'"):
         judge_for(tuned, ["a"], ["planet"])
 
 

@@ -3,9 +3,22 @@ from __future__ import annotations
 import json
 
 import pytest
-from transformers import BertConfig, BloomConfig, DistilBertConfig, GPT2Config, LlamaConfig, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    BertConfig,
+    BloomConfig,
+    CamembertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    LlamaConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
-from ken_core.configs import check_config, portable, restore
+from ken_core.config_readers import is_read
+from ken_core.configs import check_config, portable, restore, with_the_bases
 from ken_core.errors import ConfigMismatchError, DeltaFormatError
 
 SMALL = {
@@ -32,7 +45,9 @@ SMALL = {
         ("is_decoder", True),
         ("pad_token_id", 1),
         ("tie_word_embeddings", False),
-        ("a_key_nobody_knows", 3),
+        ("position_embedding_type", "relative_key"),
+        ("pruned_heads", {"0": [1]}),
+        ("fusion_config", {"patch_embeddings": True}),
     ],
 )
 def test_a_key_the_backbone_reads_is_refused_naming_it_and_both_values(key, value):
@@ -41,6 +56,66 @@ def test_a_key_the_backbone_reads_is_refused_naming_it_and_both_values(key, valu
     with pytest.raises(ConfigMismatchError) as refusal:
         check_config(ours, theirs)
     assert f"{key} is {getattr(ours, key, None)!r} in the base and {value!r} in the fine-tune" in str(refusal.value)
+    assert f"--ignore-config {key}" in str(refusal.value)
+
+
+ENCODERS = [BertConfig, RobertaConfig, XLMRobertaConfig, ElectraConfig, AlbertConfig, CamembertConfig]
+
+
+@pytest.mark.parametrize("config_class", ENCODERS)
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"position_embedding_type": "absolute"},
+        {"pruned_heads": {}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "6.2.0"}},
+        {"a_note_of_the_trainers": [1, 2, 3]},
+        {"pooler_type": "first_token_transform", "directionality": "bidi"},
+    ],
+    ids=lambda told: next(iter(told)),
+)
+def test_a_key_at_the_value_its_absence_means_and_a_key_nobody_reads_pass(config_class, told):
+    check_config(config_class(**SMALL), config_class(**SMALL, **told))
+    check_config(config_class(**SMALL, **told), config_class(**SMALL))
+
+
+@pytest.mark.parametrize("key", ["position_buckets", "relative_attention"])
+def test_a_key_that_only_the_code_of_the_backbone_reads_is_refused(key):
+    """DeBERTa's own config class has defined its position buckets in some versions and not in others."""
+    assert is_read(key, DebertaV2Config)
+    assert not is_read(key, BertConfig)
+
+
+def test_a_config_without_a_backbone_in_transformers_reads_every_key():
+    class Own(BertConfig):
+        model_type = "own"
+
+    assert is_read("a_note_of_the_trainers", Own)
+
+
+def test_of_a_key_that_is_ignored_the_bases_value_is_taken():
+    ours, theirs = BertConfig(**SMALL), BertConfig(**SMALL | {"layer_norm_eps": 1e-5, "hidden_act": "gelu"})
+    theirs.position_embedding_type = "relative_key"
+    with pytest.raises(ConfigMismatchError, match="hidden_act"):
+        check_config(ours, with_the_bases(ours, theirs, ["layer_norm_eps", "position_embedding_type"]))
+    agreed = with_the_bases(ours, theirs, ["layer_norm_eps", "position_embedding_type", "hidden_act"])
+    check_config(ours, agreed)
+    assert agreed.layer_norm_eps == ours.layer_norm_eps
+    assert not hasattr(agreed, "position_embedding_type")
+    assert theirs.layer_norm_eps == 1e-5
+
+
+def test_ignoring_a_key_changes_no_key_that_may_differ():
+    ours, theirs = BertConfig(**SMALL), BertConfig(**SMALL, num_labels=7)
+    assert with_the_bases(ours, theirs, ["id2label", "num_labels"]).num_labels == 7
+
+
+def test_another_architecture_cannot_be_ignored():
+    ours = BertConfig(**SMALL)
+    changed = with_the_bases(ours, RobertaConfig(**SMALL), ["model_type"])
+    with pytest.raises(ConfigMismatchError, match=r"'bert'.*'roberta'"):
+        check_config(ours, changed)
 
 
 def test_every_differing_key_is_named_at_once():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sameness import assert_same
+from sentence_transformers import CrossEncoder
 
 from serving.errors import InvalidInputError, TooLargeError
 from tests.tiny_architectures import TOKENIZERS, FineTune
@@ -48,6 +49,29 @@ def test_texts_are_scored_as_transformers_scores_pairs_the_most_relevant_first(
     for query in (TEXTS[0], LONG):
         (found,) = fine_tune.ask(KIND, [{"query": query, "texts": documents}], raw_scores=raw)
         assert_same(found, expected(fine_tune, query, documents, function))
+
+
+@pytest.mark.parametrize("activation", [None, "torch.nn.modules.linear.Identity", "torch.nn.Sigmoid", "mine.Tanh"])
+def test_unless_asked_for_otherwise_scores_are_those_of_a_cross_encoder(
+    activation: str | None, make_fine_tune_of: Callable[..., FineTune]
+) -> None:
+    told = () if activation is None else (("sbert_ce_default_activation_function", activation),)
+    fine_tune = make_fine_tune_of("bert", f"cross-{activation}", "sequence", ["relevant"], undeclared=told)
+    documents = [text for text in DOCUMENTS if text]
+    (found,) = fine_tune.ask(KIND, [{"query": TEXTS[0], "texts": documents}])
+    expected = CrossEncoder(str(fine_tune.applied), device="cpu").rank(TEXTS[0], documents)
+    assert_same(found, [{"index": one["corpus_id"], "score": float(one["score"])} for one in expected])
+
+
+def test_a_score_that_is_neither_logit_nor_sigmoid_is_refused_unless_one_of_them_is_asked_for(
+    make_fine_tune_of: Callable[..., FineTune],
+) -> None:
+    told = (("sbert_ce_default_activation_function", "torch.nn.modules.activation.Tanh"),)
+    fine_tune = make_fine_tune_of("bert", "cross-tanh", "sequence", ["relevant"], undeclared=told)
+    asked = [{"query": "rain", "texts": ["sun"]}]
+    with pytest.raises(InvalidInputError, match=r"Tanh.* raw_scores true for logits"):
+        fine_tune.ask(KIND, asked)
+    assert fine_tune.ask(KIND, asked, raw_scores=False) != fine_tune.ask(KIND, asked, raw_scores=True)
 
 
 def test_queries_of_one_request_do_not_mix(judge: Callable[..., FineTune]) -> None:

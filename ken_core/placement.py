@@ -1,0 +1,89 @@
+"""Whether every stored tensor found its place in the model, and every weight of the model its tensor.
+
+Transformers leaves out what it has no place for and initialises what it does not find, each with no more than a note.
+Where both happen, the weights are there under names it does not know, and the model that is loaded is another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ken_core.errors import CheckpointError
+
+_ADVICE = (
+    (r"lora_|shira_|base_layer|modules_to_save|original_module|base_model\.model\.",
+     "An adapter is in it that was not merged: merge it with peft (merge_and_unload), save the model and try again, "
+     "or save the adapter alone and use `ken import-peft`"),
+    (r"(^|\.)_?flat_param", "Its shards were not gathered: save a full state dict"),
+    (r"\.(SCB|absmax|quant_map|nested_\w+|quant_state\.\S+|qweight|qzeros|scales|g_idx|weight_scale\w*|weight_format)$",
+     "Its weights are quantised: dequantise the model and save it again"),
+    (r"parametrizations\.|_(orig|mask|g|v|u)$",
+     "Its weights are stored in parts: make the parametrization, pruning or weight norm permanent (torch's "
+     "remove_parametrizations, prune.remove, remove_weight_norm) and save it again"),
+)  # fmt: skip
+_OTHERWISE = "Save it with save_pretrained from a plain model of the class that its config names"
+
+
+def check_places(folder: Path, model: PreTrainedModel, lacking: Collection[str], left_out: Collection[str]) -> None:
+    """Refuse a model whose weights are in its files under names it does not know.
+
+    Args:
+        lacking: names in the whole model, of weights that no file holds.
+        left_out: names in the files that the model has no place for.
+
+    Raises:
+        CheckpointError: naming one of each.
+    """
+    if altered := [name for name in sorted(left_out) if _of_a_weight(name, model)]:
+        raise CheckpointError(
+            f"{folder} holds {altered[0]!r}, which changes that layer's weight; a {type(model).__name__} leaves it "
+            f"out and answers otherwise. {advice(altered[0])}"
+        )
+    if lacking and left_out:
+        missed, stray = _closest(lacking, left_out)
+        raise CheckpointError(
+            f"{folder} lacks {missed!r} and holds {stray!r}, which a {type(model).__name__} has no place for. "
+            f"{advice(stray)}"
+        )
+
+
+def advice(stray: str) -> str:
+    """What to do about a tensor of this name."""
+    return next((text for pattern, text in _ADVICE if re.search(pattern, stray)), _OTHERWISE)
+
+
+def inside(model: PreTrainedModel, names: Collection[str]) -> list[str]:
+    """The names that would lie inside the model's backbone, sorted: others are heads, which other classes have."""
+    prefix, children = f"{model.base_model_prefix}.", {name for name, _ in model.base_model.named_children()}
+    return sorted(name for name in names if name.removeprefix(prefix).partition(".")[0] in children)
+
+
+def _of_a_weight(name: str, model: PreTrainedModel) -> bool:
+    """Whether a tensor belongs to a layer that has weights of its own and no parts: it can only change those."""
+    modules = dict(model.named_modules())
+    prefix = f"{model.base_model_prefix}."
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        parts = candidate.split(".")
+        for end in range(len(parts) - 1, 0, -1):
+            found = modules.get(".".join(parts[:end]))
+            if found is not None:
+                if _is_leaf_with_weights(found):
+                    return True
+                break
+    return False
+
+
+def _is_leaf_with_weights(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) and any(p is not None for p in module._parameters.values())
+
+
+def _closest(lacking: Collection[str], left_out: Collection[str]) -> tuple[str, str]:
+    """One of each, with most parts of their names in common."""
+    missed = min(lacking)
+    parts = set(missed.split("."))
+    return missed, max(sorted(left_out), key=lambda name: len(parts & set(name.split("."))))

@@ -1,0 +1,41 @@
+"""Writing files: whatever the operating system objects to is told as a `KenError`, and a file is there whole or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ken_core.errors import OutputError
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn what goes wrong while `out` is written into an `OutputError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
+    except SafetensorError as error:  # safetensors' own word for a full disk
+        raise OutputError(f"{out} cannot be written: {error}") from error
+
+
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """Yield a path to write to that becomes the file `out` at the end; after an error nothing of it is left.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    with writing(out):
+        try:
+            yield partial
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
