@@ -244,7 +244,7 @@ def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Servic
     ends = {
         "counter": {"_total"},
         "histogram": {"_seconds", "_rows", "_difference"},
-        "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned"},
+        "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned", "_changed"},
     }
     found = families(busy.metrics)
     assert len(found) > 20
