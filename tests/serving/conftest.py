@@ -50,6 +50,7 @@ def deltas(tiny: Tiny) -> Deltas:
         topic=tiny.delta(tiny.tuned("topic", ["sport", "art", "law", "food"], seed=2)),
         spam=tiny.delta(tiny.tuned("spam", ["ham", "spam"], seed=3)),
         spam_2=tiny.delta(tiny.tuned("spam-2", ["ham", "spam"], seed=4)),
+        spam_3=tiny.delta(tiny.tuned("spam-3", ["ham", "spam"], seed=5)),
     )
 
 
