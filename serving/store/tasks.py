@@ -269,7 +269,7 @@ class Tasks(Keys, Signatures):
         differs = compare(known).difference(partial(self._form, manifests or {}))
         if differs and not allow_other_labels:
             raise OtherLabelsError(
-                f"versions of task {task!r} would answer in different forms: {differs}. Give what answers differently a "
+                f"versions of task {task!r} would answer in different forms: {differs}. Give what answers otherwise a "
                 "task of its own, or allow it: --allow-other-labels, over HTTP and in Python allow_other_labels"
             )
         return known.revision, differs

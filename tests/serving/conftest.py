@@ -108,8 +108,8 @@ def publish(embedded_url: str, namespace: str) -> Callable[..., None]:
     """Publish a delta, and return when every running service has seen it."""
     store = Store(embedded_url, namespace)
 
-    def run(task: str, file: DeltaFile, alias: str = "live") -> None:
-        assert store.wait(store.publish(task, file, alias), 10)
+    def run(task: str, file: DeltaFile, alias: str = "live", allow_other_labels: bool = False) -> None:
+        assert store.wait(store.publish(task, file, alias, allow_other_labels=allow_other_labels), 10)
 
     return run
 
