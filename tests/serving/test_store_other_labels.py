@@ -252,7 +252,7 @@ def test_what_was_compared_is_what_was_live_when_the_change_happened(
     child.start()
     try:
         turns = itertools.cycle([deltas.emotion.digest, deltas.spam.digest])
-        for _ in range(400):
+        for _ in range(200):
             mixed.promote("spam", next(turns), allow_other_labels=True)
     finally:
         done.set()
