@@ -2,7 +2,7 @@
 
 Versions may differ in method, budget and quality. The order in which a head has its labels is no part of the form
 either: every protocol names labels, and puts them in the order of their scores. Nor is the width of vectors, which is
-the base's.
+the base's. Pure.
 """
 
 from __future__ import annotations
@@ -11,15 +11,28 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.errors import UnsupportedKindError
-from serving.pipelines import default_kind
-from serving.pipelines.text_classification import score_function
-
 if TYPE_CHECKING:
     from ken_core.manifest import Manifest
 
 _SHOWN = 5
 _LONGEST = 40
+
+
+def own_kind(head: str, pooling: str | None) -> str:
+    """What a head answers by itself: a backbone that says how it pools gives one vector a text."""
+    return "sentence-embeddings" if head == "feature-extraction" and pooling else head
+
+
+def score_function(problem_type: str | None, labels: int | None) -> str:
+    """What makes scores of a text classifier's logits unless a request says otherwise.
+
+    Args:
+        problem_type: of the model's config.
+        labels: how many the head has.
+    """
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,7 @@ class AnswerForm:
     @classmethod
     def of(cls, manifest: Manifest) -> AnswerForm:
         """The form of a delta's answers, also where no kind of this server reads its head."""
-        try:
-            kind = default_kind(manifest.kind, manifest.pooling)
-        except UnsupportedKindError:
-            kind = manifest.kind
+        kind = own_kind(manifest.kind, manifest.pooling)
         labels = tuple(sorted(manifest.labels))
         classifies, embeds = kind == "text-classification", kind == "sentence-embeddings"
         scores = score_function(manifest.config.get("problem_type"), len(labels)) if classifies else None

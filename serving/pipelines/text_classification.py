@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from serving.answerform import score_function
 from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
 
@@ -46,15 +47,3 @@ class TextClassification:
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
-
-
-def score_function(problem_type: str | None, labels: int | None) -> str:
-    """What makes scores of a head's logits unless a request says otherwise.
-
-    Args:
-        problem_type: of the model's config.
-        labels: how many the head has.
-    """
-    if problem_type == "regression":
-        return "none"
-    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from serving.answerform import AnswerForm
+from serving.routes import Route
+
 if TYPE_CHECKING:
-    from serving.answerform import AnswerForm
-    from serving.routes import Route
     from serving.store.tasks import Task
 
 _LIVE = "live"
@@ -22,7 +23,12 @@ _SHORT = 12
 
 @dataclass(frozen=True)
 class Comparison:
-    """Digests, and what to call each."""
+    """Versions to compare, each by its digest and what to call it.
+
+    Attributes:
+        now: those that answer a task's callers; none of them: whatever comes is accepted.
+        then: those that would answer after the change.
+    """
 
     now: Mapping[str, str] = field(default_factory=dict)
     then: Mapping[str, str] = field(default_factory=dict)

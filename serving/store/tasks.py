@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from serving.answerform import AnswerForm
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
 from serving.names import check_digest, check_name
 from serving.routes import Route, check_route
@@ -22,7 +23,6 @@ from serving.store.signatures import Signatures
 if TYPE_CHECKING:
     from ken_core import DeltaFile
     from ken_core.manifest import Manifest
-    from serving.answerform import AnswerForm
 
 _REVISION = "@revision"
 _ROUTE = "@route"
@@ -276,8 +276,7 @@ class Tasks(Keys, Signatures):
 
     def _form(self, manifests: Mapping[str, Manifest], digest: str) -> AnswerForm | None:
         """The form of a version's answers; None where the store's manifest of it is gone or damaged."""
-        from ken_core.manifest import Manifest  # needs torch: not for who only lists tasks
-        from serving.answerform import AnswerForm
+        from ken_core.manifest import Manifest  # needs torch, which who only lists tasks need not wait for
 
         try:
             return AnswerForm.of(manifests.get(digest) or Manifest.model_validate(self.manifest(digest)))
