@@ -43,22 +43,25 @@ class AnswerForm:
         kind: what it answers unless a request asks for another kind.
         labels: their names, sorted; empty where the kind has none.
         scores: what makes scores of logits (``softmax``, ``sigmoid``, ``none``); None where a request cannot tell.
-        unit: whether vectors are scaled to length 1; None where there is not one vector a text.
+        vectors: how long a text's is, in words; None where there is not one vector a text.
     """
 
     kind: str
     labels: tuple[str, ...] = ()
     scores: str | None = None
-    unit: bool | None = None
+    vectors: str | None = None
 
     @classmethod
     def of(cls, manifest: Manifest) -> AnswerForm:
         """The form of a delta's answers, also where no kind of this server reads its head."""
         kind = own_kind(manifest.kind, manifest.pooling)
         labels = tuple(sorted(manifest.labels))
-        classifies, embeds = kind == "text-classification", kind == "sentence-embeddings"
-        scores = score_function(manifest.config.get("problem_type"), len(labels)) if classifies else None
-        return cls(kind, labels, scores, manifest.normalize if embeds else None)
+        scores = vectors = None
+        if kind == "text-classification":
+            scores = score_function(manifest.config.get("problem_type"), len(labels))
+        elif kind == "sentence-embeddings":
+            vectors = "scaled to length 1" if manifest.normalize else "not scaled"
+        return cls(kind, labels, scores, vectors)
 
     def difference(self, other: AnswerForm, ours: str, theirs: str) -> str:
         """What callers would notice if the other answered in place of this, in words; empty where there is nothing.
@@ -71,8 +74,8 @@ class AnswerForm:
         told = [_labels(self, other, ours, theirs)]
         if self.scores != other.scores:
             told.append(f"scores: {self.scores} in {ours}, {other.scores} in {theirs}")
-        if self.unit != other.unit:
-            told.append(f"vectors: {_length(self)} in {ours}, {_length(other)} in {theirs}")
+        if self.vectors != other.vectors:
+            told.append(f"vectors: {self.vectors} in {ours}, {other.vectors} in {theirs}")
         return "; ".join(filter(None, told))
 
 
@@ -86,7 +89,3 @@ def _labels(first: AnswerForm, second: AnswerForm, ours: str, theirs: str) -> st
 def _listed(names: list[str]) -> str:
     shown = [repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…") for name in names[:_SHOWN]]
     return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _length(form: AnswerForm) -> str:
-    return "scaled to length 1" if form.unit else "not scaled"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,7 @@ def told(first: AnswerForm, second: AnswerForm) -> str:
         ("tags", AnswerForm("token-classification", ("B-LOC", "B-PER", "I-PER", "O"))),
         ("answers", AnswerForm("question-answering")),
         ("vectors", AnswerForm("feature-extraction")),
-        ("search", AnswerForm("sentence-embeddings", unit=False)),
+        ("search", AnswerForm("sentence-embeddings", vectors="not scaled")),
     ],
 )
 def test_a_deltas_form_is_read_from_its_manifest(
@@ -68,7 +67,7 @@ def test_labels_that_a_config_leaves_out_are_those_transformers_makes_up(deltas:
 
 
 def test_the_order_of_labels_method_and_budget_are_no_part_of_it(
-    tiny: Tiny, deltas: Deltas, tmp_path: Path, make: Callable[[Sequence[str], float], DeltaFile]
+    deltas: Deltas, make: Callable[[Sequence[str], float], DeltaFile]
 ) -> None:
     assert AnswerForm.of(make(["spam", "ham"], 0.05).manifest) == AnswerForm.of(deltas.spam.manifest)
 
@@ -117,9 +116,10 @@ def test_another_kind_is_told_and_nothing_that_follows_from_it() -> None:
     )
 
 
-def test_scores_and_lengths_of_vectors_are_told() -> None:
+def test_scores_and_lengths_of_vectors_are_told(of_every_kind: dict[str, DeltaFile]) -> None:
     assert told(classifier("ham", "spam"), classifier("ham", "spam", scores="sigmoid")) == (
         "scores: softmax in the live version, sigmoid in version 5f3a"
     )
-    pooled, scaled = (AnswerForm("sentence-embeddings", unit=unit) for unit in (False, True))
-    assert told(pooled, scaled) == "vectors: not scaled in the live version, scaled to length 1 in version 5f3a"
+    search = of_every_kind["search"].manifest
+    forms = [AnswerForm.of(search.model_copy(update={"normalize": unit})) for unit in (False, True)]
+    assert told(*forms) == "vectors: not scaled in the live version, scaled to length 1 in version 5f3a"
