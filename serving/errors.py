@@ -101,6 +101,12 @@ class ConflictError(ServingError):
     title = "Conflict"
 
 
+class OtherLabelsError(ConflictError):
+    """A version would give a task's callers answers of another form than they get, and nobody said that it may."""
+
+    title = "Other labels or kind"
+
+
 class OverloadedError(ServingError):
     """The queue is full."""
 

@@ -169,6 +169,7 @@ class Deltas:
     spam: DeltaFile
     spam_2: DeltaFile
     """A later version of `spam`."""
+    spam_3: DeltaFile
 
 
 def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -26,6 +26,9 @@ Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS)]
 Wait = Annotated[
     Seconds | None, Query(description="seconds to wait until every replica has seen the change; none by default")
 ]
+AllowOtherLabels = Annotated[
+    bool, Field(description="also where answers would have other labels, or be of another kind, than they have now")
+]
 Force = Annotated[bool, Query(description="also where an alias or the route points at it")]
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
-from serving.api.changes import Changed, Changes, Force, Seconds, Wait
+from serving.api.changes import AllowOtherLabels, Changed, Changes, Force, Seconds, Wait
 from serving.api.problems import responses
 from serving.incoming import Incoming
 from serving.routes import check_route
@@ -51,6 +51,7 @@ class Version(Incoming):
 
     digest: str = Field(description="a delta's sha256, or, where promoted, an alias of the task")
     alias: str = "live"
+    allow_other_labels: AllowOtherLabels = False
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
 
 
@@ -84,6 +85,12 @@ class RouteInfo(Incoming):
     )
 
 
+class NewRoute(RouteInfo):
+    """How a task's requests shall be split."""
+
+    allow_other_labels: AllowOtherLabels = False
+
+
 class Change(BaseModel):
     """One entry of a task's history."""
 
@@ -95,6 +102,9 @@ class Change(BaseModel):
     previous_route: dict[str, int] | None = None
     shadow: str | None = Field(None, description="where the route was changed: the alias or digest that gets copies")
     previous_shadow: str | None = None
+    other_labels: str | None = Field(
+        None, description="how answers came to differ in labels, kind or form, where that was allowed"
+    )
     who: str
     when: int = Field(description="unix seconds")
     revision: int
@@ -129,7 +139,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
             service.table.find(task, who.sees)
         return [Change(**entry) for entry in entries]
 
-    @routes.post("/{task}/versions", openapi_extra=body_of(Publication))
+    @routes.post("/{task}/versions", responses=refused, openapi_extra=body_of(Publication))
     async def publish(task: TaskName, request: Request) -> Changed:
         """Make an uploaded delta a version of the task and point an alias at it, once it is found fit to serve."""
         change = changes.begin(request, "publish", "publish", task)
@@ -138,11 +148,15 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         def work(who: str) -> int:
             service.check_signed(body.digest, body.signatures)
             store.commit_upload(body.digest, service.check_delta, service.cache.files.folder)
-            return store.publish_digest(task, body.digest, body.alias, who, body.signatures)
+            return store.publish_digest(
+                task, body.digest, body.alias, who, body.signatures, allow_other_labels=body.allow_other_labels
+            )
 
-        return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
+        return await change.make(
+            work, body.wait, digest=body.digest, alias=body.alias, allow_other_labels=body.allow_other_labels
+        )
 
-    @routes.post("/{task}/promote", openapi_extra=body_of(Version))
+    @routes.post("/{task}/promote", responses=refused, openapi_extra=body_of(Version))
     async def promote(task: TaskName, request: Request) -> Changed:
         """Point an alias at one of the task's versions."""
         change = changes.begin(request, "publish", "promote", task)
@@ -151,9 +165,11 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         def work(who: str) -> int:
             known = store.task(task)
             digest = known.aliases.get(body.digest, body.digest) if known else body.digest
-            return store.promote(task, digest, body.alias, who)
+            return store.promote(task, digest, body.alias, who, allow_other_labels=body.allow_other_labels)
 
-        return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
+        return await change.make(
+            work, body.wait, digest=body.digest, alias=body.alias, allow_other_labels=body.allow_other_labels
+        )
 
     @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(AliasOnly))
     async def rollback(task: TaskName, request: Request) -> Changed:
@@ -184,13 +200,15 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         found = service.table.find(task, who.sees).route
         return RouteInfo(weights=dict(found.weights), shadow=found.shadow) if found else None
 
-    @routes.put("/{task}/route", openapi_extra=body_of(RouteInfo))
+    @routes.put("/{task}/route", responses=refused, openapi_extra=body_of(NewRoute))
     async def set_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
         """Split the task's requests over its versions by weight, and let one have copies of them, as its shadow."""
         change = changes.begin(request, "publish", "route", task)
-        body = await read_body(request, RouteInfo)
-        wanted = check_route(body.model_dump(exclude_unset=True))
-        return await change.make(partial(store.set_route, task, wanted), wait, **wanted.plain())
+        body = await read_body(request, NewRoute)
+        allowed = body.allow_other_labels
+        wanted = check_route(body.model_dump(exclude_unset=True, exclude={"allow_other_labels"}))
+        work = partial(store.set_route, task, wanted, allow_other_labels=allowed)
+        return await change.make(work, wait, allow_other_labels=allowed, **wanted.plain())
 
     @routes.delete("/{task}/route")
     async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:

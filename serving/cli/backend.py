@@ -22,6 +22,11 @@ Url = Annotated[
     typer.Option(envvar="KEN_URL", help="a server to ask, with KEN_API_KEY, in place of the store"),
 ]
 
+AllowOtherLabels = Annotated[
+    bool,
+    typer.Option("--allow-other-labels", help="also where answers would have other labels, or be of another kind"),
+]
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -44,15 +49,24 @@ class Backend(Protocol):
         delta: Path,
         alias: str = ...,
         *,
+        allow_other_labels: bool = ...,
         wait: float | None = ...,
         progress: Callable[[int, int], None] | None = ...,
     ) -> Change: ...
-    def promote(self, task: str, digest: str, alias: str = ..., *, wait: float | None = ...) -> Change: ...
+    def promote(
+        self, task: str, digest: str, alias: str = ..., *, allow_other_labels: bool = ..., wait: float | None = ...
+    ) -> Change: ...
     def rollback(self, task: str, alias: str = ..., *, wait: float | None = ...) -> Change: ...
     def delete_version(self, task: str, digest: str, *, force: bool = ..., wait: float | None = ...) -> Change: ...
     def delete_task(self, task: str, *, force: bool = ..., wait: float | None = ...) -> Change: ...
     def set_route(
-        self, task: str, weights: Mapping[str, int], *, shadow: str | None = ..., wait: float | None = ...
+        self,
+        task: str,
+        weights: Mapping[str, int],
+        *,
+        shadow: str | None = ...,
+        allow_other_labels: bool = ...,
+        wait: float | None = ...,
     ) -> Change: ...
     def clear_route(self, task: str, *, wait: float | None = ...) -> Change: ...
     def rollback_route(self, task: str, *, wait: float | None = ...) -> Change: ...

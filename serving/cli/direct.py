@@ -48,20 +48,32 @@ class Direct:
         delta: Path,
         alias: str = "live",
         *,
+        allow_other_labels: bool = False,
         wait: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Change:
         opened = deltafile.open_file(delta)
-        revision = self._store.publish(task, opened, alias, signatures=read_signatures(delta))
+        revision = self._store.publish(
+            task, opened, alias, signatures=read_signatures(delta), allow_other_labels=allow_other_labels
+        )
         change = self._seen(revision, wait, task)
         if progress is not None:
             progress(opened.size, opened.size)
         return change
 
-    def promote(self, task: str, digest: str, alias: str = "live", *, wait: float | None = None) -> Change:
+    def promote(
+        self,
+        task: str,
+        digest: str,
+        alias: str = "live",
+        *,
+        allow_other_labels: bool = False,
+        wait: float | None = None,
+    ) -> Change:
         known = self._store.task(task)
         target = known.aliases.get(digest, digest) if known else digest
-        return self._seen(self._store.promote(task, target, alias), wait, task)
+        revision = self._store.promote(task, target, alias, allow_other_labels=allow_other_labels)
+        return self._seen(revision, wait, task)
 
     def rollback(self, task: str, alias: str = "live", *, wait: float | None = None) -> Change:
         return self._seen(self._store.rollback(task, alias), wait, task)
@@ -73,9 +85,16 @@ class Direct:
         return self._seen(self._store.delete(task, force=force), wait, task)
 
     def set_route(
-        self, task: str, weights: Mapping[str, int], *, shadow: str | None = None, wait: float | None = None
+        self,
+        task: str,
+        weights: Mapping[str, int],
+        *,
+        shadow: str | None = None,
+        allow_other_labels: bool = False,
+        wait: float | None = None,
     ) -> Change:
-        return self._seen(self._store.set_route(task, Route(dict(weights), shadow)), wait, task)
+        revision = self._store.set_route(task, Route(dict(weights), shadow), allow_other_labels=allow_other_labels)
+        return self._seen(revision, wait, task)
 
     def clear_route(self, task: str, *, wait: float | None = None) -> Change:
         return self._seen(self._store.set_route(task, None), wait, task)

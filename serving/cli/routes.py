@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import Url, backend, recorded, tell_pending
+from serving.cli.backend import AllowOtherLabels, Url, backend, recorded, tell_pending
 from serving.cli.output import JsonFlag, out, print_json, say, table
 from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait
 
@@ -35,6 +35,7 @@ def route(
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="return to the route before")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="send everything to live again")] = False,
+    allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
@@ -43,6 +44,8 @@ def route(
     as_json: JsonFlag = False,
 ) -> None:
     """Show how a task's requests are split between its versions, or split them anew.
+
+    Targets and a shadow whose labels or kind are not the live version's are refused unless that is allowed.
 
     Example: ken route trec live=90 canary=10 --shadow next
     """
@@ -53,7 +56,7 @@ def route(
         known = asked.task(task)
         if weights or shadow is not None:
             split = wanted.weights if weights else known.route or wanted.weights
-            change = asked.set_route(task, split, shadow=shadow, wait=wait)
+            change = asked.set_route(task, split, shadow=shadow, allow_other_labels=allow_other_labels, wait=wait)
         elif rollback:
             change = asked.rollback_route(task, wait=wait)
         elif clear:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import Url, backend, recorded, tell_pending
+from serving.cli.backend import AllowOtherLabels, Url, backend, recorded, tell_pending
 from serving.cli.output import JsonFlag, out, print_json, progress, say, size, table
 from serving.cli.signing import TrustedOption, check_file, trusted_of
 from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, open_store
@@ -33,6 +33,7 @@ def publish(
     task: TaskName,
     file: Annotated[Path, typer.Argument(help="delta file")],
     alias: Alias = "live",
+    allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
@@ -42,7 +43,8 @@ def publish(
 ) -> None:
     """Upload a delta as a version of a task and point an alias at it, all at once.
 
-    Signatures beside it (`ken sign`) go along.
+    Signatures beside it (`ken sign`) go along. A delta whose labels or kind are not the live version's is refused
+    unless that is allowed.
 
     Example: ken publish trec trec.ken
     """
@@ -51,7 +53,14 @@ def publish(
         check_file(file, trusted)
     with backend(url, redis_url, data_dir, namespace) as asked:
         with progress("uploading") as update:
-            change = asked.publish(task, file, alias, wait=wait, progress=lambda done, total: update(done, total, ""))
+            change = asked.publish(
+                task,
+                file,
+                alias,
+                allow_other_labels=allow_other_labels,
+                wait=wait,
+                progress=lambda done, total: update(done, total, ""),
+            )
         say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
@@ -97,18 +106,19 @@ def promote(
     task: TaskName,
     digest: Annotated[str, typer.Argument(help="one of the task's versions, or an alias of it")],
     alias: Alias = "live",
+    allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Point an alias at another version of its task.
+    """Point an alias at another version of its task; refused like `ken publish` where labels or kind differ.
 
     Example: ken promote trec canary --alias live --wait 10
     """
     with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.promote(task, digest, alias, wait=wait)
+        change = asked.promote(task, digest, alias, allow_other_labels=allow_other_labels, wait=wait)
         say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
@@ -179,7 +189,7 @@ def history(
     if as_json:
         print_json([change.model_dump() for change in changes])
         return
-    rows = [[_when(c.when), c.who, c.action, *_what(c), str(c.revision)] for c in changes]
+    rows = [[_when(c.when), c.who, _done(c), *_what(c), str(c.revision)] for c in changes]
     out.print(table(f"history of {task}", ["when", "who", "action", "alias", "digest", "revision"], rows))
 
 
@@ -215,6 +225,10 @@ def _routed(task: TaskInfo) -> dict[str, list[str]]:
 
 def _when(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def _done(change: HistoryEntry) -> str:
+    return f"{change.action}, other labels" if change.other_labels else change.action
 
 
 def _what(change: HistoryEntry) -> tuple[str, str]:

@@ -138,14 +138,18 @@ def history(name: str) -> Call[list[HistoryEntry]]:
     return Call("GET", _path("tasks", name, "history"), _reader(list[HistoryEntry]))
 
 
-def promote(task: str, digest: str, alias: str = "live", *, wait: float | None = None) -> Call[Change]:
+def promote(
+    task: str, digest: str, alias: str = "live", *, allow_other_labels: bool = False, wait: float | None = None
+) -> Call[Change]:
     """Point an alias at one of the task's versions.
 
     Args:
         digest: the version's, or another alias that points at it.
+        allow_other_labels: also where it answers with other labels, or another kind, than the live version.
         wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
     """
-    return _pointing(_path("tasks", task, "promote"), {"digest": digest, "alias": alias}, wait)
+    asked = {"digest": digest, "alias": alias, **_allowing(allow_other_labels)}
+    return _pointing(_path("tasks", task, "promote"), asked, wait)
 
 
 def rollback(task: str, alias: str = "live", *, wait: float | None = None) -> Call[Change]:
@@ -182,7 +186,12 @@ def route(task: str) -> Call[RouteInfo | None]:
 
 
 def set_route(
-    task: str, weights: Mapping[str, int] = _ALL_TO_LIVE, *, shadow: str | None = None, wait: float | None = None
+    task: str,
+    weights: Mapping[str, int] = _ALL_TO_LIVE,
+    *,
+    shadow: str | None = None,
+    allow_other_labels: bool = False,
+    wait: float | None = None,
 ) -> Call[Change]:
     """Split a task's predictions between its versions.
 
@@ -190,10 +199,11 @@ def set_route(
         weights: e.g. ``{"live": 90, "canary": 10}``, by alias or digest; ``live`` answers all if it is left out.
         shadow: an alias or digest that is asked the same once the answer was given. What it says is compared and
             counted (``ken_shadow_*``) and given to nobody. None: no shadow, also where there was one before.
+        allow_other_labels: as in `promote`.
         wait: as in `promote`.
     """
-    content = orjson.dumps(_given({"weights": dict(weights), "shadow": shadow}))
-    return _changing(Call("PUT", _route(task), _reader(Change), content), wait)
+    asked = _given({"weights": dict(weights), "shadow": shadow}) | _allowing(allow_other_labels)
+    return _changing(Call("PUT", _route(task), _reader(Change), orjson.dumps(asked)), wait)
 
 
 def clear_route(task: str, *, wait: float | None = None) -> Call[Change]:
@@ -225,10 +235,14 @@ def publish_digest(
     alias: str = "live",
     *,
     signatures: Sequence[Signature] = (),
+    allow_other_labels: bool = False,
     wait: float | None = None,
 ) -> Call[Change]:
-    """Make a delta that the server has a version of a task, and point an alias at it. `wait` as in `promote`."""
-    asked: dict[str, Any] = {"digest": digest, "alias": alias}
+    """Make a delta that the server has a version of a task, and point an alias at it.
+
+    `allow_other_labels` and `wait` as in `promote`.
+    """
+    asked: dict[str, Any] = {"digest": digest, "alias": alias, **_allowing(allow_other_labels)}
     if signatures:
         asked["signatures"] = [signature.record() for signature in signatures]
     return _pointing(_path("tasks", task, "versions"), asked, wait)
@@ -284,6 +298,11 @@ def create_key(
 def revoke_key(id: str, *, wait: float | None = None) -> Call[Change]:
     """Make a key worthless. `wait` as in `promote`."""
     return _changing(Call("DELETE", _path("keys", id), _reader(Change), repeatable=False), wait)
+
+
+def _allowing(other_labels: bool) -> dict[str, bool]:
+    """Part of a body. Left out where it says nothing: a server from before does not know it."""
+    return {"allow_other_labels": True} if other_labels else {}
 
 
 def _changing(call: Call[T], wait: float | None) -> Call[T]:

@@ -34,6 +34,7 @@ def publish(
     delta: str | PathLike[str] | bytes,
     alias: str = "live",
     *,
+    allow_other_labels: bool = False,
     wait: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Steps[Change]:
@@ -44,6 +45,7 @@ def publish(
 
     Args:
         delta: a delta file's path, or its bytes.
+        allow_other_labels: also where it answers with other labels, or another kind, than the live version.
         wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
         progress: called with the bytes that the server has so far and those of the whole delta.
 
@@ -67,7 +69,9 @@ def publish(
                 yield calls.put_chunk(digest, index, stream.read(CHUNK_BYTES))
             if progress is not None:
                 progress(min(start + CHUNK_BYTES, size), size)
-    change: Change = yield calls.publish_digest(task, digest, alias, signatures=signatures, wait=wait)
+    change: Change = yield calls.publish_digest(
+        task, digest, alias, signatures=signatures, allow_other_labels=allow_other_labels, wait=wait
+    )
     return change
 
 

@@ -63,6 +63,9 @@ class HistoryEntry(Result):
     previous_route: dict[str, int] | None = None
     shadow: str | None = Field(None, description="where the route was changed: the alias or digest that gets copies")
     previous_shadow: str | None = None
+    other_labels: str | None = Field(
+        None, description="how answers came to differ in labels, kind or form, where that was allowed"
+    )
     key: str | None = None
     who: str
     when: int = Field(description="Unix seconds")

@@ -1,10 +1,12 @@
 -- Points an alias at a digest, or '@route' at a route: all of it, or nothing. Answers {status, revision or detail}.
+-- `seen` is the task's revision on which the caller decided, 0 for no task: at another it answers 'changed'. '': any.
 local ROUTE, STACK = '@route', 100
 local task, versions, stack, tasks = unpack(KEYS, 1, 4)
-local action, name, field, value, who = unpack(ARGV)
+local action, name, field, value, who, seen, other_labels = unpack(ARGV)
 local back = action == 'rollback' or action == 'rollback-route'
 
 if action ~= 'publish' and redis.call('EXISTS', task) == 0 then return {'no-task'} end
+if seen ~= '' and seen ~= (redis.call('HGET', task, '@revision') or '0') then return {'changed'} end
 if action == 'promote' and not redis.call('ZSCORE', versions, value) then return {'no-version'} end
 if action == 'route' and value ~= '' then
   local route = cjson.decode(value)
@@ -29,6 +31,7 @@ end
 
 local row = { action = action, alias = field, digest = value, previous = current }
 if field == ROUTE then row = route_row(action, value, current) end
+if other_labels ~= '' then row.other_labels = other_labels end
 local revision = record({unpack(KEYS, 5)}, name, who, {row})
 if action == 'publish' then
   redis.call('SADD', tasks, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serving.answerform import own_kind
 from serving.errors import InvalidInputError, UnsupportedKindError
 from serving.pipelines.base import Parameters, Pipeline
 from serving.pipelines.feature_extraction import FeatureExtraction
@@ -35,7 +36,7 @@ def default_kind(head: str, pooling: str | None) -> str:
     if head not in {p.head for p in PIPELINES.values()}:
         served = ", ".join(sorted({p.head for p in PIPELINES.values()}))
         raise UnsupportedKindError(f"tasks of kind {head!r} are not served; served are {served}")
-    return "sentence-embeddings" if head == "feature-extraction" and pooling else head
+    return own_kind(head, pooling)
 
 
 def pipeline_for(kind: str, head: str) -> Pipeline:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from serving.answerform import score_function
 from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
 
@@ -41,14 +42,8 @@ class TextClassification:
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: ClassificationParameters
     ) -> list[dict[str, Any]]:
-        function = parameters.function_to_apply or _function(task.config)
+        function = parameters.function_to_apply or score_function(task.config.problem_type, task.config.num_labels)
         scores = _FUNCTIONS[function](finite(raws[0]))
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
-
-
-def _function(config: PretrainedConfig) -> str:
-    if config.problem_type == "regression":
-        return "none"
-    return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from serving.errors import ConflictError, StoreError, UnknownTaskError
+from serving.answerform import AnswerForm
+from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
 from serving.names import check_digest, check_name
 from serving.routes import Route, check_route
 from serving.signatures import Signature, check_genuine
+from serving.store.comparison import Comparison, of_alias, of_promotion, of_route
 from serving.store.connected import whoami
 from serving.store.keys import Keys, read_keys
 from serving.store.signatures import Signatures
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
+    from ken_core.manifest import Manifest
 
 _REVISION = "@revision"
 _ROUTE = "@route"
@@ -49,7 +53,11 @@ class Table:
 
 
 class Tasks(Keys, Signatures):
-    """Which delta answers for which name."""
+    """Which delta answers for which name.
+
+    What would have a version answer a task's callers in another form than they get now (labels, kind) is refused with
+    `OtherLabelsError` unless `allow_other_labels` is said. Returning to what was before is always possible.
+    """
 
     def publish(
         self,
@@ -58,6 +66,7 @@ class Tasks(Keys, Signatures):
         alias: str = "live",
         who: str | None = None,
         signatures: Sequence[Signature] = (),
+        allow_other_labels: bool = False,
     ) -> int:
         """Upload a delta, make it a version of the task and point the alias at it: all of it or nothing.
 
@@ -69,14 +78,18 @@ class Tasks(Keys, Signatures):
 
         Raises:
             InvalidInputError: a name nothing can have, or a signature that is not of this delta.
+            OtherLabelsError: see `Tasks`.
         """
         check_name("task", task)
         check_name("alias", alias)
         check_genuine(file.digest, signatures)
+        compare = partial(of_alias, alias=alias, digest=file.digest)
+        accept = partial(self._accept, task, compare, allow_other_labels, {file.digest: file.manifest})
         with self._leased(file.digest):
+            accept()  # before anything is sent
             self.put(file)
             self._add_signatures(file.digest, signatures)
-            return self._changed("publish", task, alias, file.digest, who)
+            return self._changed("publish", task, alias, file.digest, who, accept)
 
     def publish_digest(
         self,
@@ -85,6 +98,7 @@ class Tasks(Keys, Signatures):
         alias: str = "live",
         who: str | None = None,
         signatures: Sequence[Signature] = (),
+        allow_other_labels: bool = False,
     ) -> int:
         """Make a delta the store holds a version of the task, and point the alias at it; returns the revision.
 
@@ -92,7 +106,7 @@ class Tasks(Keys, Signatures):
             signatures: as in `publish`.
 
         Raises:
-            InvalidInputError: as in `publish`.
+            InvalidInputError, OtherLabelsError: as in `publish`.
             UnknownTaskError: the store does not hold the delta whole.
         """
         check_name("task", task)
@@ -100,16 +114,27 @@ class Tasks(Keys, Signatures):
         check_genuine(digest, signatures)
         with self._leased(check_digest(digest)):
             self._add_signatures(self._complete(task, digest), signatures)
-            return self._changed("publish", task, alias, digest, who)
+            accept = partial(self._accept, task, partial(of_alias, alias=alias, digest=digest), allow_other_labels)
+            return self._changed("publish", task, alias, digest, who, accept)
 
-    def promote(self, task: str, digest: str, alias: str = "live", who: str | None = None) -> int:
+    def promote(
+        self,
+        task: str,
+        digest: str,
+        alias: str = "live",
+        who: str | None = None,
+        allow_other_labels: bool = False,
+    ) -> int:
         """Point an alias at a digest already published to this task; returns the revision.
 
         Raises:
             UnknownTaskError: no such task, or the digest is none of its versions.
+            OtherLabelsError: see `Tasks`.
         """
         check_name("alias", alias)
-        return self._changed("promote", check_name("task", task), alias, self._complete(task, digest), who)
+        self._complete(check_name("task", task), digest)
+        accept = partial(self._accept, task, partial(of_promotion, alias=alias, digest=digest), allow_other_labels)
+        return self._changed("promote", task, alias, digest, who, accept)
 
     def rollback(self, task: str, alias: str = "live", who: str | None = None) -> int:
         """Point an alias at what it pointed at before; returns the revision.
@@ -120,14 +145,20 @@ class Tasks(Keys, Signatures):
         """
         return self._changed("rollback", check_name("task", task), check_name("alias", alias), "", who)
 
-    def set_route(self, task: str, route: Route | None, who: str | None = None) -> int:
+    def set_route(
+        self, task: str, route: Route | None, who: str | None = None, allow_other_labels: bool = False
+    ) -> int:
         """Split the requests that name no alias, or send them all to ``live`` (None); returns the revision.
 
         Raises:
             UnknownTaskError: no such task, or a target or the shadow is neither an alias nor a version of it.
+            OtherLabelsError: see `Tasks`.
         """
-        text = orjson.dumps(route.plain()).decode() if route else ""
-        return self._changed("route", check_name("task", task), _ROUTE, text, who)
+        check_name("task", task)
+        if route is None:
+            return self._changed("route", task, _ROUTE, "", who)
+        accept = partial(self._accept, task, partial(of_route, route=route), allow_other_labels)
+        return self._changed("route", task, _ROUTE, orjson.dumps(route.plain()).decode(), who, accept)
 
     def rollback_route(self, task: str, who: str | None = None) -> int:
         """Return to the route, or to none, that was before; returns the revision.
@@ -212,7 +243,66 @@ class Tasks(Keys, Signatures):
             raise UnknownTaskError(f"task {task!r}: the store does not hold a delta {digest}; publish it first")
         return digest
 
-    def _changed(self, action: str, task: str, pointer: str, value: str, who: str | None) -> int:
+    def _accept(
+        self,
+        task: str,
+        compare: Callable[[Task], Comparison],
+        allow_other_labels: bool,
+        manifests: Mapping[str, Manifest] | None = None,
+    ) -> tuple[int, str]:
+        """Compare the versions that a change would have answer with those that answer now.
+
+        The manifests lie in other hash slots than the task, so no script could read them.
+
+        Args:
+            manifests: of deltas that the store may not hold yet, by digest.
+
+        Returns:
+            The task's revision that this holds for, 0 for no task, and what differs and is allowed, in words.
+
+        Raises:
+            OtherLabelsError: something does, and is not allowed.
+        """
+        known = self.task(task)
+        if known is None:
+            return 0, ""
+        differs = compare(known).difference(partial(self._form, manifests or {}))
+        if differs and not allow_other_labels:
+            raise OtherLabelsError(
+                f"versions of task {task!r} would answer in different forms: {differs}. Give what answers otherwise a "
+                "task of its own, or allow it: --allow-other-labels, over HTTP and in Python allow_other_labels"
+            )
+        return known.revision, differs
+
+    def _form(self, manifests: Mapping[str, Manifest], digest: str) -> AnswerForm | None:
+        """The form of a version's answers; None where the store's manifest of it is gone or damaged."""
+        from ken_core.manifest import Manifest  # needs torch, which who only lists tasks need not wait for
+
+        try:
+            return AnswerForm.of(manifests.get(digest) or Manifest.model_validate(self.manifest(digest)))
+        except ValueError:
+            return None
+
+    def _changed(
+        self,
+        action: str,
+        task: str,
+        pointer: str,
+        value: str,
+        who: str | None,
+        accept: Callable[[], tuple[int, str]] | None = None,
+    ) -> int:
+        """Make a change. What is accepted only at the task's revision is accepted anew where others change the task."""
+        for _ in self._tries():
+            revision = self._changed_once(action, task, pointer, value, who, *(accept() if accept else ("", "")))
+            if revision is not None:
+                return revision
+        raise AssertionError
+
+    def _changed_once(
+        self, action: str, task: str, pointer: str, value: str, who: str | None, seen: int | str, other_labels: str
+    ) -> int | None:
+        """None: the task is at another revision than the one seen."""
         keys = [
             self._control("task", task),
             self._control("versions", task),
@@ -220,9 +310,11 @@ class Tasks(Keys, Signatures):
             self._control("tasks"),
             *self._recorded(task),
         ]
-        match self._run("change", keys, action, task, pointer, value, who or whoami()):
+        match self._run("change", keys, action, task, pointer, value, who or whoami(), seen, other_labels):
             case [b"ok", revision]:
                 return int(revision)
+            case [b"changed"]:
+                return None
             case [b"no-task", *_]:
                 raise UnknownTaskError(f"there is no task {task!r}; see `ken tasks`")
             case [b"no-version", *_]:

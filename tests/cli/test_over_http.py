@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,46 @@ def test_tasks_are_listed_alike_but_for_bytes_that_only_the_store_knows(ken: Ken
         version["bytes"] = None
     assert near == through
     assert all(digest in far("tasks").stdout for digest in digests)
+
+
+def test_other_labels_are_refused_alike_and_taken_where_that_is_allowed(
+    ken: Ken, far: Ken, digests: list[str], other: Path
+) -> None:
+    digest = facts(ken("inspect", other, "--json"))["digest"]
+    changes = [
+        ("publish", "mood", other, "--alias", "odd"),
+        ("route", "mood", "live=9", "odd=1"),
+        ("route", "mood", "--shadow", "odd"),
+        ("promote", "mood", digest, "--alias", "canary"),
+    ]
+    for changed, asked in zip(changes, (far, ken, far, ken), strict=True):
+        before = _listed(ken)
+        near, through = ken(*changed), far(*changed)
+        assert (near.returncode, through.returncode) == (1, 1)
+        for ended in (near, through):
+            said = " ".join(ended.stderr.split())
+            assert "only in the live version: 'bad', 'good'; only in" in said
+            assert "'number', 'person', 'place'" in said
+            assert "--allow-other-labels" in said
+        assert _listed(ken) == before
+        ended = asked(*changed, "--allow-other-labels", "--wait", "20")
+        assert ended.returncode == 0, ended.stderr
+    assert _listed(ken)["aliases"] == {"live": digests[0], "canary": digest, "odd": digest}
+    assert far("history", "mood").stdout.count("other labels") == 4
+
+
+def _listed(ken: Ken) -> dict[str, Any]:
+    """The task mood."""
+    (task,) = facts(ken("tasks", "--json"))["tasks"]  # type: ignore[misc]
+    return task  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def other(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delta of another task."""
+    file = tmp_path_factory.mktemp("deltas") / "topics.ken"
+    assert ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["topics"], "--out", file).returncode == 0
+    return file
 
 
 def test_keys_are_made_listed_and_revoked(ken: Ken, far: Ken, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

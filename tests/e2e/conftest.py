@@ -53,6 +53,20 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
 
 
 @pytest.fixture(scope="session")
+def later(minilm: Path, work: Path, published: list[PublishedTask]) -> PublishedTask:
+    """A later version of the first task: of the same fine-tune, with another budget."""
+    from ken_core import Budget, Selection, apply, delta, deltafile, open_base, open_tuned
+
+    first = published[0]
+    base, tuned = open_base(str(minilm)), open_tuned(str(work / f"{first.name}-tuned"))
+    extracted = delta.extract(base, tuned, Selection(budget=Budget(fraction=0.02)))
+    file = deltafile.write(extracted, base, work / f"{first.name}-later.ken")
+    folder = work / f"{first.name}-later-applied"
+    apply(base, extracted, folder)
+    return PublishedTask(first.name, file.path, file.digest, folder, first.texts)
+
+
+@pytest.fixture(scope="session")
 def store_url(work: Path) -> Iterator[str]:
     from serving.embedded import embedded_store
 

@@ -99,10 +99,10 @@ def test_a_thousand_interleaved_requests_leave_every_base_tensor_bit_identical(
 
 
 def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
-    server: ServerProcess, published: list[PublishedTask], store_url: str
+    server: ServerProcess, published: list[PublishedTask], later: PublishedTask, store_url: str
 ) -> None:
     store = Store(store_url)
-    task, other = published[0], published[1]
+    task, other = published[0], later
     store.publish("flowing", deltafile.open_file(task.file))
     store.wait(store.publish("flowing", deltafile.open_file(other.file), alias="next"), 10)
     digests: list[str] = []
@@ -126,21 +126,21 @@ def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
 
 
 def test_a_version_can_be_pinned_and_an_alias_asked_for(
-    server: ServerProcess, published: list[PublishedTask], store_url: str
+    server: ServerProcess, published: list[PublishedTask], later: PublishedTask, store_url: str
 ) -> None:
     store = Store(store_url)
     store.publish("two", deltafile.open_file(published[0].file))
-    revision = store.publish("two", deltafile.open_file(published[1].file), alias="canary")
+    revision = store.publish("two", deltafile.open_file(later.file), alias="canary")
     assert store.wait(revision, 10)
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             body = {"inputs": "some text"}
             live = client.post("/v1/tasks/two/predict", json=body)
             canary = client.post("/v1/tasks/two@canary/predict", json=body)
-            pinned = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": published[1].digest})
+            pinned = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": later.digest})
             foreign = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": published[2].digest})
     finally:
         store.delete("two", force=True)
     assert live.json()["digest"] == published[0].digest
-    assert canary.json()["digest"] == pinned.json()["digest"] == published[1].digest
+    assert canary.json()["digest"] == pinned.json()["digest"] == later.digest
     assert foreign.status_code == 404

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_delta_published_over_http_takes_its_share_of_what_flows_and_gives_it_back(
-    server: ServerProcess, published: list[PublishedTask]
+    server: ServerProcess, published: list[PublishedTask], later: PublishedTask
 ) -> None:
-    live, canary = published[0], published[1]
+    live, canary = published[0], later
     with Client(server.url, timeout=60) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
 
         def digests(count: int) -> Counter[str]:

@@ -50,6 +50,7 @@ def deltas(tiny: Tiny) -> Deltas:
         topic=tiny.delta(tiny.tuned("topic", ["sport", "art", "law", "food"], seed=2)),
         spam=tiny.delta(tiny.tuned("spam", ["ham", "spam"], seed=3)),
         spam_2=tiny.delta(tiny.tuned("spam-2", ["ham", "spam"], seed=4)),
+        spam_3=tiny.delta(tiny.tuned("spam-3", ["ham", "spam"], seed=5)),
     )
 
 
@@ -107,8 +108,8 @@ def publish(embedded_url: str, namespace: str) -> Callable[..., None]:
     """Publish a delta, and return when every running service has seen it."""
     store = Store(embedded_url, namespace)
 
-    def run(task: str, file: DeltaFile, alias: str = "live") -> None:
-        assert store.wait(store.publish(task, file, alias), 10)
+    def run(task: str, file: DeltaFile, alias: str = "live", allow_other_labels: bool = False) -> None:
+        assert store.wait(store.publish(task, file, alias, allow_other_labels=allow_other_labels), 10)
 
     return run
 

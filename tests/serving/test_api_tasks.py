@@ -204,6 +204,54 @@ def test_a_shadow_is_shown_with_its_task_remembered_and_taken_back(
     talk(service, conversation)
 
 
+# Versions that would answer otherwise
+
+
+def test_other_labels_are_refused_by_every_route_that_would_give_them_and_taken_where_that_is_allowed(
+    service: Service, talk: Talk, deltas: Deltas
+) -> None:
+    """The service's store holds both deltas, so that neither needs to be sent."""
+    digest, allowed = deltas.topic.digest, {"allow_other_labels": True}
+    changes: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/v1/tasks/spam/versions", {"digest": digest, "alias": "canary"}),
+        ("POST", "/v1/tasks/spam/versions", {"digest": digest}),
+        ("PUT", "/v1/tasks/spam/route", {"weights": {"live": 9, "canary": 1}}),
+        ("PUT", "/v1/tasks/spam/route", {"shadow": "canary"}),
+        ("POST", "/v1/tasks/spam/promote", {"digest": "canary"}),
+    ]
+
+    async def conversation(client: Client) -> None:
+        for method, path, body in changes:
+            query, waiting = ("?wait=20", {}) if method == "PUT" else ("", {"wait": 20})
+            before = (await client.get("/v1/tasks/spam")).json()
+            for told in (body, {**body, "allow_other_labels": False}):
+                refused = await client.request(method, path, json=told)
+                assert is_problem(refused, 409, "'ham', 'spam'", "'art', 'food', 'law', 'sport'", "allow_other_labels")
+                assert refused.json()["title"] == "Other labels or kind"
+            assert (await client.get("/v1/tasks/spam")).json() == before
+            taken = await client.request(method, f"{path}{query}", json={**body, **allowed, **waiting})
+            assert taken.json()["pending"] == []
+            newest, *_ = (await client.get("/v1/tasks/spam/history")).json()
+            assert newest["other_labels"].startswith("labels: only in the live version: 'ham', 'spam'; only in ")
+            if path.endswith("versions") and "alias" not in body:
+                await client.post("/v1/tasks/spam/rollback", json={"wait": 20})
+        assert (await client.get("/v1/tasks/spam/route")).json() == {"weights": {"live": 1}, "shadow": "canary"}
+        assert (await client.post(SPAM, json={"inputs": "rain"})).json()["digest"] == digest
+
+    talk(service, conversation)
+
+
+@pytest.mark.parametrize("wrong", ["yes, please", 2, [], {}])
+def test_what_is_allowed_is_said_with_true_or_false(wrong: object, service: Service, talk: Talk) -> None:
+    async def conversation(client: Client) -> None:
+        body = {"weights": {"live": 1}, "allow_other_labels": wrong}
+        assert is_problem(await client.put("/v1/tasks/spam/route", json=body), 422, "allow_other_labels")
+        only = await client.put("/v1/tasks/spam/route", json={"allow_other_labels": True})
+        assert is_problem(only, 422, "this is no route")
+
+    talk(service, conversation)
+
+
 # The audit log
 
 

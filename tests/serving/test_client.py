@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -192,6 +193,22 @@ def test_a_route_is_set_rolled_back_and_cleared(client: Client, deltas: Deltas) 
     assert client.task("spam").shadow == client.history("spam")[0].shadow == "canary"
     client.clear_route("spam", wait=20)
     assert client.route("spam") is None
+
+
+@both
+def test_other_labels_are_taken_where_that_is_allowed(ask: Ask, url: str, deltas: Deltas) -> None:
+    changes: list[tuple[Any, ...]] = [
+        ("publish", "spam", deltas.topic.path, "canary"),
+        ("set_route", "spam", {"live": 1, "canary": 1}),
+        ("promote", "spam", "canary"),
+    ]
+    for call, *arguments in changes:
+        with pytest.raises(ApiError, match="only in the live version: 'ham', 'spam'") as refused:
+            ask(url, call, *arguments)
+        assert refused.value.status == 409
+        ask(url, call, *arguments, allow_other_labels=True, wait=20)
+        assert "'art', 'food', 'law', 'sport'" in ask(url, "history", "spam")[0].other_labels
+    assert ask(url, "predict", "spam@live", "rain").digest == deltas.topic.digest
 
 
 @both

@@ -162,7 +162,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
         return {name: list(inspect.signature(f).parameters) for name, f in public if not name.startswith("_")}
 
     assert methods(Client) == methods(AsyncClient)
-    assert methods(Client)["promote"] == ["self", "task", "digest", "alias", "wait"]
+    assert methods(Client)["promote"] == ["self", "task", "digest", "alias", "allow_other_labels", "wait"]
     assert "pins one of the task's versions" in str(Client.predict.__doc__)
 
 

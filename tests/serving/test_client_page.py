@@ -24,12 +24,12 @@ def test_the_page_runs_block_after_block(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     service = make_service()
-    publish("trec", deltas.topic)
+    publish("trec", deltas.spam)
     with listening(create_app(service)) as url:
-        names: dict[str, Any] = {"url": url, "delta_path": deltas.emotion.path}
+        names: dict[str, Any] = {"url": url, "delta_path": deltas.spam_2.path}
         for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
             exec(compile(block, str(PAGE), "exec"), names)
         names["client"].close()
     printed = capsys.readouterr().out
     assert "there is no task 'trek'; did you mean 'trec'?" in printed
-    assert repr([deltas.topic.digest] * 2) in printed
+    assert repr([deltas.spam.digest] * 2) in printed

@@ -223,7 +223,7 @@ def busy(
     for task in tasks:
         publish(task, deltas.spam)
         publish(task, deltas.spam_2, "canary")
-    publish("a", deltas.topic)
+    publish("a", deltas.spam_3)
 
     async def conversation(client: httpx.AsyncClient) -> None:
         for task in [*tasks, *tasks, "a", "a@canary", "nobody", "nobody-else"]:

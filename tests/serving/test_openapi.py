@@ -71,11 +71,12 @@ _EXAMPLES = settings(
 
 @dataclass(frozen=True)
 class Closed:
-    """A service that answers nobody without a key, and what its tasks are."""
+    """A service that answers nobody without a key, what its tasks are, and a later version of `emotion`."""
 
     service: Service
     app: Any
     tasks: Mapping[str, DeltaFile]
+    later: DeltaFile
     key: Key = field(default_factory=lambda: new_key("somebody", ["predict"])[0])
 
     @property
@@ -90,8 +91,8 @@ class Closed:
             known = store.task(name)
             if not known or known.aliases.get("live") != file.digest:
                 store.publish(name, file)
-        store.publish("emotion", self.tasks["spam"], "canary")
-        store.promote("emotion", self.tasks["spam"].digest)
+        store.publish("emotion", self.later, "canary")
+        store.promote("emotion", self.later.digest)
         store.promote("emotion", self.tasks["emotion"].digest)
         store.set_route("emotion", Route({"live": 1}))
         assert store.wait(store.set_route("emotion", Route({"live": 90, "canary": 10})), 10)
@@ -105,7 +106,8 @@ def closed(
     chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path_factory.mktemp("openapi"), "namespace": namespace}
     service = Service(load_settings(**chosen, threads=1, max_tokens=4096, admin_token="of-the-admin"), embedded_url)
     service.start()
-    yield Closed(service, create_app(service), of_every_kind)
+    later = tiny.delta(tiny.tuned("emotion-later", ["anger", "joy", "fear"], seed=77))
+    yield Closed(service, create_app(service), of_every_kind, later)
     service.stop()
 
 

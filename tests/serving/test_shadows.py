@@ -156,10 +156,10 @@ def test_a_shadow_that_cannot_be_loaded_is_counted_and_changes_nothing(
 def test_a_shadow_of_another_kind_fails(
     service: Service, talk: Talk, publish: Publish, metric: Metric, of_every_kind: dict[str, DeltaFile]
 ) -> None:
-    publish("spam", of_every_kind["vectors"], "next")
+    publish("spam", of_every_kind["vectors"], "next", allow_other_labels=True)
 
     async def conversation(client: Client) -> None:
-        await routed(client, shadow="next")
+        await routed(client, shadow="next", allow_other_labels=True)
         await served(client)
         await shadows_end(service)
 

@@ -179,14 +179,14 @@ def test_what_was_signed_meanwhile_is_loaded_without_a_restart(
 def test_what_came_to_disk_before_keys_were_set_is_loaded_only_if_the_store_has_it_signed(
     restarted: Restarted, store: Store, deltas: Deltas
 ) -> None:
-    for file in (deltas.spam, deltas.topic):
+    for file in (deltas.spam, deltas.spam_2):
         store.publish("task", file)
         restarted().open(file.digest)
-    signed(store, deltas.topic)
+    signed(store, deltas.spam_2)
     files = restarted(OPS)
     with pytest.raises(RefusedDeltaError, match="is not signed"):
         files.open(deltas.spam.digest)
-    assert files.open(deltas.topic.digest)[1] is True
+    assert files.open(deltas.spam_2.digest)[1] is True
 
 
 def test_a_key_that_is_no_longer_trusted_takes_its_deltas_along_though_they_lie_on_disk(
@@ -262,13 +262,13 @@ def test_a_signed_name_does_not_cover_another_file(
 
 
 def test_signatures_leave_the_disk_with_their_deltas(restarted: Restarted, store: Store, deltas: Deltas) -> None:
-    for file in (deltas.spam, deltas.topic):
+    for file in (deltas.spam, deltas.spam_2):
         signed(store, file)
     files = restarted(OPS, budget=1)
-    for file in (deltas.spam, deltas.topic):
+    for file in (deltas.spam, deltas.spam_2):
         files.open(file.digest)
-    assert {p.name for p in files.folder.iterdir()} == {deltas.topic.digest, f"{deltas.topic.digest}.sig"}
-    assert files.nbytes == restarted(OPS).nbytes == deltas.topic.size
+    assert {p.name for p in files.folder.iterdir()} == {deltas.spam_2.digest, f"{deltas.spam_2.digest}.sig"}
+    assert files.nbytes == restarted(OPS).nbytes == deltas.spam_2.size
 
 
 def test_signatures_that_a_killed_replica_left_without_a_delta_are_cleared_away(

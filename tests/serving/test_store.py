@@ -222,11 +222,11 @@ def test_a_published_delta_is_the_tasks_live_version(store: Store, deltas: Delta
 
 
 def test_versions_are_listed_oldest_first_and_once(store: Store, deltas: Deltas) -> None:
-    for file in (deltas.spam, deltas.topic, deltas.spam_2, deltas.spam):
+    for file in (deltas.spam, deltas.spam_3, deltas.spam_2, deltas.spam):
         store.publish("spam", file)
     task = store.task("spam")
     assert task is not None
-    assert task.versions == (deltas.spam.digest, deltas.topic.digest, deltas.spam_2.digest)
+    assert task.versions == (deltas.spam.digest, deltas.spam_3.digest, deltas.spam_2.digest)
     assert task.aliases["live"] == deltas.spam.digest
 
 
@@ -280,7 +280,7 @@ def test_promote_refuses_a_delta_the_store_does_not_hold(store: Store, deltas: D
 
 
 def test_rollback_undoes_changes_one_by_one_until_none_is_left(store: Store, deltas: Deltas) -> None:
-    for file in (deltas.spam, deltas.spam_2, deltas.topic):
+    for file in (deltas.spam, deltas.spam_2, deltas.spam_3):
         store.publish("spam", file)
     store.rollback("spam")
     assert live(store) == deltas.spam_2.digest
@@ -302,11 +302,11 @@ def test_rollback_of_one_alias_leaves_the_others(store: Store, deltas: Deltas) -
     store.publish("spam", deltas.spam)
     store.publish("spam", deltas.spam, alias="canary")
     store.publish("spam", deltas.spam_2, alias="canary")
-    store.publish("spam", deltas.topic)
+    store.publish("spam", deltas.spam_3)
     store.rollback("spam", alias="canary")
     task = store.task("spam")
     assert task is not None
-    assert task.aliases == {"live": deltas.topic.digest, "canary": deltas.spam.digest}
+    assert task.aliases == {"live": deltas.spam_3.digest, "canary": deltas.spam.digest}
 
 
 def test_a_deleted_task_is_gone_from_the_table(store: Store, deltas: Deltas) -> None:

@@ -19,7 +19,7 @@ HALVES = Route({"live": 1, "canary": 1})
 @pytest.fixture
 def split(store: Store, deltas: Deltas) -> Store:
     """A task whose live version came after another one, with a canary that has none before."""
-    store.publish("spam", deltas.topic)
+    store.publish("spam", deltas.spam_3)
     store.publish("spam", deltas.spam)
     store.publish("spam", deltas.spam_2, alias="canary")
     return store
@@ -47,7 +47,7 @@ def test_without_a_route_there_is_none(split: Store) -> None:
 
 
 def test_a_route_may_name_a_version_itself(split: Store, deltas: Deltas) -> None:
-    route = Route({"live": 3, deltas.topic.digest: 1})
+    route = Route({"live": 3, deltas.spam_3.digest: 1})
     split.set_route("spam", route)
     assert spam(split).route == route
 
@@ -80,7 +80,7 @@ def test_aliases_and_the_route_roll_back_apart(split: Store, deltas: Deltas) -> 
     split.rollback("spam")
     assert spam(split).route == CANARY
     split.rollback_route("spam")
-    assert spam(split).aliases["live"] == deltas.topic.digest
+    assert spam(split).aliases["live"] == deltas.spam_3.digest
 
 
 @pytest.mark.parametrize("target", ["shadow", "f" * 64])
@@ -133,7 +133,7 @@ SHADOWED = Route({"live": 1}, shadow="canary")
 
 
 def test_a_shadow_is_part_of_the_route_and_rolls_back_with_it(split: Store, deltas: Deltas) -> None:
-    routes = [CANARY, SHADOWED, Route({"live": 1}, shadow=deltas.topic.digest), Route({"live": 1})]
+    routes = [CANARY, SHADOWED, Route({"live": 1}, shadow=deltas.spam_3.digest), Route({"live": 1})]
     for route in routes:
         split.set_route("spam", route)
         assert spam(split).route == split.table().tasks["spam"].route == route
@@ -152,10 +152,10 @@ def test_a_shadow_the_task_does_not_have_is_refused(target: str, split: Store) -
 def test_a_version_that_is_the_shadow_is_not_deleted_unless_forced_and_then_the_weights_stay(
     split: Store, deltas: Deltas
 ) -> None:
-    split.set_route("spam", Route({"live": 3}, shadow=deltas.topic.digest))
+    split.set_route("spam", Route({"live": 3}, shadow=deltas.spam_3.digest))
     with pytest.raises(ConflictError, match="in use by the route;"):
-        split.delete_version("spam", deltas.topic.digest)
-    split.delete_version("spam", deltas.topic.digest, force=True)
+        split.delete_version("spam", deltas.spam_3.digest)
+    split.delete_version("spam", deltas.spam_3.digest, force=True)
     assert spam(split).route == Route({"live": 3})
 
 
@@ -169,8 +169,8 @@ def test_a_shadow_goes_with_its_alias_and_no_rollback_brings_it_back(split: Stor
 
 
 def test_a_shadow_stays_while_its_weights_lose_a_target_and_goes_with_the_last(split: Store, deltas: Deltas) -> None:
-    split.set_route("spam", Route({"live": 9, deltas.topic.digest: 1}, shadow="canary"))
-    split.delete_version("spam", deltas.topic.digest, force=True)
+    split.set_route("spam", Route({"live": 9, deltas.spam_3.digest: 1}, shadow="canary"))
+    split.delete_version("spam", deltas.spam_3.digest, force=True)
     assert spam(split).route == Route({"live": 9}, shadow="canary")
     split.delete_version("spam", deltas.spam.digest, force=True)
     assert spam(split).route is None
@@ -188,31 +188,31 @@ def test_history_tells_who_set_which_shadow(split: Store) -> None:
 
 
 def test_a_version_nobody_points_at_is_deleted_and_its_bytes_can_be_freed(split: Store, deltas: Deltas) -> None:
-    revision = split.delete_version("spam", deltas.topic.digest)
+    revision = split.delete_version("spam", deltas.spam_3.digest)
     assert spam(split).versions == (deltas.spam.digest, deltas.spam_2.digest)
     assert spam(split).revision == split.revision() == revision
-    assert split.gc() == (1, deltas.topic.size)
+    assert split.gc() == (1, deltas.spam_3.size)
 
 
 def test_no_alias_rolls_back_to_a_deleted_version(split: Store, deltas: Deltas) -> None:
-    split.delete_version("spam", deltas.topic.digest)
+    split.delete_version("spam", deltas.spam_3.digest)
     with pytest.raises(ConflictError, match="no earlier version"):
         split.rollback("spam")
     assert spam(split).aliases["live"] == deltas.spam.digest
 
 
 def test_rollback_goes_past_a_deleted_version_and_never_to_where_it_is(split: Store, deltas: Deltas) -> None:
-    split.publish("spam", deltas.topic)  # live was: topic, spam, and is topic again
+    split.publish("spam", deltas.spam_3)  # live was: spam_3, spam, and is spam_3 again
     split.delete_version("spam", deltas.spam.digest)
     with pytest.raises(ConflictError, match="no earlier version"):
         split.rollback("spam")
 
 
 def test_a_deleted_version_can_be_published_again(split: Store, deltas: Deltas) -> None:
-    split.delete_version("spam", deltas.topic.digest)
-    split.publish_digest("spam", deltas.topic.digest)
-    assert spam(split).aliases["live"] == deltas.topic.digest
-    assert spam(split).versions[-1] == deltas.topic.digest
+    split.delete_version("spam", deltas.spam_3.digest)
+    split.publish_digest("spam", deltas.spam_3.digest)
+    assert spam(split).aliases["live"] == deltas.spam_3.digest
+    assert spam(split).versions[-1] == deltas.spam_3.digest
 
 
 def test_a_version_an_alias_points_at_is_not_deleted(split: Store, deltas: Deltas) -> None:
@@ -224,16 +224,16 @@ def test_a_version_an_alias_points_at_is_not_deleted(split: Store, deltas: Delta
 
 
 def test_a_version_the_route_points_at_is_not_deleted(split: Store, deltas: Deltas) -> None:
-    split.set_route("spam", Route({"live": 9, deltas.topic.digest: 1}))
+    split.set_route("spam", Route({"live": 9, deltas.spam_3.digest: 1}))
     with pytest.raises(ConflictError, match="in use by the route;"):
-        split.delete_version("spam", deltas.topic.digest)
+        split.delete_version("spam", deltas.spam_3.digest)
 
 
 def test_a_forced_deletion_sends_each_alias_back_to_what_still_is_a_version(split: Store, deltas: Deltas) -> None:
-    split.publish("spam", deltas.emotion)
+    split.publish("spam", deltas.emotion, allow_other_labels=True)
     split.delete_version("spam", deltas.spam.digest)
     split.delete_version("spam", deltas.emotion.digest, force=True)
-    assert spam(split).aliases == {"live": deltas.topic.digest, "canary": deltas.spam_2.digest}
+    assert spam(split).aliases == {"live": deltas.spam_3.digest, "canary": deltas.spam_2.digest}
 
 
 def test_an_alias_with_nothing_before_goes_away_and_so_does_its_part_of_the_route(split: Store, deltas: Deltas) -> None:
@@ -250,10 +250,10 @@ def test_a_route_of_which_nothing_is_left_is_gone(split: Store, deltas: Deltas) 
 
 
 def test_no_rollback_brings_back_a_route_to_what_was_deleted(split: Store, deltas: Deltas) -> None:
-    split.set_route("spam", Route({deltas.topic.digest: 1}))
-    split.set_route("spam", Route({"live": 2, deltas.topic.digest: 1}))
+    split.set_route("spam", Route({deltas.spam_3.digest: 1}))
+    split.set_route("spam", Route({"live": 2, deltas.spam_3.digest: 1}))
     split.set_route("spam", HALVES)
-    split.delete_version("spam", deltas.topic.digest)
+    split.delete_version("spam", deltas.spam_3.digest)
     split.rollback_route("spam")
     assert spam(split).route == Route({"live": 2})
     split.rollback_route("spam")
@@ -273,10 +273,10 @@ def test_a_task_whose_last_version_was_forced_out_is_empty_and_can_be_published_
 
 
 def test_a_version_of_two_tasks_stays_the_others(split: Store, deltas: Deltas) -> None:
-    split.publish("twin", deltas.topic)
-    split.delete_version("spam", deltas.topic.digest)
+    split.publish("twin", deltas.spam_3)
+    split.delete_version("spam", deltas.spam_3.digest)
     assert split.gc() == (0, 0)
-    assert split.table().tasks["twin"].versions == (deltas.topic.digest,)
+    assert split.table().tasks["twin"].versions == (deltas.spam_3.digest,)
 
 
 def test_what_is_no_version_cannot_be_deleted(split: Store, deltas: Deltas) -> None:

@@ -1,0 +1,91 @@
+"""What callers of a task can rely on in its answers, whatever the texts: compared before another version gives them.
+
+Versions may differ in method, budget and quality. The order in which a head has its labels is no part of the form
+either: every protocol names labels, and puts them in the order of their scores. Nor is the width of vectors, which is
+the base's. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ken_core.manifest import Manifest
+
+_SHOWN = 5
+_LONGEST = 40
+
+
+def own_kind(head: str, pooling: str | None) -> str:
+    """What a head answers by itself: a backbone that says how it pools gives one vector a text."""
+    return "sentence-embeddings" if head == "feature-extraction" and pooling else head
+
+
+def score_function(problem_type: str | None, labels: int | None) -> str:
+    """What makes scores of a text classifier's logits unless a request says otherwise.
+
+    Args:
+        problem_type: of the model's config.
+        labels: how many the head has.
+    """
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """The form of a version's answers.
+
+    Attributes:
+        kind: what it answers unless a request asks for another kind.
+        labels: their names, sorted; empty where the kind has none.
+        scores: what makes scores of logits (``softmax``, ``sigmoid``, ``none``); None where a request cannot tell.
+        vectors: how long a text's is, in words; None where there is not one vector a text.
+    """
+
+    kind: str
+    labels: tuple[str, ...] = ()
+    scores: str | None = None
+    vectors: str | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> AnswerForm:
+        """The form of a delta's answers, also where no kind of this server reads its head."""
+        kind = own_kind(manifest.kind, manifest.pooling)
+        labels = tuple(sorted(manifest.labels))
+        scores = vectors = None
+        if kind == "text-classification":
+            scores = score_function(manifest.config.get("problem_type"), len(labels))
+        elif kind == "sentence-embeddings":
+            vectors = "scaled to length 1" if manifest.normalize else "not scaled"
+        return cls(kind, labels, scores, vectors)
+
+    def difference(self, other: AnswerForm, ours: str, theirs: str) -> str:
+        """What callers would notice if the other answered in place of this, in words; empty where there is nothing.
+
+        Args:
+            ours, theirs: what to call the two versions.
+        """
+        if self.kind != other.kind:
+            return f"kind: {self.kind} in {ours}, {other.kind} in {theirs}"
+        told = [_labels(self, other, ours, theirs)]
+        if self.scores != other.scores:
+            told.append(f"scores: {self.scores} in {ours}, {other.scores} in {theirs}")
+        if self.vectors != other.vectors:
+            told.append(f"vectors: {self.vectors} in {ours}, {other.vectors} in {theirs}")
+        return "; ".join(filter(None, told))
+
+
+def _labels(first: AnswerForm, second: AnswerForm, ours: str, theirs: str) -> str:
+    one, other = Counter(first.labels), Counter(second.labels)  # a head may give one name to two labels
+    found = {ours: one - other, theirs: other - one}
+    told = [f"only in {which}: {_listed(sorted(names.elements()))}" for which, names in found.items() if names]
+    return f"labels: {'; '.join(told)}" if told else ""
+
+
+def _listed(names: list[str]) -> str:
+    shown = [repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…") for name in names[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
