@@ -18,10 +18,11 @@ from typing import TypeVar
 import torch
 
 from ken_core import ExchangeError, PoisonedError, ResidentModel
+from ken_core.foreign import reason
 from ken_core.tokenization import Encoded, collate
 from serving.cache import DeltaCache
 from serving.device import DeviceTiers, Loaded
-from serving.errors import DeadlineError, OverloadedError, ServingError, UnavailableError
+from serving.errors import DeadlineError, InternalError, OverloadedError, ServingError, UnavailableError
 from serving.integrity import IntegrityCheck
 from serving.metrics import Metrics
 from serving.pipelines.base import Pipeline, Raw
@@ -297,6 +298,8 @@ class Engine:
             error = UnavailableError("this replica's weights are in an unknown state; it is being replaced")
         elif not isinstance(error, ServingError):
             _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
+            digest = batch[0].payload.loaded.digest
+            error = InternalError(f"the model of delta {digest} failed on these inputs: {reason(error)}")
         for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():
             ticket.resolve(error)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ken_core.tokenization import Part, Window
 from serving.errors import InvalidInputError
 from serving.pipelines.answer_spans import Answer, Probabilities, best_answers, merged
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite
 
 _ROW = 384
 _STRIDE = 128
@@ -53,6 +53,9 @@ class QuestionAnswering:
     kind = head = "question-answering"
     input = Question
     parameters = AnswerParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe({"question": texts[i - 1], "context": text}) for i, text in enumerate(texts)]
 
     def prepare(self, inputs: Sequence[Question], task: TaskSpec, parameters: AnswerParameters) -> list[Prepared]:
         questions = task.encoder.parts([one.question for one in inputs])

@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 
 _SMALLEST_LENGTH = 1e-12
@@ -30,6 +30,9 @@ class SentenceEmbeddings:
     head = "feature-extraction"
     input = str
     parameters = EmbeddingParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe(text) for text in texts]
 
     def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: EmbeddingParameters) -> list[Prepared]:
         return encode_whole(inputs, task, parameters)

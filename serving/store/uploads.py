@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ken_core.errors import KenError
 from serving.errors import InvalidInputError, TooLargeError
 from serving.names import check_digest
 from serving.store.deltas import CHUNK_BYTES, Deltas
@@ -130,7 +129,7 @@ class Uploads(Deltas):
     def _checked(self, digest: str, path: Path, check: Callable[[Path], DeltaFile]) -> DeltaFile:
         try:
             return check(path)
-        except KenError:
+        except InvalidInputError:
             self._drop_parts(digest)  # these bytes are what was meant, so sending them again would not help
             raise
 
