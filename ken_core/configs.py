@@ -37,6 +37,7 @@ _FOREIGN = {
 """Keys that name code, kernels or places, or that make a config allocate (labels come as `id2label`)."""
 
 _DEEPEST = 16
+_LONGEST_SHOWN = 200
 _LARGEST = 1 << 20
 """A count larger than any config's own but one its base has too: some classes make a list of it when they are made."""
 MOST_LABELS = 1 << 17
@@ -78,8 +79,15 @@ def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bo
     """
     _check_model_type(base, tuned.model_type)
     if found := differences(base, tuned, resized):
-        listed = "; ".join(f"{k} is {b!r} in the base and {t!r} in the fine-tune" for k, (b, t) in found.items())
+        listed = "; ".join(
+            f"{k} is {_short(b)} in the base and {_short(t)} in the fine-tune" for k, (b, t) in found.items()
+        )
         raise ConfigMismatchError(f"the fine-tune's config changes what the backbone computes: {listed}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _check_model_type(base: PretrainedConfig, found: str) -> None:

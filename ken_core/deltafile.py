@@ -48,6 +48,8 @@ from ken_core.tokenizer_files import check_content, check_size
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
 
 MAX_HEADER_BYTES = 16 << 20
+_MOST_VALUES = 1 << 20
+"""Of a manifest: a value takes up to 100 bytes once it is parsed, and a tensor has 20."""
 _EXPANSION, _SLACK_BYTES = 16, 8 << 20
 """Trained weights in float32 take at least a third of their size once compressed; 16 leaves room for untrained ones."""
 
@@ -334,6 +336,8 @@ def _check_container(path: Path) -> int:
 
 
 def _parse_manifest(path: Path, text: str) -> m.Manifest:
+    if sum(map(text.count, ",[{")) > _MOST_VALUES:
+        raise DeltaFormatError(f"{path.name}: the manifest holds more than {_MOST_VALUES} values")
     try:
         plain = parse(text)
     except (ValueError, RecursionError) as error:

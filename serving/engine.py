@@ -18,7 +18,6 @@ from typing import TypeVar
 import torch
 
 from ken_core import ExchangeError, PoisonedError, ResidentModel
-from ken_core.foreign import reason
 from ken_core.tokenization import Encoded, collate
 from serving.cache import DeltaCache
 from serving.device import DeviceTiers, Loaded
@@ -299,7 +298,9 @@ class Engine:
         elif not isinstance(error, ServingError):
             _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
             digest = batch[0].payload.loaded.digest
-            error = InternalError(f"the model of delta {digest} failed on these inputs: {reason(error)}")
+            failed = InternalError(f"the model of delta {digest} failed on these inputs; the server's log says how")
+            failed.__cause__ = error
+            error = failed
         for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():
             ticket.resolve(error)
 

@@ -15,10 +15,10 @@ import orjson
 
 from ken_core import Delta, DeltaFile, KenError, ResidentModel, deltafile
 from ken_core.errors import DeltaFormatError
-from ken_core.foreign import reading
+from ken_core.foreign import reading, reason
 from serving.device import Loaded
 from serving.engine import Engine
-from serving.errors import DeadlineError, InvalidInputError, OverloadedError, UnavailableError
+from serving.errors import DeadlineError, InternalError, InvalidInputError, OverloadedError, UnavailableError
 from serving.pipelines import PIPELINES, Parameters, Pipeline, default_kind
 from serving.pipelines.base import Prepared, Probe, TaskSpec, check, check_inputs
 from serving.timelimit import within
@@ -99,7 +99,10 @@ class Fitness:
             return
         deadline = time.monotonic() + _SECONDS
         run = self._engine.run(loaded, question.pipeline, question.prepared.rows, deadline)
-        raws, _ = asyncio.run(_until(run))
+        try:
+            raws, _ = asyncio.run(_until(run))
+        except InternalError as error:
+            raise InternalError(f"its model fails on text: {reason(error.__cause__ or error)}") from error
 
         def answer() -> bytes:
             outputs = question.pipeline.present(question.prepared, raws, loaded.spec, question.parameters)
