@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ken_core import DeltaFile
-from tests.fuzzing.values import ARCHITECTURES, CONFIG_KEYS, ODD, STEPS, TOKENIZER_CLASSES
+from tests.fuzzing.values import ARCHITECTURES, CONFIG_KEYS, ODD, STEPS, TOKENIZER_CLASSES, TOKENIZER_CONFIG_KEYS
 
 Json = Any
 
