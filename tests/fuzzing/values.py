@@ -47,7 +47,7 @@ TOKENIZER_CLASSES = (
     "TapasTokenizer", "LukeTokenizer", "MarianTokenizer", "WhisperTokenizer", "EsmTokenizer", "XLNetTokenizer",
 )  # fmt: skip
 
-_TOKENIZERCONFIG_KEYS = (
+TOKENIZER_CONFIG_KEYS = (
     "model_max_length", "padding_side", "truncation_side", "model_input_names", "tokenizer_class", "pad_token",
     "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token", "added_tokens_decoder",
     "additional_special_tokens", "extra_special_tokens", "add_prefix_space", "add_bos_token", "add_eos_token",
