@@ -23,6 +23,8 @@ _MOST_STEPS = 64
 """Of a normalizer, a pre-tokenizer, a post-processor, a decoder; known ones have up to 10."""
 _MOST_GROWTH = 64
 """How many characters may come of one. Replacements one after the other multiply."""
+_SHORTEST = 8
+"""Tokens of a row: two texts of one each, and what stands around them."""
 _LONGEST_WORD = 1024
 """Characters. WordPiece takes time with the cube of a word's length up to here; BERT's limit is 100."""
 
@@ -70,8 +72,12 @@ def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
     A look-up beyond an embedding is an error on a CPU, and on a GPU the end of the process.
 
     Raises:
-        DeltaFormatError: it has not; or no text fits beside the tokenizer's special tokens.
+        DeltaFormatError: it has not, or rows are so short that no text fits into them.
     """
+    if encoder.max_length < _SHORTEST:
+        raise DeltaFormatError(
+            f"the delta's tokenizer cuts texts at {encoder.max_length} tokens; expected room for {_SHORTEST} at least"
+        )
     largest, largest_type = encoder.largest_ids
     rows, types = (getattr(config, key, None) for key in ("vocab_size", "type_vocab_size"))
     if isinstance(rows, int) and largest >= rows:
@@ -82,11 +88,6 @@ def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
     if isinstance(types, int) and types > 0 and largest_type >= types:
         raise DeltaFormatError(
             f"the delta's tokenizer gives segment {largest_type}, but its model has {types} segments"
-        )
-    if encoder.room_beside(1) < 1:
-        raise DeltaFormatError(
-            f"the delta's tokenizer cuts at {encoder.max_length} tokens, which leaves no room for two texts beside its "
-            "special tokens"
         )
 
 

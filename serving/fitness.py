@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,9 +46,11 @@ _TRANSIENT = (DeadlineError, OverloadedError, UnavailableError)
 class _Question:
     """A probe, ready to run."""
 
-    pipeline: Pipeline
     parameters: Parameters
     prepared: Prepared
+
+
+Questions = Mapping[Pipeline, Sequence[_Question]]
 
 
 class Fitness:
@@ -83,30 +86,33 @@ class Fitness:
         delta = deltafile.read(file, self._resident.checkpoint, self._resident.fingerprint.digest)
         spec, questions = self._encoded(delta)
         with self._engine.tiers.on_trial(file.digest, delta, spec) as loaded:
-            for question in questions:
-                self._ask(loaded, question)
+            for pipeline, asked in questions.items():
+                self._ask(loaded, pipeline, asked)
         return file
 
-    def _encoded(self, delta: Delta) -> tuple[TaskSpec, list[_Question]]:
-        def encode() -> tuple[TaskSpec, list[_Question]]:
+    def _encoded(self, delta: Delta) -> tuple[TaskSpec, Questions]:
+        def encode() -> tuple[TaskSpec, Questions]:
             spec = self._engine.tiers.spec(delta)
             return spec, _questions(delta, spec)
 
         return _in_time("the delta's tokenizer", encode)
 
-    def _ask(self, loaded: Loaded, question: _Question) -> None:
-        if max(map(len, question.prepared.rows)) > _LONGEST_ROW:
-            return
-        deadline = time.monotonic() + _SECONDS
-        run = self._engine.run(loaded, question.pipeline, question.prepared.rows, deadline)
+    def _ask(self, loaded: Loaded, pipeline: Pipeline, asked: Sequence[_Question]) -> None:
+        """Have all questions of a kind answered, as one request of many inputs."""
+        rows = [row for question in asked for row in question.prepared.rows]
         try:
-            raws, _ = asyncio.run(_until(run))
+            raws, _ = asyncio.run(_until(self._engine.run(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
         except InternalError as error:
             raise InternalError(f"its model fails on text: {reason(error.__cause__ or error)}") from error
 
         def answer() -> bytes:
-            outputs = question.pipeline.present(question.prepared, raws, loaded.spec, question.parameters)
-            return orjson.dumps(outputs)
+            left = iter(raws)
+            return orjson.dumps(
+                [
+                    pipeline.present(q.prepared, list(islice(left, len(q.prepared.rows))), loaded.spec, q.parameters)
+                    for q in asked
+                ]
+            )
 
         _in_time("the model's answer", answer)
 
@@ -134,24 +140,25 @@ async def _until(run: Awaitable[R]) -> R:
         raise DeadlineError(f"the engine had no time to try the delta within {_SECONDS:g} s; publish again") from None
 
 
-def _questions(delta: Delta, spec: TaskSpec) -> list[_Question]:
-    """A question for every probe of every kind that the head can answer."""
+def _questions(delta: Delta, spec: TaskSpec) -> Questions:
+    """Questions for the probes of every kind that the head can answer."""
     usual = default_kind(delta.kind, delta.pooling)
-    found: list[_Question] = []
+    found: dict[Pipeline, list[_Question]] = {}
     for pipeline in (p for p in PIPELINES.values() if p.head == delta.kind):
-        refusals: list[InvalidInputError] = []
-        before = len(found)
+        asked, refusals = [], []
         for probe in pipeline.probes(_TEXTS):
             try:
-                found.append(_question(pipeline, probe, spec))
+                asked.append(_question(pipeline, probe, spec))
             except InvalidInputError as error:  # a text without a token, a head that this kind cannot read
                 refusals.append(error)
-        if pipeline.kind == usual and len(found) == before:
+        if pipeline.kind == usual and not asked:
             raise DeltaFormatError(f"its tokenizer can encode none of {len(refusals)} texts: {refusals[0]}")
+        if short := [q for q in asked if max(map(len, q.prepared.rows)) <= _LONGEST_ROW]:
+            found[pipeline] = short
     return found
 
 
 def _question(pipeline: Pipeline, probe: Probe, spec: TaskSpec) -> _Question:
     parameters = check(pipeline.parameters, probe.parameters)
     (prepared,) = pipeline.prepare(check_inputs(pipeline, [probe.input]), spec, parameters)
-    return _Question(pipeline, parameters, prepared)
+    return _Question(parameters, prepared)
