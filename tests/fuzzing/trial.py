@@ -126,7 +126,9 @@ class Fuzzing:
         for case in cases:
             seed, draft = self.draft(case)
             if progress is not None:
-                progress.write_text(f"{case} {dict(report.outcomes)}\n" + "\n".join([*draft.told, *map(str, report.failures)]))
+                progress.write_text(
+                    f"{case} {dict(report.outcomes)}\n" + "\n".join([*draft.told, *map(str, report.failures)])
+                )
             started = time.perf_counter()
             try:
                 refused = self.judge(seed.base, draft.bytes())
