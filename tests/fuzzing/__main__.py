@@ -30,6 +30,7 @@ def main() -> int:
     for failure in report.failures:
         print(failure)
     print(f"{dict(report.outcomes)}, {len(report.failures)} failures; causes {dict(report.reasons)}")
+    print(f"{report.overflows} answers were no numbers")
     print(f"slowest case {report.slowest[1]}: {report.slowest[0]:.1f} s; grew by {report.grown / 1e6:.0f} MB")
     return bool(report.failures)
 
