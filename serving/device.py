@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ken_core import Attached, Delta, ResidentModel, graft
 from ken_core.configs import restore
+from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.tokenization import Encoder
 from ken_core.tokenizer_files import check_ids
@@ -92,6 +93,8 @@ class DeviceTiers:
         self._materialised: ByteBudget[Loaded] = ByteBudget(materialised_bytes, self._in_use, self._uses)
         self._wanted: Counter[str] = Counter()
         self._stay_packed: set[str] = set()
+        self._trials: dict[str, Delta] = {}
+        """What no tier below this one holds."""
         self._closing = False
         self._unfit = Unfit()
         self.hits = Hits()
@@ -172,9 +175,12 @@ class DeviceTiers:
         base = self._resident.checkpoint
         config, encoder = restore(dict(delta.config), base.config), self.base_encoder
         if delta.files:
-            with reading("the delta's tokenizer"):
-                encoder = Encoder(base, config, delta.files)
-                check_ids(encoder, config)
+            try:
+                with reading("the delta's tokenizer"):
+                    encoder = Encoder(base, config, delta.files)
+                    check_ids(encoder, config)
+            except CheckpointError as error:
+                raise DeltaFormatError(str(error)) from error
         return TaskSpec(config, encoder, delta.pooling, delta.normalize)
 
     @contextmanager
@@ -188,6 +194,7 @@ class DeviceTiers:
         loaded = self._attached(f"{digest} on trial", delta, spec)
         loaded.users = 1
         with self._changed:
+            self._trials[loaded.digest] = delta
             tier.put(loaded.digest, loaded, loaded.nbytes)
         try:
             yield loaded
@@ -196,7 +203,7 @@ class DeviceTiers:
 
     def renew(self, loaded: Loaded) -> None:
         """Attach a task again whose buffers a failed exchange has spoiled. On the thread that owns the weights."""
-        delta = self._cache.load(loaded.digest).delta
+        delta = self._trials.get(loaded.digest) or self._cache.load(loaded.digest).delta
         loaded.attached = self._resident.attach(delta, materialised=loaded.attached.materialised)
         loaded.model = self._model(delta, loaded.attached)
 
@@ -258,6 +265,7 @@ class DeviceTiers:
             if self._resident.active is loaded.attached:
                 self._resident.revert()
             tier.pop(loaded.digest)
+            del self._trials[loaded.digest]
             self._changed.notify_all()
 
     def _observe(self, found: Found, attaching: float) -> None:

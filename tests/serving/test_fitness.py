@@ -328,6 +328,17 @@ def test_a_delta_that_can_never_be_served_is_found_out_once(
         asyncio.run(service.predict(digest, TEXTS, {}, 20))
 
 
+def test_a_tokenizer_that_is_none_is_the_deltas_fault(
+    service: Service, tiny: Tiny, deltas: Deltas, publish: Callable[..., None], tmp_path: Path
+) -> None:
+    edit, reason = UNFIT["a tokenizer that panics on any text"]
+    digest = published(changed(deltas.spam, tiny, edit), deltas, tmp_path, publish)
+    for _ in range(2):
+        with pytest.raises(UnfitDeltaError, match=reason):
+            asyncio.run(service.predict(digest, TEXTS, {}, 20))
+    assert service.cache.hits["store"] == 1
+
+
 def test_a_kind_that_is_not_served_is_found_out_once_too(
     service: Service, tiny: Tiny, publish: Callable[..., None]
 ) -> None:
