@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from ken_core import ExchangeError, PoisonedError, ResidentModel
+from ken_core import ExchangeError, KenError, PoisonedError, ResidentModel
 from ken_core.tokenization import Encoded, collate
 from serving.cache import DeltaCache
 from serving.device import DeviceTiers, Loaded
@@ -297,10 +297,10 @@ class Engine:
             error = UnavailableError("this replica's weights are in an unknown state; it is being replaced")
         elif not isinstance(error, ServingError):
             _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
-            digest = batch[0].payload.loaded.digest
-            failed = InternalError(f"the model of delta {digest} failed on these inputs; the server's log says how")
-            failed.__cause__ = error
-            error = failed
+        if not isinstance(error, KenError):
+            digest, unsaid = batch[0].payload.loaded.digest, error
+            error = InternalError(f"the model of delta {digest} failed on these inputs; the server's log says how")
+            error.__cause__ = unsaid
         for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():
             ticket.resolve(error)
 

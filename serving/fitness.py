@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import orjson
 
-from ken_core import Delta, DeltaFile, KenError, ResidentModel, deltafile
+from ken_core import Delta, DeltaFile, ExchangeError, KenError, ResidentModel, deltafile
 from ken_core.errors import DeltaFormatError
 from ken_core.foreign import reading, reason
 from serving.device import Loaded
@@ -102,6 +102,8 @@ class Fitness:
         rows = [row for question in asked for row in question.prepared.rows]
         try:
             raws, _ = asyncio.run(_until(self._engine.run(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
+        except ExchangeError as error:
+            raise UnavailableError(f"the device failed while the delta was tried; publish it again: {error}") from error
         except InternalError as error:
             raise InternalError(f"its model fails on text: {reason(error.__cause__ or error)}") from error
 
