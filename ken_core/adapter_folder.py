@@ -21,6 +21,7 @@ from safetensors import safe_open
 from ken_core.blocks import is_finite
 from ken_core.checkpoint import quiet
 from ken_core.errors import CheckpointError
+from ken_core.foreign import reading
 from ken_core.manifest import Adapter
 
 Value = TypeVar("Value")
@@ -127,6 +128,11 @@ def open_adapter(path: Path) -> AdapterFolder:
     Raises:
         CheckpointError: no such folder, damaged, of another kind, or its tensors do not belong together.
     """
+    with reading(str(path), CheckpointError):
+        return _open(path)
+
+
+def _open(path: Path) -> AdapterFolder:
     config = _read_config(path)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     whole: dict[str, torch.Tensor] = {}

@@ -27,6 +27,7 @@ from ken_core.checkpoint import Checkpoint, model_class_named, open_as, quiet
 from ken_core.delta import Delta, LowRank, expanded, extract, overflows
 from ken_core.errors import CheckpointError
 from ken_core.fingerprint import dtype_name
+from ken_core.foreign import reading
 from ken_core.progress import Progress, silent
 from ken_core.selection import Budget, Selection
 
@@ -76,7 +77,8 @@ def import_peft(
             f"{type(opened.backbone).__name__}; the base is a {type(base.backbone).__name__}"
         )
     fitting = _Fitting(adapter, opened)
-    fitting.fit()
+    with reading(str(adapter.path), CheckpointError):
+        fitting.fit()
     delta = extract(base, fitting.tuned(), Selection(budget=Budget(fraction=1.0)), cast=cast, progress=progress)
     sparse = {n: replace(s, selected=fitting.positions.get(n, s.selected)) for n, s in delta.sparse.items()}
     return replace(delta, sparse=sparse, lowrank=fitting.lowrank, adapter=adapter.kind)

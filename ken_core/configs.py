@@ -8,7 +8,8 @@ any that neither the config's class nor the code of the backbone knows (`ken_cor
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -16,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from ken_core.config_readers import is_read
 from ken_core.errors import ConfigMismatchError, DeltaFormatError
+from ken_core.foreign import reading
 
 _BOOKKEEPING = {"architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "auto_map"}
 _HEAD = {
@@ -42,6 +44,15 @@ _FOREIGN = {
 """Keys that name code, kernels or places, or that make a config allocate (labels come as `id2label`)."""
 
 _DEEPEST = 16
+_LONGEST_SHOWN = 200
+_LARGEST = 1 << 20
+"""A count larger than any config's own but one its base has too: some classes make a list of it when they are made."""
+MOST_LABELS = 1 << 17
+_ANSWERING = {
+    "return_dict": True, "output_hidden_states": False, "output_attentions": False, "output_router_logits": False,
+    "torchscript": False, "problem_type": None,
+}  # fmt: skip
+"""Keys that change what a forward pass returns, and not what it computes: as a pipeline needs them."""
 
 _ANYWHERE = _BOOKKEEPING | _HEAD | _TRAINING | _GENERATION | _OUTPUT
 _OF_ARCHITECTURE: dict[str, set[str]] = {
@@ -75,16 +86,27 @@ def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bo
     Raises:
         ConfigMismatchError: naming every key and both values.
     """
-    if base.model_type != tuned.model_type:
-        raise ConfigMismatchError(
-            f"the base is of architecture {base.model_type!r}, the fine-tune {tuned.model_type!r}; "
-            "a delta needs two checkpoints of one architecture"
-        )
+    _check_model_type(base, tuned.model_type)
     if found := differences(base, tuned, resized):
-        listed = "; ".join(f"{k} is {b!r} in the base and {t!r} in the fine-tune" for k, (b, t) in found.items())
+        listed = "; ".join(
+            f"{k} is {_short(b)} in the base and {_short(t)} in the fine-tune" for k, (b, t) in found.items()
+        )
         raise ConfigMismatchError(
             f"the fine-tune's config changes what the backbone computes: {listed}. Use the base it was trained from, "
             f"or extract it with --ignore-config {next(iter(found))} if the base's value is right for it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _check_model_type(base: PretrainedConfig, found: str) -> None:
+    if base.model_type != found:
+        raise ConfigMismatchError(
+            f"the base is of architecture {base.model_type!r}, the fine-tune {found!r}; "
+            "a delta needs two checkpoints of one architecture"
         )
 
 
@@ -122,27 +144,69 @@ def portable(config: PretrainedConfig) -> dict[str, Any]:
     return plain
 
 
-def restore(plain: dict[str, Any]) -> PretrainedConfig:
+def restore(plain: dict[str, Any], base: PretrainedConfig | None = None) -> PretrainedConfig:
     """The inverse of `portable`, for untrusted input.
+
+    Args:
+        base: the config of the base where it is at hand: its numbers may be as large as they are.
 
     Raises:
         DeltaFormatError: an unknown architecture, a key that asks for code, or values its class refuses.
+        ConfigMismatchError: another architecture than the base's.
     """
     model_type = plain.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise DeltaFormatError(f"the delta's config is of architecture {model_type!r}, unknown to this transformers")
+    if base is not None:
+        _check_model_type(base, model_type)
     config_class = CONFIG_MAPPING[model_type]
     if refused := sorted(k for k in plain if k in _FOREIGN or callable(getattr(config_class, k, None))):
         raise DeltaFormatError(f"the delta's config has the key {refused[0]!r}, which no delta may bring")
     if _depth(plain) > _DEEPEST:
         raise DeltaFormatError(f"the delta's config is nested deeper than {_DEEPEST} levels")
+    _check_numbers(plain, base)
+    _check_labels(plain)
     if plain.get("dtype") not in (None, "float64", "float32", "float16", "bfloat16"):
         raise DeltaFormatError(f"the delta's config has dtype {plain['dtype']!r}; expected a floating-point one")
-    try:
+    with reading("the delta's config"):
         return AutoConfig.for_model(**plain)
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise DeltaFormatError(f"the delta's config is not usable: {reason[0] if reason else error!r}") from error
+
+
+def answering(config: PretrainedConfig) -> PretrainedConfig:
+    """The config, changed so that a model's forward pass returns what pipelines read and nothing else."""
+    for key, value in _ANSWERING.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
+
+
+def _check_numbers(plain: Mapping[str, Any], base: PretrainedConfig | None) -> None:
+    known = set() if base is None else {n for _, n in _numbers(base.to_dict())}
+    for key, number in _numbers(plain):
+        if number in known:
+            continue
+        if not math.isfinite(number):
+            raise DeltaFormatError(f"the delta's config has {key} {number}; expected a finite number")
+        if isinstance(number, int) and abs(number) > _LARGEST:
+            raise DeltaFormatError(f"the delta's config has {key} {number}; expected at most {_LARGEST}")
+
+
+def _check_labels(plain: Mapping[str, Any]) -> None:
+    for key in ("id2label", "label2id"):
+        found = plain.get(key)
+        if isinstance(found, dict) and len(found) > MOST_LABELS:
+            raise DeltaFormatError(f"the delta's config has {len(found)} labels; at most {MOST_LABELS} are accepted")
+
+
+def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """All numbers of a config with the keys they are under."""
+    left: list[tuple[str, Any]] = list(plain.items())
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict | list | tuple):
+            left += [(key, v) for v in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
 
 
 def _depth(value: Any) -> int:

@@ -313,7 +313,7 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
         OutputError: `out` exists and is not an empty folder, or cannot be written.
     """
     merged = merge(base, delta)
-    config = restore(dict(delta.config))
+    config = restore(dict(delta.config), base.config)
     config.architectures = [delta.architecture]
     prefix = _saved_prefix(delta)
     tensors = {prefix + n: t.contiguous() for n, t in merged.items()} | dict(delta.head)

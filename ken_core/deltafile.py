@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import nn
 from transformers import PretrainedConfig
 
 from ken_core import manifest as m
@@ -36,16 +37,23 @@ from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
+from ken_core.foreign import reading
+from ken_core.foreign_json import parse
+from ken_core.heads import Claim, check_head
 from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
+from ken_core.tokenizer_files import check_content, check_size
 from ken_core.writing import new_file
 
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
 
 MAX_HEADER_BYTES = 16 << 20
-_HEAD_TIMES_BACKBONE, _HEAD_SLACK_BYTES = 4, 64 << 20
+_MOST_VALUES = 1 << 20
+"""Of a manifest: a value takes up to 100 bytes once it is parsed, and a tensor has 20."""
+_EXPANSION, _SLACK_BYTES = 16, 8 << 20
+"""Trained weights in float32 take at least a third of their size once compressed; 16 leaves room for untrained ones."""
 
 
 @dataclass(frozen=True)
@@ -147,20 +155,27 @@ def open_file(path: Path, digest: str | None = None) -> DeltaFile:
         DeltaFormatError: truncated, altered, oversized or lying; the message says which.
     """
     size = _check_container(path)
-    try:
-        with safe_open(path, "np") as container:
-            text = (container.metadata() or {}).get("ken")
-            lengths = {name: container.get_slice(name).get_shape() for name in container.keys()}  # noqa: SIM118
-            dtypes = {container.get_slice(name).get_dtype() for name in lengths}
-    except SafetensorError as error:
-        raise DeltaFormatError(f"{path.name} is no intact safetensors file: {error}") from error
+    with reading(path.name):
+        text, lengths, dtypes = _read_header(path)
     if text is None:
         raise DeltaFormatError(f"{path.name} is a safetensors file but no delta: it has no 'ken' metadata")
     if dtypes - {"U8"}:
         raise DeltaFormatError(f"{path.name} holds streams of type {sorted(dtypes)}; expected bytes (U8) only")
-    described = _parse_manifest(path, text)
-    _check_streams(path, described, lengths)
+    with reading(path.name):
+        described = _parse_manifest(path, text)
+        _check_streams(path, described, lengths)
     return DeltaFile(path, described, size, digest or _sha256(path))
+
+
+def _read_header(path: Path) -> tuple[str | None, dict[str, list[int]], set[str]]:
+    """The manifest's text, the streams' shapes, and their types."""
+    try:
+        with safe_open(path, "np") as container:
+            text = (container.metadata() or {}).get("ken")
+            lengths = {name: container.get_slice(name).get_shape() for name in container.keys()}  # noqa: SIM118
+            return text, lengths, {container.get_slice(name).get_dtype() for name in lengths}
+    except SafetensorError as error:
+        raise DeltaFormatError(f"{path.name} is no intact safetensors file: {error}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -190,8 +205,13 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
         DeltaFormatError: a stream is not what the manifest says.
         CheckpointChangedError: the base's file was written to after it was opened.
     """
+    with reading(file.path.name):
+        return _read(file, base, base_fingerprint, threads)
+
+
+def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int | None) -> Delta:
+    """What the manifest says is compared with the base and with the head's own shapes before any stream is read."""
     described = file.manifest
-    config = restore(described.config)
     selection = _selection(described)
     shell = Delta(
         base_name=described.base.name,
@@ -210,12 +230,18 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
     )
     check_base(shell, base_fingerprint, base.folder.name)
     ours = base.backbone_tensors
+    config = restore(described.config, base.config)
     resized = any(n in ours for n in described.dense)
     check_config(base.config, config, resized=resized)
+    check_head(base.backbone, described.architecture, config, _claims(described))
     _check_against_base(described, ours)
     _check_lowrank(described, ours)
     _check_dense(described, base, config)
-    _check_whole_sizes(described, ours)
+    _check_head_dtypes(described, base)
+    _check_expansion(described, ours)
+    vocabulary = _vocabulary(config, base)
+    for file_name, listed in described.files.items():
+        check_size(file_name, listed.bytes, vocabulary)
     with base.unchanged(), safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
@@ -239,7 +265,8 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
         dense = {n: _read_whole(n, e, stream(f"dense/{n}", e.data)) for n, e in described.dense.items()}
         head = {n: _read_whole(n, e, stream(f"head/{n}", e.data)) for n, e in described.head.items()}
         files = {str(n): stream(f"files/{n}", s).tobytes() for n, s in described.files.items()}
-    _check_files(files)
+    for carried, content in files.items():
+        check_content(carried, content, vocabulary)
     parts = {"sparse": sparse, "lowrank": lowrank, "dense": dense, "head": head, "files": files}
     return Delta(**{**shell.__dict__, **parts})
 
@@ -328,10 +355,12 @@ def _check_container(path: Path) -> int:
 
 
 def _parse_manifest(path: Path, text: str) -> m.Manifest:
+    if sum(map(text.count, ",[{")) > _MOST_VALUES:
+        raise DeltaFormatError(f"{path.name}: the manifest holds more than {_MOST_VALUES} values")
     try:
-        plain = json.loads(text)
+        plain = parse(text)
     except (ValueError, RecursionError) as error:
-        raise DeltaFormatError(f"{path.name}: the manifest is no JSON: {error}") from error
+        raise DeltaFormatError(f"{path.name}: the manifest cannot be read as JSON: {error}") from error
     found = plain.get("format") if isinstance(plain, dict) else None
     if found not in m.READABLE_VERSIONS:
         readable = " or ".join(str(v) for v in m.READABLE_VERSIONS)
@@ -413,6 +442,17 @@ def _check_lowrank(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> N
             )
 
 
+def _claims(described: m.Manifest) -> dict[str, Claim]:
+    return {name: Claim(entry.shape, _dtype(entry.dtype).is_floating_point) for name, entry in described.head.items()}
+
+
+def _check_head_dtypes(described: m.Manifest, base: Checkpoint) -> None:
+    expected = dtype_name(base.dtype)
+    for name, entry in described.head.items():
+        if _dtype(entry.dtype).is_floating_point and entry.dtype != expected:
+            raise DeltaFormatError(f"the delta's {name!r} is {entry.dtype}; its head stands on a base of {expected}")
+
+
 def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> None:
     """A whole backbone tensor is one the base's files lack, or one with another number of rows (added tokens)."""
     parameters = weights(base.backbone)
@@ -423,7 +463,7 @@ def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConf
         shape = tuple((parameters[name] if ours is None else ours).shape)  # a parameter may point at another delta's
         dtype = dtype_name(base.dtype_of(name))
         rows = getattr(config, "vocab_size", None)
-        resized = ours is not None and entry.shape != shape and entry.shape == (rows, *shape[1:])
+        resized = _is_by_token(name, base) and entry.shape != shape and entry.shape == (rows, *shape[1:])
         if entry.dtype != dtype or 0 in entry.shape or not (resized or (ours is None and entry.shape == shape)):
             raise DeltaFormatError(
                 f"the delta's {name!r} is {entry.dtype} {list(entry.shape)}; expected {dtype} {list(shape)} "
@@ -431,13 +471,29 @@ def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConf
             )
 
 
-def _check_whole_sizes(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
-    """Compressed tensors may claim any size; what a head may have is bounded by the backbone it stands on."""
-    limit = _HEAD_SLACK_BYTES + _HEAD_TIMES_BACKBONE * sum(t.nbytes for t in ours.values())
-    claimed = sum(e.nbytes for part in (described.dense, described.head) for e in part.values())
+def _is_by_token(name: str, base: Checkpoint) -> bool:
+    """Whether a tensor of the base has a row for each token."""
+    ours, module = base.backbone_tensors.get(name), base.backbone.get_submodule(name.rpartition(".")[0])
+    return ours is not None and isinstance(module, nn.Embedding) and len(ours) == _vocabulary(base.config, base)
+
+
+def _vocabulary(config: PretrainedConfig, base: Checkpoint) -> int:
+    """How many tokens a model of this config has."""
+    named = getattr(config, "vocab_size", None)
+    return named if isinstance(named, int) else max((len(t) for t in base.backbone_tensors.values()), default=0)
+
+
+def _check_expansion(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
+    """What compressed tensors may become is bounded by the backbone they stand on and by what is stored of them."""
+    whole = (*described.dense.values(), *described.head.values())
+    shifts = described.lowrank.values()
+    claimed = sum(e.nbytes for e in whole) + sum(n for e in shifts for n in e.nbytes.values())
+    stored = sum(e.data.bytes for e in whole) + sum(e.a.bytes + e.b.bytes for e in shifts)
+    limit = _SLACK_BYTES + sum(t.nbytes for t in ours.values()) + _EXPANSION * stored
     if claimed > limit:
         raise DeltaFormatError(
-            f"the delta's whole tensors claim {claimed} bytes; beside this base at most {limit} are accepted"
+            f"the delta's whole tensors and factors claim {claimed} bytes; stored in {stored} and beside this base, at "
+            f"most {limit} are accepted"
         )
 
 
@@ -488,20 +544,10 @@ def _read_tensor(name: str, shape: tuple[int, ...], stored: str, data: Bytes, co
         whole = decode_whole(data, prod(shape) * dtype.itemsize, dtype.itemsize, codec)
     except DeltaFormatError as error:
         raise DeltaFormatError(f"the delta's {name!r}: {error}") from error
-    tensor = torch.frombuffer(bytearray(whole.tobytes()), dtype=dtype).reshape(shape)
+    tensor = torch.frombuffer(bytearray(whole), dtype=dtype).reshape(shape)
     if not is_finite(tensor):
         raise DeltaFormatError(f"the delta's tensor {name!r} holds NaN or infinity")
     return tensor
-
-
-def _check_files(files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        try:
-            plain = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise DeltaFormatError(f"the delta's {name} is no JSON: {error}") from error
-        if not isinstance(plain, dict) or "auto_map" in plain:
-            raise DeltaFormatError(f"the delta's {name} asks for its own code (auto_map) or is no object; refused")
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ken_core.configs import restore
+from ken_core.configs import answering, restore
 from ken_core.errors import DeltaFormatError
+from ken_core.foreign import reading
 
 
 def graft(
@@ -34,22 +35,40 @@ def graft(
         DeltaFormatError: an unknown architecture, one whose backbone is of another class, or a head that does
             not fit it.
     """
-    restored = restore(dict(config))
-    skeleton = _skeleton(architecture, restored)
-    if skeleton.stands_on is not type(backbone):
-        raise DeltaFormatError(
-            f"{architecture} stands on a {skeleton.stands_on.__name__}, the base is a {type(backbone).__name__}"
-        )
+    restored = restore(dict(config), getattr(backbone, "config", None))
+    skeleton = _fitting(backbone, architecture, restored)
+    _check(skeleton, architecture, {n: Claim(tuple(t.shape), t.is_floating_point()) for n, t in head.items()})
     if skeleton.model is None:
-        return _adopt(backbone, architecture, head)
-    model = copy.deepcopy(skeleton.model)
-    model.config.id2label, model.config.label2id = restored.id2label, restored.label2id
-    setattr(model, model.base_model_prefix, backbone)
-    slots = {n: t for n, t in model.state_dict().items() if not n.startswith(f"{model.base_model_prefix}.")}
-    _fill(model, architecture, slots, head, skeleton.ties)
-    model.eval()
-    model.requires_grad_(False)
+        assert isinstance(backbone, PreTrainedModel)
+        return backbone
+    with reading(f"the delta's {architecture}"):
+        model = copy.deepcopy(skeleton.model)
+        model.config.id2label, model.config.label2id = restored.id2label, restored.label2id
+        setattr(model, model.base_model_prefix, backbone)
+        _fill(model, head, _followers(skeleton, head))
+        model.eval()
+        model.requires_grad_(False)
     return model
+
+
+def check_head(backbone: nn.Module, architecture: str, config: PretrainedConfig, head: Mapping[str, Claim]) -> None:
+    """Check what a file says of a head's tensors against the head itself, before any of them is read.
+
+    Args:
+        config: known to fit the backbone's: what is built here is as large as it says.
+
+    Raises:
+        DeltaFormatError: as `graft`.
+    """
+    _check(_fitting(backbone, architecture, config), architecture, head)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of a tensor: its shape, and whether its elements are floating-point numbers."""
+
+    shape: tuple[int, ...]
+    is_floating: bool
 
 
 @dataclass(frozen=True)
@@ -58,12 +77,25 @@ class _Skeleton:
 
     stands_on: type[nn.Module]
     model: PreTrainedModel | None
+    slots: Mapping[str, Claim]
+    """What its head has a place for."""
     ties: Mapping[str, str]
 
 
 _skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
 """By architecture and config but for the labels' names: tasks of one kind differ in those alone, as a rule."""
 _MOST_SKELETONS = 64
+
+
+def _fitting(backbone: nn.Module, architecture: str, config: PretrainedConfig) -> _Skeleton:
+    """The skeleton of a delta's architecture, if it stands on this backbone."""
+    with reading(f"the delta's {architecture}"):
+        skeleton = _skeleton(architecture, config)
+    if skeleton.stands_on is not type(backbone):
+        raise DeltaFormatError(
+            f"{architecture} stands on a {skeleton.stands_on.__name__}, the base is a {type(backbone).__name__}"
+        )
+    return skeleton
 
 
 def _skeleton(architecture: str, config: PretrainedConfig) -> _Skeleton:
@@ -83,49 +115,50 @@ def _build(architecture: str, config: PretrainedConfig) -> _Skeleton:
         raise DeltaFormatError(f"architecture {architecture!r} is not one this transformers knows")
     if model_class.config_class is not type(config) or not model_class.base_model_prefix:
         raise DeltaFormatError(f"architecture {architecture!r} does not go with a {config.model_type} config")
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = model_class(config)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise DeltaFormatError(f"{architecture} cannot be built from the delta's config: {error}") from error
+    with torch.device("meta"):
+        model: PreTrainedModel = model_class(answering(copy.deepcopy(config)))
     stands_on = type(model.base_model)
     if model.base_model is model:
-        return _Skeleton(stands_on, None, {})
+        return _Skeleton(stands_on, None, {}, {})
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)
     setattr(model, model.base_model_prefix, nn.Identity())
-    return _Skeleton(stands_on, model, ties)
+    slots = {n: Claim(tuple(t.shape), t.is_floating_point()) for n, t in model.state_dict().items()}
+    return _Skeleton(stands_on, model, slots, ties)
 
 
-def _adopt(backbone: nn.Module, architecture: str, head: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    if head:
+def _check(skeleton: _Skeleton, architecture: str, head: Mapping[str, Claim]) -> None:
+    """Whether a head's tensors are those the skeleton needs. The backbone is shared: no head may reach into it."""
+    if skeleton.model is None and head:
         raise DeltaFormatError(f"{architecture} has no head, but the delta brings {sorted(head)[0]!r}")
-    assert isinstance(backbone, PreTrainedModel)
-    return backbone
-
-
-def _fill(
-    model: PreTrainedModel,
-    architecture: str,
-    slots: Mapping[str, torch.Tensor],
-    head: Mapping[str, torch.Tensor],
-    ties: Mapping[str, str],
-) -> None:
-    """Put the head's tensors into its slots. The backbone is shared by all tasks: no head may reach into it."""
-    followers = {target: source for target, source in ties.items() if target not in head}
-    followers |= {
-        source: target for target, source in ties.items() if target in head and source in slots and source not in head
-    }
-    missing = sorted(n for n in slots if n not in head and n not in followers)
+    followers = _followers(skeleton, head)
+    missing = sorted(n for n in skeleton.slots if n not in head and n not in followers)
     if missing:
         raise DeltaFormatError(f"the delta brings no {missing[0]!r}, which the head of {architecture} needs")
-    for name, tensor in head.items():
-        slot = slots.get(name)
+    for name, claim in head.items():
+        slot = skeleton.slots.get(name)
         if slot is None:
             raise DeltaFormatError(f"the head of {architecture} has no {name!r}")
-        if slot.shape != tensor.shape or slot.is_floating_point() != tensor.is_floating_point():
-            raise DeltaFormatError(
-                f"{name!r} is {tensor.dtype} {list(tensor.shape)}, its config asks for {slot.dtype} {list(slot.shape)}"
-            )
+        if slot != claim:
+            raise DeltaFormatError(f"{name!r} is {_described(claim)}, its config asks for {_described(slot)}")
+
+
+def _described(claim: Claim) -> str:
+    return f"{'floating-point' if claim.is_floating else 'whole'} numbers {list(claim.shape)}"
+
+
+def _followers(skeleton: _Skeleton, head: Collection[str]) -> dict[str, str]:
+    """Tied parameters that the head does not bring itself, each with the one it takes its values from."""
+    followers = {target: source for target, source in skeleton.ties.items() if target not in head}
+    return followers | {
+        source: target
+        for target, source in skeleton.ties.items()
+        if target in head and source in skeleton.slots and source not in head
+    }
+
+
+def _fill(model: PreTrainedModel, head: Mapping[str, torch.Tensor], followers: Mapping[str, str]) -> None:
+    """Put the head's tensors into its slots."""
+    for name, tensor in head.items():
         module_name, _, key = name.rpartition(".")
         module = model.get_submodule(module_name)
         if key in module._parameters:

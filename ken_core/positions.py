@@ -46,7 +46,7 @@ def decode_positions(data: Bytes, numel: int, count: int, coding: Coding, *, com
         DeltaFormatError: the stream is not a mask of `numel` elements of which `count` are set.
     """
     if coding == "gaps":
-        packed = pack_mask(_mask_of_gaps(decompress_at_most(data, count * _LONGEST_VARINT), numel, count))
+        packed = pack_mask(_mask_of_gaps(decompress_at_most(data, _most_bytes(numel, count)), numel, count))
     else:
         packed = decompress(data, -(-numel // 8)) if compressed else data
     if packed.size != -(-numel // 8):
@@ -55,6 +55,11 @@ def decode_positions(data: Bytes, numel: int, count: int, coding: Coding, *, com
     if found != count or (numel % 8 and packed[-1] >> (numel % 8)):
         raise DeltaFormatError(f"a mask has {found} bits set, expected {count} among {numel}")
     return packed
+
+
+def _most_bytes(numel: int, count: int) -> int:
+    """Of `count` gaps that lead no further than `numel`: one of more than a byte is at least 128 wide."""
+    return count + (_LONGEST_VARINT - 1) * min(count, numel // 128)
 
 
 def _to_gaps(positions: npt.NDArray[np.int64]) -> Bytes:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
 from ken_core.errors import CheckpointError
+from ken_core.foreign import reason
 from ken_core.templates import Template, longest_first, overlapping
 
 Input = str | tuple[str, str]
@@ -86,7 +87,7 @@ class Encoder:
         tokenizer = _load(base, files)
         self._fast = tokenizer.backend_tokenizer
         if self._fast.get_vocab_size() <= len(tokenizer.all_special_tokens):
-            raise CheckpointError(f"{base.folder} has no tokenizer; save one there with save_pretrained")
+            raise CheckpointError(f"{_whose(base, files)} has no tokenizer; save one there with save_pretrained")
         self.max_length = _max_length(tokenizer.model_max_length, config)
         self.truncation_side: str = tokenizer.truncation_side
         self._fast.no_padding()
@@ -218,6 +219,15 @@ class Encoder:
         return bool(getattr(self._fast.model, "continuing_subword_prefix", None))
 
     @cached_property
+    def largest_ids(self) -> tuple[int, int]:
+        """The largest token id and the largest segment id that a row can have."""
+        around = (self._single, self._pair)
+        special = [i for template in around for run in template.special for i in run]
+        types = [i for t in around for run in (t.types, *t.special_types) for i in run] if self._with_types else []
+        words = self._fast.get_vocab(with_added_tokens=True).values()
+        return max(self.pad_id, *words, *special), max(types, default=0)
+
+    @cached_property
     def _single(self) -> Template:
         return Template.of(self._fast.encode("a"), 1)
 
@@ -273,8 +283,12 @@ def _load(base: Checkpoint, files: Mapping[str, bytes]):  # type: ignore[no-unty
                 if data is not None:
                     (Path(folder) / name).write_bytes(data)
             return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{base.folder} has no usable tokenizer: {error}") from error
+    except Exception as error:
+        raise CheckpointError(f"{_whose(base, files)} has no usable tokenizer: {reason(error)}") from error
+
+
+def _whose(base: Checkpoint, files: Mapping[str, bytes]) -> str:
+    return "the delta" if files else str(base.folder)
 
 
 def _max_length(declared: int, config: PretrainedConfig) -> int:

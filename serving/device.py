@@ -12,15 +12,20 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel, graft
 from ken_core.configs import restore
+from ken_core.errors import CheckpointError, DeltaFormatError
+from ken_core.foreign import reading
 from ken_core.tokenization import Encoder
+from ken_core.tokenizer_files import check_ids
 from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
 from serving.errors import UnavailableError
 from serving.hits import Hits, TaskTiers, hit_rate
@@ -28,6 +33,7 @@ from serving.metrics import Metrics
 from serving.pipelines import default_kind
 from serving.pipelines.base import TaskSpec
 from serving.popularity import Popularity
+from serving.unfit import Unfit
 
 _log = logging.getLogger(__name__)
 _LOADERS = 2
@@ -87,7 +93,10 @@ class DeviceTiers:
         self._materialised: ByteBudget[Loaded] = ByteBudget(materialised_bytes, self._in_use, self._uses)
         self._wanted: Counter[str] = Counter()
         self._stay_packed: set[str] = set()
+        self._trials: dict[str, Delta] = {}
+        """What no tier below this one holds."""
         self._closing = False
+        self._unfit = Unfit()
         self.hits = Hits()
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
         self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
@@ -121,7 +130,12 @@ class DeviceTiers:
         return self._cache.tier_of(digest)
 
     async def acquire(self, digest: str) -> Loaded:
-        """A task, held on the device until `release`; fetched, decoded and attached if it is not there."""
+        """A task, held on the device until `release`; fetched, decoded and attached if it is not there.
+
+        Raises:
+            UnfitDeltaError, UnsupportedKindError: it can never be served here; found out once.
+        """
+        self._unfit.refuse(digest)
         with self._changed:
             self._uses.note(digest)
             self._wanted[digest] += 1
@@ -152,9 +166,44 @@ class DeviceTiers:
             loaded.users -= 1
             self._changed.notify_all()
 
+    def spec(self, delta: Delta) -> TaskSpec:
+        """What of a task, beside its weights, its answers depend on. Its tokenizer is made here.
+
+        Raises:
+            DeltaFormatError: no tokenizer that suits the model can be made of the delta's files.
+        """
+        base = self._resident.checkpoint
+        config, encoder = restore(dict(delta.config), base.config), self.base_encoder
+        if delta.files:
+            try:
+                with reading("the delta's tokenizer"):
+                    encoder = Encoder(base, config, delta.files)
+                    check_ids(encoder, config)
+            except CheckpointError as error:
+                raise DeltaFormatError(str(error)) from error
+        return TaskSpec(config, encoder, delta.pooling, delta.normalize)
+
+    @contextmanager
+    def on_trial(self, digest: str, delta: Delta, spec: TaskSpec) -> Iterator[Loaded]:
+        """A delta on the device that no request can ask for, in a tier as any other, and gone afterwards.
+
+        Raises:
+            UnavailableError: the server is stopping.
+        """
+        tier = self._wait_for_room(delta)
+        loaded = self._attached(f"{digest} on trial", delta, spec)
+        loaded.users = 1
+        with self._changed:
+            self._trials[loaded.digest] = delta
+            tier.put(loaded.digest, loaded, loaded.nbytes)
+        try:
+            yield loaded
+        finally:
+            self._on_owner(partial(self._remove, tier, loaded)).result()
+
     def renew(self, loaded: Loaded) -> None:
         """Attach a task again whose buffers a failed exchange has spoiled. On the thread that owns the weights."""
-        delta = self._cache.load(loaded.digest).delta
+        delta = self._trials.get(loaded.digest) or self._cache.load(loaded.digest).delta
         loaded.attached = self._resident.attach(delta, materialised=loaded.attached.materialised)
         loaded.model = self._model(delta, loaded.attached)
 
@@ -185,25 +234,39 @@ class DeviceTiers:
             loaded = self._find(digest)
             if loaded is not None:  # a load that ended just before this one was asked for
                 return loaded.tier
-        found = self._cache.load(digest)
-        delta = found.delta
+        with self._unfit.noting(digest):
+            found = self._cache.load(digest)
+            tier = self._wait_for_room(found.delta)
+            started = time.perf_counter()
+            loaded = self._attached(digest, found.delta, self.spec(found.delta))
+        with self._changed:
+            tier.put(digest, loaded, loaded.nbytes)
+        self._observe(found, time.perf_counter() - started)
+        return found.tier
+
+    def _wait_for_room(self, delta: Delta) -> ByteBudget[Loaded]:
+        """The tier for a delta, as soon as not all of it is held by requests."""
         tier = self._materialised if delta.lowrank else self._packed
         with self._changed:
             self._changed.wait_for(lambda: self._closing or not self._is_full_of_users(tier))
             if self._closing:
                 raise UnavailableError("the server is stopping")
-        started = time.perf_counter()
+        return tier
+
+    def _attached(self, name: str, delta: Delta, spec: TaskSpec) -> Loaded:
+        """A delta on the device, in no tier yet."""
         kind = default_kind(delta.kind, delta.pooling)
-        attached = self._resident.attach(delta, materialised=tier is self._materialised)
-        config = restore(dict(delta.config))
-        encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self.base_encoder
-        model = self._model(delta, attached)
-        spec = TaskSpec(config, encoder, delta.pooling, delta.normalize)
-        loaded = Loaded(digest, attached, model, delta.kind, kind, spec)
+        attached = self._resident.attach(delta, materialised=bool(delta.lowrank))
+        return Loaded(name, attached, self._model(delta, attached), delta.kind, kind, spec)
+
+    def _remove(self, tier: ByteBudget[Loaded], loaded: Loaded) -> None:
+        """Take a task out of its tier, and its values out of the weights. On the thread that owns the weights."""
         with self._changed:
-            tier.put(digest, loaded, loaded.nbytes)
-        self._observe(found, time.perf_counter() - started)
-        return found.tier
+            if self._resident.active is loaded.attached:
+                self._resident.revert()
+            tier.pop(loaded.digest)
+            del self._trials[loaded.digest]
+            self._changed.notify_all()
 
     def _observe(self, found: Found, attaching: float) -> None:
         self._metrics.load_seconds.labels(found.tier).observe(found.seconds + attaching)

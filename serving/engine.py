@@ -17,11 +17,18 @@ from typing import TypeVar
 
 import torch
 
-from ken_core import CheckpointChangedError, ExchangeError, PoisonedError, ResidentModel
+from ken_core import CheckpointChangedError, ExchangeError, KenError, PoisonedError, ResidentModel
 from ken_core.tokenization import Encoded, collate
 from serving.cache import DeltaCache
 from serving.device import DeviceTiers, Loaded
-from serving.errors import ChangedBaseError, DeadlineError, OverloadedError, ServingError, UnavailableError
+from serving.errors import (
+    ChangedBaseError,
+    DeadlineError,
+    InternalError,
+    OverloadedError,
+    ServingError,
+    UnavailableError,
+)
 from serving.integrity import IntegrityCheck
 from serving.metrics import Metrics
 from serving.pipelines.base import Pipeline, Raw
@@ -303,6 +310,10 @@ class Engine:
             error = ChangedBaseError(str(error))
         elif not isinstance(error, ServingError):
             _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
+        if not isinstance(error, KenError):
+            digest, unsaid = batch[0].payload.loaded.digest, error
+            error = InternalError(f"the model of delta {digest} failed on these inputs; the server's log says how")
+            error.__cause__ = unsaid
         for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():
             ticket.resolve(error)
 

@@ -84,6 +84,12 @@ class RefusedDeltaError(InternalError):
     title = "Delta not trusted"
 
 
+class UnfitDeltaError(InternalError):
+    """A published delta can never be served here. 500: asking again, or otherwise, does not help."""
+
+    title = "Delta cannot be served"
+
+
 class UnknownTaskError(ServingError):
     status = 404
     title = "Unknown task"

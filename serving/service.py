@@ -17,18 +17,26 @@ from typing import Any
 import torch
 
 from ken_core import Checkpoint, DeltaFile, KenError, ResidentModel, deltafile, open_base
-from ken_core.errors import CheckpointChangedError, DeltaFormatError
+from ken_core.errors import CheckpointChangedError
 from ken_core.tokenization import Encoded
 from serving.cache import DeltaCache, DeltaFiles
 from serving.config import Settings
 from serving.cores import usable_cores
 from serving.device import Loaded
 from serving.engine import Engine, Timing
-from serving.errors import ChangedBaseError, DeadlineError, StartError, StoreError, TooLargeError, UnavailableError
-from serving.fitness import check_fitness
+from serving.errors import ChangedBaseError, DeadlineError, StartError, TooLargeError, UnavailableError
+from serving.fitness import Fitness
 from serving.metrics import Metrics
 from serving.pipelines import Parameters, Pipeline, pipeline_for
-from serving.pipelines.base import Prepared, Raw, TaskSpec, check, check_inputs, check_side
+from serving.pipelines.base import (
+    Prepared,
+    Raw,
+    TaskSpec,
+    check,
+    check_inputs,
+    check_side,
+    refusing_what_its_tokenizer_cannot_read,
+)
 from serving.scheduler import Limits
 from serving.scrape import ScrapePort
 from serving.shadows import Shadows
@@ -108,6 +116,7 @@ class Service:
             threads=threads,
             verify_seconds=settings.verify_seconds,
         )
+        self._fitness = Fitness(self.resident, self.engine)
         self.shadows = Shadows(self.predict, self._is_busy, self.metrics.answers, settings.request_timeout_seconds)
         self._add_gauges()
 
@@ -174,6 +183,7 @@ class Service:
             InvalidInputError: a kind the task cannot answer, inputs or parameters the kind does not take.
             StoreError: no tier holds the delta and the store does not give it.
             ChangedBaseError: it is not on the device, and the base's file is not what it was.
+            UnfitDeltaError: the delta can never be served here.
             RefusedDeltaError: the delta must be signed, and no trusted key did.
             DeadlineError, OverloadedError: see `Engine.run`.
         """
@@ -188,7 +198,8 @@ class Service:
                     checked = check(pipeline.parameters, parameters)
                     check_side(checked, loaded.spec)
                     items = check_inputs(pipeline, inputs)
-                    prepared = await asyncio.to_thread(pipeline.prepare, items, loaded.spec, checked)
+                    with refusing_what_its_tokenizer_cannot_read():
+                        prepared = await asyncio.to_thread(pipeline.prepare, items, loaded.spec, checked)
                     rows = [row for one in prepared for row in one.rows]
                     self._refuse_too_long(rows)
                     raws, timing = await self.engine.run(loaded, pipeline, rows, deadline)
@@ -203,8 +214,13 @@ class Service:
         return Answer(digest, pipeline.kind, outputs, truncated, sum(map(len, rows)), timing)
 
     def check_delta(self, path: Path) -> DeltaFile:
-        """A delta of unknown origin, opened; raises `InvalidInputError` unless it can be served here."""
-        return check_fitness(path, self.resident)
+        """A delta of unknown origin, tried and found to answer; blocks.
+
+        Raises:
+            InvalidInputError: it cannot be served here.
+            OverloadedError, DeadlineError, UnavailableError: there was no time to try it.
+        """
+        return self._fitness.check(path)
 
     def check_signed(self, digest: str, signatures: Sequence[Signature]) -> None:
         """Check a delta that is to be published, before anything of it is read.
@@ -238,8 +254,6 @@ class Service:
         self._loading += inputs
         try:
             return await self.engine.tiers.acquire(digest)
-        except DeltaFormatError as error:
-            raise StoreError(f"delta {digest} cannot be served: {error}") from error
         except CheckpointChangedError as error:
             raise ChangedBaseError(f"delta {digest} cannot be loaded: {error}") from error
         finally:
@@ -281,7 +295,8 @@ def _present(
     pipeline: Pipeline, prepared: Sequence[Prepared], raws: Sequence[Raw], spec: TaskSpec, parameters: Parameters
 ) -> list[Any]:
     left = iter(raws)
-    return [pipeline.present(one, list(islice(left, len(one.rows))), spec, parameters) for one in prepared]
+    with refusing_what_its_tokenizer_cannot_read():
+        return [pipeline.present(one, list(islice(left, len(one.rows))), spec, parameters) for one in prepared]
 
 
 def _resident(settings: Settings) -> ResidentModel:

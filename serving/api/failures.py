@@ -56,6 +56,8 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
 
     @app.exception_handler(ServingError)
     async def on_serving_error(request: Request, error: ServingError) -> Response:
+        if isinstance(error, InternalError):
+            _log.error("request %s failed: %s", request_id(request.scope), error)
         return answer(request, failure_of(request.scope, error))
 
     @app.exception_handler(KenError)

@@ -6,8 +6,9 @@ many requests (`forward`), and the results of an input's rows become its answer 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ken_core.foreign import is_from_rust, reason
 from ken_core.tokenization import Encoded, Encoder, Input
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.incoming import Incoming
@@ -68,6 +70,14 @@ class Prepared:
     source: Any = None
 
 
+@dataclass(frozen=True)
+class Probe:
+    """One input and its parameters as plain JSON."""
+
+    input: Any
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Pipeline(Protocol):
     """One task kind. Everything but `forward` runs off the thread that owns the weights."""
 
@@ -86,6 +96,9 @@ class Pipeline(Protocol):
     @property
     def parameters(self) -> type[Parameters]:
         """The model of its request parameters."""
+
+    def probes(self, texts: Sequence[str]) -> Sequence[Probe]:
+        """Questions made of any texts, that a new delta is tried with; there are at least two texts."""
 
     def prepare(self, inputs: Sequence[Any], task: TaskSpec, parameters: Any) -> list[Prepared]:
         """Encode checked inputs.
@@ -155,6 +168,24 @@ def refuse_unfit(row: Encoded, where: str, task: TaskSpec, parameters: Parameter
         raise InvalidInputError(
             f"{where}: longer than the {most} tokens the model takes; shorten it, or allow truncation"
         )
+
+
+@contextmanager
+def refusing_what_its_tokenizer_cannot_read() -> Iterator[None]:
+    """Around whatever asks a task's tokenizer: some fail, or panic, on some texts alone.
+
+    Raises:
+        InvalidInputError: it did.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not is_from_rust(error):
+            raise
+        raise InvalidInputError(
+            f"inputs: the task's tokenizer cannot read one of them ({reason(error)}); send other texts, or publish the "
+            "task with a sound tokenizer"
+        ) from error
 
 
 class TokenBudget:

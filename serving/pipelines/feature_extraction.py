@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 
 
@@ -16,6 +16,9 @@ class FeatureExtraction:
     kind = head = "feature-extraction"
     input = str
     parameters = Parameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe(text) for text in texts]
 
     def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: Parameters) -> list[Prepared]:
         return encode_whole(inputs, task, parameters)

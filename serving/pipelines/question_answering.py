@@ -18,7 +18,7 @@ from ken_core.tokenization import Part, Window
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.answer_spans import Answer, Probabilities, best_answers, merged
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite
 
 _ROW = 384
 _STRIDE = 128
@@ -52,6 +52,9 @@ class QuestionAnswering:
     kind = head = "question-answering"
     input = Question
     parameters = AnswerParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe({"question": texts[i - 1], "context": text}) for i, text in enumerate(texts)]
 
     def prepare(self, inputs: Sequence[Question], task: TaskSpec, parameters: AnswerParameters) -> list[Prepared]:
         questions = task.encoder.parts([one.question for one in inputs])

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
 from serving.pipelines.logits import classify, sigmoid
 
 _MOST_TEXTS = 1000
@@ -45,6 +45,9 @@ class Rerank:
     head = "text-classification"
     input = RerankInput
     parameters = RerankParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe({"query": text, "texts": list(texts)}) for text in texts[:2]]
 
     def prepare(self, inputs: Sequence[RerankInput], task: TaskSpec, parameters: RerankParameters) -> list[Prepared]:
         _refuse_unless_one_logit(task.config)

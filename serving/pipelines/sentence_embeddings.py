@@ -11,7 +11,7 @@ from pydantic import Field, InstanceOf
 from transformers import PreTrainedModel
 
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.pipelines.token_ids import TokenIds, encode_ids
 
@@ -31,6 +31,9 @@ class SentenceEmbeddings:
     head = "feature-extraction"
     input = str | InstanceOf[TokenIds]  # no JSON is token ids by itself: a protocol makes them, where it may
     parameters = EmbeddingParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe(text) for text in texts]
 
     def prepare(
         self, inputs: Sequence[str | TokenIds], task: TaskSpec, parameters: EmbeddingParameters

@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from serving.answerform import score_function
-from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole, finite
+from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
 
 _FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
@@ -28,6 +28,10 @@ class TextClassification:
     kind = head = "text-classification"
     input = str | TextPair
     parameters = ClassificationParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        pairs = [{"text": text, "text_pair": texts[i - 1]} for i, text in enumerate(texts)]
+        return [Probe(one) for one in (*texts, *pairs)]
 
     def prepare(
         self, inputs: Sequence[str | TextPair], task: TaskSpec, parameters: ClassificationParameters

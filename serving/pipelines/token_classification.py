@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ken_core.tokenization import Window
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
 from serving.pipelines.entities import Entity, Strategy, entities_of, without_overlaps
 from serving.pipelines.logits import classify_tokens, softmax
 
@@ -45,6 +45,10 @@ class TokenClassification:
     kind = head = "token-classification"
     input = str
     parameters = TokenParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        ways: list[dict[str, Any]] = [{"aggregation_strategy": how, "ignore_labels": []} for how in ("none", "first")]
+        return [Probe(text, parameters) for parameters in ways for text in texts]
 
     def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: TokenParameters) -> list[Prepared]:
         if parameters.stride is None:

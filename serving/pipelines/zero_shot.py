@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ken_core.tokenization import Encoder, Part
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Parameters, Prepared, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
 from serving.pipelines.logits import classify, softmax
 
 _MOST_LABELS = 256
@@ -68,6 +68,9 @@ class ZeroShotClassification:
     head = "text-classification"
     input = str
     parameters = ZeroShotParameters
+
+    def probes(self, texts: Sequence[str]) -> list[Probe]:
+        return [Probe(text, {"candidate_labels": list(texts[:2])}) for text in texts]
 
     def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: ZeroShotParameters) -> list[Prepared]:
         _Verdicts.of(task.config)

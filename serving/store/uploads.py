@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ken_core.errors import KenError
-from serving.errors import InvalidInputError, TooLargeError
+from serving.errors import DeadlineError, InvalidInputError, OverloadedError, TooLargeError, UnavailableError
 from serving.names import check_digest
 from serving.store.deltas import CHUNK_BYTES, Deltas
 
@@ -130,6 +130,8 @@ class Uploads(Deltas):
     def _checked(self, digest: str, path: Path, check: Callable[[Path], DeltaFile]) -> DeltaFile:
         try:
             return check(path)
+        except (DeadlineError, OverloadedError, UnavailableError):
+            raise  # nothing is known of it yet
         except KenError:
             self._drop_parts(digest)  # these bytes are what was meant, so sending them again would not help
             raise

@@ -132,7 +132,7 @@ def test_the_sound_file_and_a_mere_rewrite_of_it_are_read(either, attempt, rewri
 
 
 @pytest.mark.parametrize("shape", [[1 << 30, 1 << 30], [1 << 36]])
-def test_a_compressed_head_that_claims_more_than_any_head_has_is_refused_before_it_is_allocated(
+def test_a_compressed_head_of_a_shape_its_config_does_not_ask_for_is_refused_before_it_is_allocated(
     rewritten, attempt, shape
 ):
     def inflate(manifest, streams):
@@ -140,15 +140,15 @@ def test_a_compressed_head_that_claims_more_than_any_head_has_is_refused_before_
         streams["head/classifier.weight"] = np.frombuffer(bomb, np.uint8).copy()
         manifest["head"]["classifier.weight"]["shape"] = shape
 
-    with pytest.raises(DeltaFormatError, match="at most"):
+    with pytest.raises(DeltaFormatError, match=r"'classifier\.weight' is .*its config asks for .* \[3, 8\]"):
         attempt(rewritten(inflate))
 
 
 def test_a_compressed_head_of_another_size_than_its_shape_is_refused(rewritten, attempt):
     def shrink(manifest, streams):
-        manifest["head"]["classifier.weight"]["shape"] = [2, 8]
+        streams["head/classifier.weight"] = encoded("zstd", np.zeros(16, np.float32))
 
-    with pytest.raises(DeltaFormatError, match=r"claims 96 bytes, expected 64"):
+    with pytest.raises(DeltaFormatError, match=r"claims 64 bytes, expected 96"):
         attempt(rewritten(shrink))
 
 
@@ -345,7 +345,7 @@ def test_a_manifest_that_is_none_is_refused(whole, tmp_path, text):
         open_file(with_manifest(whole, tmp_path / "d.safetensors", text))
 
 
-@pytest.mark.parametrize("version", [0, 1, 4, 99, -1, 1.5, "1", None, [], {}, 10**30])
+@pytest.mark.parametrize("version", [0, 1, 4, 99, -1, 1.5, "1", None, [], {}, 10**18])
 def test_another_format_version_is_refused_naming_it(rewritten, version):
     with pytest.raises(DeltaFormatError, match="format version"):
         open_file(rewritten(lambda manifest, streams: manifest.update(format=version)))

@@ -15,6 +15,7 @@ import pytest
 from holding import Blocked, until
 from problems import is_problem
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import BertForQuestionAnswering
 
 from ken_core import DeltaFile
 from serving.api import create_app
@@ -272,16 +273,18 @@ def test_a_task_of_an_unsupported_kind_is_501(
 @pytest.fixture
 def failing(service: Service, publish: Callable[..., None], tiny: Tiny) -> str:
     """The predict path of a task that fails inside the model."""
-    publish("beyond", tiny.delta(tiny.beyond_its_words()))
-    return "/v1/tasks/beyond/predict"
+    labels = ["start", "end", "and a third, for which the model has no name"]
+    folder = write_tuned(tiny.base_folder, tiny.folder / "failing", labels, 61, architecture=BertForQuestionAnswering)
+    publish("failing", tiny.delta(folder))
+    return "/v1/tasks/failing/predict"
 
 
 def test_an_unexpected_failure_tells_the_client_nothing_but_where_to_look(
     failing: str, post: Callable[..., httpx.Response]
 ) -> None:
-    response = post(failing, json={"inputs": "rain"})
+    response = post(failing, json={"inputs": {"question": "rain?", "context": "rain"}})
     assert response.status_code == 500
-    for leak in ("Traceback", "IndexError", "index out of range", ".py", "/tmp", "/work"):
+    for leak in ("Traceback", "ValueError", "too many values", ".py", "/tmp", "/work"):
         assert leak not in response.text
 
 
@@ -289,7 +292,7 @@ def test_an_unexpected_failure_is_found_in_the_log_by_the_id_in_the_answer(
     failing: str, post: Callable[..., httpx.Response], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        response = post(failing, json={"inputs": "rain"})
+        response = post(failing, json={"inputs": {"question": "rain?", "context": "rain"}})
     assert is_problem(response, 500)
     assert any(response.json()["request_id"] in record.getMessage() for record in caplog.records)
 

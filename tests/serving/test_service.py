@@ -15,7 +15,7 @@ import torch
 from holding import Blocked, until
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ken_core import BaseMismatchError, DeltaFile
+from ken_core import DeltaFile
 from serving.config import load_settings
 from serving.connection import connect
 from serving.embedded import embedded_store
@@ -26,6 +26,7 @@ from serving.errors import (
     StartError,
     StoreError,
     UnavailableError,
+    UnfitDeltaError,
     UnknownTaskError,
     UnsupportedKindError,
 )
@@ -191,7 +192,7 @@ def test_a_delta_of_another_base_is_refused_with_both_fingerprints(
 ) -> None:
     publish("foreign", foreign)
     ours = service.resident.fingerprint.digest
-    with pytest.raises(BaseMismatchError, match=f"{foreign.manifest.base.fingerprint}.*{ours}"):
+    with pytest.raises(UnfitDeltaError, match=f"{foreign.manifest.base.fingerprint}.*{ours}"):
         asyncio.run(ask(service, "foreign"))
     asyncio.run(ask(service, "spam"))
 
@@ -205,14 +206,14 @@ def test_a_damaged_delta_in_the_store_is_unavailable_and_not_a_failure_of_the_se
         asyncio.run(ask(service, "spam"))
 
 
-def test_what_is_no_delta_under_a_right_digest_is_unavailable(
+def test_what_is_no_delta_under_a_right_digest_can_never_be_served(
     service: Service, deltas: Deltas, tmp_path: Path, publish: Callable[..., None]
 ) -> None:
     path = tmp_path / "garbage"
     path.write_bytes(b"garbage" * 100)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     publish("garbage", DeltaFile(path, deltas.spam.manifest, 700, digest))
-    with pytest.raises(StoreError, match=f"{digest} cannot be served"):
+    with pytest.raises(UnfitDeltaError, match=f"{digest} cannot be served"):
         asyncio.run(ask(service, "garbage"))
 
 
@@ -225,7 +226,8 @@ def test_an_input_the_model_cannot_take_fails_alone(
         return await asyncio.gather(ask(service, "beyond"), ask(service, "spam"), return_exceptions=True)  # type: ignore[return-value]
 
     failed, answer = asyncio.run(both())
-    assert isinstance(failed, IndexError)
+    assert isinstance(failed, UnfitDeltaError)
+    assert "ids up to" in str(failed)
     assert is_answer_of(answer, deltas.spam, dedicated)
     assert service.engine.verify().result(20) == []
 
