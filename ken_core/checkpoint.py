@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from ken_core.errors import CheckpointError
+from ken_core.sentence_transformer import holds_embeddings
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -86,34 +87,9 @@ class Checkpoint:
         return found
 
     def tokenizer_file(self, name: str) -> bytes | None:
-        """The bytes of ``tokenizer.json`` or ``tokenizer_config.json``, None where the checkpoint has none."""
+        """The bytes of a file of the tokenizer's, None where the checkpoint has none."""
         path = self.folder / name
         return path.read_bytes() if path.is_file() else None
-
-    @property
-    def pooling(self) -> str | None:
-        """How sentence-transformers' own files say token vectors become one: mean, cls or last; None if silent."""
-        try:
-            modes = json.loads((self.folder / "1_Pooling" / "config.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        if not isinstance(modes, dict):
-            return None
-        names = {
-            "mean": "pooling_mode_mean_tokens",
-            "cls": "pooling_mode_cls_token",
-            "last": "pooling_mode_lasttoken",
-        }
-        return next((pooling for pooling, key in names.items() if modes.get(key)), None)
-
-    @property
-    def normalize(self) -> bool:
-        """Whether sentence-transformers' own files say that pooled vectors are scaled to length 1."""
-        try:
-            modules = json.loads((self.folder / "modules.json").read_bytes())
-            return any(module["type"].endswith(".Normalize") for module in modules)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return False
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -141,6 +117,8 @@ def open_base(name_or_path: str) -> Checkpoint:
 def open_tuned(name_or_path: str) -> Checkpoint:
     """Open a fine-tuned checkpoint with the head its config names in ``architectures``.
 
+    A sentence-transformers folder of embeddings is opened without one, whatever its config names.
+
     Raises:
         CheckpointError: as `open_base`; or the class is not one of transformers' own (remote code is never run).
     """
@@ -148,7 +126,7 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     _refuse_own_code(folder)
     with quiet(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    architecture = (config.architectures or [None])[0]
+    architecture = _backbone_class(config) if holds_embeddings(folder) else (config.architectures or [None])[0]
     if architecture is None:
         raise CheckpointError(
             f"{folder}/config.json names no architecture; expected for example BertForSequenceClassification"
@@ -160,6 +138,12 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     if lacking := sorted(opened.absent - set(_backbone_names(opened.model))):
         raise CheckpointError(f"{folder} lacks {lacking[0]!r}, which a {architecture} has; is it fine-tuned at all?")
     return opened
+
+
+def _backbone_class(config: PretrainedConfig) -> str | None:
+    """The class that SentenceTransformer opens such a model as, whatever it was trained as before that."""
+    found: Any = AutoModel._model_mapping.get(type(config), None)
+    return None if found is None else str((found[0] if isinstance(found, tuple) else found).__name__)
 
 
 def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: PretrainedConfig) -> Checkpoint:
@@ -231,7 +215,7 @@ def find_folder(name_or_path: str) -> Path:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*_Dense/pytorch_model.bin"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):

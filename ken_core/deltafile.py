@@ -1,9 +1,9 @@
 """The delta file: a ``.safetensors`` container with the manifest in ``__metadata__["ken"]``.
 
 Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``lowrank/<tensor>/a``,
-``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>`` and ``files/<name>``. A reader treats the file as
-hostile: nothing is allocated from a number in it before that number was checked against the file's size or the
-base's own shapes.
+``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>``, ``projections/<tensor>`` and ``files/<name>``. A reader
+treats the file as hostile: nothing is allocated from a number in it before that number was checked against the file's
+size or the base's own shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ken_core.bits import as_bits, from_bits, pack_mask, take
 from ken_core.blocks import is_finite, workers
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
-from ken_core.compression import Bytes
+from ken_core.compression import Bytes, compress, decompress
 from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
@@ -83,7 +83,8 @@ def write(
     lowrank = {name: _write_lowrank(name, entry, codec, streams) for name, entry in delta.lowrank.items()}
     dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
     head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
-    files = {n: _add(f"files/{n}", np.frombuffer(d, np.uint8), streams) for n, d in delta.files.items()}
+    projections = {n: _write_whole(f"projections/{n}", t, codec, streams) for n, t in delta.projections.items()}
+    files = {name: _write_file(name, data, codec, streams) for name, data in delta.files.items()}
     budget, tensors = delta.selection.budget, delta.selection.tensors
     described = m.Manifest(
         format=m.FORMAT_VERSION,
@@ -101,12 +102,12 @@ def write(
         candidates=delta.candidates,
         backbone=delta.backbone,
         config=dict(delta.config),
-        pooling=delta.pooling,  # type: ignore[arg-type]  # checked by the model
-        normalize=delta.normalize,
+        embedding=delta.embedding,
         sparse=sparse,
         lowrank=lowrank,
         dense=dense,
         head=head,
+        projections=projections,
         files=files,  # type: ignore[arg-type]  # keys are checked by the model
     )
     text = json.dumps(described.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -182,8 +183,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
         candidates=described.candidates,
         backbone=described.backbone,
         config=described.config,
-        pooling=described.pooling,
-        normalize=described.normalize,
+        embedding=described.embedding,
         adapter=described.adapter,
         sparse={},
         dense={},
@@ -196,6 +196,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
     _check_against_base(described, ours)
     _check_lowrank(described, ours)
     _check_dense(described, base, config)
+    _check_projections(described, config)
     _check_whole_sizes(described, ours)
     with safe_open(file.path, "np") as container:
 
@@ -219,9 +220,13 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
             lowrank[name] = _read_lowrank(name, factors, a, b, ours[name])
         dense = {n: _read_whole(n, e, stream(f"dense/{n}", e.data)) for n, e in described.dense.items()}
         head = {n: _read_whole(n, e, stream(f"head/{n}", e.data)) for n, e in described.head.items()}
-        files = {str(n): stream(f"files/{n}", s).tobytes() for n, s in described.files.items()}
+        projections = {
+            n: _read_whole(n, e, stream(f"projections/{n}", e.data)) for n, e in described.projections.items()
+        }
+        files = {str(n): _read_file(n, e, stream(f"files/{n}", e)) for n, e in described.files.items()}
     _check_files(files)
     parts = {"sparse": sparse, "lowrank": lowrank, "dense": dense, "head": head, "files": files}
+    parts["projections"] = projections
     return Delta(**{**shell.__dict__, **parts})
 
 
@@ -290,6 +295,14 @@ def _write_whole(key: str, tensor: torch.Tensor, codec: Codec, streams: dict[str
     )
 
 
+def _write_file(name: str, data: bytes, codec: Codec, streams: dict[str, Bytes]) -> m.FileEntry:
+    plain = np.frombuffer(data, np.uint8)
+    packed = plain if codec == "raw" else compress(plain)
+    if not packed.size < plain.size <= min(m.MAX_FILE_BYTES, m.MAX_FILE_RATIO * packed.size):
+        return m.FileEntry(**_add(f"files/{name}", plain, streams).model_dump())
+    return m.FileEntry(**_add(f"files/{name}", packed, streams).model_dump(), plain=plain.size)
+
+
 def _check_container(path: Path) -> int:
     """The size of a file whose safetensors header is neither cut off nor larger than a header ever is."""
     try:
@@ -325,6 +338,11 @@ def _parse_manifest(path: Path, text: str) -> m.Manifest:
         raise DeltaFormatError(f"{path.name}: the manifest's {where or 'JSON'}: {first['msg']}") from error
 
 
+def _whole(described: m.Manifest) -> dict[str, dict[m.Name, m.WholeEntry]]:
+    """Tensors that are stored in full, by what they belong to."""
+    return {"dense": described.dense, "head": described.head, "projections": described.projections}
+
+
 def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
     expected: dict[str, m.Stream] = {}
     for name, entry in described.sparse.items():
@@ -332,7 +350,7 @@ def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
         expected[f"sparse/{name}/values"] = entry.values
     for name, factors in described.lowrank.items():
         expected |= {f"lowrank/{name}/a": factors.a, f"lowrank/{name}/b": factors.b}
-    for part, entries in (("dense", described.dense), ("head", described.head)):
+    for part, entries in _whole(described).items():
         expected |= {f"{part}/{name}": whole.data for name, whole in entries.items()}
     return expected | {f"files/{name}": stream for name, stream in described.files.items()}
 
@@ -353,7 +371,7 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
 
 def _raw_bytes(described: m.Manifest) -> dict[str, int]:
     """What the streams of uncompressed tensors must hold by their shapes."""
-    whole = (("dense", described.dense), ("head", described.head))
+    whole = _whole(described).items()
     needed = {f"{part}/{n}": e.nbytes for part, entries in whole for n, e in entries.items() if e.codec == "raw"}
     for name, entry in described.lowrank.items():
         if entry.codec == "raw":
@@ -412,10 +430,23 @@ def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConf
             )
 
 
+def _check_projections(described: m.Manifest, config: PretrainedConfig) -> None:
+    """The first projection takes what pooling gives; that the others fit is checked in the manifest."""
+    embedding = described.embedding
+    if embedding is None or embedding.takes is None:
+        return
+    width = getattr(config, "hidden_size", None)
+    if not isinstance(width, int) or embedding.takes != width * len(embedding.pooling):
+        raise DeltaFormatError(
+            f"the delta's first projection takes {embedding.takes} numbers; pooling gives {len(embedding.pooling)} "
+            f"times the {width} of the model's token vectors"
+        )
+
+
 def _check_whole_sizes(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
     """Compressed tensors may claim any size; what a head may have is bounded by the backbone it stands on."""
     limit = _HEAD_SLACK_BYTES + _HEAD_TIMES_BACKBONE * sum(t.nbytes for t in ours.values())
-    claimed = sum(e.nbytes for part in (described.dense, described.head) for e in part.values())
+    claimed = sum(e.nbytes for part in _whole(described).values() for e in part.values())
     if claimed > limit:
         raise DeltaFormatError(
             f"the delta's whole tensors claim {claimed} bytes; beside this base at most {limit} are accepted"
@@ -461,6 +492,15 @@ def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: to
 
 def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
     return _read_tensor(name, entry.shape, entry.dtype, data, entry.codec)
+
+
+def _read_file(name: str, entry: m.FileEntry, data: Bytes) -> bytes:
+    if entry.plain is None:
+        return data.tobytes()
+    try:
+        return decompress(data, entry.plain).tobytes()
+    except DeltaFormatError as error:
+        raise DeltaFormatError(f"the delta's {name}: {error}") from error
 
 
 def _read_tensor(name: str, shape: tuple[int, ...], stored: str, data: Bytes, codec: Codec) -> torch.Tensor:

@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ken_core.checkpoint import TOKENIZER_FILES, find_folder, quiet
+from ken_core.checkpoint import find_folder, quiet
 from ken_core.examples import DataError, Example
 from ken_core.new_folder import new_folder
+from ken_core.tokenizer_files import copy_files
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ def finetune(
         _train(model, tokenizer, examples, recipe, progress)
         with quiet(folder):
             model.save_pretrained(new)
-        for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
-            if (folder / name).is_file():
-                (new / name).write_bytes((folder / name).read_bytes())
+        copy_files(folder, new)
 
 
 def _train(

@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 
 from ken_core import Attached, Delta, ResidentModel, graft
 from ken_core.configs import restore
+from ken_core.embedding import Embedder
 from ken_core.tokenization import Encoder
 from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
+from serving.encoders import Encoders
 from serving.errors import UnavailableError
 from serving.hits import Hits, TaskTiers, hit_rate
 from serving.metrics import Metrics
@@ -52,7 +54,7 @@ class Loaded:
 
     @property
     def nbytes(self) -> int:
-        return self.attached.nbytes
+        return self.attached.nbytes + (self.spec.embedder.nbytes if self.spec.embedder else 0)
 
     @property
     def tier(self) -> str:
@@ -91,7 +93,11 @@ class DeviceTiers:
         self.hits = Hits()
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
         self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
-        self.base_encoder = Encoder(resident.checkpoint, resident.checkpoint.config, {})
+        self._encoders = Encoders(resident.checkpoint)
+
+    @property
+    def base_encoder(self) -> Encoder:
+        return self._encoders.of_base
 
     @property
     def packed_nbytes(self) -> int:
@@ -193,12 +199,12 @@ class DeviceTiers:
             if self._closing:
                 raise UnavailableError("the server is stopping")
         started = time.perf_counter()
-        kind = default_kind(delta.kind, delta.pooling)
+        kind = default_kind(delta.kind, delta.embedding is not None)
         attached = self._resident.attach(delta, materialised=tier is self._materialised)
-        config = restore(dict(delta.config))
-        encoder = Encoder(self._resident.checkpoint, config, delta.files) if delta.files else self.base_encoder
+        encoder = self._encoders.of(delta)
         model = self._model(delta, attached)
-        spec = TaskSpec(config, encoder, delta.pooling, delta.normalize)
+        embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None
+        spec = TaskSpec(restore(dict(delta.config)), encoder, embedder)
         loaded = Loaded(digest, attached, model, delta.kind, kind, spec)
         with self._changed:
             tier.put(digest, loaded, loaded.nbytes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ken_core import DeltaFile, KenError, ResidentModel, deltafile, graft
-from ken_core.configs import restore
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError, ServingError
 from serving.pipelines import default_kind
@@ -20,11 +19,11 @@ def check_fitness(path: Path, resident: ResidentModel) -> DeltaFile:
     try:
         file = deltafile.open_file(path)
         delta = deltafile.read(file, resident.checkpoint, resident.fingerprint.digest)
-        default_kind(delta.kind, delta.pooling)
+        default_kind(delta.kind, delta.embedding is not None)
         attached = resident.attach(delta, materialised=bool(delta.lowrank))
         graft(resident.backbone, delta.architecture, delta.config, attached.head)
-        if delta.files:
-            Encoder(resident.checkpoint, restore(dict(delta.config)), delta.files)
+        if delta.encodes_otherwise:
+            Encoder.of(resident.checkpoint, delta)
     except ServingError as error:
         raise InvalidInputError(f"the delta cannot be served here: {error}") from error
     except KenError as error:

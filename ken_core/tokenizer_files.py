@@ -1,0 +1,166 @@
+"""Which tokenizer a fine-tune has, compared with its base's as both are loaded, and what of it a delta carries.
+
+Files say little: one vocabulary may lie in ``tokenizer.json``, ``vocab.txt`` or a sentencepiece model, and two files
+that differ may give the same tokens. So what AutoTokenizer makes of either folder is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
+from ken_core.errors import CheckpointError
+
+_PATTERNS = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "*.tiktoken", "tekken.json", "bpe.codes", "chat_template*",
+)  # fmt: skip
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_UNLIMITED = 1 << 40
+"""Transformers writes 1e30 where a tokenizer names no length."""
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What answers depend on in a loaded tokenizer.
+
+    Attributes:
+        backend: the JSON of `tokenizers` (vocabulary, added tokens, normalisation, template) but for truncation and
+            padding, which are set by whoever encodes.
+        settings: what Transformers keeps beside it, as ``tokenizer_config.json`` has it.
+    """
+
+    backend: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The same tokenizer as files, of which AutoTokenizer needs no others."""
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        return {"tokenizer.json": _json(self.backend), "tokenizer_config.json": _json(config)}
+
+
+def carried(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
+    """What a delta must bring for the base's tokenizer to become the fine-tune's; nothing where they are the same.
+
+    A folder without any tokenizer file is one of a model alone: it is asked with the base's tokenizer.
+
+    Raises:
+        CheckpointError: the fine-tune's cannot be loaded, or not be carried so that it is the same afterwards.
+    """
+    if not any(_files_in(tuned.folder)):
+        return {}
+    try:
+        theirs = facts(load(tuned.folder, tuned.config))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; save it there with save_pretrained, or remove its files to have the base's tokenizer"
+        ) from error
+    ours = facts(load(base.folder, base.config)) if any(_files_in(base.folder)) else None
+    if theirs == ours:
+        return {}
+    whole = theirs.files
+    settings = {name: data for name, data in whole.items() if name != "tokenizer.json"}
+    smallest_first = [settings, whole] if ours is not None and theirs.backend == ours.backend else [whole]
+    for files in smallest_first:
+        if facts(load_carried(base, files)) == theirs:
+            return files
+    raise CheckpointError(
+        f"the tokenizer of {tuned.folder} is another one after it was written to tokenizer.json and read again, so a "
+        "delta cannot carry it; save it there as a plain fast tokenizer (PreTrainedTokenizerFast), or use the base's"
+    )
+
+
+def facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
+    """What answers depend on in a loaded fast tokenizer."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    named = {name: getattr(tokenizer, name) for name in _SPECIAL}
+    special = {
+        name: None if token is None else str(token) for name, token in named.items()
+    }  # null: not the class's own
+    others = sorted(set(tokenizer.all_special_tokens) - set(special.values()))
+    settings = {
+        **special,
+        **({"extra_special_tokens": others} if others else {}),
+        **({"model_max_length": limit} if (limit := tokenizer.model_max_length) < _UNLIMITED else {}),
+        **({"split_special_tokens": True} if tokenizer.split_special_tokens else {}),
+        "model_input_names": list(tokenizer.model_input_names),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+    }
+    return TokenizerFacts({**backend, "truncation": None, "padding": None}, settings)
+
+
+def load(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer, as AutoTokenizer loads it.
+
+    Args:
+        config: of the model, where the folder (an adapter's, say) has none of its own.
+
+    Raises:
+        CheckpointError: there is none, or none that has a fast form.
+    """
+    return _load(folder, config, str(folder))
+
+
+def load_carried(base: Checkpoint, files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
+    """The tokenizer a delta carries; what it does not bring is the base's.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps({"model_type": base.config.model_type}))
+        for file, data in completed(base, files).items():
+            (folder / file).write_bytes(data)
+        return _load(folder, base.config, f"the delta for {base.folder.name}")
+
+
+def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedTokenizerBase:
+    told = {} if (folder / "config.json").is_file() else {"config": config}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **told)
+    except Exception as error:  # tokenizers raises nothing more precise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{whose} has no usable tokenizer (tokenizer.json, vocab.txt or the like): {reason}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{whose} has a {type(tokenizer).__name__}, a tokenizer without a fast form (tokenizer.json), which is not "
+            "served"
+        )
+    if tokenizer.backend_tokenizer.get_vocab_size() <= len(tokenizer.all_special_tokens):
+        raise CheckpointError(f"{whose} has no tokenizer, or files of one without its vocabulary")
+    return tokenizer
+
+
+def completed(base: Checkpoint, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The tokenizer files of a delta that brings any, those it lacks taken from the base."""
+    if "tokenizer.json" not in files:
+        return {**facts(load(base.folder, base.config)).files, **files}
+    known = {name: files.get(name) or base.tokenizer_file(name) for name in TOKENIZER_FILES}
+    return {name: data for name, data in known.items() if data is not None}
+
+
+def copy_files(folder: Path, to: Path) -> None:
+    """Copy all files of a folder's tokenizer as they are."""
+    for path in _files_in(folder):
+        shutil.copyfile(path, to / path.name)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()})
+
+
+def _json(plain: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
