@@ -128,7 +128,10 @@ def load_carried(base: Checkpoint, files: Mapping[str, bytes]) -> PreTrainedToke
 def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedTokenizerBase:
     told = {} if (folder / "config.json").is_file() else {"config": config}
     try:
+        _refuse_own_code(folder, whose)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **told)
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises nothing more precise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -142,6 +145,13 @@ def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedToken
     if tokenizer.backend_tokenizer.get_vocab_size() <= len(tokenizer.all_special_tokens):
         raise CheckpointError(f"{whose} has no tokenizer, or files of one without its vocabulary")
     return tokenizer
+
+
+def _refuse_own_code(folder: Path, whose: str) -> None:
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_bytes()) if path.is_file() else {}
+    if told.get("auto_map"):
+        raise CheckpointError(f"the tokenizer of {whose} wants its own code run (auto_map); that is never done")
 
 
 def completed(base: Checkpoint, files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -135,14 +135,17 @@ class ArchitectureBase:
 
     def fine_tune(self, name: str, head: str, labels: Sequence[str] = (), **config: Any) -> FineTune:
         """A fine-tune of the delta that `delta` writes."""
-        file = self.delta(name, head, labels, **config)
-        delta = deltafile.read(file, self.checkpoint, self.resident.fingerprint.digest)
-        applied = file.path.with_suffix(".applied")
-        ken_core.apply(open_base(str(self.path)), delta, applied)
-        attached = self.resident.attach(delta)
-        model = graft(self.resident.backbone, delta.architecture, delta.config, attached.head)
-        told = restore(dict(delta.config))
-        encoder = Encoder.of(self.checkpoint, delta) if delta.encodes_otherwise else self.encoder
-        embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None
-        spec = TaskSpec(told, encoder, embedder)
-        return FineTune(self, file, applied, attached, model, spec, delta.kind)
+        return served(self, self.delta(name, head, labels, **config))
+
+
+def served(base: ArchitectureBase, file: DeltaFile) -> FineTune:
+    """What a delta of a base becomes."""
+    delta = deltafile.read(file, base.checkpoint, base.resident.fingerprint.digest)
+    applied = file.path.with_suffix(".applied")
+    ken_core.apply(open_base(str(base.path)), delta, applied)
+    attached = base.resident.attach(delta)
+    model = graft(base.resident.backbone, delta.architecture, delta.config, attached.head)
+    encoder = Encoder.of(base.checkpoint, delta) if delta.encodes_otherwise else base.encoder
+    embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None
+    spec = TaskSpec(restore(dict(delta.config)), encoder, embedder)
+    return FineTune(base, file, applied, attached, model, spec, delta.kind)

@@ -90,7 +90,7 @@ def _prompt(embedder: Embedder, parameters: EmbeddingParameters) -> str:
     if name is None:
         return ""
     if name not in own.prompts:
-        known = ", ".join(map(repr, own.prompts)) or "none"
+        known = ", ".join(map(repr, sorted(own.prompts))) or "none"
         raise InvalidInputError(f"prompt_name: found {name!r}; the task has {known}")
     return own.prompts[name]
 
