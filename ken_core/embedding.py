@@ -117,7 +117,9 @@ class Embedder:
 
     def __init__(self, embedding: Embedding, projections: Mapping[str, torch.Tensor]) -> None:
         self.embedding = embedding
-        self._weights = {name: tensor.float() for name, tensor in projections.items()}
+        self._weights = {
+            name: tensor.to(torch.float32, copy=True) for name, tensor in projections.items()
+        }  # of its own, as a head is: the delta they came with may leave the host's memory
 
     @property
     def nbytes(self) -> int:

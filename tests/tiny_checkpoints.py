@@ -136,11 +136,15 @@ class Tiny:
     def tuned(self, name: str, labels: Sequence[str], seed: int, problem_type: str | None = None) -> Path:
         return write_tuned(self.base_folder, self.folder / name, labels, seed, problem_type)
 
-    def embedding(self, name: str, seed: int, pooling: str | None = None) -> Path:
-        """A fine-tune without a head, that may say how its token vectors are pooled."""
+    def embedding(
+        self, name: str, seed: int, pooling: str | None = None, prompts: Mapping[str, str] | None = None
+    ) -> Path:
+        """A fine-tune without a head, that may say how its token vectors are pooled, and what its prompts are."""
         folder = write_tuned(self.base_folder, self.folder / name, [], seed, architecture=BertModel)
         if pooling:
             declare_embeddings(folder, {f"pooling_mode_{pooling}": True})
+        if prompts:
+            (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
         return folder
 
     def filling(self, name: str, seed: int) -> Path:
