@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from ken_core.errors import CheckpointError
+from ken_core.manifest import task_kind
 from ken_core.sentence_transformer import holds_embeddings
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -126,7 +127,9 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     _refuse_own_code(folder)
     with quiet(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    architecture = _backbone_class(config) if holds_embeddings(folder) else (config.architectures or [None])[0]
+    architecture = (config.architectures or [None])[0]
+    if holds_embeddings(folder) and (architecture is None or task_kind(architecture) != "feature-extraction"):
+        architecture = _backbone_class(config)
     if architecture is None:
         raise CheckpointError(
             f"{folder}/config.json names no architecture; expected for example BertForSequenceClassification"

@@ -192,7 +192,7 @@ def _embedding(tuned: Checkpoint) -> Described | None:
     """What a bare backbone's folder says about embeddings; one with a head gives none."""
     if task_kind(type(tuned.model).__name__) != "feature-extraction":
         return None
-    return read_embedding(tuned.folder, int(tuned.config.hidden_size))
+    return read_embedding(tuned.folder, getattr(tuned.config, "hidden_size", None))
 
 
 def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str]]:
@@ -291,7 +291,7 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
         else:
             copy_files(base.folder, folder)
         if delta.embedding is not None:
-            write_embedding(Described(delta.embedding, delta.projections), folder, int(config.hidden_size))
+            write_embedding(Described(delta.embedding, delta.projections), folder, config.hidden_size)
 
 
 def check_base(delta: Delta, found: str, name: str) -> None:

@@ -432,14 +432,17 @@ def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConf
 
 def _check_projections(described: m.Manifest, config: PretrainedConfig) -> None:
     """The first projection takes what pooling gives; that the others fit is checked in the manifest."""
-    embedding = described.embedding
-    if embedding is None or embedding.takes is None:
+    if described.embedding is None:
         return
-    width = getattr(config, "hidden_size", None)
-    if not isinstance(width, int) or embedding.takes != width * len(embedding.pooling):
+    width, takes, poolings = (
+        getattr(config, "hidden_size", None),
+        described.embedding.takes,
+        described.embedding.pooling,
+    )
+    if not isinstance(width, int) or takes not in (None, width * len(poolings)):
         raise DeltaFormatError(
-            f"the delta's first projection takes {embedding.takes} numbers; pooling gives {len(embedding.pooling)} "
-            f"times the {width} of the model's token vectors"
+            f"the delta's first projection takes {takes} numbers; pooling gives {len(poolings)} times the {width} of "
+            "the model's token vectors"
         )
 
 

@@ -76,11 +76,11 @@ class Described:
     projections: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-def read(folder: Path, width: int) -> Described | None:
+def read(folder: Path, width: int | None) -> Described | None:
     """What a folder's own files say about embeddings; None where it is not one of sentence-transformers.
 
     Args:
-        width: of the model's token vectors.
+        width: of the model's token vectors, None where its config does not tell.
 
     Raises:
         CheckpointError: the files are damaged, or say something that is not served.
@@ -92,6 +92,8 @@ def read(folder: Path, width: int) -> Described | None:
                 "save the whole model with SentenceTransformer.save, or remove that folder"
             )
         return None
+    if width is None:
+        raise CheckpointError(f"{folder}/config.json does not tell how wide token vectors are (hidden_size)")
     return _Reading(folder, width).described()
 
 

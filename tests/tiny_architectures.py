@@ -143,7 +143,7 @@ def served(base: ArchitectureBase, file: DeltaFile) -> FineTune:
     delta = deltafile.read(file, base.checkpoint, base.resident.fingerprint.digest)
     applied = file.path.with_suffix(".applied")
     ken_core.apply(open_base(str(base.path)), delta, applied)
-    attached = base.resident.attach(delta)
+    attached = base.resident.attach(delta, materialised=bool(delta.lowrank))
     model = graft(base.resident.backbone, delta.architecture, delta.config, attached.head)
     encoder = Encoder.of(base.checkpoint, delta) if delta.encodes_otherwise else base.encoder
     embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None

@@ -323,6 +323,23 @@ def test_a_folder_that_still_names_the_class_it_was_trained_as_is_a_backbone(
     assert_same(serve(folder), folder)
 
 
+def test_an_adapter_that_sentence_transformers_saved(base: ArchitectureBase, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    first = modules.Transformer(str(base.path))
+    model = SentenceTransformer(modules=[first, modules.Pooling(WIDTH, "max"), modules.Dense(WIDTH, 4)], device="cpu")
+    model.add_adapter(peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=3, target_modules=["query", "value"]))
+    torch.manual_seed(8)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    model.save(str(tmp_path / "adapter"), create_model_card=False)
+    delta = ken_core.import_peft(tmp_path / "adapter", base.checkpoint)
+    assert delta.lowrank
+    task = served(base, deltafile.write(delta, base.checkpoint, tmp_path / "d.ken"))
+    assert_same(task, tmp_path / "adapter")
+
+
 # Refusals
 
 
