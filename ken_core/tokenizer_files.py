@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _PATTERNS = (
     "*.tiktoken", "tekken.json", "bpe.codes", "chat_template*",
 )  # fmt: skip
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_UNREAD = "only the package sentencepiece reads its model; install that (and protobuf), or save a tokenizer.json"
 _UNLIMITED = 1 << 40
 """Transformers writes 1e30 where a tokenizer names no length."""
 
@@ -133,7 +135,8 @@ def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedToken
     except CheckpointError:
         raise
     except Exception as error:  # tokenizers raises nothing more precise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        unread = any(folder.glob("*.model")) and find_spec("sentencepiece") is None
+        reason = _UNREAD if unread else (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{whose} has no usable tokenizer (tokenizer.json, vocab.txt or the like): {reason}"
         ) from error
