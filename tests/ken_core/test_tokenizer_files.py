@@ -250,8 +250,9 @@ def test_tokenizer_files_are_compressed_and_the_same_inputs_give_the_same_bytes(
     bake_in_truncation_and_padding(baked)
     sizes = {}
     for folder in (words, baked):
-        delta = ken_core.extract(base, open_tuned(str(folder)))
-        written = [deltafile.write(delta, base, tmp_path / name) for name in ("a", "b")]
+        deltas = {name: ken_core.extract(base, open_tuned(str(folder))) for name in ("a", "b")}
+        written = [deltafile.write(delta, base, tmp_path / name) for name, delta in deltas.items()]
+        delta = deltas["a"]
         assert written[0].path.read_bytes() == written[1].path.read_bytes()
         read = deltafile.read(written[0], base, delta.base_fingerprint)
         assert read.files == delta.files
