@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +319,19 @@ def test_a_tokenizer_that_asks_for_its_own_code_or_makes_no_sense_is_refused(
     (folder / "own.py").write_text("raise SystemExit('was run')")
     with pytest.raises(CheckpointError, match=r"own code|no usable tokenizer"):
         carried(tiny.base, open_tuned(str(folder)))
+
+
+@pytest.mark.skipif(
+    find_spec("sentencepiece") is not None, reason="sentencepiece is installed, and would read the model"
+)
+def test_a_sentencepiece_model_without_its_package_says_what_to_install(tmp_path: Path) -> None:
+    base = ArchitectureBase("deberta-v2", tmp_path)
+    base.delta("backbone", "features")
+    folder = tmp_path / "backbone"
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    with pytest.raises(
+        CheckpointError, match=r"only the package sentencepiece reads its model.* save a tokenizer\.json"
+    ):
+        carried(base.checkpoint, open_tuned(str(folder)))
