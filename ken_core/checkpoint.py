@@ -26,8 +26,10 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from ken_core.errors import CheckpointChangedError, CheckpointError
 from ken_core.fingerprint import Fingerprint, fingerprint, identify
 from ken_core.labels import check_labels
+from ken_core.manifest import task_kind
 from ken_core.mapped import MappedFiles
 from ken_core.placement import advice, check_places, inside
+from ken_core.sentence_transformer import holds_embeddings
 from ken_core.stored_weights import is_wrapped, stored_dtypes, unwrapped, weight_files
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -145,34 +147,9 @@ class Checkpoint:
         return found
 
     def tokenizer_file(self, name: str) -> bytes | None:
-        """The bytes of ``tokenizer.json`` or ``tokenizer_config.json``, None where the checkpoint has none."""
+        """The bytes of a file of the tokenizer's, None where the checkpoint has none."""
         path = self.folder / name
         return path.read_bytes() if path.is_file() else None
-
-    @property
-    def pooling(self) -> str | None:
-        """How sentence-transformers' own files say token vectors become one: mean, cls or last; None if silent."""
-        try:
-            modes = json.loads((self.folder / "1_Pooling" / "config.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        if not isinstance(modes, dict):
-            return None
-        names = {
-            "mean": "pooling_mode_mean_tokens",
-            "cls": "pooling_mode_cls_token",
-            "last": "pooling_mode_lasttoken",
-        }
-        return next((pooling for pooling, key in names.items() if modes.get(key)), None)
-
-    @property
-    def normalize(self) -> bool:
-        """Whether sentence-transformers' own files say that pooled vectors are scaled to length 1."""
-        try:
-            modules = json.loads((self.folder / "modules.json").read_bytes())
-            return any(module["type"].endswith(".Normalize") for module in modules)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return False
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -204,6 +181,8 @@ def open_base(name_or_path: str) -> Checkpoint:
 def open_tuned(name_or_path: str) -> Checkpoint:
     """Open a fine-tuned checkpoint with the head its config names in ``architectures``.
 
+    A sentence-transformers folder of embeddings is opened without one, whatever its config names.
+
     Raises:
         CheckpointError: as `open_base`, but weights may be missing that were frozen; or the class is not one of
             transformers' own (remote code is never run), or its labels have no one meaning.
@@ -213,6 +192,9 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     with quiet(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     architecture = (config.architectures or [None])[0]
+    if holds_embeddings(folder) and (architecture is None or task_kind(architecture) != "feature-extraction"):
+        backbone = _backbone_class(config)
+        architecture = None if backbone is None else backbone.__name__
     if architecture is None:
         raise CheckpointError(
             f"{folder}/config.json names no architecture; expected for example BertForSequenceClassification"
@@ -230,6 +212,12 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     if of_head:
         raise CheckpointError(f"{folder} lacks {of_head[0]!r}, which a {architecture} has; is it fine-tuned at all?")
     return opened
+
+
+def _backbone_class(config: PretrainedConfig) -> Any:
+    """The class that SentenceTransformer opens such a model as, whatever it was trained as before that."""
+    found: Any = AutoModel._model_mapping.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: PretrainedConfig) -> Checkpoint:
@@ -299,7 +287,7 @@ def find_folder(name_or_path: str) -> Path:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*_Dense/pytorch_model.bin"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):
@@ -369,11 +357,6 @@ def _widest(stored: Mapping[str, torch.dtype | None]) -> torch.dtype | str:
     """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
     found = {dtype for dtype in stored.values() if dtype is not None}
     return max(found, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).max)) if found else "auto"
-
-
-def _backbone_class(config: PretrainedConfig) -> Any:
-    found = AutoModel._model_mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found
 
 
 def _refuse_doubles(folder: Path, model: PreTrainedModel, stored: Mapping[str, object]) -> None:

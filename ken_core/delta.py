@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -16,9 +15,10 @@ from safetensors.torch import save_file
 
 from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, same_bits, unpack_mask
 from ken_core.blocks import blocks_of, is_finite, rows_of
-from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint, weights
+from ken_core.checkpoint import Checkpoint, weights
 from ken_core.configs import check_config, portable, restore, with_the_bases
 from ken_core.cross_encoder import noted
+from ken_core.embedding import Embedding
 from ken_core.errors import BaseMismatchError, CheckpointError
 from ken_core.fingerprint import Fingerprint, dtype_name
 from ken_core.labels import check_labels
@@ -27,6 +27,10 @@ from ken_core.new_folder import new_folder
 from ken_core.progress import Progress, Stage, silent
 from ken_core.relatedness import cosine, is_related
 from ken_core.selection import Pair, Selection, select
+from ken_core.sentence_transformer import Described
+from ken_core.sentence_transformer import read as read_embedding
+from ken_core.sentence_transformer import write as write_embedding
+from ken_core.tokenizer_files import carried, completed, copy_files
 from ken_core.writing import writing
 
 _ROUNDING = 1.01
@@ -100,9 +104,10 @@ class Delta:
     head: Mapping[str, torch.Tensor]
     lowrank: Mapping[str, LowRank] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
-    pooling: str | None = None
-    normalize: bool = False
-    """Whether pooled vectors are scaled to length 1."""
+    embedding: Embedding | None = None
+    """How token vectors become one; None: its folder does not say, or it has a head."""
+    projections: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The weights of the embedding's `Dense` modules, by `Embedding.shapes`, in the dtype they are stored in."""
     adapter: Adapter | None = None
     """The kind of adapter it was imported from; None: extracted from a fine-tune."""
     warnings: tuple[str, ...] = ()
@@ -113,13 +118,19 @@ class Delta:
         return task_kind(self.architecture)
 
     @property
+    def encodes_otherwise(self) -> bool:
+        """Whether its texts are encoded otherwise than the base's tokenizer does."""
+        own = self.embedding
+        return bool(self.files) or (own is not None and (own.max_length is not None or own.lowercase))
+
+    @property
     def stored(self) -> int:
         return sum(s.values.size for s in self.sparse.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes this decoded delta occupies in memory."""
-        whole = sum(t.nbytes for part in (self.dense, self.head) for t in part.values())
+        whole = sum(t.nbytes for part in (self.dense, self.head, self.projections) for t in part.values())
         kept = sum(e.nbytes for part in (self.sparse, self.lowrank) for e in part.values())
         return whole + kept + sum(len(data) for data in self.files.values())
 
@@ -147,8 +158,9 @@ def extract(
 
     Raises:
         ConfigMismatchError: the fine-tune's backbone computes something else than the base's.
-        CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`; labels without one meaning; or
-            a weight that neither the fine-tune's files nor the base's hold.
+        CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`; labels without one meaning; a
+            weight that neither the fine-tune's files nor the base's hold; a tokenizer that a delta cannot carry; or a
+            sentence-transformers folder that asks for more than is served.
         CheckpointChangedError: a file of either was written to meanwhile.
         SelectionError: the selection covers no tensor.
     """
@@ -180,6 +192,8 @@ def _extract(
             f"neither {tuned.folder} nor the base holds {lost[0]!r}, which a {type(tuned.model).__name__} computes with"
         )
     selection.tensors.check(ours)
+    described = _embedding(tuned)
+    files = carried(base, tuned)
     changed, whole, related = _changes(base, tuned, cast, progress)
 
     def pair(name: str) -> Pair:
@@ -196,9 +210,9 @@ def _extract(
         sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
         dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole},
         head={n: _cast(t, dtype) for n, t in tuned.head_tensors.items()},
-        files=_changed_files(base, tuned),
-        pooling=tuned.pooling,
-        normalize=tuned.normalize,
+        files=files,
+        embedding=None if described is None else described.embedding,
+        projections={} if described is None else described.projections,
         warnings=tuple(_warnings(base, tuned, related)),
     )
 
@@ -221,6 +235,13 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool) -> Iterator[st
             f"{tuned.folder} holds tensors that a {type(tuned.model).__name__} has no place for ({len(stray)}, "
             f"{stray[0]!r} for example); they are left out, as transformers does"
         )
+
+
+def _embedding(tuned: Checkpoint) -> Described | None:
+    """What a bare backbone's folder says about embeddings; one with a head gives none."""
+    if task_kind(type(tuned.model).__name__) != "feature-extraction":
+        return None
+    return read_embedding(tuned.folder, getattr(tuned.config, "hidden_size", None))
 
 
 def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str], bool]:
@@ -305,7 +326,7 @@ def overflows(tensor: torch.Tensor, entry: LowRank) -> bool:
 
 
 def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
-    """Write the pruned model as a complete Hugging Face folder.
+    """Write the pruned model as a complete Hugging Face folder, one of sentence-transformers where it was one.
 
     Raises:
         BaseMismatchError: the delta was made against another base.
@@ -320,10 +341,13 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
     with new_folder(out) as folder, base.unchanged(), writing(out):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         config.save_pretrained(folder)
-        for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
-            data = delta.files.get(name) or base.tokenizer_file(name)
-            if data is not None:
+        if delta.files:
+            for name, data in completed(base, delta.files).items():
                 (folder / name).write_bytes(data)
+        else:
+            copy_files(base.folder, folder)
+        if delta.embedding is not None:
+            write_embedding(Described(delta.embedding, delta.projections), folder, config.hidden_size)
 
 
 def check_base(delta: Delta, found: str, name: str) -> None:
@@ -374,15 +398,3 @@ def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
     count = int(np.count_nonzero(selected))
     np.logical_and(selected, ours != theirs, out=selected)  # in place: of a large tensor even masks are large
     return Sparse(tuple(base.shape), base.dtype, count, pack_mask(selected), theirs[selected])
-
-
-def _changed_files(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
-    """The fine-tune's tokenizer where it differs in content (not in formatting) from the base's."""
-    ours, theirs = base.tokenizer_file("tokenizer.json"), tuned.tokenizer_file("tokenizer.json")
-    try:
-        if theirs is None or (ours is not None and json.loads(ours) == json.loads(theirs)):
-            return {}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"a tokenizer.json of {base.folder} or {tuned.folder} is no JSON: {error}") from error
-    found = {name: tuned.tokenizer_file(name) for name in TOKENIZER_FILES}
-    return {name: data for name, data in found.items() if data is not None}

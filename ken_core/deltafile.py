@@ -1,9 +1,9 @@
 """The delta file: a ``.safetensors`` container with the manifest in ``__metadata__["ken"]``.
 
 Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``lowrank/<tensor>/a``,
-``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>`` and ``files/<name>``. A reader treats the file as
-hostile: nothing is allocated from a number in it before that number was checked against the file's size or the
-base's own shapes.
+``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>``, ``projections/<tensor>`` and ``files/<name>``. A reader
+treats the file as hostile: nothing is allocated from a number in it before that number was checked against the file's
+size or the base's own shapes.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from ken_core.bits import as_bits, from_bits, pack_mask, take
 from ken_core.blocks import is_finite, workers
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
-from ken_core.compression import Bytes
+from ken_core.compression import Bytes, compress, decompress
 from ken_core.configs import check_config, restore
 from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading
 from ken_core.foreign_json import parse
+from ken_core.foreign_tokenizer import check_content, check_size
 from ken_core.heads import Claim, check_head
 from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
-from ken_core.tokenizer_files import check_content, check_size
 from ken_core.writing import new_file
 
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
@@ -113,7 +113,8 @@ def write(
     lowrank = {name: _write_lowrank(name, entry, codec, streams) for name, entry in delta.lowrank.items()}
     dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
     head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
-    files = {n: _add(f"files/{n}", np.frombuffer(d, np.uint8), streams) for n, d in delta.files.items()}
+    projections = {n: _write_whole(f"projections/{n}", t, codec, streams) for n, t in delta.projections.items()}
+    files = {name: _write_file(name, data, codec, streams) for name, data in delta.files.items()}
     budget, tensors = delta.selection.budget, delta.selection.tensors
     described = m.Manifest(
         format=m.FORMAT_VERSION,
@@ -131,12 +132,12 @@ def write(
         candidates=delta.candidates,
         backbone=delta.backbone,
         config=dict(delta.config),
-        pooling=delta.pooling,  # type: ignore[arg-type]  # checked by the model
-        normalize=delta.normalize,
+        embedding=delta.embedding,
         sparse=sparse,
         lowrank=lowrank,
         dense=dense,
         head=head,
+        projections=projections,
         files=files,  # type: ignore[arg-type]  # keys are checked by the model
     )
     text = json.dumps(described.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -221,8 +222,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
         candidates=described.candidates,
         backbone=described.backbone,
         config=described.config,
-        pooling=described.pooling,
-        normalize=described.normalize,
+        embedding=described.embedding,
         adapter=described.adapter,
         sparse={},
         dense={},
@@ -237,11 +237,12 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
     _check_against_base(described, ours)
     _check_lowrank(described, ours)
     _check_dense(described, base, config)
+    _check_projections(described, config)
     _check_head_dtypes(described, base)
     _check_expansion(described, ours)
     vocabulary = _vocabulary(config, base)
     for file_name, listed in described.files.items():
-        check_size(file_name, listed.bytes, vocabulary)
+        check_size(file_name, listed.plain or listed.bytes, vocabulary)
     with base.unchanged(), safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
@@ -264,10 +265,14 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
             lowrank[name] = _read_lowrank(name, factors, a, b, ours[name])
         dense = {n: _read_whole(n, e, stream(f"dense/{n}", e.data)) for n, e in described.dense.items()}
         head = {n: _read_whole(n, e, stream(f"head/{n}", e.data)) for n, e in described.head.items()}
-        files = {str(n): stream(f"files/{n}", s).tobytes() for n, s in described.files.items()}
+        projections = {
+            n: _read_whole(n, e, stream(f"projections/{n}", e.data)) for n, e in described.projections.items()
+        }
+        files = {str(n): _read_file(n, e, stream(f"files/{n}", e)) for n, e in described.files.items()}
     for carried, content in files.items():
         check_content(carried, content, vocabulary)
     parts = {"sparse": sparse, "lowrank": lowrank, "dense": dense, "head": head, "files": files}
+    parts["projections"] = projections
     return Delta(**{**shell.__dict__, **parts})
 
 
@@ -336,6 +341,14 @@ def _write_whole(key: str, tensor: torch.Tensor, codec: Codec, streams: dict[str
     )
 
 
+def _write_file(name: str, data: bytes, codec: Codec, streams: dict[str, Bytes]) -> m.FileEntry:
+    plain = np.frombuffer(data, np.uint8)
+    packed = plain if codec == "raw" else compress(plain)
+    if not packed.size < plain.size <= min(m.MAX_FILE_BYTES, m.MAX_FILE_RATIO * packed.size):
+        return m.FileEntry(**_add(f"files/{name}", plain, streams).model_dump())
+    return m.FileEntry(**_add(f"files/{name}", packed, streams).model_dump(), plain=plain.size)
+
+
 def _check_container(path: Path) -> int:
     """The size of a file whose safetensors header is neither cut off nor larger than a header ever is."""
     try:
@@ -373,6 +386,11 @@ def _parse_manifest(path: Path, text: str) -> m.Manifest:
         raise DeltaFormatError(f"{path.name}: the manifest's {where or 'JSON'}: {first['msg']}") from error
 
 
+def _whole(described: m.Manifest) -> dict[str, dict[m.Name, m.WholeEntry]]:
+    """Tensors that are stored in full, by what they belong to."""
+    return {"dense": described.dense, "head": described.head, "projections": described.projections}
+
+
 def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
     expected: dict[str, m.Stream] = {}
     for name, entry in described.sparse.items():
@@ -380,7 +398,7 @@ def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
         expected[f"sparse/{name}/values"] = entry.values
     for name, factors in described.lowrank.items():
         expected |= {f"lowrank/{name}/a": factors.a, f"lowrank/{name}/b": factors.b}
-    for part, entries in (("dense", described.dense), ("head", described.head)):
+    for part, entries in _whole(described).items():
         expected |= {f"{part}/{name}": whole.data for name, whole in entries.items()}
     return expected | {f"files/{name}": stream for name, stream in described.files.items()}
 
@@ -401,7 +419,7 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
 
 def _raw_bytes(described: m.Manifest) -> dict[str, int]:
     """What the streams of uncompressed tensors must hold by their shapes."""
-    whole = (("dense", described.dense), ("head", described.head))
+    whole = _whole(described).items()
     needed = {f"{part}/{n}": e.nbytes for part, entries in whole for n, e in entries.items() if e.codec == "raw"}
     for name, entry in described.lowrank.items():
         if entry.codec == "raw":
@@ -483,9 +501,25 @@ def _vocabulary(config: PretrainedConfig, base: Checkpoint) -> int:
     return named if isinstance(named, int) else max((len(t) for t in base.backbone_tensors.values()), default=0)
 
 
+def _check_projections(described: m.Manifest, config: PretrainedConfig) -> None:
+    """The first projection takes what pooling gives; that the others fit is checked in the manifest."""
+    if described.embedding is None:
+        return
+    width, takes, poolings = (
+        getattr(config, "hidden_size", None),
+        described.embedding.takes,
+        described.embedding.pooling,
+    )
+    if not isinstance(width, int) or takes not in (None, width * len(poolings)):
+        raise DeltaFormatError(
+            f"the delta's first projection takes {takes} numbers; pooling gives {len(poolings)} times the {width} of "
+            "the model's token vectors"
+        )
+
+
 def _check_expansion(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
     """What compressed tensors may become is bounded by the backbone they stand on and by what is stored of them."""
-    whole = (*described.dense.values(), *described.head.values())
+    whole = [entry for part in _whole(described).values() for entry in part.values()]
     shifts = described.lowrank.values()
     claimed = sum(e.nbytes for e in whole) + sum(n for e in shifts for n in e.nbytes.values())
     stored = sum(e.data.bytes for e in whole) + sum(e.a.bytes + e.b.bytes for e in shifts)
@@ -536,6 +570,15 @@ def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: to
 
 def _read_whole(name: str, entry: m.WholeEntry, data: Bytes) -> torch.Tensor:
     return _read_tensor(name, entry.shape, entry.dtype, data, entry.codec)
+
+
+def _read_file(name: str, entry: m.FileEntry, data: Bytes) -> bytes:
+    if entry.plain is None:
+        return data.tobytes()
+    try:
+        return decompress(data, entry.plain).tobytes()
+    except DeltaFormatError as error:
+        raise DeltaFormatError(f"the delta's {name}: {error}") from error
 
 
 def _read_tensor(name: str, shape: tuple[int, ...], stored: str, data: Bytes, codec: Codec) -> torch.Tensor:

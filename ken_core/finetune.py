@@ -21,11 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ken_core.checkpoint import TOKENIZER_FILES, open_base, quiet
+from ken_core.checkpoint import open_base, quiet
 from ken_core.errors import CheckpointError, DataError, KenError
 from ken_core.examples import Example
 from ken_core.labels import names_of
 from ken_core.new_folder import new_folder
+from ken_core.tokenizer_files import copy_files
 from ken_core.writing import writing
 
 
@@ -94,9 +95,7 @@ def finetune(
         _train(model, tokenizer, examples, recipe, progress)
         with quiet(folder), writing(out):
             model.save_pretrained(new)
-        for name in (*TOKENIZER_FILES, "vocab.txt", "merges.txt", "special_tokens_map.json"):
-            if (folder / name).is_file():
-                (new / name).write_bytes((folder / name).read_bytes())
+        copy_files(folder, new)
 
 
 def _train(

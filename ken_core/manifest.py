@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from ken_core.codec import Codec
+from ken_core.embedding import Embedding
 from ken_core.positions import Coding
 
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (2, 3)
-"""3 added low-rank entries and the kind of adapter a delta was imported from."""
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (2, 3, 4)
+"""3 added low-rank entries and the kind of adapter a delta was imported from; 4 all that sentence-transformers says of
+embeddings, in place of one pooling and whether vectors are scaled, and compressed tokenizer files."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -23,6 +25,9 @@ FloatName = Literal["float64", "float32", "float16", "bfloat16"]
 Metric = Literal["accuracy", "agreement"]
 Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
+MAX_FILE_BYTES = 64 << 20
+MAX_FILE_RATIO = 64
+"""How much larger than its stream a tokenizer file may be; real ones are 3 to 8 times as large."""
 _ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
 TASK_KINDS = {
@@ -45,6 +50,22 @@ class Stream(_Strict):
 
     bytes: Size
     sha256: Sha256
+
+
+class FileEntry(Stream):
+    """A tokenizer file, as it is or compressed with zstd."""
+
+    plain: Annotated[int, Field(gt=0, le=MAX_FILE_BYTES)] | None = None
+    """Bytes of the file itself; None: it is not compressed."""
+
+    @model_validator(mode="after")
+    def _is_no_bomb(self) -> FileEntry:
+        if self.plain is not None and self.plain > MAX_FILE_RATIO * self.bytes:
+            raise ValueError(
+                f"{self.plain} bytes are claimed of a stream of {self.bytes}; "
+                f"expected at most {MAX_FILE_RATIO} times as many"
+            )
+        return self
 
 
 class SparseEntry(_Strict):
@@ -165,14 +186,41 @@ class Manifest(_Strict):
     backbone: Size
     """All elements of the base's backbone."""
     config: dict[str, Any]
-    pooling: Literal["mean", "cls", "last"] | None = None
-    normalize: bool = False
-    """Whether pooled vectors are scaled to length 1."""
+    embedding: Embedding | None = None
+    """How token vectors become one; None: its folder did not say, or it has a head."""
     sparse: dict[Name, SparseEntry]
     lowrank: dict[Name, LowRankEntry] = {}
     dense: dict[Name, WholeEntry]
     head: dict[Name, WholeEntry]
-    files: dict[Literal["tokenizer.json", "tokenizer_config.json"], Stream]
+    projections: dict[Name, WholeEntry] = {}
+    """The weights of the embedding's dense modules, by `Embedding.shapes`."""
+    files: dict[Literal["tokenizer.json", "tokenizer_config.json"], FileEntry]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_formats(cls, plain: Any) -> Any:
+        """Until version 3 a manifest had one pooling and whether vectors are scaled."""
+        if not isinstance(plain, dict) or plain.get("format") not in (2, 3):
+            return plain
+        kept = {key: value for key, value in plain.items() if key not in ("pooling", "normalize")}
+        if plain.get("pooling") is None or plain.get("kind") != "feature-extraction":
+            return kept
+        modules = ["normalize"] if plain.get("normalize") else []
+        return {**kept, "embedding": {"pooling": [plain["pooling"]], "modules": modules}}
+
+    @model_validator(mode="after")
+    def _embedding_has_its_weights(self) -> Manifest:
+        if self.embedding is not None and self.kind != "feature-extraction":
+            raise ValueError(f"a {self.kind} task gives no embeddings")
+        expected = {} if self.embedding is None else self.embedding.shapes
+        found = {name: entry.shape for name, entry in self.projections.items()}
+        if found != expected:
+            raise ValueError(f"the projections have the shapes {found}, expected {expected}")
+        if odd := sorted(n for n, e in self.projections.items() if e.dtype not in get_args(FloatName)):
+            raise ValueError(
+                f"the projection {odd[0]!r} is of {self.projections[odd[0]].dtype}; expected a float dtype"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_and_kind_make_sense(self) -> Manifest:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PretrainedConfig
+from tokenizers import Tokenizer, normalizers
+from transformers import PretrainedConfig
 
-from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
-from ken_core.errors import CheckpointError
-from ken_core.foreign import reason
+from ken_core.checkpoint import Checkpoint
+from ken_core.configs import restore
+from ken_core.delta import Delta
 from ken_core.templates import Template, longest_first, overlapping
+from ken_core.tokenizer_files import load, load_carried
 
 Input = str | tuple[str, str]
 _LONGEST = 1 << 16
@@ -78,17 +76,29 @@ class Encoder:
         base: gives the tokenizer files.
         config: of the task; its position count bounds the length.
         files: a task's own tokenizer files, which replace the base's.
+        longest: a task's own limit in tokens, in place of the tokenizer's.
+        lowercase: whether texts are lower-cased before all else.
 
     Raises:
         CheckpointError: the checkpoint has no fast tokenizer.
     """
 
-    def __init__(self, base: Checkpoint, config: PretrainedConfig, files: Mapping[str, bytes]) -> None:
-        tokenizer = _load(base, files)
+    def __init__(
+        self,
+        base: Checkpoint,
+        config: PretrainedConfig,
+        files: Mapping[str, bytes],
+        *,
+        longest: int | None = None,
+        lowercase: bool = False,
+    ) -> None:
+        tokenizer = load_carried(base, files) if files else load(base.folder, base.config)
         self._fast = tokenizer.backend_tokenizer
-        if self._fast.get_vocab_size() <= len(tokenizer.all_special_tokens):
-            raise CheckpointError(f"{_whose(base, files)} has no tokenizer; save one there with save_pretrained")
-        self.max_length = _max_length(tokenizer.model_max_length, config)
+        if lowercase:
+            then = self._fast.normalizer
+            first = normalizers.Lowercase()
+            self._fast.normalizer = first if then is None else normalizers.Sequence([first, then])
+        self.max_length = _max_length(longest or tokenizer.model_max_length, config)
         self.truncation_side: str = tokenizer.truncation_side
         self._fast.no_padding()
         self._fast.enable_truncation(self.max_length, direction=tokenizer.truncation_side)
@@ -98,6 +108,19 @@ class Encoder:
         self.pad_id = tokenizer.pad_token_id or 0
         self.cls_id: int | None = tokenizer.cls_token_id
         self.unk_id: int | None = tokenizer.unk_token_id
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+
+    @classmethod
+    def of(cls, base: Checkpoint, delta: Delta) -> Encoder:
+        """The tokenizer of a delta's task.
+
+        Raises:
+            CheckpointError: what it brings is no usable one.
+        """
+        own, config = delta.embedding, restore(dict(delta.config))
+        if own is None:
+            return cls(base, config, delta.files)
+        return cls(base, config, delta.files, longest=own.max_length, lowercase=own.lowercase)
 
     def __call__(self, inputs: Sequence[Input]) -> list[Encoded]:
         """Encode texts or pairs of texts, with special tokens, truncated to `max_length`."""
@@ -119,6 +142,14 @@ class Encoder:
     def has(self, token_id: int) -> bool:
         """Whether there is such a token; `token_id` is not negative and below 2^32."""
         return self._fast.id_to_token(token_id) is not None
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a prompt takes at the start of a text, those put before any text included.
+
+        As sentence-transformers counts them: all of the prompt alone but a special one at its end.
+        """
+        ids = self([prompt])[0].ids
+        return len(ids) - (bool(ids) and ids[-1] in self._special_ids)
 
     # Rows of two texts, each of them encoded once however many rows it is in
 
@@ -270,25 +301,6 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[
     if types is not None:
         batch["token_type_ids"] = types
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _load(base: Checkpoint, files: Mapping[str, bytes]):  # type: ignore[no-untyped-def]  # transformers' own types vary
-    try:
-        if not files:
-            return AutoTokenizer.from_pretrained(base.folder)
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps({"model_type": base.config.model_type}))
-            for name in TOKENIZER_FILES:
-                data = files.get(name) or base.tokenizer_file(name)
-                if data is not None:
-                    (Path(folder) / name).write_bytes(data)
-            return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise CheckpointError(f"{_whose(base, files)} has no usable tokenizer: {reason(error)}") from error
-
-
-def _whose(base: Checkpoint, files: Mapping[str, bytes]) -> str:
-    return "the delta" if files else str(base.folder)
 
 
 def _max_length(declared: int, config: PretrainedConfig) -> int:

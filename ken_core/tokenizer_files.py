@@ -1,132 +1,179 @@
-"""Tokenizer files that a delta brings: what they may say and cost, before and after a tokenizer is made of them."""
+"""Which tokenizer a fine-tune has, compared with its base's as both are loaded, and what of it a delta carries.
+
+Files say little: one vocabulary may lie in ``tokenizer.json``, ``vocab.txt`` or a sentencepiece model, and two files
+that differ may give the same tokens. So what AutoTokenizer makes of either folder is compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from ken_core import foreign_json
-from ken_core.errors import DeltaFormatError
-from ken_core.foreign import reading
-from ken_core.tokenization import Encoder
+from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
+from ken_core.errors import CheckpointError
 
-_PLACES_AND_CODE = {"auto_map", "gguf_file", "init_inputs", "slow_tokenizer", "tokenizer_object", "__slow_tokenizer"}
-"""Keys of tokenizer_config.json that name code or other files, or take the place of the tokenizer itself."""
-_BYTES, _BYTES_A_TOKEN = 16 << 20, 256
-"""The largest tokenizers known (Gemma's, of 262,144 tokens and 33 MB) take 130 bytes a token."""
-_VALUES, _VALUES_A_TOKEN = 1 << 20, 16
-"""And 8 JSON values a token. A value takes up to 100 bytes once it is parsed."""
-_MOST_STEPS = 64
-"""Of a normalizer, a pre-tokenizer, a post-processor, a decoder; known ones have up to 10."""
-_MOST_GROWTH = 64
-"""How many characters may come of one. Replacements one after the other multiply."""
-_SHORTEST = 8
-"""Tokens of a row: two texts of one each, and what stands around them."""
-_LONGEST_WORD = 1024
-"""Characters. WordPiece takes time with the cube of a word's length up to here; BERT's limit is 100."""
+_PATTERNS = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "*.tiktoken", "tekken.json", "bpe.codes", "chat_template*",
+)  # fmt: skip
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_UNREAD = "only the package sentencepiece reads its model; install that (and protobuf), or save a tokenizer.json"
+_UNLIMITED = 1 << 40
+"""Transformers writes 1e30 where a tokenizer names no length."""
 
 
-def check_size(name: str, nbytes: int, vocabulary: int) -> None:
-    """Raises `DeltaFormatError` for a file larger than a tokenizer of so many tokens is."""
-    most = _BYTES + _BYTES_A_TOKEN * vocabulary
-    if nbytes > most:
-        raise DeltaFormatError(
-            f"the delta's {name} has {nbytes} bytes; at most {most} are accepted for a vocabulary of {vocabulary}"
-        )
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What answers depend on in a loaded tokenizer.
+
+    Attributes:
+        backend: the JSON of `tokenizers` (vocabulary, added tokens, normalisation, template) but for truncation and
+            padding, which are set by whoever encodes.
+        settings: what Transformers keeps beside it, as ``tokenizer_config.json`` has it.
+    """
+
+    backend: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The same tokenizer as files, of which AutoTokenizer needs no others."""
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        return {"tokenizer.json": _json(self.backend), "tokenizer_config.json": _json(config)}
 
 
-def check_content(name: str, data: bytes, vocabulary: int) -> None:
-    """Check a tokenizer file that a delta brings, before a tokenizer is made of it.
+def carried(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
+    """What a delta must bring for the base's tokenizer to become the fine-tune's; nothing where they are the same.
+
+    A folder without any tokenizer file is one of a model alone: it is asked with the base's tokenizer.
+
+    Raises:
+        CheckpointError: the fine-tune's cannot be loaded, or not be carried so that it is the same afterwards.
+    """
+    if not any(_files_in(tuned.folder)):
+        return {}
+    try:
+        theirs = facts(load(tuned.folder, tuned.config))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; save it there with save_pretrained, or remove its files to have the base's tokenizer"
+        ) from error
+    ours = facts(load(base.folder, base.config)) if any(_files_in(base.folder)) else None
+    if theirs == ours:
+        return {}
+    whole = theirs.files
+    settings = {name: data for name, data in whole.items() if name != "tokenizer.json"}
+    smallest_first = [settings, whole] if ours is not None and theirs.backend == ours.backend else [whole]
+    for files in smallest_first:
+        if facts(load_carried(base, files)) == theirs:
+            return files
+    raise CheckpointError(
+        f"the tokenizer of {tuned.folder} is another one after it was written to tokenizer.json and read again, so a "
+        "delta cannot carry it; save it there as a plain fast tokenizer (PreTrainedTokenizerFast), or use the base's"
+    )
+
+
+def facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
+    """What answers depend on in a loaded fast tokenizer."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    named = {name: getattr(tokenizer, name) for name in _SPECIAL}
+    special = {
+        name: None if token is None else str(token) for name, token in named.items()
+    }  # null: not the class's own
+    others = sorted(set(tokenizer.all_special_tokens) - set(special.values()))
+    settings = {
+        **special,
+        **({"extra_special_tokens": others} if others else {}),
+        **({"model_max_length": limit} if (limit := tokenizer.model_max_length) < _UNLIMITED else {}),
+        **({"split_special_tokens": True} if tokenizer.split_special_tokens else {}),
+        "model_input_names": list(tokenizer.model_input_names),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+    }
+    return TokenizerFacts({**backend, "truncation": None, "padding": None}, settings)
+
+
+def load(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer, as AutoTokenizer loads it.
 
     Args:
-        vocabulary: rows of the embedding that its ids are looked up in.
+        config: of the model, where the folder (an adapter's, say) has none of its own.
 
     Raises:
-        DeltaFormatError: it is no JSON object, asks for code or other files, or would cost more memory or time than
-            any tokenizer of this size does.
+        CheckpointError: there is none, or none that has a fast form.
     """
-    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
-    most = _VALUES + _VALUES_A_TOKEN * vocabulary
-    if values > most:
-        raise DeltaFormatError(f"the delta's {name} holds over {most} values, too many for {vocabulary} tokens")
+    return _load(folder, config, str(folder))
+
+
+def load_carried(base: Checkpoint, files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
+    """The tokenizer a delta carries; what it does not bring is the base's.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps({"model_type": base.config.model_type}))
+        for file, data in completed(base, files).items():
+            (folder / file).write_bytes(data)
+        return _load(folder, base.config, f"the delta for {base.folder.name}")
+
+
+def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedTokenizerBase:
+    told = {} if (folder / "config.json").is_file() else {"config": config}
     try:
-        # "model_max_length" is 10^30 where there is no limit
-        plain = foreign_json.parse_any_size(data)
-    except ValueError as error:
-        raise DeltaFormatError(f"the delta's {name} is no JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise DeltaFormatError(f"the delta's {name} is no JSON object; refused")
-    if asked := sorted(key for key in _PLACES_AND_CODE & plain.keys() if plain[key]):
-        raise DeltaFormatError(f"the delta's {name} asks for code or files of its own ({asked[0]}); refused")
-    if name == "tokenizer.json":
-        with reading(f"the delta's {name}"):
-            _check_steps(name, plain)
-
-
-def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
-    """Check that a model of this config has a row for every id its tokenizer can give.
-
-    A look-up beyond an embedding is an error on a CPU, and on a GPU the end of the process.
-
-    Raises:
-        DeltaFormatError: it has not, or rows are so short that no text fits into them.
-    """
-    if encoder.max_length < _SHORTEST:
-        raise DeltaFormatError(
-            f"the delta's tokenizer cuts texts at {encoder.max_length} tokens; expected room for {_SHORTEST} at least"
+        _refuse_own_code(folder, whose)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **told)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more precise
+        unread = any(folder.glob("*.model")) and find_spec("sentencepiece") is None
+        reason = _UNREAD if unread else (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{whose} has no usable tokenizer (tokenizer.json, vocab.txt or the like): {reason}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{whose} has a {type(tokenizer).__name__}, a tokenizer without a fast form (tokenizer.json), which is not "
+            "served"
         )
-    largest, largest_type = encoder.largest_ids
-    rows, types = (getattr(config, key, None) for key in ("vocab_size", "type_vocab_size"))
-    if isinstance(rows, int) and largest >= rows:
-        raise DeltaFormatError(
-            f"the delta's tokenizer gives ids up to {largest}, but its model has {rows} tokens; resize the embedding "
-            "to the tokenizer before fine-tuning, or remove what was added to the tokenizer"
-        )
-    if isinstance(types, int) and types > 0 and largest_type >= types:
-        raise DeltaFormatError(
-            f"the delta's tokenizer gives segment {largest_type}, but its model has {types} segments"
-        )
+    if tokenizer.backend_tokenizer.get_vocab_size() <= len(tokenizer.all_special_tokens):
+        raise CheckpointError(f"{whose} has no tokenizer, or files of one without its vocabulary")
+    return tokenizer
 
 
-def _check_steps(name: str, plain: Mapping[str, Any]) -> None:
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        steps = list(_steps(plain.get(part)))
-        if len(steps) > _MOST_STEPS:
-            raise DeltaFormatError(f"the delta's {name} has a {part} of {len(steps)} steps; at most {_MOST_STEPS}")
-        growth = prod(map(_growth, steps))
-        if growth > _MOST_GROWTH:
-            raise DeltaFormatError(
-                f"the delta's {name} has a {part} that makes up to {growth:.0f} characters of one; at most "
-                f"{_MOST_GROWTH} are accepted"
-            )
-    longest = (plain.get("model") or {}).get("max_input_chars_per_word")
-    if isinstance(longest, int) and longest > _LONGEST_WORD:
-        raise DeltaFormatError(f"the delta's {name} has words of {longest} characters; at most {_LONGEST_WORD}")
+def _refuse_own_code(folder: Path, whose: str) -> None:
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_bytes()) if path.is_file() else {}
+    if told.get("auto_map"):
+        raise CheckpointError(f"the tokenizer of {whose} wants its own code run (auto_map); that is never done")
 
 
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part, those of sequences one by one. The JSON is known to be no deeper than a stack takes."""
-    if isinstance(part, list):
-        for step in part:
-            yield from _steps(step)
-    elif isinstance(part, dict):
-        yield part
-        for inner in part.values():
-            if isinstance(inner, list):
-                yield from _steps([step for step in inner if isinstance(step, dict)])
+def completed(base: Checkpoint, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The tokenizer files of a delta that brings any, those it lacks taken from the base."""
+    if "tokenizer.json" not in files:
+        return {**facts(load(base.folder, base.config)).files, **files}
+    known = {name: files.get(name) or base.tokenizer_file(name) for name in TOKENIZER_FILES}
+    return {name: data for name, data in known.items() if data is not None}
 
 
-def _growth(step: Mapping[str, Any]) -> float:
-    """How many characters a step can make of one."""
-    content, pattern = step.get("content"), step.get("pattern")
-    if step.get("type") == "Prepend":
-        return 1.0 + len(str(step.get("prepend")))
-    if step.get("type") != "Replace" or not isinstance(content, str):
-        return 1.0
-    literal = pattern.get("String") if isinstance(pattern, dict) else None
-    if isinstance(literal, str) and literal:
-        return max(1.0, len(content) / len(literal))
-    return 1.0 + len(content)  # a regular expression may match nothing, between any two characters
+def copy_files(folder: Path, to: Path) -> None:
+    """Copy all files of a folder's tokenizer as they are."""
+    for path in _files_in(folder):
+        shutil.copyfile(path, to / path.name)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()})
+
+
+def _json(plain: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()

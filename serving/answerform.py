@@ -1,8 +1,7 @@
 """What callers of a task can rely on in its answers, whatever the texts: compared before another version gives them.
 
 Versions may differ in method, budget and quality. The order in which a head has its labels is no part of the form
-either: every protocol names labels, and puts them in the order of their scores. Nor is the width of vectors, which is
-the base's. Pure.
+either: every protocol names labels, and puts them in the order of their scores. Pure.
 """
 
 from __future__ import annotations
@@ -12,15 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ken_core.embedding import Embedding
     from ken_core.manifest import Manifest
 
 _SHOWN = 5
 _LONGEST = 40
 
 
-def own_kind(head: str, pooling: str | None) -> str:
-    """What a head answers by itself: a backbone that says how it pools gives one vector a text."""
-    return "sentence-embeddings" if head == "feature-extraction" and pooling else head
+def own_kind(head: str, embeds: bool) -> str:
+    """What a head answers by itself: a backbone that says how it pools gives one vector a text.
+
+    Args:
+        embeds: whether it says so.
+    """
+    return "sentence-embeddings" if head == "feature-extraction" and embeds else head
 
 
 def score_function(problem_type: str | None, labels: int | None) -> str:
@@ -43,7 +47,7 @@ class AnswerForm:
         kind: what it answers unless a request asks for another kind.
         labels: their names, sorted; empty where the kind has none.
         scores: what makes scores of logits (``softmax``, ``sigmoid``, ``none``); None where a request cannot tell.
-        vectors: how long a text's is, in words; None where there is not one vector a text.
+        vectors: how wide and how long a text's is, in words; None where there is not one vector a text.
     """
 
     kind: str
@@ -54,13 +58,13 @@ class AnswerForm:
     @classmethod
     def of(cls, manifest: Manifest) -> AnswerForm:
         """The form of a delta's answers, also where no kind of this server reads its head."""
-        kind = own_kind(manifest.kind, manifest.pooling)
+        kind = own_kind(manifest.kind, manifest.embedding is not None)
         labels = tuple(sorted(manifest.labels))
         scores = vectors = None
         if kind == "text-classification":
             scores = score_function(manifest.config.get("problem_type"), len(labels))
-        elif kind == "sentence-embeddings":
-            vectors = "scaled to length 1" if manifest.normalize else "not scaled"
+        elif manifest.embedding is not None:
+            vectors = _vectors(manifest.embedding)
         return cls(kind, labels, scores, vectors)
 
     def difference(self, other: AnswerForm, ours: str, theirs: str) -> str:
@@ -77,6 +81,13 @@ class AnswerForm:
         if self.vectors != other.vectors:
             told.append(f"vectors: {self.vectors} in {ours}, {other.vectors} in {theirs}")
         return "; ".join(filter(None, told))
+
+
+def _vectors(embedding: Embedding) -> str:
+    projected = [dense.outputs for dense in embedding.dense.values()]
+    width, poolings = embedding.dimensions or (projected[-1] if projected else None), len(embedding.pooling)
+    wide = f"{width} numbers" if width else "as wide as the model" if poolings == 1 else f"{poolings} times as wide"
+    return f"{wide}, {'scaled to length 1' if embedding.normalizes else 'not scaled'}"
 
 
 def _labels(first: AnswerForm, second: AnswerForm, ours: str, theirs: str) -> str:

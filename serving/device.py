@@ -22,11 +22,13 @@ from transformers import PreTrainedModel
 
 from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel, graft
 from ken_core.configs import restore
+from ken_core.embedding import Embedder
 from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.foreign import reading
+from ken_core.foreign_tokenizer import check_ids
 from ken_core.tokenization import Encoder
-from ken_core.tokenizer_files import check_ids
 from serving.cache import ByteBudget, DeltaCache, Found, SingleFlight
+from serving.encoders import Encoders
 from serving.errors import UnavailableError
 from serving.hits import Hits, TaskTiers, hit_rate
 from serving.metrics import Metrics
@@ -58,7 +60,7 @@ class Loaded:
 
     @property
     def nbytes(self) -> int:
-        return self.attached.nbytes
+        return self.attached.nbytes + (self.spec.embedder.nbytes if self.spec.embedder else 0)
 
     @property
     def tier(self) -> str:
@@ -100,7 +102,11 @@ class DeviceTiers:
         self.hits = Hits()
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
         self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
-        self.base_encoder = Encoder(resident.checkpoint, resident.checkpoint.config, {})
+        self._encoders = Encoders(resident.checkpoint)
+
+    @property
+    def base_encoder(self) -> Encoder:
+        return self._encoders.of_base
 
     @property
     def packed_nbytes(self) -> int:
@@ -172,16 +178,16 @@ class DeviceTiers:
         Raises:
             DeltaFormatError: no tokenizer that suits the model can be made of the delta's files.
         """
-        base = self._resident.checkpoint
-        config, encoder = restore(dict(delta.config), base.config), self.base_encoder
-        if delta.files:
-            try:
-                with reading("the delta's tokenizer"):
-                    encoder = Encoder(base, config, delta.files)
+        config = restore(dict(delta.config), self._resident.checkpoint.config)
+        try:
+            with reading("the delta's tokenizer"):
+                encoder = self._encoders.of(delta)
+                if encoder is not self.base_encoder:
                     check_ids(encoder, config)
-            except CheckpointError as error:
-                raise DeltaFormatError(str(error)) from error
-        return TaskSpec(config, encoder, delta.pooling, delta.normalize)
+        except CheckpointError as error:
+            raise DeltaFormatError(str(error)) from error
+        embedder = None if delta.embedding is None else Embedder(delta.embedding, delta.projections)
+        return TaskSpec(config, encoder, embedder)
 
     @contextmanager
     def on_trial(self, digest: str, delta: Delta, spec: TaskSpec) -> Iterator[Loaded]:
@@ -255,7 +261,7 @@ class DeviceTiers:
 
     def _attached(self, name: str, delta: Delta, spec: TaskSpec) -> Loaded:
         """A delta on the device, in no tier yet."""
-        kind = default_kind(delta.kind, delta.pooling)
+        kind = default_kind(delta.kind, delta.embedding is not None)
         attached = self._resident.attach(delta, materialised=bool(delta.lowrank))
         return Loaded(name, attached, self._model(delta, attached), delta.kind, kind, spec)
 

@@ -154,7 +154,7 @@ async def _until(run: Awaitable[R]) -> R:
 
 def _questions(delta: Delta, spec: TaskSpec) -> Questions:
     """Questions for the probes of every kind that the head can answer."""
-    usual = default_kind(delta.kind, delta.pooling)
+    usual = default_kind(delta.kind, delta.embedding is not None)
     found: dict[Pipeline, list[_Question]] = {}
     for pipeline in (p for p in PIPELINES.values() if p.head == delta.kind):
         asked, refusals = [], []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +16,13 @@ from transformers import AutoModel, PreTrainedModel
 import ken_core
 from ken_core import Budget, Checkpoint, DeltaFile, ResidentModel, Selection, deltafile, graft, open_base, open_tuned
 from ken_core.configs import restore
+from ken_core.embedding import Embedder
 from ken_core.resident import Attached
 from ken_core.tokenization import Encoder, collate
 from serving.pipelines import pipeline_for
 from serving.pipelines.base import TaskSpec, check, check_inputs
 from tests.ken_core.architectures import BY_NAME, HEADS
-from tests.tiny_checkpoints import POSITIONS
+from tests.tiny_checkpoints import POSITIONS, declare_embeddings
 from tests.tiny_tokenizers import VOCABULARY, WRITERS
 
 TOKENIZERS: Mapping[str, str] = MappingProxyType(
@@ -132,27 +132,23 @@ class ArchitectureBase:
         model.save_pretrained(folder)
         WRITERS[TOKENIZERS[self.name]](folder)
         if pooling:
-            _declare(folder, pooling)
+            declare_embeddings(folder, {f"pooling_mode_{pooling}": True}, "Normalize")
         delta = ken_core.extract(self.checkpoint, open_tuned(str(folder)), Selection(budget=Budget(fraction=0.3)))
         return deltafile.write(delta, self.checkpoint, folder.with_suffix(".ken"))
 
     def fine_tune(self, name: str, head: str, labels: Sequence[str] = (), **config: Any) -> FineTune:
         """A fine-tune of the delta that `delta` writes."""
-        file = self.delta(name, head, labels, **config)
-        delta = deltafile.read(file, self.checkpoint, self.resident.fingerprint.digest)
-        applied = file.path.with_suffix(".applied")
-        ken_core.apply(open_base(str(self.path)), delta, applied)
-        attached = self.resident.attach(delta)
-        model = graft(self.resident.backbone, delta.architecture, delta.config, attached.head)
-        told = restore(dict(delta.config))
-        encoder = Encoder(self.checkpoint, told, delta.files) if delta.files else self.encoder
-        spec = TaskSpec(told, encoder, delta.pooling, delta.normalize)
-        return FineTune(self, file, applied, attached, model, spec, delta.kind)
+        return served(self, self.delta(name, head, labels, **config))
 
 
-def _declare(folder: Path, pooling: str) -> None:
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
-    kinds = ("Transformer", "Pooling", "Normalize")
-    modules = [{"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
-    (folder / "modules.json").write_text(json.dumps(modules))
+def served(base: ArchitectureBase, file: DeltaFile) -> FineTune:
+    """What a delta of a base becomes."""
+    delta = deltafile.read(file, base.checkpoint, base.resident.fingerprint.digest)
+    applied = file.path.with_suffix(".applied")
+    ken_core.apply(open_base(str(base.path)), delta, applied)
+    attached = base.resident.attach(delta, materialised=bool(delta.lowrank))
+    model = graft(base.resident.backbone, delta.architecture, delta.config, attached.head)
+    encoder = Encoder.of(base.checkpoint, delta) if delta.encodes_otherwise else base.encoder
+    embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None
+    spec = TaskSpec(restore(dict(delta.config)), encoder, embedder)
+    return FineTune(base, file, applied, attached, model, spec, delta.kind)

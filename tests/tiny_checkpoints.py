@@ -109,6 +109,19 @@ def write_tuned(
     return folder
 
 
+def declare_embeddings(folder: Path, pooling: Mapping[str, Any], *then: str) -> None:
+    """Write what makes a folder one of sentence-transformers: how it pools, in its old form, and modules after that."""
+    kinds = ("Transformer", "Pooling", *then)
+    places = ("", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i))
+    modules = [
+        {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, place) in enumerate(zip(kinds, places, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A base folder and the folder that fine-tunes of it go to."""
@@ -123,12 +136,15 @@ class Tiny:
     def tuned(self, name: str, labels: Sequence[str], seed: int, problem_type: str | None = None) -> Path:
         return write_tuned(self.base_folder, self.folder / name, labels, seed, problem_type)
 
-    def embedding(self, name: str, seed: int, pooling: str | None = None) -> Path:
-        """A fine-tune without a head, that may say how its token vectors are pooled."""
+    def embedding(
+        self, name: str, seed: int, pooling: str | None = None, prompts: Mapping[str, str] | None = None
+    ) -> Path:
+        """A fine-tune without a head, that may say how its token vectors are pooled, and what its prompts are."""
         folder = write_tuned(self.base_folder, self.folder / name, [], seed, architecture=BertModel)
         if pooling:
-            (folder / "1_Pooling").mkdir()
-            (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+            declare_embeddings(folder, {f"pooling_mode_{pooling}": True})
+        if prompts:
+            (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
         return folder
 
     def filling(self, name: str, seed: int) -> Path:

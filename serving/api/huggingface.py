@@ -11,13 +11,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import ConfigDict, Field
 
+from ken_core.embedding import PromptName
 from serving.api.asking import ask
 from serving.api.bodies import body_of
 from serving.api.examples import LABELS
 from serving.api.predicting import Predictor, Question
 from serving.api.problems import PREDICTION_FAILURES, exemplified
 from serving.api.protocol import Protocol
-from serving.api.tei import NoPrompt, TaskName, Truncating, failing, shape
+from serving.api.tei import PROMPT_NAME, TaskName, Truncating, failing, shape
 from serving.incoming import Free, Incoming
 from serving.pipelines.base import check
 from serving.service import Service
@@ -49,11 +50,11 @@ class InferenceRequest(Truncating):
     options: Free = Field({}, description="of Hugging Face's own queue and cache: without effect")
     normalize: bool | None = Field(None, description="scale embeddings to length 1")
     dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
-    prompt_name: NoPrompt = None
+    prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
     encoding_format: Literal["float"] | None = None
 
     def question(self) -> Question:
-        vectors = {"normalize": self.normalize, "dimensions": self.dimensions}
+        vectors = {"normalize": self.normalize, "dimensions": self.dimensions, "prompt_name": self.prompt_name}
         beside = {name: value for name, value in vectors.items() if value is not None} | self.truncation
         parameters = {**self.parameters, **beside}
         if self._compares:

@@ -241,10 +241,11 @@ def _kind(service: Service, digest: str) -> str:
             raise
         with service.cache.files.held(digest):
             found = service.cache.files.open(digest)[0].manifest
-        return default_kind(found.kind, found.pooling)
+        return default_kind(found.kind, found.embedding is not None)
     if described is None:
         raise StoreError(f"the store does not hold delta {digest}")
-    return default_kind(described["kind"], described.get("pooling"))
+    says = described.get("embedding") or described.get("pooling")  # which deltas of earlier formats have
+    return default_kind(described["kind"], bool(says))
 
 
 # Inference

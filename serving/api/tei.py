@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ken_core.embedding import PromptName
 from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.document import CHOOSING
@@ -26,20 +27,12 @@ from serving.api.problems import PREDICTION_FAILURES, exemplified, headers, resp
 from serving.api.protocol import Protocol
 from serving.service import Service
 
+PROMPT_NAME = "which of the task's own prompts is put before every text; default: the task's default one"
 TaskName = Annotated[str, Path(description="a task, or task@alias")]
 
 
 def _side(plain: Any) -> Any:
     return plain.lower() if isinstance(plain, str) else plain
-
-
-def _no_prompt(plain: Any) -> None:
-    if plain is not None:
-        raise PydanticCustomError("prompt", "tasks keep no prompts; put the prompt in front of the text")
-
-
-NoPrompt = Annotated[None, BeforeValidator(_no_prompt)]
-"""Clients may send null."""
 
 
 class Truncating(Asked):
@@ -75,10 +68,15 @@ class EmbedRequest(_Asked):
     inputs: Texts
     normalize: bool = Field(True, description="scale embeddings to length 1")
     dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
-    prompt_name: NoPrompt = None
+    prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
 
     def question(self) -> Question:
-        parameters = {"normalize": self.normalize, "dimensions": self.dimensions, **self.truncation}
+        parameters = {
+            "normalize": self.normalize,
+            "dimensions": self.dimensions,
+            "prompt_name": self.prompt_name,
+            **self.truncation,
+        }
         return Question(self.inputs, parameters, "sentence-embeddings", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:

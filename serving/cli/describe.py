@@ -23,6 +23,8 @@ def facts(file: Any) -> dict[str, Any]:
         "kind": m.kind,
         "labels": m.labels,
         "adapter": m.adapter,
+        "embedding": None if m.embedding is None else m.embedding.model_dump(),
+        "tokenizer": _tokenizer(m),
         "method": m.method,
         "budget": m.budget.model_dump(exclude_none=True),
         "only": None if m.tensors is None else m.tensors.model_dump(),
@@ -30,11 +32,18 @@ def facts(file: Any) -> dict[str, Any]:
         "candidates": m.candidates,
         "selected": m.selected,
         "stored": m.stored,
-        "tensors": len(m.sparse) + len(m.lowrank) + len(m.dense) + len(m.head),
+        "tensors": sum(map(len, (m.sparse, m.lowrank, m.dense, m.head, m.projections))),
         "lowrank": _lowrank(m),
         "bytes_by_part": _by_part(file),
         "calibration": None if m.calibration is None else m.calibration.model_dump(exclude={"tried"}),
     }
+
+
+def _tokenizer(m: Any) -> str:
+    """Whose tokenizer its texts are told to: ``base``, ``own settings`` over the base's vocabulary, or ``own``."""
+    if not m.files:
+        return "base"
+    return "own" if "tokenizer.json" in m.files else "own settings"
 
 
 def _lowrank(m: Any) -> dict[str, int] | None:
@@ -61,7 +70,7 @@ def _by_part(file: Any) -> dict[str, int]:
     for entry in m.lowrank.values():
         key = f"factors, {entry.codec}"
         parts[key] = parts.get(key, 0) + entry.a.bytes + entry.b.bytes
-    for name, whole in (("whole tensors", m.dense), ("head", m.head)):
+    for name, whole in (("whole tensors", m.dense), ("head", m.head), ("projections", m.projections)):
         for entry in whole.values():
             parts[f"{name}, {entry.codec}"] = parts.get(f"{name}, {entry.codec}", 0) + entry.data.bytes
     if m.files:
@@ -86,7 +95,7 @@ def per_tensor(file: Any) -> list[dict[str, Any]]:
         for n, e in m.sparse.items()
     ]
     rows += [_whole_row(n, "lowrank", e.parameters, e.codec, e.a.bytes + e.b.bytes) for n, e in m.lowrank.items()]
-    for entry, whole in (("dense", m.dense), ("head", m.head)):
+    for entry, whole in (("dense", m.dense), ("head", m.head), ("projection", m.projections)):
         rows += [_whole_row(n, entry, None, e.codec, e.data.bytes) for n, e in whole.items()]
     return rows
 
@@ -121,6 +130,12 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         "method": f"{found['method']}, {', '.join(f'{k} {v}' for k, v in found['budget'].items())}",
         "codec": found["codec"],
     }
+    if found["tokenizer"] != "base":
+        lines["tokenizer"] = {"own": "its own", "own settings": "the base's, with settings of its own"}[
+            found["tokenizer"]
+        ]
+    if embedding := found["embedding"]:
+        lines |= _embedding_lines(embedding)
     if found["candidates"] or not found["lowrank"]:
         lines["kept"] = (
             f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
@@ -155,6 +170,31 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
             for r in tensors
         ]
         out.print(table("", columns, rows))
+
+
+def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
+    """How token vectors become an embedding, in order, and its prompts."""
+    steps = [" and ".join(found["pooling"]) + ("" if found["include_prompt"] else " of all but the prompt")]
+    for module in found["modules"]:
+        if module == "normalize":
+            steps.append("scaled to length 1")
+        else:
+            residual = ", with a residual" if module["residual"] else ""
+            steps.append(f"dense {module['inputs']} to {module['outputs']} ({module['activation']}{residual})")
+    if found["dimensions"]:
+        steps.append(f"the first {found['dimensions']} numbers")
+    texts = [f"at most {found['max_length']} tokens"] if found["max_length"] else []
+    texts += ["lower-cased"] if found["lowercase"] else []
+    prompts = [
+        f"{name!r}: {text!r}{' (by default)' if name == found['default_prompt'] else ''}"
+        for name, text in found["prompts"].items()
+        if text
+    ]
+    return {
+        "pooling": ", ".join(steps),
+        **({"texts": ", ".join(texts)} if texts else {}),
+        **({"prompts": ", ".join(prompts)} if prompts else {}),
+    }
 
 
 def show_calibration(found: Any, as_json: bool) -> None:

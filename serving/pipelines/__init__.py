@@ -27,8 +27,11 @@ PIPELINES: dict[str, Pipeline] = {pipeline.kind: pipeline for pipeline in _ALL}
 __all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "pipeline_for"]
 
 
-def default_kind(head: str, pooling: str | None) -> str:
+def default_kind(head: str, embeds: bool) -> str:
     """What a task answers unless a request asks for another kind: a backbone that says how it pools gives embeddings.
+
+    Args:
+        embeds: whether it says so.
 
     Raises:
         UnsupportedKindError: no kind reads such a head.
@@ -36,7 +39,7 @@ def default_kind(head: str, pooling: str | None) -> str:
     if head not in {p.head for p in PIPELINES.values()}:
         served = ", ".join(sorted({p.head for p in PIPELINES.values()}))
         raise UnsupportedKindError(f"tasks of kind {head!r} are not served; served are {served}")
-    return own_kind(head, pooling)
+    return own_kind(head, embeds)
 
 
 def pipeline_for(kind: str, head: str) -> Pipeline:

@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ken_core.embedding import Embedder
 from ken_core.foreign import is_from_rust, reason
 from ken_core.tokenization import Encoded, Encoder, Input
 from serving.errors import InternalError, InvalidInputError, TooLargeError
@@ -51,8 +52,8 @@ class TaskSpec:
 
     config: PretrainedConfig
     encoder: Encoder
-    pooling: str | None
-    normalize: bool
+    embedder: Embedder | None = None
+    """None: its folder does not say how token vectors become one, or it has a head."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class TokenBudget:
             )
 
 
-def finite(raw: Raw) -> Float64:
-    """A row's result in float64.
+def finite(raw: Raw | Float64) -> Float64:
+    """A result in float64.
 
     Raises:
         InternalError: it holds infinity or NaN, which JSON has no number for; float16 overflows so.

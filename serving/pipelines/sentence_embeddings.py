@@ -1,29 +1,35 @@
-"""Sentence embeddings: one vector a text, pooled and normalised as the task's own files say."""
+"""Sentence embeddings: one vector a text, as `SentenceTransformer.encode` gives it for the task's own folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, InstanceOf
 from transformers import PreTrainedModel
 
+from ken_core.embedding import PLAIN, Embedder, Pooling, PromptName, PromptText
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.pipelines.token_ids import TokenIds, encode_ids
 
-_SMALLEST_LENGTH = 1e-12
+_PLAIN = Embedder(PLAIN, {})
 
 
 class EmbeddingParameters(Parameters):
-    pooling: Literal["mean", "cls", "last"] | None = Field(
+    pooling: Pooling | None = Field(
         None, description="how token vectors become one; default: the task's own, else mean"
     )
     normalize: bool | None = Field(None, description="scale vectors to length 1; default: the task's own, else not")
     dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    prompt_name: PromptName | None = Field(
+        None, description="which of the task's own prompts is put before every text; default: the task's default one"
+    )
+    prompt: PromptText | None = Field(
+        None, description="put before every text in place of the task's own prompts; empty: none is"
+    )
 
 
 class SentenceEmbeddings:
@@ -40,32 +46,91 @@ class SentenceEmbeddings:
     ) -> list[Prepared]:
         """Encode texts, or take over token ids; a request has the one or the other."""
         given = [one for one in inputs if isinstance(one, TokenIds)]
-        if not given:
-            return encode_whole([one for one in inputs if isinstance(one, str)], task, parameters)
-        if len(given) < len(inputs):
+        if given and len(given) < len(inputs):
             raise InvalidInputError("inputs: found texts and token ids in one request; send the one or the other")
-        return encode_ids(given, task)
+        embedder = _embedder(task)
+        _refuse_unfit(embedder, task, parameters)
+        if given:
+            return _given(given, embedder, task, parameters)
+        prompt = _prompt(embedder, parameters)
+        texts = [prompt + text for text in inputs if isinstance(text, str)]
+        skip = task.encoder.prompt_length(prompt) if prompt and not embedder.embedding.include_prompt else 0
+        prepared = encode_whole(texts, task, parameters)
+        for where, one in enumerate(prepared):
+            if len(one.rows[0]) <= skip:
+                raise InvalidInputError(
+                    f"inputs.{where}: nothing is left of it beside the prompt, whose tokens this task does not pool; "
+                    "send a text, and a shorter prompt"
+                )
+        return [Prepared(one.rows, one.truncated, skip) for one in prepared]
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
         """Last hidden states, shape (tokens, width) a row."""
         return last_hidden_states(model, batch)
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: EmbeddingParameters) -> Any:
-        states = finite(raws[0])
-        width, wanted = states.shape[-1], parameters.dimensions
+        states, embedder = finite(raws[0]), _embedder(task)
+        width, wanted = embedder.width(states.shape[-1], parameters.pooling), parameters.dimensions
         if wanted and wanted > width:
             raise InvalidInputError(f"dimensions: found {wanted}, but the model's vectors have {width}")
-        vector = _pool(states, parameters.pooling or task.pooling or "mean")[:wanted]
-        normalize = task.normalize if parameters.normalize is None else parameters.normalize
-        return (vector / max(float(np.linalg.norm(vector)), _SMALLEST_LENGTH) if normalize else vector).tolist()
+        vector = embedder(
+            states,
+            skip=prepared.source or 0,
+            pooling=parameters.pooling,
+            normalize=parameters.normalize,
+            dimensions=wanted,
+        )
+        return finite(vector).tolist()
 
 
-def _pool(states: Float64, how: str) -> Float64:
-    """Special tokens count as the others do, as in sentence-transformers."""
-    match how:
-        case "cls":
-            return np.asarray(states[0])
-        case "last":
-            return np.asarray(states[-1])
-        case _:
-            return np.asarray(states.mean(axis=0))
+def _given(
+    ids: Sequence[TokenIds], embedder: Embedder, task: TaskSpec, parameters: EmbeddingParameters
+) -> list[Prepared]:
+    """Inputs that are ids from their first token to their last: no prompt can be put before them.
+
+    Raises:
+        InvalidInputError: a prompt is asked for, or the task pools what stands behind its own prompt only.
+    """
+    own = embedder.embedding
+    if parameters.prompt or parameters.prompt_name:
+        raise InvalidInputError("prompt: cannot be put before token ids; send texts, or ids that begin with it")
+    if own.default_prompt is not None and not own.include_prompt:
+        raise InvalidInputError(
+            "inputs: this task does not pool the tokens of its prompt, which cannot be told from the others among "
+            "token ids; send texts"
+        )
+    return encode_ids(ids, task)
+
+
+def _embedder(task: TaskSpec) -> Embedder:
+    return task.embedder or _PLAIN
+
+
+def _prompt(embedder: Embedder, parameters: EmbeddingParameters) -> str:
+    """What is put before every text.
+
+    Raises:
+        InvalidInputError: a prompt by a name that the task has none of.
+    """
+    own = embedder.embedding
+    if parameters.prompt is not None:
+        if parameters.prompt_name is not None:
+            raise InvalidInputError("prompt: give a prompt or the name of one, not both")
+        return parameters.prompt
+    name = parameters.prompt_name or own.default_prompt
+    if name is None:
+        return ""
+    if name not in own.prompts:
+        known = ", ".join(map(repr, sorted(own.prompts))) or "none"
+        raise InvalidInputError(f"prompt_name: found {name!r}; the task has {known}")
+    return own.prompts[name]
+
+
+def _refuse_unfit(embedder: Embedder, task: TaskSpec, parameters: EmbeddingParameters) -> None:
+    """Raises `InvalidInputError` for a pooling that gives another width than the task's projections take."""
+    takes = embedder.embedding.takes
+    if parameters.pooling and takes not in (None, task.config.hidden_size):
+        raise InvalidInputError(
+            f"pooling: the task's projection takes {takes} numbers, which {parameters.pooling!r} alone does not give; "
+            "leave it to the task"
+        )

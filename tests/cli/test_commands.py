@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from tests.cli.running import Ken, facts
+from tests.tiny_checkpoints import declare_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,35 @@ def test_inspect_tells_the_same_as_extract(ken: Ken, deltas: list[Path]) -> None
     found = facts(ken("inspect", deltas[0], "--json", "--tensors"))
     assert found["kind"] == "text-classification"
     assert sum(row["bytes"] for row in found["per_tensor"]) < found["bytes"]  # type: ignore[attr-defined, operator]
+
+
+def test_inspect_tells_how_embeddings_are_made_and_whose_tokenizer_is_used(
+    ken: Ken, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "tuned"))
+    declare_embeddings(folder, {"pooling_mode_cls_token": True}, "Dense", "Normalize")
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense/config.json").write_text(json.dumps({"in_features": 32, "out_features": 5, "bias": False}))
+    save_file({"linear.weight": torch.ones(5, 32)}, folder / "2_Dense/model.safetensors")
+    about = {"prompts": {"query": "what is\n", "document": ""}, "default_prompt_name": "query", "truncate_dim": 4}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(about))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": True}))
+    AutoTokenizer.from_pretrained(folder, truncation_side="left").save_pretrained(folder)
+    file = tmp_path / "d.ken"
+    assert ken("extract", "--base", tiny_base, "--tuned", folder, "--out", file).returncode == 0
+    shown = ken("inspect", file, "--tensors").stdout
+    for line in (
+        "tokenizer  the base's, with settings of its own",
+        "pooling  cls, dense 32 to 5 (Tanh), scaled to length 1, the first 4 numbers",
+        "texts  at most 20 tokens, lower-cased",
+        r"prompts  'query': 'what is\n' (by default)",
+        "0.linear.weight",
+    ):
+        assert line in shown
+    found = facts(ken("inspect", file, "--json"))
+    assert found["tokenizer"] == "own settings"
+    assert found["embedding"]["pooling"] == ["cls"]  # type: ignore[index]
+    assert sum(found["bytes_by_part"].values()) == found["bytes"]  # type: ignore[attr-defined]
 
 
 def test_apply_writes_a_folder_transformers_loads(

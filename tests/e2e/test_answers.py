@@ -66,7 +66,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     task = published[0]
     model = graft(resident.backbone, first.architecture, first.config, own.head)
     kind = TextClassification()
-    spec = TaskSpec(model.config, Encoder(base, model.config, {}), None, False)
+    spec = TaskSpec(model.config, Encoder(base, model.config, {}))
     prepared = kind.prepare(task.texts[:5], spec, kind.parameters())
     answers = {}
     with torch.inference_mode():

@@ -292,7 +292,8 @@ def test_a_tokenizer_beside_the_adapter_is_brought_along(make, tiny_base, tmp_pa
     plain = json.loads((tiny_base / "tokenizer.json").read_text())
     plain["normalizer"]["lowercase"] = False
     (made.folder / "tokenizer.json").write_text(json.dumps(plain))
-    assert import_peft(made.folder, base).files.keys() == {"tokenizer.json"}
+    (made.folder / "tokenizer_config.json").write_bytes((tiny_base / "tokenizer_config.json").read_bytes())
+    assert import_peft(made.folder, base).files.keys() == {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_an_adapter_of_minilm_answers_as_peft_merges_it(minilm, tmp_path):

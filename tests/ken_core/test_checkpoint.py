@@ -127,34 +127,9 @@ def test_tokenizer_files_are_read_as_they_are(base, tiny_base):
     assert base.tokenizer_file("vocab.txt") is None
 
 
-@pytest.mark.parametrize(
-    ("modes", "pooling"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_cls_token": True}, "cls"),
-        ({"pooling_mode_lasttoken": True}, "last"),
-        ({"pooling_mode_max_tokens": True}, None),
-        (["mean"], None),
-        (None, None),
-    ],
-)
-def test_pooling_is_what_sentence_transformers_wrote_or_unknown(copy, modes, pooling):
-    (copy / "1_Pooling").mkdir()
-    (copy / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    assert open_base(str(copy)).pooling == pooling
-
-
-def test_pooling_is_unknown_without_or_with_a_damaged_file(copy):
-    assert open_base(str(copy)).pooling is None
-    (copy / "1_Pooling").mkdir()
-    (copy / "1_Pooling" / "config.json").write_bytes(b"\xff{")
-    assert open_base(str(copy)).pooling is None
-
-
 def test_a_real_base_opens_with_all_its_tensors(minilm):
     opened = open_base(str(minilm))
     assert sum(t.numel() for t in opened.backbone_tensors.values()) == 22_713_216
-    assert opened.pooling == "mean"
 
 
 # refusals

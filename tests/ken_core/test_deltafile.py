@@ -28,7 +28,7 @@ from ken_core.tensor_filter import EVERYTHING, PRESETS, TensorFilter
 
 
 def assert_same(found: Delta, expected: Delta) -> None:
-    for field in ("base_name", "base_fingerprint", "architecture", "selection", "candidates", "backbone", "pooling"):
+    for field in ("base_name", "base_fingerprint", "architecture", "selection", "candidates", "backbone", "embedding"):
         assert getattr(found, field) == getattr(expected, field), field
     assert json.loads(json.dumps(dict(found.config))) == json.loads(json.dumps(dict(expected.config)))
     assert dict(found.files) == dict(expected.files)
@@ -38,7 +38,7 @@ def assert_same(found: Delta, expected: Delta) -> None:
         assert (other.shape, other.dtype, other.selected) == (entry.shape, entry.dtype, entry.selected)
         assert np.array_equal(other.mask, entry.mask)
         assert np.array_equal(other.values, entry.values)
-    for part in ("dense", "head"):
+    for part in ("dense", "head", "projections"):
         ours, theirs = getattr(expected, part), getattr(found, part)
         assert set(ours) == set(theirs)
         assert all(same_bits(ours[n], theirs[n]) for n in ours)
@@ -150,17 +150,18 @@ def test_a_file_of_the_version_before_is_read(base, tuned, tmp_path):
     manifest["format"] = 2
     assert manifest.pop("lowrank") == {}
     assert manifest.pop("adapter") is None
+    assert manifest.pop("embedding") is None
+    assert manifest.pop("projections") == {}
+    manifest |= {"pooling": "cls", "normalize": True}
     save_file(streams, tmp_path / "old", {"ken": json.dumps(manifest)})
     assert_same(read(open_file(tmp_path / "old"), base, identity(base)), delta)
 
 
-def test_tokenizer_files_and_pooling_read_back_the_same(base, tiny_tuned, tmp_path):
+def test_tokenizer_files_read_back_the_same(base, tiny_tuned, tmp_path):
     folder = Path(shutil.copytree(tiny_tuned["mood"], tmp_path / "tuned"))
     plain = json.loads((folder / "tokenizer.json").read_text())
     plain["normalizer"]["lowercase"] = False
     (folder / "tokenizer.json").write_text(json.dumps(plain))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     delta = extract(base, open_tuned(str(folder)))
     assert set(delta.files) == {"tokenizer.json", "tokenizer_config.json"}
     assert_same(read(write(delta, base, tmp_path / "d"), base, identity(base)), delta)

@@ -133,7 +133,7 @@ def of_every_kind(tiny: Tiny, deltas: Deltas) -> dict[str, DeltaFile]:
         ),
         "entailment": tiny.tuned("every-entailment", ["contradiction", "neutral", "entailment"], 72),
         "ranks": tiny.tuned("every-ranks", ["relevance"], 73),
-        "search": tiny.embedding("every-search", 74, "mean_tokens"),
+        "search": tiny.embedding("every-search", 74, "mean_tokens", {"query": "where is the "}),
         "tags": write_tuned(tiny.base_folder, tagging, tags, 75, architecture=BertForTokenClassification),
         "vectors": tiny.embedding("every-vectors", 76),
     }

@@ -123,7 +123,7 @@ def test_inputs_that_were_cut_are_named(predict: Predict) -> None:
 
 @pytest.mark.parametrize("head", sorted({p.head for p in PIPELINES.values()}))
 def test_every_head_that_is_served_has_a_kind_of_its_own(head: str) -> None:
-    assert default_kind(head, None) == head
+    assert default_kind(head, False) == head
     assert pipeline_for(head, head).head == head
 
 
@@ -131,7 +131,7 @@ def test_every_head_that_is_served_has_a_kind_of_its_own(head: str) -> None:
 def test_a_head_that_no_kind_reads_is_refused_with_those_that_are(head: str) -> None:
     served = "feature-extraction, question-answering, text-classification, token-classification"
     with pytest.raises(UnsupportedKindError, match=rf"'{head}' are not served; served are {served}"):
-        default_kind(head, None)
+        default_kind(head, False)
 
 
 def test_a_kind_that_a_head_cannot_answer_is_refused_with_those_it_can() -> None:

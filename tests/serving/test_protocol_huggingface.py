@@ -147,7 +147,8 @@ def is_hub_error(response: Any, status: int, error_type: str, *words: str) -> bo
 @pytest.mark.parametrize(
     ("task", "body", "words"),
     [
-        ("search", {"inputs": "rain", "prompt_name": "query"}, ("prompt_name", "in front of the text")),
+        ("search", {"inputs": "rain", "prompt_name": "title"}, ("prompt_name", "'document', 'query'")),
+        ("vectors", {"inputs": "rain", "prompt_name": "query"}, ("prompt_name",)),
         ("search", {"inputs": "rain", "truncation_direction": "left"}, ("truncation_side", "right")),
         ("search", {"inputs": "rain " * 100, "truncate": False}, ("64 tokens",)),
         ("search", {"inputs": "rain", "encoding_format": "base64"}, ("encoding_format", "float")),
@@ -165,6 +166,13 @@ def test_what_cannot_be_meant_is_refused_and_named(
     task: str, body: dict[str, Any], words: tuple[str, ...], peers: Served
 ) -> None:
     assert is_hub_error(peers.post(f"/models/{task}", json=body), 422, "Validation", *words)
+
+
+def test_a_prompt_by_name_is_put_before_the_text(peers: Served) -> None:
+    asked = post(peers, "search", inputs="city", prompt_name="query")
+    assert alike(asked, peers.native("search", "where is the city"))
+    assert alike(asked, peers.native("search", "city", {"prompt_name": "query"}))
+    assert not alike(asked, peers.native("search", "city"))
 
 
 def test_null_stands_for_what_is_not_asked(peers: Served) -> None:

@@ -77,6 +77,11 @@ def test_embeddings_as_they_are_when_not_normalised(peers: Served) -> None:
     assert got == [pytest.approx(peers.native("search", "rain", {"normalize": False, "dimensions": 5})[0], abs=1e-5)]
 
 
+def test_a_prompt_by_name_is_put_before_the_text(peers: Served) -> None:
+    got = ask(peers, "/embed", inputs=["city", "river"], prompt_name="query", normalize=False)
+    assert alike(got, peers.native("search", ["where is the city", "where is the river"]))
+
+
 def test_hugging_faces_client_gets_embeddings(own_client: type[InferenceClient], peers: Served) -> None:
     got = own_client(model=f"{peers.url}/models/search/embed", token="any").feature_extraction(
         list(TEXTS), truncate=True, truncation_direction="right"
@@ -154,7 +159,7 @@ def test_info_of_a_task_names_its_delta(own_client: type[InferenceClient], peers
     [
         ("/embed", {"inputs": []}, ("inputs", "at least 1")),
         ("/embed", {"inputs": [1, 2]}, ("inputs", "token ids")),
-        ("/embed", {"inputs": "rain", "prompt_name": "query"}, ("prompt_name", "in front of the text")),
+        ("/embed", {"inputs": "rain", "prompt_name": "title"}, ("prompt_name", "'document', 'query'")),
         ("/embed", {"inputs": "rain", "truncation_direction": "Left"}, ("truncation_side", "right")),
         ("/embed", {"inputs": "rain", "truncation_direction": "up"}, ("truncation_direction",)),
         ("/embed", {"inputs": "rain " * 100, "truncate": False}, ("64 tokens",)),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import BertForSequenceClassification
 
 import ken_core
 from ken_core import Budget, Delta, DeltaFile, Selection, deltafile, open_tuned
+from ken_core.embedding import Dense, Embedding
 from ken_core.kernels import Packed, exchange_for
 from serving import service as service_module
 from serving.cache import DeltaCache
@@ -127,8 +129,26 @@ def in_every_codec(tiny: Tiny) -> list[DeltaFile]:
 
 
 @pytest.fixture(scope="session")
-def everything(deltas: Deltas, more_words: DeltaFile, in_every_codec: list[DeltaFile]) -> list[DeltaFile]:
-    return [deltas.emotion, deltas.topic, deltas.spam, more_words, *in_every_codec]
+def projected(tiny: Tiny) -> DeltaFile:
+    """A delta whose embeddings go through two dense modules."""
+    layers = (
+        Dense(inputs=32, outputs=100, bias=True, activation="Tanh"),
+        Dense(inputs=100, outputs=9, bias=False, activation="Identity", residual=True),
+    )
+    embedding = Embedding(pooling=("mean",), modules=layers)
+    torch.manual_seed(72)
+    delta = ken_core.extract(tiny.base, open_tuned(str(tiny.embedding("projected", seed=72))))
+    projections = {name: torch.randn(shape) for name, shape in embedding.shapes.items()}
+    return deltafile.write(
+        replace(delta, embedding=embedding, projections=projections), tiny.base, tiny.folder / "projected.ken"
+    )
+
+
+@pytest.fixture(scope="session")
+def everything(
+    deltas: Deltas, more_words: DeltaFile, projected: DeltaFile, in_every_codec: list[DeltaFile]
+) -> list[DeltaFile]:
+    return [deltas.emotion, deltas.topic, deltas.spam, more_words, projected, *in_every_codec]
 
 
 @pytest.fixture
@@ -292,9 +312,10 @@ def test_a_heads_parameters_are_the_attached_tensors_themselves(
     deltas: Deltas,
     eventually: Callable[..., None],
 ) -> None:
-    publish_all(everything)
+    with_heads = [file for file in everything if file.manifest.head]
+    publish_all(with_heads)
     service = make_service(materialised_bytes=1 << 30)
-    ask_for_all(service, everything)
+    ask_for_all(service, with_heads)
     ask_for_all(service, [deltas.spam], OFTEN)
     eventually(lambda: len(on_the_device(service, materialised=True)) == 1)
     base = of_the_base(service)

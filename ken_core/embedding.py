@@ -1,0 +1,209 @@
+"""How token vectors become a sentence's embedding, as sentence-transformers computes it: pooling, projections, scaling.
+
+`Embedding` is what a delta says about it, `Embedder` computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from torch import nn
+
+Vector = npt.NDArray[np.float64]
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "last"]
+Activation = Literal[
+    "Identity", "Tanh", "ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Sigmoid",
+    "LogSigmoid", "Hardsigmoid", "Hardswish", "Hardtanh", "Softplus", "Softsign", "Tanhshrink",
+]  # fmt: skip
+"""Of torch.nn: those that work on each number alone and take no argument."""
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+_LONGEST_PROMPT = 4096
+PromptText = Annotated[str, StringConstraints(max_length=_LONGEST_PROMPT)]
+PromptName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Width = Annotated[int, Field(gt=0, le=1 << 20)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dense(_Strict):
+    """A linear layer with an activation; its weights are the delta's `projections`."""
+
+    inputs: Width
+    outputs: Width
+    bias: bool
+    activation: Activation
+    residual: bool = False
+    """Whether the input is added to the output, through a matrix of its own where their widths differ."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Its weights, by the names that sentence-transformers gives them."""
+        matrix = (self.outputs, self.inputs)
+        return {
+            "linear.weight": matrix,
+            **({"linear.bias": (self.outputs,)} if self.bias else {}),
+            **({"residual.weight": matrix} if self.residual and self.inputs != self.outputs else {}),
+        }
+
+
+class Embedding(_Strict):
+    """How a task's embeddings are made of its token vectors."""
+
+    pooling: Annotated[tuple[Pooling, ...], Field(min_length=1, max_length=8)]
+    """Several: their vectors one after the other."""
+    include_prompt: bool = True
+    """Whether the tokens of a prompt are pooled too."""
+    modules: Annotated[tuple[Dense | Literal["normalize"], ...], Field(max_length=8)] = ()
+    """What follows pooling, in order."""
+    dimensions: Width | None = None
+    """Only the first so many numbers of the result."""
+    max_length: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+    """Tokens of a text, in place of the tokenizer's own limit."""
+    lowercase: bool = False
+    """Texts are lower-cased before the tokenizer sees them."""
+    prompts: Annotated[dict[PromptName, PromptText], Field(max_length=64)] = {}
+    default_prompt: PromptName | None = None
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
+    """How its embeddings are to be compared, for whoever does."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Embedding:
+        if self.default_prompt is not None and self.default_prompt not in self.prompts:
+            raise ValueError(f"the default prompt {self.default_prompt!r} is not among the prompts")
+        width = None
+        for dense in self.dense.values():
+            if width not in (None, dense.inputs):
+                raise ValueError(f"a projection takes {dense.inputs} numbers, the one before it gives {width}")
+            width = dense.outputs
+        return self
+
+    @property
+    def dense(self) -> dict[int, Dense]:
+        """The projections among the modules, by their place."""
+        return {i: module for i, module in enumerate(self.modules) if isinstance(module, Dense)}
+
+    @property
+    def takes(self) -> int | None:
+        """The width that the first projection takes; None where there is none."""
+        return next((dense.inputs for dense in self.dense.values()), None)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of all projections by name: ``1.linear.weight`` is of the module at place 1."""
+        return {f"{i}.{name}": shape for i, dense in self.dense.items() for name, shape in dense.shapes.items()}
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether its vectors have length 1, before any are cut."""
+        return bool(self.modules) and self.modules[-1] == "normalize"
+
+
+class Embedder:
+    """Computes embeddings of token vectors; safe to call from many threads.
+
+    Args:
+        embedding: how.
+        projections: the weights of its `Dense` modules, of any floating dtype on the CPU, by `Embedding.shapes`.
+    """
+
+    def __init__(self, embedding: Embedding, projections: Mapping[str, torch.Tensor]) -> None:
+        self.embedding = embedding
+        self._weights = {
+            name: tensor.to(torch.float32, copy=True) for name, tensor in projections.items()
+        }  # of its own, as a head is: the delta they came with may leave the host's memory
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._weights.values())
+
+    def __call__(
+        self,
+        states: Vector,
+        *,
+        skip: int = 0,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> Vector:
+        """One text's embedding, shape (width,).
+
+        Args:
+            states: its token vectors, special ones included, shape (tokens, width).
+            skip: how many tokens at its start are a prompt's that is not pooled; fewer than there are.
+            pooling: in place of the task's own; where there are projections it must give the width they take.
+            normalize: scale to length 1, or not, in place of what the task does; it scales after cutting.
+            dimensions: only the first so many, cut off before scaling as whoever trains for that expects.
+        """
+        own = self.embedding
+        modules = own.modules[:-1] if own.normalizes else own.modules
+        vector = torch.from_numpy(pooled(states, (pooling,) if pooling else own.pooling, skip))
+        for i, module in enumerate(modules):
+            vector = self._project(i, module, vector) if isinstance(module, Dense) else _scaled(vector)
+        vector = vector[:dimensions]
+        if own.normalizes if normalize is None else normalize:
+            vector = _scaled(vector)
+        if dimensions is None and own.dimensions is not None and own.dimensions < len(vector):
+            vector = vector[: own.dimensions]
+            vector = _scaled(vector) if normalize else vector
+        found: Vector = vector.numpy()
+        return found
+
+    def width(self, states: int, pooling: Pooling | None = None) -> int:
+        """How many numbers an embedding has, of token vectors of width `states`."""
+        dense = list(self.embedding.dense.values())
+        whole = dense[-1].outputs if dense else states * (1 if pooling else len(self.embedding.pooling))
+        return min(whole, self.embedding.dimensions or whole)
+
+    def _project(self, i: int, dense: Dense, vector: torch.Tensor) -> torch.Tensor:
+        """In float32, as the layer was trained."""
+        given = vector.float()
+        linear = nn.functional.linear(given, self._weights[f"{i}.linear.weight"], self._weights.get(f"{i}.linear.bias"))
+        projected: torch.Tensor = getattr(nn, dense.activation)()(linear)
+        if dense.residual:
+            matrix = self._weights.get(f"{i}.residual.weight")
+            projected = projected + (given if matrix is None else nn.functional.linear(given, matrix))
+        return projected.double()
+
+
+PLAIN = Embedding(pooling=("mean",))
+"""What sentence-transformers makes of a folder that says nothing about it."""
+
+
+def pooled(states: Vector, pooling: tuple[Pooling, ...], skip: int = 0) -> Vector:
+    """Token vectors pooled; of several ways, one after the other. Special tokens count as the others do.
+
+    Args:
+        states: shape (tokens, width).
+        skip: tokens at the start that are left out.
+    """
+    kept = states[skip:]
+    return np.concatenate([_pool(kept, how, skip) for how in pooling])
+
+
+def _pool(kept: Vector, how: Pooling, skip: int) -> Vector:
+    match how:
+        case "cls":
+            return np.asarray(kept[0])
+        case "last":
+            return np.asarray(kept[-1])
+        case "max":
+            return np.asarray(kept.max(axis=0))
+        case "mean":
+            return np.asarray(kept.mean(axis=0))
+        case "mean_sqrt_len_tokens":
+            return np.asarray(kept.sum(axis=0) / np.sqrt(len(kept)))
+        case "weightedmean":  # later tokens weigh more; those left out count as positions all the same
+            return np.asarray(np.average(kept, axis=0, weights=np.arange(skip + 1, skip + 1 + len(kept))))
+
+
+def _scaled(vector: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(vector, dim=0)

@@ -1,0 +1,132 @@
+"""Tokenizer files that a delta brings: what they may say and cost, before and after a tokenizer is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from ken_core import foreign_json
+from ken_core.errors import DeltaFormatError
+from ken_core.foreign import reading
+from ken_core.tokenization import Encoder
+
+_PLACES_AND_CODE = {"auto_map", "gguf_file", "init_inputs", "slow_tokenizer", "tokenizer_object", "__slow_tokenizer"}
+"""Keys of tokenizer_config.json that name code or other files, or take the place of the tokenizer itself."""
+_BYTES, _BYTES_A_TOKEN = 16 << 20, 256
+"""The largest tokenizers known (Gemma's, of 262,144 tokens and 33 MB) take 130 bytes a token."""
+_VALUES, _VALUES_A_TOKEN = 1 << 20, 16
+"""And 8 JSON values a token. A value takes up to 100 bytes once it is parsed."""
+_MOST_STEPS = 64
+"""Of a normalizer, a pre-tokenizer, a post-processor, a decoder; known ones have up to 10."""
+_MOST_GROWTH = 64
+"""How many characters may come of one. Replacements one after the other multiply."""
+_SHORTEST = 8
+"""Tokens of a row: two texts of one each, and what stands around them."""
+_LONGEST_WORD = 1024
+"""Characters. WordPiece takes time with the cube of a word's length up to here; BERT's limit is 100."""
+
+
+def check_size(name: str, nbytes: int, vocabulary: int) -> None:
+    """Raises `DeltaFormatError` for a file larger than a tokenizer of so many tokens is."""
+    most = _BYTES + _BYTES_A_TOKEN * vocabulary
+    if nbytes > most:
+        raise DeltaFormatError(
+            f"the delta's {name} has {nbytes} bytes; at most {most} are accepted for a vocabulary of {vocabulary}"
+        )
+
+
+def check_content(name: str, data: bytes, vocabulary: int) -> None:
+    """Check a tokenizer file that a delta brings, before a tokenizer is made of it.
+
+    Args:
+        vocabulary: rows of the embedding that its ids are looked up in.
+
+    Raises:
+        DeltaFormatError: it is no JSON object, asks for code or other files, or would cost more memory or time than
+            any tokenizer of this size does.
+    """
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    most = _VALUES + _VALUES_A_TOKEN * vocabulary
+    if values > most:
+        raise DeltaFormatError(f"the delta's {name} holds over {most} values, too many for {vocabulary} tokens")
+    try:
+        # "model_max_length" is 10^30 where there is no limit
+        plain = foreign_json.parse_any_size(data)
+    except ValueError as error:
+        raise DeltaFormatError(f"the delta's {name} is no JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise DeltaFormatError(f"the delta's {name} is no JSON object; refused")
+    if asked := sorted(key for key in _PLACES_AND_CODE & plain.keys() if plain[key]):
+        raise DeltaFormatError(f"the delta's {name} asks for code or files of its own ({asked[0]}); refused")
+    if name == "tokenizer.json":
+        with reading(f"the delta's {name}"):
+            _check_steps(name, plain)
+
+
+def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
+    """Check that a model of this config has a row for every id its tokenizer can give.
+
+    A look-up beyond an embedding is an error on a CPU, and on a GPU the end of the process.
+
+    Raises:
+        DeltaFormatError: it has not, or rows are so short that no text fits into them.
+    """
+    if encoder.max_length < _SHORTEST:
+        raise DeltaFormatError(
+            f"the delta's tokenizer cuts texts at {encoder.max_length} tokens; expected room for {_SHORTEST} at least"
+        )
+    largest, largest_type = encoder.largest_ids
+    rows, types = (getattr(config, key, None) for key in ("vocab_size", "type_vocab_size"))
+    if isinstance(rows, int) and largest >= rows:
+        raise DeltaFormatError(
+            f"the delta's tokenizer gives ids up to {largest}, but its model has {rows} tokens; resize the embedding "
+            "to the tokenizer before fine-tuning, or remove what was added to the tokenizer"
+        )
+    if isinstance(types, int) and types > 0 and largest_type >= types:
+        raise DeltaFormatError(
+            f"the delta's tokenizer gives segment {largest_type}, but its model has {types} segments"
+        )
+
+
+def _check_steps(name: str, plain: Mapping[str, Any]) -> None:
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        steps = list(_steps(plain.get(part)))
+        if len(steps) > _MOST_STEPS:
+            raise DeltaFormatError(f"the delta's {name} has a {part} of {len(steps)} steps; at most {_MOST_STEPS}")
+        growth = prod(map(_growth, steps))
+        if growth > _MOST_GROWTH:
+            raise DeltaFormatError(
+                f"the delta's {name} has a {part} that makes up to {growth:.0f} characters of one; at most "
+                f"{_MOST_GROWTH} are accepted"
+            )
+    longest = (plain.get("model") or {}).get("max_input_chars_per_word")
+    if isinstance(longest, int) and longest > _LONGEST_WORD:
+        raise DeltaFormatError(f"the delta's {name} has words of {longest} characters; at most {_LONGEST_WORD}")
+
+
+def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
+    """The steps of a part, those of sequences one by one. The JSON is known to be no deeper than a stack takes."""
+    if isinstance(part, list):
+        for step in part:
+            yield from _steps(step)
+    elif isinstance(part, dict):
+        yield part
+        for inner in part.values():
+            if isinstance(inner, list):
+                yield from _steps([step for step in inner if isinstance(step, dict)])
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    """How many characters a step can make of one."""
+    content, pattern = step.get("content"), step.get("pattern")
+    if step.get("type") == "Prepend":
+        return 1.0 + len(str(step.get("prepend")))
+    if step.get("type") != "Replace" or not isinstance(content, str):
+        return 1.0
+    literal = pattern.get("String") if isinstance(pattern, dict) else None
+    if isinstance(literal, str) and literal:
+        return max(1.0, len(content) / len(literal))
+    return 1.0 + len(content)  # a regular expression may match nothing, between any two characters

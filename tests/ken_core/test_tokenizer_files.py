@@ -1,0 +1,337 @@
+"""Texts become the tokens that AutoTokenizer makes of them in the fine-tune's own folder, whatever its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, BertForSequenceClassification, PreTrainedTokenizerBase, pipeline
+
+import ken_core
+from ken_core import Budget, CheckpointError, Delta, Selection, deltafile, open_base, open_tuned
+from ken_core.tokenization import Encoder, Input
+from ken_core.tokenizer_files import carried
+from tests.tiny_architectures import ArchitectureBase, served
+from tests.tiny_checkpoints import POSITIONS, TEXTS, WORDS, Tiny
+
+Change = Callable[[Path], None]
+FAMILIES = {"bert": "word pieces", "roberta": "bytes", "deberta-v2": "pieces", "qwen2": "bytes alone"}
+"""Architecture and how its models are told text."""
+SETTINGS = 1000
+"""Bytes that settings alone take at most."""
+
+
+def resaved(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    plain = json.loads((folder / name).read_text())
+    change(plain)
+    (folder / name).write_text(json.dumps(plain))
+
+
+def add_tokens(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["kumquat", AddedToken("rain river", lstrip=True, normalized=False)])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<topic>"]})
+    tokenizer.save_pretrained(folder)
+
+
+def bake_in_truncation_and_padding(folder: Path) -> None:
+    """As a tokenizer saves itself that was used with both."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer(["rain"], padding="max_length", truncation=True, max_length=12)
+    tokenizer.save_pretrained(folder)
+    told = json.loads((folder / "tokenizer.json").read_text())
+    assert told["truncation"]
+    assert told["padding"]
+
+
+def keep_case(folder: Path) -> None:
+    edit(folder, "tokenizer.json", lambda plain: plain["normalizer"].update(lowercase=False))
+
+
+def drop_template(folder: Path) -> None:
+    edit(folder, "tokenizer.json", lambda plain: plain.update(post_processor=None))
+
+
+def without_segments(folder: Path) -> None:
+    edit(folder, "tokenizer_config.json", lambda plain: plain.update(model_input_names=["input_ids", "attention_mask"]))
+
+
+def only_vocab_txt(folder: Path) -> None:
+    """As BERT was saved before there was a tokenizer.json, its words in another order."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    special, words = list(vocabulary)[:5], list(vocabulary)[5:]
+    (folder / "vocab.txt").write_text("\n".join([*special, *reversed(words)]) + "\n")
+
+
+def only_vocab_and_merges(folder: Path) -> None:
+    """As RoBERTa and GPT-2 are saved to this day by some."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    ids = list(model["vocab"].values())
+    turned = dict(zip(model["vocab"], [*ids[:5], *reversed(ids[5:])], strict=True))
+    (folder / "vocab.json").write_text(json.dumps(turned))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(m) for m in model["merges"][:20])]))
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "nothing": (lambda folder: None, "nothing"),
+    "form": (lambda folder: edit(folder, "tokenizer.json", lambda plain: None), "nothing"),
+    "truncation and padding": (bake_in_truncation_and_padding, "settings"),
+    "cut on the left": (lambda folder: resaved(folder, truncation_side="left"), "settings"),
+    "padded on the left": (lambda folder: resaved(folder, padding_side="left"), "settings"),
+    "shorter": (lambda folder: resaved(folder, model_max_length=9), "settings"),
+    "without segments": (without_segments, "settings"),
+    "added tokens": (add_tokens, "whole"),
+    "no template": (drop_template, "whole"),
+}
+"""What a fine-tune may do to its tokenizer, and what of it a delta carries at most."""
+OWN_CHANGES: dict[str, dict[str, tuple[Change, str]]] = {
+    "bert": {"vocab.txt": (only_vocab_txt, "whole"), "case": (keep_case, "whole")},
+    "roberta": {"vocab.json and merges.txt": (only_vocab_and_merges, "whole")},
+}
+CASES = [
+    (architecture, change)
+    for architecture in FAMILIES
+    for change in (*CHANGES, *OWN_CHANGES.get(architecture, ()))
+    if not (architecture == "qwen2" and change == "no template")  # it has none
+]
+
+
+@dataclass(frozen=True)
+class Own:
+    """A fine-tune with a tokenizer of its own: what its folder gives, what the delta does, and `ken apply`'s folder."""
+
+    theirs: PreTrainedTokenizerBase
+    encoder: Encoder
+    applied: PreTrainedTokenizerBase
+    files: Mapping[str, bytes]
+    delta: Delta
+
+    def expected(self, given: Input, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+        rows = tokenizer([given], truncation=True, max_length=self.encoder.max_length, padding=False)
+        return {name: rows[name][0] for name in rows}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Own]:
+    """``own(architecture, change)``: made once."""
+
+    @cache
+    def base(architecture: str) -> ArchitectureBase:
+        return ArchitectureBase(architecture, tmp_path_factory.mktemp(architecture))
+
+    @cache
+    def plain(architecture: str) -> tuple[Delta, Path]:
+        """A delta without a tokenizer, and the folder of its fine-tune."""
+        made = base(architecture)
+        file = made.delta("backbone", "features")
+        return deltafile.read(file, made.checkpoint, made.resident.fingerprint.digest), made.folder / "backbone"
+
+    @cache
+    def make(architecture: str, change: str) -> Own:
+        delta, folder = plain(architecture)
+        tuned = Path(shutil.copytree(folder, tmp_path_factory.mktemp(architecture) / "tuned"))
+        (CHANGES | OWN_CHANGES.get(architecture, {}))[change][0](tuned)
+        checkpoint = base(architecture).checkpoint
+        files = carried(checkpoint, open_tuned(str(tuned)))
+        changed = replace(delta, files=files)
+        out = tmp_path_factory.mktemp("applied") / "out"
+        ken_core.apply(checkpoint, changed, out)
+        theirs, applied = (AutoTokenizer.from_pretrained(at) for at in (tuned, out))
+        return Own(theirs, Encoder.of(checkpoint, changed), applied, files, changed)
+
+    return make
+
+
+@pytest.mark.parametrize(("architecture", "change"), CASES)
+@settings(max_examples=25)
+@given(
+    st.text(max_size=120)
+    | st.lists(st.sampled_from([*WORDS, "kumquat", "<topic>", "rain river", "Rain"])).map(" ".join)
+)
+def test_any_text_gets_the_ids_of_the_fine_tunes_own_tokenizer(
+    own: Callable[[str, str], Own], architecture: str, change: str, text: str
+) -> None:
+    made = own(architecture, change)
+    for given_input in (text, (text, TEXTS[0])):
+        (found,) = made.encoder([given_input])
+        expected = made.expected(given_input, made.theirs)
+        assert list(found.ids) == expected["input_ids"]
+        assert (found.type_ids is None) == ("token_type_ids" not in expected)
+        assert found.type_ids is None or list(found.type_ids) == expected["token_type_ids"]
+        assert made.expected(given_input, made.applied) == expected
+
+
+@pytest.mark.parametrize(("architecture", "change"), CASES)
+def test_no_more_is_carried_than_differs(own: Callable[[str, str], Own], architecture: str, change: str) -> None:
+    made, most = own(architecture, change), (CHANGES | OWN_CHANGES.get(architecture, {}))[change][1]
+    sizes = {name: len(data) for name, data in made.files.items()}
+    if most == "nothing":
+        assert sizes == {}
+    elif most == "settings":
+        assert "tokenizer.json" not in sizes
+        assert sum(sizes.values()) < SETTINGS
+    else:
+        assert sizes.keys() == {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize(("architecture", "change"), CASES)
+def test_lengths_and_sides_are_the_fine_tunes(own: Callable[[str, str], Own], architecture: str, change: str) -> None:
+    made = own(architecture, change)
+    encoder, theirs = made.encoder, made.theirs
+    assert encoder.max_length == min(theirs.model_max_length, POSITIONS)
+    assert encoder.truncation_side == theirs.truncation_side == made.applied.truncation_side
+    assert encoder.pads_left == (theirs.padding_side == "left")
+    assert made.applied.padding_side == theirs.padding_side
+    assert (encoder.pad_id, encoder.cls_id) == (theirs.pad_token_id or 0, theirs.cls_token_id)
+
+
+# Through a file and the resident model
+
+
+def permuted(tiny: Tiny, to: Path) -> Path:
+    """A fine-tune whose words are in another order, in its embedding as in its ``vocab.txt``, its only such file."""
+    folder = Path(shutil.copytree(tiny.tuned("in-order", ["good", "bad"], seed=91), to))
+    before = AutoTokenizer.from_pretrained(folder).get_vocab()
+    only_vocab_txt(folder)
+    after = AutoTokenizer.from_pretrained(folder).get_vocab()
+    model = BertForSequenceClassification.from_pretrained(folder)
+    rows = model.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[list(after.values())] = rows[[before[token] for token in after]].clone()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_permuted_vocabulary_in_vocab_txt_alone_is_served_as_transformers_answers(tiny: Tiny, tmp_path: Path) -> None:
+    folder = permuted(tiny, tmp_path / "permuted")
+    base = ArchitectureBase("bert", tmp_path)
+    shutil.copytree(tiny.base_folder, base.path, dirs_exist_ok=True)
+    delta = ken_core.extract(base.checkpoint, open_tuned(str(folder)), Selection(budget=Budget(fraction=1.0)))
+    task = served(base, deltafile.write(delta, base.checkpoint, tmp_path / "d.ken"))
+    texts = [*TEXTS, " ".join(WORDS[:40])]
+    reference = pipeline("text-classification", model=str(folder), top_k=None)
+    applied = pipeline("text-classification", model=str(task.applied), top_k=None)
+    with_the_bases = pipeline("text-classification", model=str(folder), tokenizer=str(tiny.base_folder), top_k=None)
+    for found, text in zip(task.ask("text-classification", texts), texts, strict=True):
+        expected = {row["label"]: row["score"] for row in reference(text)[0]}
+        assert {row["label"]: row["score"] for row in found} == pytest.approx(expected, abs=1e-5)
+        assert {row["label"]: row["score"] for row in applied(text)[0]} == pytest.approx(expected, abs=1e-6)
+    wrong = [{r["label"]: r["score"] for r in with_the_bases(text)[0]}["good"] for text in texts]
+    right = [{r["label"]: r["score"] for r in reference(text)[0]}["good"] for text in texts]
+    assert max(abs(a - b) for a, b in zip(wrong, right, strict=True)) > 0.01
+
+
+def test_tokenizer_files_are_compressed_and_the_same_inputs_give_the_same_bytes(minilm: Path, tmp_path: Path) -> None:
+    """Truncation and padding alone cost 712 kB of a delta of MiniLM."""
+    base = open_base(str(minilm))
+    words = Path(shutil.copytree(minilm, tmp_path / "words"))
+    add_tokens(words)
+    baked = Path(shutil.copytree(minilm, tmp_path / "baked"))
+    bake_in_truncation_and_padding(baked)
+    sizes = {}
+    for folder in (words, baked):
+        deltas = {name: ken_core.extract(base, open_tuned(str(folder))) for name in ("a", "b")}
+        written = [deltafile.write(delta, base, tmp_path / name) for name, delta in deltas.items()]
+        delta = deltas["a"]
+        assert written[0].path.read_bytes() == written[1].path.read_bytes()
+        read = deltafile.read(written[0], base, delta.base_fingerprint)
+        assert read.files == delta.files
+        sizes[folder.name] = sum(entry.bytes for entry in written[0].manifest.files.values())
+    assert len(words.joinpath("tokenizer.json").read_bytes()) > 700_000
+    assert sizes["words"] < 200_000
+    assert sizes["baked"] < SETTINGS
+
+
+# Folders
+
+
+def test_a_folder_without_a_tokenizer_has_the_bases(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.tuned("bare", ["no", "yes"], seed=92), tmp_path / "bare"))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    assert carried(tiny.base, open_tuned(str(folder))) == {}
+
+
+def test_a_tokenizer_is_carried_to_a_base_that_has_none(tiny: Tiny, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(tiny.base_folder, tmp_path / "bare"))
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    base, tuned = open_base(str(bare)), open_tuned(str(tiny.tuned("dressed", ["no", "yes"], seed=93)))
+    delta = ken_core.extract(base, tuned)
+    assert delta.files.keys() == {"tokenizer.json", "tokenizer_config.json"}
+    expected = AutoTokenizer.from_pretrained(tuned.folder)(list(TEXTS))["input_ids"]
+    assert [list(row.ids) for row in Encoder.of(base, delta)(list(TEXTS))] == expected
+
+
+def test_a_base_of_vocab_txt_alone_shares_it_with_a_fine_tune_that_has_a_tokenizer_json(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    bare = Path(shutil.copytree(tiny.base_folder, tmp_path / "bare"))
+    only_vocab_txt(bare)
+    tuned = Path(shutil.copytree(tiny.tuned("newer", ["no", "yes"], seed=94), tmp_path / "tuned"))
+    for path in tuned.glob("tokenizer*"):
+        path.unlink()
+    AutoTokenizer.from_pretrained(bare, model_max_length=7, truncation_side="left").save_pretrained(tuned)
+    base = open_base(str(bare))
+    delta = ken_core.extract(base, open_tuned(str(tuned)))
+    assert delta.files.keys() == {"tokenizer_config.json"}
+    ken_core.apply(base, delta, tmp_path / "out")
+    for folder in (tuned, tmp_path / "out"):
+        expected = AutoTokenizer.from_pretrained(folder)(list(TEXTS), truncation=True)["input_ids"]
+        assert [list(row.ids) for row in Encoder.of(base, delta)(list(TEXTS))] == expected
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused_by_name(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.tuned("slow", ["no", "yes"], seed=95), tmp_path / "slow"))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CanineTokenizer"}))
+    with pytest.raises(CheckpointError, match="a CanineTokenizer, a tokenizer without a fast form"):
+        carried(tiny.base, open_tuned(str(folder)))
+
+
+@pytest.mark.parametrize("told", [{"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}, {"tokenizer_class": 7}])
+def test_a_tokenizer_that_asks_for_its_own_code_or_makes_no_sense_is_refused(
+    told: dict[str, Any], tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny.tuned("strange", ["no", "yes"], seed=96), tmp_path / "strange"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    (folder / "own.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(CheckpointError, match=r"own code|no usable tokenizer"):
+        carried(tiny.base, open_tuned(str(folder)))
+
+
+@pytest.mark.skipif(
+    find_spec("sentencepiece") is not None, reason="sentencepiece is installed, and would read the model"
+)
+def test_a_sentencepiece_model_without_its_package_says_what_to_install(tmp_path: Path) -> None:
+    base = ArchitectureBase("deberta-v2", tmp_path)
+    base.delta("backbone", "features")
+    folder = tmp_path / "backbone"
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    with pytest.raises(
+        CheckpointError, match=r"only the package sentencepiece reads its model.* save a tokenizer\.json"
+    ):
+        carried(base.checkpoint, open_tuned(str(folder)))
