@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from serving.digests import is_pin, pinned, version_of
 from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
 from serving.routes import check_route
 from serving.store import KEYS_CHANGED, Store, Table, Task
@@ -40,7 +41,7 @@ class TaskTable:
     def resolve(
         self,
         task: str,
-        alias: str | None = None,
+        version: str | None = None,
         digest: str | None = None,
         key: str | None = None,
         sees: Callable[[str], bool] = lambda name: True,
@@ -48,36 +49,33 @@ class TaskTable:
         """The digest that answers a request.
 
         Args:
-            digest: pins one of the task's versions, whatever else is said.
-            alias: the version this alias points at. None: the one the task's route chooses, without a route the
-                one that ``live`` points at.
+            version: an alias, or a digest or how it begins. None: what the task's route chooses, without a route
+                ``live``.
+            digest: pins one of the task's versions, as a digest or its beginning. It comes before an alias or a route,
+                and after a version that is named by its digest.
             key: requests of one key are routed alike; None: by chance.
             sees: which names may be suggested to whoever asks.
 
         Raises:
             UnknownTaskError: no such task, alias or version; names near it are suggested.
+            InvalidInputError: several versions may be meant.
         """
         known = self.find(task, sees)
-        if digest is not None:
-            if digest not in known.versions:
-                raise UnknownTaskError(f"{digest!r} is no version of task {task!r}")
-            return digest
-        if alias is None:
-            alias = known.route.choose(key, task) if known.route else "live"
-            if known.route and alias not in known.aliases and alias in known.versions:
-                return alias
-        if alias not in known.aliases:
-            have = ", ".join(sorted(known.aliases)) or "none"
-            raise UnknownTaskError(f"task {task!r} has no alias {alias!r}; it has: {have}")
-        return known.aliases[alias]
+        if digest is not None and not (version is not None and is_pin(known, version)):
+            return pinned(known, digest)
+        if version is None:
+            version = known.route.choose(key, task) if known.route else "live"
+        return version_of(known, version)
 
     def shadow(self, task: str) -> str | None:
         """The digest that gets a copy of the requests the task's route decides about; None where there is none."""
         known = self.current.tasks.get(task)
         if known is None or known.route is None or known.route.shadow is None:
             return None
-        target = known.route.shadow
-        return known.aliases.get(target, target if target in known.versions else None)
+        try:
+            return version_of(known, known.route.shadow)
+        except UnknownTaskError:
+            return None
 
     def find(self, task: str, sees: Callable[[str], bool] = lambda name: True) -> Task:
         """Raises `UnknownTaskError`; names near it that may be seen are suggested."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from fastapi import Query, Request
@@ -75,12 +76,19 @@ class Change:
     task: str | None
     request_id: str | None
 
-    async def make(self, work: Callable[[str], int], wait: float | None = None, **detail: object) -> Changed:
+    async def make(
+        self,
+        work: Callable[[str], int],
+        wait: float | None = None,
+        learned: Mapping[str, object] = MappingProxyType({}),
+        **detail: object,
+    ) -> Changed:
         """Make it.
 
         Args:
             work: given the caller's name, makes the change and returns the store's revision; runs in a thread.
             wait: seconds until every live replica has seen it.
+            learned: what `work` finds out and adds, for the audit log; in place of what `detail` says of it.
             detail: more for the audit log.
 
         Raises:
@@ -96,7 +104,8 @@ class Change:
             outcome = "refused"
             raise
         finally:
-            audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **detail)
+            told = {**detail, **learned}
+            audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
         return Changed(task=self.task, revision=revision, pending=await self._pending(revision, wait))
 
     async def _pending(self, revision: int, seconds: float | None) -> list[str]:

@@ -67,7 +67,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, KeyRequest)
         expires = None if body.expires_in is None else int(time.time() + body.expires_in)
         key, token = new_key(body.name, body.scopes, body.tasks, expires)
-        facts = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
+        facts: dict[str, Any] = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
         changed = await change.make(partial(service.store.put_key, key.id, key.record()), wait, **facts)
         return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending)
 

@@ -14,6 +14,7 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Force, Seconds, Wait
 from serving.api.problems import responses
+from serving.digests import SHORTEST, version_of, with_whole_digests
 from serving.routes import check_route
 from serving.service import Service
 from serving.signatures import MOST_SIGNATURES, Signature
@@ -21,6 +22,13 @@ from serving.store import Task
 
 TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", description="a task's name")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="a delta's sha256")]
+VersionName = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
+        description=f"a version's digest, {SHORTEST} or more digits that it begins with, or an alias of it",
+    ),
+]
 
 
 class TaskInfo(BaseModel):
@@ -48,7 +56,9 @@ class Version(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
 
-    digest: str = Field(description="a delta's sha256, or, where promoted, an alias of the task")
+    digest: str = Field(
+        description=f"a delta's sha256; where promoted, also {SHORTEST} or more digits that it begins with, or an alias"
+    )
     alias: str = "live"
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
 
@@ -77,7 +87,7 @@ class RouteInfo(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}, "shadow": "next"}]}
     )
 
-    weights: dict[str, int] = Field({"live": 1}, description="alias or digest to weight; shares are of their sum")
+    weights: dict[str, int] = Field({"live": 1}, description="alias or version to weight; shares are of their sum")
     shadow: str | None = Field(
         None, description="alias or digest that is asked the same, only to compare: its answers are never given"
     )
@@ -147,12 +157,13 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         change = changes.begin(request, "publish", "promote", task)
         body = await read_body(request, Version)
 
-        def work(who: str) -> int:
-            known = store.task(task)
-            digest = known.aliases.get(body.digest, body.digest) if known else body.digest
-            return store.promote(task, digest, body.alias, who)
+        learned = {"digest": body.digest}
 
-        return await change.make(work, body.wait, digest=body.digest, alias=body.alias)
+        def work(who: str) -> int:
+            learned["digest"] = version_of(store.known(task), body.digest)
+            return store.promote(task, learned["digest"], body.alias, who)
+
+        return await change.make(work, body.wait, learned, alias=body.alias)
 
     @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(AliasOnly))
     async def rollback(task: TaskName, request: Request) -> Changed:
@@ -161,14 +172,19 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, AliasOnly)
         return await change.make(partial(store.rollback, task, body.alias), body.wait, alias=body.alias)
 
-    @routes.delete("/{task}/versions/{digest}", responses=refused)
+    @routes.delete("/{task}/versions/{version}", responses=refused)
     async def delete_version(
-        task: TaskName, digest: Digest, request: Request, force: Force = False, wait: Wait = None
+        task: TaskName, version: VersionName, request: Request, force: Force = False, wait: Wait = None
     ) -> Changed:
         """Forget a version; refused while an alias or the route points at it."""
         change = changes.begin(request, "publish", "delete version", task)
-        work = partial(store.delete_version, task, digest, force=force)
-        return await change.make(work, wait, digest=digest, force=force)
+        learned = {"digest": version}
+
+        def work(who: str) -> int:
+            learned["digest"] = version_of(store.known(task), version)
+            return store.delete_version(task, learned["digest"], who, force)
+
+        return await change.make(work, wait, learned, force=force)
 
     @routes.delete("/{task}", responses=refused)
     async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> Changed:
@@ -189,7 +205,14 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         change = changes.begin(request, "publish", "route", task)
         body = await read_body(request, RouteInfo)
         wanted = check_route(body.model_dump(exclude_unset=True))
-        return await change.make(partial(store.set_route, task, wanted), wait, **wanted.plain())
+        learned = wanted.plain()
+
+        def work(who: str) -> int:
+            whole = with_whole_digests(store.known(task), wanted)
+            learned.update(whole.plain())
+            return store.set_route(task, whole, who)
+
+        return await change.make(work, wait, learned)
 
     @routes.delete("/{task}/route")
     async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:

@@ -84,15 +84,19 @@ def backend(url: str | None, redis_url: str | None, data_dir: Path | None, names
         yield Direct(store)
 
 
-def recorded(asked: Backend, task: str, change: Change) -> HistoryEntry:
+def recorded(asked: Backend, task: str, change: Change, action: str | None = None) -> HistoryEntry:
     """What a change did, from the history, which unlike a replica's table is never behind.
+
+    Args:
+        action: which entry, where the change made several.
 
     Raises:
         UnavailableError: others changed the task so often meanwhile that it is not among the newest.
     """
     from serving.errors import UnavailableError
 
-    found = next((entry for entry in asked.history(task) if entry.revision == change.revision), None)
+    made = (entry for entry in asked.history(task) if entry.revision == change.revision)
+    found = next((entry for entry in made if action in (None, entry.action)), None)
     if found is None:
         raise UnavailableError(f"the change was made (revision {change.revision}), but {task} was changed much since")
     return found

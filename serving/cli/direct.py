@@ -9,7 +9,6 @@ from pathlib import Path
 from ken_core import deltafile
 from serving.cli.backend import Listing
 from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
-from serving.errors import UnknownTaskError
 from serving.keys import new_key, readable
 from serving.routes import Route
 from serving.signaturefile import read_signatures
@@ -34,10 +33,7 @@ class Direct:
         return Listing(found.revision, [_info(task) for task in found.tasks.values()], sizes)
 
     def task(self, name: str) -> TaskInfo:
-        known = self._store.task(name)
-        if known is None:
-            raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
-        return _info(known)
+        return _info(self._store.known(name))
 
     def history(self, name: str) -> list[HistoryEntry]:
         return [HistoryEntry.model_validate(entry) for entry in self._store.history(name)]
@@ -59,9 +55,7 @@ class Direct:
         return change
 
     def promote(self, task: str, digest: str, alias: str = "live", *, wait: float | None = None) -> Change:
-        known = self._store.task(task)
-        target = known.aliases.get(digest, digest) if known else digest
-        return self._seen(self._store.promote(task, target, alias), wait, task)
+        return self._seen(self._store.promote(task, digest, alias), wait, task)
 
     def rollback(self, task: str, alias: str = "live", *, wait: float | None = None) -> Change:
         return self._seen(self._store.rollback(task, alias), wait, task)

@@ -100,7 +100,7 @@ def predict(
         inputs: one input or a list of them: texts, or objects of the fields the kind asks for.
         parameters: of the kind, e.g. ``{"top_k": 1}``.
         kind: what to ask of the task; by default what it answers by itself.
-        digest: pins one of the task's versions.
+        digest: pins one of the task's versions; 12 or more of the digits it begins with are enough.
         key: where the task has a route, calls of one key are answered by one of its targets.
         timeout: seconds, in place of the client's; the server does not begin what cannot be done in time.
 
@@ -142,7 +142,7 @@ def promote(task: str, digest: str, alias: str = "live", *, wait: float | None =
     """Point an alias at one of the task's versions.
 
     Args:
-        digest: the version's, or another alias that points at it.
+        digest: the version's, 12 or more of the digits it begins with, or another alias that points at it.
         wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
     """
     return _pointing(_path("tasks", task, "promote"), {"digest": digest, "alias": alias}, wait)
@@ -157,6 +157,7 @@ def delete_version(task: str, digest: str, *, force: bool = False, wait: float |
     """Forget one version of a task.
 
     Args:
+        digest: as in `promote`.
         force: also where aliases or the route point at it; aliases fall back to what they pointed at before.
         wait: as in `promote`.
     """
@@ -187,8 +188,8 @@ def set_route(
     """Split a task's predictions between its versions.
 
     Args:
-        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or digest; ``live`` answers all if it is left out.
-        shadow: an alias or digest that is asked the same once the answer was given. What it says is compared and
+        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or version; ``live`` answers all if it is left out.
+        shadow: an alias or version that is asked the same once the answer was given. What it says is compared and
             counted (``ken_shadow_*``) and given to nobody. None: no shadow, also where there was one before.
         wait: as in `promote`.
     """

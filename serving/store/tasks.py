@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from serving.digests import version_of, with_whole_digests
 from serving.errors import ConflictError, StoreError, UnknownTaskError
-from serving.names import check_digest, check_name
+from serving.names import check_alias, check_digest, check_name
 from serving.routes import Route, check_route
 from serving.signatures import Signature, check_genuine
 from serving.store.connected import whoami
@@ -71,7 +72,7 @@ class Tasks(Keys, Signatures):
             InvalidInputError: a name nothing can have, or a signature that is not of this delta.
         """
         check_name("task", task)
-        check_name("alias", alias)
+        check_alias(alias)
         check_genuine(file.digest, signatures)
         with self._leased(file.digest):
             self.put(file)
@@ -96,20 +97,26 @@ class Tasks(Keys, Signatures):
             UnknownTaskError: the store does not hold the delta whole.
         """
         check_name("task", task)
-        check_name("alias", alias)
+        check_alias(alias)
         check_genuine(digest, signatures)
         with self._leased(check_digest(digest)):
             self._add_signatures(self._complete(task, digest), signatures)
             return self._changed("publish", task, alias, digest, who)
 
     def promote(self, task: str, digest: str, alias: str = "live", who: str | None = None) -> int:
-        """Point an alias at a digest already published to this task; returns the revision.
+        """Point an alias at a version already published to this task; returns the revision.
+
+        Args:
+            digest: the version's, or how it begins, or another alias that points at it: see `version_of`.
 
         Raises:
-            UnknownTaskError: no such task, or the digest is none of its versions.
+            UnknownTaskError: no such task, or none of its versions is meant.
+            InvalidInputError: several may be meant.
         """
-        check_name("alias", alias)
-        return self._changed("promote", check_name("task", task), alias, self._complete(task, digest), who)
+        check_alias(alias)
+        # whether the store holds it is asked of versions alone: it must not show whether others published it
+        found = self._complete(task, version_of(self.known(task), digest))
+        return self._changed("promote", task, alias, found, who)
 
     def rollback(self, task: str, alias: str = "live", who: str | None = None) -> int:
         """Point an alias at what it pointed at before; returns the revision.
@@ -123,11 +130,16 @@ class Tasks(Keys, Signatures):
     def set_route(self, task: str, route: Route | None, who: str | None = None) -> int:
         """Split the requests that name no alias, or send them all to ``live`` (None); returns the revision.
 
+        Args:
+            route: its digests may be beginnings; whole ones are kept.
+
         Raises:
             UnknownTaskError: no such task, or a target or the shadow is neither an alias nor a version of it.
+            InvalidInputError: a target may be several versions, or two are the same one.
         """
-        text = orjson.dumps(route.plain()).decode() if route else ""
-        return self._changed("route", check_name("task", task), _ROUTE, text, who)
+        known = self.known(task)
+        text = orjson.dumps(with_whole_digests(known, route).plain()).decode() if route else ""
+        return self._changed("route", task, _ROUTE, text, who)
 
     def rollback_route(self, task: str, who: str | None = None) -> int:
         """Return to the route, or to none, that was before; returns the revision.
@@ -153,11 +165,15 @@ class Tasks(Keys, Signatures):
         No rollback returns to it. Forced while it is in use, each alias that points at it goes back to what it
         pointed at before, or goes away where there is nothing before; the route loses what is no more.
 
+        Args:
+            digest: the version's, or how it begins, or an alias that points at it: see `version_of`.
+
         Raises:
             UnknownTaskError: no such task or version.
+            InvalidInputError: several versions may be meant.
             ConflictError: an alias or the route points at it, and it is not forced.
         """
-        return self._deleted("delete-version", check_name("task", task), check_digest(digest), who, force)
+        return self._deleted("delete-version", task, version_of(self.known(task), digest), who, force)
 
     def task(self, name: str) -> Task | None:
         key = self._control("task", name)
@@ -171,6 +187,13 @@ class Tasks(Keys, Signatures):
             if fields.get(_REVISION.encode()) == revision:
                 return _task(name, fields, versions) if fields else None
         raise AssertionError
+
+    def known(self, name: str) -> Task:
+        """A task; raises `UnknownTaskError` if there is none of this name."""
+        known = self.task(check_name("task", name))
+        if known is None:
+            raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
+        return known
 
     def table(self) -> Table:
         """All tasks and keys, read again until no change came in between."""

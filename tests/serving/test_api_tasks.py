@@ -109,12 +109,42 @@ def test_an_alias_can_be_promoted_by_its_name(
     talk(service, conversation)
 
 
+def test_versions_are_changed_by_their_first_digits_and_recorded_whole(
+    service: Service, talk: Talk, publish: Callable[..., None], deltas: Deltas, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish("spam", deltas.spam_2, alias="canary")
+    first, second = deltas.spam.digest, deltas.spam_2.digest
+
+    async def conversation(client: Client) -> None:
+        async def change(method: str, path: str, **request: Any) -> None:
+            response = await client.request(method, f"/v1/tasks/spam/{path}", **request)
+            assert response.status_code == 200, response.text
+
+        await change("POST", "promote", json={"digest": second[:12]})
+        await change("PUT", "route?wait=20", json={"weights": {first[:12]: 1}, "shadow": second[:20]})
+        route = (await client.get("/v1/tasks/spam/route")).json()
+        assert route == {"weights": {first: 1}, "shadow": second}
+        await change("DELETE", "route")
+        await change("DELETE", f"versions/{first[:12]}?wait=20")
+        assert is_problem(await client.delete("/v1/tasks/spam/versions/canary"), 409, second)
+        assert (await client.get("/v1/tasks/spam")).json()["versions"] == [second]
+        told = (await client.get("/v1/tasks/spam/history")).json()
+        assert [h["digest"] for h in told if h["digest"]][:2] == [first, second]
+
+    with caplog.at_level(logging.INFO, "ken.audit"):
+        talk(service, conversation)
+    audited = [record.detail for record in caplog.records if record.name == "ken.audit"]  # type: ignore[attr-defined]
+    assert audited[0] == {"digest": second, "alias": "live"}
+    assert audited[1] == {"weights": {first: 1}, "shadow": second}
+    assert [line["digest"] for line in audited[3:]] == [first, second]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "word"),
     [
         ("POST", "/v1/tasks/nobody/promote", {"digest": "0" * 64}, 404, "nobody"),
         ("POST", "/v1/tasks/spam/promote", {"digest": "0" * 64}, 404, "0000"),
-        ("POST", "/v1/tasks/spam/promote", {"digest": "latest"}, 422, "latest"),
+        ("POST", "/v1/tasks/spam/promote", {"digest": "latest"}, 404, "latest"),
         ("POST", "/v1/tasks/spam/promote", {}, 422, "digest"),
         ("POST", "/v1/tasks/spam/promote", {"digest": "0" * 64, "to": "live"}, 422, "to"),
         ("POST", "/v1/tasks/spam/promote", {"digest": "0" * 64, "wait": 3600}, 422, "wait"),

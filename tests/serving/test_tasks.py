@@ -14,7 +14,7 @@ import pytest
 
 from serving.connection import connect
 from serving.embedded import embedded_store
-from serving.errors import StoreError, UnavailableError, UnknownTaskError
+from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
 from serving.routes import Route
 from serving.store import Store, Table, Task
 from serving.tasks import TaskTable, TaskWatch
@@ -62,6 +62,28 @@ def test_a_pinned_digest_that_is_no_version_of_the_task_is_refused(table: TaskTa
         table.resolve("sentiment", digest=C)
 
 
+def test_a_version_is_pinned_by_how_its_digest_begins(table: TaskTable) -> None:
+    assert table.resolve("sentiment", digest=B[:12]) == B
+    assert table.resolve("sentiment", B[:40]) == B
+    with pytest.raises(UnknownTaskError, match="expected a digest"):
+        table.resolve("sentiment", digest=B[:11])
+
+
+def test_a_pin_that_may_be_several_versions_is_refused_with_their_digests(file: Path) -> None:
+    one, like_it = A[:63] + "1", A[:63] + "2"
+    table = TaskTable(file)
+    table.replace(Table(7, {"spam": Task("spam", 7, {"live": one}, (one, like_it))}))
+    for named in ({"digest": A[:12]}, {"version": A[:12]}):
+        with pytest.raises(InvalidInputError, match=f"2 versions of task 'spam': {one}, {like_it}"):
+            table.resolve("spam", **named)
+
+
+def test_a_version_named_by_its_digest_comes_before_a_pin_and_a_pin_before_an_alias(table: TaskTable) -> None:
+    for named in (A, A[:12]):
+        assert table.resolve("sentiment", named, digest=B) == A
+    assert table.resolve("sentiment", "live", digest=B[:12]) == B
+
+
 def routed(file: Path, route: Route | None, **aliases: str) -> TaskTable:
     made = TaskTable(file)
     made.replace(Table(7, {"sentiment": Task("sentiment", 7, aliases, (A, B), route)}))
@@ -104,7 +126,7 @@ def test_a_shadow_is_an_alias_or_a_version_and_not_asked_where_there_is_none(fil
 
 
 def test_a_route_leads_nowhere_the_task_does_not_go(file: Path) -> None:
-    with pytest.raises(UnknownTaskError, match=f"no alias '{C}'"):
+    with pytest.raises(UnknownTaskError, match=f"'{C}' is no version"):
         routed(file, Route({C: 1}), live=A).resolve("sentiment")
 
 
