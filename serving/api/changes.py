@@ -16,7 +16,7 @@ from serving.api.auth import Authenticator, permit
 from serving.api.failures import request_id
 from serving.audit import audit
 from serving.errors import ServingError, StoreError
-from serving.keys import Scope
+from serving.keys import Principal, Scope
 from serving.service import Service
 from serving.store import Store
 
@@ -55,15 +55,15 @@ class Changes:
         Raises:
             UnauthorizedError, ForbiddenError: the caller may not.
         """
-        found, who = request_id(request.scope), "unknown"
+        found, principal = request_id(request.scope), None
         try:
             principal = self._authenticator.principal(request)
-            who = principal.name
             permit(principal, scope, task)
         except ServingError:
+            who = principal.name if principal else "unknown"
             audit(action, who, "refused", task=task, request_id=found)
             raise
-        return Change(self._store, who, action, task, found)
+        return Change(self._store, principal, action, task, found)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,15 @@ class Change:
     """One change, not made yet."""
 
     store: Store
-    who: str
+    principal: Principal
     action: str
     task: str | None
     request_id: str | None
+
+    @property
+    def who(self) -> str:
+        """The caller's name."""
+        return self.principal.name
 
     async def make(
         self,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Force, Seconds, Wait
+from serving.api.possession import Possession
 from serving.api.problems import responses
 from serving.digests import SHORTEST, version_of, with_whole_digests
 from serving.routes import check_route
@@ -112,7 +113,7 @@ class Change(BaseModel):
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes that show and change tasks."""
     routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=responses(401))
-    store, refused = service.store, responses(409)
+    store, possession, refused = service.store, Possession(service), responses(409)
 
     @routes.get("")
     async def tasks(request: Request) -> list[TaskInfo]:
@@ -145,8 +146,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, Publication)
 
         def work(who: str) -> int:
-            service.check_signed(body.digest, body.signatures)
-            store.commit_upload(body.digest, service.check_delta, service.cache.files.folder)
+            possession.take(change.principal, body.digest, body.signatures)
             return store.publish_digest(task, body.digest, body.alias, who, body.signatures)
 
         return await change.make(work, body.wait, digest=body.digest, alias=body.alias)

@@ -16,6 +16,7 @@ cluster; blobs are tagged by digest, so they spread):
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    4 MiB chunks
 - ``ken:ns:parts:{<digest>}``       hash: chunks of an upload that is not complete, by position
+- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner alone; it expires
 """
 
 from serving.names import check_digest, check_name
