@@ -24,12 +24,22 @@ _BLOCK_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 
 
+_LOCKED = "A server with this data directory has known API keys; it stays locked without one. KEN_AUTH=off opens it.\n"
+
+
 class TaskTable:
-    """Resolves task names to digests. Reads never wait for the store."""
+    """Resolves task names to digests. Reads never wait for the store.
+
+    Attributes:
+        locked: whether a key was ever known here. It lies in a file of its own beside the table, which a store that
+            came back empty replaces.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._lock_file = file.with_suffix(".locked")
         self._table: Table | None = None
+        self.locked = self._lock_file.exists()
 
     @property
     def current(self) -> Table:
@@ -94,15 +104,26 @@ class TaskTable:
         with open(partial, "xb", opener=_private) as out:
             out.write(orjson.dumps(asdict(table)))
         partial.replace(self._file)
+        if table.keys or table.locked:
+            self.lock()
+
+    def lock(self) -> None:
+        """Remember, over restarts too, that there was a key."""
+        if not self.locked:
+            self.locked = True
+            self._lock_file.write_text(_LOCKED)
 
     def load_from_disk(self) -> bool:
         """Take the last table this replica knew; False where there is none."""
         try:
             plain = orjson.loads(self._file.read_bytes())
             tasks = {name: _task(task) for name, task in plain["tasks"].items()}
-            self._table = Table(plain["revision"], tasks, dict(plain.get("keys", {})))
+            keys, locked = dict(plain.get("keys", {})), bool(plain.get("locked", False))
+            self._table = Table(plain["revision"], tasks, keys, locked)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
             return False
+        if keys or locked:
+            self.lock()
         return True
 
 
@@ -148,10 +169,11 @@ class TaskWatch:
         Raises:
             StoreError: the store is down and no table is on disk.
         """
+        on_disk = self._table.load_from_disk()  # first, for the store may have lost the keys that it holds
         try:
             self._resync()
         except StoreError:
-            if not self._table.load_from_disk():
+            if not on_disk:
                 raise
             _log.warning("the store at %s is down; serving what the disk holds", self._store.where)
         self._thread.start()
@@ -192,6 +214,7 @@ class TaskWatch:
         if self._stopping.is_set():
             return
         if not events:
+            self._share_lock(self._table.current)
             self._report()
             if self._store.revision() != self._table.current.revision:
                 self._resync()
@@ -203,23 +226,30 @@ class TaskWatch:
             self._resync()
             return
         changed = {e.task for e in fresh}
-        tasks, keys = dict(self._table.current.tasks), self._table.current.keys
+        tasks, keys, locked = dict(self._table.current.tasks), self._table.current.keys, self._table.current.locked
         if KEYS_CHANGED in changed:
-            keys = self._store.keys()
+            keys, locked = self._store.keys(), self._store.locked()
         for name in changed - {KEYS_CHANGED}:
             task = self._store.task(name)
             if task is None:
                 tasks.pop(name, None)
             else:
                 tasks[name] = task
-        self._take(Table(fresh[-1].revision if fresh else known, tasks, keys))
+        self._take(Table(fresh[-1].revision if fresh else known, tasks, keys, locked))
 
     def _take(self, table: Table) -> None:
         self._table.replace(table)
+        self._share_lock(table)
         if not self._stopping.is_set():
             self._report()
         self.store_up = True
         self._on_change(True)
+
+    def _share_lock(self, table: Table) -> None:
+        """Tell the store, and so replicas whose disk is new, of a key that it does not know of, or not any more."""
+        if self._table.locked and not table.locked:
+            _log.warning("keys were known here that the store at %s does not know; locking it", self._store.where)
+            self._store.lock(self._replica)
 
     def _report(self) -> None:
         self._store.report(self._replica, self._table.current.revision, self._address)

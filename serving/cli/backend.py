@@ -15,7 +15,7 @@ from serving.cli.output import say
 from serving.cli.stores import open_store
 
 if TYPE_CHECKING:
-    from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
+    from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 
 Url = Annotated[
     str | None,
@@ -66,7 +66,7 @@ class Backend(Protocol):
         expires_in: float | None = ...,
         wait: float | None = ...,
     ) -> NewKey: ...
-    def revoke_key(self, id: str, *, wait: float | None = ...) -> Change: ...
+    def revoke_key(self, id: str, *, wait: float | None = ...) -> Revoked: ...
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ken_core import deltafile
 from serving.cli.backend import Listing
-from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
+from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
+from serving.exposure import FIRST_KEY, LAST_KEY
 from serving.keys import new_key, readable
 from serving.routes import Route
 from serving.signaturefile import read_signatures
@@ -91,12 +92,14 @@ class Direct:
     ) -> NewKey:
         end = None if expires_in is None else int(time.time() + expires_in)
         key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # checked there
+        notice = None if self._store.locked() else FIRST_KEY
         change = self._seen(self._store.put_key(key.id, key.record()), wait)
-        made = {"token": token, "revision": change.revision, "pending": change.pending}
+        made = {"token": token, "revision": change.revision, "pending": change.pending, "notice": notice}
         return NewKey.model_validate(key.record() | made)
 
-    def revoke_key(self, id: str, *, wait: float | None = None) -> Change:
-        return self._seen(self._store.drop_key(id), wait)
+    def revoke_key(self, id: str, *, wait: float | None = None) -> Revoked:
+        change = self._seen(self._store.drop_key(id), wait)
+        return Revoked(**change.model_dump(), notice=None if self._store.keys() else LAST_KEY)
 
     def _seen(self, revision: int, wait: float | None, task: str | None = None) -> Change:
         behind: list[str] = []

@@ -25,6 +25,7 @@ from serving.client.results import (
     NewKey,
     Prediction,
     Replica,
+    Revoked,
     RouteInfo,
     TaskDetail,
     TaskInfo,
@@ -282,9 +283,9 @@ def create_key(
     return _changing(Call("POST", _path("keys"), _reader(NewKey), orjson.dumps(_given(asked)), repeatable=False), wait)
 
 
-def revoke_key(id: str, *, wait: float | None = None) -> Call[Change]:
+def revoke_key(id: str, *, wait: float | None = None) -> Call[Revoked]:
     """Make a key worthless. `wait` as in `promote`."""
-    return _changing(Call("DELETE", _path("keys", id), _reader(Change), repeatable=False), wait)
+    return _changing(Call("DELETE", _path("keys", id), _reader(Revoked), repeatable=False), wait)
 
 
 def _changing(call: Call[T], wait: float | None) -> Call[T]:

@@ -9,6 +9,7 @@ cluster; blobs are tagged by digest, so they spread):
 - ``ken:{ns}:versions:<name>``      digests published to the task, a sorted set by revision
 - ``ken:{ns}:stack:<name>:<alias>`` what the alias, or ``@route``, was before, newest first, for rollback
 - ``ken:{ns}:keys``                 hash: id of an API key -> JSON
+- ``ken:{ns}:locked``              there once was a key; it is never taken back
 - ``ken:{ns}:history:<name>``       who did what when, a capped list of JSON; of the keys: ``@keys``
 - ``ken:{ns}:events``               a capped stream (task or ``@keys``, revision): a hint that something changed
 - ``ken:{ns}:upload:<digest>``      leases of uploads in progress, or of ``gc``

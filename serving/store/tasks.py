@@ -47,6 +47,8 @@ class Table:
     revision: int
     tasks: dict[str, Task]
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    locked: bool = False
+    """There are keys, or were."""
 
 
 class Tasks(Keys, Signatures):
@@ -210,11 +212,14 @@ class Tasks(Keys, Signatures):
                     pipe.hgetall(self._control("task", name))
                     pipe.zrange(self._control("versions", name), 0, -1)
                 pipe.hgetall(self._control("keys"))
+                pipe.exists(self._control("locked"))
                 pipe.get(counter)
-                *answers, keys, after = pipe.execute()
+                *answers, keys, locked, after = pipe.execute()
             if after == before:
                 found = zip(names, answers[::2], answers[1::2], strict=True)
-                return Table(int(before or 0), {n: _task(n, f, v) for n, f, v in found if f}, read_keys(keys))
+                return Table(
+                    int(before or 0), {n: _task(n, f, v) for n, f, v in found if f}, read_keys(keys), bool(locked)
+                )
         raise AssertionError
 
     def _tries(self) -> Iterator[None]:

@@ -7,12 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from problems import is_problem
 
+from serving.connection import connect
+from serving.keys import new_key
 from serving.service import Service
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas
@@ -384,15 +387,58 @@ def test_a_key_that_cannot_be_meant_is_refused(body: dict[str, Any], word: str, 
     assert is_problem(talk(guarded, conversation), 422, word)
 
 
-def test_on_loopback_everything_is_open_until_there_is_a_key(service: Service, talk: Talk, deltas: Deltas) -> None:
-    async def conversation(client: Client) -> None:
+def test_on_loopback_everything_is_open_until_there_is_a_key_and_never_again_by_itself(
+    service: Service,
+    make_service: MakeService,
+    talk: Talk,
+    deltas: Deltas,
+    embedded_url: str,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    ask = {"inputs": "rain"}
+
+    async def first_and_last_key(client: Client) -> None:
         promote = {"digest": deltas.spam.digest}
         assert (await client.post("/v1/tasks/spam/promote", json=promote)).status_code == 200
         made = await client.post("/v1/keys?wait=20", json={"name": "first", "scopes": ["admin"]})
-        assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 401)
+        assert "from now on a server of this store answers nobody without one" in made.json()["notice"]
+        assert is_problem(await client.post(SPAM, json=ask), 401, "this needs a key: send")
         key = {"Authorization": f"Bearer {made.json()['token']}"}
-        assert (await client.post(SPAM, json={"inputs": "rain"}, headers=key)).status_code == 200
-        await client.delete(f"/v1/keys/{made.json()['id']}?wait=20", headers=key)
-        assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 401)
+        assert (await client.post(SPAM, json=ask, headers=key)).status_code == 200
+        second = await client.post("/v1/keys?wait=20", json={"name": "second", "scopes": ["admin"]}, headers=key)
+        assert second.json()["notice"] is None
+        gone = await client.delete(f"/v1/keys/{second.json()['id']}?wait=20", headers=key)
+        assert gone.json()["notice"] is None
+        gone = await client.delete(f"/v1/keys/{made.json()['id']}?wait=20", headers=key)
+        assert "do not open by themselves" in gone.json()["notice"]
 
-    talk(service, conversation)
+    async def locked(client: Client) -> None:
+        for response in (
+            await client.post(SPAM, json=ask),
+            await client.post("/v1/keys", json={"name": "thief", "scopes": ["admin"]}),
+        ):
+            assert is_problem(response, 401, "ken keys create NAME --scope admin")
+            assert "KEN_AUTH=off" in response.json()["detail"]
+
+    async def opened(client: Client) -> None:
+        assert (await client.get("/v1/tasks")).status_code == 200
+
+    talk(service, first_and_last_key)
+    talk(service, locked)
+    talk(make_service(), locked)  # after a restart
+    talk(make_service(data_dir=tmp_path / "another"), locked)  # elsewhere
+    raw = connect(embedded_url)
+    for name in list(raw.scan_iter(f"ken:*{namespace}*", count=1000)):
+        raw.delete(name)
+    talk(make_service(), locked)  # with the store back empty
+    talk(make_service(data_dir=tmp_path / "a third"), locked)  # and elsewhere, which knows it from the store alone
+    talk(make_service(auth="off"), opened)
+    key, token = new_key("back", ["admin"])
+    back = make_service()
+    Store(embedded_url, namespace).wait(Store(embedded_url, namespace).put_key(key.id, key.record()), 20)
+
+    async def with_the_new_key(client: Client) -> None:
+        assert (await client.get("/v1/keys", headers={"X-Api-Key": token})).status_code == 200
+
+    talk(back, with_the_new_key)

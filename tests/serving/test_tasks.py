@@ -170,7 +170,29 @@ def test_nobody_else_may_read_the_table_on_disk(file: Path) -> None:
     file.chmod(0o644)
     TaskTable(file).replace(Table(7, {}, {"one": {"hash": C}}))
     assert file.stat().st_mode & 0o777 == 0o600
-    assert list(file.parent.iterdir()) == [file]
+    assert set(file.parent.iterdir()) == {file, file.with_suffix(".locked")}
+
+
+@pytest.mark.parametrize("known", [Table(7, {}, {"one": {"hash": C}}), Table(7, {}, locked=True)])
+def test_a_table_with_keys_locks_for_good(known: Table, file: Path) -> None:
+    table = TaskTable(file)
+    table.replace(Table(6, {}))
+    assert not table.locked
+    table.replace(known)
+    assert table.locked
+    for later in (table, TaskTable(file)):
+        later.replace(Table(0, {}))
+        assert later.locked
+    file.write_bytes(b"damaged")
+    assert TaskTable(file).locked
+
+
+def test_keys_on_a_disk_of_an_older_version_lock_too(file: Path) -> None:
+    file.write_bytes(orjson.dumps({"revision": 7, "tasks": {}, "keys": {"one": {"name": "ada"}}}))
+    table = TaskTable(file)
+    assert table.load_from_disk()
+    assert table.locked
+    assert TaskTable(file).locked
 
 
 def test_a_table_kept_before_there_were_routes_and_keys_still_loads(file: Path) -> None:
@@ -415,6 +437,42 @@ def test_a_watch_believes_a_store_that_came_back_empty(
     watching = watch(store)
     connect(private_url).flushall()
     eventually(lambda: watching.table.current == Table(0, {}))
+
+
+def test_a_store_that_came_back_empty_is_locked_again_by_who_knew_its_keys(
+    private_url: str, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store = Store(private_url)
+    store.put_key("one", {"name": "ada"})
+    watch(store)
+    connect(private_url).flushall()
+    eventually(store.locked)
+    assert store.keys() == {}
+    newcomer = watch(store)
+    assert newcomer.table.locked
+    assert newcomer.table.current.keys == {}
+
+
+def test_with_keys_on_disk_and_the_store_empty_at_the_start_both_are_locked(
+    store: Store, watch: Callable[..., Watching], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks-0.json").write_bytes(orjson.dumps({"revision": 7, "tasks": {}, "keys": {"one": {"name": "a"}}}))
+    watching = watch(store)
+    assert watching.table.current.keys == {}
+    assert watching.table.locked
+    assert store.locked()
+
+
+def test_a_key_that_one_replica_alone_knows_locks_the_others(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    """Such as one of its keys file, or its admin token."""
+    one, other = watch(store), watch(store)
+    assert not other.table.locked
+    one.table.lock()
+    eventually(lambda: other.table.locked)
+    assert store.locked()
+    assert store.wait(store.revision(), 20)
 
 
 def test_with_the_store_down_a_watch_starts_with_the_table_on_disk(
