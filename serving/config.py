@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535)
     auth: Literal["auto", "on", "off"] = Field(
-        "auto", description="whether requests need a key; auto: beyond loopback, and wherever there is one"
+        "auto", description="whether requests need a key; auto: beyond loopback, and wherever there is or was one"
     )
     admin_token: SecretStr | None = Field(None, description="a key of all scopes, for the first day and for scripts")
     keys_file: Path | None = Field(

@@ -7,17 +7,34 @@ from collections.abc import Callable
 from serving.config import Settings
 from serving.errors import StartError
 
+ONLY_WITH_KEYS = (
+    "make one on the store itself, `ken keys create NAME --scope admin` without --url, or start the server with "
+    "KEN_ADMIN_TOKEN set; KEN_AUTH=off opens it to everybody"
+)
+"""How a person gets in where no key is left."""
 
-def needs_key(settings: Settings, any_seen: bool) -> bool:
+FIRST_KEY = (
+    "this is the first key: from now on a server of this store answers nobody without one, on loopback too, unless it "
+    "runs with KEN_AUTH=off. Requests send 'Authorization: Bearer <key>', ken's commands with --url take KEN_API_KEY; "
+    "those on the store itself, without --url, need no key and make one for whoever is locked out now. Revoking keys "
+    "does not open a server again"
+)
+LAST_KEY = (
+    "no key is left, and servers of this store do not open by themselves, not after a restart either: they answer only "
+    f"KEN_ADMIN_TOKEN and the keys of KEN_KEYS_FILE, where these are set. To get in, {ONLY_WITH_KEYS}"
+)
+
+
+def needs_key(settings: Settings, locked: bool) -> bool:
     """Whether requests need a key.
 
     Args:
-        any_seen: whether this process ever saw a key or a token. Once it did, it stays closed: a list that became
-            empty must not open the doors.
+        locked: whether a key was ever known, by this server or by another one of its store. From then on it stays
+            so: a list of keys that became empty, or a store that did, must not open the doors.
     """
     if settings.auth == "off":
         return False
-    return settings.auth == "on" or not settings.on_loopback or settings.keys_file is not None or any_seen
+    return settings.auth == "on" or not settings.on_loopback or settings.keys_file is not None or locked
 
 
 def check_exposure(settings: Settings, store_has_keys: Callable[[], bool]) -> None:

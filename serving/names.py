@@ -24,8 +24,24 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def check_alias(name: str) -> str:
+    """Return a name that a task's alias may have.
+
+    Raises:
+        InvalidInputError: as `check_name`; or it looks like a digest, which would hide the version of that digest.
+    """
+    if is_digest(name):
+        raise InvalidInputError(f"alias {name!r} is not usable: 64 hexadecimal digits name a version; choose another")
+    return check_name("alias", name)
+
+
+def is_digest(name: str) -> bool:
+    """Whether it has the form of a delta's sha256: 64 hexadecimal digits in lower case."""
+    return _DIGEST.fullmatch(name) is not None
+
+
 def check_digest(digest: str) -> str:
     """Return what is a delta's sha256 as 64 hexadecimal digits; raises `InvalidInputError`."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise InvalidInputError(f"{digest[:80]!r} is no digest: expected 64 hexadecimal digits in lower case")
     return digest

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -222,20 +222,20 @@ class Service:
         """
         return self._fitness.check(path)
 
-    def check_signed(self, digest: str, signatures: Sequence[Signature]) -> None:
+    def check_signed(self, digest: str, sent: Sequence[Signature], kept: Callable[[], Sequence[Signature]]) -> None:
         """Check a delta that is to be published, before anything of it is read.
 
         Args:
-            signatures: sent along; those that the store has already count too.
+            sent: signatures sent along, all of which must be of this delta.
+            kept: others that count too, looked up only where somebody must have signed it.
 
         Raises:
-            InvalidInputError: one of them is not of this delta.
+            InvalidInputError: a signature sent along is not of this delta.
             UntrustedDeltaError: no trusted key signed it, where such keys are set.
         """
-        check_genuine(digest, signatures)
+        check_genuine(digest, sent)
         if self._trusted is not None:
-            kept = self.store.signatures(digest) if self.store.has(digest) else ()
-            self._trusted.check(digest, (*signatures, *kept))
+            self._trusted.check(digest, (*sent, *kept()))
 
     def _is_busy(self) -> bool:
         """Whether more waits than the next forward pass takes."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from serving.digests import is_pin, pinned, version_of
 from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
 from serving.routes import check_route
 from serving.store import KEYS_CHANGED, Store, Table, Task
@@ -23,12 +24,22 @@ _BLOCK_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 
 
+_LOCKED = "A server with this data directory has known API keys; it stays locked without one. KEN_AUTH=off opens it.\n"
+
+
 class TaskTable:
-    """Resolves task names to digests. Reads never wait for the store."""
+    """Resolves task names to digests. Reads never wait for the store.
+
+    Attributes:
+        locked: whether a key was ever known here. It lies in a file of its own beside the table, which a store that
+            came back empty replaces.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._lock_file = file.with_suffix(".locked")
         self._table: Table | None = None
+        self.locked = self._lock_file.exists()
 
     @property
     def current(self) -> Table:
@@ -40,7 +51,7 @@ class TaskTable:
     def resolve(
         self,
         task: str,
-        alias: str | None = None,
+        version: str | None = None,
         digest: str | None = None,
         key: str | None = None,
         sees: Callable[[str], bool] = lambda name: True,
@@ -48,36 +59,33 @@ class TaskTable:
         """The digest that answers a request.
 
         Args:
-            digest: pins one of the task's versions, whatever else is said.
-            alias: the version this alias points at. None: the one the task's route chooses, without a route the
-                one that ``live`` points at.
+            version: an alias, or a digest or how it begins. None: what the task's route chooses, without a route
+                ``live``.
+            digest: pins one of the task's versions, as a digest or its beginning. It comes before an alias or a route,
+                and after a version that is named by its digest.
             key: requests of one key are routed alike; None: by chance.
             sees: which names may be suggested to whoever asks.
 
         Raises:
             UnknownTaskError: no such task, alias or version; names near it are suggested.
+            InvalidInputError: several versions may be meant.
         """
         known = self.find(task, sees)
-        if digest is not None:
-            if digest not in known.versions:
-                raise UnknownTaskError(f"{digest!r} is no version of task {task!r}")
-            return digest
-        if alias is None:
-            alias = known.route.choose(key, task) if known.route else "live"
-            if known.route and alias not in known.aliases and alias in known.versions:
-                return alias
-        if alias not in known.aliases:
-            have = ", ".join(sorted(known.aliases)) or "none"
-            raise UnknownTaskError(f"task {task!r} has no alias {alias!r}; it has: {have}")
-        return known.aliases[alias]
+        if digest is not None and not (version is not None and is_pin(known, version)):
+            return pinned(known, digest)
+        if version is None:
+            version = known.route.choose(key, task) if known.route else "live"
+        return version_of(known, version)
 
     def shadow(self, task: str) -> str | None:
         """The digest that gets a copy of the requests the task's route decides about; None where there is none."""
         known = self.current.tasks.get(task)
         if known is None or known.route is None or known.route.shadow is None:
             return None
-        target = known.route.shadow
-        return known.aliases.get(target, target if target in known.versions else None)
+        try:
+            return version_of(known, known.route.shadow)
+        except UnknownTaskError:
+            return None
 
     def find(self, task: str, sees: Callable[[str], bool] = lambda name: True) -> Task:
         """Raises `UnknownTaskError`; names near it that may be seen are suggested."""
@@ -96,15 +104,26 @@ class TaskTable:
         with open(partial, "xb", opener=_private) as out:
             out.write(orjson.dumps(asdict(table)))
         partial.replace(self._file)
+        if table.keys or table.locked:
+            self.lock()
+
+    def lock(self) -> None:
+        """Remember, over restarts too, that there was a key."""
+        if not self.locked:
+            self.locked = True
+            self._lock_file.write_text(_LOCKED)
 
     def load_from_disk(self) -> bool:
         """Take the last table this replica knew; False where there is none."""
         try:
             plain = orjson.loads(self._file.read_bytes())
             tasks = {name: _task(task) for name, task in plain["tasks"].items()}
-            self._table = Table(plain["revision"], tasks, dict(plain.get("keys", {})))
+            keys, locked = dict(plain.get("keys", {})), bool(plain.get("locked", False))
+            self._table = Table(plain["revision"], tasks, keys, locked)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
             return False
+        if keys or locked:
+            self.lock()
         return True
 
 
@@ -150,10 +169,11 @@ class TaskWatch:
         Raises:
             StoreError: the store is down and no table is on disk.
         """
+        on_disk = self._table.load_from_disk()  # first, for the store may have lost the keys that it holds
         try:
             self._resync()
         except StoreError:
-            if not self._table.load_from_disk():
+            if not on_disk:
                 raise
             _log.warning("the store at %s is down; serving what the disk holds", self._store.where)
         self._thread.start()
@@ -194,6 +214,7 @@ class TaskWatch:
         if self._stopping.is_set():
             return
         if not events:
+            self._share_lock(self._table.current)
             self._report()
             if self._store.revision() != self._table.current.revision:
                 self._resync()
@@ -205,23 +226,30 @@ class TaskWatch:
             self._resync()
             return
         changed = {e.task for e in fresh}
-        tasks, keys = dict(self._table.current.tasks), self._table.current.keys
+        tasks, keys, locked = dict(self._table.current.tasks), self._table.current.keys, self._table.current.locked
         if KEYS_CHANGED in changed:
-            keys = self._store.keys()
+            keys, locked = self._store.keys(), self._store.locked()
         for name in changed - {KEYS_CHANGED}:
             task = self._store.task(name)
             if task is None:
                 tasks.pop(name, None)
             else:
                 tasks[name] = task
-        self._take(Table(fresh[-1].revision if fresh else known, tasks, keys))
+        self._take(Table(fresh[-1].revision if fresh else known, tasks, keys, locked))
 
     def _take(self, table: Table) -> None:
         self._table.replace(table)
+        self._share_lock(table)
         if not self._stopping.is_set():
             self._report()
         self.store_up = True
         self._on_change(True)
+
+    def _share_lock(self, table: Table) -> None:
+        """Tell the store, and so replicas whose disk is new, of a key that it does not know of, or not any more."""
+        if self._table.locked and not table.locked:
+            _log.warning("keys were known here that the store at %s does not know; locking it", self._store.where)
+            self._store.lock(self._replica)
 
     def _report(self) -> None:
         self._store.report(self._replica, self._table.current.revision, self._address)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from fastapi import Request
 
 from serving.config import Settings
-from serving.errors import ForbiddenError, UnknownTaskError
-from serving.exposure import needs_key
+from serving.errors import ForbiddenError, UnauthorizedError, UnavailableError, UnknownTaskError
+from serving.exposure import ONLY_WITH_KEYS, needs_key
 from serving.keys import ANYONE, Key, Keyring, Principal, Scope, readable
 from serving.keysfile import KeysFile
+
+_log = logging.getLogger(__name__)
 
 _Records = Mapping[str, Mapping[str, Any]]
 
@@ -28,6 +32,11 @@ class HasTable(Protocol):
 
     @property
     def current(self) -> HasKeys: ...
+
+    @property
+    def locked(self) -> bool: ...
+
+    def lock(self) -> None: ...
 
 
 class Authenticator:
@@ -48,7 +57,9 @@ class Authenticator:
         self._records: _Records | None = None
         self._listed: list[Key] | None = None
         self._keyring = Keyring([])
-        self._any_seen = False
+        if settings.auth != "off":
+            with suppress(UnavailableError):  # no table yet: at the first request then
+                self._refresh()
 
     def principal(self, request: Request) -> Principal:
         """Who sent it.
@@ -61,7 +72,9 @@ class Authenticator:
         if self._settings.auth == "off":
             return ANYONE
         self._refresh()
-        if needs_key(self._settings, self._any_seen):
+        if needs_key(self._settings, self._table.locked):
+            if not len(self._keyring):
+                raise UnauthorizedError(f"this needs a key, and the server knows none; {ONLY_WITH_KEYS}")
             return self._keyring.authenticate(_token(request))
         self._refuse_other_sites(request)
         return ANYONE
@@ -83,8 +96,14 @@ class Authenticator:
             return
         if records != self._records or listed is not self._listed:
             self._keyring = Keyring([*readable(records), *(listed or ())], self._admin_token)
-            self._any_seen = self._any_seen or bool(records) or len(self._keyring) > 0
+            if records or len(self._keyring):
+                self._table.lock()
+            self._warn_if_nobody_gets_in()
         self._records, self._listed = records, listed
+
+    def _warn_if_nobody_gets_in(self) -> None:
+        if needs_key(self._settings, self._table.locked) and not len(self._keyring):
+            _log.warning("requests need a key, and the server knows none: nobody gets in; %s", ONLY_WITH_KEYS)
 
     def _refuse_other_sites(self, request: Request) -> None:
         """On loopback without keys, whoever reaches the server is trusted, and a browser reaches it for any site."""

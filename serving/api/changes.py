@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from fastapi import Query, Request
@@ -15,7 +16,7 @@ from serving.api.auth import Authenticator, permit
 from serving.api.failures import request_id
 from serving.audit import audit
 from serving.errors import ServingError, StoreError
-from serving.keys import Scope
+from serving.keys import Principal, Scope
 from serving.service import Service
 from serving.store import Store
 
@@ -57,15 +58,15 @@ class Changes:
         Raises:
             UnauthorizedError, ForbiddenError: the caller may not.
         """
-        found, who = request_id(request.scope), "unknown"
+        found, principal = request_id(request.scope), None
         try:
             principal = self._authenticator.principal(request)
-            who = principal.name
             permit(principal, scope, task)
         except ServingError:
+            who = principal.name if principal else "unknown"
             audit(action, who, "refused", task=task, request_id=found)
             raise
-        return Change(self._store, who, action, task, found)
+        return Change(self._store, principal, action, task, found)
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,29 @@ class Change:
     """One change, not made yet."""
 
     store: Store
-    who: str
+    principal: Principal
     action: str
     task: str | None
     request_id: str | None
 
-    async def make(self, work: Callable[[str], int], wait: float | None = None, **detail: object) -> Changed:
+    @property
+    def who(self) -> str:
+        """The caller's name."""
+        return self.principal.name
+
+    async def make(
+        self,
+        work: Callable[[str], int],
+        wait: float | None = None,
+        learned: Mapping[str, object] = MappingProxyType({}),
+        **detail: object,
+    ) -> Changed:
         """Make it.
 
         Args:
             work: given the caller's name, makes the change and returns the store's revision; runs in a thread.
             wait: seconds until every live replica has seen it.
+            learned: what `work` finds out and adds, for the audit log; in place of what `detail` says of it.
             detail: more for the audit log.
 
         Raises:
@@ -99,7 +112,8 @@ class Change:
             outcome = "refused"
             raise
         finally:
-            audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **detail)
+            told = {**detail, **learned}
+            audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
         return Changed(task=self.task, revision=revision, pending=await self._pending(revision, wait))
 
     async def _pending(self, revision: int, seconds: float | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serving.api.examples import ANSWERS
+from serving.digests import SHORTEST
 
 DESCRIPTION = """\
 Tasks are fine-tunes of one transformer, answered from one copy of its weights. The routes of `/v1/tasks` are the
@@ -37,6 +38,7 @@ _SECURITY = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "the same key"},
 }
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_BEGINNING = {"type": "string", "pattern": f"^[0-9a-f]{{{SHORTEST},64}}$"}
 _ID = {"type": "string", "pattern": r"^[\x21-\x7e]{1,128}$"}
 
 
@@ -46,7 +48,7 @@ def _taken(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any
 
 _ALWAYS_TAKEN = _taken("X-Request-Id", "names the request in answers, logs and the audit; made if missing", _ID)
 _CHOOSING = (
-    _taken("X-Ken-Delta", "pins one of the task's versions", _DIGEST),
+    _taken("X-Ken-Delta", "pins one of the task's versions, by its digest or how that begins", _BEGINNING),
     _taken(
         "X-Ken-Key",
         "who asks; each stays at one version while a route splits the task's traffic",

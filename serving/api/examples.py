@@ -81,6 +81,7 @@ ANSWERS: dict[str, Any] = {
         "token": "ken_4f0c9a6be1d2_kQ2mC0b6k5vQ0Jx1m3p8h7c2r9t4w6y8z1a3b5c7d9e",
         "revision": 18,
         "pending": [],
+        "notice": None,
     },
     "PredictAnswer": {
         "task": "trec",
@@ -91,6 +92,7 @@ ANSWERS: dict[str, Any] = {
     },
     "Ready": {"ready": True},
     "ReplicaInfo": {"name": _REPLICA, "revision": 17, "metrics": "10.0.3.7:40123"},
+    "Revoked": {"task": None, "revision": 19, "pending": [], "notice": None},
     "ServerMetadata": {"name": "ken-serve", "version": "0.1.0", "extensions": []},
     "Status": {"status": "ok"},
     "TargetGroup": {"targets": ["10.0.3.7:40123"], "labels": {"replica": _REPLICA}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Wait
 from serving.api.problems import responses
+from serving.exposure import FIRST_KEY, LAST_KEY
 from serving.incoming import Incoming
 from serving.keys import Key, Scope, new_key, readable
 from serving.service import Service
@@ -48,6 +50,13 @@ class NewKey(KeyInfo):
     token: str = Field(description="shown this once; what is kept is its hash")
     revision: int = Field(description="the store's revision from which on replicas know it")
     pending: list[str] = Field([], description="replicas that did not know it when the time to wait was over")
+    notice: str | None = Field(None, description="what else changes: with the first key, requests need one")
+
+
+class Revoked(Changed):
+    """A key that is valid no more."""
+
+    notice: str | None = Field(None, description="what else changes: with the last key, nobody gets in")
 
 
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
@@ -67,15 +76,18 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, KeyRequest)
         expires = None if body.expires_in is None else int(time.time() + body.expires_in)
         key, token = new_key(body.name, body.scopes, body.tasks, expires)
-        facts = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
+        facts: dict[str, Any] = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
+        notice = None if await asyncio.to_thread(service.store.locked) else FIRST_KEY
         changed = await change.make(partial(service.store.put_key, key.id, key.record()), wait, **facts)
-        return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending)
+        return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending, notice=notice)
 
     @routes.delete("/{key}")
-    async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Changed:
+    async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Revoked:
         """Revoke a key: every replica refuses it once it has seen the change."""
         change = changes.begin(request, "admin", "revoke key")
-        return await change.make(partial(service.store.drop_key, key), wait, key=key)
+        changed = await change.make(partial(service.store.drop_key, key), wait, key=key)
+        notice = None if await asyncio.to_thread(service.store.keys) else LAST_KEY
+        return Revoked(**changed.model_dump(), notice=notice)
 
     return routes
 

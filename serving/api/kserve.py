@@ -42,7 +42,11 @@ from serving.service import Service
 _PLATFORM = "pytorch_ken"
 
 Version = Annotated[
-    str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", description="a digest of the task, or an alias")
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
+        description="an alias of the task, or a version's digest or how it begins",
+    ),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -11,8 +10,6 @@ from serving.api.auth import Authenticator
 from serving.errors import BadRequestError
 from serving.store import Task
 from serving.tasks import TaskTable
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class Resolver:
         """Resolve a task given in the path or body, else in ``X-Ken-Task``.
 
         ``name@alias`` chooses an alias; without one the task's route does, else ``live``. ``name@digest`` or
-        ``X-Ken-Delta`` pins one of the task's versions. ``X-Ken-Key`` keeps who sends it at one of the versions that
-        a route chooses from.
+        ``X-Ken-Delta`` pins one of the task's versions, by its digest or how that begins. ``X-Ken-Key`` keeps who sends
+        it at one of the versions that a route chooses from.
 
         Args:
             key: to stay by, where the protocol has a name of its own for it.
@@ -49,14 +46,13 @@ class Resolver:
             BadRequestError: no task is named anywhere.
             UnauthorizedError, ForbiddenError: the request's key may not ask for it.
             UnknownTaskError: no such task, alias or version.
+            InvalidInputError: several versions may be meant.
         """
         named = named or request.headers.get("x-ken-task")
         if not named:
             raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
         name, _, version = named.partition("@")
         who = self._authenticator.require(request, "predict", name)
-        if _DIGEST.fullmatch(version):
-            return Resolved(name, self._table.resolve(name, digest=version, sees=who.sees))
         stay_by, pin = key or request.headers.get("x-ken-key"), request.headers.get("x-ken-delta")
         digest = self._table.resolve(name, version or None, pin, stay_by, who.sees)
         shadow = None if version or pin is not None else self._table.shadow(name)

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import AllowOtherLabels, Changed, Changes, Force, Seconds, Wait
+from serving.api.possession import Possession
 from serving.api.problems import responses
+from serving.digests import SHORTEST, version_of, with_whole_digests
 from serving.incoming import Incoming
 from serving.routes import check_route
 from serving.service import Service
@@ -22,6 +24,13 @@ from serving.store import Task
 
 TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", description="a task's name")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="a delta's sha256")]
+VersionName = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
+        description=f"a version's digest, {SHORTEST} or more digits that it begins with, or an alias of it",
+    ),
+]
 
 
 class TaskInfo(BaseModel):
@@ -49,7 +58,9 @@ class Version(Incoming):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
 
-    digest: str = Field(description="a delta's sha256, or, where promoted, an alias of the task")
+    digest: str = Field(
+        description=f"a delta's sha256; where promoted, also {SHORTEST} or more digits that it begins with, or an alias"
+    )
     alias: str = "live"
     allow_other_labels: AllowOtherLabels = False
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
@@ -79,7 +90,7 @@ class RouteInfo(Incoming):
         json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}, "shadow": "next"}]}
     )
 
-    weights: dict[str, int] = Field({"live": 1}, description="alias or digest to weight; shares are of their sum")
+    weights: dict[str, int] = Field({"live": 1}, description="alias or version to weight; shares are of their sum")
     shadow: str | None = Field(
         None, description="alias or digest that is asked the same, only to compare: its answers are never given"
     )
@@ -113,7 +124,7 @@ class Change(BaseModel):
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes that show and change tasks."""
     routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=responses(401))
-    store, refused = service.store, responses(409)
+    store, possession, refused = service.store, Possession(service), responses(409)
 
     @routes.get("")
     async def tasks(request: Request) -> list[TaskInfo]:
@@ -146,8 +157,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, Publication)
 
         def work(who: str) -> int:
-            service.check_signed(body.digest, body.signatures)
-            store.commit_upload(body.digest, service.check_delta, service.cache.files.folder)
+            possession.take(change.principal, body.digest, body.signatures)
             return store.publish_digest(
                 task, body.digest, body.alias, who, body.signatures, allow_other_labels=body.allow_other_labels
             )
@@ -162,14 +172,13 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         change = changes.begin(request, "publish", "promote", task)
         body = await read_body(request, Version)
 
-        def work(who: str) -> int:
-            known = store.task(task)
-            digest = known.aliases.get(body.digest, body.digest) if known else body.digest
-            return store.promote(task, digest, body.alias, who, allow_other_labels=body.allow_other_labels)
+        learned = {"digest": body.digest}
 
-        return await change.make(
-            work, body.wait, digest=body.digest, alias=body.alias, allow_other_labels=body.allow_other_labels
-        )
+        def work(who: str) -> int:
+            learned["digest"] = version_of(store.known(task), body.digest)
+            return store.promote(task, learned["digest"], body.alias, who, allow_other_labels=body.allow_other_labels)
+
+        return await change.make(work, body.wait, learned, alias=body.alias, allow_other_labels=body.allow_other_labels)
 
     @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(AliasOnly))
     async def rollback(task: TaskName, request: Request) -> Changed:
@@ -178,14 +187,19 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, AliasOnly)
         return await change.make(partial(store.rollback, task, body.alias), body.wait, alias=body.alias)
 
-    @routes.delete("/{task}/versions/{digest}", responses=refused)
+    @routes.delete("/{task}/versions/{version}", responses=refused)
     async def delete_version(
-        task: TaskName, digest: Digest, request: Request, force: Force = False, wait: Wait = None
+        task: TaskName, version: VersionName, request: Request, force: Force = False, wait: Wait = None
     ) -> Changed:
         """Forget a version; refused while an alias or the route points at it."""
         change = changes.begin(request, "publish", "delete version", task)
-        work = partial(store.delete_version, task, digest, force=force)
-        return await change.make(work, wait, digest=digest, force=force)
+        learned = {"digest": version}
+
+        def work(who: str) -> int:
+            learned["digest"] = version_of(store.known(task), version)
+            return store.delete_version(task, learned["digest"], who, force)
+
+        return await change.make(work, wait, learned, force=force)
 
     @routes.delete("/{task}", responses=refused)
     async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> Changed:
@@ -207,8 +221,14 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         body = await read_body(request, NewRoute)
         allowed = body.allow_other_labels
         wanted = check_route(body.model_dump(exclude_unset=True, exclude={"allow_other_labels"}))
-        work = partial(store.set_route, task, wanted, allow_other_labels=allowed)
-        return await change.make(work, wait, allow_other_labels=allowed, **wanted.plain())
+        learned = wanted.plain()
+
+        def work(who: str) -> int:
+            whole = with_whole_digests(store.known(task), wanted)
+            learned.update(whole.plain())
+            return store.set_route(task, whole, who, allow_other_labels=allowed)
+
+        return await change.make(work, wait, learned, allow_other_labels=allowed)
 
     @routes.delete("/{task}/route")
     async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:

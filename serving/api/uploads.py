@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
 from serving.api.failures import request_id
+from serving.api.possession import Possession
 from serving.api.problems import responses
 from serving.api.tasks import Digest
 from serving.audit import audit
@@ -44,25 +45,25 @@ class UploadInfo(BaseModel):
 def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
     """Routes of uploads. What was uploaded is seen by nobody until it becomes a version of a task."""
     routes = APIRouter(prefix=PREFIX, tags=["tasks"], responses=responses(401))
-    store = service.store
+    possession = Possession(service)
 
     @routes.put("/{digest}/{index}", openapi_extra={"requestBody": {"required": True, "content": _CHUNK}})
     async def put(digest: Digest, index: Index, request: Request) -> Chunk:
         """Upload one chunk of a delta file whose sha256 is `digest`. May be repeated."""
-        who = authenticator.require(request, "publish").name
+        who = authenticator.require(request, "publish")
         data = await request.body()
         if not data:
             raise BadRequestError("the chunk is empty; expected the bytes of the file from there on")
-        await asyncio.to_thread(store.put_chunk, digest, index, data)
+        await asyncio.to_thread(possession.put_chunk, who, digest, index, data)
         if index == 0:
-            audit("upload", who, "done", request_id=request_id(request.scope), digest=digest)
+            audit("upload", who.name, "done", request_id=request_id(request.scope), digest=digest)
         return Chunk(digest=digest, index=index, bytes=len(data))
 
     @routes.get("/{digest}")
     async def show(digest: Digest, request: Request) -> UploadInfo:
-        """Which chunks are there already."""
-        authenticator.require(request, "publish")
-        found = await asyncio.to_thread(store.uploaded, digest)
+        """Which chunks are there already; for a key of some tasks, those that it sent itself."""
+        who = authenticator.require(request, "publish")
+        found = await asyncio.to_thread(possession.uploaded, who, digest)
         return UploadInfo(digest=digest, received=list(found.received), bytes=found.bytes, complete=found.complete)
 
     return routes

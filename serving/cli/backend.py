@@ -15,7 +15,7 @@ from serving.cli.output import say
 from serving.cli.stores import open_store
 
 if TYPE_CHECKING:
-    from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
+    from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 
 Url = Annotated[
     str | None,
@@ -80,7 +80,7 @@ class Backend(Protocol):
         expires_in: float | None = ...,
         wait: float | None = ...,
     ) -> NewKey: ...
-    def revoke_key(self, id: str, *, wait: float | None = ...) -> Change: ...
+    def revoke_key(self, id: str, *, wait: float | None = ...) -> Revoked: ...
 
 
 @contextmanager
@@ -98,15 +98,19 @@ def backend(url: str | None, redis_url: str | None, data_dir: Path | None, names
         yield Direct(store)
 
 
-def recorded(asked: Backend, task: str, change: Change) -> HistoryEntry:
+def recorded(asked: Backend, task: str, change: Change, action: str | None = None) -> HistoryEntry:
     """What a change did, from the history, which unlike a replica's table is never behind.
+
+    Args:
+        action: which entry, where the change made several.
 
     Raises:
         UnavailableError: others changed the task so often meanwhile that it is not among the newest.
     """
     from serving.errors import UnavailableError
 
-    found = next((entry for entry in asked.history(task) if entry.revision == change.revision), None)
+    made = (entry for entry in asked.history(task) if entry.revision == change.revision)
+    found = next((entry for entry in made if action in (None, entry.action)), None)
     if found is None:
         raise UnavailableError(f"the change was made (revision {change.revision}), but {task} was changed much since")
     return found

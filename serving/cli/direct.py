@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ken_core import deltafile
 from serving.cli.backend import Listing
-from serving.client import Change, HistoryEntry, KeyInfo, NewKey, TaskInfo
-from serving.errors import UnknownTaskError
+from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
+from serving.exposure import FIRST_KEY, LAST_KEY
 from serving.keys import new_key, readable
 from serving.routes import Route
 from serving.signaturefile import read_signatures
@@ -34,10 +34,7 @@ class Direct:
         return Listing(found.revision, [_info(task) for task in found.tasks.values()], sizes)
 
     def task(self, name: str) -> TaskInfo:
-        known = self._store.task(name)
-        if known is None:
-            raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
-        return _info(known)
+        return _info(self._store.known(name))
 
     def history(self, name: str) -> list[HistoryEntry]:
         return [HistoryEntry.model_validate(entry) for entry in self._store.history(name)]
@@ -70,9 +67,7 @@ class Direct:
         allow_other_labels: bool = False,
         wait: float | None = None,
     ) -> Change:
-        known = self._store.task(task)
-        target = known.aliases.get(digest, digest) if known else digest
-        revision = self._store.promote(task, target, alias, allow_other_labels=allow_other_labels)
+        revision = self._store.promote(task, digest, alias, allow_other_labels=allow_other_labels)
         return self._seen(revision, wait, task)
 
     def rollback(self, task: str, alias: str = "live", *, wait: float | None = None) -> Change:
@@ -116,12 +111,14 @@ class Direct:
     ) -> NewKey:
         end = None if expires_in is None else int(time.time() + expires_in)
         key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # checked there
+        notice = None if self._store.locked() else FIRST_KEY
         change = self._seen(self._store.put_key(key.id, key.record()), wait)
-        made = {"token": token, "revision": change.revision, "pending": change.pending}
+        made = {"token": token, "revision": change.revision, "pending": change.pending, "notice": notice}
         return NewKey.model_validate(key.record() | made)
 
-    def revoke_key(self, id: str, *, wait: float | None = None) -> Change:
-        return self._seen(self._store.drop_key(id), wait)
+    def revoke_key(self, id: str, *, wait: float | None = None) -> Revoked:
+        change = self._seen(self._store.drop_key(id), wait)
+        return Revoked(**change.model_dump(), notice=None if self._store.keys() else LAST_KEY)
 
     def _seen(self, revision: int, wait: float | None, task: str | None = None) -> Change:
         behind: list[str] = []

@@ -41,6 +41,8 @@ def create(
 ) -> None:
     """Make a key and print its token, this once.
 
+    With the first key servers lock: from then on they answer nobody without one, on loopback too.
+
     Example: ken keys create mobile-app --scope predict --task 'trec*' --expires 90d
     """
     seconds = None if expires is None else _duration(expires)
@@ -51,6 +53,7 @@ def create(
         else:
             typer.echo(key.token)
         say(f"key {key.id} of {key.name}: {_told(key)}; the token is shown this once and kept nowhere")
+        _tell(key.notice)
         tell_pending(key, wait)
 
 
@@ -86,12 +89,20 @@ def revoke(
 ) -> None:
     """Make a key invalid.
 
+    Servers stay locked when it was the last one, also after a restart.
+
     Example: ken keys revoke 0a1b2c3d4e5f --wait 10
     """
     with backend(url, redis_url, data_dir, namespace) as asked:
         change = asked.revoke_key(key_id, wait=wait)
         say(f"key {key_id} is revoked (revision {change.revision})")
+        _tell(change.notice)
         tell_pending(change, wait)
+
+
+def _tell(notice: str | None) -> None:
+    if notice is not None:
+        say(f"note: {notice}")
 
 
 def _told(key: KeyInfo) -> str:

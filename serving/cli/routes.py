@@ -27,11 +27,12 @@ def add_to(app: typer.Typer) -> None:
 def route(
     task: TaskName,
     weights: Annotated[
-        list[str] | None, typer.Argument(help="shares, e.g. live=90 canary=10: an alias or a digest each; none: show")
+        list[str] | None,
+        typer.Argument(help="shares, e.g. live=90 canary=10: an alias or 12 digits of a version each; none: show"),
     ] = None,
     shadow: Annotated[
         str | None,
-        typer.Option(help="an alias or a digest that is asked the same, only to compare; without shares they stay"),
+        typer.Option(help="an alias or a version that is asked the same, only to compare; without shares they stay"),
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="return to the route before")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="send everything to live again")] = False,

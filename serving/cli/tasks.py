@@ -104,7 +104,7 @@ def tasks(
 
 def promote(
     task: TaskName,
-    digest: Annotated[str, typer.Argument(help="one of the task's versions, or an alias of it")],
+    digest: Annotated[str, typer.Argument(help="one of the task's versions, by 12 or more digits, or an alias of it")],
     alias: Alias = "live",
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
@@ -144,7 +144,7 @@ def rollback(
 
 def rm(
     task: TaskName,
-    version: Annotated[str | None, typer.Option(help="only the version of this digest")] = None,
+    version: Annotated[str | None, typer.Option(help="only this version, by 12 or more digits or an alias")] = None,
     force: Annotated[bool, typer.Option("--force", help="also what an alias or the route points at")] = False,
     url: Url = None,
     redis_url: RedisUrl = None,
@@ -164,6 +164,7 @@ def rm(
             change = asked.delete_task(task, force=force, wait=wait)
         else:
             change = asked.delete_version(task, version, force=force, wait=wait)
+            version = recorded(asked, task, change, "delete-version").digest
         say(f"{task if version is None else f'version {version} of {task}'} is gone (revision {change.revision})")
         tell_pending(change, wait)
 

@@ -25,6 +25,7 @@ from serving.client.results import (
     NewKey,
     Prediction,
     Replica,
+    Revoked,
     RouteInfo,
     TaskDetail,
     TaskInfo,
@@ -100,7 +101,7 @@ def predict(
         inputs: one input or a list of them: texts, or objects of the fields the kind asks for.
         parameters: of the kind, e.g. ``{"top_k": 1}``.
         kind: what to ask of the task; by default what it answers by itself.
-        digest: pins one of the task's versions.
+        digest: pins one of the task's versions; 12 or more of the digits it begins with are enough.
         key: where the task has a route, calls of one key are answered by one of its targets.
         timeout: seconds, in place of the client's; the server does not begin what cannot be done in time.
 
@@ -144,7 +145,7 @@ def promote(
     """Point an alias at one of the task's versions.
 
     Args:
-        digest: the version's, or another alias that points at it.
+        digest: the version's, 12 or more of the digits it begins with, or another alias that points at it.
         allow_other_labels: also where it answers with other labels, or another kind, than the live version.
         wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
     """
@@ -161,6 +162,7 @@ def delete_version(task: str, digest: str, *, force: bool = False, wait: float |
     """Forget one version of a task.
 
     Args:
+        digest: as in `promote`.
         force: also where aliases or the route point at it; aliases fall back to what they pointed at before.
         wait: as in `promote`.
     """
@@ -196,8 +198,8 @@ def set_route(
     """Split a task's predictions between its versions.
 
     Args:
-        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or digest; ``live`` answers all if it is left out.
-        shadow: an alias or digest that is asked the same once the answer was given. What it says is compared and
+        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or version; ``live`` answers all if it is left out.
+        shadow: an alias or version that is asked the same once the answer was given. What it says is compared and
             counted (``ken_shadow_*``) and given to nobody. None: no shadow, also where there was one before.
         allow_other_labels: as in `promote`.
         wait: as in `promote`.
@@ -295,9 +297,9 @@ def create_key(
     return _changing(Call("POST", _path("keys"), _reader(NewKey), orjson.dumps(_given(asked)), repeatable=False), wait)
 
 
-def revoke_key(id: str, *, wait: float | None = None) -> Call[Change]:
+def revoke_key(id: str, *, wait: float | None = None) -> Call[Revoked]:
     """Make a key worthless. `wait` as in `promote`."""
-    return _changing(Call("DELETE", _path("keys", id), _reader(Change), repeatable=False), wait)
+    return _changing(Call("DELETE", _path("keys", id), _reader(Revoked), repeatable=False), wait)
 
 
 def _allowing(other_labels: bool) -> dict[str, bool]:

@@ -17,7 +17,7 @@ from serving.client import calls
 from serving.client.calls import Call
 from serving.client.errors import ClientError
 from serving.client.results import Change
-from serving.names import check_name
+from serving.names import check_alias, check_name
 from serving.signaturefile import read_signatures
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def publish(
         UnreachableError: no answer came.
     """
     check_name("task", task)  # before anything is sent
-    check_name("alias", alias)
+    check_alias(alias)
     signatures = () if isinstance(delta, bytes) else read_signatures(Path(delta))
     with _opened(delta) as stream:
         digest = yield partial(_sha256, stream)

@@ -85,6 +85,12 @@ class Change(Result):
     pending: tuple[str, ...] = Field((), description="replicas that had not seen the change when `wait` ran out")
 
 
+class Revoked(Change):
+    """A key that is valid no more."""
+
+    notice: str | None = Field(None, description="what else changes, where it was the last key: nobody gets in")
+
+
 class Upload(Result):
     """How far a delta's upload is."""
 
@@ -111,6 +117,7 @@ class NewKey(KeyInfo):
     token: str = Field(repr=False)
     revision: int = Field(description="the store's revision from which on replicas know the key")
     pending: tuple[str, ...] = Field((), description="replicas that did not know it when `wait` ran out")
+    notice: str | None = Field(None, description="what else changes, where it is the first key: requests need one")
 
 
 class Replica(Result):

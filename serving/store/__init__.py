@@ -9,6 +9,7 @@ cluster; blobs are tagged by digest, so they spread):
 - ``ken:{ns}:versions:<name>``      digests published to the task, a sorted set by revision
 - ``ken:{ns}:stack:<name>:<alias>`` what the alias, or ``@route``, was before, newest first, for rollback
 - ``ken:{ns}:keys``                 hash: id of an API key -> JSON
+- ``ken:{ns}:locked``              there once was a key; it is never taken back
 - ``ken:{ns}:history:<name>``       who did what when, a capped list of JSON; of the keys: ``@keys``
 - ``ken:{ns}:events``               a capped stream (task or ``@keys``, revision): a hint that something changed
 - ``ken:{ns}:upload:<digest>``      leases of uploads in progress, or of ``gc``
@@ -16,6 +17,7 @@ cluster; blobs are tagged by digest, so they spread):
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    4 MiB chunks
 - ``ken:ns:parts:{<digest>}``       hash: chunks of an upload that is not complete, by position
+- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner alone; it expires
 """
 
 from serving.names import check_digest, check_name

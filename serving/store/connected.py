@@ -12,7 +12,7 @@ import redis
 from serving.connection import Client, connect, printable
 from serving.errors import StoreError
 
-_SCRIPTS = ("change", "delete", "keys", "lease")
+_SCRIPTS = ("change", "chunk", "delete", "keys", "lease")
 
 
 class Connected:
@@ -44,7 +44,7 @@ class Connected:
     def close(self) -> None:
         self._client.close()
 
-    def _run(self, script: str, keys: list[str], *arguments: str | float) -> Any:
+    def _run(self, script: str, keys: list[str], *arguments: str | float | bytes) -> Any:
         with self._with:
             return self._scripts[script](keys=keys, args=arguments)
 

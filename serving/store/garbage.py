@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from serving.store.uploads import Uploads
+from serving.store.ownuploads import OwnUploads
 
 
-class Garbage(Uploads):
+class Garbage(OwnUploads):
     """Collecting deltas, and chunks that never became one."""
 
     def gc(self) -> tuple[int, int]:
@@ -22,7 +22,7 @@ class Garbage(Uploads):
                 if not self._lease("take", digest, "gc"):
                     continue
                 try:
-                    self._drop_parts(digest)
+                    self._drop(self._parts(digest))
                     if self._referenced(digest):
                         continue
                     size = self.size(digest)

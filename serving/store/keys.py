@@ -22,8 +22,17 @@ class Keys(Changes):
         with self._with:
             return read_keys(self._client.hgetall(self._control("keys")))
 
+    def locked(self) -> bool:
+        """Whether there ever was a key, here or where a replica read one: from then on servers stay locked."""
+        with self._with:
+            return bool(self._client.exists(self._control("locked")))
+
+    def lock(self, who: str | None = None) -> int:
+        """Remember that there was a key; returns the revision. Nothing that is done to keys takes it back."""
+        return self._key_changed("lock", "", "", who)
+
     def put_key(self, id: str, record: dict[str, Any], who: str | None = None) -> int:
-        """Add or replace a record, anything JSON can hold; returns the revision."""
+        """Add or replace a record, anything JSON can hold, and `lock`; returns the revision."""
         return self._key_changed("put-key", check_name("key", id), orjson.dumps(record).decode(), who)
 
     def drop_key(self, id: str, who: str | None = None) -> int:
@@ -35,7 +44,7 @@ class Keys(Changes):
         return self._key_changed("drop-key", check_name("key", id), "", who)
 
     def _key_changed(self, action: str, id: str, record: str, who: str | None) -> int:
-        keys = [self._control("keys"), *self._recorded(KEYS_CHANGED)]
+        keys = [self._control("keys"), self._control("locked"), *self._recorded(KEYS_CHANGED)]
         match self._run("keys", keys, action, KEYS_CHANGED, id, record, who or whoami()):
             case [b"ok", revision]:
                 return int(revision)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from serving.answerform import AnswerForm
+from serving.digests import version_of, with_whole_digests
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
-from serving.names import check_digest, check_name
+from serving.names import check_alias, check_digest, check_name
 from serving.routes import Route, check_route
 from serving.signatures import Signature, check_genuine
 from serving.store.comparison import Comparison, of_alias, of_promotion, of_route
@@ -50,6 +51,8 @@ class Table:
     revision: int
     tasks: dict[str, Task]
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    locked: bool = False
+    """There are keys, or were."""
 
 
 class Tasks(Keys, Signatures):
@@ -81,7 +84,7 @@ class Tasks(Keys, Signatures):
             OtherLabelsError: see `Tasks`.
         """
         check_name("task", task)
-        check_name("alias", alias)
+        check_alias(alias)
         check_genuine(file.digest, signatures)
         compare = partial(of_alias, alias=alias, digest=file.digest)
         accept = partial(self._accept, task, compare, allow_other_labels, {file.digest: file.manifest})
@@ -110,7 +113,7 @@ class Tasks(Keys, Signatures):
             UnknownTaskError: the store does not hold the delta whole.
         """
         check_name("task", task)
-        check_name("alias", alias)
+        check_alias(alias)
         check_genuine(digest, signatures)
         with self._leased(check_digest(digest)):
             self._add_signatures(self._complete(task, digest), signatures)
@@ -125,16 +128,21 @@ class Tasks(Keys, Signatures):
         who: str | None = None,
         allow_other_labels: bool = False,
     ) -> int:
-        """Point an alias at a digest already published to this task; returns the revision.
+        """Point an alias at a version already published to this task; returns the revision.
+
+        Args:
+            digest: the version's, or how it begins, or another alias that points at it: see `version_of`.
 
         Raises:
-            UnknownTaskError: no such task, or the digest is none of its versions.
+            UnknownTaskError: no such task, or none of its versions is meant.
+            InvalidInputError: several may be meant.
             OtherLabelsError: see `Tasks`.
         """
-        check_name("alias", alias)
-        self._complete(check_name("task", task), digest)
-        accept = partial(self._accept, task, partial(of_promotion, alias=alias, digest=digest), allow_other_labels)
-        return self._changed("promote", task, alias, digest, who, accept)
+        check_alias(alias)
+        # whether the store holds it is asked of versions alone: it must not show whether others published it
+        found = self._complete(task, version_of(self.known(task), digest))
+        accept = partial(self._accept, task, partial(of_promotion, alias=alias, digest=found), allow_other_labels)
+        return self._changed("promote", task, alias, found, who, accept)
 
     def rollback(self, task: str, alias: str = "live", who: str | None = None) -> int:
         """Point an alias at what it pointed at before; returns the revision.
@@ -150,15 +158,20 @@ class Tasks(Keys, Signatures):
     ) -> int:
         """Split the requests that name no alias, or send them all to ``live`` (None); returns the revision.
 
+        Args:
+            route: its digests may be beginnings; whole ones are kept.
+
         Raises:
             UnknownTaskError: no such task, or a target or the shadow is neither an alias nor a version of it.
+            InvalidInputError: a target may be several versions, or two are the same one.
             OtherLabelsError: see `Tasks`.
         """
-        check_name("task", task)
+        known = self.known(task)
         if route is None:
             return self._changed("route", task, _ROUTE, "", who)
-        accept = partial(self._accept, task, partial(of_route, route=route), allow_other_labels)
-        return self._changed("route", task, _ROUTE, orjson.dumps(route.plain()).decode(), who, accept)
+        whole = with_whole_digests(known, route)
+        accept = partial(self._accept, task, partial(of_route, route=whole), allow_other_labels)
+        return self._changed("route", task, _ROUTE, orjson.dumps(whole.plain()).decode(), who, accept)
 
     def rollback_route(self, task: str, who: str | None = None) -> int:
         """Return to the route, or to none, that was before; returns the revision.
@@ -184,11 +197,15 @@ class Tasks(Keys, Signatures):
         No rollback returns to it. Forced while it is in use, each alias that points at it goes back to what it
         pointed at before, or goes away where there is nothing before; the route loses what is no more.
 
+        Args:
+            digest: the version's, or how it begins, or an alias that points at it: see `version_of`.
+
         Raises:
             UnknownTaskError: no such task or version.
+            InvalidInputError: several versions may be meant.
             ConflictError: an alias or the route points at it, and it is not forced.
         """
-        return self._deleted("delete-version", check_name("task", task), check_digest(digest), who, force)
+        return self._deleted("delete-version", task, version_of(self.known(task), digest), who, force)
 
     def task(self, name: str) -> Task | None:
         key = self._control("task", name)
@@ -202,6 +219,13 @@ class Tasks(Keys, Signatures):
             if fields.get(_REVISION.encode()) == revision:
                 return _task(name, fields, versions) if fields else None
         raise AssertionError
+
+    def known(self, name: str) -> Task:
+        """A task; raises `UnknownTaskError` if there is none of this name."""
+        known = self.task(check_name("task", name))
+        if known is None:
+            raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
+        return known
 
     def table(self) -> Table:
         """All tasks and keys, read again until no change came in between."""
@@ -218,11 +242,14 @@ class Tasks(Keys, Signatures):
                     pipe.hgetall(self._control("task", name))
                     pipe.zrange(self._control("versions", name), 0, -1)
                 pipe.hgetall(self._control("keys"))
+                pipe.exists(self._control("locked"))
                 pipe.get(counter)
-                *answers, keys, after = pipe.execute()
+                *answers, keys, locked, after = pipe.execute()
             if after == before:
                 found = zip(names, answers[::2], answers[1::2], strict=True)
-                return Table(int(before or 0), {n: _task(n, f, v) for n, f, v in found if f}, read_keys(keys))
+                return Table(
+                    int(before or 0), {n: _task(n, f, v) for n, f, v in found if f}, read_keys(keys), bool(locked)
+                )
         raise AssertionError
 
     def _tries(self) -> Iterator[None]:

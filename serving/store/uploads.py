@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,13 +50,7 @@ class Uploads(Deltas):
             InvalidInputError: no digest, no position of a chunk, or an empty chunk.
             TooLargeError: more than `CHUNK_BYTES`.
         """
-        check_digest(digest)
-        if not 0 <= i < MOST_CHUNKS:
-            raise InvalidInputError(f"chunk {i}: expected a position from 0 to {MOST_CHUNKS - 1}")
-        if not data:
-            raise InvalidInputError(f"chunk {i} of {digest} is empty; send its bytes")
-        if len(data) > CHUNK_BYTES:
-            raise TooLargeError(f"chunk {i} of {digest} has {len(data)} bytes; send at most {CHUNK_BYTES} at once")
+        check_chunk(digest, i, data)
         self._hold_for_upload(digest)
         if not self.has(digest):
             with self._with:
@@ -67,12 +63,7 @@ class Uploads(Deltas):
             size, count = self._client.hmget(self._delta(digest), "size", "count")
             if size is not None and count is not None:
                 return Upload(digest, tuple(range(int(count))), int(size), complete=True)
-            received = self._received(digest)
-            pipe = self._client.pipeline(transaction=False)
-            for i in received:
-                pipe.hstrlen(self._parts(digest), str(i))
-            sizes = pipe.execute() if received else []
-        return Upload(digest, received, sum(sizes), complete=False)
+        return self._progress(digest, self._parts(digest))
 
     def commit_upload(self, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
         """Make a delta of the chunks 0 to n - 1, if that is what they are. Nothing to do where it is complete.
@@ -89,29 +80,52 @@ class Uploads(Deltas):
                 any of them may be the wrong one.
         """
         self._hold_for_upload(check_digest(digest))
-        path = folder / f".{digest}.{uuid.uuid4().hex}.partial"
+        parts = self._parts(digest)
         try:
             with self._leased(digest):
                 if not self.has(digest):
-                    self._assemble(digest, path)
-                    self.put(self._checked(digest, path, check))
-                self._drop_parts(digest)
+                    with self._assembled(digest, parts, check, folder, partial(self._hold_for_upload, digest)) as file:
+                        self.put(file)
+                self._drop(parts)
                 self._hold_for_upload(digest)
         except InvalidInputError:
             if not self.has(digest):  # else another commit of the same chunks took them, and all is well
                 raise
+
+    def _progress(self, digest: str, parts: str) -> Upload:
+        with self._with:
+            received = self._received(parts)
+            pipe = self._client.pipeline(transaction=False)
+            for i in received:
+                pipe.hstrlen(parts, str(i))
+            sizes = pipe.execute() if received else []
+        return Upload(digest, received, sum(sizes), complete=False)
+
+    @contextmanager
+    def _assembled(
+        self, digest: str, parts: str, check: Callable[[Path], DeltaFile], folder: Path, hold: Callable[[], None]
+    ) -> Iterator[DeltaFile]:
+        """The file that chunks make, while it is needed. Chunks that make none are dropped.
+
+        Args:
+            hold: keeps the chunks for `LEASE_SECONDS` more.
+        """
+        path = folder / f".{digest}.{uuid.uuid4().hex}.partial"
+        try:
+            self._assemble(digest, parts, path, hold)
+            yield self._checked(parts, path, check)
         finally:
             path.unlink(missing_ok=True)
 
-    def _assemble(self, digest: str, path: Path) -> None:
-        received = self._received(digest)
+    def _assemble(self, digest: str, parts: str, path: Path, hold: Callable[[], None]) -> None:
+        received = self._received(parts)
         missing = sorted(set(range(max(received, default=0) + 1)) - set(received))
         sha, size = hashlib.sha256(), 0
         with path.open("wb") as out:
             for i in received if not missing else ():
-                self._hold_for_upload(digest)
+                hold()
                 with self._with:
-                    data = self._client.hget(self._parts(digest), str(i))
+                    data = self._client.hget(parts, str(i))
                 if data is None:
                     missing.append(i)
                     break
@@ -121,25 +135,36 @@ class Uploads(Deltas):
             few = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
             raise InvalidInputError(f"upload {digest} lacks chunk {few}; send what is missing, then commit again")
         if sha.hexdigest() != digest:
-            self._drop_parts(digest)
+            self._drop(parts)
             raise InvalidInputError(
                 f"upload {digest}: its {len(received)} chunks, {size} bytes, have the sha256 {sha.hexdigest()}, so one "
                 "is wrong or the last are missing; they were dropped, send all of them again"
             )
 
-    def _checked(self, digest: str, path: Path, check: Callable[[Path], DeltaFile]) -> DeltaFile:
+    def _checked(self, parts: str, path: Path, check: Callable[[Path], DeltaFile]) -> DeltaFile:
         try:
             return check(path)
         except (DeadlineError, OverloadedError, UnavailableError):
             raise  # nothing is known of it yet
         except KenError:
-            self._drop_parts(digest)  # these bytes are what was meant, so sending them again would not help
+            self._drop(parts)  # these bytes are what was meant, so sending them again would not help
             raise
 
-    def _received(self, digest: str) -> tuple[int, ...]:
+    def _received(self, parts: str) -> tuple[int, ...]:
         with self._with:
-            return tuple(sorted(int(i) for i in self._client.hkeys(self._parts(digest))))
+            return tuple(sorted(int(i) for i in self._client.hkeys(parts)))
 
-    def _drop_parts(self, digest: str) -> None:
+    def _drop(self, parts: str) -> None:
         with self._with:
-            self._client.delete(self._parts(digest))
+            self._client.delete(parts)
+
+
+def check_chunk(digest: str, i: int, data: bytes) -> None:
+    """Raises as `Uploads.put_chunk` says, before anything is asked of the store."""
+    check_digest(digest)
+    if not 0 <= i < MOST_CHUNKS:
+        raise InvalidInputError(f"chunk {i}: expected a position from 0 to {MOST_CHUNKS - 1}")
+    if not data:
+        raise InvalidInputError(f"chunk {i} of {digest} is empty; send its bytes")
+    if len(data) > CHUNK_BYTES:
+        raise TooLargeError(f"chunk {i} of {digest} has {len(data)} bytes; send at most {CHUNK_BYTES} at once")

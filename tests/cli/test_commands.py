@@ -110,7 +110,7 @@ def test_a_task_is_published_promoted_rolled_back_and_removed(ken: Ken, deltas: 
     [
         (("rm", "nothing"), "no task 'nothing'"),
         (("rollback", "nothing"), "no task 'nothing'"),
-        (("promote", "nothing", "0" * 64), "publish it first"),
+        (("promote", "nothing", "0" * 64), "there is no task 'nothing'"),
         (("publish", "bad/name", "DELTA"), "expected 1 to 128 letters"),
         (("inspect", "/nonexistent.ken"), "cannot be read"),
         (("apply", "--base", "/nonexistent", "--delta", "DELTA", "--out", "/tmp/never"), "no such folder"),

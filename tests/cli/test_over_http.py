@@ -77,7 +77,7 @@ def test_what_was_done_through_the_server_is_in_the_store(ken: Ken, far: Ken, di
     assert told(far("promote", "mood", "canary", "--wait", "20")) == f"mood@live is {digests[1]}"
     assert facts(ken("tasks", "--json"))["tasks"][0]["aliases"] == dict.fromkeys(("live", "canary"), digests[1])  # type: ignore[index]
     assert told(far("rollback", "mood", "--wait", "20")) == told(ken("promote", "mood", digests[0]))
-    assert told(far("rm", "mood", "--version", digests[1], "--force", "--wait", "20")) == (
+    assert told(far("rm", "mood", "--version", "canary", "--force", "--wait", "20")) == (
         f"version {digests[1]} of mood is gone"
     )
     (task,) = facts(ken("tasks", "--json"))["tasks"]  # type: ignore[misc]

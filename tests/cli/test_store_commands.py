@@ -82,6 +82,19 @@ def test_a_version_in_use_is_removed_by_force_only(ken: Ken, digests: list[str])
     assert [v["digest"] for v in task["versions"]] == [digests[0]]
 
 
+def test_versions_are_named_by_their_first_digits_or_an_alias_and_told_whole(ken: Ken, digests: list[str]) -> None:
+    first, second = digests
+    assert f"mood@live is {second} " in ken("promote", "mood", second[:12]).stderr
+    assert ken("route", "mood", f"{first[:12]}=1", "--shadow", second[:12]).returncode == 0
+    assert facts(ken("route", "mood", "--json")) == {"task": "mood", "weights": {first: 1}, "shadow": second}
+    assert ken("route", "mood", "--clear").returncode == 0
+    assert f"version {first} of mood is gone" in ken("rm", "mood", "--version", first[:12]).stderr
+    refused = ken("rm", "mood", "--version", "canary")
+    assert refused.returncode == 1
+    assert f"version {second} of task 'mood' is in use by alias 'canary', alias 'live'" in refused.stderr
+    assert f"version {second} of mood is gone" in ken("rm", "mood", "--version", "canary", "--force").stderr
+
+
 def test_a_task_in_use_is_removed_by_force_only(ken: Ken, digests: list[str]) -> None:
     refused = ken("rm", "mood")
     assert refused.returncode == 1
@@ -129,7 +142,8 @@ def test_history_of_a_task_that_is_gone_can_be_read(ken: Ken, digests: list[str]
         (("route", "mood", "live=1", "live=2"), 2, "'live' is given twice"),
         (("route", "mood", "live=1", "--clear"), 2, "not several of them"),
         (("route", "mood", "--rollback", "--clear"), 2, "not several of them"),
-        (("rm", "mood", "--version", "latest"), 1, "is no digest"),
+        (("rm", "mood", "--version", "latest"), 1, "task 'mood' has no alias 'latest'; it has: canary, live"),
+        (("rm", "mood", "--version", "abc"), 1, "of a digest, give at least 12 digits"),
         (("rm", "mood", "--version", "0" * 64), 1, "is no version of task 'mood'"),
         (("history", "nothing"), 1, "no task 'nothing'"),
     ],

@@ -67,12 +67,14 @@ def exposed() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def routes() -> set[str]:
+def routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Of the application, which is built here without a model behind it."""
     from serving.api import create_app
     from serving.service import Service
+    from serving.tasks import TaskTable
 
-    service = SimpleNamespace(settings=Settings(base="none"), store=None, table=None)
+    table = TaskTable(tmp_path_factory.mktemp("routes") / "tasks-default.json")
+    service = SimpleNamespace(settings=Settings(base="none"), store=None, table=table)
     return set(create_app(cast(Service, service)).openapi()["paths"])
 
 

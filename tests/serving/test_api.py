@@ -112,6 +112,23 @@ def test_a_version_of_another_task_cannot_be_pinned(post: Callable[..., httpx.Re
     assert is_problem(response, 404, deltas.topic.digest)
 
 
+def test_a_version_may_be_pinned_by_its_first_twelve_digits_and_the_answer_has_them_all(
+    post: Callable[..., httpx.Response], deltas: Deltas
+) -> None:
+    short = deltas.spam.digest[:12]
+    pinned = post(SPAM, json={"inputs": "rain"}, headers={"X-Ken-Delta": short})
+    named = post(f"/v1/tasks/spam@{short}/predict", json={"inputs": "rain"})
+    of_version = post(f"/v2/models/spam/versions/{short}/infer", json={
+        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["rain"]}],
+    })  # fmt: skip
+    for response in (pinned, named, of_version):
+        assert response.status_code == 200, response.text
+        assert response.headers["x-ken-delta"] == deltas.spam.digest
+    foreign = post(SPAM, json={"inputs": "rain"}, headers={"X-Ken-Delta": deltas.topic.digest[:12]})
+    assert is_problem(foreign, 404, "no version of task 'spam'")
+    assert is_problem(post(SPAM, json={"inputs": "rain"}, headers={"X-Ken-Delta": short[:11]}), 404, "12 or more")
+
+
 def test_an_unknown_task_is_refused_with_names_near_it(post: Callable[..., httpx.Response]) -> None:
     assert is_problem(post("/v1/tasks/topik/predict", json={"inputs": "rain"}), 404, "'topik'", "'topic'")
 

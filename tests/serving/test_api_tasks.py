@@ -7,12 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from problems import is_problem
 
+from serving.connection import connect
+from serving.keys import new_key
 from serving.service import Service
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas
@@ -109,12 +112,42 @@ def test_an_alias_can_be_promoted_by_its_name(
     talk(service, conversation)
 
 
+def test_versions_are_changed_by_their_first_digits_and_recorded_whole(
+    service: Service, talk: Talk, publish: Callable[..., None], deltas: Deltas, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish("spam", deltas.spam_2, alias="canary")
+    first, second = deltas.spam.digest, deltas.spam_2.digest
+
+    async def conversation(client: Client) -> None:
+        async def change(method: str, path: str, **request: Any) -> None:
+            response = await client.request(method, f"/v1/tasks/spam/{path}", **request)
+            assert response.status_code == 200, response.text
+
+        await change("POST", "promote", json={"digest": second[:12]})
+        await change("PUT", "route?wait=20", json={"weights": {first[:12]: 1}, "shadow": second[:20]})
+        route = (await client.get("/v1/tasks/spam/route")).json()
+        assert route == {"weights": {first: 1}, "shadow": second}
+        await change("DELETE", "route")
+        await change("DELETE", f"versions/{first[:12]}?wait=20")
+        assert is_problem(await client.delete("/v1/tasks/spam/versions/canary"), 409, second)
+        assert (await client.get("/v1/tasks/spam")).json()["versions"] == [second]
+        told = (await client.get("/v1/tasks/spam/history")).json()
+        assert [h["digest"] for h in told if h["digest"]][:2] == [first, second]
+
+    with caplog.at_level(logging.INFO, "ken.audit"):
+        talk(service, conversation)
+    audited = [record.detail for record in caplog.records if record.name == "ken.audit"]  # type: ignore[attr-defined]
+    assert audited[0] == {"digest": second, "alias": "live"}
+    assert audited[1] == {"weights": {first: 1}, "shadow": second}
+    assert [line["digest"] for line in audited[3:]] == [first, second]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "word"),
     [
         ("POST", "/v1/tasks/nobody/promote", {"digest": "0" * 64}, 404, "nobody"),
         ("POST", "/v1/tasks/spam/promote", {"digest": "0" * 64}, 404, "0000"),
-        ("POST", "/v1/tasks/spam/promote", {"digest": "latest"}, 422, "latest"),
+        ("POST", "/v1/tasks/spam/promote", {"digest": "latest"}, 404, "latest"),
         ("POST", "/v1/tasks/spam/promote", {}, 422, "digest"),
         ("POST", "/v1/tasks/spam/promote", {"digest": "0" * 64, "to": "live"}, 422, "to"),
         ("POST", "/v1/tasks/spam/promote", {"digest": "0" * 64, "wait": 3600}, 422, "wait"),
@@ -402,15 +435,58 @@ def test_a_key_that_cannot_be_meant_is_refused(body: dict[str, Any], word: str, 
     assert is_problem(talk(guarded, conversation), 422, word)
 
 
-def test_on_loopback_everything_is_open_until_there_is_a_key(service: Service, talk: Talk, deltas: Deltas) -> None:
-    async def conversation(client: Client) -> None:
+def test_on_loopback_everything_is_open_until_there_is_a_key_and_never_again_by_itself(
+    service: Service,
+    make_service: MakeService,
+    talk: Talk,
+    deltas: Deltas,
+    embedded_url: str,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    ask = {"inputs": "rain"}
+
+    async def first_and_last_key(client: Client) -> None:
         promote = {"digest": deltas.spam.digest}
         assert (await client.post("/v1/tasks/spam/promote", json=promote)).status_code == 200
         made = await client.post("/v1/keys?wait=20", json={"name": "first", "scopes": ["admin"]})
-        assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 401)
+        assert "from now on a server of this store answers nobody without one" in made.json()["notice"]
+        assert is_problem(await client.post(SPAM, json=ask), 401, "this needs a key: send")
         key = {"Authorization": f"Bearer {made.json()['token']}"}
-        assert (await client.post(SPAM, json={"inputs": "rain"}, headers=key)).status_code == 200
-        await client.delete(f"/v1/keys/{made.json()['id']}?wait=20", headers=key)
-        assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 401)
+        assert (await client.post(SPAM, json=ask, headers=key)).status_code == 200
+        second = await client.post("/v1/keys?wait=20", json={"name": "second", "scopes": ["admin"]}, headers=key)
+        assert second.json()["notice"] is None
+        gone = await client.delete(f"/v1/keys/{second.json()['id']}?wait=20", headers=key)
+        assert gone.json()["notice"] is None
+        gone = await client.delete(f"/v1/keys/{made.json()['id']}?wait=20", headers=key)
+        assert "do not open by themselves" in gone.json()["notice"]
 
-    talk(service, conversation)
+    async def locked(client: Client) -> None:
+        for response in (
+            await client.post(SPAM, json=ask),
+            await client.post("/v1/keys", json={"name": "thief", "scopes": ["admin"]}),
+        ):
+            assert is_problem(response, 401, "ken keys create NAME --scope admin")
+            assert "KEN_AUTH=off" in response.json()["detail"]
+
+    async def opened(client: Client) -> None:
+        assert (await client.get("/v1/tasks")).status_code == 200
+
+    talk(service, first_and_last_key)
+    talk(service, locked)
+    talk(make_service(), locked)  # after a restart
+    talk(make_service(data_dir=tmp_path / "another"), locked)  # elsewhere
+    raw = connect(embedded_url)
+    for name in list(raw.scan_iter(f"ken:*{namespace}*", count=1000)):
+        raw.delete(name)
+    talk(make_service(), locked)  # with the store back empty
+    talk(make_service(data_dir=tmp_path / "a third"), locked)  # and elsewhere, which knows it from the store alone
+    talk(make_service(auth="off"), opened)
+    key, token = new_key("back", ["admin"])
+    back = make_service()
+    Store(embedded_url, namespace).wait(Store(embedded_url, namespace).put_key(key.id, key.record()), 20)
+
+    async def with_the_new_key(client: Client) -> None:
+        assert (await client.get("/v1/keys", headers={"X-Api-Key": token})).status_code == 200
+
+    talk(back, with_the_new_key)

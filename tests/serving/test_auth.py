@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ class Table:
     """What `serving.tasks.TaskTable` is to an authenticator: another object after every change."""
 
     current: Snapshot = field(default_factory=Snapshot)
+    locked: bool = False
+
+    def lock(self) -> None:
+        self.locked = True
 
     def take(self, *keys: Key) -> None:
         self.current = Snapshot({key.id: key.record() for key in keys})
@@ -73,6 +78,46 @@ def test_once_closed_it_stays_closed_when_the_last_key_is_revoked(table: Table) 
     for request in (asking(), bearing(token)):
         with pytest.raises(UnauthorizedError):
             auth.principal(request)
+
+
+def test_a_server_that_once_knew_a_key_stays_locked_and_says_how_to_get_in(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.lock()
+    with caplog.at_level(logging.WARNING, "serving.api.auth"):
+        auth = authenticator(table)
+    for text in ("ken keys create NAME --scope admin", "without --url", "KEN_AUTH=off"):
+        assert text in caplog.text
+        for request in (asking(), bearing("ken_" + "0" * 12 + "_" + "a" * 43)):
+            with pytest.raises(UnauthorizedError, match=text):
+                auth.principal(request)
+    key, token = new_key("ci", ["predict"])
+    table.take(key)
+    assert auth.principal(bearing(token))
+    with pytest.raises(UnauthorizedError, match="this needs a key: send"):
+        auth.principal(asking())
+    table.take()
+    with pytest.raises(UnauthorizedError, match="knows none"):
+        auth.principal(bearing(token))
+    assert caplog.text.count("nobody gets in") == 2
+
+
+def test_a_server_that_was_told_to_be_open_is_not_locked(table: Table) -> None:
+    table.lock()
+    assert authenticator(table, auth="off").principal(asking()).name == "anyone"
+
+
+@pytest.mark.parametrize("given", ["admin_token", "keys_file"])
+def test_keys_of_the_settings_lock_before_the_first_request(given: str, table: Table, tmp_path: Path) -> None:
+    key, _ = new_key("filed", ["predict"])
+    (tmp_path / "keys.json").write_text(json.dumps([key.record()]))
+    authenticator(table, **{given: "open-sesame" if given == "admin_token" else tmp_path / "keys.json"})
+    assert table.locked
+
+
+def test_no_key_does_not_lock(table: Table) -> None:
+    authenticator(table)
+    assert not table.locked
 
 
 def test_a_record_that_cannot_be_read_closes_too(table: Table) -> None:

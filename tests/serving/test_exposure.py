@@ -14,7 +14,7 @@ LOOPBACK, BEYOND = "127.0.0.1", "0.0.0.0"
 
 
 @pytest.mark.parametrize(
-    ("host", "auth", "any_seen", "needed"),
+    ("host", "auth", "locked", "needed"),
     [
         (LOOPBACK, "auto", False, False),
         (LOOPBACK, "auto", True, True),
@@ -30,12 +30,12 @@ LOOPBACK, BEYOND = "127.0.0.1", "0.0.0.0"
         (BEYOND, "off", True, False),
     ],
 )
-def test_a_key_is_needed(host: str, auth: str, any_seen: bool, needed: bool) -> None:
-    assert needs_key(load_settings(base="b", host=host, auth=auth), any_seen) is needed
+def test_a_key_is_needed(host: str, auth: str, locked: bool, needed: bool) -> None:
+    assert needs_key(load_settings(base="b", host=host, auth=auth), locked) is needed
 
 
 def test_a_key_is_needed_where_a_file_of_them_was_named_empty_or_not() -> None:
-    assert needs_key(load_settings(base="b", keys_file="keys.json"), any_seen=False)
+    assert needs_key(load_settings(base="b", keys_file="keys.json"), locked=False)
 
 
 @pytest.mark.parametrize(

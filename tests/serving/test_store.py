@@ -13,6 +13,7 @@ import pytest
 from ken_core import DeltaFile, KenError, deltafile
 from serving.connection import connect
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
+from serving.routes import Route
 from serving.store import Store
 from tests.tiny_checkpoints import Deltas
 
@@ -417,7 +418,77 @@ def test_names_of_letters_digits_and_a_few_marks_are_taken(name: str, store: Sto
 def test_what_is_no_digest_is_refused(digest: str, store: Store, deltas: Deltas) -> None:
     store.publish("spam", deltas.spam)
     with pytest.raises(InvalidInputError, match="is no digest"):
+        store.publish_digest("spam", digest)
+    with pytest.raises(UnknownTaskError, match="task 'spam'"):
         store.promote("spam", digest)
+
+
+def test_a_digest_is_no_name_of_an_alias(store: Store, deltas: Deltas) -> None:
+    store.publish("spam", deltas.spam)
+    for change in (
+        lambda: store.publish("spam", deltas.spam_2, deltas.spam.digest),
+        lambda: store.publish_digest("spam", deltas.spam.digest, "f" * 64),
+        lambda: store.promote("spam", deltas.spam.digest, "f" * 64),
+    ):
+        with pytest.raises(InvalidInputError, match="64 hexadecimal digits name a version"):
+            change()
+    assert store.revision() == 1
+
+
+# Versions by how their digests begin
+
+
+def test_a_version_is_promoted_routed_and_deleted_by_its_first_twelve_digits_and_the_whole_is_kept(
+    store: Store, deltas: Deltas
+) -> None:
+    store.publish("spam", deltas.spam)
+    store.publish("spam", deltas.spam_2, "canary")
+    short, other = deltas.spam.digest[:12], deltas.spam_2.digest[:12]
+    store.promote("spam", other)
+    store.set_route("spam", Route({short: 1, "canary": 2}, shadow=other))
+    assert live(store) == deltas.spam_2.digest
+    assert store.known("spam").route == Route({deltas.spam.digest: 1, "canary": 2}, shadow=deltas.spam_2.digest)
+    store.set_route("spam", None)
+    store.delete_version("spam", short)
+    assert store.known("spam").versions == (deltas.spam_2.digest,)
+    told = store.history("spam", 4)
+    assert [(h["action"], h["digest"]) for h in told if h["digest"]] == [
+        ("delete-version", deltas.spam.digest),
+        ("promote", deltas.spam_2.digest),
+    ]
+    assert told[2]["route"] == {deltas.spam.digest: 1, "canary": 2}
+
+
+def test_an_alias_names_the_version_to_promote_or_to_delete(store: Store, deltas: Deltas) -> None:
+    store.publish("spam", deltas.spam)
+    store.publish("spam", deltas.spam_2, "canary")
+    store.promote("spam", "canary")
+    assert live(store) == deltas.spam_2.digest
+    store.promote("spam", deltas.spam.digest)
+    with pytest.raises(ConflictError, match=f"version {deltas.spam_2.digest} .* in use by alias 'canary'"):
+        store.delete_version("spam", "canary")
+    store.delete_version("spam", "canary", force=True)
+    assert store.known("spam").versions == (deltas.spam.digest,)
+
+
+def test_what_others_published_is_told_apart_from_nothing_by_no_answer(store: Store, deltas: Deltas) -> None:
+    """A key that may change `spam` must not learn which deltas of other tasks the store holds."""
+    store.publish("spam", deltas.spam)
+    store.publish("topic", deltas.topic)
+    foreign, unknown = deltas.topic.digest, "f" * 64
+    for change in (
+        lambda digest: store.promote("spam", digest),
+        lambda digest: store.promote("spam", digest[:12]),
+        lambda digest: store.delete_version("spam", digest),
+        lambda digest: store.set_route("spam", Route({digest: 1})),
+        lambda digest: store.set_route("spam", Route({digest[:12]: 1}, shadow=digest)),
+    ):
+        with pytest.raises(UnknownTaskError) as of_others:
+            change(foreign)
+        with pytest.raises(UnknownTaskError) as of_nobody:
+            change(unknown)
+        told = str(of_others.value).replace(foreign, unknown).replace(foreign[:12], unknown[:12])
+        assert told == str(of_nobody.value)
 
 
 # Events and replicas
@@ -496,6 +567,12 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "uploaded": lambda: store.uploaded(file.digest),
         "commit_upload": lambda: store.commit_upload(file.digest, deltafile.open_file, folder),
         "keys": store.keys,
+        "locked": store.locked,
+        "lock": store.lock,
+        "known": lambda: store.known("spam"),
+        "put_own_chunk": lambda: store.put_own_chunk("me", file.digest, 0, b"data"),
+        "own_upload": lambda: store.own_upload("me", file.digest),
+        "commit_own_upload": lambda: store.commit_own_upload("me", file.digest, deltafile.open_file, folder),
         "put_key": lambda: store.put_key("one", {}),
         "drop_key": lambda: store.drop_key("one"),
         "task": lambda: store.task("spam"),

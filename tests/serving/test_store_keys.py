@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from serving.connection import connect
 from serving.errors import InvalidInputError, UnknownKeyError
 from serving.store import Store
 
@@ -38,6 +39,33 @@ def test_an_id_that_fits_no_url_is_refused(store: Store) -> None:
     for change in (lambda: store.put_key("a/b", ADA), lambda: store.drop_key("a/b")):
         with pytest.raises(InvalidInputError, match="key 'a/b' is not usable"):
             change()
+
+
+def test_a_key_locks_and_nothing_that_is_done_to_keys_opens_again(store: Store) -> None:
+    assert not store.locked()
+    assert not store.table().locked
+    store.put_key("one", ADA)
+    store.drop_key("one")
+    assert store.keys() == {}
+    assert store.locked()
+    assert store.table().locked
+
+
+def test_locking_is_a_change_that_is_made_once(store: Store) -> None:
+    assert [store.lock("replica-1"), store.lock("replica-2")] == [1, 1]
+    assert [(e.task, e.revision) for e in store.events("0", 0.1)] == [("@keys", 1)]
+    assert [(h["action"], h["who"]) for h in store.history("@keys")] == [("lock", "replica-1")]
+    assert store.locked()
+    assert store.keys() == {}
+
+
+def test_revoking_a_key_of_a_store_that_never_locked_does(store: Store, store_url: str, namespace: str) -> None:
+    """An older version made it."""
+    store.put_key("one", ADA)
+    connect(store_url).delete(f"ken:{{{namespace}}}:locked")
+    assert not store.locked()
+    store.drop_key("one")
+    assert store.locked()
 
 
 def test_a_change_of_keys_counts_and_is_told_like_one_of_tasks(store: Store) -> None:

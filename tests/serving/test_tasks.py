@@ -14,7 +14,7 @@ import pytest
 
 from serving.connection import connect
 from serving.embedded import embedded_store
-from serving.errors import StoreError, UnavailableError, UnknownTaskError
+from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
 from serving.routes import Route
 from serving.store import Store, Table, Task
 from serving.tasks import TaskTable, TaskWatch
@@ -62,6 +62,28 @@ def test_a_pinned_digest_that_is_no_version_of_the_task_is_refused(table: TaskTa
         table.resolve("sentiment", digest=C)
 
 
+def test_a_version_is_pinned_by_how_its_digest_begins(table: TaskTable) -> None:
+    assert table.resolve("sentiment", digest=B[:12]) == B
+    assert table.resolve("sentiment", B[:40]) == B
+    with pytest.raises(UnknownTaskError, match="expected a digest"):
+        table.resolve("sentiment", digest=B[:11])
+
+
+def test_a_pin_that_may_be_several_versions_is_refused_with_their_digests(file: Path) -> None:
+    one, like_it = A[:63] + "1", A[:63] + "2"
+    table = TaskTable(file)
+    table.replace(Table(7, {"spam": Task("spam", 7, {"live": one}, (one, like_it))}))
+    for named in ({"digest": A[:12]}, {"version": A[:12]}):
+        with pytest.raises(InvalidInputError, match=f"2 versions of task 'spam': {one}, {like_it}"):
+            table.resolve("spam", **named)
+
+
+def test_a_version_named_by_its_digest_comes_before_a_pin_and_a_pin_before_an_alias(table: TaskTable) -> None:
+    for named in (A, A[:12]):
+        assert table.resolve("sentiment", named, digest=B) == A
+    assert table.resolve("sentiment", "live", digest=B[:12]) == B
+
+
 def routed(file: Path, route: Route | None, **aliases: str) -> TaskTable:
     made = TaskTable(file)
     made.replace(Table(7, {"sentiment": Task("sentiment", 7, aliases, (A, B), route)}))
@@ -104,7 +126,7 @@ def test_a_shadow_is_an_alias_or_a_version_and_not_asked_where_there_is_none(fil
 
 
 def test_a_route_leads_nowhere_the_task_does_not_go(file: Path) -> None:
-    with pytest.raises(UnknownTaskError, match=f"no alias '{C}'"):
+    with pytest.raises(UnknownTaskError, match=f"'{C}' is no version"):
         routed(file, Route({C: 1}), live=A).resolve("sentiment")
 
 
@@ -148,7 +170,29 @@ def test_nobody_else_may_read_the_table_on_disk(file: Path) -> None:
     file.chmod(0o644)
     TaskTable(file).replace(Table(7, {}, {"one": {"hash": C}}))
     assert file.stat().st_mode & 0o777 == 0o600
-    assert list(file.parent.iterdir()) == [file]
+    assert set(file.parent.iterdir()) == {file, file.with_suffix(".locked")}
+
+
+@pytest.mark.parametrize("known", [Table(7, {}, {"one": {"hash": C}}), Table(7, {}, locked=True)])
+def test_a_table_with_keys_locks_for_good(known: Table, file: Path) -> None:
+    table = TaskTable(file)
+    table.replace(Table(6, {}))
+    assert not table.locked
+    table.replace(known)
+    assert table.locked
+    for later in (table, TaskTable(file)):
+        later.replace(Table(0, {}))
+        assert later.locked
+    file.write_bytes(b"damaged")
+    assert TaskTable(file).locked
+
+
+def test_keys_on_a_disk_of_an_older_version_lock_too(file: Path) -> None:
+    file.write_bytes(orjson.dumps({"revision": 7, "tasks": {}, "keys": {"one": {"name": "ada"}}}))
+    table = TaskTable(file)
+    assert table.load_from_disk()
+    assert table.locked
+    assert TaskTable(file).locked
 
 
 def test_a_table_kept_before_there_were_routes_and_keys_still_loads(file: Path) -> None:
@@ -393,6 +437,42 @@ def test_a_watch_believes_a_store_that_came_back_empty(
     watching = watch(store)
     connect(private_url).flushall()
     eventually(lambda: watching.table.current == Table(0, {}))
+
+
+def test_a_store_that_came_back_empty_is_locked_again_by_who_knew_its_keys(
+    private_url: str, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store = Store(private_url)
+    store.put_key("one", {"name": "ada"})
+    watch(store)
+    connect(private_url).flushall()
+    eventually(store.locked)
+    assert store.keys() == {}
+    newcomer = watch(store)
+    assert newcomer.table.locked
+    assert newcomer.table.current.keys == {}
+
+
+def test_with_keys_on_disk_and_the_store_empty_at_the_start_both_are_locked(
+    store: Store, watch: Callable[..., Watching], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks-0.json").write_bytes(orjson.dumps({"revision": 7, "tasks": {}, "keys": {"one": {"name": "a"}}}))
+    watching = watch(store)
+    assert watching.table.current.keys == {}
+    assert watching.table.locked
+    assert store.locked()
+
+
+def test_a_key_that_one_replica_alone_knows_locks_the_others(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    """Such as one of its keys file, or its admin token."""
+    one, other = watch(store), watch(store)
+    assert not other.table.locked
+    one.table.lock()
+    eventually(lambda: other.table.locked)
+    assert store.locked()
+    assert store.wait(store.revision(), 20)
 
 
 def test_with_the_store_down_a_watch_starts_with_the_table_on_disk(
