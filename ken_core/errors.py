@@ -25,6 +25,10 @@ class ConfigMismatchError(KenError):
     """A fine-tune changes a config key its backbone reads, so the base's backbone would misread it."""
 
 
+class TextTooLongError(KenError):
+    """A text is too long to be encoded: as many characters as are read in one go do not tell its tokens."""
+
+
 class ExchangeError(KenError):
     """Injecting a delta failed; the base's weights were restored."""
 
