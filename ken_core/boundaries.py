@@ -129,7 +129,7 @@ def _marks_spaces(part: _Part) -> bool:
 
 
 def _changes_a_start(normalizer: _Part) -> bool:
-    return normalizer["type"] == "Prepend" or (normalizer["type"] == "Strip" and normalizer["strip_left"])
+    return bool(normalizer["type"] == "Prepend" or (normalizer["type"] == "Strip" and normalizer["strip_left"]))
 
 
 def _is_known(pre_tokenizer: _Part) -> bool:

@@ -129,7 +129,8 @@ class Encoder:
         """Encode texts without special tokens. Raises as `__call__` does."""
         most = self.long_texts.most_characters
         whole = iter(self._fast.encode_batch([t for t in texts if len(t) <= most], add_special_tokens=False))
-        return [self._part(Read(next(whole)) if len(t) <= most else self.long_texts.kept(t)) for t in texts]
+        read = (Read(next(whole)) if len(t) <= most else self.long_texts.kept(t) for t in texts)
+        return [self._part(one.encoding.ids, one.more) for one in read]
 
     def pair(self, first: Part, second: Part) -> Encoded:
         """A row of two texts; of two that are too long, the longer is cut first.
@@ -167,13 +168,8 @@ class Encoder:
     def located(self, texts: Sequence[str]) -> list[Window]:
         """As `__call__`, one row a text."""
         whole = iter(self._fast.encode_batch([t for t in texts if not self._is_long(t)], add_special_tokens=False))
-        found = []
-        for text in texts:
-            read = self.long_texts.kept(text) if self._is_long(text) else Read(next(whole))
-            tokens = read.tokens
-            kept = self._kept(len(tokens), self.room_alone)
-            found.append(self._window(tokens[kept], len(tokens) > self.room_alone))
-        return found
+        read = (self.long_texts.kept(t) if self._is_long(t) else Read(next(whole)) for t in texts)
+        return [self._window(one.tokens) for one in read]
 
     def windows(self, text: Tokens, stride: int) -> Iterator[Window]:
         """All of a text, in rows that overlap by `stride` tokens.
@@ -182,7 +178,7 @@ class Encoder:
             stride: less than `room_alone`.
         """
         for part in overlapping(len(text), self.room_alone, stride):
-            yield self._window(text[part.start : part.stop], False)
+            yield self._window(text[part.start : part.stop])
 
     @property
     def room_alone(self) -> int:
@@ -238,26 +234,36 @@ class Encoder:
         return slice(max(0, length - most), length) if self._cuts_left else slice(0, most)
 
     def _row(self, given: Input, whole: Encoding) -> Encoded:
+        """A row of an encoding with special tokens that may be too long for one."""
         ids = whole.ids
-        return self._encoded(ids, whole.type_ids, False) if len(ids) <= self.max_length else self._cut(given)
+        if len(ids) <= self.max_length:
+            return self._encoded(ids, whole.type_ids, False)
+        if isinstance(given, str):
+            before, after = self._single.special
+            return self._alone(ids[len(before) : len(ids) - len(after)])
+        before, between, _ = self._pair.special
+        of = whole.sequence_ids
+        first, second = of.count(0), of.count(1)
+        at, at_second = len(before), len(before) + first + len(between)
+        return self.pair(self._part(ids[at : at + first]), self._part(ids[at_second : at_second + second]))
 
     def _cut(self, given: Input) -> Encoded:
-        """A row of what may be too long for one."""
-        if not isinstance(given, str):
-            return self.pair(*self.parts(given))
-        ids = self.long_texts.kept(given).encoding.ids
-        return self._alone(self.cut(ids, self.room_alone), len(ids) > self.room_alone)
+        """A row of what is too long to be encoded whole without need."""
+        if isinstance(given, str):
+            return self._alone(self.long_texts.kept(given).encoding.ids)
+        return self.pair(*self.parts(given))
 
-    def _alone(self, ids: Sequence[int], cut: bool) -> Encoded:
-        return self._encoded(self._single.fill(ids), self._single.fill_types(len(ids)), cut)
+    def _alone(self, ids: Sequence[int]) -> Encoded:
+        kept = self.cut(ids, self.room_alone)
+        filled = self._single.fill(kept)
+        return self._encoded(filled, self._single.fill_types(len(kept)), len(kept) < len(ids))
 
-    def _window(self, tokens: Tokens, cut: bool) -> Window:
-        row = self._alone(tokens.ids, cut)
-        return Window(row, len(self._single.special[0]), tokens.offsets, tokens.words)
+    def _window(self, tokens: Tokens) -> Window:
+        kept = tokens[self._kept(len(tokens), self.room_alone)]
+        return Window(self._alone(tokens.ids), len(self._single.special[0]), kept.offsets, kept.words)
 
-    def _part(self, read: Read) -> Part:
-        ids = read.encoding.ids
-        return Part(self.cut(ids, self.max_length), len(ids), read.more)
+    def _part(self, ids: Sequence[int], more: bool = False) -> Part:
+        return Part(self.cut(ids, self.max_length), len(ids), more)
 
     def _join(self, first: Part, second: Part, kept: int, kept_second: int) -> Encoded:
         ids = self._pair.fill(self.cut(first.ids, kept), self.cut(second.ids, kept_second))

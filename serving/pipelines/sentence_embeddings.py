@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from serving.errors import InvalidInputError
 from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
+from serving.steps import Steps
 
 _SMALLEST_LENGTH = 1e-12
 
@@ -31,7 +32,7 @@ class SentenceEmbeddings:
     input = str
     parameters = EmbeddingParameters
 
-    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: EmbeddingParameters) -> list[Prepared]:
+    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: EmbeddingParameters) -> Steps[list[Prepared]]:
         return encode_whole(inputs, task, parameters)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:

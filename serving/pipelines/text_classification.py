@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from serving.pipelines.base import Float64, Parameters, Prepared, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
+from serving.steps import Steps
 
 _FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
 
@@ -30,7 +31,7 @@ class TextClassification:
 
     def prepare(
         self, inputs: Sequence[str | TextPair], task: TaskSpec, parameters: ClassificationParameters
-    ) -> list[Prepared]:
+    ) -> Steps[list[Prepared]]:
         texts = [item if isinstance(item, str) else (item.text, item.text_pair) for item in inputs]
         return encode_whole(texts, task, parameters)
 
