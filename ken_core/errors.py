@@ -41,6 +41,10 @@ class OutputExistsError(OutputError, FileExistsError):
     """What would be written over is kept: give another name, or an empty folder."""
 
 
+class TextTooLongError(KenError):
+    """A text is too long to be encoded: as many characters as are read in one go do not tell its tokens."""
+
+
 class ExchangeError(KenError):
     """Injecting a delta failed; the base's weights were restored."""
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Encoding, normalizers
 from transformers import PretrainedConfig
 
 from ken_core.checkpoint import Checkpoint
 from ken_core.configs import restore
 from ken_core.delta import Delta
+from ken_core.errors import CheckpointError, TextTooLongError
+from ken_core.long_texts import LongTexts, Read, Tokens
 from ken_core.templates import Template, longest_first, overlapping
 from ken_core.tokenizer_files import load, load_carried
 
 Input = str | tuple[str, str]
 _LONGEST = 1 << 16
-_LONG_PAIR = 8
-"""Characters a position. Shorter pairs leave little over, and are encoded in half the time in one go."""
+_MOST_LETTERS = 256
+"""Of a word that WordPiece looks up: its cost grows with their cube, and every such tokenizer in use has 100."""
 _OFFSET_BY_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
 
@@ -41,11 +44,17 @@ class Part:
 
     Attributes:
         ids: those nearest to the end that is kept when a text is cut, at most the encoder's `max_length`.
-        whole: how many the text has.
+        whole: how many the text has, or more than `max_length` if it has `more`, of which nobody knows how many.
     """
 
     ids: Sequence[int]
     whole: int
+    more: bool = False
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least and the most tokens the text may have."""
+        return (self.whole, sys.maxsize) if self.more else (self.whole,)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ class Window:
     Attributes:
         at: position in the row of the first token that comes from the text.
         offsets: of each that does, the characters of the text it stands for: (start, end).
-        words: and the number of the word it belongs to, None where the tokenizer knows no words.
+        words: and the number of the word it belongs to, None where the tokenizer knows no words; of a text that was
+            cut on the left, counted from the first word that was read.
     """
 
     row: Encoded
@@ -80,7 +90,7 @@ class Encoder:
         lowercase: whether texts are lower-cased before all else.
 
     Raises:
-        CheckpointError: the checkpoint has no fast tokenizer.
+        CheckpointError: the checkpoint has no fast tokenizer, or one that would take too long over a text.
     """
 
     def __init__(
@@ -99,11 +109,18 @@ class Encoder:
             first = normalizers.Lowercase()
             self._fast.normalizer = first if then is None else normalizers.Sequence([first, then])
         self.max_length = _max_length(longest or tokenizer.model_max_length, config)
+        letters = getattr(self._fast.model, "max_input_chars_per_word", 0)
+        if letters > _MOST_LETTERS:
+            raise CheckpointError(
+                f"the tokenizer looks up words of {letters} characters, which takes too long; expected at most "
+                f"{_MOST_LETTERS} (max_input_chars_per_word in tokenizer.json, by default 100)"
+            )
         self.truncation_side: str = tokenizer.truncation_side
         self._fast.no_padding()
-        self._fast.enable_truncation(self.max_length, direction=tokenizer.truncation_side)
+        self._fast.no_truncation()  # a row is cut here: `tokenizers` makes rows of all that is cut off as well
         self._with_types = "token_type_ids" in tokenizer.model_input_names
         self._cuts_left = self.truncation_side == "left"
+        self.long_texts = LongTexts(self._fast, self.max_length, self._cuts_left)
         self.pads_left = tokenizer.padding_side == "left"
         self.pad_id = tokenizer.pad_token_id or 0
         self.cls_id: int | None = tokenizer.cls_token_id
@@ -123,14 +140,13 @@ class Encoder:
         return cls(base, config, delta.files, longest=own.max_length, lowercase=own.lowercase)
 
     def __call__(self, inputs: Sequence[Input]) -> list[Encoded]:
-        """Encode texts or pairs of texts, with special tokens, truncated to `max_length`."""
-        long = {i for i, given in enumerate(inputs) if not isinstance(given, str) and self._is_long(*given)}
-        direct = [given for i, given in enumerate(inputs) if i not in long] if long else list(inputs)
-        rows = (self._encoded(e.ids, e.type_ids, bool(e.overflowing)) for e in self._fast.encode_batch(direct))
-        if not long:
-            return list(rows)
-        parts = iter(self.parts([text for i in sorted(long) for text in inputs[i]]))
-        return [self.pair(next(parts), next(parts)) if i in long else next(rows) for i in range(len(inputs))]
+        """Encode texts or pairs of texts, with special tokens, truncated to `max_length`.
+
+        Raises:
+            TextTooLongError: of one of them it cannot be told what is kept, see `ken_core.long_texts`.
+        """
+        whole = iter(self._fast.encode_batch([given for given in inputs if not self._is_long(given)]))
+        return [self._cut(given) if self._is_long(given) else self._row(given, next(whole)) for given in inputs]
 
     # Rows that somebody else encoded
 
@@ -154,16 +170,26 @@ class Encoder:
     # Rows of two texts, each of them encoded once however many rows it is in
 
     def parts(self, texts: Sequence[str]) -> list[Part]:
-        """Encode texts without special tokens."""
-        return [
-            Part(e.ids, len(e) + sum(map(len, e.overflowing)))
-            for e in self._fast.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        """Encode texts without special tokens. Raises as `__call__` does."""
+        most = self.long_texts.most_characters
+        whole = iter(self._fast.encode_batch([t for t in texts if len(t) <= most], add_special_tokens=False))
+        read = (Read(next(whole)) if len(t) <= most else self.long_texts.kept(t) for t in texts)
+        return [self._part(one.encoding.ids, one.more) for one in read]
 
     def pair(self, first: Part, second: Part) -> Encoded:
-        """A row of two texts; of two that are too long, the longer is cut first."""
+        """A row of two texts; of two that are too long, the longer is cut first.
+
+        Raises:
+            TextTooLongError: nobody knows which is longer, and it matters.
+        """
         room = self.max_length - len(self._pair)
-        return self._join(first, second, *longest_first(first.whole, second.whole, room))
+        possible = {longest_first(a, b, room) for a in first.lengths for b in second.lengths}
+        if len(possible) > 1:
+            raise TextTooLongError(
+                f"found a pair whose texts are both cut; which has more tokens decides how far, and those of a text of "
+                f"more than {self.long_texts.most_characters} characters are not counted: shorten it"
+            )
+        return self._join(first, second, *possible.pop())
 
     def pair_keeping_second(self, first: Part, second: Part) -> Encoded:
         """A row of two texts; only the first is ever cut.
@@ -179,41 +205,31 @@ class Encoder:
 
     def cut(self, ids: Sequence[int], most: int) -> Sequence[int]:
         """The part of a text's ids that is kept."""
-        if len(ids) <= most:
-            return ids
-        return ids[len(ids) - most :] if self._cuts_left else ids[:most]
+        return ids if len(ids) <= most else ids[self._kept(len(ids), most)]
 
     # Rows whose tokens are known by their place in the text
 
     def located(self, texts: Sequence[str]) -> list[Window]:
         """As `__call__`, one row a text."""
-        at, around = len(self._single.special[0]), len(self._single)
-        found = []
-        for e in self._fast.encode_batch(list(texts)):
-            row = self._encoded(e.ids, e.type_ids, bool(e.overflowing))
-            inside = slice(at, at + len(row) - around)
-            found.append(Window(row, at, e.offsets[inside], e.word_ids[inside]))
-        return found
+        whole = iter(self._fast.encode_batch([t for t in texts if not self._is_long(t)], add_special_tokens=False))
+        read = (self.long_texts.kept(t) if self._is_long(t) else Read(next(whole)) for t in texts)
+        return [self._window(one.tokens) for one in read]
 
-    def windows(self, text: str, stride: int) -> Iterator[Window]:
+    def windows(self, text: Tokens, stride: int) -> Iterator[Window]:
         """All of a text, in rows that overlap by `stride` tokens.
 
         Args:
             stride: less than `room_alone`.
         """
-        whole = self._uncut.encode(text, add_special_tokens=False)
-        ids, offsets, words, at = whole.ids, whole.offsets, whole.word_ids, len(self._single.special[0])
-        for part in overlapping(len(ids), self.room_alone, stride):
-            inside = slice(part.start, part.stop)
-            row = self._encoded(self._single.fill(ids[inside]), self._single.fill_types(len(part)), False)
-            yield Window(row, at, offsets[inside], words[inside])
+        for part in overlapping(len(text), self.room_alone, stride):
+            yield self._window(text[part.start : part.stop])
 
     @property
     def room_alone(self) -> int:
         """How many tokens of one text a row takes."""
         return self.max_length - len(self._single)
 
-    def windows_beside(self, other: Sequence[int], text: str, room: int, stride: int) -> Iterator[Window]:
+    def windows_beside(self, other: Sequence[int], text: Tokens, room: int, stride: int) -> Iterator[Window]:
         """All of a text, in rows that overlap by `stride` tokens; each has another text too.
 
         The other comes first, unless the tokenizer pads on the left: such models are trained the other way round.
@@ -223,15 +239,13 @@ class Encoder:
             room: most tokens of the text in a row, see `room_beside`.
             stride: less than `room`.
         """
-        whole = self._uncut.encode(text, add_special_tokens=False)
-        ids, offsets, words = whole.ids, whole.offsets, whole.word_ids
         before, between, _ = self._pair.special
         at = len(before) if self.pads_left else len(before) + len(other) + len(between)
-        for part in overlapping(len(ids), room, stride):
-            inside = slice(part.start, part.stop)
-            both = (ids[inside], other) if self.pads_left else (other, ids[inside])
+        for part in overlapping(len(text), room, stride):
+            some = text[part.start : part.stop]
+            both = (some.ids, other) if self.pads_left else (other, some.ids)
             row = self._encoded(self._pair.fill(*both), self._pair.fill_types(*map(len, both)), False)
-            yield Window(row, at, offsets[inside], words[inside])
+            yield Window(row, at, some.offsets, some.words)
 
     # Tokens as text
 
@@ -266,16 +280,43 @@ class Encoder:
     def _pair(self) -> Template:
         return Template.of(self._fast.encode("a", "a"), 2)
 
-    @cached_property
-    def _uncut(self) -> Tokenizer:
-        """A second tokenizer that never cuts: truncation is a setting of the tokenizer, not of a call."""
-        uncut = Tokenizer.from_str(self._fast.to_str())
-        uncut.no_truncation()
-        return uncut
+    def _is_long(self, given: Input) -> bool:
+        return self.long_texts.is_long(given) if isinstance(given, str) else self.long_texts.is_long(*given)
 
-    def _is_long(self, first: str, second: str) -> bool:
-        """Whether `tokenizers` itself might take long over a pair, see `ken_core.templates`."""
-        return len(first) + len(second) > _LONG_PAIR * self.max_length
+    def _kept(self, length: int, most: int) -> slice:
+        return slice(max(0, length - most), length) if self._cuts_left else slice(0, most)
+
+    def _row(self, given: Input, whole: Encoding) -> Encoded:
+        """A row of an encoding with special tokens that may be too long for one."""
+        ids = whole.ids
+        if len(ids) <= self.max_length:
+            return self._encoded(ids, whole.type_ids, False)
+        if isinstance(given, str):
+            before, after = self._single.special
+            return self._alone(ids[len(before) : len(ids) - len(after)])
+        before, between, _ = self._pair.special
+        of = whole.sequence_ids
+        first, second = of.count(0), of.count(1)
+        at, at_second = len(before), len(before) + first + len(between)
+        return self.pair(self._part(ids[at : at + first]), self._part(ids[at_second : at_second + second]))
+
+    def _cut(self, given: Input) -> Encoded:
+        """A row of what is too long to be encoded whole without need."""
+        if isinstance(given, str):
+            return self._alone(self.long_texts.kept(given).encoding.ids)
+        return self.pair(*self.parts(given))
+
+    def _alone(self, ids: Sequence[int]) -> Encoded:
+        kept = self.cut(ids, self.room_alone)
+        filled = self._single.fill(kept)
+        return self._encoded(filled, self._single.fill_types(len(kept)), len(kept) < len(ids))
+
+    def _window(self, tokens: Tokens) -> Window:
+        kept = tokens[self._kept(len(tokens), self.room_alone)]
+        return Window(self._alone(tokens.ids), len(self._single.special[0]), kept.offsets, kept.words)
+
+    def _part(self, ids: Sequence[int], more: bool = False) -> Part:
+        return Part(self.cut(ids, self.max_length), len(ids), more)
 
     def _join(self, first: Part, second: Part, kept: int, kept_second: int) -> Encoded:
         ids = self._pair.fill(self.cut(first.ids, kept), self.cut(second.ids, kept_second))

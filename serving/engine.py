@@ -1,6 +1,6 @@
 """The one thread that owns the weights: schedule, activate, run, answer.
 
-Deltas are loaded and attached on other threads; tokenization and presentation happen in the callers'. A batch
+Deltas are loaded and attached on other threads; tokenization and presentation have some of their own. A batch
 holds rows of one delta, which is known here and nowhere else.
 """
 
@@ -41,15 +41,18 @@ R = TypeVar("R")
 
 @dataclass
 class Timing:
-    """Seconds a request spent in each stage: until its task was on the device, and in its slowest batch."""
+    """Seconds a request spent in each stage: until its task was on the device, until its inputs were rows, and in its
+    slowest batch."""
 
     load: float = 0.0
+    tokenize: float = 0.0
     queue: float = 0.0
     swap: float = 0.0
     model: float = 0.0
 
     def stages(self) -> tuple[tuple[str, float], ...]:
-        return ("load", self.load), ("queue", self.queue), ("swap", self.swap), ("model", self.model)
+        names = ("load", "tokenize", "queue", "swap", "model")
+        return tuple((name, getattr(self, name)) for name in names)
 
     def at_least(self, queue: float, swap: float, model: float) -> None:
         self.queue, self.swap, self.model = (

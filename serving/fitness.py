@@ -29,6 +29,7 @@ from serving.errors import (
 )
 from serving.pipelines import PIPELINES, Parameters, Pipeline, default_kind
 from serving.pipelines.base import Prepared, Probe, TaskSpec, check, check_inputs
+from serving.steps import finish
 from serving.timelimit import within
 
 R = TypeVar("R")
@@ -172,5 +173,5 @@ def _questions(delta: Delta, spec: TaskSpec) -> Questions:
 
 def _question(pipeline: Pipeline, probe: Probe, spec: TaskSpec) -> _Question:
     parameters = check(pipeline.parameters, probe.parameters)
-    (prepared,) = pipeline.prepare(check_inputs(pipeline, [probe.input]), spec, parameters)
+    (prepared,) = finish(pipeline.prepare(check_inputs(pipeline, [probe.input]), spec, parameters))
     return _Question(parameters, prepared)

@@ -7,7 +7,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -42,14 +43,19 @@ from serving.scrape import ScrapePort
 from serving.shadows import Shadows
 from serving.signaturecheck import SignatureCheck
 from serving.signatures import Signature, TrustedKeys, check_genuine
+from serving.steps import Steps, finish
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
 from serving.tracing import tracer_from_environment
+from serving.workers import Workers
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
 _PRESENTED_AT_ONCE = 16_384
 """Floats whose presentation may hold up the event loop: a millisecond or two of ``tolist``."""
+_NUMBERS_A_CHARACTER = 16
+"""That are presented in the time in which a character is encoded."""
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Service:
         self.draining = False
         self.ready = False
         self.in_flight = 0
-        self._loading = 0
+        self._preparing = 0
         self.tracer = tracer_from_environment(self.replica)
         folder = settings.data_dir.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +123,14 @@ class Service:
             verify_seconds=settings.verify_seconds,
         )
         self._fitness = Fitness(self.resident, self.engine)
-        self.shadows = Shadows(self.predict, self._is_busy, self.metrics.answers, settings.request_timeout_seconds)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one step would take every core otherwise
+        self.workers = Workers(max(2, min(threads // 2, _MOST_WORKERS)))
+        self.shadows = Shadows(
+            partial(self.predict, client="shadows"),
+            self._is_busy,
+            self.metrics.answers,
+            settings.request_timeout_seconds,
+        )
         self._add_gauges()
 
     def start(self) -> None:
@@ -129,6 +142,7 @@ class Service:
                 _log.warning("%s", warning)
         deltafile.warm({t.dtype for t in self.resident.checkpoint.backbone_tensors.values() if t.is_floating_point()})
         self.engine.start()
+        self.workers.start()
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
             self.engine.tiers.release(loaded)
@@ -137,6 +151,7 @@ class Service:
     def stop(self) -> None:
         self.ready = False
         self._watch.stop()
+        self.workers.stop()
         self.engine.stop()
         self._scrape.close()
         if self.tracer is not None:
@@ -170,6 +185,7 @@ class Service:
         parameters: Mapping[str, Any],
         timeout: float,
         kind: str | None = None,
+        client: Hashable = None,
     ) -> Answer:
         """Answer a task's inputs.
 
@@ -178,9 +194,11 @@ class Service:
             parameters: plain JSON, unchecked.
             timeout: seconds.
             kind: of the question; None: what the task answers by itself.
+            client: who asks, and has a turn whenever others have had theirs.
 
         Raises:
             InvalidInputError: a kind the task cannot answer, inputs or parameters the kind does not take.
+            TooLargeError: more text than one request may have.
             StoreError: no tier holds the delta and the store does not give it.
             ChangedBaseError: it is not on the device, and the base's file is not what it was.
             UnfitDeltaError: the delta can never be served here.
@@ -192,24 +210,27 @@ class Service:
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout):
                 loaded = await self._acquire(digest, len(inputs))
-                waited = time.monotonic() - started
+                arrived = time.monotonic()
                 try:
                     pipeline = pipeline_for(kind or loaded.kind, loaded.head)
                     checked = check(pipeline.parameters, parameters)
                     check_side(checked, loaded.spec)
                     items = check_inputs(pipeline, inputs)
-                    with refusing_what_its_tokenizer_cannot_read():
-                        prepared = await asyncio.to_thread(pipeline.prepare, items, loaded.spec, checked)
+                    with self._in_line(len(inputs)), refusing_what_its_tokenizer_cannot_read():
+                        prepared = await self.workers.run(client, pipeline.prepare(items, loaded.spec, checked))
                     rows = [row for one in prepared for row in one.rows]
                     self._refuse_too_long(rows)
+                    encoded = time.monotonic()
                     raws, timing = await self.engine.run(loaded, pipeline, rows, deadline)
                 finally:
                     self.engine.tiers.release(loaded)
+                timing.load, timing.tokenize = arrived - started, encoded - arrived
+                presenting = _present(pipeline, prepared, raws, loaded.spec, checked)
+                at_once = sum(raw.size for raw in raws) <= _PRESENTED_AT_ONCE
+                with refusing_what_its_tokenizer_cannot_read():
+                    outputs = finish(presenting) if at_once else await self.workers.run(client, presenting)
         except TimeoutError:
             raise DeadlineError(f"no answer within {timeout:g} s") from None
-        timing.load = waited
-        work = partial(_present, pipeline, prepared, raws, loaded.spec, checked)
-        outputs = work() if sum(raw.size for raw in raws) <= _PRESENTED_AT_ONCE else await asyncio.to_thread(work)
         truncated = [i for i, one in enumerate(prepared) if one.truncated]
         return Answer(digest, pipeline.kind, outputs, truncated, sum(map(len, rows)), timing)
 
@@ -239,7 +260,7 @@ class Service:
 
     def _is_busy(self) -> bool:
         """Whether more waits than the next forward pass takes."""
-        return self.draining or self.engine.waiting + self._loading > self.settings.batch_rows
+        return self.draining or self.engine.waiting + self._preparing > self.settings.batch_rows
 
     def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
         tokens, most = sum(map(len, rows)), self.settings.max_tokens
@@ -249,15 +270,26 @@ class Service:
             )
 
     async def _acquire(self, digest: str, inputs: int) -> Loaded:
-        """The task on the device. Inputs that wait for it are in line as much as those that wait for a batch."""
-        self.engine.refuse_if_full(self._loading, inputs)
-        self._loading += inputs
+        """The task on the device."""
         try:
-            return await self.engine.tiers.acquire(digest)
+            with self._in_line(inputs):
+                return await self.engine.tiers.acquire(digest)
         except CheckpointChangedError as error:
             raise ChangedBaseError(f"delta {digest} cannot be loaded: {error}") from error
+
+    @contextmanager
+    def _in_line(self, inputs: int) -> Iterator[None]:
+        """Count inputs that wait for their task or their turn as much as those that wait for a batch.
+
+        Raises:
+            OverloadedError: so many are too many.
+        """
+        self.engine.refuse_if_full(self._preparing, inputs)
+        self._preparing += inputs
+        try:
+            yield
         finally:
-            self._loading -= inputs
+            self._preparing -= inputs
 
     def _store_changed(self, up: bool) -> None:
         self.metrics.store_up.set(up)
@@ -271,9 +303,8 @@ class Service:
     def _add_gauges(self) -> None:
         self.metrics.resident_bytes.set(self.resident.nbytes)
         self.metrics.gauge("ken_queue_rows", "Inputs waiting for a forward pass", lambda: self.engine.waiting)
-        self.metrics.gauge(
-            "ken_loading_rows", "Inputs waiting for their task to be on the device", lambda: self._loading
-        )
+        explained = "Inputs waiting for their task to be on the device, or for their turn to be encoded"
+        self.metrics.gauge("ken_loading_rows", explained, lambda: self._preparing)
         self.metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: self.in_flight)
         self.metrics.gauge(
             "ken_base_file_changed",
@@ -293,10 +324,13 @@ class Service:
 
 def _present(
     pipeline: Pipeline, prepared: Sequence[Prepared], raws: Sequence[Raw], spec: TaskSpec, parameters: Parameters
-) -> list[Any]:
-    left = iter(raws)
-    with refusing_what_its_tokenizer_cannot_read():
-        return [pipeline.present(one, list(islice(left, len(one.rows))), spec, parameters) for one in prepared]
+) -> Steps[list[Any]]:
+    left, outputs = iter(raws), []
+    for one in prepared:
+        ours = list(islice(left, len(one.rows)))
+        yield sum(raw.size for raw in ours) // _NUMBERS_A_CHARACTER
+        outputs.append(pipeline.present(one, ours, spec, parameters))
+    return outputs
 
 
 def _resident(settings: Settings) -> ResidentModel:

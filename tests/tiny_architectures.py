@@ -21,6 +21,7 @@ from ken_core.resident import Attached
 from ken_core.tokenization import Encoder, collate
 from serving.pipelines import pipeline_for
 from serving.pipelines.base import TaskSpec, check, check_inputs
+from serving.steps import finish
 from tests.ken_core.architectures import BY_NAME, HEADS
 from tests.tiny_checkpoints import POSITIONS, declare_embeddings
 from tests.tiny_tokenizers import VOCABULARY, WRITERS
@@ -56,7 +57,7 @@ class FineTune:
         """Outputs of a kind, as `Service.predict` computes them but without queues; batches mix rows of inputs."""
         pipeline = pipeline_for(kind, self.head)
         checked = check(pipeline.parameters, parameters)
-        prepared = pipeline.prepare(check_inputs(pipeline, inputs), self.spec, checked)
+        prepared = finish(pipeline.prepare(check_inputs(pipeline, inputs), self.spec, checked))
         rows = [row for one in prepared for row in one.rows]
         self.base.resident.activate(self.attached)
         raws = []

@@ -91,7 +91,7 @@ class Predictor:
             question = await read()
             resolved = resolved or self.resolve(request, question.task, question.key)
             self._check_count(question.inputs)
-            answer = await self._answer(resolved.digest, question, timeout)
+            answer = await self._answer(resolved, question, timeout)
             code, stages = 200, answer.timing.stages()
             self._shadow(resolved, question, answer)
             return Answered(resolved.task, answer)
@@ -120,12 +120,19 @@ class Predictor:
         if self._service.tracer is not None:
             self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
 
-    async def _answer(self, digest: str, question: Question, timeout: float) -> Answer:
+    async def _answer(self, resolved: Resolved, question: Question, timeout: float) -> Answer:
         """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
         self._refuse_if_full()
         self._running += 1
         ends = time.monotonic() + timeout
-        ask = partial(self._service.predict, digest, question.inputs, question.parameters, kind=question.kind)
+        ask = partial(
+            self._service.predict,
+            resolved.digest,
+            question.inputs,
+            question.parameters,
+            kind=question.kind,
+            client=resolved.client,
+        )
         try:
             return await ask(timeout=timeout)
         except OverloadedError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from serving.api.auth import Authenticator
+from serving.api.clients import client_of
 from serving.errors import BadRequestError
 from serving.store import Task
 from serving.tasks import TaskTable
@@ -17,11 +18,13 @@ class Resolved:
     """The delta that answers a request.
 
     Attributes:
+        client: who asks, see `client_of`.
         shadow: another one that is asked the same, only to compare; None: none.
     """
 
     task: str
     digest: str
+    client: str
     shadow: str | None = None
 
 
@@ -56,7 +59,7 @@ class Resolver:
         stay_by, pin = key or request.headers.get("x-ken-key"), request.headers.get("x-ken-delta")
         digest = self._table.resolve(name, version or None, pin, stay_by, who.sees)
         shadow = None if version or pin is not None else self._table.shadow(name)
-        return Resolved(name, digest, shadow if shadow != digest else None)
+        return Resolved(name, digest, client_of(request, who), shadow if shadow != digest else None)
 
     def authenticate(self, request: Request) -> None:
         """Raises `UnauthorizedError` or `ForbiddenError` unless the request may ask for some task."""

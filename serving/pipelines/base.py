@@ -19,15 +19,20 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ken_core.embedding import Embedder
+from ken_core.errors import TextTooLongError
 from ken_core.foreign import is_from_rust, reason
-from ken_core.tokenization import Encoded, Encoder, Input
+from ken_core.long_texts import Tokens
+from ken_core.tokenization import Encoded, Encoder, Input, Part
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.incoming import Incoming
+from serving.steps import Steps, together
 
 Raw = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 _MOST_TOKENS = 1 << 19
 """In the rows that a kind makes of one request. The server's own limit is lower, but counts rows already made."""
+AT_ONCE = 1 << 12
+"""Characters of texts that are encoded in one step: some 4 ms, beside which taking turns costs nothing."""
 
 
 class Parameters(Incoming):
@@ -101,11 +106,12 @@ class Pipeline(Protocol):
     def probes(self, texts: Sequence[str]) -> Sequence[Probe]:
         """Questions made of any texts, that a new delta is tried with; there are at least two texts."""
 
-    def prepare(self, inputs: Sequence[Any], task: TaskSpec, parameters: Any) -> list[Prepared]:
-        """Encode checked inputs.
+    def prepare(self, inputs: Sequence[Any], task: TaskSpec, parameters: Any) -> Steps[list[Prepared]]:
+        """Encode checked inputs, in steps of about `AT_ONCE` characters.
 
         Raises:
             InvalidInputError: an input this task cannot answer.
+            TooLargeError: one that is too long for it, or that becomes too many rows.
         """
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
@@ -152,12 +158,55 @@ def check_inputs(pipeline: Pipeline, inputs: Sequence[object]) -> list[Any]:
     return checked
 
 
-def encode_whole(texts: Sequence[Input], task: TaskSpec, parameters: Parameters) -> list[Prepared]:
+def encode_whole(texts: Sequence[Input], task: TaskSpec, parameters: Parameters) -> Steps[list[Prepared]]:
     """One row an input, cut to the model's length unless the parameters refuse that."""
-    rows = task.encoder(texts)
-    for where, row in enumerate(rows):
-        refuse_unfit(row, f"inputs.{where}", task, parameters)
-    return [Prepared((row,), row.truncated) for row in rows]
+    prepared: list[Prepared] = []
+    sizes = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
+    for some in together(sizes, AT_ONCE):
+        yield sum(sizes[some.start : some.stop])
+        with refusing_too_long(f"inputs.{some.start}"):
+            rows = task.encoder(texts[some.start : some.stop])
+        for where, row in zip(some, rows, strict=True):
+            refuse_unfit(row, f"inputs.{where}", task, parameters)
+            prepared.append(Prepared((row,), row.truncated))
+    return prepared
+
+
+def encode_parts(texts: Sequence[str], where: str, task: TaskSpec) -> Steps[list[Part]]:
+    """Each text's tokens, to be put together with another's.
+
+    Args:
+        where: a text is in the request, with ``{}`` for its number.
+    """
+    parts: list[Part] = []
+    for some in together(list(map(len, texts)), AT_ONCE):
+        chosen = texts[some.start : some.stop]
+        yield sum(map(len, chosen))
+        with refusing_too_long(where.format(some.start)):
+            parts += task.encoder.parts(chosen)
+    return parts
+
+
+def encode_all(text: str, where: str, task: TaskSpec, budget: TokenBudget) -> Steps[Tokens]:
+    """All of a text's tokens, however long it is, as far as the rows of one request may hold them."""
+    tokens = Tokens()
+    yield 0
+    with refusing_too_long(where):
+        parts = task.encoder.long_texts.parts(text)
+    for part in parts:
+        yield part.stop - part.start
+        tokens.extend(task.encoder.long_texts.read(text, part).tokens)
+        budget.refuse_more(len(tokens))
+    return tokens
+
+
+@contextmanager
+def refusing_too_long(where: str) -> Iterator[None]:
+    """Raises `TooLargeError` for a text that is too long to be encoded. Only one that is encoded alone can be."""
+    try:
+        yield
+    except TextTooLongError as error:
+        raise TooLargeError(f"{where}: {error}") from None
 
 
 def refuse_unfit(row: Encoded, where: str, task: TaskSpec, parameters: Parameters) -> None:
@@ -197,8 +246,12 @@ class TokenBudget:
 
     def spend(self, row: Encoded) -> None:
         """Raises `TooLargeError` once the rows together are too many."""
+        self.refuse_more(len(row))
         self._left -= len(row)
-        if self._left < 0:
+
+    def refuse_more(self, tokens: int) -> None:
+        """Raises `TooLargeError` if there is no room for so many."""
+        if tokens > self._left:
             raise TooLargeError(
                 f"the request becomes rows of more than {_MOST_TOKENS} tokens; send fewer or shorter inputs, "
                 "or let windows overlap less"

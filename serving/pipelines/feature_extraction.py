@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
+from serving.steps import Steps
 
 
 class FeatureExtraction:
@@ -20,7 +21,7 @@ class FeatureExtraction:
     def probes(self, texts: Sequence[str]) -> list[Probe]:
         return [Probe(text) for text in texts]
 
-    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: Parameters) -> list[Prepared]:
+    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: Parameters) -> Steps[list[Prepared]]:
         return encode_whole(inputs, task, parameters)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:

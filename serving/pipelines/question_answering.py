@@ -6,7 +6,7 @@ of Transformers' pipeline up to its release 4, the last that had one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,18 @@ from ken_core.tokenization import Part, Window
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.answer_spans import Answer, Probabilities, best_answers, merged
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite
+from serving.pipelines.base import (
+    Parameters,
+    Prepared,
+    Probe,
+    Raw,
+    TaskSpec,
+    TokenBudget,
+    encode_all,
+    encode_parts,
+    finite,
+)
+from serving.steps import Steps
 
 _ROW = 384
 _STRIDE = 128
@@ -56,8 +67,10 @@ class QuestionAnswering:
     def probes(self, texts: Sequence[str]) -> list[Probe]:
         return [Probe({"question": texts[i - 1], "context": text}) for i, text in enumerate(texts)]
 
-    def prepare(self, inputs: Sequence[Question], task: TaskSpec, parameters: AnswerParameters) -> list[Prepared]:
-        questions = task.encoder.parts([one.question for one in inputs])
+    def prepare(
+        self, inputs: Sequence[Question], task: TaskSpec, parameters: AnswerParameters
+    ) -> Steps[list[Prepared]]:
+        questions = yield from encode_parts([one.question for one in inputs], "inputs.{}.question", task)
         budget = TokenBudget()
         prepared = []
         for where, (one, question) in enumerate(zip(inputs, questions, strict=True)):
@@ -67,8 +80,10 @@ class QuestionAnswering:
                     f"inputs.{where}.question: longer than {parameters.max_question_len} tokens; shorten it, raise "
                     "max_question_len, or allow truncation"
                 )
+            ids, room, stride = _beside(question, f"inputs.{where}", task, parameters)
+            context = yield from encode_all(one.context, f"inputs.{where}.context", task, budget)
             windows = []
-            for window in _windows(question, one.context, f"inputs.{where}", task, parameters):
+            for window in task.encoder.windows_beside(ids, context, room, stride):
                 budget.spend(window.row)
                 windows.append(window)
             if not windows[0].offsets:
@@ -100,9 +115,8 @@ class QuestionAnswering:
         return plain[0] if parameters.top_k == 1 else plain
 
 
-def _windows(
-    question: Part, context: str, where: str, task: TaskSpec, parameters: AnswerParameters
-) -> Iterator[Window]:
+def _beside(question: Part, where: str, task: TaskSpec, parameters: AnswerParameters) -> tuple[Sequence[int], int, int]:
+    """The question's token ids; how many of the context's a row has beside them, and by how many rows overlap."""
     encoder = task.encoder
     length = parameters.max_seq_len or min(encoder.max_length, _ROW)
     if length > encoder.max_length:
@@ -122,7 +136,7 @@ def _windows(
             f"doc_stride: found {stride}, but beside {where}.question a row of {length} takes {room} tokens of the "
             "context; overlap by less"
         )
-    return encoder.windows_beside(ids, context, room, stride)
+    return ids, room, stride
 
 
 def _plain(answer: Answer, context: str) -> dict[str, Any]:

@@ -16,8 +16,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
+from serving.pipelines.base import (
+    Parameters,
+    Prepared,
+    Probe,
+    Raw,
+    TaskSpec,
+    TokenBudget,
+    encode_parts,
+    finite,
+    refuse_unfit,
+    refusing_too_long,
+)
 from serving.pipelines.logits import classify, sigmoid
+from serving.steps import Steps
 
 _MOST_TEXTS = 1000
 _DEFAULT = "torch.nn.modules.activation.Sigmoid"
@@ -49,16 +61,20 @@ class Rerank:
     def probes(self, texts: Sequence[str]) -> list[Probe]:
         return [Probe({"query": text, "texts": list(texts)}) for text in texts[:2]]
 
-    def prepare(self, inputs: Sequence[RerankInput], task: TaskSpec, parameters: RerankParameters) -> list[Prepared]:
+    def prepare(
+        self, inputs: Sequence[RerankInput], task: TaskSpec, parameters: RerankParameters
+    ) -> Steps[list[Prepared]]:
         _refuse_unless_one_logit(task.config)
         _gives_logits(parameters, task.config)
         budget = TokenBudget()
         prepared = []
         for where, one in enumerate(inputs):
-            query, *texts = task.encoder.parts([one.query, *one.texts])
+            (query,) = yield from encode_parts([one.query], f"inputs.{where}.query", task)
+            texts = yield from encode_parts(one.texts, f"inputs.{where}.texts.{{}}", task)
             rows = []
             for which, text in enumerate(texts):
-                rows.append(task.encoder.pair(query, text))
+                with refusing_too_long(f"inputs.{where}.texts.{which}"):
+                    rows.append(task.encoder.pair(query, text))
                 refuse_unfit(rows[-1], f"inputs.{where}.texts.{which}", task, parameters)
                 budget.spend(rows[-1])
             prepared.append(Prepared(rows, any(row.truncated for row in rows), one.texts))

@@ -14,6 +14,7 @@ from serving.errors import InvalidInputError
 from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.pipelines.token_ids import TokenIds, encode_ids
+from serving.steps import Steps
 
 _PLAIN = Embedder(PLAIN, {})
 
@@ -43,7 +44,7 @@ class SentenceEmbeddings:
 
     def prepare(
         self, inputs: Sequence[str | TokenIds], task: TaskSpec, parameters: EmbeddingParameters
-    ) -> list[Prepared]:
+    ) -> Steps[list[Prepared]]:
         """Encode texts, or take over token ids; a request has the one or the other."""
         given = [one for one in inputs if isinstance(one, TokenIds)]
         if given and len(given) < len(inputs):
@@ -54,8 +55,8 @@ class SentenceEmbeddings:
             return _given(given, embedder, task, parameters)
         prompt = _prompt(embedder, parameters)
         texts = [prompt + text for text in inputs if isinstance(text, str)]
+        prepared = yield from encode_whole(texts, task, parameters)
         skip = task.encoder.prompt_length(prompt) if prompt and not embedder.embedding.include_prompt else 0
-        prepared = encode_whole(texts, task, parameters)
         for where, one in enumerate(prepared):
             if len(one.rows[0]) <= skip:
                 raise InvalidInputError(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from serving.answerform import score_function
 from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
+from serving.steps import Steps
 
 _FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
 
@@ -35,7 +36,7 @@ class TextClassification:
 
     def prepare(
         self, inputs: Sequence[str | TextPair], task: TaskSpec, parameters: ClassificationParameters
-    ) -> list[Prepared]:
+    ) -> Steps[list[Prepared]]:
         texts = [item if isinstance(item, str) else (item.text, item.text_pair) for item in inputs]
         return encode_whole(texts, task, parameters)
 

@@ -12,9 +12,22 @@ from transformers import PreTrainedModel
 
 from ken_core.tokenization import Window
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
+from serving.pipelines.base import (
+    AT_ONCE,
+    Parameters,
+    Prepared,
+    Probe,
+    Raw,
+    TaskSpec,
+    TokenBudget,
+    encode_all,
+    finite,
+    refuse_unfit,
+    refusing_too_long,
+)
 from serving.pipelines.entities import Entity, Strategy, entities_of, without_overlaps
 from serving.pipelines.logits import classify_tokens, softmax
+from serving.steps import Steps, together
 
 
 class TokenParameters(Parameters):
@@ -50,11 +63,11 @@ class TokenClassification:
         ways: list[dict[str, Any]] = [{"aggregation_strategy": how, "ignore_labels": []} for how in ("none", "first")]
         return [Probe(text, parameters) for parameters in ways for text in texts]
 
-    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: TokenParameters) -> list[Prepared]:
+    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: TokenParameters) -> Steps[list[Prepared]]:
         if parameters.stride is None:
-            windows = [[window] for window in task.encoder.located(inputs)]
+            windows = yield from _kept_of(inputs, task)
         else:
-            windows = _all_of(inputs, task, parameters.stride)
+            windows = yield from _all_of(inputs, task, parameters.stride)
         prepared = []
         for where, (text, ours) in enumerate(zip(inputs, windows, strict=True)):
             rows = [window.row for window in ours]
@@ -82,16 +95,27 @@ class TokenClassification:
         return [_plain(entity) for entity in entities]
 
 
-def _all_of(inputs: Sequence[str], task: TaskSpec, stride: int) -> list[list[Window]]:
+def _kept_of(inputs: Sequence[str], task: TaskSpec) -> Steps[list[list[Window]]]:
+    found: list[list[Window]] = []
+    for some in together(list(map(len, inputs)), AT_ONCE):
+        texts = inputs[some.start : some.stop]
+        yield sum(map(len, texts))
+        with refusing_too_long(f"inputs.{some.start}"):
+            found += [[window] for window in task.encoder.located(texts)]
+    return found
+
+
+def _all_of(inputs: Sequence[str], task: TaskSpec, stride: int) -> Steps[list[list[Window]]]:
     if stride >= task.encoder.room_alone:
         raise InvalidInputError(
             f"stride: found {stride}, but a row takes {task.encoder.room_alone} tokens of a text; overlap by less"
         )
     budget = TokenBudget()
     found: list[list[Window]] = []
-    for text in inputs:
+    for where, text in enumerate(inputs):
+        tokens = yield from encode_all(text, f"inputs.{where}", task, budget)
         found.append([])
-        for window in task.encoder.windows(text, stride):
+        for window in task.encoder.windows(tokens, stride):
             budget.spend(window.row)
             found[-1].append(window)
     return found

@@ -15,10 +15,21 @@ import torch
 from pydantic import Field, field_validator
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ken_core.tokenization import Encoder, Part
-from serving.errors import InvalidInputError
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, TokenBudget, finite, refuse_unfit
+from ken_core.tokenization import Part
+from serving.errors import InvalidInputError, TooLargeError
+from serving.pipelines.base import (
+    Parameters,
+    Prepared,
+    Probe,
+    Raw,
+    TaskSpec,
+    TokenBudget,
+    encode_parts,
+    finite,
+    refuse_unfit,
+)
 from serving.pipelines.logits import classify, softmax
+from serving.steps import Steps
 
 _MOST_LABELS = 256
 _GAP = "{}"
@@ -38,6 +49,15 @@ class ZeroShotParameters(Parameters):
         if template.count(_GAP) != 1 or set(template.replace(_GAP, "")) & {"{", "}"}:
             raise ValueError("expected {} once, where the label goes, and no other brace")
         return template
+
+    def refuse_longer_than(self, characters: int) -> None:
+        """Raises `TooLargeError` before hypotheses are made that are longer together: each holds the template again."""
+        found = len(self.hypothesis_template) * len(self.candidate_labels) + sum(map(len, self.candidate_labels))
+        if found > characters:
+            raise TooLargeError(
+                f"candidate_labels: with the template they have {found} characters, at most {characters} are allowed; "
+                "send fewer or shorter labels, or a shorter template"
+            )
 
     def hypotheses(self) -> list[str]:
         return [self.hypothesis_template.replace(_GAP, label) for label in self.candidate_labels]
@@ -72,12 +92,14 @@ class ZeroShotClassification:
     def probes(self, texts: Sequence[str]) -> list[Probe]:
         return [Probe(text, {"candidate_labels": list(texts[:2])}) for text in texts]
 
-    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: ZeroShotParameters) -> list[Prepared]:
+    def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Prepared]]:
         _Verdicts.of(task.config)
         encoder, budget = task.encoder, TokenBudget()
-        hypotheses = _hypotheses(encoder, parameters)
+        hypotheses = yield from _hypotheses(task, parameters)
+        parts = yield from encode_parts(inputs, "inputs.{}", task)
         prepared = []
-        for where, (text, part) in enumerate(zip(inputs, encoder.parts(inputs), strict=True)):
+        for where, (text, part) in enumerate(zip(inputs, parts, strict=True)):
+            yield len(hypotheses)
             rows = []
             for hypothesis in hypotheses:
                 rows.append(encoder.pair_keeping_second(part, hypothesis))
@@ -106,9 +128,11 @@ class ZeroShotClassification:
         }
 
 
-def _hypotheses(encoder: Encoder, parameters: ZeroShotParameters) -> list[Part]:
+def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Part]]:
     """Raises `InvalidInputError` if one is so long that the model could see nothing of a text beside it."""
-    parts = encoder.parts(parameters.hypotheses())
+    encoder = task.encoder
+    parameters.refuse_longer_than(encoder.long_texts.most_characters)
+    parts = yield from encode_parts(parameters.hypotheses(), "candidate_labels.{}", task)
     for where, part in enumerate(parts):
         if encoder.room_beside(part.whole) < 1:
             raise InvalidInputError(

@@ -11,6 +11,7 @@ import pytest
 
 from ken_core import deltafile, open_base
 from serving.process import ServerProcess
+from serving.steps import finish
 from serving.store import Store
 from tests.e2e.conftest import PublishedTask
 
@@ -67,7 +68,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     model = graft(resident.backbone, first.architecture, first.config, own.head)
     kind = TextClassification()
     spec = TaskSpec(model.config, Encoder(base, model.config, {}))
-    prepared = kind.prepare(task.texts[:5], spec, kind.parameters())
+    prepared = finish(kind.prepare(task.texts[:5], spec, kind.parameters()))
     answers = {}
     with torch.inference_mode():
         for name, delta in (("own", own), ("neighbour", neighbour)):

@@ -127,7 +127,7 @@ def test_places_of_tokens_are_those_of_auto_tokenizer(family: str, text: str, en
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_are_those_of_auto_tokenizer(family: str, text: str, stride: int, encoders: Encoders) -> None:
     encoder, reference = encoders(family)
-    windows = list(encoder.windows(text, stride))
+    windows = list(encoder.windows(encoder.long_texts.whole(text), stride))
     expected = reference(text, truncation=True, stride=stride, return_overflowing_tokens=True).encodings
     for window, encoding in zip(windows, expected, strict=True):
         assert_same_places(window, encoding, 0)
@@ -142,7 +142,9 @@ def test_windows_beside_another_text_are_those_of_auto_tokenizer(
     encoder, reference = encoders(family)
     monkeypatch.setattr(encoder, "pads_left", side == "left")
     (question,) = encoder.parts([TEXTS[0]])
-    windows = encoder.windows_beside(question.ids, LONG, encoder.room_beside(question.whole, 60), stride)
+    windows = encoder.windows_beside(
+        question.ids, encoder.long_texts.whole(LONG), encoder.room_beside(question.whole, 60), stride
+    )
     texts, cut = ((TEXTS[0], LONG), "only_second") if side == "right" else ((LONG, TEXTS[0]), "only_first")
     expected = reference(*texts, truncation=cut, max_length=60, stride=stride, return_overflowing_tokens=True)
     for window, encoding in zip(windows, expected.encodings, strict=True):

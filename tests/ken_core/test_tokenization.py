@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, RobertaConfig
 
 from ken_core import CheckpointError, open_base
+from ken_core.errors import TextTooLongError
+from ken_core.long_texts import LongTexts, Read
 from ken_core.tokenization import Encoded, Encoder, Input, collate
 from tests.tiny_checkpoints import POSITIONS, TEXTS, WORDS, Tiny, write_base, write_tokenizer
 
@@ -128,6 +130,83 @@ def test_a_base_without_a_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
         (folder / name).unlink()
     base = open_base(str(folder))
     with pytest.raises(CheckpointError, match="tokenizer"):
+        Encoder(base, base.config, {})
+
+
+# Texts of any length
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The characters of each part of a long text that is encoded."""
+    found: list[int] = []
+    real = LongTexts.read
+
+    def read(self: LongTexts, text: str, part: slice, more: bool = False) -> Read:
+        found.append(len(text[part]))
+        return real(self, text, part, more)
+
+    monkeypatch.setattr(LongTexts, "read", read)
+    return found
+
+
+def test_of_a_long_text_no_more_is_encoded_than_fits(encoder: Encoder, handed: list[int]) -> None:
+    (row, located) = encoder(["a " * 1_000_000])[0], encoder.located(["a " * 1_000_000])[0]
+    assert sum(handed) <= 2 * 8 * POSITIONS
+    assert row == located.row == encoder(["a " * 100])[0]
+    assert located.offsets[-1] == (2 * (POSITIONS - 3), 2 * (POSITIONS - 3) + 1)
+
+
+def test_a_text_whose_first_tokens_come_late_is_read_as_far_as_they_are(encoder: Encoder, handed: list[int]) -> None:
+    text = ("x" * 200 + " ") * 400 + "rain " * 100_000
+    assert list(encoder([text])[0].ids)[1:-1] == [encoder.unk_id] * (POSITIONS - 2)
+    assert sum(handed) < 50_000
+    assert encoder([" " * 100_000 + "rain " * 1000]) == encoder(["rain " * 1000])
+
+
+@pytest.mark.parametrize("text", [" " * 1_000_000, "x" * 1_000_000, "雨" * 1_000_000], ids=["spaces", "a word", "rain"])
+def test_a_text_that_cannot_be_told_in_a_bound_of_characters_is_refused_unread(
+    encoder: Encoder, handed: list[int], text: str
+) -> None:
+    for ask in (encoder, encoder.located, encoder.parts):
+        with pytest.raises(TextTooLongError, match=r"1000000 characters .* send at most 131072"):
+            ask([text])
+    with pytest.raises(TextTooLongError, match="1000000 characters"):
+        encoder.long_texts.parts(text)
+    assert not handed
+
+
+def test_a_text_within_the_bound_is_encoded_whole_where_it_must_be(encoder: Encoder, handed: list[int]) -> None:
+    assert encoder(["雨" * 131_072]) == encoder(["雨" * 500])
+    assert handed == [131_072]
+
+
+@pytest.mark.parametrize("text", ["rain " * 400_000, "rain " * 30 + " " * 2_000_000], ids=["words", "spaces"])
+def test_pairs_with_a_text_of_any_length_are_cut_exactly_or_refused(encoder: Encoder, text: str) -> None:
+    """A row of two has room for an odd number: which of two texts that are both cut is longer decides one token."""
+    if text.endswith(" " * 9):
+        with pytest.raises(TextTooLongError):
+            encoder([(text, "sun")])
+        return
+    assert encoder([(text, "sun"), ("sun", text)]) == encoder([("rain " * 99, "sun"), ("sun", "rain " * 99)])
+    with pytest.raises(TextTooLongError, match="which has more tokens"):
+        encoder([(text, text)])
+
+
+def test_a_text_that_is_read_whole_is_encoded_in_parts(encoder: Encoder, handed: list[int]) -> None:
+    tokens = encoder.long_texts.whole("rain " * 100_000)
+    assert max(handed) <= 1 << 14
+    assert (len(tokens), tokens.offsets[-1], tokens.words[-1]) == (100_000, (499_995, 499_999), 99_999)
+
+
+def test_a_tokenizer_that_looks_up_words_of_any_length_is_refused(tmp_path: Path) -> None:
+    """It takes the cube of a word's length: a day for one word that a request may have."""
+    folder = write_base(tmp_path / "base")
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["max_input_chars_per_word"] = 100_000
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    base = open_base(str(folder))
+    with pytest.raises(CheckpointError, match="words of 100000 characters"):
         Encoder(base, base.config, {})
 
 

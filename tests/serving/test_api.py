@@ -73,7 +73,7 @@ def test_the_answer_names_delta_and_stages(post: Callable[..., httpx.Response], 
     response = post(SPAM, json={"inputs": "rain"})
     assert response.headers["x-ken-delta"] == deltas.spam.digest
     stages = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
-    assert list(stages) == ["load", "queue", "swap", "model"]
+    assert list(stages) == ["load", "tokenize", "queue", "swap", "model"]
     assert float(stages["model"]) > 0
 
 

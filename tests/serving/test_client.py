@@ -46,7 +46,7 @@ def test_a_text_is_answered_as_by_a_server_of_its_own(
     assert (found.task, found.digest, found.kind) == ("spam", deltas.spam.digest, "text-classification")
     assert scores(found.outputs[0]) == pytest.approx(dedicated(deltas.spam, TEXTS[0]), abs=1e-5)
     assert found.truncated == ()
-    assert set(found.timing) == {"load", "queue", "swap", "model"}
+    assert set(found.timing) == {"load", "tokenize", "queue", "swap", "model"}
     assert 0 < found.timing["model"] < 60
     assert found.request_id
 

@@ -257,7 +257,7 @@ def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Servic
 
 
 def test_every_label_has_few_values(busy: Service) -> None:
-    stages = {"load", "queue", "swap", "model", "total", "fetch", "decode", "attach"}
+    stages = {"load", "tokenize", "queue", "swap", "model", "total", "fetch", "decode", "attach"}
     tiers = {"materialised", "packed", "host", "disk", "store"}
     reasons, outcomes = {"expired", "abandoned"}, {"agreed", "differed", "failed", "skipped"}
     known = {"replica": {busy.replica}, "stage": stages, "tier": tiers, "reason": reasons, "outcome": outcomes}

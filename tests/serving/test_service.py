@@ -319,14 +319,14 @@ def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
 
     async def fill() -> list[Answer]:
         waiting = [asyncio.create_task(ask(service, "spam", text)) for text in ("rain", "sun", "snow")]
-        await until(lambda: service._loading == 3)
+        await until(lambda: service._preparing == 3)
         with pytest.raises(OverloadedError, match="3 inputs wait already"):
             await ask(service, "spam", "hail")
         may_load.set()
         return await asyncio.gather(*waiting)
 
     assert len(asyncio.run(fill())) == 3
-    assert service._loading == 0
+    assert service._preparing == 0
 
 
 # Life

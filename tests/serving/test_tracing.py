@@ -80,7 +80,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_below(
     stages = sorted(
         (s for s in collector if s.parent_span_id == answered.span_id), key=lambda s: s.start_time_unix_nano
     )
-    assert [s.name for s in stages] == ["load", "queue", "swap", "model"]
+    assert [s.name for s in stages] == ["load", "tokenize", "queue", "swap", "model"]
     assert answered.start_time_unix_nano == stages[0].start_time_unix_nano
     assert stages[-1].end_time_unix_nano <= answered.end_time_unix_nano
     assert {a.key: a.value.int_value for a in refused.attributes}["http.response.status_code"] == 404

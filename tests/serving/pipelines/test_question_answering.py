@@ -18,6 +18,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.pipelines.base import Prepared
 from serving.pipelines.question_answering import QuestionAnswering
+from serving.steps import finish
 from tests.tiny_architectures import TOKENIZERS, FineTune
 from tests.tiny_checkpoints import TEXTS, WORDS
 
@@ -123,7 +124,7 @@ def test_the_empty_answer_competes_with_the_least_of_its_probabilities_in_all_wi
 ) -> None:
     kind, spec = QuestionAnswering(), answerer().spec
     parameters = kind.parameters(handle_impossible_answer=True, top_k=2)
-    (prepared,) = kind.prepare([kind.input.model_validate(INPUTS[1])], spec, parameters)
+    (prepared,) = finish(kind.prepare([kind.input.model_validate(INPUTS[1])], spec, parameters))
     raws = [np.zeros((2, len(row)), np.float32) for row in prepared.rows]
     others = [len(window.offsets) for window in prepared.source.windows]
     for i, raw in enumerate(raws):
@@ -212,7 +213,7 @@ def test_a_long_context_in_windows_that_hardly_advance_is_refused_before_they_ar
 @pytest.fixture
 def prepared(answerer: Callable[..., FineTune]) -> Prepared:
     checked = QuestionAnswering.input.model_validate(INPUTS[0])
-    return QuestionAnswering().prepare([checked], answerer().spec, QuestionAnswering.parameters())[0]
+    return finish(QuestionAnswering().prepare([checked], answerer().spec, QuestionAnswering.parameters()))[0]
 
 
 def present(prepared: Prepared, logits: np.ndarray, fine_tune: FineTune) -> dict[str, Any]:

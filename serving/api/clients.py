@@ -1,0 +1,34 @@
+"""Who shares turns: the holder of a key, or else whoever has an address."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Network, ip_address
+
+from fastapi import Request
+
+from serving.keys import ANYONE, Principal
+
+_ONE_SUBSCRIBER = 64
+"""Bits of an IPv6 address that its holder cannot choose."""
+
+
+def client_of(request: Request, who: Principal) -> str:
+    """A name for whoever sent a request, equal for all requests that share turns.
+
+    Without a key it is the address that the server was called from. Behind a proxy that is the last address in
+    ``X-Forwarded-For`` that uvicorn trusts the proxy to have set (``FORWARDED_ALLOW_IPS``), else the proxy's, and all
+    who come through it share turns. Whoever can write that header has as many turns as somebody with many addresses.
+    """
+    if who is not ANYONE:
+        return f"key {who.name}"
+    return f"address {_subscriber(request.client.host)}" if request.client else "address unknown"
+
+
+def _subscriber(host: str) -> str:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or IPv6Network((address, _ONE_SUBSCRIBER), strict=False))
