@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-from transformers import PretrainedConfig
+import transformers
+from transformers import PretrainedConfig, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from ken_core import foreign_json
 from ken_core.errors import DeltaFormatError
@@ -61,9 +62,11 @@ def check_content(name: str, data: bytes, vocabulary: int) -> None:
         raise DeltaFormatError(f"the delta's {name} is no JSON object; refused")
     if asked := sorted(key for key in _PLACES_AND_CODE & plain.keys() if plain[key]):
         raise DeltaFormatError(f"the delta's {name} asks for code or files of its own ({asked[0]}); refused")
-    if name == "tokenizer.json":
-        with reading(f"the delta's {name}"):
+    with reading(f"the delta's {name}"):
+        if name == "tokenizer.json":
             _check_steps(name, plain)
+        else:
+            _check_class(name, plain.get("tokenizer_class"))
 
 
 def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
@@ -89,6 +92,13 @@ def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
         raise DeltaFormatError(
             f"the delta's tokenizer gives segment {largest_type}, but its model has {types} segments"
         )
+
+
+def _check_class(name: str, named: Any) -> None:
+    """Slow tokenizers could not be served anyway, and some make tables of all of Unicode before that is found out."""
+    found = getattr(transformers, named, None) if isinstance(named, str) else None
+    if isinstance(found, type) and not issubclass(found, PreTrainedTokenizerFast) and found is not PreTrainedTokenizer:
+        raise DeltaFormatError(f"the delta's {name} asks for a {named}, which is no fast tokenizer; refused")
 
 
 def _check_steps(name: str, plain: Mapping[str, Any]) -> None:

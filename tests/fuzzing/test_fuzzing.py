@@ -13,7 +13,7 @@ import transformers
 
 from tests.fuzzing.trial import Fuzzing, Report
 
-_MOST_GROWN = 256 << 20
+_MOST_GROWN = 512 << 20
 _SMALL, _CHUNK, _ALL = 300, 1000, 20_000
 
 

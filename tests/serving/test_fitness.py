@@ -141,6 +141,7 @@ UNFIT: dict[str, tuple[Edit, str]] = {
     ),
     "a tokenizer of code of its own": (tokenizer_config(auto_map={"AutoTokenizer": ["t.T", None]}), "auto_map"),
     "a tokenizer from another file": (tokenizer_config(gguf_file="/etc/passwd"), "gguf_file"),
+    "a tokenizer in Python": (tokenizer_config(tokenizer_class="CanineTokenizer"), "no fast tokenizer"),
     "no room for a text": (tokenizer_config(model_max_length=4), "cuts texts at 4 tokens"),
     "a length that is none": (tokenizer_config(model_max_length="long"), "tokenizer"),
     "a head in another precision": (head_in_float64, "float64"),
