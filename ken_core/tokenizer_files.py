@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from ken_core.checkpoint import TOKENIZER_FILES, Checkpoint
 from ken_core.errors import CheckpointError
+from ken_core.foreign import reading
 
 _PATTERNS = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
@@ -129,17 +130,14 @@ def load_carried(base: Checkpoint, files: Mapping[str, bytes]) -> PreTrainedToke
 
 def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedTokenizerBase:
     told = {} if (folder / "config.json").is_file() else {"config": config}
-    try:
+    with reading(f"the tokenizer of {whose} (tokenizer.json, vocab.txt or the like)", CheckpointError):
         _refuse_own_code(folder, whose)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **told)
-    except CheckpointError:
-        raise
-    except Exception as error:  # tokenizers raises nothing more precise
-        unread = any(folder.glob("*.model")) and find_spec("sentencepiece") is None
-        reason = _UNREAD if unread else (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{whose} has no usable tokenizer (tokenizer.json, vocab.txt or the like): {reason}"
-        ) from error
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **told)
+        except Exception as error:
+            if any(folder.glob("*.model")) and find_spec("sentencepiece") is None:
+                raise CheckpointError(f"the tokenizer of {whose} cannot be used: {_UNREAD}") from error
+            raise
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"{whose} has a {type(tokenizer).__name__}, a tokenizer without a fast form (tokenizer.json), which is not "
