@@ -24,6 +24,7 @@ from serving.fitness import Fitness
 from serving.metrics import Metrics
 from serving.pipelines import PIPELINES
 from serving.pipelines.base import check, check_inputs, refusing_what_its_tokenizer_cannot_read
+from serving.steps import finish
 from tests.fuzzing.mutations import Draft, mutate
 from tests.fuzzing.seeds import Seed, make_all
 from tests.tiny_architectures import ArchitectureBase
@@ -91,7 +92,7 @@ class _Bench:
                     inputs = check_inputs(pipeline, [probe.input])
                     try:
                         with refusing_what_its_tokenizer_cannot_read():
-                            (prepared,) = pipeline.prepare(inputs, loaded.spec, checked)
+                            (prepared,) = finish(pipeline.prepare(inputs, loaded.spec, checked))
                     except InvalidInputError:
                         continue
                     raws, _ = await self.engine.run(loaded, pipeline, prepared.rows, _FOREVER)

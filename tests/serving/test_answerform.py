@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from ken_core import DeltaFile
+from ken_core.embedding import Dense, Embedding
 from ken_core.manifest import Manifest
 from serving.answerform import AnswerForm
 from tests.tiny_checkpoints import Deltas, Tiny
@@ -31,7 +32,7 @@ def told(first: AnswerForm, second: AnswerForm) -> str:
         ("tags", AnswerForm("token-classification", ("B-LOC", "B-PER", "I-PER", "O"))),
         ("answers", AnswerForm("question-answering")),
         ("vectors", AnswerForm("feature-extraction")),
-        ("search", AnswerForm("sentence-embeddings", vectors="not scaled")),
+        ("search", AnswerForm("sentence-embeddings", vectors="as wide as the model, not scaled")),
     ],
 )
 def test_a_deltas_form_is_read_from_its_manifest(
@@ -121,5 +122,21 @@ def test_scores_and_lengths_of_vectors_are_told(of_every_kind: dict[str, DeltaFi
         "scores: softmax in the live version, sigmoid in version 5f3a"
     )
     search = of_every_kind["search"].manifest
-    forms = [AnswerForm.of(search.model_copy(update={"normalize": unit})) for unit in (False, True)]
-    assert told(*forms) == "vectors: not scaled in the live version, scaled to length 1 in version 5f3a"
+    projected = Dense(inputs=64, outputs=7, bias=False, activation="Tanh")
+    ways: list[dict[str, object]] = [
+        {"pooling": ("mean",)},
+        {"pooling": ("mean",), "modules": ("normalize",)},
+        {"pooling": ("cls", "max")},
+        {"pooling": ("cls", "max"), "modules": (projected, "normalize")},
+        {"pooling": ("mean",), "dimensions": 3},
+    ]
+    plain, *others = [AnswerForm.of(search.model_copy(update={"embedding": Embedding(**way)})) for way in ways]
+    assert [told(plain, other) for other in others] == [
+        f"vectors: as wide as the model, not scaled in the live version, {other} in version 5f3a"
+        for other in (
+            "as wide as the model, scaled to length 1",
+            "2 times as wide, not scaled",
+            "7 numbers, scaled to length 1",
+            "3 numbers, not scaled",
+        )
+    ]

@@ -137,8 +137,8 @@ def test_versions_are_changed_by_their_first_digits_and_recorded_whole(
     with caplog.at_level(logging.INFO, "ken.audit"):
         talk(service, conversation)
     audited = [record.detail for record in caplog.records if record.name == "ken.audit"]  # type: ignore[attr-defined]
-    assert audited[0] == {"digest": second, "alias": "live"}
-    assert audited[1] == {"weights": {first: 1}, "shadow": second}
+    assert audited[0] == {"digest": second, "alias": "live", "allow_other_labels": False}
+    assert audited[1] == {"weights": {first: 1}, "shadow": second, "allow_other_labels": False}
     assert [line["digest"] for line in audited[3:]] == [first, second]
 
 
