@@ -112,7 +112,7 @@ class Model:
         if method == "ken-grid":
             return self._grid(fraction, tensors)
         selection = Selection(method, Budget(scope, fraction), tensors=tensors)
-        return extract(self.base, self.tuned, selection, identity=self.resident.fingerprint)
+        return extract(self.base, self.tuned, selection)
 
     def _grid(self, fraction: float, tensors: TensorFilter) -> Delta:
         """`ken-grid` takes k; here it is the same fraction of every row's length."""

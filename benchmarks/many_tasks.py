@@ -17,7 +17,6 @@ import numpy as np
 
 from ken_core import Checkpoint, Delta, deltafile, extract
 from ken_core.bits import as_bits, pack_mask
-from ken_core.fingerprint import fingerprint
 from serving.store import Store
 
 
@@ -34,7 +33,7 @@ class Published:
 
 def derive(base: Checkpoint, tuned: Checkpoint, count: int) -> Iterator[Delta]:
     """Deltas of the fine-tune that differ in what they keep."""
-    whole = extract(base, tuned, identity=fingerprint(base.backbone_tensors))
+    whole = extract(base, tuned)
     masks = {name: entry.mask for name, entry in whole.sparse.items()}
     bits = {name: as_bits(tuned.backbone_tensors[name]) for name in masks}
     for seed in range(count):

@@ -20,7 +20,7 @@ from ken_core.configs import check_config, portable, restore, with_the_bases
 from ken_core.cross_encoder import noted
 from ken_core.embedding import Embedding
 from ken_core.errors import BaseMismatchError, CheckpointError
-from ken_core.fingerprint import Fingerprint, dtype_name
+from ken_core.fingerprint import dtype_name
 from ken_core.labels import check_labels
 from ken_core.manifest import Adapter, task_kind
 from ken_core.new_folder import new_folder
@@ -142,7 +142,6 @@ def extract(
     *,
     cast: bool = False,
     ignore_config: Collection[str] = (),
-    identity: Fingerprint | None = None,
     progress: Progress = silent,
 ) -> Delta:
     """Keep the selected part of a fine-tune.
@@ -153,7 +152,6 @@ def extract(
         selection: method, budget and tensors; default `magnitude`, one global threshold, 10 % kept.
         cast: allow a narrowing of the fine-tune's dtype to the base's that loses precision.
         ignore_config: config keys whose value is taken from the base where the two differ.
-        identity: the base's fingerprint where it is known already.
         progress: told which tensor is being read or selected.
 
     Raises:
@@ -165,7 +163,7 @@ def extract(
         SelectionError: the selection covers no tensor.
     """
     with base.unchanged(), tuned.unchanged():
-        return _extract(base, tuned, selection or Selection(), cast, ignore_config, identity, progress)
+        return _extract(base, tuned, selection or Selection(), cast, ignore_config, progress)
 
 
 def _extract(
@@ -174,7 +172,6 @@ def _extract(
     selection: Selection,
     cast: bool,
     ignore_config: Collection[str],
-    identity: Fingerprint | None,
     progress: Progress,
 ) -> Delta:
     ours, dtype = base.backbone_tensors, base.dtype
@@ -201,7 +198,7 @@ def _extract(
 
     return Delta(
         base_name=base.name if not Path(base.name).is_dir() else base.folder.name,
-        base_fingerprint=(identity or base.identity).digest,
+        base_fingerprint=base.identity.digest,
         architecture=type(tuned.model).__name__,
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),

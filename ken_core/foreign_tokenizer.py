@@ -13,6 +13,7 @@ from ken_core import foreign_json
 from ken_core.errors import DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.tokenization import Encoder
+from ken_core.tokenizer_files import LONGEST_WORD
 
 _PLACES_AND_CODE = {"auto_map", "gguf_file", "init_inputs", "slow_tokenizer", "tokenizer_object", "__slow_tokenizer"}
 """Keys of tokenizer_config.json that name code or other files, or take the place of the tokenizer itself."""
@@ -26,8 +27,6 @@ _MOST_GROWTH = 64
 """How many characters may come of one. Replacements one after the other multiply."""
 _SHORTEST = 8
 """Tokens of a row: two texts of one each, and what stands around them."""
-_LONGEST_WORD = 1024
-"""Characters. WordPiece takes time with the cube of a word's length up to here; BERT's limit is 100."""
 
 
 def check_size(name: str, nbytes: int, vocabulary: int) -> None:
@@ -113,8 +112,8 @@ def _check_steps(name: str, plain: Mapping[str, Any]) -> None:
                 f"{_MOST_GROWTH} are accepted"
             )
     longest = (plain.get("model") or {}).get("max_input_chars_per_word")
-    if isinstance(longest, int) and longest > _LONGEST_WORD:
-        raise DeltaFormatError(f"the delta's {name} has words of {longest} characters; at most {_LONGEST_WORD}")
+    if isinstance(longest, int) and longest > LONGEST_WORD:
+        raise DeltaFormatError(f"the delta's {name} has words of {longest} characters; at most {LONGEST_WORD}")
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:

@@ -14,15 +14,13 @@ from transformers import PretrainedConfig
 from ken_core.checkpoint import Checkpoint
 from ken_core.configs import restore
 from ken_core.delta import Delta
-from ken_core.errors import CheckpointError, TextTooLongError
+from ken_core.errors import TextTooLongError
 from ken_core.long_texts import LongTexts, Read, Tokens
 from ken_core.templates import Template, longest_first, overlapping
 from ken_core.tokenizer_files import load, load_carried
 
 Input = str | tuple[str, str]
 _LONGEST = 1 << 16
-_MOST_LETTERS = 256
-"""Of a word that WordPiece looks up: its cost grows with their cube, and every such tokenizer in use has 100."""
 _OFFSET_BY_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
 
@@ -109,12 +107,6 @@ class Encoder:
             first = normalizers.Lowercase()
             self._fast.normalizer = first if then is None else normalizers.Sequence([first, then])
         self.max_length = _max_length(longest or tokenizer.model_max_length, config)
-        letters = getattr(self._fast.model, "max_input_chars_per_word", 0)
-        if letters > _MOST_LETTERS:
-            raise CheckpointError(
-                f"the tokenizer looks up words of {letters} characters, which takes too long; expected at most "
-                f"{_MOST_LETTERS} (max_input_chars_per_word in tokenizer.json, by default 100)"
-            )
         self.truncation_side: str = tokenizer.truncation_side
         self._fast.no_padding()
         self._fast.no_truncation()  # a row is cut here: `tokenizers` makes rows of all that is cut off as well
@@ -134,7 +126,7 @@ class Encoder:
         Raises:
             CheckpointError: what it brings is no usable one.
         """
-        own, config = delta.embedding, restore(dict(delta.config))
+        own, config = delta.embedding, restore(dict(delta.config), base.config)
         if own is None:
             return cls(base, config, delta.files)
         return cls(base, config, delta.files, longest=own.max_length, lowercase=own.lowercase)

@@ -27,6 +27,8 @@ _PATTERNS = (
 )  # fmt: skip
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _UNREAD = "only the package sentencepiece reads its model; install that (and protobuf), or save a tokenizer.json"
+LONGEST_WORD = 256
+"""Characters of a word that WordPiece looks up: its cost grows with their cube, and such tokenizers in use have 100."""
 _UNLIMITED = 1 << 40
 """Transformers writes 1e30 where a tokenizer names no length."""
 
@@ -142,6 +144,12 @@ def _load(folder: Path, config: PretrainedConfig, whose: str) -> PreTrainedToken
         raise CheckpointError(
             f"{whose} has a {type(tokenizer).__name__}, a tokenizer without a fast form (tokenizer.json), which is not "
             "served"
+        )
+    letters = getattr(tokenizer.backend_tokenizer.model, "max_input_chars_per_word", 0)
+    if letters > LONGEST_WORD:
+        raise CheckpointError(
+            f"the tokenizer of {whose} looks up words of {letters} characters, which takes too long; expected at most "
+            f"{LONGEST_WORD} (max_input_chars_per_word in tokenizer.json, by default 100)"
         )
     if tokenizer.backend_tokenizer.get_vocab_size() <= len(tokenizer.all_special_tokens):
         raise CheckpointError(f"{whose} has no tokenizer, or files of one without its vocabulary")

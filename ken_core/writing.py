@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ def new_file(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     with writing(out):
         try:
             yield partial

@@ -182,8 +182,10 @@ class DeviceTiers:
         try:
             with reading("the delta's tokenizer"):
                 encoder = self._encoders.of(delta)
-                if encoder is not self.base_encoder:
+                if encoder is not self.base_encoder or delta.dense:  # an embedding may have fewer rows than the base's
                     check_ids(encoder, config)
+        except CheckpointChangedError:
+            raise
         except CheckpointError as error:
             raise DeltaFormatError(str(error)) from error
         embedder = None if delta.embedding is None else Embedder(delta.embedding, delta.projections)
@@ -268,11 +270,13 @@ class DeviceTiers:
     def _remove(self, tier: ByteBudget[Loaded], loaded: Loaded) -> None:
         """Take a task out of its tier, and its values out of the weights. On the thread that owns the weights."""
         with self._changed:
-            if self._resident.active is loaded.attached:
-                self._resident.revert()
-            tier.pop(loaded.digest)
-            del self._trials[loaded.digest]
-            self._changed.notify_all()
+            try:
+                if self._resident.active is loaded.attached:
+                    self._resident.revert()
+            finally:
+                tier.pop(loaded.digest)
+                del self._trials[loaded.digest]
+                self._changed.notify_all()
 
     def _observe(self, found: Found, attaching: float) -> None:
         self._metrics.load_seconds.labels(found.tier).observe(found.seconds + attaching)

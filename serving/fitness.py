@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,16 @@ from typing import TypeVar
 
 import orjson
 
-from ken_core import CheckpointChangedError, Delta, DeltaFile, ExchangeError, KenError, ResidentModel, deltafile
+from ken_core import (
+    CheckpointChangedError,
+    Delta,
+    DeltaFile,
+    ExchangeError,
+    KenError,
+    PoisonedError,
+    ResidentModel,
+    deltafile,
+)
 from ken_core.errors import DeltaFormatError
 from ken_core.foreign import reading, reason
 from serving.device import Loaded
@@ -47,6 +57,7 @@ _LONGEST_ROW = 1024
 """Tokens. Longer rows are made but not run: a forward pass takes time with the square of their length."""
 _SECONDS = 60.0
 """For each step: encoding all texts, running one, presenting its answer."""
+_MOST_REMEMBERED = 4096
 _TRANSIENT = (DeadlineError, OverloadedError, UnavailableError)
 
 
@@ -68,6 +79,7 @@ class Fitness:
         self._resident = resident
         self._engine = engine
         self._turn = threading.Lock()
+        self._found_fit: OrderedDict[str, None] = OrderedDict()
 
     def check(self, path: Path) -> DeltaFile:
         """Open a delta, decode all of it, encode texts, run them, and write the answers as JSON.
@@ -82,15 +94,27 @@ class Fitness:
         """
         with self._turn:
             try:
-                return self._checked(path)
+                file = self._checked(path)
             except _TRANSIENT:
                 raise
+            except (ExchangeError, PoisonedError) as error:
+                raise UnavailableError(
+                    f"the device failed while the delta was tried; publish it again: {error}"
+                ) from error
             except CheckpointChangedError as error:
                 raise ChangedBaseError(f"no delta can be checked here at present: {error}") from error
             except KenError as error:
                 # a temporary file's name says nothing to whoever uploaded it
                 found = str(error).replace(path.name, "it")
                 raise InvalidInputError(f"the delta cannot be served here: {found}") from error
+            self._found_fit[file.digest] = None
+            while len(self._found_fit) > _MOST_REMEMBERED:
+                self._found_fit.popitem(last=False)
+            return file
+
+    def found(self, digest: str) -> bool:
+        """Whether a delta was found fit lately."""
+        return digest in self._found_fit
 
     def _checked(self, path: Path) -> DeltaFile:
         file = deltafile.open_file(path)
@@ -113,8 +137,6 @@ class Fitness:
         rows = [row for question in asked for row in question.prepared.rows]
         try:
             raws, _ = asyncio.run(_until(self._engine.run(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
-        except ExchangeError as error:
-            raise UnavailableError(f"the device failed while the delta was tried; publish it again: {error}") from error
         except InternalError as error:
             raise InternalError(f"its model fails on text: {reason(error.__cause__ or error)}") from error
 

@@ -18,6 +18,7 @@ _OPENING = re.compile(r"(bind|errorfile|stats (socket|admin))\b")
 
 _REQUEST_HEAD_SECONDS = 20
 _SOURCES = "100k"
+_SOURCE = "http-request set-header X-Forwarded-For %[src]"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def edited(text: str, frontend: Frontend) -> str:
 
     - Statistics and HAProxy's own metrics listen on loopback, the admin socket is for its owner.
     - A 502, 503 or 504 of HAProxy's own stays what it is. Ray makes a 500 of each.
-    - The frontend listens where `frontend` says, and limits the connections of each source.
+    - The frontend listens where `frontend` says, limits the connections of each source, and tells replicas who a
+      request came from, whatever the request itself says of that.
     - A client that drips its headers is let go after 20 s. Ray would let it hold its connection for ever.
     - A client that hangs up is noticed. With ``splice-request``, which Ray sets, HAProxy 2.8 does not see it when the
       body came after the headers, and nobody's inputs would be computed.
@@ -96,7 +98,11 @@ def _edits(frontend: Frontend) -> list[_Edit]:
         *(edit("defaults", rf"errorfile {status} \S+", lambda m: []) for status in (502, 503, 504)),
         edit("frontend prometheus", r"bind :(\d+)", lambda m: [f"bind 127.0.0.1:{m[1]}"]),
         edit("listen stats", r"bind \*:(\d+)", lambda m: [f"bind 127.0.0.1:{m[1]}"]),
-        edit("frontend http_frontend", r"bind (\S+:\d+)", lambda m: [*_binds(frontend, m[1]), *_limits(frontend)]),
+        edit(
+            "frontend http_frontend",
+            r"bind (\S+:\d+)",
+            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE],
+        ),
     ]
 
 

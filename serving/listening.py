@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from serving.addresses import host_and_port, url_of
 from serving.config import Settings
 from serving.haproxyfile import Frontend
 
@@ -17,13 +18,13 @@ def plain_host(host: str) -> str:
 
 
 def address(settings: Settings) -> str:
-    """``host:port`` as it stands in a URL."""
-    host = plain_host(settings.host)
-    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    """``host:port``, an IPv6 address in brackets."""
+    return host_and_port(plain_host(settings.host), settings.port)
 
 
 def url(settings: Settings) -> str:
-    return f"{'https' if settings.tls else 'http'}://{address(settings)}"
+    """Where the server is asked."""
+    return url_of(plain_host(settings.host), settings.port, tls=settings.tls)
 
 
 def in_front(settings: Settings) -> dict[str, Any]:

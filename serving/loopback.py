@@ -6,25 +6,31 @@ cluster's token, and binds it to all addresses, whatever Serve and Ray are told.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from serving.errors import StartError
+
 _OPENER = "add_port_to_grpc_server"
 
 
 def keep_to_loopback() -> None:
-    """Called in a replica before Serve opens the port. Changes nothing in a cluster of several machines."""
+    """Called in a replica before Serve opens the port. Changes nothing in a cluster of several machines.
+
+    Raises:
+        StartError: Serve opens it in another way than is known.
+    """
     import ray
     from ray.serve._private import replica
 
     if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
         return
     if not hasattr(replica, _OPENER):
-        _log.warning("this version of ray opens the port between deployments in an unknown way; its token guards it")
-        return
+        raise StartError(
+            "this version of ray opens the port between its deployments in an unknown way, so others could reach it; "
+            "install the version of ray that constraints.txt names"
+        )
     setattr(replica, _OPENER, _on_loopback(getattr(replica, _OPENER)))
 
 

@@ -145,7 +145,7 @@ def clear_foreign() -> None:
 def _free_ports() -> Iterator[int]:
     """Free ports below the kernel's ephemeral range, so that nothing takes them before they are used."""
     candidates = random.sample(range(20000, 30000), 1000)
-    return (port for port in candidates if can_listen("0.0.0.0", port) is None)  # noqa: S104 - Ray binds it so
+    return (port for port in candidates if can_listen("0.0.0.0", port) is None)  # noqa: S104 - tried, not kept
 
 
 def _free_range(length: int) -> int:

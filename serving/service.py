@@ -243,6 +243,21 @@ class Service:
         """
         return self._fitness.check(path)
 
+    def check_stored(self, digest: str) -> None:
+        """Try a delta that the store holds, which nobody may have tried yet; once for each digest. Blocks.
+
+        Raises:
+            InvalidInputError, OverloadedError, DeadlineError, UnavailableError: as `check_delta`.
+        """
+        if self._fitness.found(digest):
+            return
+        path = self.cache.files.folder / f".{digest}.{uuid.uuid4().hex}.partial"
+        try:
+            self.store.fetch(digest, path)
+            self._fitness.check(path)
+        finally:
+            path.unlink(missing_ok=True)
+
     def check_signed(self, digest: str, sent: Sequence[Signature], kept: Callable[[], Sequence[Signature]]) -> None:
         """Check a delta that is to be published, before anything of it is read.
 

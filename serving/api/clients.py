@@ -15,9 +15,9 @@ _ONE_SUBSCRIBER = 64
 def client_of(request: Request, who: Principal) -> str:
     """A name for whoever sent a request, equal for all requests that share turns.
 
-    Without a key it is the address that the server was called from. Behind a proxy that is the last address in
-    ``X-Forwarded-For`` that uvicorn trusts the proxy to have set (``FORWARDED_ALLOW_IPS``), else the proxy's, and all
-    who come through it share turns. Whoever can write that header has as many turns as somebody with many addresses.
+    Without a key it is the address that the server was called from. HAProxy writes it into ``X-Forwarded-For`` in place
+    of whatever a request says there, and uvicorn trusts a proxy on its own machine. All who come through another
+    proxy, or from another node's HAProxy, share turns.
     """
     if who is not ANYONE:
         return f"key {who.name}"

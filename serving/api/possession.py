@@ -49,6 +49,7 @@ class Possession:
         if self._has(who, digest):
             service.check_signed(digest, signatures, lambda: store.signatures(digest) if store.has(digest) else ())
             store.commit_upload(digest, service.check_delta, folder)
+            service.check_stored(digest)  # it may have come straight to the store, where nothing is tried
         else:
             service.check_signed(digest, signatures, lambda: ())
             store.commit_own_upload(who.name, digest, service.check_delta, folder)

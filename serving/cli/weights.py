@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 def finetune(
     base: Base,
-    data: Annotated[Path, typer.Option(help="JSON lines or CSV with `text` and `label`, and `text_pair` for pairs")],
+    data: Annotated[Path, typer.Option(help="JSON lines, CSV or TSV: `text` and `label`, and `text_pair` for pairs")],
     out_folder: Annotated[Path, typer.Option("--out", help="new folder for the fine-tuned model")],
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -125,7 +125,7 @@ def import_peft(
 def calibrate(
     base: Base,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
-    data: Annotated[Path, typer.Option(help="JSON lines or CSV with `text`, and `label` or not")],
+    data: Annotated[Path, typer.Option(help="JSON lines, CSV or TSV with `text`, and `label` or not")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     tolerance: Annotated[float, typer.Option(min=0, max=1, help="of the share of right answers")] = 0.005,
     method: Annotated[

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ken_core import Checkpoint, DeltaFile, Fingerprint, KenError, Selection, deltafile, extract, open_tuned
+from ken_core import Checkpoint, DeltaFile, KenError, Selection, deltafile, extract, open_tuned
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, Step, finetune
@@ -39,26 +39,24 @@ def demo_base() -> str:
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
-def prepare(base: Checkpoint, identity: Fingerprint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Prepared]:
+def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Prepared]:
     """Fine-tune what `folder` does not hold yet, and extract every task's delta with the defaults."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [_prepare_one(base, identity, folder, task) for task in tasks]
+    return [_prepare_one(base, folder, task) for task in tasks]
 
 
-def extract_to(
-    path: Path, base: Checkpoint, identity: Fingerprint, tuned: Checkpoint, selection: Selection | None = None
-) -> DeltaFile:
+def extract_to(path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selection | None = None) -> DeltaFile:
     """Extract with a progress bar and write the delta."""
     with staged() as watch:
-        delta = extract(base, tuned, selection, identity=identity, progress=watch)
+        delta = extract(base, tuned, selection, progress=watch)
         return deltafile.write(delta, base, path, progress=watch)
 
 
-def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: DemoTask) -> Prepared:
+def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> Prepared:
     train, held_out = task.split()
     recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
     # Named after what it was made from, so that another base, text or recipe trains again.
-    made_from = hashlib.sha256(f"{identity.digest} {recipe} {train}".encode()).hexdigest()[:12]
+    made_from = hashlib.sha256(f"{base.identity.digest} {recipe} {train}".encode()).hexdigest()[:12]
     tuned_folder = folder / f"{task.name}-{made_from}"
     if not tuned_folder.exists():
         say(f"  fine-tuning {task.name}: {task.source}, {len(train)} examples, {task.epochs} epochs")
@@ -69,5 +67,5 @@ def _prepare_one(base: Checkpoint, identity: Fingerprint, folder: Path, task: De
 
             finetune(base.name, train, tuned_folder, recipe, show)
     tuned = open_tuned(str(tuned_folder))
-    file = extract_to(folder / f"{task.name}.ken", base, identity, tuned)
+    file = extract_to(folder / f"{task.name}.ken", base, tuned)
     return Prepared(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))

@@ -56,7 +56,7 @@ class Demo:
         self._resident = ResidentModel(open_base(self._base_name))
         _heading(1, f"the base: {self._base.name} ({size(self._checkpoint_bytes)} checkpoint)")
         _heading(2, "fine-tune a task each on real text, and keep 10 % of what changed")
-        prepared = prepare(self._base, self._resident.fingerprint, self._folder)
+        prepared = prepare(self._base, self._folder)
         self._show_deltas(prepared)
         self._show_paper(prepared[0])
         with ExitStack() as stack:
@@ -121,7 +121,7 @@ class Demo:
             *((f"ken, {f:.0%} of each row", Selection("ken", Budget("row", fraction=f))) for f in _PAPER_FRACTIONS),
             ("magnitude, 10 % of all", Selection()),
         ):
-            delta = extract(self._base, p.tuned, selection, identity=self._resident.fingerprint)
+            delta = extract(self._base, p.tuned, selection)
             path = self._folder / "compared.ken"
             file = deltafile.write(delta, self._base, path)
             attached = self._resident.attach(delta)
@@ -185,9 +185,7 @@ class Demo:
     def _swap_versions(self, p: Prepared, requests: list[tuple[str, Example]]) -> None:
         """Publish and promote a new version while requests flow: all answered, by the old digest or the new."""
         path = self._folder / f"{p.task.name}-25.ken"
-        newer = extract_to(
-            path, self._base, self._resident.fingerprint, p.tuned, Selection(budget=Budget(fraction=0.25))
-        )
+        newer = extract_to(path, self._base, p.tuned, Selection(budget=Budget(fraction=0.25)))
         own = [r for r in requests if r[0] == p.task.name]
 
         async def change() -> float:

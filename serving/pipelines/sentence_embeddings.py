@@ -52,7 +52,7 @@ class SentenceEmbeddings:
         embedder = _embedder(task)
         _refuse_unfit(embedder, task, parameters)
         if given:
-            return _given(given, embedder, task, parameters)
+            return (yield from _given(given, embedder, task, parameters))
         prompt = _prompt(embedder, parameters)
         texts = [prompt + text for text in inputs if isinstance(text, str)]
         prepared = yield from encode_whole(texts, task, parameters)
@@ -86,7 +86,7 @@ class SentenceEmbeddings:
 
 def _given(
     ids: Sequence[TokenIds], embedder: Embedder, task: TaskSpec, parameters: EmbeddingParameters
-) -> list[Prepared]:
+) -> Steps[list[Prepared]]:
     """Inputs that are ids from their first token to their last: no prompt can be put before them.
 
     Raises:

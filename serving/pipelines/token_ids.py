@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from serving.errors import InvalidInputError
 from serving.pipelines.base import Prepared, TaskSpec
+from serving.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,14 @@ class TokenIds:
     ids: tuple[int, ...]
 
 
-def encode_ids(inputs: Sequence[TokenIds], task: TaskSpec) -> list[Prepared]:
+def encode_ids(inputs: Sequence[TokenIds], task: TaskSpec) -> Steps[list[Prepared]]:
     """One row an input.
 
     Raises:
         InvalidInputError: an id that is no token of the task, none at all, or more than the model takes.
     """
     for where, one in enumerate(inputs):
+        yield len(one.ids)
         _check(one, f"inputs.{where}", task)
     return [Prepared((task.encoder.given(one.ids),), False) for one in inputs]
 

@@ -151,11 +151,6 @@ def test_progress_is_told_every_changed_tensor(base, tuned):
         assert [s.name for s in told if s.what == what] == list(base.backbone_tensors)
 
 
-def test_a_known_fingerprint_is_not_computed_again(base, tuned):
-    known = dataclasses.replace(fingerprint(base.backbone_tensors), digest="0" * 64)
-    assert extract(base, tuned, identity=known).base_fingerprint == "0" * 64
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["bert.encoder.layer.0.output.dense.weight", "classifier.weight"])
 def test_nan_and_infinity_are_refused_naming_the_tensor(base, tiny_tuned, tmp_path, name, bad):

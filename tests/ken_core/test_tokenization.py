@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, RobertaConfig
 
-from ken_core import CheckpointError, open_base
+from ken_core import CheckpointError, extract, open_base, open_tuned
+from ken_core.checkpoint import TOKENIZER_FILES
 from ken_core.errors import TextTooLongError
 from ken_core.long_texts import LongTexts, Read
 from ken_core.tokenization import Encoded, Encoder, Input, collate
@@ -100,6 +103,16 @@ def test_a_tasks_own_tokenizer_replaces_the_bases(tiny: Tiny, tmp_path: Path) ->
     expected = reference_for(tmp_path)
     assert [list(e.ids) for e in encoder(list(TEXTS))] == [expected(t)["input_ids"] for t in TEXTS]
     assert list(encoder(["rain"])[0].ids) != list(Encoder(tiny.base, tiny.base.config, {})(["rain"])[0].ids)
+
+
+def test_a_delta_may_have_numbers_as_large_as_its_bases(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.base_folder, tmp_path / "large")
+    edited = json.loads((tmp_path / "large/config.json").read_text()) | {"rope_theta": 10_000_000}
+    (tmp_path / "large/config.json").write_text(json.dumps(edited))
+    base = open_base(str(tmp_path / "large"))
+    delta = extract(base, open_tuned(str(tmp_path / "large")))
+    own = {name: (tiny.base_folder / name).read_bytes() for name in TOKENIZER_FILES}
+    assert Encoder.of(base, replace(delta, files=own))(["spam"])
 
 
 def test_a_tokenizer_shorter_than_the_models_positions_sets_the_length(tmp_path: Path) -> None:

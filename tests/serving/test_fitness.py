@@ -19,7 +19,7 @@ from test_api_uploads import publish as publish_over_http
 from test_api_uploads import upload
 from transformers import BertForQuestionAnswering
 
-from ken_core import DeltaFile, ResidentModel, deltafile, open_base
+from ken_core import DeltaFile, ResidentModel, deltafile, extract, open_base, open_tuned
 from ken_core.checkpoint import TOKENIZER_FILES
 from serving.cache import DeltaCache, DeltaFiles
 from serving.engine import Engine
@@ -282,6 +282,39 @@ def test_an_upload_is_refused_with_the_reason_and_never_seen(
         assert (await client.get("/v1/tasks")).json() == []
 
     talk(empty, conversation)
+
+
+def test_what_came_straight_to_the_store_is_tried_when_it_is_published_over_http(
+    make_service: Callable[..., Service],
+    talk: Callable[..., Any],
+    embedded_url: str,
+    namespace: str,
+    tiny: Tiny,
+    deltas: Deltas,
+    tmp_path: Path,
+) -> None:
+    edit, reason = UNFIT["a tokenizer that panics on any text"]
+    (tmp_path / "unfit.ken").write_bytes(changed(deltas.spam, tiny, edit))
+    unfit, store = deltafile.open_file(tmp_path / "unfit.ken"), Store(embedded_url, namespace)
+    for file in (unfit, deltas.spam):
+        store.put(file)
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        assert is_problem(await publish_over_http(client, "spam", unfit.digest), 422, "cannot be served here", reason)
+        assert (await publish_over_http(client, "spam", deltas.spam.digest)).status_code == 200
+
+    talk(make_service(), conversation)
+
+
+def test_fewer_rows_than_the_bases_tokenizer_has_ids_are_refused(service: Service, tiny: Tiny, tmp_path: Path) -> None:
+    """Though no text that it is tried with has a token beyond them."""
+    model = BertForQuestionAnswering.from_pretrained(tiny.base_folder)
+    model.resize_token_embeddings(service.engine.tiers.base_encoder.largest_ids[0], mean_resizing=False)
+    model.save_pretrained(tmp_path / "shrunken")
+    delta = extract(tiny.base, open_tuned(str(tmp_path / "shrunken")))
+    file = deltafile.write(delta, tiny.base, tmp_path / "shrunken.ken")
+    with pytest.raises(InvalidInputError, match="gives ids up to"):
+        service.check_delta(file.path)
 
 
 def test_an_upload_that_there_was_no_time_to_try_is_kept(

@@ -137,6 +137,18 @@ def test_a_replica_that_is_gone_is_a_503_and_not_a_500(file: Path, binary: str) 
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 503
 
 
+def test_a_request_cannot_say_that_it_came_from_elsewhere(file: Path, binary: str) -> None:
+    port = free_port()
+    told = 'http-request return status 200 content-type text/plain lf-string "%[req.hdr(x-forwarded-for)]"'
+    file.write_text(
+        file.read_text().replace("    default_backend http-ken", f"    {told}\n    default_backend http-ken")
+    )
+    with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
+        forged = {"X-Forwarded-For": "192.0.2.7, 192.0.2.8"}
+        with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as client:
+            assert client.get(f"http://127.0.0.1:{port}/", headers=forged).text == "127.0.0.2"
+
+
 @pytest.mark.parametrize("limit", [3, 0])
 def test_one_source_cannot_hold_every_connection(limit: int, file: Path, binary: str) -> None:
     """40 may be open: with a limit for each source another one is let in, without it nobody is."""
