@@ -361,7 +361,10 @@ def _check_container(path: Path) -> int:
         raise DeltaFormatError(f"{path.name} is {size} bytes long; a delta file starts with an 8-byte header length")
     (length,) = struct.unpack("<Q", head)
     if length > MAX_HEADER_BYTES:
-        raise DeltaFormatError(f"{path.name} claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+        raise DeltaFormatError(
+            f"{path.name} is no delta file: it would begin with a header of {length} bytes, and at most "
+            f"{MAX_HEADER_BYTES} are allowed; give what `ken extract` wrote"
+        )
     if 8 + length > size:
         raise DeltaFormatError(f"{path.name} is truncated: its header claims {length} bytes, the file has {size}")
     return size

@@ -178,6 +178,7 @@ def _records(path: Path, data: bytes, separator: str) -> Iterator[tuple[int, lis
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: no UTF-8 ({error.reason}); save the file as UTF-8") from error
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a field may be as long as the file
     reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
     try:
@@ -192,6 +193,8 @@ def _records(path: Path, data: bytes, separator: str) -> Iterator[tuple[int, lis
 def _field_label(path: Path, line: int, field: str, integers: bool) -> Label:
     if not field.strip():
         raise DataError(f"{path}, line {line}: the label is empty")
+    if field != field.strip():
+        raise DataError(f"{path}, line {line}: found the label {field!r}; remove the spaces around it")
     return int(field) if integers else field
 
 

@@ -40,6 +40,10 @@ class _State:
     def of(cls, found: os.stat_result) -> _State:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
+    def holds_what(self, before: _State) -> bool:
+        """Whether no program says it wrote since: renaming, linking and changing owners move the last time alone."""
+        return (self.size, self.written_ns) == (before.size, before.written_ns)
+
 
 class MappedFiles:
     """Files of weights, kept open. Without any (a model that is in memory only) nothing ever changes.
@@ -81,7 +85,8 @@ class MappedFiles:
 
         Args:
             look: taken once for each change of the files that is noticed, so that one that was merely touched is
-                accepted. None: nothing is known of the tensors, and every change is refused.
+                accepted. None: nothing is known of the tensors, and every change is refused but one of a file's name,
+                owner or mode.
         """
         with self._lock:
             found = self.states()
@@ -102,6 +107,8 @@ class MappedFiles:
     def _judge(self, found: tuple[_State, ...], look: Look | None) -> None:
         if self.cut:
             self._refuse(found, "it is shorter than it was")
+        elif look is None and all(map(_State.holds_what, found, self._accepted)):
+            self._accepted, self._refused, self.trouble = found, None, None
         elif look is None:
             self._refuse(found, "what its tensors held was not noted")
         elif names := look():

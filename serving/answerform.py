@@ -7,7 +7,7 @@ either: every protocol names labels, and puts them in the order of their scores.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,12 +48,14 @@ class AnswerForm:
         labels: their names, sorted; empty where the kind has none.
         scores: what makes scores of logits (``softmax``, ``sigmoid``, ``none``); None where a request cannot tell.
         vectors: how wide and how long a text's is, in words; None where there is not one vector a text.
+        base: fingerprint of the base it was made against. One server serves versions of one base.
     """
 
     kind: str
     labels: tuple[str, ...] = ()
     scores: str | None = None
     vectors: str | None = None
+    base: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, manifest: Manifest) -> AnswerForm:
@@ -65,7 +67,7 @@ class AnswerForm:
             scores = score_function(manifest.config.get("problem_type"), len(labels))
         elif manifest.embedding is not None:
             vectors = _vectors(manifest.embedding)
-        return cls(kind, labels, scores, vectors)
+        return cls(kind, labels, scores, vectors, manifest.base.fingerprint)
 
     def difference(self, other: AnswerForm, ours: str, theirs: str) -> str:
         """What callers would notice if the other answered in place of this, in words; empty where there is nothing.
@@ -73,6 +75,8 @@ class AnswerForm:
         Args:
             ours, theirs: what to call the two versions.
         """
+        if self.base and other.base and self.base != other.base:
+            return f"base: {self.base[:_LONGEST]} in {ours}, {other.base[:_LONGEST]} in {theirs}"
         if self.kind != other.kind:
             return f"kind: {self.kind} in {ours}, {other.kind} in {theirs}"
         told = [_labels(self, other, ours, theirs)]

@@ -234,6 +234,14 @@ class Service:
         truncated = [i for i, one in enumerate(prepared) if one.truncated]
         return Answer(digest, pipeline.kind, outputs, truncated, sum(map(len, rows)), timing)
 
+    async def longest_input(self, digest: str) -> int:
+        """Tokens that a task takes of one input; raises as `predict` does where it cannot be loaded."""
+        loaded = await self._acquire(digest, 0)
+        try:
+            return loaded.spec.encoder.max_length
+        finally:
+            self.engine.tiers.release(loaded)
+
     def check_delta(self, path: Path) -> DeltaFile:
         """A delta of unknown origin, tried and found to answer; blocks.
 

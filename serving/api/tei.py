@@ -186,7 +186,7 @@ class Info(BaseModel):
     model_sha: str = Field(description="the base's fingerprint, or the digest of the task's delta")
     model_dtype: str
     max_concurrent_requests: int
-    max_input_length: int = Field(description="tokens of one input, of the base; a task's own tokenizer may take fewer")
+    max_input_length: int = Field(description="tokens of one input: of a task its own, else the base's")
     max_batch_tokens: int
     max_batch_requests: int
     max_client_batch_size: int = Field(description="inputs of one request")
@@ -257,14 +257,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]], LABELS)
     route("/rerank", RerankRequest, list[Rank], RANKS)
 
-    def info_of(request: Request, name: str, digest: str) -> Info:
+    def info_of(request: Request, name: str, digest: str, longest: int) -> Info:
         settings, resident = service.settings, service.resident
         return Info(
             model_id=name,
             model_sha=digest,
             model_dtype=str(next(resident.backbone.parameters()).dtype).removeprefix("torch."),
             max_concurrent_requests=settings.max_requests,
-            max_input_length=service.engine.tiers.base_encoder.max_length,
+            max_input_length=longest,
             max_batch_tokens=settings.batch_tokens,
             max_batch_requests=settings.batch_rows,
             max_client_batch_size=settings.max_inputs,
@@ -275,14 +275,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     async def info(request: Request) -> Info:
         """The resident base, and what may be sent to the tasks on it."""
         predictor.resolve.authenticate(request)
-        resident = service.resident
-        return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest)
+        resident, longest = service.resident, service.engine.tiers.base_encoder.max_length
+        return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest, longest)
 
     @routes.get("/models/{task}/info", responses=failing(401), openapi_extra=CHOOSING)
     async def task_info(task: TaskName, request: Request) -> Info:
         """A task, and what may be sent to it."""
         found = predictor.resolve(request, task)
-        return info_of(request, found.task, found.digest)
+        return info_of(request, found.task, found.digest, await service.longest_input(found.digest))
 
     return routes
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from serving.store import Store
 
 RedisUrl = Annotated[str | None, typer.Option(envvar="KEN_REDIS_URL", help="the store; none: the embedded one")]
-DataDir = Annotated[Path | None, typer.Option(envvar="KEN_DATA_DIR", help="where the embedded store lives")]
+DataDir = Annotated[Path | None, typer.Option(envvar="KEN_DATA_DIR", help="folder of the embedded store and caches")]
 Namespace = Annotated[str, typer.Option(envvar="KEN_NAMESPACE", help="prefix of all keys in the store")]
 Wait = Annotated[float | None, typer.Option(help="seconds to wait until every replica has seen the change")]
 TaskName = Annotated[str, typer.Argument(help="the task's name")]

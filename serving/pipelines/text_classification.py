@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from ken_core.tokenization import Input
 from serving.answerform import score_function
 from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
@@ -37,8 +38,7 @@ class TextClassification:
     def prepare(
         self, inputs: Sequence[str | TextPair], task: TaskSpec, parameters: ClassificationParameters
     ) -> Steps[list[Prepared]]:
-        texts = [item if isinstance(item, str) else (item.text, item.text_pair) for item in inputs]
-        return encode_whole(texts, task, parameters)
+        return encode_whole([_asked(item) for item in inputs], task, parameters)
 
     def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
         """Logits, shape (labels,) a row."""
@@ -52,3 +52,10 @@ class TextClassification:
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
+
+
+def _asked(item: str | TextPair) -> Input:
+    """An empty second text is none, as Transformers' pipeline has it."""
+    if isinstance(item, str):
+        return item
+    return (item.text, item.text_pair) if item.text_pair else item.text

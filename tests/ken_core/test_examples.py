@@ -158,6 +158,11 @@ def test_a_column_of_integers_holds_integer_labels_and_any_other_holds_names(tmp
     assert read_texts(separated(tmp_path, "text,note\na,1\nb,2\n")) == (["a", "b"], None)
 
 
+def test_a_field_of_a_csv_may_be_long(tmp_path):
+    long = "rain " * 40_000
+    assert read_texts(separated(tmp_path, f"text,label\n{long},x\n")) == ([long], ["x"])
+
+
 def test_a_csv_may_hold_pairs(tmp_path):
     path = separated(tmp_path, "text,text_pair,label\na,b,x\nc,d,y\n")
     assert [example.input for example in read_examples(path)] == [("a", "b"), ("c", "d")]
@@ -172,6 +177,7 @@ def test_a_csv_may_hold_pairs(tmp_path):
         ("text;label\na;x\n", r"line 1: expected a header .* found 'text;label'"),
         ("text,text,label\na,b,x\n", "line 1: expected a header of distinct names"),
         ("text\na\n", "line 2: expected a label"),
+        ("text,label\na,x\nb, x\n", "line 3: found the label ' x'; remove the spaces around it"),
         ('text,label\n"a\nb",x\nc\n', "line 4: found 1 fields, the header has 2"),
         ("text,label\na,b,x\n", "line 2: found 3 fields"),
         ("text,label\na,\n", "line 2: the label is empty"),

@@ -137,6 +137,23 @@ def test_a_file_whose_content_was_put_back_is_used_again(
     assert base.files.trouble is None
 
 
+@pytest.mark.parametrize("which", ["base", "fine-tune"])
+@pytest.mark.parametrize("change", ["renamed over", "linked", "made read-only"])
+def test_what_moves_no_time_of_writing_is_no_change_though_nothing_was_hashed(
+    change: str, which: str, folder: Path, tuned: Path
+) -> None:
+    opened, fine_tune = open_base(str(folder)), open_tuned(str(tuned))
+    path = (folder if which == "base" else tuned) / WEIGHTS
+    match change:
+        case "renamed over":
+            shutil.copy(path, path.with_suffix(".tmp")).replace(path)
+        case "linked":
+            path.with_suffix(".link").hardlink_to(path)
+        case _:
+            path.chmod(0o444)
+    assert extract(opened, fine_tune, HALF).sparse
+
+
 def test_a_file_that_another_one_was_renamed_over_is_read_on(
     base: Checkpoint, delta: Delta, file: DeltaFile, folder: Path
 ) -> None:

@@ -117,6 +117,14 @@ def test_another_kind_is_told_and_nothing_that_follows_from_it() -> None:
     )
 
 
+def test_a_version_for_another_base_is_told_before_all_else(deltas: Deltas) -> None:
+    ours = deltas.spam.manifest
+    theirs = deltas.emotion.manifest.model_copy(update={"base": ours.base.model_copy(update={"fingerprint": "f" * 64})})
+    assert told(AnswerForm.of(ours), AnswerForm.of(theirs)) == (
+        f"base: {ours.base.fingerprint[:40]} in the live version, {'f' * 40} in version 5f3a"
+    )
+
+
 def test_scores_and_lengths_of_vectors_are_told(of_every_kind: dict[str, DeltaFile]) -> None:
     assert told(classifier("ham", "spam"), classifier("ham", "spam", scores="sigmoid")) == (
         "scores: softmax in the live version, sigmoid in version 5f3a"

@@ -7,6 +7,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from holding import Blocked, until
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ken_core import DeltaFile
+from ken_core import DeltaFile, deltafile
 from serving.config import load_settings
 from serving.connection import connect
 from serving.embedded import embedded_store
@@ -63,6 +64,18 @@ def test_interleaved_requests_over_three_tasks_each_get_their_own_models_answer(
 
     for task, answer in zip(tasks, asyncio.run(all_at_once()), strict=True):
         assert is_answer_of(answer, getattr(deltas, task), dedicated)
+
+
+def test_a_task_says_how_long_an_input_it_takes(
+    service: Service, tiny: Tiny, of_every_kind: dict[str, DeltaFile], publish: Callable[..., None], tmp_path: Path
+) -> None:
+    found = deltafile.load(of_every_kind["search"].path, tiny.base)
+    assert found.embedding is not None
+    short = replace(found, embedding=found.embedding.model_copy(update={"max_length": 16}))
+    file = deltafile.write(short, tiny.base, tmp_path / "short.ken")
+    publish("short", file)
+    assert asyncio.run(service.longest_input(file.digest)) == 16
+    assert asyncio.run(service.longest_input(service.table.resolve("spam"))) == 64
 
 
 def test_the_comparison_tells_a_task_from_its_neighbour(

@@ -26,7 +26,7 @@ PROBLEMS = {
 }
 LONG = " ".join(WORDS)
 INPUTS = [*TEXTS, "東京 MÜNCHEN 🙂", LONG]
-PAIRS = [(a, b) for a in (*TEXTS[:3], LONG) for b in (TEXTS[3], LONG, "unknownword")]
+PAIRS = [(a, b) for a in (*TEXTS[:3], LONG) for b in (TEXTS[3], LONG, "unknownword", "")]
 
 
 @pytest.fixture(scope="module")
