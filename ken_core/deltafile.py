@@ -24,13 +24,12 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import nn
-from transformers import PretrainedConfig
 
 from ken_core import manifest as m
 from ken_core.bits import as_bits, from_bits, pack_mask, take
 from ken_core.blocks import is_finite, workers
-from ken_core.checkpoint import Checkpoint, weights
+from ken_core.checkpoint import Checkpoint
+from ken_core.claims import check_claims
 from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.configs import check_config, restore
@@ -39,8 +38,7 @@ from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading
 from ken_core.foreign_json import parse
-from ken_core.foreign_tokenizer import check_content, check_size
-from ken_core.heads import Claim, check_head
+from ken_core.foreign_tokenizer import check_content
 from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
@@ -52,8 +50,6 @@ __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read
 MAX_HEADER_BYTES = 16 << 20
 _MOST_VALUES = 1 << 20
 """Of a manifest: a value takes up to 100 bytes once it is parsed, and a tensor has 20."""
-_EXPANSION, _SLACK_BYTES = 16, 8 << 20
-"""Trained weights in float32 take at least a third of their size once compressed; 16 leaves room for untrained ones."""
 
 
 @dataclass(frozen=True)
@@ -233,16 +229,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
     config = restore(described.config, base.config)
     resized = any(n in ours for n in described.dense)
     check_config(base.config, config, resized=resized)
-    check_head(base.backbone, described.architecture, config, _claims(described))
-    _check_against_base(described, ours)
-    _check_lowrank(described, ours)
-    _check_dense(described, base, config)
-    _check_projections(described, config)
-    _check_head_dtypes(described, base)
-    _check_expansion(described, ours)
-    vocabulary = _vocabulary(config, base)
-    for file_name, listed in described.files.items():
-        check_size(file_name, listed.plain or listed.bytes, vocabulary)
+    vocabulary = check_claims(described, base, config)
     with base.unchanged(), safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
@@ -389,11 +376,6 @@ def _parse_manifest(path: Path, text: str) -> m.Manifest:
         raise DeltaFormatError(f"{path.name}: the manifest's {where or 'JSON'}: {first['msg']}") from error
 
 
-def _whole(described: m.Manifest) -> dict[str, dict[m.Name, m.WholeEntry]]:
-    """Tensors that are stored in full, by what they belong to."""
-    return {"dense": described.dense, "head": described.head, "projections": described.projections}
-
-
 def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
     expected: dict[str, m.Stream] = {}
     for name, entry in described.sparse.items():
@@ -401,7 +383,7 @@ def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
         expected[f"sparse/{name}/values"] = entry.values
     for name, factors in described.lowrank.items():
         expected |= {f"lowrank/{name}/a": factors.a, f"lowrank/{name}/b": factors.b}
-    for part, entries in _whole(described).items():
+    for part, entries in described.whole.items():
         expected |= {f"{part}/{name}": whole.data for name, whole in entries.items()}
     return expected | {f"files/{name}": stream for name, stream in described.files.items()}
 
@@ -422,116 +404,12 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
 
 def _raw_bytes(described: m.Manifest) -> dict[str, int]:
     """What the streams of uncompressed tensors must hold by their shapes."""
-    whole = _whole(described).items()
+    whole = described.whole.items()
     needed = {f"{part}/{n}": e.nbytes for part, entries in whole for n, e in entries.items() if e.codec == "raw"}
     for name, entry in described.lowrank.items():
         if entry.codec == "raw":
             needed |= {f"lowrank/{name}/{factor}": nbytes for factor, nbytes in entry.nbytes.items()}
     return needed
-
-
-def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
-    for name, entry in described.sparse.items():
-        if name not in ours:
-            raise DeltaFormatError(f"the delta changes {name!r}, which the base does not have")
-        found, expected = (entry.dtype, entry.shape), (dtype_name(ours[name].dtype), tuple(ours[name].shape))
-        if found != expected:
-            raise DeltaFormatError(
-                f"the delta's {name!r} is {found[0]} {list(found[1])}, the base's {expected[0]} {list(expected[1])}"
-            )
-        if not 0 < entry.stored <= entry.selected <= ours[name].numel():
-            raise DeltaFormatError(
-                f"the delta claims {entry.stored} stored of {entry.selected} selected elements in {name!r}, "
-                f"which has {ours[name].numel()}"
-            )
-
-
-def _check_lowrank(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
-    """A low-rank shift is of one of the base's matrices, and its factors are no larger than that matrix."""
-    for name, entry in described.lowrank.items():
-        if name not in ours or name in described.sparse or name in described.dense:
-            raise DeltaFormatError(f"the delta shifts {name!r}, which is no tensor of the base or is there twice")
-        found, shape = ours[name], tuple(ours[name].shape)
-        if entry.shape != shape or not found.is_floating_point():
-            raise DeltaFormatError(
-                f"the delta shifts {name!r} as a matrix {list(entry.shape)}, the base's is {dtype_name(found.dtype)} "
-                f"{list(shape)}"
-            )
-        if entry.rank > min(shape):
-            raise DeltaFormatError(
-                f"the delta's shift of {name!r} claims rank {entry.rank}; {list(shape)} has at most {min(shape)}"
-            )
-
-
-def _claims(described: m.Manifest) -> dict[str, Claim]:
-    return {name: Claim(entry.shape, _dtype(entry.dtype).is_floating_point) for name, entry in described.head.items()}
-
-
-def _check_head_dtypes(described: m.Manifest, base: Checkpoint) -> None:
-    expected = dtype_name(base.dtype)
-    for name, entry in described.head.items():
-        if _dtype(entry.dtype).is_floating_point and entry.dtype != expected:
-            raise DeltaFormatError(f"the delta's {name!r} is {entry.dtype}; its head stands on a base of {expected}")
-
-
-def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> None:
-    """A whole backbone tensor is one the base's files lack, or one with another number of rows (added tokens)."""
-    parameters = weights(base.backbone)
-    for name, entry in described.dense.items():
-        if name in described.sparse or name not in parameters:
-            raise DeltaFormatError(f"the delta brings {name!r} whole, which is no tensor of the base or is there twice")
-        ours = base.backbone_tensors.get(name)
-        shape = tuple((parameters[name] if ours is None else ours).shape)  # a parameter may point at another delta's
-        dtype = dtype_name(base.dtype_of(name))
-        rows = getattr(config, "vocab_size", None)
-        resized = _is_by_token(name, base) and entry.shape != shape and entry.shape == (rows, *shape[1:])
-        if entry.dtype != dtype or 0 in entry.shape or not (resized or (ours is None and entry.shape == shape)):
-            raise DeltaFormatError(
-                f"the delta's {name!r} is {entry.dtype} {list(entry.shape)}; expected {dtype} {list(shape)} "
-                "that the base lacks, or an embedding of as many rows as the vocabulary"
-            )
-
-
-def _is_by_token(name: str, base: Checkpoint) -> bool:
-    """Whether a tensor of the base has a row for each token."""
-    ours, module = base.backbone_tensors.get(name), base.backbone.get_submodule(name.rpartition(".")[0])
-    return ours is not None and isinstance(module, nn.Embedding) and len(ours) == _vocabulary(base.config, base)
-
-
-def _vocabulary(config: PretrainedConfig, base: Checkpoint) -> int:
-    """How many tokens a model of this config has."""
-    named = getattr(config, "vocab_size", None)
-    return named if isinstance(named, int) else max((len(t) for t in base.backbone_tensors.values()), default=0)
-
-
-def _check_projections(described: m.Manifest, config: PretrainedConfig) -> None:
-    """The first projection takes what pooling gives; that the others fit is checked in the manifest."""
-    if described.embedding is None:
-        return
-    width, takes, poolings = (
-        getattr(config, "hidden_size", None),
-        described.embedding.takes,
-        described.embedding.pooling,
-    )
-    if not isinstance(width, int) or takes not in (None, width * len(poolings)):
-        raise DeltaFormatError(
-            f"the delta's first projection takes {takes} numbers; pooling gives {len(poolings)} times the {width} of "
-            "the model's token vectors"
-        )
-
-
-def _check_expansion(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
-    """What compressed tensors may become is bounded by the backbone they stand on and by what is stored of them."""
-    whole = [entry for part in _whole(described).values() for entry in part.values()]
-    shifts = described.lowrank.values()
-    claimed = sum(e.nbytes for e in whole) + sum(n for e in shifts for n in e.nbytes.values())
-    stored = sum(e.data.bytes for e in whole) + sum(e.a.bytes + e.b.bytes for e in shifts)
-    limit = _SLACK_BYTES + sum(t.nbytes for t in ours.values()) + _EXPANSION * stored
-    if claimed > limit:
-        raise DeltaFormatError(
-            f"the delta's whole tensors and factors claim {claimed} bytes; stored in {stored} and beside this base, at "
-            f"most {limit} are accepted"
-        )
 
 
 @dataclass(frozen=True)

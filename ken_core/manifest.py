@@ -236,6 +236,11 @@ class Manifest(_Strict):
         return self
 
     @property
+    def whole(self) -> dict[str, dict[Name, WholeEntry]]:
+        """Tensors that are stored in full, by what they belong to."""
+        return {"dense": self.dense, "head": self.head, "projections": self.projections}
+
+    @property
     def selected(self) -> int:
         return sum(e.selected for e in self.sparse.values())
 
