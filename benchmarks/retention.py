@@ -17,8 +17,8 @@ from rich.table import Table
 
 from benchmarks.report import Row as Figure
 from benchmarks.report import plain_table
-from serving.cache import ByteBudget
 from serving.popularity import Popularity
+from serving.tiers.budget import ByteBudget
 
 
 @dataclass(frozen=True)

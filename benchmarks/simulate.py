@@ -41,8 +41,8 @@ from rich.table import Table
 from benchmarks.report import Row as Figure
 from benchmarks.report import plain_table, report, with_shared_options
 from benchmarks.retention import compare_retention
-from serving.costs import Costs
-from serving.scheduler import Limits, Row, Scheduler
+from serving.engine.costs import Costs
+from serving.engine.scheduler import Limits, Row, Scheduler
 
 LENGTHS = (2.97, 0.53)
 """Mean and deviation of the logarithm of token counts."""

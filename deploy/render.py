@@ -1,4 +1,4 @@
-"""Writes the Ray variables of `serving.rayenv` into the RayService, between its marker comments.
+"""Writes the Ray variables of `serving.launch.rayenv` into the RayService, between its marker comments.
 
 python deploy/render.py            rewrites the manifest
 python deploy/render.py --check    exits 1 if it is out of date
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from serving.rayenv import for_cluster  # noqa: E402
+from serving.launch.rayenv import for_cluster  # noqa: E402
 
 MANIFEST = ROOT / "deploy/kubernetes/rayservice.yaml"
 BLOCK = re.compile(r"^( *)# begin rayenv.*\n(?:.*\n)*?\1# end rayenv$", re.MULTILINE)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None, manifest: Path = MANIFEST) -> int:
     if rendered == current:
         return 0
     if options.check:
-        print(f"{manifest.name} differs from serving/rayenv.py; run: python deploy/render.py", file=sys.stderr)
+        print(f"{manifest.name} differs from serving/launch/rayenv.py; run: python deploy/render.py", file=sys.stderr)
         return 1
     manifest.write_text(rendered)
     return 0

@@ -29,9 +29,9 @@ class Replica:
     def __init__(self, settings: dict[str, Any]) -> None:
         from serving.config import load_settings
         from serving.errors import StartError
-        from serving.exposure import check_exposure
-        from serving.logs import configure
-        from serving.loopback import keep_to_loopback
+        from serving.security.exposure import check_exposure
+        from serving.security.loopback import keep_to_loopback
+        from serving.telemetry.logs import configure
 
         loaded = load_settings(**settings)
         configure(loaded)
@@ -66,7 +66,7 @@ class Replica:
 def build(args: dict[str, Any]) -> serve.Application:
     """The application for the given settings (see `serving.config.Settings`; secrets only by environment)."""
     from serving.config import load_settings
-    from serving.exposure import exposure_warning
+    from serving.security.exposure import exposure_warning
 
     settings = load_settings(**args)
     if (warning := exposure_warning(settings)) is not None:

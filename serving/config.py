@@ -20,7 +20,7 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from serving.errors import StartError
-from serving.signatures import TrustedKeys
+from serving.security.signatures import TrustedKeys
 
 MIB = 1 << 20
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")

@@ -20,14 +20,12 @@ import torch
 from ken_core import Checkpoint, DeltaFile, KenError, ResidentModel, deltafile, open_base
 from ken_core.errors import CheckpointChangedError
 from ken_core.tokenization import Encoded
-from serving.cache import DeltaCache, DeltaFiles
 from serving.config import Settings
 from serving.cores import usable_cores
-from serving.device import Loaded
-from serving.engine import Engine, Timing
+from serving.engine.engine import Engine, Timing
+from serving.engine.fitness import Fitness
+from serving.engine.scheduler import Limits
 from serving.errors import ChangedBaseError, DeadlineError, StartError, TooLargeError, UnavailableError
-from serving.fitness import Fitness
-from serving.metrics import Metrics
 from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import (
     Prepared,
@@ -38,16 +36,19 @@ from serving.pipelines.base import (
     check_side,
     refusing_what_its_tokenizer_cannot_read,
 )
-from serving.scheduler import Limits
-from serving.scrape import ScrapePort
-from serving.shadows import Shadows
-from serving.signaturecheck import SignatureCheck
-from serving.signatures import Signature, TrustedKeys, check_genuine
-from serving.steps import Steps, finish
+from serving.routing.shadows import Shadows
+from serving.security.signatures import Signature, TrustedKeys, check_genuine
 from serving.store import Store
 from serving.tasks import TaskTable, TaskWatch
-from serving.tracing import tracer_from_environment
-from serving.workers import Workers
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.scrape import ScrapePort
+from serving.telemetry.tracing import tracer_from_environment
+from serving.tiers.cache import DeltaCache
+from serving.tiers.device import Loaded
+from serving.tiers.files import DeltaFiles
+from serving.tiers.signature_check import SignatureCheck
+from serving.workers.steps import Steps, finish
+from serving.workers.workers import Workers
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02

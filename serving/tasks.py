@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from serving.digests import is_pin, pinned, version_of
 from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
-from serving.routes import check_route
+from serving.routing.routes import check_route
+from serving.routing.versions import is_pin, pinned, version_of
 from serving.store import KEYS_CHANGED, Store, Table, Task
 
 _log = logging.getLogger(__name__)

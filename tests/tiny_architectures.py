@@ -21,7 +21,7 @@ from ken_core.resident import Attached
 from ken_core.tokenization import Encoder, collate
 from serving.pipelines import pipeline_for
 from serving.pipelines.base import TaskSpec, check, check_inputs
-from serving.steps import finish
+from serving.workers.steps import finish
 from tests.ken_core.architectures import BY_NAME, HEADS
 from tests.tiny_checkpoints import POSITIONS, declare_embeddings
 from tests.tiny_tokenizers import VOCABULARY, WRITERS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from serving import launcher
 from serving.cli import main
+from serving.launch import launcher
 
 
 def serve_with(replace: Callable[[], None]) -> None:

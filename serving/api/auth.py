@@ -13,9 +13,9 @@ from fastapi import Request
 
 from serving.config import Settings
 from serving.errors import ForbiddenError, UnauthorizedError, UnavailableError, UnknownTaskError
-from serving.exposure import ONLY_WITH_KEYS, needs_key
-from serving.keys import ANYONE, Key, Keyring, Principal, Scope, readable
-from serving.keysfile import KeysFile
+from serving.security.exposure import ONLY_WITH_KEYS, needs_key
+from serving.security.keys import ANYONE, Key, Keyring, Principal, Scope, readable
+from serving.security.keys_file import KeysFile
 
 _log = logging.getLogger(__name__)
 

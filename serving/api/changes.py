@@ -14,11 +14,11 @@ from pydantic import BaseModel, Field
 
 from serving.api.auth import Authenticator, permit
 from serving.api.failures import request_id
-from serving.audit import audit
 from serving.errors import ServingError, StoreError
-from serving.keys import Principal, Scope
+from serving.security.keys import Principal, Scope
 from serving.service import Service
 from serving.store import Store
+from serving.telemetry.audit import audit
 
 MOST_SECONDS = 60.0
 _POLL_SECONDS = 0.05

@@ -6,7 +6,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from fastapi import Request
 
-from serving.keys import ANYONE, Principal
+from serving.security.keys import ANYONE, Principal
 
 _ONE_SUBSCRIBER = 64
 """Bits of an IPv6 address that its holder cannot choose."""

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serving.api.examples import ANSWERS
-from serving.digests import SHORTEST
+from serving.routing.versions import SHORTEST
 
 DESCRIPTION = """\
 Tasks are fine-tunes of one transformer, answered from one copy of its weights. The routes of `/v1/tasks` are the

@@ -14,9 +14,9 @@ from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.changes import Changed, Changes, Wait
 from serving.api.problems import responses
-from serving.exposure import FIRST_KEY, LAST_KEY
 from serving.incoming import Incoming
-from serving.keys import Key, Scope, new_key, readable
+from serving.security.exposure import FIRST_KEY, LAST_KEY
+from serving.security.keys import Key, Scope, new_key, readable
 from serving.service import Service
 
 KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]

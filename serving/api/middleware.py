@@ -10,10 +10,10 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs
 from serving.api.failures import Shape, failure_of
 from serving.errors import ServingError, SlowBodyError, TooLargeError
 from serving.service import Service
+from serving.telemetry import logs
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 

@@ -9,12 +9,12 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
-from serving import scrape
 from serving.api.auth import Authenticator
 from serving.api.changes import Changes
 from serving.api.problems import responses
-from serving.scrape import TargetGroup
 from serving.service import Service
+from serving.telemetry import scrape
+from serving.telemetry.scrape import TargetGroup
 
 
 class Status(BaseModel):

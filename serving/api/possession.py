@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.keys import Principal
+from serving.security.keys import Principal
+from serving.security.signatures import Signature
 from serving.service import Service
-from serving.signatures import Signature
 from serving.store import Upload
 
 

@@ -15,11 +15,11 @@ from serving.api.bodies import body_of, read_body
 from serving.api.changes import AllowOtherLabels, Changed, Changes, Force, Seconds, Wait
 from serving.api.possession import Possession
 from serving.api.problems import responses
-from serving.digests import SHORTEST, version_of, with_whole_digests
 from serving.incoming import Incoming
-from serving.routes import check_route
+from serving.routing.routes import check_route
+from serving.routing.versions import SHORTEST, version_of, with_whole_digests
+from serving.security.signatures import MOST_SIGNATURES, Signature
 from serving.service import Service
-from serving.signatures import MOST_SIGNATURES, Signature
 from serving.store import Task
 
 TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", description="a task's name")]

@@ -14,10 +14,10 @@ from serving.api.failures import request_id
 from serving.api.possession import Possession
 from serving.api.problems import responses
 from serving.api.tasks import Digest
-from serving.audit import audit
 from serving.errors import BadRequestError
 from serving.service import Service
 from serving.store import CHUNK_BYTES
+from serving.telemetry.audit import audit
 
 PREFIX = "/v1/uploads"
 _CHUNK = {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "maxLength": CHUNK_BYTES}}}

@@ -9,10 +9,10 @@ from pathlib import Path
 from ken_core import deltafile
 from serving.cli.backend import Listing
 from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
-from serving.exposure import FIRST_KEY, LAST_KEY
-from serving.keys import new_key, readable
-from serving.routes import Route
-from serving.signaturefile import read_signatures
+from serving.routing.routes import Route
+from serving.security.exposure import FIRST_KEY, LAST_KEY
+from serving.security.keys import new_key, readable
+from serving.security.signature_file import read_signatures
 from serving.store import Store, Task
 
 

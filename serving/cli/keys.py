@@ -68,7 +68,7 @@ def list_keys(
 
     Example: ken keys list
     """
-    from serving.keys import moment
+    from serving.security.keys import moment
 
     with backend(url, redis_url, data_dir, namespace) as asked:
         keys = sorted(asked.keys(), key=lambda key: (key.name, key.created))
@@ -111,7 +111,7 @@ def _told(key: KeyInfo) -> str:
 
 
 def _end(key: KeyInfo) -> str:
-    from serving.keys import moment
+    from serving.security.keys import moment
 
     return "never" if key.expires is None else moment(key.expires)
 

@@ -14,7 +14,7 @@ from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait
 
 if TYPE_CHECKING:
     from serving.client.results import HistoryEntry, TaskInfo
-    from serving.routes import Route
+    from serving.routing.routes import Route
 
 _SHARE = re.compile(r"(.+)=([0-9]{1,9})")
 
@@ -72,7 +72,7 @@ def route(
 
 def _parsed(weights: list[str] | None, shadow: str | None) -> Route:
     from serving.errors import InvalidInputError
-    from serving.routes import Route
+    from serving.routing.routes import Route
 
     found: dict[str, int] = {}
     for text in weights or ():

@@ -50,7 +50,7 @@ def serve(
     Example: ken serve --base ./minilm --port 8000
     """
     from serving.config import load_settings
-    from serving.launcher import serve as launch
+    from serving.launch.launcher import serve as launch
 
     flags = {"base": base, "redis_url": redis_url, "host": host, "port": port, "data_dir": data_dir}
     flags |= {"namespace": namespace, "replicas": replicas, "threads": threads, "device": device, "dtype": dtype}

@@ -13,7 +13,7 @@ import typer
 from serving.cli.output import say
 
 if TYPE_CHECKING:
-    from serving.signatures import TrustedKeys
+    from serving.security.signatures import TrustedKeys
 
 TrustedOption = Annotated[
     list[str] | None,
@@ -39,8 +39,8 @@ def create(file: Annotated[Path, typer.Argument(help="new PEM file for the priva
 
     Example: ken signing-key create signing.pem
     """
-    from serving.signatures import public_key_of
-    from serving.signingkey import create_signing_key
+    from serving.security.signatures import public_key_of
+    from serving.security.signing_key import create_signing_key
 
     public = public_key_of(create_signing_key(file))
     typer.echo(public)
@@ -59,9 +59,9 @@ def sign(
     Example: ken sign trec.ken --key signing.pem
     """
     from ken_core import deltafile
-    from serving.signaturefile import read_signatures, signature_file, write_signatures
-    from serving.signatures import sign as signed
-    from serving.signingkey import read_signing_key
+    from serving.security.signature_file import read_signatures, signature_file, write_signatures
+    from serving.security.signatures import sign as signed
+    from serving.security.signing_key import read_signing_key
 
     holder = read_signing_key(key)
     digest = deltafile.open_file(file).digest
@@ -87,7 +87,7 @@ def verify(
 
 def trusted_of(given: list[str] | None) -> TrustedKeys | None:
     """The keys of the option, else of the environment as servers read it; None where neither is set."""
-    from serving.signatures import TrustedKeys
+    from serving.security.signatures import TrustedKeys
 
     where, texts = "--trusted-keys", given
     if not texts:
@@ -114,7 +114,7 @@ def check_file(file: Path, trusted: TrustedKeys) -> str:
         UntrustedDeltaError: no trusted key signed it.
     """
     from serving.errors import InvalidInputError
-    from serving.signaturefile import read_signatures
+    from serving.security.signature_file import read_signatures
 
     try:
         with file.open("rb") as stream:

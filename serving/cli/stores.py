@@ -24,8 +24,8 @@ TaskName = Annotated[str, typer.Argument(help="the task's name")]
 @contextmanager
 def open_store(url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
     """The store at a URL, else the embedded one of a data directory."""
-    from serving.embedded import embedded_store
     from serving.store import Store
+    from serving.store.embedded import embedded_store
 
     if url:
         yield Store(url, namespace)

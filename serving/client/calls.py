@@ -32,7 +32,7 @@ from serving.client.results import (
     Upload,
     Verification,
 )
-from serving.signatures import Signature
+from serving.security.signatures import Signature
 
 T = TypeVar("T")
 Input = str | Mapping[str, Any]

@@ -18,7 +18,7 @@ from serving.client.calls import Call
 from serving.client.errors import ClientError
 from serving.client.results import Change
 from serving.names import check_alias, check_name
-from serving.signaturefile import read_signatures
+from serving.security.signature_file import read_signatures
 
 T = TypeVar("T")
 Step = Call[Any] | Callable[[], Any]

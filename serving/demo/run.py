@@ -18,11 +18,11 @@ from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from serving.cli.output import out, progress, say, size, table
 from serving.client import Change, Client
-from serving.connection import printable
 from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
-from serving.embedded import embedded_store
-from serving.process import ServerProcess
+from serving.launch.process import ServerProcess
+from serving.store.connection import printable
+from serving.store.embedded import embedded_store
 
 _NAMESPACE = "demo"
 _WAIT_SECONDS = 10.0

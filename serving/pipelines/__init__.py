@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from serving.answerform import own_kind
 from serving.errors import InvalidInputError, UnsupportedKindError
 from serving.pipelines.base import Parameters, Pipeline
 from serving.pipelines.feature_extraction import FeatureExtraction
@@ -12,6 +11,7 @@ from serving.pipelines.sentence_embeddings import SentenceEmbeddings
 from serving.pipelines.text_classification import TextClassification
 from serving.pipelines.token_classification import TokenClassification
 from serving.pipelines.zero_shot import ZeroShotClassification
+from serving.routing.answer_form import own_kind
 
 _ALL: tuple[Pipeline, ...] = (
     TextClassification(),

@@ -25,7 +25,7 @@ from ken_core.long_texts import Tokens
 from ken_core.tokenization import Encoded, Encoder, Input, Part
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.incoming import Incoming
-from serving.steps import Steps, together
+from serving.workers.steps import Steps, together
 
 Raw = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]

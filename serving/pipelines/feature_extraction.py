@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
-from serving.steps import Steps
+from serving.workers.steps import Steps
 
 
 class FeatureExtraction:

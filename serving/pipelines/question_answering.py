@@ -29,7 +29,7 @@ from serving.pipelines.base import (
     encode_parts,
     finite,
 )
-from serving.steps import Steps
+from serving.workers.steps import Steps
 
 _ROW = 384
 _STRIDE = 128

@@ -29,7 +29,7 @@ from serving.pipelines.base import (
     refusing_too_long,
 )
 from serving.pipelines.logits import classify, sigmoid
-from serving.steps import Steps
+from serving.workers.steps import Steps
 
 _MOST_TEXTS = 1000
 _DEFAULT = "torch.nn.modules.activation.Sigmoid"

@@ -14,7 +14,7 @@ from serving.errors import InvalidInputError
 from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.pipelines.token_ids import TokenIds, encode_ids
-from serving.steps import Steps
+from serving.workers.steps import Steps
 
 _PLAIN = Embedder(PLAIN, {})
 

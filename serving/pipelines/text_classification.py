@@ -11,10 +11,10 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from ken_core.tokenization import Input
-from serving.answerform import score_function
 from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, TextPair, encode_whole, finite
 from serving.pipelines.logits import classify, sigmoid, softmax
-from serving.steps import Steps
+from serving.routing.answer_form import score_function
+from serving.workers.steps import Steps
 
 _FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
 

@@ -27,7 +27,7 @@ from serving.pipelines.base import (
 )
 from serving.pipelines.entities import Entity, Strategy, entities_of, without_overlaps
 from serving.pipelines.logits import classify_tokens, softmax
-from serving.steps import Steps, together
+from serving.workers.steps import Steps, together
 
 
 class TokenParameters(Parameters):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from serving.errors import InvalidInputError
 from serving.pipelines.base import Prepared, TaskSpec
-from serving.steps import Steps
+from serving.workers.steps import Steps
 
 
 @dataclass(frozen=True)

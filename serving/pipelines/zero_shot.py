@@ -29,7 +29,7 @@ from serving.pipelines.base import (
     refuse_unfit,
 )
 from serving.pipelines.logits import classify, softmax
-from serving.steps import Steps
+from serving.workers.steps import Steps
 
 _MOST_LABELS = 256
 _GAP = "{}"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from serving.answerform import AnswerForm
-from serving.routes import Route
+from serving.routing.answer_form import AnswerForm
+from serving.routing.routes import Route
 
 if TYPE_CHECKING:
     from serving.store.tasks import Task

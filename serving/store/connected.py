@@ -9,8 +9,8 @@ from typing import Any
 
 import redis
 
-from serving.connection import Client, connect, printable
 from serving.errors import StoreError
+from serving.store.connection import Client, connect, printable
 
 _SCRIPTS = ("change", "chunk", "delete", "keys", "lease")
 
@@ -75,7 +75,7 @@ def whoami() -> str:
 
 def _source(script: str) -> str:
     """A script behind what all of them record a change with; the server's Lua has no way to include a file."""
-    folder = files("serving").joinpath("lua")
+    folder = files("serving.store").joinpath("lua")
     return "\n".join(folder.joinpath(f"{name}.lua").read_text() for name in ("record", script))
 
 

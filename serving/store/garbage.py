@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from serving.store.ownuploads import OwnUploads
+from serving.store.own_uploads import OwnUploads
 
 
 class Garbage(OwnUploads):

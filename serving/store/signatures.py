@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from serving.signatures import Signature
+from serving.security.signatures import Signature
 from serving.store.deltas import Deltas
 
 _FIELD = "signature:"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from serving.answerform import AnswerForm
-from serving.digests import version_of, with_whole_digests
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
 from serving.names import check_alias, check_digest, check_name
-from serving.routes import Route, check_route
-from serving.signatures import Signature, check_genuine
+from serving.routing.answer_form import AnswerForm
+from serving.routing.routes import Route, check_route
+from serving.routing.versions import version_of, with_whole_digests
+from serving.security.signatures import Signature, check_genuine
 from serving.store.comparison import Comparison, of_alias, of_promotion, of_route
 from serving.store.connected import whoami
 from serving.store.keys import Keys, read_keys

@@ -13,7 +13,7 @@ from tests.cli.running import Ken, run
 @pytest.fixture(scope="module")
 def ken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ken]:
     """Runs `ken` in this process (importing torch once), on one data directory and so on one embedded store."""
-    from serving.embedded import embedded_store
+    from serving.store.embedded import embedded_store
 
     data_dir = tmp_path_factory.mktemp("cli")
 

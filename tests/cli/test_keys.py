@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.keys import Keyring, readable
-from serving.keysfile import KeysFile
+from serving.security.keys import Keyring, readable
+from serving.security.keys_file import KeysFile
 from tests.cli.running import Ken, facts
 
 

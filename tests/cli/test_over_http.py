@@ -21,8 +21,8 @@ def url(ken: Ken, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A server on the commands' own store; it asks for a key."""
     from serving.api import create_app
     from serving.config import load_settings
-    from serving.embedded import embedded_store
     from serving.service import Service
+    from serving.store.embedded import embedded_store
 
     settings = load_settings(
         base=str(tiny_base), data_dir=tmp_path_factory.mktemp("server"), threads=1, auth="on", admin_token=ADMIN

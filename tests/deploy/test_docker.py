@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from serving.config import Settings
-from serving.haproxystart import ENTRY
-from serving.rayenv import for_cluster
+from serving.launch.haproxy_start import ENTRY
+from serving.launch.rayenv import for_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 

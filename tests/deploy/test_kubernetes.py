@@ -17,7 +17,7 @@ import yaml
 
 from serving.config import Settings, load_settings
 from serving.errors import StartError
-from serving.exposure import check_exposure
+from serving.security.exposure import check_exposure
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy/kubernetes"

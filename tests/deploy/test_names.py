@@ -55,7 +55,7 @@ def test_no_file_names_a_place_of_one_machine_or_a_private_registry(path: Path) 
 @pytest.fixture(scope="module")
 def exposed() -> set[str]:
     """Names of all samples, those of gauges that a service adds to the table included."""
-    from serving.metrics import Metrics
+    from serving.telemetry.metrics import Metrics
 
     names = set()
     for family in text_string_to_metric_families(Metrics("r").exposition().decode()):

@@ -1,4 +1,4 @@
-"""Head and worker carry the Ray variables of `serving.rayenv`, and deploy/render.py puts them there."""
+"""Head and worker carry the Ray variables of `serving.launch.rayenv`, and deploy/render.py puts them there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.rayenv import for_cluster
+from serving.launch.rayenv import for_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy/render.py"

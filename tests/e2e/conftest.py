@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.process import ServerProcess
+from serving.launch.process import ServerProcess
 from tests.e2e.running import server_on
 
 
@@ -68,7 +68,7 @@ def later(minilm: Path, work: Path, published: list[PublishedTask]) -> Published
 
 @pytest.fixture(scope="session")
 def store_url(work: Path) -> Iterator[str]:
-    from serving.embedded import embedded_store
+    from serving.store.embedded import embedded_store
 
     with embedded_store(work / "store") as url:
         yield url

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serving import launcher
 from serving.cli import main
+from serving.launch import launcher
 
 
 def deploy_failing_replicas() -> None:

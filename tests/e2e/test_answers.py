@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from ken_core import deltafile, open_base
-from serving.process import ServerProcess
-from serving.steps import finish
+from serving.launch.process import ServerProcess
 from serving.store import Store
+from serving.workers.steps import finish
 from tests.e2e.conftest import PublishedTask
 
 pytestmark = pytest.mark.e2e

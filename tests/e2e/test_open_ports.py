@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from serving.config import Settings
-from serving.process import ServerProcess
-from serving.rayenv import find_haproxy
+from serving.launch.process import ServerProcess
+from serving.launch.rayenv import find_haproxy
 from tests.e2e.listening import listening, reachable
 from tests.e2e.running import processes_of
 

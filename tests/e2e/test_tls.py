@@ -11,9 +11,9 @@ import httpx
 import psutil
 import pytest
 
-from serving.keys import new_key
-from serving.process import ServerProcess
-from serving.rayenv import find_haproxy
+from serving.launch.process import ServerProcess
+from serving.launch.rayenv import find_haproxy
+from serving.security.keys import new_key
 from tests.certificates import self_signed
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.listening import reachable
@@ -98,5 +98,5 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     said = [line["message"] for line in lines]
     assert any("stock proxy" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
     assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
-    assert {"serving.launcher", "serving.service"} <= {line["logger"] for line in lines}
+    assert {"serving.launch.launcher", "serving.service"} <= {line["logger"] for line in lines}
     assert token not in log.read_text()

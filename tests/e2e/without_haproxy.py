@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from serving import launcher
 from serving.cli import main
+from serving.launch import launcher
 
 if __name__ == "__main__":
     launcher.find_haproxy = lambda: None

@@ -17,14 +17,15 @@ import orjson
 import torch
 
 from ken_core import KenError
-from serving.cache import DeltaCache, DeltaFiles
-from serving.engine import Engine
+from serving.engine.engine import Engine
+from serving.engine.fitness import Fitness
 from serving.errors import InternalError, InvalidInputError
-from serving.fitness import Fitness
-from serving.metrics import Metrics
 from serving.pipelines import PIPELINES
 from serving.pipelines.base import check, check_inputs, refusing_what_its_tokenizer_cannot_read
-from serving.steps import finish
+from serving.telemetry.metrics import Metrics
+from serving.tiers.cache import DeltaCache
+from serving.tiers.files import DeltaFiles
+from serving.workers.steps import finish
 from tests.fuzzing.mutations import Draft, mutate
 from tests.fuzzing.seeds import Seed, make_all
 from tests.tiny_architectures import ArchitectureBase

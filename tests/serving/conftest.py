@@ -22,10 +22,10 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 from ken_core import DeltaFile
 from serving.api import create_app
 from serving.config import load_settings
-from serving.connection import connect
-from serving.embedded import embedded_store
 from serving.service import Service
 from serving.store import Store
+from serving.store.connection import connect
+from serving.store.embedded import embedded_store
 from tests.tiny_checkpoints import Deltas, Tiny, scores, write_tuned
 
 hypothesis.settings.register_profile("serving", deadline=None, database=None, print_blob=True)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from serving.engine import Engine
+from serving.engine.engine import Engine
 
 
 class Blocked:

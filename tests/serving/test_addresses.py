@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from serving.addresses import host_and_port, parted, url_of
 from serving.client import Client, ClientError
-from serving.scrape import ScrapePort
+from serving.telemetry.scrape import ScrapePort
 
 HOSTS = ["127.0.0.1", "localhost", "ken.example.org", "::1", "::", "2001:db8::7", "fe80::1%eth0"]
 

@@ -18,8 +18,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import DeltaFile, deltafile
 from serving.config import load_settings
-from serving.connection import connect
-from serving.embedded import embedded_store
 from serving.errors import (
     DeadlineError,
     InvalidInputError,
@@ -33,6 +31,8 @@ from serving.errors import (
 )
 from serving.service import Answer, Service
 from serving.store import Store
+from serving.store.connection import connect
+from serving.store.embedded import embedded_store
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 Dedicated = Callable[[DeltaFile, str], dict[str, float]]

@@ -12,11 +12,11 @@ from typing import Any
 import orjson
 import pytest
 
-from serving.connection import connect
-from serving.embedded import embedded_store
 from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
-from serving.routes import Route
+from serving.routing.routes import Route
 from serving.store import Store, Table, Task
+from serving.store.connection import connect
+from serving.store.embedded import embedded_store
 from serving.tasks import TaskTable, TaskWatch
 from tests.tiny_checkpoints import Deltas
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.pipelines.base import Prepared
 from serving.pipelines.question_answering import QuestionAnswering
-from serving.steps import finish
+from serving.workers.steps import finish
 from tests.tiny_architectures import TOKENIZERS, FineTune
 from tests.tiny_checkpoints import TEXTS, WORDS
 

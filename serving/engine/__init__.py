@@ -1,0 +1,1 @@
+"""The thread that owns the weights: which batch runs next, and how it runs."""

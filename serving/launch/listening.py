@@ -1,0 +1,73 @@
+"""Where clients reach the server: its address, its URL, and what HAProxy and Ray Serve need to know of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from serving.addresses import host_and_port, url_of
+from serving.config import Settings
+from serving.launch.haproxy_file import Frontend
+
+
+def plain_host(host: str) -> str:
+    """Of the two addresses that the name localhost has, one."""
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def address(settings: Settings) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return host_and_port(plain_host(settings.host), settings.port)
+
+
+def url(settings: Settings) -> str:
+    """Where the server is asked."""
+    return url_of(plain_host(settings.host), settings.port, tls=settings.tls)
+
+
+def in_front(settings: Settings) -> dict[str, Any]:
+    """Serve's HTTP options where Ray's stock proxy meets the clients."""
+    where = {"host": plain_host(settings.host), "port": settings.port}
+    tls = {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
+    return where | tls if settings.tls else where
+
+
+def behind_haproxy(settings: Settings) -> dict[str, Any]:
+    """Serve's HTTP options where HAProxy does. Replicas open their own ports on this host too, and no limit guards
+    those."""
+    return {"host": "127.0.0.1", "port": settings.port}
+
+
+def frontend(settings: Settings, folder: Path) -> Frontend:
+    """HAProxy's part of the settings.
+
+    Args:
+        folder: private; a certificate is put there in one file with its key, as HAProxy reads them.
+    """
+    tls = f" ssl crt {_joined(settings.tls_cert, settings.tls_key, folder)} alpn http/1.1" if settings.tls else ""
+    binds = tuple(f"{where}{tls}" for where in _sockets(plain_host(settings.host), settings.port))
+    return Frontend(binds, settings.max_connections, settings.max_connections_per_source)
+
+
+def _sockets(host: str, port: int) -> list[str]:
+    """Where HAProxy binds: a name is the address behind it. ``::`` is both families, of which IPv4 gets a socket of its
+    own: else all its clients would be one IPv6 network, and so one source."""
+    if host == "::":
+        return [f"0.0.0.0:{port}", f":::{port} v6only"]
+    ip = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
+    return [f"{ip}:{port}"]
+
+
+def _joined(cert: Path | None, key: Path | None, folder: Path) -> Path:
+    assert cert is not None
+    assert key is not None
+    both = folder / "tls.pem"
+    with open(both, "xb", opener=_for_the_owner_alone) as file:
+        file.write(cert.read_bytes() + b"\n" + key.read_bytes())
+    return both
+
+
+def _for_the_owner_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,1 @@
+"""Which of a task's versions answers a request, and how its answers compare with another version's."""

@@ -1,0 +1,115 @@
+"""Prometheus metrics of one replica: prefix ``ken_``, base units, bounded task labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from serving.telemetry.hits import TIERS
+from serving.telemetry.request_metrics import SECONDS, AnswerMetrics
+
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, that no dashboard reads
+
+
+class Metrics:
+    """All metrics. Every sample carries a `replica` label, since a scrape through the proxy reaches any one.
+
+    Args:
+        most_tasks: tasks with a label of their own, see `serving.telemetry.label_budget`.
+
+    Attributes:
+        registry: of all metrics, to be scraped.
+    """
+
+    def __init__(self, replica: str, most_tasks: int = 100) -> None:
+        own = CollectorRegistry()
+        self.answers = AnswerMetrics(own, most_tasks)
+        self.batch_rows = Histogram("ken_batch_rows", "Inputs in a forward pass", buckets=_ROWS, registry=own)
+        self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
+        self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)
+        self.load_seconds = Histogram(
+            "ken_load_seconds", "Time to make a delta ready, by the tier it was found in", ["tier"],
+            buckets=SECONDS, registry=own,
+        )  # fmt: skip
+        self.load_stage_seconds = Histogram(
+            "ken_load_stage_seconds", "Time to make a delta ready, by stage: fetch, decode, attach", ["stage"],
+            buckets=SECONDS, registry=own,
+        )  # fmt: skip
+        self.dropped = Counter("ken_dropped_rows", "Inputs dropped before their forward pass", ["reason"], registry=own)
+        self.refused_deltas = Counter(
+            "ken_refused_deltas", "Loads refused because no trusted key signed the delta", registry=own
+        )
+        self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
+        self.poisoned = Gauge("ken_poisoned", "Whether the resident weights are in an unknown state", registry=own)
+        self.verified = Gauge(
+            "ken_base_verified_timestamp_seconds", "When the base was last found bit-identical", registry=own
+        )
+        self.differing = Gauge(
+            "ken_base_differing_tensors", "Tensors that differed from the base at the last look", registry=own
+        )
+        self.resident_bytes = Gauge("ken_resident_bytes", "Bytes of the resident weights", registry=own)
+        self._cache_hits = Counter(
+            "ken_cache_hits", "Requests whose delta a tier of this replica held", ["tier"], registry=own
+        )
+        for tier in TIERS[:-1]:
+            self._cache_hits.labels(tier)  # there from the start: shares of sums need every part
+        self._cache_misses = Counter("ken_cache_misses", "Requests whose delta came from the store", registry=own)
+        self._own = own
+        self.registry = CollectorRegistry()
+        self.registry.register(_WithLabel(own, "replica", replica))
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a gauge read at scrape time."""
+        Gauge(name, text, registry=self._own).set_function(read)
+
+    def gauge_by(self, name: str, text: str, label: str, read: Callable[[], dict[str, float]]) -> None:
+        """Add a gauge with one label, read at scrape time."""
+        self._own.register(_ByLabel(name, text, label, read))
+
+    def observe_lookup(self, tier: str) -> None:
+        """Count a request that found its delta in one of `serving.telemetry.hits.TIERS`."""
+        if tier == TIERS[-1]:
+            self._cache_misses.inc()
+        else:
+            self._cache_hits.labels(tier).inc()
+
+    def exposition(self) -> bytes:
+        """The text format Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class _WithLabel(Collector):
+    """Another registry's metrics with one label more on every sample."""
+
+    def __init__(self, registry: CollectorRegistry, label: str, value: str) -> None:
+        self._registry = registry
+        self._extra = {label: value}
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [s._replace(labels={**s.labels, **self._extra}) for s in metric.samples]
+            yield metric
+
+
+class _ByLabel(Collector):
+    def __init__(self, name: str, text: str, label: str, read: Callable[[], dict[str, float]]) -> None:
+        self._name, self._text, self._label, self._read = name, text, label, read
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
+        for key, value in self._read().items():
+            family.add_metric([key], value)
+        yield family

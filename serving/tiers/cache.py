@@ -1,0 +1,91 @@
+"""The host tier: decoded deltas, loaded through the disk tier from the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ken_core import Checkpoint, Delta, deltafile
+from serving.tiers.budget import ByteBudget
+from serving.tiers.files import DeltaFiles
+
+
+@dataclass(frozen=True)
+class Found:
+    """A decoded delta, the nearest tier that held it, and what it took to have it."""
+
+    delta: Delta
+    tier: str
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.fetch_seconds + self.decode_seconds
+
+
+class DeltaCache:
+    """Decoded deltas by digest, loaded through the disk tier from the store.
+
+    Args:
+        worth_keeping: whether a decoded delta is kept in host memory at all, within `host_budget`. Beside a GPU all
+            are; on a CPU a packed delta lies in the same memory, and keeping both would hold its values twice.
+        threads: to decode on; by default as many as torch may use.
+    """
+
+    def __init__(
+        self,
+        files: DeltaFiles,
+        host_budget: int,
+        base: Checkpoint,
+        fingerprint: str,
+        worth_keeping: Callable[[Delta], bool] = lambda delta: True,
+        threads: int | None = None,
+    ) -> None:
+        self.files = files
+        self._base = base
+        self._fingerprint = fingerprint
+        self._worth_keeping = worth_keeping
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._host: ByteBudget[Delta] = ByteBudget(host_budget)
+        self.hits = {"host": 0, "disk": 0, "store": 0}
+
+    @property
+    def host_nbytes(self) -> int:
+        return self._host.nbytes
+
+    def tier_of(self, digest: str) -> str:
+        """Where `load` would find a delta: ``host``, ``disk`` or ``store``."""
+        with self._lock:
+            held = digest in self._host
+        if held:
+            return "host"
+        return "disk" if self.files.holds(digest) else "store"
+
+    def load(self, digest: str) -> Found:
+        """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.
+
+        Raises:
+            StoreError, RefusedDeltaError, DeltaFormatError, BaseMismatchError, ConfigMismatchError: as the tiers
+                below do.
+        """
+        with self._lock:
+            held = self._host.get(digest)
+            self.hits["host"] += held is not None
+        if held is not None:
+            return Found(held, "host")
+        started = time.perf_counter()
+        with self.files.held(digest):
+            file, on_disk = self.files.open(digest)
+            fetched = time.perf_counter()
+            delta = deltafile.read(file, self._base, self._fingerprint, self._threads)
+        decoded = time.perf_counter()
+        tier = "disk" if on_disk else "store"
+        with self._lock:
+            self.hits[tier] += 1
+            if self._worth_keeping(delta):
+                self._host.put(digest, delta, delta.nbytes)
+        return Found(delta, tier, fetched - started, decoded - fetched)

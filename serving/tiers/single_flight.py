@@ -1,0 +1,51 @@
+"""A function that runs once for each key, however many callers ask for that key meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from serving.errors import UnavailableError
+
+V = TypeVar("V")
+
+
+class SingleFlight(Generic[V]):
+    """Runs a function on a pool, at most once at a time for each key; all who asked meanwhile share the result."""
+
+    def __init__(self, work: Callable[[str], V], threads: int, name: str) -> None:
+        self._work = work
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._flights: dict[str, Future[V]] = {}
+
+    def __call__(self, key: str) -> Future[V]:
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = Future()
+                flight.set_running_or_notify_cancel()  # who gives up waiting must not cancel it for the others
+                self._pool.submit(self._fly, key, flight)
+                self._flights[key] = flight
+            return flight
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            left, self._flights = self._flights, {}
+        for flight in left.values():
+            flight.set_exception(UnavailableError("the server is stopping"))
+
+    def _fly(self, key: str, flight: Future[V]) -> None:
+        try:
+            result = self._work(key)
+        except BaseException as error:
+            with self._lock:
+                del self._flights[key]
+            flight.set_exception(error)
+        else:
+            with self._lock:
+                del self._flights[key]
+            flight.set_result(result)

@@ -1,0 +1,1 @@
+"""Threads that encode texts and present answers, a step at a time, with turns between clients."""

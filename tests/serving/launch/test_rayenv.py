@@ -1,0 +1,38 @@
+"""The environment of a private cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.launch.rayenv import clear_foreign, for_launcher
+
+
+def test_a_private_cluster_asks_for_a_token_and_keeps_to_loopback(tmp_path: Path) -> None:
+    values = for_launcher(tmp_path, None)
+    assert values["RAY_AUTH_MODE"] == "token"
+    assert values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
+def test_haproxy_is_started_as_told_with_its_files_in_the_private_folder(tmp_path: Path) -> None:
+    values = for_launcher(tmp_path, {"RAY_SERVE_HAPROXY_BINARY_PATH": "/entry"})
+    assert values["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert values["RAY_SERVE_HAPROXY_BINARY_PATH"] == "/entry"
+    paths = [value for name, value in values.items() if name.startswith("RAY_SERVE_HAPROXY") and "/" in value[1:]]
+    assert len(paths) == 5
+    assert all(Path(path).is_relative_to(tmp_path) for path in paths)
+
+
+def test_without_haproxy_replicas_open_no_ports_of_their_own(tmp_path: Path) -> None:
+    values = for_launcher(tmp_path, None)
+    assert (values["RAY_SERVE_ENABLE_HA_PROXY"], values["RAY_SERVE_ENABLE_DIRECT_INGRESS"]) == ("0", "0")
+
+
+def test_what_a_cluster_of_somebody_elses_left_in_the_environment_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = ["RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_K8S_TOKEN_AUTH"]
+    for name in foreign:
+        monkeypatch.setenv(name, "theirs")
+    clear_foreign()
+    assert not [name for name in foreign if name in os.environ]

@@ -1,0 +1,393 @@
+"""What each tier says it takes is what it takes: every byte reachable from its objects is counted, and once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from holding import Blocked, until
+from transformers import BertForSequenceClassification
+
+import ken_core
+from ken_core import Budget, Delta, DeltaFile, Selection, deltafile, open_tuned
+from ken_core.embedding import Dense, Embedding
+from ken_core.kernels import Packed, exchange_for
+from serving import service as service_module
+from serving.service import Answer, Service
+from serving.tiers.cache import DeltaCache
+from tests.tiny_checkpoints import TEXTS, WORDS, Deltas, Tiny, scores, write_tokenizer
+
+Dedicated = Callable[[DeltaFile, str], dict[str, float]]
+MakeService = Callable[..., Service]
+Metric = Callable[..., float]
+Buffers = dict[int, int]
+"""Address to bytes."""
+
+OFTEN = 6
+"""Uses after which a task is materialised where there is room."""
+
+
+def buffers(*roots: object) -> Buffers:
+    """The memory of every tensor and array reachable from some objects, by following whatever they refer to.
+
+    Of an array that a tensor was made from, what the tensor sees of it: it does not tell the rest.
+    """
+    found: Buffers = {}
+    seen: set[int] = set()
+    left: list[object] = list(roots)
+    while left:
+        thing = left.pop()
+        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType, BuiltinFunctionType)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            if storage.device.type != "meta" and storage.nbytes():
+                found[storage.data_ptr()] = storage.nbytes()
+            left.append(getattr(thing, "__dict__", None))
+        elif isinstance(thing, np.ndarray):
+            found |= _buffer_of(thing)
+        else:
+            left.extend(gc.get_referents(thing))
+    return found
+
+
+def _buffer_of(array: np.ndarray) -> Buffers:
+    """The memory an array is a view of, however many views lie between."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if isinstance(array.base, torch.Tensor):
+        return buffers(array.base)
+    if array.base is None:
+        return {array.ctypes.data: array.nbytes} if array.nbytes else {}
+    with memoryview(array.base) as view:
+        return {np.frombuffer(view, np.uint8).ctypes.data: view.nbytes} if view.nbytes else {}
+
+
+def of_the_base(service: Service) -> Buffers:
+    """What all tasks share: the resident weights and the checkpoint's map."""
+    assert service.engine.verify().result(20) == []  # no delta is active afterwards: the parameters are the base's own
+    return buffers(service.resident)
+
+
+def of_the_tier(service: Service, things: Iterable[object]) -> int:
+    """Bytes reachable from a tier's objects and not part of the one resident base."""
+    base = of_the_base(service)
+    return sum(nbytes for at, nbytes in buffers(*things).items() if at not in base)
+
+
+def on_the_device(service: Service, *, materialised: bool) -> list[object]:
+    return [loaded for loaded in service.engine.tiers.held() if loaded.attached.materialised == materialised]
+
+
+async def ask(service: Service, file: DeltaFile, *texts: str) -> Answer:
+    return await service.predict(file.digest, texts or TEXTS, {}, 20)
+
+
+def ask_for_all(service: Service, files: Iterable[DeltaFile], times: int = 1) -> None:
+    for file in files:
+        for _ in range(times):
+            asyncio.run(ask(service, file, TEXTS[0]))
+
+
+@pytest.fixture(scope="session")
+def more_words(tiny: Tiny) -> DeltaFile:
+    """A delta that brings its embedding whole, and a tokenizer."""
+    base = tiny.base
+    folder = tiny.folder / "more-words"
+    torch.manual_seed(70)
+    model = BertForSequenceClassification.from_pretrained(tiny.base_folder)
+    model.resize_token_embeddings(base.config.vocab_size + 3, mean_resizing=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    write_tokenizer(folder, (*WORDS, "zebra", "yacht", "xenon"))
+    delta = ken_core.extract(base, open_tuned(str(folder)), Selection(budget=Budget(fraction=0.2)))
+    assert delta.dense
+    assert delta.files
+    return deltafile.write(delta, base, folder.with_suffix(".ken"))
+
+
+@pytest.fixture(scope="session")
+def in_every_codec(tiny: Tiny) -> list[DeltaFile]:
+    """One fine-tune's delta a codec."""
+    tuned = open_tuned(str(tiny.tuned("coded", ["no", "yes"], seed=71)))
+    delta = ken_core.extract(tiny.base, tuned, Selection(budget=Budget(fraction=0.3)))
+    return [deltafile.write(delta, tiny.base, tiny.folder / f"{c}.ken", c) for c in deltafile.CODECS]
+
+
+@pytest.fixture(scope="session")
+def projected(tiny: Tiny) -> DeltaFile:
+    """A delta whose embeddings go through two dense modules."""
+    layers = (
+        Dense(inputs=32, outputs=100, bias=True, activation="Tanh"),
+        Dense(inputs=100, outputs=9, bias=False, activation="Identity", residual=True),
+    )
+    embedding = Embedding(pooling=("mean",), modules=layers)
+    torch.manual_seed(72)
+    delta = ken_core.extract(tiny.base, open_tuned(str(tiny.embedding("projected", seed=72))))
+    projections = {name: torch.randn(shape) for name, shape in embedding.shapes.items()}
+    return deltafile.write(
+        replace(delta, embedding=embedding, projections=projections), tiny.base, tiny.folder / "projected.ken"
+    )
+
+
+@pytest.fixture(scope="session")
+def everything(
+    deltas: Deltas, more_words: DeltaFile, projected: DeltaFile, in_every_codec: list[DeltaFile]
+) -> list[DeltaFile]:
+    return [deltas.emotion, deltas.topic, deltas.spam, more_words, projected, *in_every_codec]
+
+
+@pytest.fixture
+def publish_all(publish: Callable[..., None]) -> Callable[[Iterable[DeltaFile]], None]:
+    def run(files: Iterable[DeltaFile]) -> None:
+        for number, file in enumerate(files):
+            publish(f"task-{number}", file)
+
+    return run
+
+
+def test_walking_counts_a_buffer_once_and_finds_it_behind_views() -> None:
+    tensor, array = torch.zeros(10), np.zeros(7)
+    text = np.frombuffer(b"x" * 100, np.uint8)[5:]
+    module = torch.nn.Linear(2, 3, bias=False)
+    things = [tensor[2:], {"a": (tensor.view(5, 2), array[1:3])}, text, text.view(np.int8), module, torch.zeros(0)]
+    assert sorted(buffers(*things).values()) == [24, 40, 56, 100]
+    assert buffers(torch.from_numpy(array)) == buffers(array) == buffers(torch.from_numpy(array).numpy())
+
+
+# What a tier takes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_packed_tier_takes_what_it_says(
+    dtype: str,
+    make_service: MakeService,
+    publish_all: Callable[..., None],
+    everything: list[DeltaFile],
+    metric: Metric,
+) -> None:
+    publish_all(everything)
+    service = make_service(dtype=dtype)
+    ask_for_all(service, everything)
+    packed = on_the_device(service, materialised=False)
+    assert len(packed) == len(everything)
+    assert of_the_tier(service, packed) == metric(service, "ken_cache_bytes", tier="packed") > 0
+    assert metric(service, "ken_cache_bytes", tier="materialised") == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_materialised_tier_takes_what_it_says_and_the_packed_form_is_gone(
+    dtype: str,
+    make_service: MakeService,
+    publish_all: Callable[..., None],
+    deltas: Deltas,
+    more_words: DeltaFile,
+    metric: Metric,
+    eventually: Callable[..., None],
+) -> None:
+    hot, cold = [deltas.emotion, more_words, deltas.topic], [deltas.spam]
+    publish_all([*hot, *cold])
+    service = make_service(dtype=dtype, materialised_bytes=1 << 30)
+    ask_for_all(service, cold)
+    ask_for_all(service, hot, OFTEN)
+    eventually(lambda: len(on_the_device(service, materialised=True)) == len(hot))
+    for tier, materialised in (("packed", False), ("materialised", True)):
+        found = of_the_tier(service, on_the_device(service, materialised=materialised))
+        assert found == metric(service, "ken_cache_bytes", tier=tier) > 0
+    assert [loaded.digest for loaded in on_the_device(service, materialised=False)] == [deltas.spam.digest]
+
+
+def test_a_tier_that_tasks_left_takes_what_it_says(
+    make_service: MakeService, publish_all: Callable[..., None], everything: list[DeltaFile], metric: Metric
+) -> None:
+    publish_all(everything)
+    service = make_service(packed_bytes=100_000)
+    ask_for_all(service, [*everything, *everything[:3]])
+    packed = on_the_device(service, materialised=False)
+    assert len(packed) < len(everything)
+    assert of_the_tier(service, packed) == metric(service, "ken_cache_bytes", tier="packed") > 0
+
+
+def test_a_task_that_was_attached_again_after_a_failed_exchange_is_counted_once(
+    make_service: MakeService,
+    publish_all: Callable[..., None],
+    everything: list[DeltaFile],
+    metric: Metric,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = []
+
+    def failing(weights: torch.Tensor, packed: Packed) -> None:
+        if failures:
+            raise failures.pop()
+        exchange_for(weights.device, weights.dtype)(weights, packed)
+
+    publish_all(everything)
+    service = make_service()
+    monkeypatch.setattr(service.resident, "_exchanges", {torch.float32: failing})
+    monkeypatch.setattr(service.resident, "_switches", {})
+    ask_for_all(service, everything)
+    failures.append(RuntimeError("the device is gone"))
+    ask_for_all(service, everything)
+    assert not failures
+    packed = on_the_device(service, materialised=False)
+    assert of_the_tier(service, packed) == metric(service, "ken_cache_bytes", tier="packed") > 0
+
+
+@pytest.fixture
+def make_service_with_a_host_tier(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> MakeService:
+    """As beside a GPU, where decoded deltas are worth keeping."""
+
+    def keeping_all(*arguments: Any, **options: Any) -> DeltaCache:
+        options.pop("worth_keeping", None)
+        return DeltaCache(*arguments[:4], **options)
+
+    monkeypatch.setattr(service_module, "DeltaCache", keeping_all)
+    return make_service
+
+
+def test_the_host_tier_takes_what_it_says_and_shares_nothing_with_the_device(
+    make_service_with_a_host_tier: MakeService,
+    publish_all: Callable[..., None],
+    everything: list[DeltaFile],
+    metric: Metric,
+) -> None:
+    publish_all(everything)
+    service = make_service_with_a_host_tier()
+    ask_for_all(service, everything)
+    found = [service.cache.load(file.digest) for file in everything]
+    assert {f.tier for f in found} == {"host"}
+    host = [f.delta for f in found]
+    files = sum(len(data) for delta in host for data in delta.files.values())
+    assert of_the_tier(service, host) + files == metric(service, "ken_cache_bytes", tier="host") > files > 0
+    assert not buffers(*host).keys() & buffers(*on_the_device(service, materialised=False)).keys()
+
+
+def test_on_a_cpu_no_decoded_delta_stays_beside_its_packed_form(
+    service: Service, deltas: Deltas, metric: Metric
+) -> None:
+    def decoded() -> set[int]:
+        gc.collect()
+        return {id(thing) for thing in gc.get_objects() if type(thing) is Delta}
+
+    before = decoded()
+    ask_for_all(service, [deltas.emotion, deltas.topic, deltas.spam])
+    assert metric(service, "ken_cache_bytes", tier="host") == 0
+    assert decoded() <= before
+
+
+def test_the_disk_tier_takes_what_it_says(
+    make_service: MakeService,
+    publish_all: Callable[..., None],
+    everything: list[DeltaFile],
+    metric: Metric,
+    tmp_path: Path,
+) -> None:
+    publish_all(everything)
+    service = make_service(disk_bytes=sum(file.size for file in everything) - 1)
+    ask_for_all(service, everything)
+    files = list((tmp_path / "service" / "deltas").iterdir())
+    assert len(files) == len(everything) - 1
+    assert sum(path.stat().st_size for path in files) == metric(service, "ken_cache_bytes", tier="disk")
+
+
+def test_a_heads_parameters_are_the_attached_tensors_themselves(
+    make_service: MakeService,
+    publish_all: Callable[..., None],
+    everything: list[DeltaFile],
+    deltas: Deltas,
+    eventually: Callable[..., None],
+) -> None:
+    with_heads = [file for file in everything if file.manifest.head]
+    publish_all(with_heads)
+    service = make_service(materialised_bytes=1 << 30)
+    ask_for_all(service, with_heads)
+    ask_for_all(service, [deltas.spam], OFTEN)
+    eventually(lambda: len(on_the_device(service, materialised=True)) == 1)
+    base = of_the_base(service)
+    for loaded in service.engine.tiers.held():
+        outside = {
+            name: tensor
+            for name, tensor in loaded.model.state_dict().items()
+            if tensor.untyped_storage().data_ptr() not in base
+        }
+        assert loaded.attached.head
+        assert {name: outside[name].data_ptr() for name in loaded.attached.head} == {
+            name: tensor.data_ptr() for name, tensor in loaded.attached.head.items()
+        }
+        assert buffers(*outside.values()) == buffers(*loaded.attached.head.values())
+
+
+# A budget with more at once than it holds
+
+
+@contextmanager
+def watching(figure: Callable[[], float]) -> Iterator[list[float]]:
+    """What a figure was, all through it."""
+    seen: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(figure())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def eight(tiny: Tiny) -> list[DeltaFile]:
+    return [tiny.delta(tiny.tuned(f"of-eight-{n}", ["no", "yes"], seed=80 + n)) for n in range(8)]
+
+
+def test_a_packed_tier_for_two_tasks_of_eight_asked_for_at_once_grows_by_two_more_at_most(
+    eight: list[DeltaFile],
+    make_service: MakeService,
+    publish_all: Callable[..., None],
+    dedicated: Dedicated,
+) -> None:
+    """The budget may be exceeded by what both loaders are at, since a task that is waited for is never let go."""
+    publish_all(eight)
+    roomy = make_service(data_dir=eight[0].path.parent / "roomy")
+    ask_for_all(roomy, eight)
+    sizes = [loaded.nbytes for loaded in roomy.engine.tiers.held()]
+    budget = 2 * min(sizes)
+    service = make_service(packed_bytes=budget)
+    asked = [(eight[n % 8], TEXTS[n % len(TEXTS)]) for n in range(40)]
+
+    async def all_at_once() -> list[Answer]:
+        with Blocked(service.engine):
+            waiting = [asyncio.create_task(ask(service, file, text)) for file, text in asked]
+            await until(lambda: service.engine.waiting >= 10)  # two tasks' requests: from here on tasks are in use
+            await asyncio.sleep(0.3)
+        return await asyncio.gather(*waiting)
+
+    def taken() -> float:
+        return sum(loaded.nbytes for loaded in service.engine.tiers.held())
+
+    with watching(taken) as seen:
+        answers = asyncio.run(all_at_once())
+    assert 0 < max(seen) <= budget + 2 * max(sizes)
+    for (file, text), answer in zip(asked, answers, strict=True):
+        assert answer.digest == file.digest
+        assert scores(answer.outputs[0]) == pytest.approx(dedicated(file, text), abs=1e-5)
