@@ -270,7 +270,7 @@ def test_a_class_of_another_architecture_than_the_config_is_refused(tuned_folder
     folder = Path(shutil.copytree(tuned_folder, tmp_path / "copy"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["RobertaForSequenceClassification"]}))
-    with pytest.raises(CheckpointError, match="'bert', which a RobertaForSequenceClassification is not"):
+    with pytest.raises(CheckpointError, match="'bert', but the class it names, RobertaForSequenceClassification"):
         open_tuned(str(folder))
 
 
