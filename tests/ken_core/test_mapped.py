@@ -221,7 +221,7 @@ def test_a_fine_tune_is_not_extracted_from_files_that_change_meanwhile(
 def test_a_fine_tune_that_is_saved_over_while_it_is_open_is_refused(base: Checkpoint, tuned: Path) -> None:
     opened = open_tuned(str(tuned))
     write_in_place(tuned / WEIGHTS)
-    with pytest.raises(CheckpointChangedError, match="not noted"):
+    with pytest.raises(CheckpointChangedError, match="had not been hashed before"):
         extract(base, opened, HALF)
 
 
