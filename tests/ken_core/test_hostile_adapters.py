@@ -1,4 +1,4 @@
-"""Adapter folders that are damaged, lie, or hold what a delta cannot: each is refused, saying what was found."""
+"""Adapter folders that are damaged, lie, or hold what a delta cannot: each is refused with what was found in it."""
 
 from __future__ import annotations
 
