@@ -2,20 +2,22 @@
 
     python -m benchmarks.simulate [--quick] [--trace FILE] [--json FILE]
 
-Traces: 1,000 tasks drawn by Zipf's law, arrivals by Poisson's with bursts of one task, lengths from a lognormal fitted
-to TREC and rotten tomatoes (MiniLM tokens); and a recorded one, JSON lines of [seconds, task, tokens], played with the
-times it was recorded with (`benchmarks.traces.record` says how). Times of the synthetic ones: as measured for MiniLM-L6
-on 2 cores, and as a GPU would take, where a batch's fixed part dominates.
+The synthetic traces have 1,000 tasks drawn by Zipf's law, Poisson arrivals with bursts of one task, and lengths from a
+lognormal distribution fitted to TREC and rotten tomatoes (MiniLM tokens). Their batches and switches take as long as
+measured for MiniLM-L6 on 2 cores, or as long as on a GPU, where a batch's fixed part dominates. The recorded trace,
+JSON lines of [seconds, task, tokens], is played with the times of the replica it was recorded on
+(`benchmarks.traces.record`).
 
-Every policy gets the same rows, limits, bounded line and times. *Drained*: all rows wait from the start. *256 clients*
-ask again as soon as they are answered; the scheduler's throughput there is load 1 of the *open* runs, whose arrivals
-wait for nobody. Rows refused (2,048 wait), dropped or late (30 s) are lost; latencies are of the others.
+Every policy gets the same rows, limits, bounded line and times. *Drained*: all rows wait from the start. *256 clients*:
+each client asks again as soon as it is answered. The scheduler's throughput with 256 clients is load 1 of the *open*
+runs, whose arrivals do not wait for answers. Rows that are refused (2,048 wait already), dropped or late (30 s) are
+lost; latencies are those of the other rows.
 
 Bounds that no schedule beats, however much it knows of the future:
 
 - seconds to drain: every token once without padding, a fixed part for each full batch that a task's rows would
   fill, a switch for every task;
-- rows a second: the same without switches, each row paying its share of a full batch;
+- rows a second: the same without switches, and each row takes its share of a full batch's fixed part;
 - mean latency: a batch takes at least the tokens of its rows and their shares of a full batch's fixed part. Serving
   rows one after the other in those times, shortest remaining first with interruptions (optimal for the mean on one
   machine), is no later than any schedule of batches; nor does any row take less than a batch of its own.
@@ -83,7 +85,7 @@ def synthetic(rows: int, rate: float, tasks: int = 1000, seed: int = 0) -> Trace
 
 
 def drifting(rows: int, rate: float) -> Trace:
-    """As `synthetic`, but twenty times in the trace 50 tasks change their popularity with others."""
+    """As `synthetic`, but twenty times in the trace 50 tasks exchange their popularity with another task."""
     chance = random.Random(2)
     trace = synthetic(rows, rate)
     names = sorted({a.task for a in trace})
@@ -99,7 +101,7 @@ def drifting(rows: int, rate: float) -> Trace:
 
 
 def read_trace(file: Path) -> tuple[Trace, dict[str, float]]:
-    """A recorded trace, and what its first line says of the replica it was recorded on, if it says anything."""
+    """A recorded trace, and the figures of its replica from the trace's first line, empty if it has none."""
     trace, measured = [], {}
     for line in file.read_text().splitlines():
         content = json.loads(line)
@@ -114,7 +116,7 @@ def read_trace(file: Path) -> tuple[Trace, dict[str, float]]:
 
 
 class Line(Protocol):
-    """What the engine asks of a scheduler."""
+    """The part of a scheduler's interface that the engine uses."""
 
     costs: Costs
 
@@ -125,7 +127,7 @@ class Line(Protocol):
 
 
 class ByOrder:
-    """Queues by task whose next batch is the longest run of oldest rows of the chosen task that fits."""
+    """Queues by task. The next batch holds the oldest rows of the chosen task, as many as fit."""
 
     def __init__(self) -> None:
         self.costs = Costs()
@@ -141,7 +143,7 @@ class ByOrder:
 
     def drop(self, now: float) -> list[Row[int]]:
         dropped = []
-        while self._order and (oldest := self.oldest()).deadline <= now:  # all have the same patience
+        while self._order and (oldest := self.oldest()).deadline <= now:  # rows wait equally long
             dropped.append(self._take(oldest.key))
         return dropped
 
@@ -177,7 +179,7 @@ class ByOrder:
 
 
 class Fifo(ByOrder):
-    """Strict order of arrival: a batch ends where the next row is another task's."""
+    """Strict order of arrival: a batch ends where the next row belongs to another task."""
 
     def choose(self) -> Hashable:
         return self.oldest().key
@@ -187,14 +189,14 @@ class Fifo(ByOrder):
 
 
 class OldestFirst(ByOrder):
-    """The task with the oldest row, with what else of it waits."""
+    """The task with the oldest row comes next, with its other waiting rows."""
 
     def choose(self) -> Hashable:
         return self.oldest().key
 
 
 class RoundRobin(ByOrder):
-    """One batch of each task in turn."""
+    """Every task gets one batch in turn."""
 
     def choose(self) -> Hashable:
         key = next(iter(self.queues))
@@ -203,7 +205,7 @@ class RoundRobin(ByOrder):
 
 
 class LongestQueue(ByOrder):
-    """The task with most rows; of equals, the one that began to wait first."""
+    """The task with the most rows comes next; among equals, the one that began to wait first."""
 
     def choose(self) -> Hashable:
         return max(self.queues, key=lambda key: len(self.queues[key]))
@@ -223,7 +225,7 @@ POLICIES: dict[str, Callable[[], Line]] = {
 
 @dataclass
 class Outcome:
-    """What a run came to; seconds and counts."""
+    """The result of a run: seconds and counts."""
 
     latencies: list[float] = field(default_factory=list)
     ran: int = 0
@@ -255,7 +257,7 @@ class Outcome:
         return sorted(self.latencies)[min(self.rows - 1, int(share * self.rows))]
 
     def measures(self) -> dict[str, tuple[float, str]]:
-        """Value and unit by name."""
+        """Name -> value and unit."""
         return {
             "seconds": (self.seconds, "s"),
             "throughput": (self.throughput, "1/s"),
@@ -270,10 +272,10 @@ class Outcome:
 
 
 class Replica:
-    """One device that runs what a policy chooses.
+    """One device that runs the batches a policy chooses.
 
     Args:
-        clients: if given, arrival times are ignored: so many rows are in line or running at any time.
+        clients: if given, arrival times are ignored, and so many rows are in line or running at any time.
     """
 
     def __init__(
@@ -295,7 +297,7 @@ class Replica:
         return self.outcome
 
     def admit(self, arrivals: deque[Arrival]) -> None:
-        """Take in what has arrived, or as much as clients send."""
+        """Take in the rows that have arrived, or as many as the clients send."""
         while arrivals and (len(self.line) < self._clients if self._clients else arrivals[0].at <= self.now):
             arrival = arrivals.popleft()
             if len(self.line) >= self._queue_rows:
@@ -345,7 +347,11 @@ def most_rows_a_second(trace: Sequence[Arrival], times: Costs) -> float:
 
 
 def least_mean_latency(trace: Sequence[Arrival], times: Costs) -> float:
-    """Shortest remaining time first over each row's smallest share of any batch, or a batch for each row's own."""
+    """The larger of two bounds, both from the module's docstring.
+
+    One serves each row's smallest share of a batch, shortest remaining time first; the other gives each row a batch of
+    its own.
+    """
     left: list[tuple[float, float]] = []
     now = total = 0.0
     for arrival in [*trace, None]:

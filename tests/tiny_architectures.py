@@ -1,4 +1,4 @@
-"""Tiny bases of several architectures, kept resident, and fine-tunes of them that answer as a server's would."""
+"""Tiny bases of several architectures, kept resident, and fine-tunes of them that answer as on a server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOKENIZERS: Mapping[str, str] = MappingProxyType(
         "qwen2": "bytes alone",
     }
 )
-"""Of each architecture of the table: how its models are told text."""
+"""Architecture -> the tokenizer of its models, a key of `WRITERS`."""
 _BATCH = 5
 
 
@@ -54,7 +54,7 @@ class FineTune:
     head: str
 
     def ask(self, kind: str, inputs: Sequence[Any], **parameters: Any) -> list[Any]:
-        """Outputs of a kind, as `Service.predict` computes them but without queues; batches mix rows of inputs."""
+        """Outputs of a task kind as `Service.predict` computes them, but without queues; batches mix rows of inputs."""
         pipeline = pipeline_for(kind, self.head)
         checked = check(pipeline.parameters, parameters)
         prepared = finish(pipeline.prepare(check_inputs(pipeline, inputs), self.spec, checked))
@@ -114,8 +114,9 @@ class ArchitectureBase:
         """Write a fine-tune, all of whose weights have moved, and its delta.
 
         Args:
-            pooling: how sentence-transformers calls what it declares; it declares then, too, that vectors are scaled.
-            undeclared: config keys that its class does not define, with their values.
+            pooling: if given, the folder declares embeddings with this pooling mode of sentence-transformers, and that
+                vectors are scaled.
+            undeclared: config keys that the config's class does not define, with their values.
         """
         folder = self.folder / name
         torch.manual_seed(len(name) + 10 * len(labels))
@@ -138,12 +139,12 @@ class ArchitectureBase:
         return deltafile.write(delta, self.checkpoint, folder.with_suffix(".ken"))
 
     def fine_tune(self, name: str, head: str, labels: Sequence[str] = (), **config: Any) -> FineTune:
-        """A fine-tune of the delta that `delta` writes."""
+        """Write a fine-tune and its delta as `delta` does, and attach the delta."""
         return served(self, self.delta(name, head, labels, **config))
 
 
 def served(base: ArchitectureBase, file: DeltaFile) -> FineTune:
-    """What a delta of a base becomes."""
+    """Attach a delta to its resident base, and write the folder that `ken apply` writes of it."""
     delta = deltafile.read(file, base.checkpoint, base.resident.fingerprint.digest)
     applied = file.path.with_suffix(".applied")
     ken_core.apply(open_base(str(base.path)), delta, applied)

@@ -1,14 +1,14 @@
-"""Record a trace of one replica for `benchmarks.simulate`: what arrived in line when, and what batches took.
+"""Record a trace of one replica for `benchmarks.simulate`: which rows arrived when, and how long batches took.
 
     python -m benchmarks.traces.record FILE [--rate 25] [--seconds 120] [--tasks 12]
 
 The whole service runs in this process on MiniLM-L6, with as many threads as there are cores. Its tasks are copies of
-the base with a tenth of the weights moved at random: how many moved decides how long a switch takes, not which. Clients
-send the demonstration's texts (news, tweets, catalogue entries), one a request, open loop: Poisson arrivals that wait
-for no answer, tasks by Zipf's law.
+the base with a tenth of the weights moved at random: how long a switch takes depends on how many weights moved, not on
+which. Clients send the demonstration's texts (news, tweets, catalogue entries), one in each request, in an open loop:
+Poisson arrivals that do not wait for answers, tasks by Zipf's law.
 
 The file's first line is an object of what was measured: mean seconds of a switch, a least-squares fit of batches, and
-latencies (from arrival in line to the end of its batch). Every further line is [seconds, task, tokens].
+latencies (from a row's arrival in line to the end of its batch). Every further line is [seconds, task, tokens].
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from serving.costs import Costs
-from serving.embedded import embedded_store
-from serving.scheduler import Row, Scheduler
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
@@ -37,13 +34,16 @@ from ken_core import deltafile, extract, open_base, open_tuned
 from serving.config import load_settings
 from serving.demo.prepare import demo_base
 from serving.demo.texts import TASKS
+from serving.engine.costs import Costs
+from serving.engine.scheduler import Row, Scheduler
 from serving.errors import ServingError
 from serving.service import Service
 from serving.store import Store
+from serving.store.embedded import embedded_store
 
 
 class Recorded(Scheduler[object]):
-    """A scheduler that writes down what it is told."""
+    """A scheduler that keeps the arrivals it is given, and measured costs."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
@@ -107,14 +107,14 @@ def _publish(names: list[str], store: Store, folder: Path) -> None:
 
 
 async def _send(service: Service, names: list[str], rate: float, seconds: float) -> list[float]:
-    """Latencies of requests sent at a mean rate, whatever comes back; in seconds."""
+    """Send requests at a mean rate, whatever comes back; the latencies of the answers in seconds."""
     chance = random.Random(0)
     texts = [example.text for task in TASKS for example in task.load()]
     weights = list(accumulate(1 / (i + 1) for i in range(len(names))))
     latencies: list[float] = []
 
     async def ask(name: str, text: str) -> None:
-        with suppress(ServingError):  # refused or late: it has arrived all the same
+        with suppress(ServingError):  # a request that is refused or late has arrived all the same
             answer = await service.predict(service.table.resolve(name), [text], {}, 30.0)
             latencies.append(answer.timing.queue + answer.timing.swap + answer.timing.model)
 

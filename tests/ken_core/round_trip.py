@@ -34,7 +34,7 @@ class RoundTrip:
     materialised: Attached
 
     def served(self, attached: Attached | None, batch: dict[str, torch.Tensor]) -> Answers:
-        """What the resident model answers while `attached` is active; None is the base under the delta's head."""
+        """The resident model's answers while `attached` is active; None stands for the base with the delta's head."""
         self.resident.activate(attached)
         return answers(self.model, batch)
 
@@ -73,7 +73,7 @@ def round_trip(
 def answers_of_folder(
     auto_class: Any, folder: Path, batch: dict[str, torch.Tensor], *, dtype: torch.dtype, cast: bool = False
 ) -> Answers:
-    """What a model answers that transformers opened in `dtype`.
+    """The answers of a model that transformers opened in `dtype`.
 
     The weights are copied off the mapped file and want no gradients: for weights that lie unaligned or want gradients
     torch takes products whose additions have another order.
@@ -86,14 +86,14 @@ def answers_of_folder(
 
 
 def answers(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Answers:
-    """Every tensor a model answers with, by its name in transformers."""
+    """Every tensor in a model's answer, by its name in transformers."""
     with torch.no_grad():
         output = model(**batch)
     return {name: found for name, found in output.items() if isinstance(found, torch.Tensor)}
 
 
 def same_answers(found: Answers, expected: Answers) -> bool:
-    """Whether every answer that is expected was found, bit for bit; a resident base's pooler may give one more."""
+    """Whether all expected tensors were found, bit for bit; a resident base's pooler may give one more."""
     return bool(expected) and all(n in found and same_bits(found[n], t) for n, t in expected.items())
 
 

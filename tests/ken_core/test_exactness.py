@@ -1,4 +1,4 @@
-"""Ten thousand activations of fifty deltas with failures at random moments: every answer is a dedicated model's."""
+"""Ten thousand activations of fifty deltas, with failures at random moments: every answer is a dedicated model's."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ERRORS: list[Callable[[], BaseException]] = [
 
 @dataclass(frozen=True)
 class Task:
-    """A delta file and what a dedicated model made from it answers."""
+    """A delta file, and the answers of a dedicated model made from it."""
 
     file: DeltaFile
     answers: dict[torch.dtype, torch.Tensor]
@@ -83,7 +83,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Estate:
-    """A base, what it answers itself, and its tasks."""
+    """A base, its own answers, and its tasks."""
 
     folder: Path
     answers: dict[torch.dtype, torch.Tensor]
@@ -96,7 +96,7 @@ def answer(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def dedicated(architecture: str, folder: Path, batch: dict[str, torch.Tensor]) -> dict[torch.dtype, torch.Tensor]:
-    """What a model of its own answers in each serving dtype."""
+    """The answers of a dedicated model in each serving dtype."""
     model = getattr(transformers, architecture).from_pretrained(folder).eval()
     stored = [(parameter, parameter.data) for parameter in model.parameters()]
     answers = {}
@@ -143,7 +143,7 @@ def estates(tiny_base, save_random, save_noisy, few_tokens, tmp_path_factory) ->
 
 
 class FailingExchanges:
-    """Gives real kernels; where an error is armed, the next exchange stops at a random word and raises it."""
+    """Gives real kernels; if an error is armed, the next exchange stops at a random word and raises that error."""
 
     def __init__(self, chance: random.Random) -> None:
         self.armed: BaseException | None = None
@@ -186,7 +186,7 @@ class FailingExchanges:
 
 @contextmanager
 def memory_for(allocations: float, error: BaseException | None = None) -> Iterator[list[int]]:
-    """Only so many arrays and tensors can be made within it; the one after raises. Yields how many were."""
+    """A block in which only so many arrays and tensors can be made; the next one raises. Yields how many were made."""
     made = [0]
 
     def limited(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,7 +205,7 @@ def memory_for(allocations: float, error: BaseException | None = None) -> Iterat
 
 
 class Life:
-    """A resident model whose deltas take turns, are attached anew, fail and are damaged, by chance."""
+    """A resident model whose deltas, at random, take turns, are attached anew, fail and are damaged."""
 
     def __init__(self, estate: Estate, dtype: torch.dtype, batch: dict[str, torch.Tensor], folder: Path) -> None:
         self.chance = random.Random(f"{estate.folder.name} {dtype}")
@@ -227,7 +227,7 @@ class Life:
         self.checked = self.failed_exchanges = self.failed_attachments = self.refused_files = 0
 
     def decoded(self, number: int) -> Delta:
-        """Read from its file, whatever is active in the arena meanwhile."""
+        """Read a delta from its file, whatever is active in the arena meanwhile."""
         return deltafile.read(
             self.estate.tasks[number].file, self.resident.checkpoint, self.resident.fingerprint.digest
         )
@@ -249,7 +249,7 @@ class Life:
         self.active = number
 
     def check(self) -> None:
-        """The answer is that of the active delta's own model, or of the base."""
+        """Check that the answer is that of the active delta's dedicated model, or of the base."""
         if self.active is None:
             assert self.resident.active is None
             found, expected = answer(self.resident.backbone, self.batch), self.estate.answers
@@ -261,7 +261,7 @@ class Life:
         self.checked += 1
 
     def fail_an_exchange(self, number: int) -> None:
-        """On the way from what is active to another task; the base is back, and what was spoiled is attached anew."""
+        """Fail on the way from the active task to another: the base is back, and spoiled deltas are attached anew."""
         involved = {n for n in (self.active, number) if n is not None}
         if number == self.active or all(self.attached[n].materialised for n in involved):
             return
@@ -278,7 +278,7 @@ class Life:
         self.failed_exchanges += 1
 
     def run_out_of_memory(self, number: int) -> None:
-        """While a task is attached; the active one goes on."""
+        """Fail while a task is attached; the active task goes on."""
         delta, materialised = self.decoded(number), self.chance.random() < 0.4
         with memory_for(float("inf")) as needed:
             self.resident.attach(delta, materialised=materialised)
@@ -289,7 +289,7 @@ class Life:
         self.failed_attachments += 1
 
     def refuse_a_damaged_file(self, number: int) -> None:
-        """A bit of its streams is flipped; the active task goes on."""
+        """Flip a bit of a file's streams; the active task goes on."""
         data = bytearray(self.estate.tasks[number].file.path.read_bytes())
         streams = 8 + int.from_bytes(data[:8], "little")
         data[self.chance.randrange(streams, len(data))] ^= 1 << self.chance.randrange(8)
@@ -318,7 +318,7 @@ class Life:
 
 
 def test_a_whole_tensor_is_decoded_while_another_of_its_shape_is_active(estates):
-    """What a file may bring whole is decided by the base's shapes, not by those of whatever is active."""
+    """Which tensors a file may bring whole depends on the base's shapes, not on those of the active delta."""
     estate = estates["gpt2"]
     resident = ResidentModel(open_base(str(estate.folder)))
     files = [task.file for task in estate.tasks if "wte.weight" in task.file.manifest.dense]
@@ -335,7 +335,7 @@ def test_a_whole_tensor_is_decoded_while_another_of_its_shape_is_active(estates)
 
 
 def stored_bytes(resident: ResidentModel) -> dict[int, bytes]:
-    """All memory the backbone's weights lie in, to the last byte of padding."""
+    """All memory that holds the backbone's weights, to the last byte of padding."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in resident.backbone.state_dict().values()}
     return {at: torch.empty(0, dtype=torch.uint8).set_(s).numpy().tobytes() for at, s in storages.items()}
 

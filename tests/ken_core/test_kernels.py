@@ -46,7 +46,7 @@ TWICE = [
     else kernel
     for kernel in KERNELS
 ]
-"""What an interpreter does twice takes a minute, and nothing but two exchanges."""
+"""Kernels for tests that exchange twice; in the interpreter this takes a minute, so there it is slow."""
 
 sizes = st.one_of(
     st.integers(1, 200),
@@ -61,7 +61,7 @@ def _two_numba_threads(_single_threaded) -> None:
 
 
 def random_bits(rng: np.random.Generator, count: int, dtype: torch.dtype) -> Bits:
-    """Any bits: NaN of every kind, infinities and denormals among them."""
+    """Any bits, including every kind of NaN, infinities and denormals."""
     return np.frombuffer(rng.bytes(count * dtype.itemsize), f"u{dtype.itemsize}")
 
 
@@ -99,7 +99,7 @@ def unpacked(segment: Segment) -> Mask:
 
 
 def expected_exchange(weights: Bits, segments: list[Segment]) -> tuple[Bits, Bits]:
-    """What one exchange leaves in the weights and in the delta's buffer, written out with numpy."""
+    """The weights and the delta's buffer after one exchange, computed with numpy."""
     after, held = weights.copy(), []
     for segment in segments:
         positions = segment.start + np.flatnonzero(unpacked(segment))
@@ -231,7 +231,7 @@ def test_the_number_of_threads_changes_nothing(threads, dtype):
 
 
 def test_warming_a_kernel_leaves_torchs_number_of_threads_alone():
-    """In a process of its own: it is the first start of numba's OpenMP threads that resets it."""
+    """The test runs in a process of its own: only the first start of numba's OpenMP threads resets the number."""
     script = (
         "import torch; torch.set_num_threads(1)\n"
         "assert torch.get_num_threads() == 1  # torch's own threads are set up here\n"
@@ -313,7 +313,7 @@ def test_the_kernel_for_a_gpu_is_tritons_and_compiled(dtype):
 @needs_triton
 @pytest.mark.parametrize("integer", ["i16", "i32", "i64"])
 def test_the_triton_kernel_compiles_for_a_gpu_and_keeps_everything_in_registers(integer, tmp_path, monkeypatch):
-    """What the interpreter accepts, the compiler need not; that needs no GPU."""
+    """The compiler may refuse what the interpreter accepts; compiling needs no GPU."""
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile

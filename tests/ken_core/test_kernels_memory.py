@@ -1,4 +1,4 @@
-"""Switching keeps no second copy of the weights, not even for a moment: a process of its own counts bytes."""
+"""Switching makes no second copy of the weights, not even for a moment, as counted in a process of its own."""
 
 from __future__ import annotations
 
