@@ -1,4 +1,4 @@
-"""The connection to one namespace of a server: client, names of keys, scripts, and redis-py's errors as ours."""
+"""The connection to one namespace of a server: client, names of keys, scripts, and errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SCRIPTS = ("change", "chunk", "delete", "keys", "lease")
 
 
 class Connection:
-    """What every part of the store is given. Safe to share between threads.
+    """The parts of a store share one connection. Safe to share between threads.
 
     Attributes:
-        where: the server's URL, fit for a log.
+        where: the server's URL without user, password and query.
         client: redis-py's client.
-        store_errors: a context manager; an error of redis-py inside its block leaves it as a `StoreError`.
+        store_errors: a context manager that turns redis-py's errors inside its block into `StoreError`.
     """
 
     def __init__(self, url: str, namespace: str = "default", timeout: float = 5.0) -> None:
@@ -31,11 +31,12 @@ class Connection:
         self._scripts = {name: self.client.register_script(_source(name)) for name in _SCRIPTS}
 
     def ping(self) -> None:
+        """Raises `StoreError` where the server does not answer."""
         with self.store_errors:
             self.client.ping()
 
     def warnings(self) -> list[str]:
-        """What about the server's own settings endangers deltas, as far as it tells."""
+        """Settings of the server that endanger deltas, in words. Empty where the server does not tell its settings."""
         try:
             memory = self.client.config_get("maxmemory*")
         except redis.RedisError:
@@ -49,35 +50,39 @@ class Connection:
         self.client.close()
 
     def run(self, script: str, keys: list[str], *arguments: str | float | bytes) -> Any:
-        """The answer of one of the scripts in the folder ``lua``."""
+        """Run a script of the folder ``lua``; returns its answer as redis-py gives it."""
         with self.store_errors:
             return self._scripts[script](keys=keys, args=arguments)
 
     def control_key(self, *parts: str) -> str:
-        """A key of the one hash slot that scripts change."""
+        """A key in the hash slot of all control keys, which the scripts change."""
         return ":".join((f"ken:{{{self._namespace}}}", *parts))
 
     def record_keys(self, name: str) -> list[str]:
-        """The keys every script that changes something writes last: the name's history, the stream, the revision."""
+        """The keys that `record.lua` writes: the history of a task (or ``@keys``), the events, the revision."""
         return [self.control_key("history", name), self.control_key("events"), self.control_key("revision")]
 
     def digest_key(self, kind: str, digest: str, *parts: str) -> str:
-        """A key in the digest's hash slot."""
+        """A key in the digest's own hash slot.
+
+        Args:
+            kind: ``delta``, ``blob``, ``parts`` or ``own-parts``.
+        """
         return ":".join((f"ken:{self._namespace}:{kind}:{{{digest}}}", *parts))
 
     def digest_keys(self, kind: str) -> str:
-        """A pattern of all digests' keys of one kind."""
+        """The pattern that finds the keys of one kind, whatever their digest."""
         return f"ken:{self._namespace}:{kind}:*"
 
 
 def _source(script: str) -> str:
-    """A script behind what all of them record a change with; the server's Lua has no way to include a file."""
+    """A script with `record.lua` in front of it, since the server's Lua cannot include a file."""
     folder = files("serving.store").joinpath("lua")
     return "\n".join(folder.joinpath(f"{name}.lua").read_text() for name in ("record", script))
 
 
 class _StoreErrors:
-    """Reentrant and stateless, so one instance serves all threads."""
+    """Has no state, so that blocks may be nested and one instance serves all threads."""
 
     def __init__(self, where: str) -> None:
         self._where = where

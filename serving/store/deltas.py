@@ -1,4 +1,4 @@
-"""Deltas in the store: chunks, and a manifest that makes them visible."""
+"""Deltas in the store: chunks, and the manifest that makes them visible."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ if TYPE_CHECKING:
     from ken_core import DeltaFile
 
 CHUNK_BYTES = 4 << 20
+"""Most bytes of one chunk."""
 
 
 class Deltas:
-    """Whole deltas in and out."""
+    """Whole deltas, written and read."""
 
     def __init__(self, connection: Connection, leases: Leases) -> None:
         self._connection = connection
         self._leases = leases
 
     def put(self, file: DeltaFile, progress: Callable[[int], None] = lambda size: None) -> None:
-        """Upload a delta under a lease; complete only once its manifest is there. Repeatable.
+        """Upload a delta under a lease. The manifest is written last and completes the delta. May be repeated.
 
         Args:
-            progress: called with the bytes of each chunk as it is written.
+            progress: called after each written chunk with the chunk's bytes.
+
+        Raises:
+            ConflictError: the file changed since it was opened.
         """
         client = self._connection.client
         with self._connection.store_errors, self._leases.shared(file.digest) as renew:
@@ -51,15 +55,15 @@ class Deltas:
             client.hset(self._key(file.digest), mapping=described)
 
     def has(self, digest: str) -> bool:
-        """Whether the store holds a delta whole."""
+        """Whether the store holds a complete delta of this digest."""
         with self._connection.store_errors:
             return bool(self._connection.client.exists(self._key(digest)))
 
     def fetch(self, digest: str, path: Path) -> None:
-        """Write a delta to `path`; the file appears only once its sha256 was found right.
+        """Write a delta to `path`. The file appears there only after its sha256 was compared with the digest.
 
         Raises:
-            StoreError: the store does not hold it whole.
+            StoreError: the store does not hold the delta, or holds it damaged.
         """
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         extent = self.extent(digest)
@@ -85,25 +89,25 @@ class Deltas:
             partial.unlink(missing_ok=True)
 
     def manifest(self, digest: str) -> dict[str, Any] | None:
-        """A stored delta's manifest, None where the store does not hold it."""
+        """A delta's manifest; None where the store does not hold the delta."""
         with self._connection.store_errors:
             raw = self._connection.client.hget(self._key(digest), "manifest")
         return orjson.loads(raw) if raw is not None else None
 
     def size(self, digest: str) -> int | None:
-        """A stored delta's bytes, None where the store does not hold it."""
+        """A delta's size in bytes; None where the store does not hold the delta."""
         with self._connection.store_errors:
             raw = self._connection.client.hget(self._key(digest), "size")
         return int(raw) if raw is not None else None
 
     def extent(self, digest: str) -> tuple[int, int] | None:
-        """A stored delta's bytes and number of chunks, None where the store does not hold it whole."""
+        """A delta's size in bytes and its number of chunks; None where the store does not hold the delta."""
         with self._connection.store_errors:
             size, count = self._connection.client.hmget(self._key(digest), "size", "count")
         return (int(size), int(count)) if size is not None and count is not None else None
 
     def delete(self, digest: str) -> None:
-        """Free a delta, or the chunks of one that never became whole. The caller holds the digest: `Leases.alone`."""
+        """Delete a delta, or the chunks of an upload that never completed. The caller holds `Leases.alone`."""
         client = self._connection.client
         with self._connection.store_errors:
             client.delete(self._key(digest))
@@ -118,5 +122,9 @@ class Deltas:
 
 
 def not_held(digest: str, where: str) -> StoreError:
-    """The error of a delta that the store does not hold."""
+    """The error for a delta that the store does not hold.
+
+    Args:
+        where: the store, as `Connection.where` names it.
+    """
     return StoreError(f"the store at {where} does not hold delta {digest}; publish it again")

@@ -1,4 +1,4 @@
-"""The revision that counts every change, and the stream that tells of them."""
+"""The revision, which counts changes, and the stream of events, which announces them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,36 @@ from serving.store.connection import Connection
 
 @dataclass(frozen=True)
 class Event:
-    """A change: of a task, or of the keys where `task` is ``@keys``."""
+    """The announcement of one change."""
 
     id: str
+    """Of the stream's entry."""
     task: str
+    """Name of the changed task, or ``@keys`` where API keys changed."""
     revision: int
+    """The store's revision after the change."""
 
 
 class Events:
-    """Following what others change. The stream is a hint; the revision decides."""
+    """Events and the revision, for readers that follow the store.
+
+    The stream is a hint: only the revision tells a reader whether it has seen every change.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def revision(self) -> int:
-        """The store's revision."""
+        """How many changes the store has seen."""
         with self._connection.store_errors:
             return int(self._connection.client.get(self._connection.control_key("revision")) or 0)
 
     def after(self, id: str, block_seconds: float) -> list[Event]:
-        """Changes later than the stream entry `id` (``$`` for new ones), waiting up to `block_seconds`."""
+        """Events after the stream entry `id`, at most 100; waits up to `block_seconds` for the first one.
+
+        Args:
+            id: ``0`` for all events the stream still has, ``$`` for those to come.
+        """
         stream, block = self._connection.control_key("events"), int(block_seconds * 1000)
         with self._connection.store_errors:
             answer = self._connection.client.xread({stream: id}, count=100, block=block)
@@ -37,7 +47,7 @@ class Events:
         return [Event(i.decode(), f[b"task"].decode(), int(f[b"revision"])) for i, f in flat]
 
     def last_id(self) -> str:
-        """The id of the newest stream entry, ``0`` where there is none."""
+        """The id of the newest stream entry; ``0`` where the stream is empty."""
         with self._connection.store_errors:
             newest = self._connection.client.xrevrange(self._connection.control_key("events"), count=1)
         return newest[0][0].decode() if newest else "0"

@@ -1,4 +1,4 @@
-"""Freeing what no task has and no upload holds."""
+"""Garbage collection: freeing deltas that no task has and no upload holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.store.uploads import Uploads
 
 
 class Garbage:
-    """Deltas, and chunks that never became one."""
+    """Deltas without a task, and chunks of uploads that never completed."""
 
     def __init__(self, connection: Connection, leases: Leases, deltas: Deltas, uploads: Uploads, tasks: Tasks) -> None:
         self._connection = connection
@@ -22,10 +22,10 @@ class Garbage:
         self._tasks = tasks
 
     def collect(self) -> tuple[int, int]:
-        """Delete deltas that no task has as a version and no upload holds.
+        """Delete each delta that is no task's version, and the chunks of uploads, unless an upload holds the digest.
 
         Returns:
-            How many deltas were deleted, and their bytes.
+            The number of digests freed, and the bytes of their deltas. An upload that never completed counts 0 bytes.
         """
         freed = count = 0
         for digest in self._digests():

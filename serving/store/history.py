@@ -1,4 +1,4 @@
-"""Who did what when: the newest changes of each task, and of the keys."""
+"""The history of each task and of the API keys: who changed what, and when."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from serving.store.connection import Connection
 
 
 class History:
-    """Reads what the scripts recorded."""
+    """Entries that the scripts wrote, each together with its change."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def of(self, name: str, count: int = 20) -> list[dict[str, Any]]:
-        """The newest changes of a task, or of the keys (``@keys``), newest first."""
+        """Up to `count` changes of a task, newest first; of the API keys for the name ``@keys``."""
         with self._connection.store_errors:
             rows = self._connection.client.lrange(self._connection.control_key("history", name), 0, count - 1)
         return [orjson.loads(row) for row in rows]
 
 
 def whoami() -> str:
-    """User and host, for the history of changes nobody put a name to."""
+    """This process's ``user@host``: the author of a change whose caller gave no name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

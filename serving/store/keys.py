@@ -1,4 +1,4 @@
-"""Records of API keys, kept as others made them: who may do what is decided elsewhere."""
+"""Records of API keys. The store keeps them as they come; `serving.security.keys` decides what a key allows."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from serving.store.connection import Connection
 from serving.store.history import whoami
 
 KEYS_CHANGED = "@keys"
-"""What history and events call a change of keys; no task can have this name."""
+"""The name that history and events give a change of keys. No task can have this name."""
 
 
 class Keys:
-    """Records by id. A change counts as one of a task does, so replicas see it and `Replicas.wait` waits for it."""
+    """Records by id. A change gets a revision as a task's change does, so `Replicas.wait` can wait for it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def all(self) -> dict[str, dict[str, Any]]:
-        """Every record, by id."""
+        """All records by id."""
         with self._connection.store_errors:
             return read_keys(self._connection.client.hgetall(self._connection.control_key("keys")))
 
     def locked(self) -> bool:
-        """Whether there ever was a key, here or where a replica read one: from then on servers stay locked."""
+        """Whether the store, or a replica that said so, ever had a key. From then on servers ask for one."""
         with self._connection.store_errors:
             return bool(self._connection.client.exists(self._connection.control_key("locked")))
 
     def lock(self, who: str | None = None) -> int:
-        """Remember that there was a key; returns the revision. Nothing that is done to keys takes it back."""
+        """Record for good that there was a key, whatever is done to keys later; returns the revision."""
         return self._change("lock", "", "", who)
 
     def put(self, id: str, record: dict[str, Any], who: str | None = None) -> int:
-        """Add or replace a record, anything JSON can hold, and `lock`; returns the revision."""
+        """Add or replace a record, and `lock`; returns the revision.
+
+        Args:
+            record: anything JSON can hold.
+        """
         return self._change("put-key", check_name("key", id), orjson.dumps(record).decode(), who)
 
     def drop(self, id: str, who: str | None = None) -> int:
-        """Forget a record; returns the revision.
+        """Delete a record; returns the revision.
 
         Raises:
             UnknownKeyError: no key has this id.
@@ -57,5 +61,5 @@ class Keys:
 
 
 def read_keys(rows: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Records by id, from what the store holds."""
+    """Records by id, from the fields of the hash that holds them."""
     return {id.decode(): orjson.loads(record) for id, record in rows.items()}

@@ -1,4 +1,4 @@
-"""Leases on a digest: uploads share it, `gc` wants it alone."""
+"""Leases on a digest: any number of uploads share a digest, garbage collection needs it alone."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from serving.store.connection import Connection
 LEASE_SECONDS = 600.0
 _PATIENCE_SECONDS = 30.0
 _UPLOADER = "http"
-"""One holder for all uploads by chunks: who sends a chunk may be another process than who sent the one before."""
+"""The one holder for all uploads by chunks, since each chunk of an upload may arrive at another process."""
 _COLLECTOR = "gc"
 
 
 class Leases:
-    """Holding a digest against `gc`."""
+    """Leases keep uploads of a digest and its collection by `Garbage` apart. Each ends after `LEASE_SECONDS`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @contextmanager
     def shared(self, digest: str) -> Iterator[Callable[[], object]]:
-        """Hold off `gc` for one digest; many may hold it at once. Yields what renews the lease."""
+        """Keep a digest from being collected during the block. Any number of callers may hold the digest at once.
+
+        Yields:
+            A function that renews the lease.
+
+        Raises:
+            StoreError: the digest was still being collected after `LEASE_SECONDS`.
+        """
         holder = uuid.uuid4().hex
         self._wait_for(digest, holder, LEASE_SECONDS)
         try:
@@ -35,15 +42,22 @@ class Leases:
             self._drop(digest, holder)
 
     def hold_for_upload(self, digest: str) -> None:
-        """Hold off `gc` for `LEASE_SECONDS` from now, so that what is uploaded lasts until the next step.
+        """Keep a digest from being collected for `LEASE_SECONDS` from now, so that an upload lasts until its next step.
 
-        Nobody drops this lease: another client's upload of the same digest may count on it.
+        This lease is never dropped, because another client's upload of the same digest may rely on it.
+
+        Raises:
+            StoreError: the digest was still being collected after 30 seconds.
         """
         self._wait_for(digest, _UPLOADER, _PATIENCE_SECONDS)
 
     @contextmanager
     def alone(self, digest: str) -> Iterator[bool]:
-        """Hold a digest as `gc` does, and hold off all uploads of it. Yields False where an upload holds it."""
+        """Hold a digest for its collection during the block: uploads of the digest wait.
+
+        Yields:
+            Whether the digest is held; False where an upload or another collection holds it.
+        """
         taken = self._take(digest, _COLLECTOR)
         try:
             yield taken

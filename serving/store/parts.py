@@ -1,6 +1,6 @@
-"""Chunks of an upload that is not complete, and the file that they make.
+"""The chunks of an upload that is not complete, and the file they make together.
 
-Chunks wait in a hash of their own, apart from what readers fetch, so that whoever may upload can damage no delta.
+The chunks of an upload wait in a hash of their own. Readers never fetch from there, so no upload can damage a delta.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ken_core import DeltaFile
 
 MOST_CHUNKS = 1 << 14
-"""64 GiB in full chunks."""
+"""Most chunks of one delta: 64 GiB if all are full."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,19 @@ class Upload:
 
     digest: str
     received: tuple[int, ...]
-    """Positions of the chunks that are there, in order."""
+    """Positions of the chunks that the store has, in order."""
     bytes: int
+    """Of these chunks together."""
     complete: bool
-    """The store holds the delta: nothing needs to be sent."""
+    """Whether the store holds the delta, so that nothing needs to be sent."""
 
 
 class Parts:
-    """The chunks of one upload, by position.
+    """The chunks of one upload.
 
     Args:
-        key: of their hash.
+        key: name of the hash that holds the chunks by position.
+        digest: sha256 that the whole file must have.
     """
 
     def __init__(self, connection: Connection, key: str, digest: str) -> None:
@@ -64,15 +66,16 @@ class Parts:
     def assembled(
         self, check: Callable[[Path], DeltaFile], folder: Path, hold: Callable[[], None]
     ) -> Iterator[DeltaFile]:
-        """The file that chunks make, while it is needed. Chunks that make none are dropped.
+        """The file that the chunks make together. It is deleted after the block.
 
         Args:
-            check: opens a file as a delta; whatever it raises refuses the upload.
+            check: opens a file as a delta. Any error it raises refuses the upload.
             folder: a folder with room for the file.
-            hold: keeps the chunks for `LEASE_SECONDS` more.
+            hold: called before each chunk is read; keeps the chunks for `LEASE_SECONDS` more.
 
         Raises:
-            InvalidInputError: chunks are missing, or their sha256 is not the digest.
+            InvalidInputError: chunks are missing; or the file's sha256 is not the digest, and all chunks are dropped.
+            KenError: from `check`. All chunks are dropped, unless `check` had no time or room to judge the file.
         """
         path = folder / f".{self._digest}.{uuid.uuid4().hex}.partial"
         try:
@@ -82,7 +85,7 @@ class Parts:
             path.unlink(missing_ok=True)
 
     def drop(self) -> None:
-        """Forget all chunks."""
+        """Delete all chunks."""
         with self._connection.store_errors:
             self._connection.client.delete(self._key)
 
@@ -114,9 +117,9 @@ class Parts:
         try:
             return check(path)
         except (DeadlineError, OverloadedError, UnavailableError):
-            raise  # nothing is known of it yet
+            raise  # the file was not judged: the same chunks may be committed again
         except KenError:
-            self.drop()  # these bytes are what was meant, so sending them again would not help
+            self.drop()  # the bytes are those of the digest, so sending them again would not help
             raise
 
     def _received(self) -> tuple[int, ...]:
@@ -125,11 +128,11 @@ class Parts:
 
 
 def check_chunk(digest: str, i: int, data: bytes) -> None:
-    """Whether a chunk can be one, before anything is asked of the store.
+    """Check a chunk before the store is asked anything.
 
     Raises:
-        InvalidInputError: no digest, no position of a chunk, or an empty chunk.
-        TooLargeError: more than `CHUNK_BYTES`.
+        InvalidInputError: not a digest, not a chunk's position, or an empty chunk.
+        TooLargeError: more than `CHUNK_BYTES` bytes.
     """
     check_digest(digest)
     if not 0 <= i < MOST_CHUNKS:

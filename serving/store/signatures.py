@@ -1,4 +1,4 @@
-"""Signatures of deltas in the store: a field a key in the delta's hash, so that they come and go with it."""
+"""Signatures of deltas: one field for each public key in the delta's own hash, so they are deleted with the delta."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FIELD = "signature:"
 
 
 class Signatures:
-    """Who vouches for a delta. Whether that counts is up to who reads."""
+    """The signatures kept with each delta. Readers decide which keys they trust."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def of(self, digest: str) -> tuple[Signature, ...]:
-        """A delta's signatures, unchecked, one a key; what is none is left out.
+        """A delta's signatures, at most one for each public key. They are not verified; unreadable ones are left out.
 
         Raises:
             StoreError: the store does not hold the delta.
@@ -35,7 +35,10 @@ class Signatures:
         return tuple(_readable(zip(signed, values, strict=True)))
 
     def add(self, digest: str, signatures: Iterable[Signature]) -> None:
-        """To a delta that the store holds, under a lease: the hash alone would make others believe it is whole."""
+        """Keep signatures with a delta. The caller holds a lease and knows that the store holds the delta.
+
+        Otherwise this would make a hash that has signatures alone, and readers would take the delta for complete.
+        """
         fields = {_FIELD + s.key: s.signature for s in signatures}
         if fields:
             with self._connection.store_errors:

@@ -1,4 +1,4 @@
-"""What the store knows of tasks and keys, as plain records."""
+"""Plain records of what the store knows: a task, and the table of all tasks and API keys."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from serving.routing.routes import Route
 
 @dataclass(frozen=True)
 class Task:
-    """A task as the store knows it; `aliases` maps alias to digest."""
+    """A task as the store knows it."""
 
     name: str
     revision: int
+    """The store's revision after the task's last change."""
     aliases: dict[str, str]
+    """Alias -> digest."""
     versions: tuple[str, ...]
     """Digests, oldest first."""
     route: Route | None = None
-    """How requests that name no alias are split, and who gets copies of them; None: all to ``live``, and nobody."""
+    """How requests that name no alias are split, and which version gets copies. None: all to ``live``, no copies."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All tasks and keys at one revision of the store."""
+    """All tasks and API keys at one revision of the store."""
 
     revision: int
     tasks: dict[str, Task]
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
     locked: bool = False
-    """There are keys, or were."""
+    """Whether there ever was an API key."""

@@ -1,4 +1,4 @@
-"""Uploads in chunks that may stop and go on: nothing is visible until all of it was checked."""
+"""Uploads in chunks, which may stop and go on later. A delta becomes visible only after all of it was checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Uploads:
-    """A delta in, chunk by chunk, from whoever cannot reach the store."""
+    """Uploads for clients that cannot reach the store themselves. All clients share the upload of a digest."""
 
     def __init__(self, connection: Connection, leases: Leases, deltas: Deltas) -> None:
         self._connection = connection
@@ -27,13 +27,13 @@ class Uploads:
         self._deltas = deltas
 
     def put_chunk(self, digest: str, i: int, data: bytes) -> None:
-        """Keep chunk `i`, from 0, of a delta. Repeatable, in any order; ignored once the delta is complete.
+        """Keep chunk `i`, counted from 0, of a delta. Chunks may come in any order, and more than once.
 
-        Holds `gc` off the digest for `LEASE_SECONDS`.
+        A chunk of a complete delta is ignored. The digest is kept from being collected for `LEASE_SECONDS`.
 
         Raises:
-            InvalidInputError: no digest, no position of a chunk, or an empty chunk.
-            TooLargeError: more than `CHUNK_BYTES`.
+            InvalidInputError: not a digest, not a chunk's position, or an empty chunk.
+            TooLargeError: more than `CHUNK_BYTES` bytes.
         """
         check_chunk(digest, i, data)
         self._leases.hold_for_upload(digest)
@@ -42,7 +42,10 @@ class Uploads:
                 self._connection.client.hset(self._key(digest), str(i), data)
 
     def progress(self, digest: str) -> Upload:
-        """What is there of a delta; holds `gc` off it for `LEASE_SECONDS`, so that it can be counted on."""
+        """How far the upload of a delta has come.
+
+        The digest is kept from being collected for `LEASE_SECONDS`, so that a client may rely on the answer.
+        """
         self._leases.hold_for_upload(check_digest(digest))
         extent = self._deltas.extent(digest)
         if extent is None:
@@ -51,18 +54,18 @@ class Uploads:
         return Upload(digest, tuple(range(count)), size, complete=True)
 
     def commit(self, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
-        """Make a delta of the chunks 0 to n - 1, if that is what they are. Nothing to do where it is complete.
+        """Make a delta of the chunks 0 to n - 1. Does nothing where the store already holds the delta.
 
-        `gc` leaves the delta alone for `LEASE_SECONDS` more: the time to publish it. The store holds it twice for
-        a moment.
+        The delta is kept from being collected for `LEASE_SECONDS`: the time to publish it. For a moment the store
+        holds its bytes twice.
 
         Args:
-            check: opens a file as a delta; whatever it raises refuses the upload.
-            folder: a folder with room for the file meanwhile.
+            check: opens a file as a delta. Any error it raises refuses the upload.
+            folder: a folder with room for the file.
 
         Raises:
-            InvalidInputError: chunks are missing, or their sha256 is not the digest: all are dropped then, because
-                any of them may be the wrong one.
+            InvalidInputError: chunks are missing; or their sha256 is not the digest, and all chunks are dropped,
+                because any of them may be the wrong one.
         """
         hold = partial(self._leases.hold_for_upload, check_digest(digest))
         hold()
@@ -75,11 +78,11 @@ class Uploads:
                 parts.drop()
                 hold()
         except InvalidInputError:
-            if not self._deltas.has(digest):  # else another commit of the same chunks took them, and all is well
+            if not self._deltas.has(digest):  # otherwise another commit took the same chunks and made the delta
                 raise
 
     def drop(self, digest: str) -> None:
-        """Forget the chunks of a delta."""
+        """Delete the chunks of an upload."""
         self._parts(digest).drop()
 
     def _parts(self, digest: str) -> Parts:

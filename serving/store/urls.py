@@ -1,4 +1,4 @@
-"""Connecting to Redis or Valkey, alone, behind Sentinel, or as a cluster."""
+"""URLs of Redis or Valkey: a client for a single server, a Sentinel's service or a cluster; URLs fit for a log."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "redis
 
 
 def connect(url: str, timeout: float = 5.0) -> Client:
-    """A client that retries twice on broken connections. Nothing is sent yet, except to a cluster.
+    """A client that retries twice on broken connections. Sends nothing yet, except to a cluster.
 
     Args:
         url: ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), ``unix:///path``,
             ``redis+sentinel://[user:password@]host:port,host:port/service[/db]`` or ``redis+cluster://host:port``.
-            TLS files go in the query as redis-py names them, e.g. ``?ssl_ca_certs=/run/ca.pem``.
-        timeout: seconds for connecting and for an answer.
+            TLS files go into the query under redis-py's names, e.g. ``?ssl_ca_certs=/run/ca.pem``.
+        timeout: seconds for connecting, and for an answer.
 
     Raises:
-        StartError: a URL of another form.
+        StartError: the URL has another form.
     """
     try:
         scheme = urlsplit(url).scheme
@@ -59,7 +59,7 @@ def connect(url: str, timeout: float = 5.0) -> Client:
 
 
 def printable(url: str) -> str:
-    """The URL without user, password and query, fit for a log."""
+    """The URL without user, password and query, for messages and logs."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
 

@@ -13,6 +13,7 @@ import pytest
 from ken_core import DeltaFile, KenError, deltafile
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
 from serving.routing.routes import Route
+from serving.security.signatures import Signature
 from serving.store import Store
 from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
@@ -540,6 +541,7 @@ def test_waiting_for_nobody_ends_at_once(store: Store) -> None:
 
 
 SECRET = "hunter2-s3cret"
+SIGNATURE = Signature(key="A" * 43 + "=", signature="A" * 86 + "==")
 
 
 @pytest.fixture(scope="module")
@@ -549,51 +551,67 @@ def unreachable() -> Store:
 
 def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callable[[], object]]:
     return {
-        "ping": store.connection.ping,
-        "put": lambda: store.deltas.put(file),
-        "has": lambda: store.deltas.has(file.digest),
-        "fetch": lambda: store.deltas.fetch(file.digest, folder / "fetched"),
-        "manifest": lambda: store.deltas.manifest(file.digest),
-        "size": lambda: store.deltas.size(file.digest),
-        "publish": lambda: store.tasks.publish("spam", file),
-        "promote": lambda: store.tasks.promote("spam", file.digest),
-        "publish_digest": lambda: store.tasks.publish_digest("spam", file.digest),
-        "rollback": lambda: store.tasks.rollback("spam"),
-        "set_route": lambda: store.tasks.set_route("spam", None),
-        "rollback_route": lambda: store.tasks.rollback_route("spam"),
-        "delete": lambda: store.tasks.delete("spam"),
-        "delete_version": lambda: store.tasks.delete_version("spam", file.digest),
-        "put_chunk": lambda: store.uploads.put_chunk(file.digest, 0, b"data"),
-        "uploaded": lambda: store.uploads.progress(file.digest),
-        "commit_upload": lambda: store.uploads.commit(file.digest, deltafile.open_file, folder),
-        "keys": store.keys.all,
-        "locked": store.keys.locked,
-        "lock": store.keys.lock,
-        "known": lambda: store.tasks.known("spam"),
-        "put_own_chunk": lambda: store.own_uploads.put_chunk("me", file.digest, 0, b"data"),
-        "own_upload": lambda: store.own_uploads.progress("me", file.digest),
-        "commit_own_upload": lambda: store.own_uploads.commit("me", file.digest, deltafile.open_file, folder),
-        "put_key": lambda: store.keys.put("one", {}),
-        "drop_key": lambda: store.keys.drop("one"),
-        "task": lambda: store.tasks.get("spam"),
-        "table": store.tasks.table,
-        "revision": store.events.revision,
-        "history": lambda: store.history.of("spam"),
-        "events": lambda: store.events.after("0", 0.01),
-        "last_event": store.events.last_id,
-        "report": lambda: store.replicas.report("one", 1),
-        "retire": lambda: store.replicas.retire("one"),
-        "replicas": store.replicas.revisions,
-        "addresses": store.replicas.addresses,
-        "wait": lambda: store.replicas.wait(1, 0.0),
-        "gc": store.garbage.collect,
+        "connection.ping": store.connection.ping,
+        "deltas.put": lambda: store.deltas.put(file),
+        "deltas.has": lambda: store.deltas.has(file.digest),
+        "deltas.fetch": lambda: store.deltas.fetch(file.digest, folder / "fetched"),
+        "deltas.manifest": lambda: store.deltas.manifest(file.digest),
+        "deltas.size": lambda: store.deltas.size(file.digest),
+        "deltas.extent": lambda: store.deltas.extent(file.digest),
+        "deltas.delete": lambda: store.deltas.delete(file.digest),
+        "signatures.of": lambda: store.signatures.of(file.digest),
+        "signatures.add": lambda: store.signatures.add(file.digest, [SIGNATURE]),
+        "leases.shared": lambda: store.leases.shared(file.digest).__enter__(),
+        "leases.alone": lambda: store.leases.alone(file.digest).__enter__(),
+        "leases.hold_for_upload": lambda: store.leases.hold_for_upload(file.digest),
+        "uploads.put_chunk": lambda: store.uploads.put_chunk(file.digest, 0, b"data"),
+        "uploads.progress": lambda: store.uploads.progress(file.digest),
+        "uploads.commit": lambda: store.uploads.commit(file.digest, deltafile.open_file, folder),
+        "uploads.drop": lambda: store.uploads.drop(file.digest),
+        "own_uploads.put_chunk": lambda: store.own_uploads.put_chunk("me", file.digest, 0, b"data"),
+        "own_uploads.progress": lambda: store.own_uploads.progress("me", file.digest),
+        "own_uploads.commit": lambda: store.own_uploads.commit("me", file.digest, deltafile.open_file, folder),
+        "tasks.publish": lambda: store.tasks.publish("spam", file),
+        "tasks.publish_digest": lambda: store.tasks.publish_digest("spam", file.digest),
+        "tasks.promote": lambda: store.tasks.promote("spam", file.digest),
+        "tasks.rollback": lambda: store.tasks.rollback("spam"),
+        "tasks.set_route": lambda: store.tasks.set_route("spam", None),
+        "tasks.rollback_route": lambda: store.tasks.rollback_route("spam"),
+        "tasks.delete": lambda: store.tasks.delete("spam"),
+        "tasks.delete_version": lambda: store.tasks.delete_version("spam", file.digest),
+        "tasks.get": lambda: store.tasks.get("spam"),
+        "tasks.known": lambda: store.tasks.known("spam"),
+        "tasks.table": store.tasks.table,
+        "tasks.have_version": lambda: store.tasks.have_version(file.digest),
+        "keys.all": store.keys.all,
+        "keys.locked": store.keys.locked,
+        "keys.lock": store.keys.lock,
+        "keys.put": lambda: store.keys.put("one", {}),
+        "keys.drop": lambda: store.keys.drop("one"),
+        "history.of": lambda: store.history.of("spam"),
+        "events.revision": store.events.revision,
+        "events.after": lambda: store.events.after("0", 0.01),
+        "events.last_id": store.events.last_id,
+        "replicas.report": lambda: store.replicas.report("one", 1),
+        "replicas.retire": lambda: store.replicas.retire("one"),
+        "replicas.revisions": store.replicas.revisions,
+        "replicas.addresses": store.replicas.addresses,
+        "replicas.wait": lambda: store.replicas.wait(1, 0.0),
+        "garbage.collect": store.garbage.collect,
     }
+
+
+def methods(store: Store) -> set[str]:
+    """Of every part; the connection, which the parts share, has a test of its own."""
+    parts = {name: part for name, part in vars(store).items() if name != "connection"}
+    return {f"{name}.{method}" for name, part in parts.items() for method in vars(type(part)) if method[0] != "_"}
 
 
 def test_every_method_says_which_store_does_not_answer_and_keeps_the_password_to_itself(
     unreachable: Store, deltas: Deltas, tmp_path: Path
 ) -> None:
     calls = every_call(unreachable, deltas.spam, tmp_path)
+    assert set(calls) == methods(unreachable) | {"connection.ping"}
     with ThreadPoolExecutor(len(calls)) as pool:
         errors = dict(zip(calls, pool.map(lambda call: raised(call), calls.values()), strict=True))
     for name, error in errors.items():
