@@ -40,7 +40,7 @@ _OLD_POOLING: Mapping[str, Pooling] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last",
 }
-"""The order in which SentenceTransformer concatenates the results of several modes."""
+"""Keys of the old form -> modes, in the order in which SentenceTransformer concatenates several modes."""
 _NEW_POOLING: Mapping[str, Pooling] = {"lasttoken": "last", **{mode: mode for mode in POOLINGS if mode != "last"}}
 _POOLING_KEYS = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"}
 _DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function", "use_residual"} | {

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoModel,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -195,7 +194,3 @@ class Deltas:
 def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Label -> score."""
     return {row["label"]: row["score"] for row in rows}
-
-
-def load_backbone(folder: Path) -> PreTrainedModel:
-    return AutoModel.from_pretrained(folder).eval()
