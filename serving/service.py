@@ -7,8 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,13 +18,13 @@ import torch
 
 from ken_core import Checkpoint, DeltaFile, KenError, ResidentModel, deltafile, open_base
 from ken_core.errors import CheckpointChangedError
-from ken_core.tokenization import Encoded
+from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
 from serving.cores import usable_cores
 from serving.engine.engine import Engine, Timing
 from serving.engine.fitness import Fitness
 from serving.engine.scheduler import Limits
-from serving.errors import ChangedBaseError, DeadlineError, StartError, TooLargeError, UnavailableError
+from serving.errors import ChangedBaseError, DeadlineError, StartError
 from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import (
     Prepared,
@@ -84,10 +83,15 @@ class Service:
         self.settings = settings
         self.replica = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
         self.metrics = Metrics(self.replica, settings.metric_tasks)
-        self.draining = False
-        self.ready = False
-        self.in_flight = 0
-        self._preparing = 0
+        self.admission = Admission(
+            AdmissionLimits(
+                settings.max_requests,
+                settings.max_inputs,
+                settings.max_tokens,
+                settings.queue_rows,
+                settings.batch_rows,
+            )
+        )
         self.tracer = tracer_from_environment(self.replica)
         folder = settings.data_dir.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,7 @@ class Service:
             self.cache,
             self.metrics,
             limits,
-            queue_rows=settings.queue_rows,
+            admission=self.admission,
             packed_bytes=settings.packed_bytes,
             materialised_bytes=settings.materialised_bytes,
             threads=threads,
@@ -128,7 +132,7 @@ class Service:
         self.workers = Workers(max(2, min(threads // 2, _MOST_WORKERS)))
         self.shadows = Shadows(
             partial(self.predict, client="shadows"),
-            self._is_busy,
+            partial(self.admission.is_busy, self.engine),
             self.metrics.answers,
             settings.request_timeout_seconds,
         )
@@ -147,10 +151,10 @@ class Service:
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
             self.engine.tiers.release(loaded)
-        self.ready = True
+        self.admission.ready = True
 
     def stop(self) -> None:
-        self.ready = False
+        self.admission.ready = False
         self._watch.stop()
         self.workers.stop()
         self.engine.stop()
@@ -162,22 +166,15 @@ class Service:
         """Raise unless this replica can answer; Ray replaces it then."""
         self.engine.check()
 
-    def admit(self) -> None:
-        """Raises `UnavailableError` while starting or draining."""
-        if self.draining:
-            raise UnavailableError("the server is stopping; another replica answers, or try again later")
-        if not self.ready:
-            raise UnavailableError("the server is starting; try again in a moment")
-
     async def drain(self, seconds: float) -> int:
         """Admit nothing more and wait for what was accepted; how many requests are left when time is up."""
-        self.draining = True
+        self.admission.draining = True
         await self.shadows.clear()
         deadline = time.monotonic() + seconds
-        while self.in_flight and time.monotonic() < deadline:
+        while self.admission.requests and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
         await asyncio.to_thread(self._watch.stop)
-        return self.in_flight
+        return self.admission.requests
 
     async def predict(
         self,
@@ -217,10 +214,14 @@ class Service:
                     checked = check(pipeline.parameters, parameters)
                     check_side(checked, loaded.spec)
                     items = check_inputs(pipeline, inputs)
-                    with self._in_line(len(inputs)), refusing_what_its_tokenizer_cannot_read():
+                    with (
+                        self.admission.preparation(self.engine, len(inputs)),
+                        refusing_what_its_tokenizer_cannot_read(),
+                    ):
                         prepared = await self.workers.run(client, pipeline.prepare(items, loaded.spec, checked))
                     rows = [row for one in prepared for row in one.rows]
-                    self._refuse_too_long(rows)
+                    tokens = sum(map(len, rows))
+                    self.admission.check_tokens(tokens)
                     encoded = time.monotonic()
                     raws, timing = await self.engine.run(loaded, pipeline, rows, deadline)
                 finally:
@@ -233,7 +234,7 @@ class Service:
         except TimeoutError:
             raise DeadlineError(f"no answer within {timeout:g} s") from None
         truncated = [i for i, one in enumerate(prepared) if one.truncated]
-        return Answer(digest, pipeline.kind, outputs, truncated, sum(map(len, rows)), timing)
+        return Answer(digest, pipeline.kind, outputs, truncated, tokens, timing)
 
     async def longest_input(self, digest: str) -> int:
         """Tokens that a task takes of one input; raises as `predict` does where it cannot be loaded."""
@@ -282,38 +283,13 @@ class Service:
         if self._trusted is not None:
             self._trusted.check(digest, (*sent, *kept()))
 
-    def _is_busy(self) -> bool:
-        """Whether more waits than the next forward pass takes."""
-        return self.draining or self.engine.waiting + self._preparing > self.settings.batch_rows
-
-    def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
-        tokens, most = sum(map(len, rows)), self.settings.max_tokens
-        if tokens > most:
-            raise TooLargeError(
-                f"the request has {tokens} tokens, at most {most} are allowed in one; send fewer or shorter inputs"
-            )
-
     async def _acquire(self, digest: str, inputs: int) -> Loaded:
         """The task on the device."""
         try:
-            with self._in_line(inputs):
+            with self.admission.preparation(self.engine, inputs):
                 return await self.engine.tiers.acquire(digest)
         except CheckpointChangedError as error:
             raise ChangedBaseError(f"delta {digest} cannot be loaded: {error}") from error
-
-    @contextmanager
-    def _in_line(self, inputs: int) -> Iterator[None]:
-        """Count inputs that wait for their task or their turn as much as those that wait for a batch.
-
-        Raises:
-            OverloadedError: so many are too many.
-        """
-        self.engine.refuse_if_full(self._preparing, inputs)
-        self._preparing += inputs
-        try:
-            yield
-        finally:
-            self._preparing -= inputs
 
     def _store_changed(self, up: bool) -> None:
         self.metrics.store_up.set(up)
@@ -328,8 +304,9 @@ class Service:
         self.metrics.resident_bytes.set(self.resident.nbytes)
         self.metrics.gauge("ken_queue_rows", "Inputs waiting for a forward pass", lambda: self.engine.waiting)
         explained = "Inputs waiting for their task to be on the device, or for their turn to be encoded"
-        self.metrics.gauge("ken_loading_rows", explained, lambda: self._preparing)
-        self.metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: self.in_flight)
+        self.metrics.gauge("ken_loading_rows", explained, lambda: self.admission.preparing)
+        explained = "Requests accepted and not answered"
+        self.metrics.gauge("ken_requests_in_flight", explained, lambda: self.admission.requests)
         self.metrics.gauge(
             "ken_base_file_changed",
             "Whether the base's file was found to hold other weights than the resident ones",

@@ -64,7 +64,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         seconds=service.settings.request_timeout_seconds,
         shape_of=lambda path: protocol_of(path).shape,
     )
-    app.add_middleware(InFlight, service=service)
+    app.add_middleware(InFlight, admission=service.admission)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     app.add_middleware(HeadAsGet)
     headers.install(app, service.settings)

@@ -160,7 +160,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     @routes.get("/health/ready", responses=of_health)
     async def ready() -> Ready:
         """Whether new requests are admitted: 503 while starting or stopping."""
-        service.admit()
+        service.admission.check_open()
         service.check()
         return Ready(ready=True)
 
@@ -217,7 +217,7 @@ def _named(model: str, version: str) -> str:
 
 
 def _ready(service: Service, found: Resolved) -> ModelReady:
-    service.admit()
+    service.admission.check_open()
     service.check()
     return ModelReady(name=found.task, ready=True)
 

@@ -60,7 +60,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     @routes.get("/readyz")
     async def readyz() -> Status:
         """Whether new requests are admitted: 503 while starting or stopping."""
-        service.admit()
+        service.admission.check_open()
         service.check()
         return Status(status="ready")
 

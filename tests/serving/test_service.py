@@ -332,14 +332,14 @@ def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
 
     async def fill() -> list[Answer]:
         waiting = [asyncio.create_task(ask(service, "spam", text)) for text in ("rain", "sun", "snow")]
-        await until(lambda: service._preparing == 3)
+        await until(lambda: service.admission.preparing == 3)
         with pytest.raises(OverloadedError, match="3 inputs wait already"):
             await ask(service, "spam", "hail")
         may_load.set()
         return await asyncio.gather(*waiting)
 
     assert len(asyncio.run(fill())) == 3
-    assert service._preparing == 0
+    assert service.admission.preparing == 0
 
 
 # Life
@@ -351,7 +351,7 @@ def test_preloaded_tasks_are_on_the_device_before_the_replica_is_ready(
     publish("spam", deltas.spam)
     publish("topic", deltas.topic)
     service = make_service(preload=("spam",))
-    assert service.ready
+    assert service.admission.ready
     assert service.cache.hits["store"] == 1
     assert service.engine.tiers.packed_nbytes > 0
 
@@ -363,17 +363,17 @@ def test_a_preloaded_task_that_is_unknown_stops_the_start(make_service: MakeServ
 
 def test_a_replica_admits_requests_only_between_start_and_drain(make_service: MakeService) -> None:
     service = make_service()
-    service.admit()
+    service.admission.check_open()
     service.check()
     assert asyncio.run(service.drain(1)) == 0
     with pytest.raises(UnavailableError, match="stopping"):
-        service.admit()
+        service.admission.check_open()
 
 
 def test_a_replica_that_has_not_started_admits_nothing(tiny: Tiny, embedded_url: str, tmp_path: Path) -> None:
     service = Service(load_settings(base=str(tiny.base_folder), data_dir=tmp_path), embedded_url)
     with pytest.raises(UnavailableError, match="starting"):
-        service.admit()
+        service.admission.check_open()
 
 
 def test_a_restarted_replica_serves_what_its_disk_holds_while_the_store_is_down(

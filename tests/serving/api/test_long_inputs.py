@@ -169,4 +169,4 @@ def test_texts_of_a_request_that_ended_are_not_encoded(
 
     asyncio.run(asking())
     assert (held.passed, len(service.workers)) == (2, 0)
-    assert service._preparing == 0
+    assert service.admission.preparing == 0

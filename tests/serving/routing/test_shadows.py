@@ -238,7 +238,7 @@ def test_a_drain_gives_shadows_up_and_takes_no_more(
         with Blocked(service.engine):
             service.shadows.offer("spam", twin.digest, TEXTS, {}, before)
             await until(lambda: service.engine.waiting == len(TEXTS))
-            assert service.in_flight == 0
+            assert service.admission.requests == 0
             assert await service.drain(20) == 0
             assert len(service.shadows) == 0
             service.shadows.offer("spam", twin.digest, TEXTS, {}, before)
