@@ -59,7 +59,7 @@ _MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """One output an input, the digest that made them, and how long the stages took."""
 
     digest: str
@@ -184,7 +184,7 @@ class Service:
         timeout: float,
         kind: str | None = None,
         client: Hashable = None,
-    ) -> Answer:
+    ) -> Prediction:
         """Answer a task's inputs.
 
         Args:
@@ -234,7 +234,7 @@ class Service:
         except TimeoutError:
             raise DeadlineError(f"no answer within {timeout:g} s") from None
         truncated = [i for i, one in enumerate(prepared) if one.truncated]
-        return Answer(digest, pipeline.kind, outputs, truncated, tokens, timing)
+        return Prediction(digest, pipeline.kind, outputs, truncated, tokens, timing)
 
     async def longest_input(self, digest: str) -> int:
         """Tokens that a task takes of one input; raises as `predict` does where it cannot be loaded."""

@@ -14,13 +14,13 @@ from fastapi import Request
 from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, OverloadedError, ServingError
-from serving.service import Answer, Service
+from serving.service import Prediction, Service
 
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 
 
 @dataclass(frozen=True)
-class Question:
+class TaskQuery:
     """What a request asks, whatever protocol it came by.
 
     Attributes:
@@ -39,17 +39,17 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answered:
+class TaskAnswer:
     """An answer and the task, without alias, that it is an answer of."""
 
     task: str
-    answer: Answer
+    prediction: Prediction
 
     @property
     def headers(self) -> dict[str, str]:
         """Which delta answered, and what the stages took (milliseconds)."""
-        stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.answer.timing.stages())
-        return {"X-Ken-Delta": self.answer.digest, "Server-Timing": stages}
+        stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.prediction.timing.stages())
+        return {"X-Ken-Delta": self.prediction.digest, "Server-Timing": stages}
 
 
 class Predictor:
@@ -65,8 +65,8 @@ class Predictor:
         self.resolve = resolver
 
     async def __call__(
-        self, request: Request, read: Callable[[], Awaitable[Question]], task: str | None = None
-    ) -> Answered:
+        self, request: Request, read: Callable[[], Awaitable[TaskQuery]], task: str | None = None
+    ) -> TaskAnswer:
         """Answer a request.
 
         Args:
@@ -88,13 +88,13 @@ class Predictor:
                 self.resolve.authenticate(request)
             else:
                 resolved = self.resolve(request, task)
-            question = await read()
-            resolved = resolved or self.resolve(request, question.task, question.key)
-            self._admission.check_count(len(question.inputs))
-            answer = await self._answer(resolved, question, timeout)
-            code, stages = 200, answer.timing.stages()
-            self._shadow(resolved, question, answer)
-            return Answered(resolved.task, answer)
+            query = await read()
+            resolved = resolved or self.resolve(request, query.task, query.key)
+            self._admission.check_count(len(query.inputs))
+            prediction = await self._predict(resolved, query, timeout)
+            code, stages = 200, prediction.timing.stages()
+            self._shadow(resolved, query, prediction)
+            return TaskAnswer(resolved.task, prediction)
         except ServingError as error:
             code = error.status
             raise
@@ -120,15 +120,15 @@ class Predictor:
         if self._service.tracer is not None:
             self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
 
-    async def _answer(self, resolved: Resolved, question: Question, timeout: float) -> Answer:
+    async def _predict(self, resolved: Resolved, query: TaskQuery, timeout: float) -> Prediction:
         """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
         ends = time.monotonic() + timeout
         ask = partial(
             self._service.predict,
             resolved.digest,
-            question.inputs,
-            question.parameters,
-            kind=question.kind,
+            query.inputs,
+            query.parameters,
+            kind=query.kind,
             client=resolved.client,
         )
         with self._admission.prediction(self._service.engine):
@@ -139,10 +139,10 @@ class Predictor:
                     raise
                 return await ask(timeout=ends - time.monotonic())
 
-    def _shadow(self, resolved: Resolved, question: Question, answer: Answer) -> None:
+    def _shadow(self, resolved: Resolved, query: TaskQuery, prediction: Prediction) -> None:
         if resolved.shadow is not None:
             shadows = self._service.shadows
-            shadows.offer(resolved.task, resolved.shadow, question.inputs, question.parameters, answer)
+            shadows.offer(resolved.task, resolved.shadow, query.inputs, query.parameters, prediction)
 
     def _timeout(self, request: Request) -> float:
         """Seconds: what the client asks for, at most the server's own limit."""

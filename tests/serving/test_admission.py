@@ -61,10 +61,10 @@ def test_requests_count_until_their_answer_is_sent_even_if_they_fail(admission: 
     def fail() -> None:
         with admission.request():
             assert admission.requests == 2
-            raise ValueError
+            raise OSError("the client is gone")
 
     with admission.request():
-        with pytest.raises(ValueError):
+        with pytest.raises(OSError, match="gone"):
             fail()
         assert admission.requests == 1
     assert admission.requests == 0

@@ -12,7 +12,7 @@ from over_http import Served, alike
 
 from ken_core.long_texts import LongTexts, Read
 from serving.errors import InvalidInputError, TooLargeError
-from serving.service import Answer, Service
+from serving.service import Prediction, Service
 from tests.tiny_checkpoints import Deltas
 
 LONG = "rain " * 350_000
@@ -32,7 +32,7 @@ def shorter(given: Any) -> Any:
             return list(map(shorter, given))
 
 
-def ask(service: Service, task: str, inputs: list[Any], parameters: dict[str, Any], kind: str | None) -> Answer:
+def ask(service: Service, task: str, inputs: list[Any], parameters: dict[str, Any], kind: str | None) -> Prediction:
     return asyncio.run(service.predict(service.table.resolve(task), inputs, parameters, 60, kind))
 
 
@@ -134,7 +134,7 @@ def test_six_clients_with_long_texts_keep_nobody_from_an_answer(
 ) -> None:
     held = Held(monkeypatch)
 
-    async def asking() -> list[Answer]:
+    async def asking() -> list[Prediction]:
         long = ["雨" * 20_000] * 3
         theirs = [
             asyncio.create_task(service.predict(deltas.spam.digest, long, {}, 20, client=f"client {i}"))

@@ -79,7 +79,7 @@ def test_the_answer_names_delta_stages_and_request(client: openai.OpenAI, peers:
 
 
 def test_the_end_user_is_the_key_that_splits_traffic() -> None:
-    assert EmbeddingsRequest(model="search", input="rain", user="u-7").question().key == "u-7"
+    assert EmbeddingsRequest(model="search", input="rain", user="u-7").task_query().key == "u-7"
 
 
 # Models

@@ -11,7 +11,7 @@ import pytest
 from holding import Blocked, until
 
 from ken_core import DeltaFile
-from serving.service import Answer, Service
+from serving.service import Prediction, Service
 from serving.store.connection import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
 
@@ -54,7 +54,7 @@ async def shadows_end(service: Service) -> None:
     await until(lambda: len(service.shadows) == 0)
 
 
-async def given(service: Service, digest: str) -> Answer:
+async def given(service: Service, digest: str) -> Prediction:
     return await service.predict(digest, TEXTS, {}, 20)
 
 
