@@ -113,9 +113,9 @@ class Admission:
         """Raises `InvalidInputError` for a request without an input, or with more than a request may have."""
         most = self._limits.max_inputs
         if not inputs:
-            raise InvalidInputError("inputs: expected at least one input")
+            raise InvalidInputError("expected at least one input", at="inputs")
         if inputs > most:
-            raise InvalidInputError(f"inputs: found {inputs}, at most {most} are allowed in one request")
+            raise InvalidInputError(f"found {inputs}, at most {most} are allowed in one request", at="inputs")
 
     @contextmanager
     def prediction(self, line: Line) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -154,21 +153,23 @@ def _base64(vector: Sequence[float]) -> str:
 
 _STATUSES = {422: 400, 501: 400}
 """OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
-_CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
-_PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})(?:s(?=\.\d))?\b[\w.]*: ")
-"""How a refusal begins; kinds speak of `inputs.3` in every protocol."""
 
 
 def shape(failure: Failure) -> JSONResponse:
     """A failure as OpenAI's clients read it."""
     status = _STATUSES.get(failure.status, failure.status)
-    code, param = _CODES.get(status), None
-    if failure.title == UnknownTaskError.title:
-        code, param = "model_not_found", "model"
-    elif found := _PARAM.match(failure.detail):
-        param = found[1]
-    error = Error(message=failure.detail, type=_type(status), param=param, code=code)
+    error = Error(message=failure.detail, type=_type(status), param=_param(failure), code=failure.code)
     return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers_of(failure))
+
+
+def _param(failure: Failure) -> str | None:
+    """The field of the request that is wrong. Errors say ``inputs.3`` in every protocol; this one has an `input`."""
+    if failure.code == UnknownTaskError.code:
+        return "model"
+    field, _, inner = (failure.at or "").partition(".")
+    if field == "inputs" and inner[:1].isdigit():
+        return "input"
+    return field if field in EmbeddingsRequest.model_fields else None
 
 
 def _type(status: int) -> str:
