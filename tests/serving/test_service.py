@@ -29,7 +29,8 @@ from serving.errors import (
     UnknownTaskError,
     UnsupportedKindError,
 )
-from serving.service import Prediction, Service
+from serving.inference import Prediction
+from serving.service import Service
 from serving.store import Store
 from serving.store.connection import connect
 from serving.store.embedded import embedded_store

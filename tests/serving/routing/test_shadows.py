@@ -11,7 +11,8 @@ import pytest
 from holding import Blocked, until
 
 from ken_core import DeltaFile
-from serving.service import Prediction, Service
+from serving.inference import Prediction
+from serving.service import Service
 from serving.store.connection import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
 
