@@ -11,13 +11,29 @@ from ken_core.errors import KenError
 class ServingError(KenError):
     """Base of the server's errors.
 
-    `status` is the HTTP status, `retry_after` seconds or None, `headers` what else the answer must carry.
+    Args:
+        reason: what was found, what was expected, what to do.
+        at: see below; the message then begins with it.
+
+    Attributes:
+        status: the HTTP status.
+        title: a short name, the same for all errors of a class.
+        at: the part of the request that is wrong, from outer to inner name or number with a dot between them, such as
+            ``inputs.3.question`` or ``dimensions``. None: no part is to blame, or several are.
+        code: the name that OpenAI's protocol has for such a failure. None: it has none.
+        retry_after: seconds until trying again may help. None: it does not help.
+        headers: what else the HTTP answer must carry.
     """
 
     status = 500
     title = "Internal error"
+    code: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, reason: str, at: str | None = None) -> None:
+        super().__init__(reason if at is None else f"{at}: {reason}")
+        self.at = at
 
 
 class InternalError(ServingError):
@@ -57,6 +73,7 @@ class UnauthorizedError(ServingError):
 
     status = 401
     title = "Unauthorized"
+    code = "invalid_api_key"
     headers = MappingProxyType({"WWW-Authenticate": 'Bearer realm="ken-serve"'})
 
 
@@ -70,6 +87,7 @@ class SlowBodyError(ServingError):
 class ForbiddenError(ServingError):
     status = 403
     title = "Forbidden"
+    code = "insufficient_permissions"
 
 
 class UntrustedDeltaError(ForbiddenError):
@@ -93,6 +111,7 @@ class UnfitDeltaError(InternalError):
 class UnknownTaskError(ServingError):
     status = 404
     title = "Unknown task"
+    code = "model_not_found"
 
 
 class UnknownKeyError(ServingError):
@@ -118,6 +137,7 @@ class OverloadedError(ServingError):
 
     status = 429
     title = "Too many requests"
+    code = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)

@@ -54,7 +54,7 @@ class FineTune:
     head: str
 
     def ask(self, kind: str, inputs: Sequence[Any], **parameters: Any) -> list[Any]:
-        """Outputs of a task kind as `Service.predict` computes them, but without queues; batches mix rows of inputs."""
+        """Outputs of a kind, as `Inference` computes them but without queues; batches mix rows of inputs."""
         pipeline = pipeline_for(kind, self.head)
         checked = check(pipeline.parameters, parameters)
         prepared = finish(pipeline.prepare(check_inputs(pipeline, inputs), self.spec, checked))

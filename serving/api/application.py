@@ -21,7 +21,7 @@ from serving.api import (
     uploads,
 )
 from serving.api.auth import Authenticator
-from serving.api.changes import Changes
+from serving.api.changes import AuditedChanges
 from serving.api.encodings import Unpacked
 from serving.api.middleware import BodyLimit, HeadAsGet, InFlight, RequestIds
 from serving.api.predicting import Predictor
@@ -52,7 +52,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     failures.install(app, lambda path: protocol_of(path).shape)
     authenticator = Authenticator(service.settings, service.table)
     predictor = Predictor(service, Resolver(service.table, authenticator))
-    changes = Changes(service, authenticator)
+    changes = AuditedChanges(service, authenticator)
     for protocol in PROTOCOLS:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
@@ -64,7 +64,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         seconds=service.settings.request_timeout_seconds,
         shape_of=lambda path: protocol_of(path).shape,
     )
-    app.add_middleware(InFlight, service=service)
+    app.add_middleware(InFlight, admission=service.admission)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     app.add_middleware(HeadAsGet)
     headers.install(app, service.settings)

@@ -6,28 +6,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Path, Request
 from pydantic import BeforeValidator, Field, InstanceOf, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from serving.api.bodies import read_body
-from serving.api.predicting import Answered, Predictor, Question
+from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
 from serving.incoming import Incoming
 from serving.pipelines.token_ids import TokenIds
 
+ModelName = Annotated[str, Path(description="a task, or task@alias")]
 
-class Asked(Incoming, ABC):
+
+class QueryBody(Incoming, ABC):
     """A body that asks a task something. A protocol's bodies say what they ask in the words of all protocols."""
 
     @abstractmethod
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         """Raises `InvalidInputError`: it asks for what no task does."""
 
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=QueryBody)
 
 
-async def ask(predictor: Predictor, request: Request, form: type[A], task: str | None = None) -> tuple[A, Answered]:
+async def ask(predictor: Predictor, request: Request, form: type[A], task: str | None = None) -> tuple[A, TaskAnswer]:
     """Answer a request whose body has a form; the body comes with the answer, which may depend on its wording.
 
     Args:
@@ -38,10 +40,10 @@ async def ask(predictor: Predictor, request: Request, form: type[A], task: str |
     """
     body: A
 
-    async def read() -> Question:
+    async def read() -> TaskQuery:
         nonlocal body
         body = await read_body(request, form)
-        return body.question()
+        return body.task_query()
 
     answered = await predictor(request, read, task)
     return body, answered

@@ -33,7 +33,7 @@ AllowOtherLabels = Annotated[
 Force = Annotated[bool, Query(description="also where an alias or the route points at it")]
 
 
-class Changed(BaseModel):
+class ChangeAnswer(BaseModel):
     """A change that was made."""
 
     task: str | None = Field(None, description="none: it is no task's")
@@ -41,14 +41,14 @@ class Changed(BaseModel):
     pending: list[str] = Field([], description="replicas that had not seen it when the time to wait was over")
 
 
-class Changes:
+class AuditedChanges:
     """Makes changes for those who may make them; each leaves one line in the audit log, done or refused."""
 
     def __init__(self, service: Service, authenticator: Authenticator) -> None:
         self._store = service.store
         self._authenticator = authenticator
 
-    def begin(self, request: Request, scope: Scope, action: str, task: str | None = None) -> Change:
+    def begin(self, request: Request, scope: Scope, action: str, task: str | None = None) -> PermittedChange:
         """A change that the caller may make; nothing is done yet, so that a body is read only after this.
 
         Args:
@@ -66,11 +66,11 @@ class Changes:
             who = principal.name if principal else "unknown"
             audit(action, who, "refused", task=task, request_id=found)
             raise
-        return Change(self._store, principal, action, task, found)
+        return PermittedChange(self._store, principal, action, task, found)
 
 
 @dataclass(frozen=True)
-class Change:
+class PermittedChange:
     """One change, not made yet."""
 
     store: Store
@@ -90,7 +90,7 @@ class Change:
         wait: float | None = None,
         learned: Mapping[str, object] = MappingProxyType({}),
         **detail: object,
-    ) -> Changed:
+    ) -> ChangeAnswer:
         """Make it.
 
         Args:
@@ -114,7 +114,7 @@ class Change:
         finally:
             told = {**detail, **learned}
             audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
-        return Changed(task=self.task, revision=revision, pending=await self._pending(revision, wait))
+        return ChangeAnswer(task=self.task, revision=revision, pending=await self._pending(revision, wait))
 
     async def _pending(self, revision: int, seconds: float | None) -> list[str]:
         """Replicas that have not seen a revision when the time is up. Polls: threads are for work."""

@@ -25,6 +25,8 @@ class Failure:
     """A request that was not answered as asked.
 
     Attributes:
+        at: the part of the request that is wrong, see `ServingError`.
+        code: OpenAI's name for the failure, see `ServingError`.
         retry_after: seconds, None where trying again later is of no use.
         headers: beside those every failure has.
     """
@@ -33,6 +35,8 @@ class Failure:
     title: str
     detail: str
     request_id: str | None
+    at: str | None = None
+    code: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,7 +45,16 @@ Shape = Callable[[Failure], Response]
 
 
 def failure_of(scope: Scope, error: ServingError) -> Failure:
-    return Failure(error.status, error.title, str(error), request_id(scope), error.retry_after, error.headers)
+    return Failure(
+        error.status,
+        error.title,
+        str(error),
+        request_id(scope),
+        error.at,
+        error.code,
+        error.retry_after,
+        error.headers,
+    )
 
 
 def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
@@ -78,7 +91,7 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return answer(request, failure_of(request.scope, InvalidInputError(f"{where}: {first['msg']}")))
+        return answer(request, failure_of(request.scope, InvalidInputError(first["msg"], at=where)))
 
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> Response:

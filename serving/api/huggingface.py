@@ -12,13 +12,13 @@ from fastapi.responses import Response
 from pydantic import ConfigDict, Field
 
 from ken_core.embedding import PromptName
-from serving.api.asking import ask
+from serving.api.asking import ModelName, ask
 from serving.api.bodies import body_of
 from serving.api.examples import LABELS
-from serving.api.predicting import Predictor, Question
+from serving.api.predicting import Predictor, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, exemplified
 from serving.api.protocol import Protocol
-from serving.api.tei import PROMPT_NAME, TaskName, Truncating, failing, shape
+from serving.api.tei import PROMPT_NAME, TruncatingBody, failing, shape
 from serving.incoming import Free, Incoming
 from serving.pipelines.base import check
 from serving.service import Service
@@ -28,14 +28,14 @@ _ONE_A_LIST = ("text-classification", "feature-extraction", "sentence-embeddings
 """Kinds whose answer to a single input is a list of one, as Hugging Face's own servers have it."""
 
 
-class Comparison(Incoming):
+class SimilarityInput(Incoming):
     """A sentence and those it is compared with."""
 
     source_sentence: str
     sentences: list[str] = Field(min_length=1)
 
 
-class InferenceRequest(Truncating):
+class InferenceRequest(TruncatingBody):
     """Inputs for a task. Its client puts the parameters of feature extraction beside `parameters`, not into it."""
 
     model_config = ConfigDict(
@@ -53,17 +53,17 @@ class InferenceRequest(Truncating):
     prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
     encoding_format: Literal["float"] | None = None
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         vectors = {"normalize": self.normalize, "dimensions": self.dimensions, "prompt_name": self.prompt_name}
         beside = {name: value for name, value in vectors.items() if value is not None} | self.truncation
         parameters = {**self.parameters, **beside}
         if self._compares:
-            one = check(Comparison, self.inputs)
-            return Question(
+            one = check(SimilarityInput, self.inputs)
+            return TaskQuery(
                 [one.source_sentence, *one.sentences], parameters | {"normalize": True}, "sentence-embeddings"
             )
         kind = _ZERO_SHOT if "candidate_labels" in parameters else None
-        return Question(self.inputs if isinstance(self.inputs, list) else [self.inputs], parameters, kind)
+        return TaskQuery(self.inputs if isinstance(self.inputs, list) else [self.inputs], parameters, kind)
 
     def present(self, kind: str, outputs: Sequence[Any]) -> Any:
         """The answer's content, of one output an input."""
@@ -94,10 +94,10 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         openapi_extra=body_of(InferenceRequest),
         responses=failing(*PREDICTION_FAILURES) | exemplified([LABELS]),
     )
-    async def infer(task: TaskName, request: Request) -> Response:
+    async def infer(task: ModelName, request: Request) -> Response:
         """Answer one or many inputs with a task, in the form that Hugging Face's client reads for its kind."""
         body, answered = await ask(predictor, request, InferenceRequest, task)
-        content = body.present(answered.answer.kind, answered.answer.outputs)
+        content = body.present(answered.prediction.kind, answered.prediction.outputs)
         return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")
 
     return routes

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
-from serving.api.changes import Changed, Changes, Wait
+from serving.api.changes import AuditedChanges, ChangeAnswer, Wait
 from serving.api.problems import responses
 from serving.incoming import Incoming
 from serving.security.exposure import FIRST_KEY, LAST_KEY
@@ -53,13 +53,13 @@ class NewKey(KeyInfo):
     notice: str | None = Field(None, description="what else changes: with the first key, requests need one")
 
 
-class Revoked(Changed):
+class Revoked(ChangeAnswer):
     """A key that is valid no more."""
 
     notice: str | None = Field(None, description="what else changes: with the last key, nobody gets in")
 
 
-def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
+def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
     """Routes of keys; all need the scope admin."""
     routes = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(401))
 

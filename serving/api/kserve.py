@@ -7,10 +7,10 @@ https://github.com/kserve/open-inference-protocol
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,25 +29,18 @@ from serving.api.kserve_tensors import (
     items_of,
     outputs_of,
 )
-from serving.api.native import TaskName
-from serving.api.predicting import Answered, Predictor, Question
-from serving.api.problems import PREDICTION_FAILURES, headers, responses
+from serving.api.native import TaskOrAlias
+from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
+from serving.api.problems import PREDICTION_FAILURES, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.api.resolve import Resolved
+from serving.api.tasks import VersionName
 from serving.errors import BadRequestError, StoreError
 from serving.incoming import Free, Incoming
 from serving.pipelines import PIPELINES, default_kind
 from serving.service import Service
 
 _PLATFORM = "pytorch_ken"
-
-Version = Annotated[
-    str,
-    Path(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
-        description="an alias of the task, or a version's digest or how it begins",
-    ),
-]
 
 
 class Failed(BaseModel):
@@ -160,27 +153,27 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     @routes.get("/health/ready", responses=of_health)
     async def ready() -> Ready:
         """Whether new requests are admitted: 503 while starting or stopping."""
-        service.admit()
+        service.admission.check_open()
         service.check()
         return Ready(ready=True)
 
     @routes.get("/models/{model}", responses=of_models, openapi_extra=CHOOSING)
-    async def metadata(model: TaskName, request: Request) -> ModelMetadata:
+    async def metadata(model: TaskOrAlias, request: Request) -> ModelMetadata:
         """A task's versions, and the tensors of its live one."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, model))
 
     @routes.get("/models/{model}/versions/{version}", responses=of_models, openapi_extra=CHOOSING)
-    async def metadata_of_version(model: TaskName, version: Version, request: Request) -> ModelMetadata:
+    async def metadata_of_version(model: TaskOrAlias, version: VersionName, request: Request) -> ModelMetadata:
         """A task's versions, and the tensors of one of them."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, _named(model, version)))
 
     @routes.get("/models/{model}/ready", responses=of_models, openapi_extra=CHOOSING)
-    async def model_ready(model: TaskName, request: Request) -> ModelReady:
+    async def model_ready(model: TaskOrAlias, request: Request) -> ModelReady:
         """Whether requests for a task are admitted. Its delta is loaded by the first of them."""
         return _ready(service, predictor.resolve(request, model))
 
     @routes.get("/models/{model}/versions/{version}/ready", responses=of_models, openapi_extra=CHOOSING)
-    async def version_ready(model: TaskName, version: Version, request: Request) -> ModelReady:
+    async def version_ready(model: TaskOrAlias, version: VersionName, request: Request) -> ModelReady:
         """Whether requests for a version of a task are admitted."""
         return _ready(service, predictor.resolve(request, _named(model, version)))
 
@@ -190,7 +183,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         responses=of_inference,
         openapi_extra=body_of(InferRequest),
     )
-    async def infer(model: TaskName, request: Request) -> Response:
+    async def infer(model: TaskOrAlias, request: Request) -> Response:
         """Answer a tensor of texts with a task's live version."""
         return await _infer(predictor, request, model)
 
@@ -200,7 +193,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         responses=of_inference,
         openapi_extra=body_of(InferRequest),
     )
-    async def infer_of_version(model: TaskName, version: Version, request: Request) -> Response:
+    async def infer_of_version(model: TaskOrAlias, version: VersionName, request: Request) -> Response:
         """Answer a tensor of texts with a version of a task."""
         return await _infer(predictor, request, _named(model, version))
 
@@ -217,7 +210,7 @@ def _named(model: str, version: str) -> str:
 
 
 def _ready(service: Service, found: Resolved) -> ModelReady:
-    service.admit()
+    service.admission.check_open()
     service.check()
     return ModelReady(name=found.task, ready=True)
 
@@ -268,7 +261,7 @@ class _Reading:
     def __init__(self, request: Request) -> None:
         self._request = request
 
-    async def __call__(self) -> Question:
+    async def __call__(self) -> TaskQuery:
         if "inference-header-content-length" in self._request.headers:
             raise BinaryTensorError("the header Inference-Header-Content-Length")
         self.body = await read_body(self._request, InferRequest)
@@ -281,15 +274,15 @@ class _Reading:
         kind = parameters.pop("kind", None)
         if kind is not None and not isinstance(kind, str):
             raise BadRequestError(f"parameters.kind is {kind!r}; expected the name of a kind")
-        return Question(items_of(self.body.inputs), parameters, kind)
+        return TaskQuery(items_of(self.body.inputs), parameters, kind)
 
 
-def _present(answered: Answered, asked: InferRequest) -> Response:
-    answer = answered.answer
+def _present(answered: TaskAnswer, asked: InferRequest) -> Response:
+    prediction = answered.prediction
     content = {
         "model_name": answered.task,
-        "model_version": answer.digest,
-        "outputs": [output.tensor(answer.outputs) for output in chosen(asked.outputs, answer.kind)],
+        "model_version": prediction.digest,
+        "outputs": [output.tensor(prediction.outputs) for output in chosen(asked.outputs, prediction.kind)],
     }
     if asked.id is not None:
         content["id"] = asked.id
@@ -298,7 +291,7 @@ def _present(answered: Answered, asked: InferRequest) -> Response:
 
 def failed(failure: Failure) -> JSONResponse:
     """A failure in this protocol's form."""
-    return JSONResponse({"error": failure.detail}, failure.status, headers(failure))
+    return JSONResponse({"error": failure.detail}, failure.status, headers_of(failure))
 
 
 PROTOCOL = Protocol(router, ("/v2",), failed, failing)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.admission import Admission
 from serving.api.failures import Shape, failure_of
 from serving.errors import ServingError, SlowBodyError, TooLargeError
-from serving.service import Service
 from serving.telemetry import logs
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -169,16 +169,13 @@ def too_long(limit: int) -> ServingError:
 class InFlight:
     """Count requests from their start to the last byte of their answer, so that a drain can wait for them."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
-        self._service = service
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._service.in_flight += 1
-        try:
+        with self._admission.request():
             await self._app(scope, receive, send)
-        finally:
-            self._service.in_flight -= 1

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.bodies import body_of, read_body
-from serving.api.predicting import Answered, Predictor, Question
+from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, responses
 from serving.api.protocol import Protocol
 from serving.incoming import Free, Incoming
@@ -44,7 +44,7 @@ class PredictAnswer(BaseModel):
     truncated: list[int] = Field(description="positions of inputs that were cut to the model's length")
 
 
-TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,255}$", description="a task, or task@alias")]
+TaskOrAlias = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,255}$", description="a task, or task@alias")]
 
 
 def router(service: Service, predictor: Predictor) -> APIRouter:
@@ -52,26 +52,26 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     routes = APIRouter(prefix="/v1/tasks", tags=["predict"], responses=responses(*PREDICTION_FAILURES))
 
     @routes.post("/{task}/predict", response_model=PredictAnswer, openapi_extra=body_of(PredictRequest))
-    async def predict(task: TaskName, request: Request) -> Response:
+    async def predict(task: TaskOrAlias, request: Request) -> Response:
         """Answer one or many inputs with a task's live version."""
 
-        async def read() -> Question:
+        async def read() -> TaskQuery:
             body = await read_body(request, PredictRequest)
-            return Question(body.listed(), body.parameters, body.kind)
+            return TaskQuery(body.listed(), body.parameters, body.kind)
 
         return _present(await predictor(request, read, task))
 
     return routes
 
 
-def _present(answered: Answered) -> Response:
-    answer = answered.answer
+def _present(answered: TaskAnswer) -> Response:
+    prediction = answered.prediction
     content = {
         "task": answered.task,
-        "digest": answer.digest,
-        "kind": answer.kind,
-        "outputs": answer.outputs,
-        "truncated": answer.truncated,
+        "digest": prediction.digest,
+        "kind": prediction.kind,
+        "outputs": prediction.outputs,
+        "truncated": prediction.truncated,
     }
     return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
+from serving.api.asking import ModelName, QueryBody, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.failures import Failure
-from serving.api.predicting import Predictor, Question
-from serving.api.problems import PREDICTION_FAILURES, headers, responses
+from serving.api.predicting import Predictor, TaskQuery
+from serving.api.problems import PREDICTION_FAILURES, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.errors import UnknownTaskError
 from serving.service import Service
@@ -25,7 +24,7 @@ from serving.service import Service
 _OWNER = "ken-serve"
 
 
-class EmbeddingsRequest(Asked):
+class EmbeddingsRequest(QueryBody):
     """Texts to embed."""
 
     model_config = ConfigDict(
@@ -40,9 +39,9 @@ class EmbeddingsRequest(Asked):
         None, description="an end user, who gets the same version of a task throughout while its traffic is split"
     )
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         parameters = {} if self.dimensions is None else {"dimensions": self.dimensions}
-        return Question(self.input, parameters, "sentence-embeddings", self.model, self.user)
+        return TaskQuery(self.input, parameters, "sentence-embeddings", self.model, self.user)
 
 
 class EmbeddingsOfTokensRequest(EmbeddingsRequest):
@@ -118,16 +117,16 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         """Embed one or many texts with a task."""
         body, answered = await ask(predictor, request, form)
-        answer = answered.answer
+        prediction = answered.prediction
         encode = _base64 if body.encoding_format == "base64" else list
         content = {
             "object": "list",
             "data": [
                 {"object": "embedding", "index": i, "embedding": encode(vector)}
-                for i, vector in enumerate(answer.outputs)
+                for i, vector in enumerate(prediction.outputs)
             ],
             "model": body.model,
-            "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
+            "usage": {"prompt_tokens": prediction.tokens, "total_tokens": prediction.tokens},
         }
         return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 
@@ -137,7 +136,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         return Models(data=[Model(id=task.name) for task in predictor.resolve.visible(request)])
 
     @routes.get("/models/{model}", responses=failing(401))
-    async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")], request: Request) -> Model:
+    async def retrieve(model: ModelName, request: Request) -> Model:
         """One task."""
         if "@" in model:
             predictor.resolve(request, model)
@@ -154,21 +153,23 @@ def _base64(vector: Sequence[float]) -> str:
 
 _STATUSES = {422: 400, 501: 400}
 """OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
-_CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
-_PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})(?:s(?=\.\d))?\b[\w.]*: ")
-"""How a refusal begins; kinds speak of `inputs.3` in every protocol."""
 
 
 def shape(failure: Failure) -> JSONResponse:
     """A failure as OpenAI's clients read it."""
     status = _STATUSES.get(failure.status, failure.status)
-    code, param = _CODES.get(status), None
-    if failure.title == UnknownTaskError.title:
-        code, param = "model_not_found", "model"
-    elif found := _PARAM.match(failure.detail):
-        param = found[1]
-    error = Error(message=failure.detail, type=_type(status), param=param, code=code)
-    return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers(failure))
+    error = Error(message=failure.detail, type=_type(status), param=_param(failure), code=failure.code)
+    return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers_of(failure))
+
+
+def _param(failure: Failure) -> str | None:
+    """The field of the request that is wrong. Errors say ``inputs.3`` in every protocol; this one has an `input`."""
+    if failure.code == UnknownTaskError.code:
+        return "model"
+    field, _, inner = (failure.at or "").partition(".")
+    if field == "inputs" and inner[:1].isdigit():
+        return "input"
+    return field if field in EmbeddingsRequest.model_fields else None
 
 
 def _type(status: int) -> str:

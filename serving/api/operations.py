@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from serving.api.auth import Authenticator
-from serving.api.changes import Changes
+from serving.api.changes import AuditedChanges
 from serving.api.problems import responses
 from serving.service import Service
 from serving.telemetry import scrape
@@ -47,7 +47,7 @@ class Verification(BaseModel):
     )
 
 
-def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
+def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
     """Routes of operations; none needs a task."""
     routes = APIRouter(tags=["operations"], responses=responses(503))
 
@@ -60,7 +60,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     @routes.get("/readyz")
     async def readyz() -> Status:
         """Whether new requests are admitted: 503 while starting or stopping."""
-        service.admit()
+        service.admission.check_open()
         service.check()
         return Status(status="ready")
 

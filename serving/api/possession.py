@@ -45,16 +45,16 @@ class Possession:
             InvalidInputError: not all of it was uploaded, it cannot be served here, or a signature is not its own.
             UntrustedDeltaError: no trusted key signed it, where such keys are set.
         """
-        service, store, folder = self._service, self._store, self._service.cache.files.folder
+        vetting, store, folder = self._service.vetting, self._store, self._service.cache.files.folder
         if self._has(who, digest):
-            service.check_signed(
+            vetting.check_signed(
                 digest, signatures, lambda: store.signatures.of(digest) if store.deltas.has(digest) else ()
             )
-            store.uploads.commit(digest, service.check_delta, folder)
-            service.check_stored(digest)  # it may have come straight to the store, where nothing is tried
+            store.uploads.commit(digest, vetting.fitness.check, folder)
+            vetting.check_stored(digest)  # it may have come straight to the store, where nothing is tried
         else:
-            service.check_signed(digest, signatures, lambda: ())
-            store.own_uploads.commit(who.name, digest, service.check_delta, folder)
+            vetting.check_signed(digest, signatures, lambda: ())
+            store.own_uploads.commit(who.name, digest, vetting.fitness.check, folder)
 
     def _has(self, who: Principal, digest: str) -> bool:
         """Whether what the store holds, or others have sent, may count. It is looked up only where it may."""

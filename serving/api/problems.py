@@ -27,10 +27,10 @@ class Problem(BaseModel):
 def problem(failure: Failure) -> JSONResponse:
     """A failure as problem JSON."""
     body = Problem(title=failure.title, status=failure.status, detail=failure.detail, request_id=failure.request_id)
-    return JSONResponse(body.model_dump(), failure.status, headers(failure), media_type=MEDIA_TYPE)
+    return JSONResponse(body.model_dump(), failure.status, headers_of(failure), media_type=MEDIA_TYPE)
 
 
-def headers(failure: Failure) -> dict[str, str]:
+def headers_of(failure: Failure) -> dict[str, str]:
     """A failure's headers, ``Retry-After`` in whole seconds among them: the same in every protocol."""
     made = dict(failure.headers)
     if failure.retry_after is not None:

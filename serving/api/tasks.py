@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
-from serving.api.changes import AllowOtherLabels, Changed, Changes, Force, Seconds, Wait
+from serving.api.changes import AllowOtherLabels, AuditedChanges, ChangeAnswer, Force, Seconds, Wait
 from serving.api.possession import Possession
 from serving.api.problems import responses
 from serving.incoming import Incoming
@@ -53,7 +53,7 @@ class TaskDetail(TaskInfo):
     hit_rate: float | None = Field(description="share of requests whose delta was on the device; none: no requests yet")
 
 
-class Version(Incoming):
+class PromoteRequest(Incoming):
     """A version of a task, and the alias to point at it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
@@ -66,7 +66,7 @@ class Version(Incoming):
     wait: Seconds | None = Field(None, description="seconds to wait until every replica has seen the change")
 
 
-class Publication(Version):
+class PublishRequest(PromoteRequest):
     """A delta that was uploaded, and who vouches for it."""
 
     signatures: list[Signature] = Field(
@@ -76,7 +76,7 @@ class Publication(Version):
     )
 
 
-class AliasOnly(Incoming):
+class RollbackRequest(Incoming):
     model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "live", "wait": 10}]})
 
     alias: str = "live"
@@ -96,13 +96,13 @@ class RouteInfo(Incoming):
     )
 
 
-class NewRoute(RouteInfo):
+class RouteRequest(RouteInfo):
     """How a task's requests shall be split."""
 
     allow_other_labels: AllowOtherLabels = False
 
 
-class Change(BaseModel):
+class HistoryEntry(BaseModel):
     """One entry of a task's history."""
 
     action: str
@@ -121,7 +121,7 @@ class Change(BaseModel):
     revision: int
 
 
-def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
+def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
     """Routes that show and change tasks."""
     routes = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses=responses(401))
     store, possession, refused = service.store, Possession(service), responses(409)
@@ -142,19 +142,19 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         return TaskDetail(**_facts(found), replica=service.replica, **asdict(held))
 
     @routes.get("/{task}/history")
-    async def history(task: TaskName, request: Request) -> list[Change]:
+    async def history(task: TaskName, request: Request) -> list[HistoryEntry]:
         """Who changed what and when, newest first."""
         who = authenticator.require(request, "predict", task)
         entries = await asyncio.to_thread(store.history.of, task)
         if not entries:
             service.table.find(task, who.sees)
-        return [Change(**entry) for entry in entries]
+        return [HistoryEntry(**entry) for entry in entries]
 
-    @routes.post("/{task}/versions", responses=refused, openapi_extra=body_of(Publication))
-    async def publish(task: TaskName, request: Request) -> Changed:
+    @routes.post("/{task}/versions", responses=refused, openapi_extra=body_of(PublishRequest))
+    async def publish(task: TaskName, request: Request) -> ChangeAnswer:
         """Make an uploaded delta a version of the task and point an alias at it, once it is found fit to serve."""
         change = changes.begin(request, "publish", "publish", task)
-        body = await read_body(request, Publication)
+        body = await read_body(request, PublishRequest)
 
         def work(who: str) -> int:
             possession.take(change.principal, body.digest, body.signatures)
@@ -166,11 +166,11 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
             work, body.wait, digest=body.digest, alias=body.alias, allow_other_labels=body.allow_other_labels
         )
 
-    @routes.post("/{task}/promote", responses=refused, openapi_extra=body_of(Version))
-    async def promote(task: TaskName, request: Request) -> Changed:
+    @routes.post("/{task}/promote", responses=refused, openapi_extra=body_of(PromoteRequest))
+    async def promote(task: TaskName, request: Request) -> ChangeAnswer:
         """Point an alias at one of the task's versions."""
         change = changes.begin(request, "publish", "promote", task)
-        body = await read_body(request, Version)
+        body = await read_body(request, PromoteRequest)
 
         learned = {"digest": body.digest}
 
@@ -182,17 +182,17 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
 
         return await change.make(work, body.wait, learned, alias=body.alias, allow_other_labels=body.allow_other_labels)
 
-    @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(AliasOnly))
-    async def rollback(task: TaskName, request: Request) -> Changed:
+    @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(RollbackRequest))
+    async def rollback(task: TaskName, request: Request) -> ChangeAnswer:
         """Point an alias at what it pointed at before."""
         change = changes.begin(request, "publish", "rollback", task)
-        body = await read_body(request, AliasOnly)
+        body = await read_body(request, RollbackRequest)
         return await change.make(partial(store.tasks.rollback, task, body.alias), body.wait, alias=body.alias)
 
     @routes.delete("/{task}/versions/{version}", responses=refused)
     async def delete_version(
         task: TaskName, version: VersionName, request: Request, force: Force = False, wait: Wait = None
-    ) -> Changed:
+    ) -> ChangeAnswer:
         """Forget a version; refused while an alias or the route points at it."""
         change = changes.begin(request, "publish", "delete version", task)
         learned = {"digest": version}
@@ -204,7 +204,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         return await change.make(work, wait, learned, force=force)
 
     @routes.delete("/{task}", responses=refused)
-    async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> Changed:
+    async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> ChangeAnswer:
         """Forget a task and all its versions; refused while an alias points at one."""
         change = changes.begin(request, "admin", "delete", task)
         return await change.make(partial(store.tasks.delete, task, force=force), wait, force=force)
@@ -216,11 +216,11 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         found = service.table.find(task, who.sees).route
         return RouteInfo(weights=dict(found.weights), shadow=found.shadow) if found else None
 
-    @routes.put("/{task}/route", responses=refused, openapi_extra=body_of(NewRoute))
-    async def set_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
+    @routes.put("/{task}/route", responses=refused, openapi_extra=body_of(RouteRequest))
+    async def set_route(task: TaskName, request: Request, wait: Wait = None) -> ChangeAnswer:
         """Split the task's requests over its versions by weight, and let one have copies of them, as its shadow."""
         change = changes.begin(request, "publish", "route", task)
-        body = await read_body(request, NewRoute)
+        body = await read_body(request, RouteRequest)
         allowed = body.allow_other_labels
         wanted = check_route(body.model_dump(exclude_unset=True, exclude={"allow_other_labels"}))
         learned = wanted.plain()
@@ -233,13 +233,13 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         return await change.make(work, wait, learned, allow_other_labels=allowed)
 
     @routes.delete("/{task}/route")
-    async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
+    async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> ChangeAnswer:
         """Send all the task's requests to live, and copies to nobody."""
         change = changes.begin(request, "publish", "clear route", task)
         return await change.make(partial(store.tasks.set_route, task, None), wait)
 
     @routes.post("/{task}/route/rollback", responses=refused)
-    async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
+    async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> ChangeAnswer:
         """Split the task's requests, and copy them, as was done before."""
         change = changes.begin(request, "publish", "rollback route", task)
         return await change.make(partial(store.tasks.rollback_route, task), wait)

@@ -11,31 +11,30 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ken_core.embedding import PromptName
-from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
+from serving.api.asking import ModelName, QueryBody, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.document import CHOOSING
 from serving.api.examples import EMBEDDINGS, LABELS, RANKS
 from serving.api.failures import Failure
-from serving.api.predicting import Predictor, Question
-from serving.api.problems import PREDICTION_FAILURES, exemplified, headers, responses
+from serving.api.predicting import Predictor, TaskQuery
+from serving.api.problems import PREDICTION_FAILURES, exemplified, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.service import Service
 
 PROMPT_NAME = "which of the task's own prompts is put before every text; default: the task's default one"
-TaskName = Annotated[str, Path(description="a task, or task@alias")]
 
 
 def _side(plain: Any) -> Any:
     return plain.lower() if isinstance(plain, str) else plain
 
 
-class Truncating(Asked):
+class TruncatingBody(QueryBody):
     """A question that says what becomes of inputs longer than the task takes."""
 
     truncate: bool | None = Field(None, description="cut what is too long (the default), or refuse it")
@@ -50,7 +49,7 @@ class Truncating(Asked):
         return {name: value for name, value in asked.items() if value is not None}
 
 
-class _Asked(Truncating):
+class _TeiRequest(TruncatingBody):
     model: str | None = Field(None, description="a task, or task@alias; where neither path nor header name it")
 
     @abstractmethod
@@ -58,7 +57,7 @@ class _Asked(Truncating):
         """The answer's content, of one output an input."""
 
 
-class EmbedRequest(_Asked):
+class EmbedRequest(_TeiRequest):
     """Texts to embed."""
 
     model_config = ConfigDict(
@@ -70,14 +69,14 @@ class EmbedRequest(_Asked):
     dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
     prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         parameters = {
             "normalize": self.normalize,
             "dimensions": self.dimensions,
             "prompt_name": self.prompt_name,
             **self.truncation,
         }
-        return Question(self.inputs, parameters, "sentence-embeddings", self.model)
+        return TaskQuery(self.inputs, parameters, "sentence-embeddings", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs
@@ -112,7 +111,7 @@ Sequences = Annotated[
 ]
 
 
-class PredictRequest(_Asked):
+class ClassifyRequest(_TeiRequest):
     """Texts, or pairs of texts, to classify: ``[text, text]`` is one pair, ``[[text], [text]]`` are two texts."""
 
     model_config = ConfigDict(
@@ -122,11 +121,11 @@ class PredictRequest(_Asked):
     inputs: Sequences
     raw_scores: bool = Field(False, description="logits in place of probabilities")
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         sequences = [self.inputs] if self._alone else self.inputs
         parameters = {"function_to_apply": "none"} if self.raw_scores else {}
         inputs = [_classified(sequence) for sequence in sequences]
-        return Question(inputs, {**parameters, **self.truncation}, "text-classification", self.model)
+        return TaskQuery(inputs, {**parameters, **self.truncation}, "text-classification", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs[0] if self._alone else outputs
@@ -146,7 +145,7 @@ def _classified(sequence: str | list[str]) -> str | dict[str, str]:
             return {"text": sequence[0], "text_pair": sequence[1]}
 
 
-class RerankRequest(_Asked):
+class RerankRequest(_TeiRequest):
     """Texts to put in the order in which they answer a query."""
 
     model_config = ConfigDict(
@@ -160,15 +159,15 @@ class RerankRequest(_Asked):
     raw_scores: bool = Field(False, description="logits in place of probabilities")
     return_text: bool = Field(False, description="each text beside its score")
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         parameters = {"raw_scores": self.raw_scores, "return_text": self.return_text, **self.truncation}
-        return Question([{"query": self.query, "texts": self.texts}], parameters, "rerank", self.model)
+        return TaskQuery([{"query": self.query, "texts": self.texts}], parameters, "rerank", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs[0]
 
 
-class Prediction(BaseModel):
+class ScoredLabel(BaseModel):
     label: str
     score: float
 
@@ -207,7 +206,7 @@ _JSON = "application/json"
 def shape(failure: Failure) -> JSONResponse:
     """A failure as Hugging Face's clients read it, with the status it has in every protocol."""
     content = HubError(error=failure.detail, error_type=_type(failure.status))
-    return JSONResponse(content.model_dump(), failure.status, headers(failure))
+    return JSONResponse(content.model_dump(), failure.status, headers_of(failure))
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
@@ -228,16 +227,16 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of text-embeddings-inference."""
     routes = APIRouter(tags=["text-embeddings-inference"])
 
-    def route(path: str, form: type[_Asked], answers: Any, example: Any) -> None:
+    def route(path: str, form: type[_TeiRequest], answers: Any, example: Any) -> None:
         async def anywhere(request: Request) -> Response:
             return await answer(request, None)
 
-        async def at_task(task: TaskName, request: Request) -> Response:
+        async def at_task(task: ModelName, request: Request) -> Response:
             return await answer(request, task)
 
         async def answer(request: Request, task: str | None) -> Response:
             body, answered = await ask(predictor, request, form, task)
-            content = body.present(answered.answer.outputs)
+            content = body.present(answered.prediction.outputs)
             return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 
         for place, handler in ((path, anywhere), (f"/models/{{task}}{path}", at_task)):
@@ -254,7 +253,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     embed = EmbedTokensRequest if service.settings.accept_token_ids else EmbedRequest
     route("/embed", embed, list[list[float]], EMBEDDINGS)
-    route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]], LABELS)
+    route("/predict", ClassifyRequest, list[ScoredLabel] | list[list[ScoredLabel]], LABELS)
     route("/rerank", RerankRequest, list[Rank], RANKS)
 
     def info_of(request: Request, name: str, digest: str, longest: int) -> Info:
@@ -279,7 +278,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest, longest)
 
     @routes.get("/models/{task}/info", responses=failing(401), openapi_extra=CHOOSING)
-    async def task_info(task: TaskName, request: Request) -> Info:
+    async def task_info(task: ModelName, request: Request) -> Info:
         """A task, and what may be sent to it."""
         found = predictor.resolve(request, task)
         return info_of(request, found.task, found.digest, await service.longest_input(found.digest))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from serving.api.auth import Authenticator
-from serving.api.changes import Changes
+from serving.api.changes import AuditedChanges
 from serving.api.failures import request_id
 from serving.api.possession import Possession
 from serving.api.problems import responses
@@ -42,7 +42,7 @@ class UploadInfo(BaseModel):
     complete: bool = Field(description="whether the store holds it as a delta, ready to become a version")
 
 
-def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
+def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
     """Routes of uploads. What was uploaded is seen by nobody until it becomes a version of a task."""
     routes = APIRouter(prefix=PREFIX, tags=["tasks"], responses=responses(401))
     possession = Possession(service)

@@ -19,13 +19,13 @@ import torch
 
 from ken_core import CheckpointChangedError, ExchangeError, KenError, PoisonedError, ResidentModel
 from ken_core.tokenization import Encoded, collate
+from serving.admission import Admission
 from serving.engine.integrity import IntegrityCheck
 from serving.engine.scheduler import Limits, Row, Scheduler
 from serving.errors import (
     ChangedBaseError,
     DeadlineError,
     InternalError,
-    OverloadedError,
     ServingError,
     UnavailableError,
 )
@@ -103,7 +103,7 @@ class Engine:
         resident: the weights; from `start` on they belong to the engine's thread.
         cache: gives decoded deltas.
         limits: of batches.
-        queue_rows: rows that may wait.
+        admission: refuses rows for which the line has no room.
         packed_bytes, materialised_bytes: budgets of the tasks on the device (`serving.tiers.device`).
         threads: CPU threads to compute with.
         verify_seconds: from one check of the idle base to the next.
@@ -115,7 +115,7 @@ class Engine:
         cache: DeltaCache,
         metrics: Metrics,
         limits: Limits | None = None,
-        queue_rows: int = 2048,
+        admission: Admission | None = None,
         packed_bytes: int = 2 << 30,
         materialised_bytes: int = 0,
         threads: int = 1,
@@ -124,7 +124,7 @@ class Engine:
         self._resident = resident
         self._metrics = metrics
         self._limits = limits or Limits()
-        self._queue_rows = queue_rows
+        self._admission = admission or Admission()
         self._threads = threads
         self._changed = threading.Condition()
         self._scheduler: Scheduler[_Work] = Scheduler(self._limits)
@@ -137,8 +137,14 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Rows in line."""
+        """Rows in line, abandoned ones that are not dropped yet among them."""
         return len(self._scheduler)
+
+    @property
+    def wanted(self) -> int:
+        """Rows in line that are not abandoned."""
+        with self._changed:
+            return self._scheduler.wanted
 
     def start(self) -> None:
         """Start the thread; returns when a forward pass has warmed every kernel."""
@@ -206,7 +212,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
-            self.refuse_if_full(0, len(rows))
+            self._admission.check_line(self, len(rows))
             for row in waiting:
                 self._scheduler.add(row)
             self._changed.notify()
@@ -217,17 +223,6 @@ class Engine:
                 if time.monotonic() < deadline:  # later ones are dropped, and counted, as expired
                     self._scheduler.abandon(waiting)
         return [r for r in ticket.results if r is not None], ticket.timing
-
-    def refuse_if_full(self, elsewhere: int, rows: int) -> None:
-        """Raise `OverloadedError` if so many rows more, beside those in line here and elsewhere, are too many.
-
-        A request larger than the whole line is taken when nothing waits.
-        """
-        with self._changed:
-            waiting = self._scheduler.wanted + elsewhere
-            if waiting and waiting + rows > self._queue_rows:
-                seconds = self.backlog_seconds()
-                raise OverloadedError(f"{waiting} inputs wait already; try again in {seconds:g} s", seconds)
 
     def backlog_seconds(self) -> float:
         """How long what is in line will take, at least 1 s: when to try again."""

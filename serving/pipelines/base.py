@@ -141,7 +141,8 @@ def check_side(parameters: Parameters, task: TaskSpec) -> None:
     side = task.encoder.truncation_side
     if parameters.truncation_side not in (None, side):
         raise InvalidInputError(
-            f"truncation_side: found {parameters.truncation_side!r}, but the task's tokenizer cuts inputs on the {side}"
+            f"found {parameters.truncation_side!r}, but the task's tokenizer cuts inputs on the {side}",
+            at="truncation_side",
         )
 
 
@@ -206,17 +207,17 @@ def refusing_too_long(where: str) -> Iterator[None]:
     try:
         yield
     except TextTooLongError as error:
-        raise TooLargeError(f"{where}: {error}") from None
+        raise TooLargeError(str(error), at=where) from None
 
 
 def refuse_unfit(row: Encoded, where: str, task: TaskSpec, parameters: Parameters) -> None:
     """Raises `InvalidInputError` for a row that has no token, or was cut where the parameters refuse that."""
     if not len(row):
-        raise InvalidInputError(f"{where}: the tokenizer finds no token in it; send a text that has one")
+        raise InvalidInputError("the tokenizer finds no token in it; send a text that has one", at=where)
     if row.truncated and not parameters.truncation:
         most = task.encoder.max_length
         raise InvalidInputError(
-            f"{where}: longer than the {most} tokens the model takes; shorten it, or allow truncation"
+            f"longer than the {most} tokens the model takes; shorten it, or allow truncation", at=where
         )
 
 
@@ -233,8 +234,9 @@ def refusing_what_its_tokenizer_cannot_read() -> Iterator[None]:
         if not is_from_rust(error):
             raise
         raise InvalidInputError(
-            f"inputs: the task's tokenizer cannot read one of them ({reason(error)}); send other texts, or publish the "
-            "task with a sound tokenizer"
+            f"the task's tokenizer cannot read one of them ({reason(error)}); send other texts, or publish the "
+            "task with a sound tokenizer",
+            at="inputs",
         ) from error
 
 
@@ -279,4 +281,4 @@ def _refusal(whole: str, error: ValidationError) -> InvalidInputError:
     where = ".".join(str(part) for part in first["loc"]) or whole
     prefix = "inputs." if first["loc"] and isinstance(first["loc"][0], int) else ""
     found = ", found null" if first["input"] is None else ""
-    return InvalidInputError(f"{prefix}{where}: {first['msg']}{found}")
+    return InvalidInputError(f"{first['msg']}{found}", at=f"{prefix}{where}")

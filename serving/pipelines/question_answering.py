@@ -77,8 +77,9 @@ class QuestionAnswering:
             truncated = question.whole > parameters.max_question_len
             if truncated and not parameters.truncation:
                 raise InvalidInputError(
-                    f"inputs.{where}.question: longer than {parameters.max_question_len} tokens; shorten it, raise "
-                    "max_question_len, or allow truncation"
+                    f"longer than {parameters.max_question_len} tokens; shorten it, raise max_question_len, or allow "
+                    "truncation",
+                    at=f"inputs.{where}.question",
                 )
             ids, room, stride = _beside(question, f"inputs.{where}", task, parameters)
             context = yield from encode_all(one.context, f"inputs.{where}.context", task, budget)
@@ -88,7 +89,7 @@ class QuestionAnswering:
                 windows.append(window)
             if not windows[0].offsets:
                 raise InvalidInputError(
-                    f"inputs.{where}.context: the tokenizer finds no token in it; send a text that has one"
+                    "the tokenizer finds no token in it; send a text that has one", at=f"inputs.{where}.context"
                 )
             prepared.append(Prepared([w.row for w in windows], truncated, _Source(one.context, windows)))
         return prepared
@@ -120,21 +121,23 @@ def _beside(question: Part, where: str, task: TaskSpec, parameters: AnswerParame
     encoder = task.encoder
     length = parameters.max_seq_len or min(encoder.max_length, _ROW)
     if length > encoder.max_length:
-        raise InvalidInputError(f"max_seq_len: found {length}, but the model takes {encoder.max_length} tokens")
+        raise InvalidInputError(f"found {length}, but the model takes {encoder.max_length} tokens", at="max_seq_len")
     ids = encoder.cut(question.ids, parameters.max_question_len)
     room = encoder.room_beside(len(ids), length)
     if room < 1:
         raise InvalidInputError(
-            f"{where}.question: its {len(ids)} tokens leave no room for the context in a row of {length}; shorten it, "
-            "lower max_question_len, or raise max_seq_len"
+            f"its {len(ids)} tokens leave no room for the context in a row of {length}; shorten it, "
+            "lower max_question_len, or raise max_seq_len",
+            at=f"{where}.question",
         )
     stride = parameters.doc_stride
     if stride is None:
         stride = min(length // 2, _STRIDE, room - 1)
     elif stride >= room:
         raise InvalidInputError(
-            f"doc_stride: found {stride}, but beside {where}.question a row of {length} takes {room} tokens of the "
-            "context; overlap by less"
+            f"found {stride}, but beside {where}.question a row of {length} takes {room} tokens of the "
+            "context; overlap by less",
+            at="doc_stride",
         )
     return ids, room, stride
 

@@ -116,8 +116,9 @@ def _gives_logits(parameters: RerankParameters, config: PretrainedConfig) -> boo
     activation = _activation(config)
     if activation not in _LOGITS | _SIGMOIDS:
         raise InvalidInputError(
-            f"raw_scores: this task's CrossEncoder makes scores with {activation[:100]!r}, which is not served; ask "
-            "with raw_scores true for logits or false for their sigmoid"
+            f"this task's CrossEncoder makes scores with {activation[:100]!r}, which is not served; ask "
+            "with raw_scores true for logits or false for their sigmoid",
+            at="raw_scores",
         )
     return activation in _LOGITS
 

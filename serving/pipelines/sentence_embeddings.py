@@ -48,7 +48,7 @@ class SentenceEmbeddings:
         """Encode texts, or take over token ids; a request has the one or the other."""
         given = [one for one in inputs if isinstance(one, TokenIds)]
         if given and len(given) < len(inputs):
-            raise InvalidInputError("inputs: found texts and token ids in one request; send the one or the other")
+            raise InvalidInputError("found texts and token ids in one request; send the one or the other", at="inputs")
         embedder = _embedder(task)
         _refuse_unfit(embedder, task, parameters)
         if given:
@@ -60,8 +60,9 @@ class SentenceEmbeddings:
         for where, one in enumerate(prepared):
             if len(one.rows[0]) <= skip:
                 raise InvalidInputError(
-                    f"inputs.{where}: nothing is left of it beside the prompt, whose tokens this task does not pool; "
-                    "send a text, and a shorter prompt"
+                    "nothing is left of it beside the prompt, whose tokens this task does not pool; "
+                    "send a text, and a shorter prompt",
+                    at=f"inputs.{where}",
                 )
         return [Prepared(one.rows, one.truncated, skip) for one in prepared]
 
@@ -73,7 +74,7 @@ class SentenceEmbeddings:
         states, embedder = finite(raws[0]), _embedder(task)
         width, wanted = embedder.width(states.shape[-1], parameters.pooling), parameters.dimensions
         if wanted and wanted > width:
-            raise InvalidInputError(f"dimensions: found {wanted}, but the model's vectors have {width}")
+            raise InvalidInputError(f"found {wanted}, but the model's vectors have {width}", at="dimensions")
         vector = embedder(
             states,
             skip=prepared.source or 0,
@@ -94,11 +95,12 @@ def _given(
     """
     own = embedder.embedding
     if parameters.prompt or parameters.prompt_name:
-        raise InvalidInputError("prompt: cannot be put before token ids; send texts, or ids that begin with it")
+        raise InvalidInputError("cannot be put before token ids; send texts, or ids that begin with it", at="prompt")
     if own.default_prompt is not None and not own.include_prompt:
         raise InvalidInputError(
-            "inputs: this task does not pool the tokens of its prompt, which cannot be told from the others among "
-            "token ids; send texts"
+            "this task does not pool the tokens of its prompt, which cannot be told from the others among "
+            "token ids; send texts",
+            at="inputs",
         )
     return encode_ids(ids, task)
 
@@ -116,14 +118,14 @@ def _prompt(embedder: Embedder, parameters: EmbeddingParameters) -> str:
     own = embedder.embedding
     if parameters.prompt is not None:
         if parameters.prompt_name is not None:
-            raise InvalidInputError("prompt: give a prompt or the name of one, not both")
+            raise InvalidInputError("give a prompt or the name of one, not both", at="prompt")
         return parameters.prompt
     name = parameters.prompt_name or own.default_prompt
     if name is None:
         return ""
     if name not in own.prompts:
         known = ", ".join(map(repr, sorted(own.prompts))) or "none"
-        raise InvalidInputError(f"prompt_name: found {name!r}; the task has {known}")
+        raise InvalidInputError(f"found {name!r}; the task has {known}", at="prompt_name")
     return own.prompts[name]
 
 
@@ -132,6 +134,7 @@ def _refuse_unfit(embedder: Embedder, task: TaskSpec, parameters: EmbeddingParam
     takes = embedder.embedding.takes
     if parameters.pooling and takes not in (None, task.config.hidden_size):
         raise InvalidInputError(
-            f"pooling: the task's projection takes {takes} numbers, which {parameters.pooling!r} alone does not give; "
-            "leave it to the task"
+            f"the task's projection takes {takes} numbers, which {parameters.pooling!r} alone does not give; "
+            "leave it to the task",
+            at="pooling",
         )

@@ -108,7 +108,7 @@ def _kept_of(inputs: Sequence[str], task: TaskSpec) -> Steps[list[list[Window]]]
 def _all_of(inputs: Sequence[str], task: TaskSpec, stride: int) -> Steps[list[list[Window]]]:
     if stride >= task.encoder.room_alone:
         raise InvalidInputError(
-            f"stride: found {stride}, but a row takes {task.encoder.room_alone} tokens of a text; overlap by less"
+            f"found {stride}, but a row takes {task.encoder.room_alone} tokens of a text; overlap by less", at="stride"
         )
     budget = TokenBudget()
     found: list[list[Window]] = []

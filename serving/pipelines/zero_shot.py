@@ -55,8 +55,9 @@ class ZeroShotParameters(Parameters):
         found = len(self.hypothesis_template) * len(self.candidate_labels) + sum(map(len, self.candidate_labels))
         if found > characters:
             raise TooLargeError(
-                f"candidate_labels: with the template they have {found} characters, at most {characters} are allowed; "
-                "send fewer or shorter labels, or a shorter template"
+                f"with the template they have {found} characters, at most {characters} are allowed; "
+                "send fewer or shorter labels, or a shorter template",
+                at="candidate_labels",
             )
 
     def hypotheses(self) -> list[str]:
@@ -136,7 +137,8 @@ def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Pa
     for where, part in enumerate(parts):
         if encoder.room_beside(part.whole) < 1:
             raise InvalidInputError(
-                f"candidate_labels.{where}: with its template it has {part.whole} tokens and leaves no room for a text "
-                f"in the {encoder.max_length} the model takes; shorten it"
+                f"with its template it has {part.whole} tokens and leaves no room for a text "
+                f"in the {encoder.max_length} the model takes; shorten it",
+                at=f"candidate_labels.{where}",
             )
     return parts

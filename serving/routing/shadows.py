@@ -27,7 +27,7 @@ class Answered(Protocol):
 
 
 class Predict(Protocol):
-    """`serving.service.Service.predict`."""
+    """`serving.inference.Inference`."""
 
     async def __call__(
         self, digest: str, inputs: Sequence[object], parameters: Mapping[str, Any], timeout: float, kind: str | None

@@ -26,7 +26,7 @@ DIGEST = "0" * 64
 TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["rain"]}
 LEAST: dict[type[Incoming], dict[str, Any]] = {
     base.TextPair: {"text": "rain", "text_pair": "sun"},
-    huggingface.Comparison: {"source_sentence": "rain", "sentences": ["sun"]},
+    huggingface.SimilarityInput: {"source_sentence": "rain", "sentences": ["sun"]},
     huggingface.InferenceRequest: {"inputs": "rain"},
     keys.KeyRequest: {"name": "ci", "scopes": ["predict"]},
     kserve.InferRequest: {"inputs": [TENSOR]},
@@ -37,13 +37,13 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     openai.EmbeddingsRequest: {"model": "search", "input": "rain"},
     question_answering.Question: {"question": "why?", "context": "rain"},
     rerank.RerankInput: {"query": "rain", "texts": ["sun"]},
-    tasks.AliasOnly: {},
-    tasks.Publication: {"digest": DIGEST},
+    tasks.RollbackRequest: {},
+    tasks.PublishRequest: {"digest": DIGEST},
     tasks.RouteInfo: {},
-    tasks.Version: {"digest": DIGEST},
+    tasks.PromoteRequest: {"digest": DIGEST},
     tei.EmbedRequest: {"inputs": "rain"},
     tei.EmbedTokensRequest: {"inputs": [2, 3]},
-    tei.PredictRequest: {"inputs": "rain"},
+    tei.ClassifyRequest: {"inputs": "rain"},
     tei.RerankRequest: {"query": "rain", "texts": ["sun"]},
     PIPELINES["zero-shot-classification"].parameters: {"candidate_labels": ["sport"]},
 }

@@ -336,7 +336,7 @@ def test_what_one_key_committed_is_held_for_its_publication_and_its_chunks_for_a
     raw, file = connect(embedded_url), deltas.emotion
     for i, chunk in enumerate(chunks_of(file)):
         store.own_uploads.put_chunk("team/1", file.digest, i, chunk)
-    store.own_uploads.commit("team/1", file.digest, guarded.check_delta, guarded.cache.files.folder)
+    store.own_uploads.commit("team/1", file.digest, guarded.vetting.fitness.check, guarded.cache.files.folder)
     assert store.garbage.collect() == (0, 0)
     assert raw.ttl(f"ken:{namespace}:own-parts:{{{file.digest}}}:team/1") <= 60
     assert store.tasks.publish_digest("spam", file.digest, allow_other_labels=True)

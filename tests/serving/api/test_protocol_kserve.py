@@ -103,14 +103,14 @@ def test_the_server_says_its_name_and_that_it_speaks_no_extension(client: Any) -
 
 
 def test_a_draining_server_is_live_and_not_ready(client: Any, http: httpx.Client, shared_service: Service) -> None:
-    shared_service.draining = True
+    shared_service.admission.draining = True
     try:
         assert client.is_server_live()
         assert not client.is_server_ready()
         assert not client.is_model_ready("spam")
         assert is_failure(http.get("/v2/health/ready"), 503, "stopping")
     finally:
-        shared_service.draining = False
+        shared_service.admission.draining = False
 
 
 def test_a_model_is_ready_by_name_alias_and_digest(client: Any, deltas: Deltas) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import DeltaFile, PoisonedError, ResidentModel, open_base
 from ken_core.kernels import Packed, exchange_for
+from serving.admission import Admission, AdmissionLimits
 from serving.engine.engine import Engine
 from serving.engine.scheduler import Limits
 from serving.errors import OverloadedError, UnavailableError
@@ -295,7 +296,7 @@ def test_tasks_that_do_not_fit_together_all_get_answered(
 def test_a_full_queue_refuses_with_the_time_the_backlog_will_take(
     make_bench: Callable[..., Bench], deltas: Deltas
 ) -> None:
-    bench = make_bench(queue_rows=3)
+    bench = make_bench(admission=Admission(AdmissionLimits(queue_rows=3)))
 
     async def fill() -> None:
         await bench.ask(deltas.spam)
@@ -316,7 +317,7 @@ def test_a_full_queue_refuses_with_the_time_the_backlog_will_take(
 def test_a_request_larger_than_the_queue_is_answered_when_nothing_waits(
     make_bench: Callable[..., Bench], deltas: Deltas
 ) -> None:
-    bench = make_bench(queue_rows=2)
+    bench = make_bench(admission=Admission(AdmissionLimits(queue_rows=2)))
     assert len(asyncio.run(bench.ask(deltas.spam))) == len(TEXTS)
 
 

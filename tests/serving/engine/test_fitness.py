@@ -209,7 +209,7 @@ def test_what_changes_no_answer_is_accepted_and_answers_as_ever(
 ) -> None:
     path = tmp_path / "odd"
     path.write_bytes(changed(deltas.spam, tiny, FIT[what]))
-    odd = service.check_delta(path)
+    odd = service.vetting.fitness.check(path)
     publish("odd", odd)
 
     async def ask(digest: str) -> list[Any]:
@@ -242,7 +242,7 @@ def test_deltas_are_tried_while_requests_flow_and_no_answer_is_another(
     def try_all() -> None:
         for path in files * 3:
             try:
-                service.check_delta(path)
+                service.vetting.fitness.check(path)
                 outcomes.append("fit")
             except InvalidInputError:
                 outcomes.append("unfit")
@@ -315,7 +315,7 @@ def test_fewer_rows_than_the_bases_tokenizer_has_ids_are_refused(service: Servic
     delta = extract(tiny.base, open_tuned(str(tmp_path / "shrunken")))
     file = deltafile.write(delta, tiny.base, tmp_path / "shrunken.ken")
     with pytest.raises(InvalidInputError, match="gives ids up to"):
-        service.check_delta(file.path)
+        service.vetting.fitness.check(file.path)
 
 
 def test_an_upload_that_there_was_no_time_to_try_is_kept(

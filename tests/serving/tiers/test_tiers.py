@@ -24,7 +24,8 @@ from ken_core import Budget, Delta, DeltaFile, Selection, deltafile, open_tuned
 from ken_core.embedding import Dense, Embedding
 from ken_core.kernels import Packed, exchange_for
 from serving import service as service_module
-from serving.service import Answer, Service
+from serving.inference import Prediction
+from serving.service import Service
 from serving.tiers.cache import DeltaCache
 from tests.tiny_checkpoints import TEXTS, WORDS, Deltas, Tiny, scores, write_tokenizer
 
@@ -91,7 +92,7 @@ def on_the_device(service: Service, *, materialised: bool) -> list[object]:
     return [loaded for loaded in service.engine.tiers.held() if loaded.attached.materialised == materialised]
 
 
-async def ask(service: Service, file: DeltaFile, *texts: str) -> Answer:
+async def ask(service: Service, file: DeltaFile, *texts: str) -> Prediction:
     return await service.predict(file.digest, texts or TEXTS, {}, 20)
 
 
@@ -375,7 +376,7 @@ def test_a_packed_tier_for_two_tasks_of_eight_asked_for_at_once_grows_by_two_mor
     service = make_service(packed_bytes=budget)
     asked = [(eight[n % 8], TEXTS[n % len(TEXTS)]) for n in range(40)]
 
-    async def all_at_once() -> list[Answer]:
+    async def all_at_once() -> list[Prediction]:
         with Blocked(service.engine):
             waiting = [asyncio.create_task(ask(service, file, text)) for file, text in asked]
             await until(lambda: service.engine.waiting >= 10)  # two tasks' requests: from here on tasks are in use
