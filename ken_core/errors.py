@@ -45,6 +45,10 @@ class TextTooLongError(KenError):
     """A text is too long to be encoded: as many characters as are read in one go do not tell its tokens."""
 
 
+class WholeModelNeededError(KenError):
+    """A head asks more of its backbone than the output at hand; its whole model answers instead."""
+
+
 class ExchangeError(KenError):
     """Injecting a delta failed; the base's weights were restored."""
 

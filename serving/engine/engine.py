@@ -271,7 +271,8 @@ class Engine:
             self._active_key = batch[0].key
             started = time.perf_counter()
             inputs = collate([r.payload.encoded for r in batch], loaded.spec.encoder.pad_id, self._resident.device)
-            results = pipeline.forward(loaded.model, inputs)
+            output = self._resident.backbone(**inputs, return_dict=True) if loaded.model.splits else None
+            results = pipeline.run_head(loaded.model, output, inputs)
             seconds = time.perf_counter() - started
         except Exception as error:
             self._fail(batch, error)
