@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ken_core.configs import answering, restore
 from ken_core.errors import DeltaFormatError, WholeModelNeededError
@@ -50,8 +50,10 @@ class Grafted:
     def config(self) -> PretrainedConfig:
         return self.whole.config
 
-    def __call__(self, output: ModelOutput | None, inputs: Inputs) -> ModelOutput:
+    def __call__(self, output: ModelOutput | None, inputs: Inputs) -> Any:
         """Run Transformers' own code of the head on an output of the backbone for the same inputs.
+
+        Gives the architecture's own `ModelOutput`, as its `forward` does; the backbone's where there is no head.
 
         Args:
             output: of the backbone, for `inputs`. None: run the whole model, with the weights as they are.
@@ -60,16 +62,16 @@ class Grafted:
             WholeModelNeededError: the head needs its whole model, though an output was given.
         """
         if output is None:
-            return self.whole(**inputs)  # type: ignore[no-any-return]
+            return self.whole(**inputs)
         if not self.splits:
             raise WholeModelNeededError(
-                f"the head of {type(self.whole).__name__} asks its backbone for more than its output; run the whole"
+                f"the head of {type(self.whole).__name__} needs its whole model; call it without the backbone's output"
             )
         if self._head is None:
             return output
         try:
             with self._stand_in.giving(output, inputs):
-                return self._head(**inputs)  # type: ignore[no-any-return]
+                return self._head(**inputs)
         except WholeModelNeededError:
             self.splits = False  # what it asked for now it will ask for again
             raise

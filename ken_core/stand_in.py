@@ -13,14 +13,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ken_core.errors import WholeModelNeededError
 
@@ -155,7 +154,6 @@ def _described(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:100]
 
 
-@cache
 def _arguments(backbone: type[nn.Module]) -> dict[str, Any]:
     """Names and defaults of what a backbone's `forward` takes, in order."""
     parameters = list(inspect.signature(backbone.forward).parameters.values())[1:]

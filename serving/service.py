@@ -22,9 +22,10 @@ from ken_core.errors import CheckpointChangedError
 from ken_core.tokenization import Encoded
 from serving.config import Settings
 from serving.cores import usable_cores
-from serving.engine.engine import Engine, Timing
+from serving.engine.engine import Engine
 from serving.engine.fitness import Fitness
-from serving.engine.scheduler import Limits
+from serving.engine.tickets import Timing
+from serving.engine.window import Limits
 from serving.errors import ChangedBaseError, DeadlineError, StartError, TooLargeError, UnavailableError
 from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import (
@@ -204,7 +205,7 @@ class Service:
             ChangedBaseError: it is not on the device, and the base's file is not what it was.
             UnfitDeltaError: the delta can never be served here.
             RefusedDeltaError: the delta must be signed, and no trusted key did.
-            DeadlineError, OverloadedError: see `Engine.run`.
+            DeadlineError, OverloadedError: see `Engine.answer`.
         """
         started = time.monotonic()
         deadline = started + timeout
@@ -222,7 +223,7 @@ class Service:
                     rows = [row for one in prepared for row in one.rows]
                     self._refuse_too_long(rows)
                     encoded = time.monotonic()
-                    raws, timing = await self.engine.run(loaded, pipeline, rows, deadline)
+                    raws, timing = await self.engine.answer(loaded, pipeline, rows, deadline)
                 finally:
                     self.engine.tiers.release(loaded)
                 timing.load, timing.tokenize = arrived - started, encoded - arrived

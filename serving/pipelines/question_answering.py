@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs

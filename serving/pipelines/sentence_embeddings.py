@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, InstanceOf
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ken_core.embedding import PLAIN, Embedder, Pooling, PromptName, PromptText
 from ken_core.heads import Grafted

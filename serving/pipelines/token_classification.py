@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, model_validator
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs
