@@ -43,12 +43,27 @@ from rich.table import Table
 from benchmarks.report import Row as Figure
 from benchmarks.report import plain_table, report, with_shared_options
 from benchmarks.retention import compare_retention
-from serving.engine.costs import Costs
-from serving.engine.scheduler import Limits, Row, Scheduler
+from serving.engine.costs import BatchCost, SwitchCost
+from serving.engine.line import Line, Row
+from serving.engine.one_key import OneKeyPolicy
+from serving.engine.window import Limits
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a replica takes to switch tasks, for a batch, and for each of its tokens, padding included."""
+
+    switch: float
+    fixed: float
+    token: float
+
+    def batch(self, padded: int) -> float:
+        return self.fixed + self.token * padded
+
 
 LENGTHS = (2.97, 0.53)
 """Mean and deviation of the logarithm of token counts."""
-TIMES = {"CPU": Costs(switch=0.005, fixed=0.005, token=0.00013), "GPU": Costs(switch=0.0005, fixed=0.006, token=2e-6)}
+TIMES = {"CPU": Times(switch=0.005, fixed=0.005, token=0.00013), "GPU": Times(switch=0.0005, fixed=0.006, token=2e-6)}
 LIMITS = Limits()
 QUEUE_ROWS, CLIENTS, PATIENCE = 2048, 256, 30.0
 LOADS = (0.5, 0.9, 1.2)
@@ -115,22 +130,49 @@ def read_trace(file: Path) -> tuple[Trace, dict[str, float]]:
 # Policies
 
 
-class Line(Protocol):
-    """The part of a scheduler's interface that the engine uses."""
-
-    costs: Costs
+class Scheduler(Protocol):
+    """What a replica asks of a policy and of the rows that wait for it."""
 
     def __len__(self) -> int: ...
     def add(self, row: Row[int]) -> None: ...
     def drop(self, now: float) -> list[Row[int]]: ...
     def next_batch(self, now: float, active: Hashable) -> list[Row[int]]: ...
+    def ran(self, padded: int, seconds: float, switching: float) -> None: ...
+
+
+class Exchanging:
+    """The engine's line and the policy of its executor that exchanges deltas."""
+
+    def __init__(self) -> None:
+        self.line: Line[int] = Line()
+        self.cost, self.switch = BatchCost(), SwitchCost()
+        self.policy = OneKeyPolicy(LIMITS, self.cost, self.switch)
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def add(self, row: Row[int]) -> None:
+        self.line.add(row)
+
+    def drop(self, now: float) -> list[Row[int]]:
+        return self.line.drop(now)
+
+    def next_batch(self, now: float, active: Hashable) -> list[Row[int]]:
+        rows = self.policy.choose(self.line, now, active)
+        self.line.take(rows, now)
+        return rows
+
+    def ran(self, padded: int, seconds: float, switching: float) -> None:
+        self.switch.note(switching > 0)
+        if switching:
+            self.switch.learn(switching)
+        self.cost.learn(padded, seconds)
 
 
 class ByOrder:
     """Queues by task. The next batch holds the oldest rows of the chosen task, as many as fit."""
 
     def __init__(self) -> None:
-        self.costs = Costs()
         self.queues: OrderedDict[Hashable, deque[Row[int]]] = OrderedDict()
         self._order: OrderedDict[int, Row[int]] = OrderedDict()
 
@@ -159,6 +201,9 @@ class ByOrder:
                 break
             batch.append(self._take(key))
         return batch
+
+    def ran(self, padded: int, seconds: float, switching: float) -> None:
+        """These policies learn nothing."""
 
     def oldest(self) -> Row[int]:
         return next(iter(self._order.values()))
@@ -211,8 +256,8 @@ class LongestQueue(ByOrder):
         return max(self.queues, key=lambda key: len(self.queues[key]))
 
 
-POLICIES: dict[str, Callable[[], Line]] = {
-    "ken": lambda: Scheduler(LIMITS),
+POLICIES: dict[str, Callable[[], Scheduler]] = {
+    "ken": Exchanging,
     "FIFO": Fifo,
     "oldest task first": OldestFirst,
     "round robin": RoundRobin,
@@ -279,17 +324,22 @@ class Replica:
     """
 
     def __init__(
-        self, line: Line, times: Costs, queue_rows: float = QUEUE_ROWS, patience: float = PATIENCE, clients: int = 0
+        self,
+        scheduler: Scheduler,
+        times: Times,
+        queue_rows: float = QUEUE_ROWS,
+        patience: float = PATIENCE,
+        clients: int = 0,
     ) -> None:
-        self.line, self.times, self.now = line, times, 0.0
+        self.scheduler, self.times, self.now = scheduler, times, 0.0
         self._active: Hashable = None
         self._queue_rows, self._patience, self._clients = queue_rows, patience, clients
         self.outcome = Outcome()
 
     def run(self, trace: Sequence[Arrival]) -> Outcome:
         arrivals = deque(trace)
-        while arrivals or len(self.line):
-            if not len(self.line) and not self._clients:
+        while arrivals or len(self.scheduler):
+            if not len(self.scheduler) and not self._clients:
                 self.now = max(self.now, arrivals[0].at)
             self.admit(arrivals)
             self.step()
@@ -297,31 +347,29 @@ class Replica:
         return self.outcome
 
     def admit(self, arrivals: deque[Arrival]) -> None:
-        """Take in the rows that have arrived, or as many as the clients send."""
-        while arrivals and (len(self.line) < self._clients if self._clients else arrivals[0].at <= self.now):
+        """Take in what has arrived, or as much as clients send."""
+        while arrivals and (len(self.scheduler) < self._clients if self._clients else arrivals[0].at <= self.now):
             arrival = arrivals.popleft()
-            if len(self.line) >= self._queue_rows:
+            if len(self.scheduler) >= self._queue_rows:
                 self.outcome.refused += 1
                 continue
             arrived = self.now if self._clients else arrival.at
-            self.line.add(Row(arrival.task, arrival.tokens, arrived, arrived + self._patience, len(arrivals)))
+            self.scheduler.add(Row(arrival.task, arrival.tokens, arrived, arrived + self._patience, len(arrivals)))
 
     def step(self) -> None:
         """One turn of the engine."""
         done = self.outcome
-        done.missed += len(self.line.drop(self.now))
-        batch = self.line.next_batch(self.now, self._active)
+        done.missed += len(self.scheduler.drop(self.now))
+        batch = self.scheduler.next_batch(self.now, self._active)
         if not batch:
             return
-        if batch[0].key != self._active:
-            self._active = batch[0].key
-            self.now += self.times.switch
-            self.line.costs.learn_switch(self.times.switch)
-            done.switches += 1
+        switching = 0.0 if batch[0].key == self._active else self.times.switch
+        self._active = batch[0].key
         padded = len(batch) * max(row.tokens for row in batch)
         seconds = self.times.batch(padded)
-        self.now += seconds
-        self.line.costs.learn_batch(padded, seconds)
+        self.now += switching + seconds
+        self.scheduler.ran(padded, seconds, switching)
+        done.switches += switching > 0
         done.batches += 1
         done.ran += len(batch)
         done.padded += padded
@@ -334,7 +382,7 @@ class Replica:
 # Bounds
 
 
-def least_seconds(trace: Iterable[Arrival], times: Costs) -> float:
+def least_seconds(trace: Iterable[Arrival], times: Times) -> float:
     """Seconds that serving all rows takes at least, when all wait from the start."""
     trace = list(trace)
     per_task = Counter(a.task for a in trace)
@@ -342,11 +390,11 @@ def least_seconds(trace: Iterable[Arrival], times: Costs) -> float:
     return sum(a.tokens for a in trace) * times.token + batches * times.fixed + len(per_task) * times.switch
 
 
-def most_rows_a_second(trace: Sequence[Arrival], times: Costs) -> float:
+def most_rows_a_second(trace: Sequence[Arrival], times: Times) -> float:
     return len(trace) / sum(_share(a, times) for a in trace)
 
 
-def least_mean_latency(trace: Sequence[Arrival], times: Costs) -> float:
+def least_mean_latency(trace: Sequence[Arrival], times: Times) -> float:
     """The larger of two bounds, both from the module's docstring.
 
     One serves each row's smallest share of a batch, shortest remaining time first; the other gives each row a batch of
@@ -371,7 +419,7 @@ def least_mean_latency(trace: Sequence[Arrival], times: Costs) -> float:
     return max(total, alone) / len(trace)
 
 
-def _share(arrival: Arrival, times: Costs) -> float:
+def _share(arrival: Arrival, times: Times) -> float:
     return arrival.tokens * times.token + times.fixed / LIMITS.rows
 
 
@@ -401,7 +449,7 @@ def synthetic_runs(rows: int) -> Iterator[tuple[list[Figure], Table]]:
         least = least_seconds(together, times)
         yield compare(f"{name}, drained", together, times, {"seconds at least": least}, **unlimited)
         most = most_rows_a_second(together, times)
-        capacity = Replica(Scheduler(LIMITS), times, clients=CLIENTS).run(together).throughput
+        capacity = Replica(Exchanging(), times, clients=CLIENTS).run(together).throughput
         yield compare(f"{name}, 256 clients", together, times, {"rows/s at most": most}, clients=CLIENTS)
         for load in LOADS:
             trace = synthetic(rows, capacity * load)
@@ -411,7 +459,7 @@ def synthetic_runs(rows: int) -> Iterator[tuple[list[Figure], Table]]:
 
 def recorded_runs(file: Path) -> Iterator[tuple[list[Figure], Table]]:
     trace, measured = read_trace(file)
-    times = Costs(**{part: measured.get(part, getattr(TIMES["CPU"], part)) for part in ("switch", "fixed", "token")})
+    times = Times(**{part: measured.get(part, getattr(TIMES["CPU"], part)) for part in ("switch", "fixed", "token")})
     bounds = {"mean at least": least_mean_latency(trace, times)}
     bounds |= {f"{share} as measured": measured[share] for share in ("p50", "p99") if share in measured}
     yield compare(f"recorded, {file.stem}", trace, times, bounds)
@@ -422,7 +470,7 @@ def recorded_runs(file: Path) -> Iterator[tuple[list[Figure], Table]]:
 
 
 def compare(
-    name: str, trace: Trace, times: Costs, bounds: dict[str, float], **options: Any
+    name: str, trace: Trace, times: Times, bounds: dict[str, float], **options: Any
 ) -> tuple[list[Figure], Table]:
     """Run all policies on a trace."""
     known = ", ".join(f"{what} {value:.3g}" for what, value in bounds.items())

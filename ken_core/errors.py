@@ -45,6 +45,10 @@ class TextTooLongError(KenError):
     """A text is so long that the characters read in one go do not determine its tokens."""
 
 
+class WholeModelNeededError(KenError):
+    """A head asks more of its backbone than the output at hand; its whole model answers instead."""
+
+
 class ExchangeError(KenError):
     """Injecting a delta failed; the base's weights were restored."""
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ken_core.errors import CheckpointChangedError
 from serving.admission import Admission
-from serving.engine.engine import Engine, Timing
+from serving.engine.engine import Engine
+from serving.engine.tickets import Timing
 from serving.errors import ChangedBaseError, DeadlineError
 from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import (
@@ -103,7 +104,7 @@ class Inference:
                     tokens = sum(map(len, rows))
                     self._admission.check_tokens(tokens)
                     encoded = time.monotonic()
-                    raws, timing = await self._engine.run(loaded, asked.pipeline, rows, started + timeout)
+                    raws, timing = await self._engine.answer(loaded, asked.pipeline, rows, started + timeout)
                 outputs = await self._present(asked, prepared, raws, client)
         except TimeoutError:
             raise DeadlineError(f"no answer within {timeout:g} s") from None

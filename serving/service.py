@@ -18,7 +18,7 @@ from serving.config import Settings
 from serving.cores import usable_cores
 from serving.engine.engine import Engine
 from serving.engine.fitness import Fitness
-from serving.engine.scheduler import Limits
+from serving.engine.window import Limits
 from serving.errors import StartError
 from serving.gauges import add_gauges
 from serving.inference import Inference

@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 import ken_core
-from ken_core import Budget, Checkpoint, DeltaFile, ResidentModel, Selection, deltafile, graft, open_base, open_tuned
+from ken_core import Budget, Checkpoint, DeltaFile, ResidentModel, Selection, deltafile, open_base, open_tuned
 from ken_core.configs import restore
 from ken_core.embedding import Embedder
+from ken_core.heads import Grafted, graft_split
 from ken_core.resident import Attached
 from ken_core.tokenization import Encoder, collate
 from serving.pipelines import pipeline_for
@@ -49,7 +50,7 @@ class FineTune:
     file: DeltaFile
     applied: Path
     attached: Attached
-    model: PreTrainedModel
+    model: Grafted
     spec: TaskSpec
     head: str
 
@@ -64,7 +65,8 @@ class FineTune:
         with torch.inference_mode():
             for start in range(0, len(rows), _BATCH):
                 batch = collate(rows[start : start + _BATCH], self.spec.encoder.pad_id, self.base.resident.device)
-                raws += pipeline.forward(self.model, batch)
+                output = self.base.resident.backbone(**batch, return_dict=True) if self.model.splits else None
+                raws += pipeline.run_head(self.model, output, batch)
         left = iter(raws)
         return [
             pipeline.present(one, list(itertools.islice(left, len(one.rows))), self.spec, checked) for one in prepared
@@ -149,7 +151,7 @@ def served(base: ArchitectureBase, file: DeltaFile) -> FineTune:
     applied = file.path.with_suffix(".applied")
     ken_core.apply(open_base(str(base.path)), delta, applied)
     attached = base.resident.attach(delta, materialised=bool(delta.lowrank))
-    model = graft(base.resident.backbone, delta.architecture, delta.config, attached.head)
+    model = graft_split(base.resident.backbone, delta.architecture, delta.config, attached.head)
     encoder = Encoder.of(base.checkpoint, delta) if delta.encodes_otherwise else base.encoder
     embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None
     spec = TaskSpec(restore(dict(delta.config)), encoder, embedder)

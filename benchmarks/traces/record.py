@@ -20,10 +20,11 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,42 +35,45 @@ from ken_core import deltafile, extract, open_base, open_tuned
 from serving.config import load_settings
 from serving.demo.prepare import demo_base
 from serving.demo.texts import TASKS
-from serving.engine.costs import Costs
-from serving.engine.scheduler import Row, Scheduler
+from serving.engine.engine import Engine
+from serving.engine.exchange import Exchange
+from serving.engine.line import Line, Row
 from serving.errors import ServingError
 from serving.service import Service
 from serving.store import Store
 from serving.store.embedded import embedded_store
 
 
-class Recorded(Scheduler[object]):
-    """A scheduler that keeps the arrivals it is given, and measured costs."""
+class Recorded(Line[Any]):
+    """A line that keeps the arrivals of its rows, beside what batches and switches took."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(self) -> None:
+        super().__init__()
         self.arrivals: list[tuple[float, Hashable, int]] = []
-        self.costs = Measured()
+        self.batches: list[tuple[int, float]] = []
+        self.switches: list[tuple[float]] = []
 
-    def add(self, row: Row[object]) -> None:
+    def add(self, row: Row[Any]) -> None:
         self.arrivals.append((row.arrived, row.key, row.tokens))
         super().add(row)
 
 
-class Measured(Costs):
-    """Costs that keep every measurement."""
+def _record(engine: Engine) -> Recorded:
+    """Have an engine that was not started keep what it learns."""
+    recorded = engine._line = Recorded()
+    exchange = engine._executor
+    assert isinstance(exchange, Exchange)
+    for cost, kept in ((exchange._cost, recorded.batches), (exchange._switch, recorded.switches)):
+        cost.learn = _noting(cost.learn, kept)  # type: ignore[method-assign]
+    return recorded
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.switches: list[float] = []
-        self.batches: list[tuple[int, float]] = []
 
-    def learn_switch(self, seconds: float) -> None:
-        self.switches.append(seconds)
-        super().learn_switch(seconds)
+def _noting(learn: Callable[..., None], kept: list[Any]) -> Callable[..., None]:
+    def learned(*measured: float) -> None:
+        kept.append(measured)
+        learn(*measured)
 
-    def learn_batch(self, padded: int, seconds: float) -> None:
-        self.batches.append((padded, seconds))
-        super().learn_batch(padded, seconds)
+    return learned
 
 
 def main() -> None:
@@ -84,8 +88,7 @@ def main() -> None:
         names = [f"t{i}" for i in range(options.tasks)]
         _publish(names, Store(url), Path(folder))
         service = Service(load_settings(base=demo_base(), data_dir=Path(folder), preload=names), url)
-        recorded = Recorded(service.engine._limits)
-        service.engine._scheduler = recorded  # type: ignore[assignment]
+        recorded = _record(service.engine)
         service.start()
         latencies = asyncio.run(_send(service, names, options.rate, options.seconds))
         keys = {(service.table.resolve(name), "text-classification"): name for name in names}
@@ -129,17 +132,15 @@ async def _send(service: Service, names: list[str], rate: float, seconds: float)
 
 
 def _write(file: Path, recorded: Recorded, keys: dict[tuple[str, str], str], latencies: list[float]) -> None:
-    costs = recorded.costs
-    assert isinstance(costs, Measured)
-    padded, seconds = np.array(costs.batches).T
+    padded, seconds = np.array(recorded.batches).T
     (fixed, token), *_ = np.linalg.lstsq(np.stack([np.ones_like(padded), padded], axis=1), seconds, rcond=None)
     latencies.sort()
     first = {
-        "switch": statistics.mean(costs.switches),
+        "switch": statistics.mean(seconds for (seconds,) in recorded.switches),
         "fixed": fixed,
         "token": token,
         "batches": len(seconds),
-        "switches": len(costs.switches),
+        "switches": len(recorded.switches),
         "p50": latencies[len(latencies) // 2],
         "p99": latencies[int(0.99 * len(latencies))],
     }

@@ -136,7 +136,7 @@ class Fitness:
         """Have all questions of a kind answered, as one request of many inputs."""
         rows = [row for question in asked for row in question.prepared.rows]
         try:
-            raws, _ = asyncio.run(_until(self._engine.run(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
+            raws, _ = asyncio.run(_until(self._engine.answer(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
         except InternalError as error:
             raise InternalError(f"its model fails on text: {reason(error.__cause__ or error)}") from error
 

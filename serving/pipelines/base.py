@@ -1,7 +1,8 @@
 """What a task kind is: its inputs and parameters, and the way from one input to one answer.
 
-An input becomes one or more encoded rows (`prepare`), rows run through the model in batches that may hold rows of
-many requests (`forward`), and the results of an input's rows become its answer (`present`).
+An input becomes one or more encoded rows (`prepare`). Rows of many requests run through the backbone together, and the
+task's own head makes results of its rows of the backbone's output (`run_head`). The results of an input's rows become
+its answer (`present`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
 from ken_core.embedding import Embedder
 from ken_core.errors import TextTooLongError
 from ken_core.foreign import is_from_rust, reason
+from ken_core.heads import Grafted
 from ken_core.long_texts import Tokens
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Encoded, Encoder, Input, Part
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.incoming import Incoming
@@ -85,7 +88,7 @@ class Probe:
 
 
 class Pipeline(Protocol):
-    """One task kind. Everything but `forward` runs off the thread that owns the weights."""
+    """One task kind. Everything but `run_head` runs off the thread that owns the weights."""
 
     @property
     def kind(self) -> str:
@@ -114,8 +117,16 @@ class Pipeline(Protocol):
             TooLargeError: one that is too long for it, or that becomes too many rows.
         """
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
-        """Run a padded batch on the engine's thread; one float32 array a row, on the host."""
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
+        """Run a task's head on its rows of the backbone's output; one float32 array a row, on the host.
+
+        Args:
+            output: of the backbone, for `inputs`; None where the whole model has to run, see `Grafted.splits`.
+            inputs: rows of this task alone, padded to the longest of them: int64 tensors of shape (rows, tokens).
+
+        Raises:
+            WholeModelNeededError: an output was given, but the head needs its whole model.
+        """
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Any) -> Any:
         """One input's answer as JSON, from the results of its rows.

@@ -6,14 +6,16 @@ of Transformers' pipeline up to its release 4, the last that had one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Part, Window
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
@@ -94,11 +96,11 @@ class QuestionAnswering:
             prepared.append(Prepared([w.row for w in windows], truncated, _Source(one.context, windows)))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits of where the answer begins and where it ends, shape (2, tokens) a row."""
-        output = model(**batch)
-        both = torch.stack((output.start_logits, output.end_logits), dim=1).float().cpu().numpy()
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        found = model(output, inputs)
+        both = torch.stack((found.start_logits, found.end_logits), dim=1).float().cpu().numpy()
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
         return [logits[:, :length] for logits, length in zip(both, lengths, strict=True)]
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: AnswerParameters) -> Any:

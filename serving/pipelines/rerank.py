@@ -6,14 +6,16 @@ sentence-transformers' `CrossEncoder`; answers have the form of text-embeddings-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.base import (
@@ -80,9 +82,9 @@ class Rerank:
             prepared.append(Prepared(rows, any(row.truncated for row in rows), one.texts))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """The logit, shape (1,) a row."""
-        return classify(model, batch)
+        return classify(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: RerankParameters

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pydantic import Field, InstanceOf
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from ken_core.embedding import PLAIN, Embedder, Pooling, PromptName, PromptText
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from serving.errors import InvalidInputError
 from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
@@ -66,9 +67,9 @@ class SentenceEmbeddings:
                 )
         return [Prepared(one.rows, one.truncated, skip) for one in prepared]
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Last hidden states, shape (tokens, width) a row."""
-        return last_hidden_states(model, batch)
+        return last_hidden_states(model, output, inputs)
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: EmbeddingParameters) -> Any:
         states, embedder = finite(raws[0]), _embedder(task)

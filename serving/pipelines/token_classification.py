@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Window
 from serving.errors import InvalidInputError
 from serving.pipelines.base import (
@@ -76,9 +77,9 @@ class TokenClassification:
             prepared.append(Prepared(rows, any(row.truncated for row in rows), _Source(text, ours)))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits, shape (tokens, labels) a row."""
-        return classify_tokens(model, batch)
+        return classify_tokens(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: TokenParameters

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field, field_validator
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Part
 from serving.errors import InvalidInputError, TooLargeError
 from serving.pipelines.base import (
@@ -109,9 +111,9 @@ class ZeroShotClassification:
             prepared.append(Prepared(rows, any(row.truncated for row in rows), text))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits, shape (labels of the head,) a row."""
-        return classify(model, batch)
+        return classify(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: ZeroShotParameters

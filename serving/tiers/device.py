@@ -18,14 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from transformers import PreTrainedModel
-
-from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel, graft
+from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel
 from ken_core.configs import restore
 from ken_core.embedding import Embedder
 from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.foreign_tokenizer import check_ids
+from ken_core.heads import Grafted, graft_split
 from ken_core.tokenization import Encoder
 from serving.errors import UnavailableError
 from serving.pipelines import default_kind
@@ -53,7 +52,7 @@ class Loaded:
 
     digest: str
     attached: Attached
-    model: PreTrainedModel
+    model: Grafted
     head: str
     kind: str
     """What it answers unless a request asks for another kind its head can give."""
@@ -314,8 +313,8 @@ class DeviceTiers:
 
         self._on_owner(move).result()
 
-    def _model(self, delta: Delta, attached: Attached) -> PreTrainedModel:
-        return graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
+    def _model(self, delta: Delta, attached: Attached) -> Grafted:
+        return graft_split(self._resident.backbone, delta.architecture, delta.config, attached.head)
 
     # Which tasks deserve full tensors
 

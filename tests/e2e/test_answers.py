@@ -53,8 +53,9 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     """The control: the same head on a backbone with another task's delta gives other probabilities."""
     import torch
 
-    from ken_core import ResidentModel, graft
+    from ken_core import ResidentModel
     from ken_core.fingerprint import fingerprint
+    from ken_core.heads import graft_split
     from ken_core.tokenization import Encoder, collate
     from serving.pipelines.base import TaskSpec
     from serving.pipelines.text_classification import TextClassification
@@ -65,7 +66,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     first, second = (deltafile.read(deltafile.open_file(t.file), base, identity) for t in published[:2])
     own, neighbour = resident.attach(first), resident.attach(second)
     task = published[0]
-    model = graft(resident.backbone, first.architecture, first.config, own.head)
+    model = graft_split(resident.backbone, first.architecture, first.config, own.head)
     kind = TextClassification()
     spec = TaskSpec(model.config, Encoder(base, model.config, {}))
     prepared = finish(kind.prepare(task.texts[:5], spec, kind.parameters()))
@@ -73,7 +74,8 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     with torch.inference_mode():
         for name, delta in (("own", own), ("neighbour", neighbour)):
             resident.activate(delta)
-            raw = [kind.forward(model, collate(one.rows, 0, resident.device)) for one in prepared]
+            batches = [collate(one.rows, 0, resident.device) for one in prepared]
+            raw = [kind.run_head(model, resident.backbone(**b, return_dict=True), b) for b in batches]
             scored = [kind.present(p, r, spec, kind.parameters()) for p, r in zip(prepared, raw, strict=True)]
             answers[name] = [{o["label"]: o["score"] for o in outputs} for outputs in scored]
     expected = pipeline_scores(task, task.texts[:5])

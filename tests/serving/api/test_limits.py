@@ -93,7 +93,7 @@ def test_more_requests_than_may_run_are_told_when_to_come_again(limited: MakeLim
     async def conversation(client: Client) -> None:
         await client.post(SPAM, json=RAIN)
         with Blocked(service.engine):
-            service.engine._scheduler.costs.fixed = 5.0
+            service.engine._executor._cost.fixed = 5.0
             running = [asyncio.create_task(client.post(SPAM, json=RAIN)) for _ in range(2)]
             await until(lambda: service.engine.waiting == 2)
             refused = await client.post(SPAM, json=RAIN)

@@ -18,7 +18,7 @@ from ken_core import DeltaFile, PoisonedError, ResidentModel, open_base
 from ken_core.kernels import Packed, exchange_for
 from serving.admission import Admission, AdmissionLimits
 from serving.engine.engine import Engine
-from serving.engine.scheduler import Limits
+from serving.engine.window import Limits
 from serving.errors import OverloadedError, UnavailableError
 from serving.pipelines import PIPELINES
 from serving.store import Store
@@ -96,7 +96,7 @@ class Bench:
         """Logits for texts."""
         loaded = await self.engine.tiers.acquire(file.digest)
         try:
-            results, _ = await self.engine.run(loaded, CLASSIFY, loaded.spec.encoder(texts or TEXTS), deadline)
+            results, _ = await self.engine.answer(loaded, CLASSIFY, loaded.spec.encoder(texts or TEXTS), deadline)
         finally:
             self.engine.tiers.release(loaded)
         return results
@@ -337,7 +337,7 @@ def test_what_was_queued_is_answered_before_the_engine_ends_and_nothing_after(
         assert len(await queued) == len(TEXTS)
         await asyncio.to_thread(stopping.join, 20)
         with pytest.raises(UnavailableError):
-            await bench.engine.run(loaded, CLASSIFY, loaded.spec.encoder(["rain"]), FOREVER)
+            await bench.engine.answer(loaded, CLASSIFY, loaded.spec.encoder(["rain"]), FOREVER)
         with pytest.raises(UnavailableError):
             bench.engine.check()
 

@@ -323,7 +323,7 @@ def test_a_heads_parameters_are_the_attached_tensors_themselves(
     for loaded in service.engine.tiers.held():
         outside = {
             name: tensor
-            for name, tensor in loaded.model.state_dict().items()
+            for name, tensor in loaded.model.whole.state_dict().items()
             if tensor.untyped_storage().data_ptr() not in base
         }
         assert loaded.attached.head
