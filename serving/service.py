@@ -44,8 +44,8 @@ from serving.telemetry.metrics import Metrics
 from serving.telemetry.scrape import ScrapePort
 from serving.telemetry.tracing import tracer_from_environment
 from serving.tiers.cache import DeltaCache
-from serving.tiers.device import Loaded
 from serving.tiers.files import DeltaFiles
+from serving.tiers.loaded import Loaded
 from serving.tiers.signature_check import SignatureCheck
 from serving.workers.steps import Steps, finish
 from serving.workers.workers import Workers

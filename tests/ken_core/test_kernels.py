@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, unpack_mask
-from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, reference, switch_for
+from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, packed_nbytes, reference, switch_for
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -273,6 +273,14 @@ def test_a_packed_delta_takes_its_values_one_bit_per_weight_and_a_small_table(ar
     assert packed.words.numel() == sum(words)
     assert packed.chunks.shape == (sum(ceil(w / 1024) for w in words), 4)
     assert packed.nbytes == packed.values.numel() * dtype.itemsize + sum(words) * 8 + packed.chunks.numel() * 8
+
+
+@given(arena=arenas())
+def test_what_packing_takes_is_known_before(arena):
+    _, segments, dtype = arena
+    sizes = [(s.positions.size * 8, s.values.size) for s in segments]
+    expected = sum(packed_nbytes(numel, kept, dtype, CPU) for numel, kept in sizes)
+    assert pack(segments, dtype, dtype, CPU).nbytes == expected
 
 
 @given(arena=arenas())
