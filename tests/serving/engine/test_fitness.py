@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import zstandard
 from problems import is_problem
-from test_api_uploads import publish as publish_over_http
-from test_api_uploads import upload
 from transformers import BertForQuestionAnswering
+from uploading import publish as publish_over_http
+from uploading import upload
 
 from ken_core import DeltaFile, ResidentModel, deltafile, extract, open_base, open_tuned
 from ken_core.checkpoint import TOKENIZER_FILES
