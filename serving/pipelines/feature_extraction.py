@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Parameters, Pipeline, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.workers.steps import Steps
 
@@ -30,3 +30,6 @@ class FeatureExtraction:
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Parameters) -> Any:
         return finite(raws[0]).tolist()
+
+
+PIPELINE: Pipeline = FeatureExtraction()

@@ -19,6 +19,7 @@ from ken_core.tokenization import Part
 from serving.errors import InvalidInputError, TooLargeError
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -126,6 +127,9 @@ class ZeroShotClassification:
             "labels": [parameters.candidate_labels[i] for i in order],
             "scores": scores[order].tolist(),
         }
+
+
+PIPELINE: Pipeline = ZeroShotClassification()
 
 
 def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Part]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from serving.errors import OverloadedError
-from serving.routing.agreement import compare
+from serving.kinds import KINDS
+from serving.routing.agreement import compare_all
 from serving.telemetry.request_metrics import AnswerMetrics
 
 _log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class Shadows:
     ) -> None:
         try:
             shadowed = await self._predict(digest, inputs, parameters, self._seconds, given.kind)
-            found = await asyncio.to_thread(compare, given.kind, given.outputs, shadowed.outputs)
+            compare = KINDS[given.kind].compare
+            found = await asyncio.to_thread(compare_all, compare, given.outputs, shadowed.outputs)
         except OverloadedError:
             self._metrics.observe_shadow(task, digest, "skipped")
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
+from serving.kinds import answer_form
 from serving.names import check_alias, check_digest, check_name
 from serving.routing.answer_form import AnswerForm
 from serving.routing.routes import Route, check_route
@@ -306,7 +307,7 @@ class Tasks(Keys, Signatures):
         from ken_core.manifest import Manifest  # needs torch, which who only lists tasks need not wait for
 
         try:
-            return AnswerForm.of(manifests.get(digest) or Manifest.model_validate(self.manifest(digest)))
+            return answer_form(manifests.get(digest) or Manifest.model_validate(self.manifest(digest)))
         except ValueError:
             return None
 
