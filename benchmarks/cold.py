@@ -53,7 +53,7 @@ def main() -> None:
         names = []
         for i, delta in enumerate(derive(base, tuned, count)):
             file = deltafile.write(delta, base, Path(folder) / "one.ken", "zstd")
-            store.publish(f"task-{i}", file)
+            store.tasks.publish(f"task-{i}", file)
             names.append(f"task-{i}")
             if i == 0:
                 apply(base, delta, whole)

@@ -50,7 +50,7 @@ def publish(delta: Delta, name: str, base: Checkpoint, store: Store, folder: Pat
     path = folder / f"{name}.ken"
     file = deltafile.write(delta, base, path, "raw")
     began = time.perf_counter()
-    store.publish(name, file)
+    store.tasks.publish(name, file)
     seconds = time.perf_counter() - began
     path.unlink()
     return Published(name, file.digest, file.size, seconds)

@@ -53,8 +53,8 @@ from serving.config import default_data_dir
 from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
 from serving.store import Store
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 
 _MIB = 1 << 20
 _SPARE_BYTES = 8 << 30
@@ -189,7 +189,7 @@ def _publish(
         yield publish(delta, name, base, store, folder)
         if i < sizes.many:
             apply(base, delta, folder / name)
-    store.close()
+    store.connection.close()
 
 
 def _describe_published(published: Sequence[Published], found: Findings) -> None:

@@ -139,7 +139,7 @@ class Service:
         self._watch.start()
         self.metrics.store_up.set(self._watch.store_up)
         if self._watch.store_up:
-            for warning in self.store.warnings():
+            for warning in self.store.connection.warnings():
                 _log.warning("%s", warning)
         deltafile.warm({t.dtype for t in self.resident.checkpoint.backbone_tensors.values() if t.is_floating_point()})
         self.engine.start()
@@ -262,7 +262,7 @@ class Service:
             return
         path = self.cache.files.folder / f".{digest}.{uuid.uuid4().hex}.partial"
         try:
-            self.store.fetch(digest, path)
+            self.store.deltas.fetch(digest, path)
             self._fitness.check(path)
         finally:
             path.unlink(missing_ok=True)

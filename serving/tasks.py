@@ -142,7 +142,7 @@ class TaskWatch:
 
     Args:
         on_change: called on the watch's thread after the table changed, and when the store comes or goes.
-        address: ``host:port`` of this replica's metrics, for `Store.addresses`.
+        address: ``host:port`` of this replica's metrics, for `Replicas.addresses`.
     """
 
     def __init__(
@@ -175,14 +175,14 @@ class TaskWatch:
         except StoreError:
             if not on_disk:
                 raise
-            _log.warning("the store at %s is down; serving what the disk holds", self._store.where)
+            _log.warning("the store at %s is down; serving what the disk holds", self._store.connection.where)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread at its next turn, and take this replica off the list that `Store.wait` reads."""
+        """End the thread at its next turn, and take this replica off the list that `Replicas.wait` reads."""
         self._stopping.set()
         try:
-            self._store.retire(self._replica)
+            self._store.replicas.retire(self._replica)
         except StoreError:
             return
 
@@ -205,18 +205,18 @@ class TaskWatch:
                 self._stopping.wait(_RETRY_SECONDS)
 
     def _resync(self) -> None:
-        self._cursor = self._store.last_event()
-        self._take(self._store.table())
+        self._cursor = self._store.events.last_id()
+        self._take(self._store.tasks.table())
 
     def _follow(self) -> None:
         """Apply the next changes: the tasks named, if no revision between ours and theirs is missing."""
-        events = self._store.events(self._cursor, _BLOCK_SECONDS)
+        events = self._store.events.after(self._cursor, _BLOCK_SECONDS)
         if self._stopping.is_set():
             return
         if not events:
             self._share_lock(self._table.current)
             self._report()
-            if self._store.revision() != self._table.current.revision:
+            if self._store.events.revision() != self._table.current.revision:
                 self._resync()
             return
         self._cursor = events[-1].id
@@ -228,9 +228,9 @@ class TaskWatch:
         changed = {e.task for e in fresh}
         tasks, keys, locked = dict(self._table.current.tasks), self._table.current.keys, self._table.current.locked
         if KEYS_CHANGED in changed:
-            keys, locked = self._store.keys(), self._store.locked()
+            keys, locked = self._store.keys.all(), self._store.keys.locked()
         for name in changed - {KEYS_CHANGED}:
-            task = self._store.task(name)
+            task = self._store.tasks.get(name)
             if task is None:
                 tasks.pop(name, None)
             else:
@@ -248,8 +248,10 @@ class TaskWatch:
     def _share_lock(self, table: Table) -> None:
         """Tell the store, and so replicas whose disk is new, of a key that it does not know of, or not any more."""
         if self._table.locked and not table.locked:
-            _log.warning("keys were known here that the store at %s does not know; locking it", self._store.where)
-            self._store.lock(self._replica)
+            _log.warning(
+                "keys were known here that the store at %s does not know; locking it", self._store.connection.where
+            )
+            self._store.keys.lock(self._replica)
 
     def _report(self) -> None:
-        self._store.report(self._replica, self._table.current.revision, self._address)
+        self._store.replicas.report(self._replica, self._table.current.revision, self._address)

@@ -103,7 +103,7 @@ def _publish(names: list[str], store: Store, folder: Path) -> None:
                 parameter += 0.002 * torch.randn_like(parameter) * (torch.rand_like(parameter) < 0.1)
         model.save_pretrained(folder / "tuned")
         delta = extract(base, open_tuned(str(folder / "tuned")))
-        store.publish(name, deltafile.write(delta, base, folder / "delta.ken"))
+        store.tasks.publish(name, deltafile.write(delta, base, folder / "delta.ken"))
 
 
 async def _send(service: Service, names: list[str], rate: float, seconds: float) -> list[float]:

@@ -122,7 +122,7 @@ class Change:
             return []
         deadline = time.monotonic() + seconds
         while True:
-            seen = await asyncio.to_thread(self.store.replicas)
+            seen = await asyncio.to_thread(self.store.replicas.revisions)
             behind = sorted(name for name, at in seen.items() if at < revision)
             if not behind or time.monotonic() > deadline:
                 return behind

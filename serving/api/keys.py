@@ -77,16 +77,16 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         expires = None if body.expires_in is None else int(time.time() + body.expires_in)
         key, token = new_key(body.name, body.scopes, body.tasks, expires)
         facts: dict[str, Any] = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
-        notice = None if await asyncio.to_thread(service.store.locked) else FIRST_KEY
-        changed = await change.make(partial(service.store.put_key, key.id, key.record()), wait, **facts)
+        notice = None if await asyncio.to_thread(service.store.keys.locked) else FIRST_KEY
+        changed = await change.make(partial(service.store.keys.put, key.id, key.record()), wait, **facts)
         return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending, notice=notice)
 
     @routes.delete("/{key}")
     async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Revoked:
         """Revoke a key: every replica refuses it once it has seen the change."""
         change = changes.begin(request, "admin", "revoke key")
-        changed = await change.make(partial(service.store.drop_key, key), wait, key=key)
-        notice = None if await asyncio.to_thread(service.store.keys) else LAST_KEY
+        changed = await change.make(partial(service.store.keys.drop, key), wait, key=key)
+        notice = None if await asyncio.to_thread(service.store.keys.all) else LAST_KEY
         return Revoked(**changed.model_dump(), notice=notice)
 
     return routes

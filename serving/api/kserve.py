@@ -239,7 +239,7 @@ def _kind(service: Service, digest: str) -> str:
         if loaded.digest == digest:
             return loaded.kind
     try:
-        described = service.store.manifest(digest)
+        described = service.store.deltas.manifest(digest)
     except StoreError:
         if not service.cache.files.holds(digest):
             raise

@@ -72,13 +72,15 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     @routes.get("/metrics/targets")
     async def targets() -> list[TargetGroup]:
         """Every replica's own metrics port, as Prometheus' HTTP service discovery reads it."""
-        return scrape.targets(await asyncio.to_thread(service.store.addresses))
+        return scrape.targets(await asyncio.to_thread(service.store.replicas.addresses))
 
     @routes.get("/v1/replicas", responses=responses(401))
     async def replicas(request: Request) -> list[ReplicaInfo]:
         """The replicas that reported to the store lately."""
         authenticator.require(request, "predict")
-        seen, addresses = await asyncio.to_thread(lambda: (service.store.replicas(), service.store.addresses()))
+        seen, addresses = await asyncio.to_thread(
+            lambda: (service.store.replicas.revisions(), service.store.replicas.addresses())
+        )
         return [ReplicaInfo(name=n, revision=seen[n], metrics=addresses.get(n)) for n in sorted(seen)]
 
     @routes.get("/v1/base", responses=responses(401))

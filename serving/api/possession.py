@@ -23,17 +23,17 @@ class Possession:
         self._store = service.store
 
     def put_chunk(self, who: Principal, digest: str, index: int, data: bytes) -> None:
-        """Keep a chunk; raises as `Store.put_chunk` does."""
+        """Keep a chunk; raises as `Uploads.put_chunk` does."""
         if self._has(who, digest):
-            self._store.put_chunk(digest, index, data)
+            self._store.uploads.put_chunk(digest, index, data)
         else:
-            self._store.put_own_chunk(who.name, digest, index, data)
+            self._store.own_uploads.put_chunk(who.name, digest, index, data)
 
     def uploaded(self, who: Principal, digest: str) -> Upload:
-        """How far an upload has come; raises as `Store.uploaded` does."""
+        """How far an upload has come; raises as `Uploads.progress` does."""
         if self._has(who, digest):
-            return self._store.uploaded(digest)
-        return self._store.own_upload(who.name, digest)
+            return self._store.uploads.progress(digest)
+        return self._store.own_uploads.progress(who.name, digest)
 
     def take(self, who: Principal, digest: str, signatures: Sequence[Signature]) -> None:
         """See that the store holds a delta whole, fit to serve and, where it must be, signed: ready to be a version.
@@ -47,12 +47,14 @@ class Possession:
         """
         service, store, folder = self._service, self._store, self._service.cache.files.folder
         if self._has(who, digest):
-            service.check_signed(digest, signatures, lambda: store.signatures(digest) if store.has(digest) else ())
-            store.commit_upload(digest, service.check_delta, folder)
+            service.check_signed(
+                digest, signatures, lambda: store.signatures.of(digest) if store.deltas.has(digest) else ()
+            )
+            store.uploads.commit(digest, service.check_delta, folder)
             service.check_stored(digest)  # it may have come straight to the store, where nothing is tried
         else:
             service.check_signed(digest, signatures, lambda: ())
-            store.commit_own_upload(who.name, digest, service.check_delta, folder)
+            store.own_uploads.commit(who.name, digest, service.check_delta, folder)
 
     def _has(self, who: Principal, digest: str) -> bool:
         """Whether what the store holds, or others have sent, may count. It is looked up only where it may."""
@@ -60,4 +62,4 @@ class Possession:
             return True
         tasks = self._service.table.current.tasks
         seen = any(digest in task.versions for name, task in tasks.items() if who.sees(name))
-        return seen and self._store.has(digest)
+        return seen and self._store.deltas.has(digest)

@@ -145,7 +145,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     async def history(task: TaskName, request: Request) -> list[Change]:
         """Who changed what and when, newest first."""
         who = authenticator.require(request, "predict", task)
-        entries = await asyncio.to_thread(store.history, task)
+        entries = await asyncio.to_thread(store.history.of, task)
         if not entries:
             service.table.find(task, who.sees)
         return [Change(**entry) for entry in entries]
@@ -158,7 +158,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
 
         def work(who: str) -> int:
             possession.take(change.principal, body.digest, body.signatures)
-            return store.publish_digest(
+            return store.tasks.publish_digest(
                 task, body.digest, body.alias, who, body.signatures, allow_other_labels=body.allow_other_labels
             )
 
@@ -175,8 +175,10 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         learned = {"digest": body.digest}
 
         def work(who: str) -> int:
-            learned["digest"] = version_of(store.known(task), body.digest)
-            return store.promote(task, learned["digest"], body.alias, who, allow_other_labels=body.allow_other_labels)
+            learned["digest"] = version_of(store.tasks.known(task), body.digest)
+            return store.tasks.promote(
+                task, learned["digest"], body.alias, who, allow_other_labels=body.allow_other_labels
+            )
 
         return await change.make(work, body.wait, learned, alias=body.alias, allow_other_labels=body.allow_other_labels)
 
@@ -185,7 +187,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         """Point an alias at what it pointed at before."""
         change = changes.begin(request, "publish", "rollback", task)
         body = await read_body(request, AliasOnly)
-        return await change.make(partial(store.rollback, task, body.alias), body.wait, alias=body.alias)
+        return await change.make(partial(store.tasks.rollback, task, body.alias), body.wait, alias=body.alias)
 
     @routes.delete("/{task}/versions/{version}", responses=refused)
     async def delete_version(
@@ -196,8 +198,8 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         learned = {"digest": version}
 
         def work(who: str) -> int:
-            learned["digest"] = version_of(store.known(task), version)
-            return store.delete_version(task, learned["digest"], who, force)
+            learned["digest"] = version_of(store.tasks.known(task), version)
+            return store.tasks.delete_version(task, learned["digest"], who, force)
 
         return await change.make(work, wait, learned, force=force)
 
@@ -205,7 +207,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> Changed:
         """Forget a task and all its versions; refused while an alias points at one."""
         change = changes.begin(request, "admin", "delete", task)
-        return await change.make(partial(store.delete, task, force=force), wait, force=force)
+        return await change.make(partial(store.tasks.delete, task, force=force), wait, force=force)
 
     @routes.get("/{task}/route")
     async def route(task: TaskName, request: Request) -> RouteInfo | None:
@@ -224,9 +226,9 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
         learned = wanted.plain()
 
         def work(who: str) -> int:
-            whole = with_whole_digests(store.known(task), wanted)
+            whole = with_whole_digests(store.tasks.known(task), wanted)
             learned.update(whole.plain())
-            return store.set_route(task, whole, who, allow_other_labels=allowed)
+            return store.tasks.set_route(task, whole, who, allow_other_labels=allowed)
 
         return await change.make(work, wait, learned, allow_other_labels=allowed)
 
@@ -234,13 +236,13 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
         """Send all the task's requests to live, and copies to nobody."""
         change = changes.begin(request, "publish", "clear route", task)
-        return await change.make(partial(store.set_route, task, None), wait)
+        return await change.make(partial(store.tasks.set_route, task, None), wait)
 
     @routes.post("/{task}/route/rollback", responses=refused)
     async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> Changed:
         """Split the task's requests, and copy them, as was done before."""
         change = changes.begin(request, "publish", "rollback route", task)
-        return await change.make(partial(store.rollback_route, task), wait)
+        return await change.make(partial(store.tasks.rollback_route, task), wait)
 
     return routes
 

@@ -21,8 +21,8 @@ from serving.client import Change, Client
 from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
 from serving.launch.process import ServerProcess
-from serving.store.connection import printable
 from serving.store.embedded import embedded_store
+from serving.store.urls import printable
 
 _NAMESPACE = "demo"
 _WAIT_SECONDS = 10.0

@@ -35,8 +35,8 @@ from serving.launch.supervisor import supervise
 from serving.security.exposure import check_exposure
 from serving.security.keys_file import KeysFile
 from serving.store import Store
-from serving.store.connection import connect, printable
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect, printable
 from serving.tasks import TaskTable
 from serving.telemetry.logs import chosen_format, configure
 
@@ -145,7 +145,7 @@ def check_keys(url: str, settings: Settings) -> None:
 def _store_has_keys(url: str, settings: Settings) -> bool:
     """With the store down, those that count are on disk with the tasks."""
     try:
-        return bool(Store(url, settings.namespace).keys())
+        return bool(Store(url, settings.namespace).keys.all())
     except StoreError:
         table = TaskTable(_table_file(settings))
         return table.load_from_disk() and bool(table.current.keys)

@@ -21,13 +21,20 @@ cluster; blobs are tagged by digest, so they spread):
 """
 
 from serving.names import check_digest, check_name
-from serving.store.changes import Event
-from serving.store.deltas import CHUNK_BYTES
+from serving.store.connection import Connection
+from serving.store.deltas import CHUNK_BYTES, Deltas
+from serving.store.events import Event, Events
 from serving.store.garbage import Garbage
-from serving.store.keys import KEYS_CHANGED
+from serving.store.history import History
+from serving.store.keys import KEYS_CHANGED, Keys
+from serving.store.leases import Leases
+from serving.store.own_uploads import OwnUploads
+from serving.store.parts import MOST_CHUNKS, Upload
 from serving.store.replicas import Replicas
-from serving.store.tasks import Table, Task, Tasks
-from serving.store.uploads import MOST_CHUNKS, Upload
+from serving.store.signatures import Signatures
+from serving.store.table import Table, Task
+from serving.store.tasks import Tasks
+from serving.store.uploads import Uploads
 
 __all__ = [
     "CHUNK_BYTES",
@@ -43,8 +50,22 @@ __all__ = [
 ]
 
 
-class Store(Tasks, Garbage, Replicas):
-    """One namespace of a Redis or Valkey. Safe to share between threads.
+class Store:
+    """One namespace of a Redis or Valkey, a part for each thing that is kept. Safe to share between threads.
 
-    Every method raises `StoreError` where the server cannot be reached.
+    Every method of every part raises `StoreError` where the server cannot be reached.
     """
+
+    def __init__(self, url: str, namespace: str = "default", timeout: float = 5.0) -> None:
+        self.connection = Connection(url, namespace, timeout)
+        self.leases = Leases(self.connection)
+        self.deltas = Deltas(self.connection, self.leases)
+        self.signatures = Signatures(self.connection)
+        self.uploads = Uploads(self.connection, self.leases, self.deltas)
+        self.own_uploads = OwnUploads(self.connection, self.leases, self.deltas)
+        self.tasks = Tasks(self.connection, self.leases, self.deltas, self.signatures)
+        self.keys = Keys(self.connection)
+        self.history = History(self.connection)
+        self.events = Events(self.connection)
+        self.replicas = Replicas(self.connection)
+        self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks)

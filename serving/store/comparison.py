@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from serving.routing.answer_form import AnswerForm
 from serving.routing.routes import Route
-
-if TYPE_CHECKING:
-    from serving.store.tasks import Task
+from serving.store.table import Task
 
 _LIVE = "live"
 _SHORT = 12

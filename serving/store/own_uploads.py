@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.names import check_digest
-from serving.store.leases import LEASE_SECONDS
-from serving.store.uploads import Upload, Uploads, check_chunk
+from serving.store.connection import Connection
+from serving.store.deltas import Deltas
+from serving.store.leases import LEASE_SECONDS, Leases
+from serving.store.parts import Parts, Upload, check_chunk
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -24,36 +26,42 @@ COMMITTED_SECONDS = 60
 """How long chunks of a delta that is complete stay: another commit may be reading them, or have to be repeated."""
 
 
-class OwnUploads(Uploads):
+class OwnUploads:
     """As `Uploads`, for one owner: any name that nobody else has."""
 
-    def put_own_chunk(self, owner: str, digest: str, i: int, data: bytes) -> None:
-        """Keep chunk `i` for `LEASE_SECONDS` after the owner's latest; as `put_chunk` for the rest."""
+    def __init__(self, connection: Connection, leases: Leases, deltas: Deltas) -> None:
+        self._connection = connection
+        self._leases = leases
+        self._deltas = deltas
+
+    def put_chunk(self, owner: str, digest: str, i: int, data: bytes) -> None:
+        """Keep chunk `i` for `LEASE_SECONDS` after the owner's latest; as `Uploads.put_chunk` for the rest."""
         check_chunk(digest, i, data)
-        self._run("chunk", [self._own_parts(owner, digest)], i, data, int(LEASE_SECONDS))
+        self._connection.run("chunk", [self._key(owner, digest)], i, data, int(LEASE_SECONDS))
 
-    def own_upload(self, owner: str, digest: str) -> Upload:
+    def progress(self, owner: str, digest: str) -> Upload:
         """What the owner has sent of a delta, kept for `LEASE_SECONDS` more. It is never complete before its commit."""
-        parts = self._own_parts(owner, check_digest(digest))
-        self._expire(parts, int(LEASE_SECONDS))
-        return self._progress(digest, parts)
+        key = self._key(owner, check_digest(digest))
+        self._expire(key, int(LEASE_SECONDS))
+        return Parts(self._connection, key, digest).upload()
 
-    def commit_own_upload(self, owner: str, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
-        """Make a delta of the owner's chunks, as `commit_upload` does, and do so whether the store holds it or not.
+    def commit(self, owner: str, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
+        """Make a delta of the owner's chunks, as `Uploads.commit` does, and do so whether the store holds it or not.
 
         Raises:
-            InvalidInputError: as `commit_upload`; the same whatever others have sent or published.
+            InvalidInputError: as `Uploads.commit`; the same whatever others have sent or published.
         """
-        parts = self._own_parts(owner, check_digest(digest))
-        hold = partial(self._expire, parts, int(LEASE_SECONDS))
-        with self._assembled(digest, parts, check, folder, hold) as file, self._leased(digest):
-            self.put(file)
-            self._hold_for_upload(digest)
-        self._expire(parts, COMMITTED_SECONDS)
+        key = self._key(owner, check_digest(digest))
+        hold = partial(self._expire, key, int(LEASE_SECONDS))
+        parts = Parts(self._connection, key, digest)
+        with parts.assembled(check, folder, hold) as file, self._leases.shared(digest):
+            self._deltas.put(file)
+            self._leases.hold_for_upload(digest)
+        self._expire(key, COMMITTED_SECONDS)
 
-    def _expire(self, parts: str, seconds: int) -> None:
-        with self._with:
-            self._client.expire(parts, seconds)
+    def _expire(self, key: str, seconds: int) -> None:
+        with self._connection.store_errors:
+            self._connection.client.expire(key, seconds)
 
-    def _own_parts(self, owner: str, digest: str) -> str:
-        return f"ken:{self._namespace}:own-parts:{{{digest}}}:{owner}"
+    def _key(self, owner: str, digest: str) -> str:
+        return self._connection.digest_key("own-parts", digest, owner)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -18,9 +17,13 @@ from serving.routing.routes import Route, check_route
 from serving.routing.versions import version_of, with_whole_digests
 from serving.security.signatures import Signature, check_genuine
 from serving.store.comparison import Comparison, of_alias, of_promotion, of_route
-from serving.store.connected import whoami
-from serving.store.keys import Keys, read_keys
+from serving.store.connection import Connection
+from serving.store.deltas import Deltas
+from serving.store.history import whoami
+from serving.store.keys import read_keys
+from serving.store.leases import Leases
 from serving.store.signatures import Signatures
+from serving.store.table import Table, Task
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -32,36 +35,18 @@ _ROUTE = "@route"
 _READ_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task as the store knows it; `aliases` maps alias to digest."""
-
-    name: str
-    revision: int
-    aliases: dict[str, str]
-    versions: tuple[str, ...]
-    """Digests, oldest first."""
-    route: Route | None = None
-    """How requests that name no alias are split, and who gets copies of them; None: all to ``live``, and nobody."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """All tasks and keys at one revision of the store."""
-
-    revision: int
-    tasks: dict[str, Task]
-    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
-    locked: bool = False
-    """There are keys, or were."""
-
-
-class Tasks(Keys, Signatures):
+class Tasks:
     """Which delta answers for which name.
 
     What would have a version answer a task's callers in another form than they get now (labels, kind) is refused with
     `OtherLabelsError` unless `allow_other_labels` is said. Returning to what was before is always possible.
     """
+
+    def __init__(self, connection: Connection, leases: Leases, deltas: Deltas, signatures: Signatures) -> None:
+        self._connection = connection
+        self._leases = leases
+        self._deltas = deltas
+        self._signatures = signatures
 
     def publish(
         self,
@@ -89,10 +74,10 @@ class Tasks(Keys, Signatures):
         check_genuine(file.digest, signatures)
         compare = partial(of_alias, alias=alias, digest=file.digest)
         accept = partial(self._accept, task, compare, allow_other_labels, {file.digest: file.manifest})
-        with self._leased(file.digest):
+        with self._leases.shared(file.digest):
             accept()  # before anything is sent
-            self.put(file)
-            self._add_signatures(file.digest, signatures)
+            self._deltas.put(file)
+            self._signatures.add(file.digest, signatures)
             return self._changed("publish", task, alias, file.digest, who, accept)
 
     def publish_digest(
@@ -116,8 +101,8 @@ class Tasks(Keys, Signatures):
         check_name("task", task)
         check_alias(alias)
         check_genuine(digest, signatures)
-        with self._leased(check_digest(digest)):
-            self._add_signatures(self._complete(task, digest), signatures)
+        with self._leases.shared(check_digest(digest)):
+            self._signatures.add(self._complete(task, digest), signatures)
             accept = partial(self._accept, task, partial(of_alias, alias=alias, digest=digest), allow_other_labels)
             return self._changed("publish", task, alias, digest, who, accept)
 
@@ -208,13 +193,14 @@ class Tasks(Keys, Signatures):
         """
         return self._deleted("delete-version", task, version_of(self.known(task), digest), who, force)
 
-    def task(self, name: str) -> Task | None:
-        key = self._control("task", name)
+    def get(self, name: str) -> Task | None:
+        """A task, None if there is none of this name."""
+        key = self._connection.control_key("task", name)
         for _ in self._tries():
-            with self._with:
-                pipe = self._client.pipeline(transaction=False)
+            with self._connection.store_errors:
+                pipe = self._connection.client.pipeline(transaction=False)
                 pipe.hgetall(key)
-                pipe.zrange(self._control("versions", name), 0, -1)
+                pipe.zrange(self._connection.control_key("versions", name), 0, -1)
                 pipe.hget(key, _REVISION)
                 fields, versions, revision = pipe.execute()
             if fields.get(_REVISION.encode()) == revision:
@@ -223,27 +209,27 @@ class Tasks(Keys, Signatures):
 
     def known(self, name: str) -> Task:
         """A task; raises `UnknownTaskError` if there is none of this name."""
-        known = self.task(check_name("task", name))
+        known = self.get(check_name("task", name))
         if known is None:
             raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
         return known
 
     def table(self) -> Table:
         """All tasks and keys, read again until no change came in between."""
-        counter = self._control("revision")
+        counter = self._connection.control_key("revision")
         for _ in self._tries():
-            with self._with:
-                pipe = self._client.pipeline(transaction=False)
+            with self._connection.store_errors:
+                pipe = self._connection.client.pipeline(transaction=False)
                 pipe.get(counter)
-                pipe.smembers(self._control("tasks"))
+                pipe.smembers(self._connection.control_key("tasks"))
                 before, members = pipe.execute()
                 names = sorted(name.decode() for name in members)
-                pipe = self._client.pipeline(transaction=False)
+                pipe = self._connection.client.pipeline(transaction=False)
                 for name in names:
-                    pipe.hgetall(self._control("task", name))
-                    pipe.zrange(self._control("versions", name), 0, -1)
-                pipe.hgetall(self._control("keys"))
-                pipe.exists(self._control("locked"))
+                    pipe.hgetall(self._connection.control_key("task", name))
+                    pipe.zrange(self._connection.control_key("versions", name), 0, -1)
+                pipe.hgetall(self._connection.control_key("keys"))
+                pipe.exists(self._connection.control_key("locked"))
                 pipe.get(counter)
                 *answers, keys, locked, after = pipe.execute()
             if after == before:
@@ -253,21 +239,22 @@ class Tasks(Keys, Signatures):
                 )
         raise AssertionError
 
+    def have_version(self, digest: str) -> bool:
+        """Whether a delta is a version of any task."""
+        client, control = self._connection.client, self._connection.control_key
+        with self._connection.store_errors:
+            names = [name.decode() for name in client.smembers(control("tasks"))]
+            return any(client.zscore(control("versions", name), digest) is not None for name in names)
+
     def _tries(self) -> Iterator[None]:
         """Turns at reading, until it takes too long; not a transaction, for who reads may have the right to no more."""
         deadline = time.monotonic() + _READ_SECONDS
         while time.monotonic() < deadline:
             yield
-        raise StoreError(f"the store at {self.where} changes faster than it can be read")
-
-    def history(self, task: str, count: int = 20) -> list[dict[str, Any]]:
-        """The newest changes of a task, or of the keys (``@keys``), newest first."""
-        with self._with:
-            rows = self._client.lrange(self._control("history", task), 0, count - 1)
-        return [orjson.loads(row) for row in rows]
+        raise StoreError(f"the store at {self._connection.where} changes faster than it can be read")
 
     def _complete(self, task: str, digest: str) -> str:
-        if not self.has(check_digest(digest)):
+        if not self._deltas.has(check_digest(digest)):
             raise UnknownTaskError(f"task {task!r}: the store does not hold a delta {digest}; publish it first")
         return digest
 
@@ -291,7 +278,7 @@ class Tasks(Keys, Signatures):
         Raises:
             OtherLabelsError: something does, and is not allowed.
         """
-        known = self.task(task)
+        known = self.get(task)
         if known is None:
             return 0, ""
         differs = compare(known).difference(partial(self._form, manifests or {}))
@@ -307,7 +294,7 @@ class Tasks(Keys, Signatures):
         from ken_core.manifest import Manifest  # needs torch, which who only lists tasks need not wait for
 
         try:
-            return answer_form(manifests.get(digest) or Manifest.model_validate(self.manifest(digest)))
+            return answer_form(manifests.get(digest) or Manifest.model_validate(self._deltas.manifest(digest)))
         except ValueError:
             return None
 
@@ -332,13 +319,13 @@ class Tasks(Keys, Signatures):
     ) -> int | None:
         """None: the task is at another revision than the one seen."""
         keys = [
-            self._control("task", task),
-            self._control("versions", task),
-            self._control("stack", task, pointer),
-            self._control("tasks"),
-            *self._recorded(task),
+            self._connection.control_key("task", task),
+            self._connection.control_key("versions", task),
+            self._connection.control_key("stack", task, pointer),
+            self._connection.control_key("tasks"),
+            *self._connection.record_keys(task),
         ]
-        match self._run("change", keys, action, task, pointer, value, who or whoami(), seen, other_labels):
+        match self._connection.run("change", keys, action, task, pointer, value, who or whoami(), seen, other_labels):
             case [b"ok", revision]:
                 return int(revision)
             case [b"changed"]:
@@ -357,13 +344,13 @@ class Tasks(Keys, Signatures):
 
     def _deleted(self, action: str, task: str, digest: str, who: str | None, force: bool) -> int:
         keys = [
-            self._control("task", task),
-            self._control("versions", task),
-            self._control("stack", task),
-            self._control("tasks"),
-            *self._recorded(task),
+            self._connection.control_key("task", task),
+            self._connection.control_key("versions", task),
+            self._connection.control_key("stack", task),
+            self._connection.control_key("tasks"),
+            *self._connection.record_keys(task),
         ]
-        match self._run("delete", keys, action, task, digest, int(force), who or whoami()):
+        match self._connection.run("delete", keys, action, task, digest, int(force), who or whoami()):
             case [b"ok", revision]:
                 return int(revision)
             case [b"no-task"]:

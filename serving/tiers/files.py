@@ -94,7 +94,7 @@ class DeltaFiles:
     def _fetch(self, path: Path) -> DeltaFile:
         if self._store is None:
             raise FileNotFoundError(path)
-        self._store.fetch(path.name, path)
+        self._store.deltas.fetch(path.name, path)
         with self._lock:
             self._admit(path)
         return deltafile.open_file(path, path.name)  # fetching has compared the digest

@@ -43,7 +43,7 @@ class SignatureCheck:
         digest = path.name
         if self._trusted.signer(digest, self._on_disk(path)) is not None:
             return ()
-        found = self._store.signatures(digest)
+        found = self._store.signatures.of(digest)
         try:
             self._trusted.check(digest, found)
         except UntrustedDeltaError as error:

@@ -104,24 +104,24 @@ def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
 ) -> None:
     store = Store(store_url)
     task, other = published[0], later
-    store.publish("flowing", deltafile.open_file(task.file))
-    store.wait(store.publish("flowing", deltafile.open_file(other.file), alias="next"), 10)
+    store.tasks.publish("flowing", deltafile.open_file(task.file))
+    store.replicas.wait(store.tasks.publish("flowing", deltafile.open_file(other.file), alias="next"), 10)
     digests: list[str] = []
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
 
             def ask(i: int) -> str:
                 if i == 60:
-                    store.promote("flowing", other.digest)
+                    store.tasks.promote("flowing", other.digest)
                 response = client.post("/v1/tasks/flowing/predict", json={"inputs": task.texts[i % 50]})
                 assert response.status_code == 200, response.text
                 return str(response.json()["digest"])
 
             digests = list(pool.map(ask, range(200)))
-            assert store.wait(store.revision(), 10)
+            assert store.replicas.wait(store.events.revision(), 10)
             after = [ask(0) for _ in range(5)]
     finally:
-        store.delete("flowing", force=True)
+        store.tasks.delete("flowing", force=True)
     assert set(digests) == {task.digest, other.digest}
     assert set(after) == {other.digest}
 
@@ -130,9 +130,9 @@ def test_a_version_can_be_pinned_and_an_alias_asked_for(
     server: ServerProcess, published: list[PublishedTask], later: PublishedTask, store_url: str
 ) -> None:
     store = Store(store_url)
-    store.publish("two", deltafile.open_file(published[0].file))
-    revision = store.publish("two", deltafile.open_file(later.file), alias="canary")
-    assert store.wait(revision, 10)
+    store.tasks.publish("two", deltafile.open_file(published[0].file))
+    revision = store.tasks.publish("two", deltafile.open_file(later.file), alias="canary")
+    assert store.replicas.wait(revision, 10)
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             body = {"inputs": "some text"}
@@ -141,7 +141,7 @@ def test_a_version_can_be_pinned_and_an_alias_asked_for(
             pinned = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": later.digest})
             foreign = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": published[2].digest})
     finally:
-        store.delete("two", force=True)
+        store.tasks.delete("two", force=True)
     assert live.json()["digest"] == published[0].digest
     assert canary.json()["digest"] == pinned.json()["digest"] == later.digest
     assert foreign.status_code == 404

@@ -31,8 +31,8 @@ from serving.errors import (
 )
 from serving.service import Answer, Service
 from serving.store import Store
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 Dedicated = Callable[[DeltaFile, str], dict[str, float]]
@@ -304,7 +304,7 @@ def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_tak
     with embedded_store(tmp_path / "own") as url:
         service = make_service(url, namespace="default")
         store = Store(url)
-        assert store.wait(store.publish("spam", deltas.spam), 20)
+        assert store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20)
 
         async def hasty_and_patient() -> list[Any]:
             connect(url).client_pause(600)
@@ -380,8 +380,8 @@ def test_a_restarted_replica_serves_what_its_disk_holds_while_the_store_is_down(
     tmp_path: Path, make_service: MakeService, deltas: Deltas, dedicated: Dedicated
 ) -> None:
     with embedded_store(tmp_path / "own") as url:
-        Store(url).publish("spam", deltas.spam)
-        Store(url).publish("topic", deltas.topic)
+        Store(url).tasks.publish("spam", deltas.spam)
+        Store(url).tasks.publish("topic", deltas.topic)
         first = make_service(url, namespace="default")
         asyncio.run(ask(first, "spam"))
         first.stop()
@@ -400,14 +400,14 @@ def test_a_replica_goes_on_with_what_it_holds_when_the_store_goes_and_takes_up_c
     eventually: Callable[..., None],
 ) -> None:
     with embedded_store(tmp_path / "own") as url:
-        Store(url).publish("spam", deltas.spam)
+        Store(url).tasks.publish("spam", deltas.spam)
         service = make_service(url, namespace="default")
         asyncio.run(ask(service, "spam"))
         assert metric(service, "ken_store_up") == 1
     assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam, dedicated)
     eventually(lambda: metric(service, "ken_store_up") == 0)
     with embedded_store(tmp_path / "own"):
-        Store(url).publish("spam", deltas.spam_2)
+        Store(url).tasks.publish("spam", deltas.spam_2)
         eventually(lambda: service.table.resolve("spam") == deltas.spam_2.digest)
         assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam_2, dedicated)
         assert metric(service, "ken_store_up") == 1
@@ -424,7 +424,7 @@ def test_a_deleted_task_is_not_served_though_its_delta_is_still_on_the_device(
 ) -> None:
     asyncio.run(ask(service, "spam"))
     store = Store(embedded_url, namespace)
-    assert store.wait(store.delete("spam", force=True), 20)
+    assert store.replicas.wait(store.tasks.delete("spam", force=True), 20)
     with pytest.raises(UnknownTaskError):
         service.table.resolve("spam")
     with pytest.raises(UnknownTaskError):

@@ -15,8 +15,8 @@ import pytest
 from serving.errors import InvalidInputError, StoreError, UnavailableError, UnknownTaskError
 from serving.routing.routes import Route
 from serving.store import Store, Table, Task
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from serving.tasks import TaskTable, TaskWatch
 from tests.tiny_checkpoints import Deltas
 
@@ -283,9 +283,9 @@ def ended() -> Callable[[], bool]:
 
 
 def test_a_watch_starts_with_what_the_store_holds(store: Store, deltas: Deltas, watch: Callable[..., Watching]) -> None:
-    store.publish("spam", deltas.spam)
+    store.tasks.publish("spam", deltas.spam)
     watching = watch(store)
-    assert watching.table.current == store.table()
+    assert watching.table.current == store.tasks.table()
     assert watching.watch.store_up
 
 
@@ -294,23 +294,23 @@ def test_a_watch_follows_every_kind_of_change(
 ) -> None:
     watching = watch(store)
     changes: list[Callable[[], int]] = [
-        lambda: store.publish("spam", deltas.spam),
-        lambda: store.publish("spam", deltas.spam_2),
-        lambda: store.promote("spam", deltas.spam.digest, alias="canary"),
-        lambda: store.rollback("spam"),
-        lambda: store.publish("topic", deltas.topic),
-        lambda: store.set_route("spam", Route({"live": 9, "canary": 1})),
-        lambda: store.put_key("one", {"name": "ada"}),
-        lambda: store.put_key("two", {"name": "bob"}),
-        lambda: store.drop_key("one"),
-        lambda: store.delete_version("spam", deltas.spam_2.digest),
-        lambda: store.rollback_route("spam"),
-        lambda: store.delete("spam", force=True),
+        lambda: store.tasks.publish("spam", deltas.spam),
+        lambda: store.tasks.publish("spam", deltas.spam_2),
+        lambda: store.tasks.promote("spam", deltas.spam.digest, alias="canary"),
+        lambda: store.tasks.rollback("spam"),
+        lambda: store.tasks.publish("topic", deltas.topic),
+        lambda: store.tasks.set_route("spam", Route({"live": 9, "canary": 1})),
+        lambda: store.keys.put("one", {"name": "ada"}),
+        lambda: store.keys.put("two", {"name": "bob"}),
+        lambda: store.keys.drop("one"),
+        lambda: store.tasks.delete_version("spam", deltas.spam_2.digest),
+        lambda: store.tasks.rollback_route("spam"),
+        lambda: store.tasks.delete("spam", force=True),
     ]
     for change in changes:
         revision = change()
         eventually(lambda revision=revision: watching.table.current.revision == revision)
-        assert watching.table.current == store.table()
+        assert watching.table.current == store.tasks.table()
 
 
 def test_a_watch_that_missed_an_event_reads_everything_again(
@@ -318,14 +318,14 @@ def test_a_watch_that_missed_an_event_reads_everything_again(
 ) -> None:
     watching = watch(store)
     watching.hold.clear()
-    store.publish("first", deltas.spam)
+    store.tasks.publish("first", deltas.spam)
     eventually(lambda: "first" in watching.table.current.tasks)
-    store.publish("missed", deltas.spam)
-    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.last_event())
-    store.publish("last", deltas.spam)
+    store.tasks.publish("missed", deltas.spam)
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.events.last_id())
+    store.tasks.publish("last", deltas.spam)
     watching.hold.set()
     eventually(lambda: watching.table.current.revision == 3)
-    assert watching.table.current == store.table()
+    assert watching.table.current == store.tasks.table()
     assert set(watching.table.current.tasks) == {"first", "missed", "last"}
 
 
@@ -334,18 +334,18 @@ def test_a_watch_that_missed_a_change_of_keys_reads_them_again(
 ) -> None:
     watching = watch(store)
     watching.hold.clear()
-    store.put_key("one", {"name": "ada"})
+    store.keys.put("one", {"name": "ada"})
     eventually(lambda: "one" in watching.table.current.keys)
-    store.put_key("two", {"name": "bob"})
-    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.last_event())
+    store.keys.put("two", {"name": "bob"})
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.events.last_id())
     watching.hold.set()
     eventually(lambda: set(watching.table.current.keys) == {"one", "two"})
 
 
 def test_a_change_of_keys_can_be_waited_for(store: Store, watch: Callable[..., Watching]) -> None:
     watching = watch(store)
-    store.put_key("one", {"name": "ada"})
-    assert store.wait(store.drop_key("one"), 20)
+    store.keys.put("one", {"name": "ada"})
+    assert store.replicas.wait(store.keys.drop("one"), 20)
     assert watching.table.current.keys == {}
 
 
@@ -353,10 +353,10 @@ def test_a_deleted_version_can_no_longer_be_pinned_once_its_deletion_was_waited_
     store: Store, deltas: Deltas, watch: Callable[..., Watching]
 ) -> None:
     watching = watch(store)
-    store.publish("spam", deltas.spam)
-    assert store.wait(store.publish("spam", deltas.spam_2), 20)
+    store.tasks.publish("spam", deltas.spam)
+    assert store.replicas.wait(store.tasks.publish("spam", deltas.spam_2), 20)
     assert watching.table.resolve("spam", digest=deltas.spam.digest) == deltas.spam.digest
-    assert store.wait(store.delete_version("spam", deltas.spam.digest), 20)
+    assert store.replicas.wait(store.tasks.delete_version("spam", deltas.spam.digest), 20)
     with pytest.raises(UnknownTaskError, match="is no version"):
         watching.table.resolve("spam", digest=deltas.spam.digest)
 
@@ -364,7 +364,7 @@ def test_a_deleted_version_can_no_longer_be_pinned_once_its_deletion_was_waited_
 def test_a_watch_says_where_its_replicas_metrics_are(store: Store, tmp_path: Path) -> None:
     watch = TaskWatch(store, TaskTable(tmp_path / "tasks.json"), "replica-1", address="10.0.0.7:9100")
     watch.start()
-    assert store.addresses() == {"replica-1": "10.0.0.7:9100"}
+    assert store.replicas.addresses() == {"replica-1": "10.0.0.7:9100"}
     watch.stop()
 
 
@@ -373,10 +373,10 @@ def test_a_watch_finds_a_change_whose_event_never_came(
 ) -> None:
     watching = watch(store)
     watching.hold.clear()
-    store.publish("first", deltas.spam)
+    store.tasks.publish("first", deltas.spam)
     eventually(lambda: "first" in watching.table.current.tasks)
-    store.publish("missed", deltas.spam)
-    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.last_event())
+    store.tasks.publish("missed", deltas.spam)
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.events.last_id())
     watching.hold.set()
     eventually(lambda: "missed" in watching.table.current.tasks)
 
@@ -385,10 +385,10 @@ def test_a_watch_reports_what_it_has_seen_so_that_a_change_can_be_waited_for(
     store: Store, deltas: Deltas, watch: Callable[..., Watching]
 ) -> None:
     watching = watch(store)
-    revision = store.publish("spam", deltas.spam)
-    assert store.wait(revision, 20)
+    revision = store.tasks.publish("spam", deltas.spam)
+    assert store.replicas.wait(revision, 20)
     assert watching.table.resolve("spam") == deltas.spam.digest
-    assert store.replicas() == {"replica-1": revision}
+    assert store.replicas.revisions() == {"replica-1": revision}
 
 
 def test_a_change_is_not_waited_for_as_long_as_one_replica_has_not_seen_it(
@@ -397,32 +397,32 @@ def test_a_change_is_not_waited_for_as_long_as_one_replica_has_not_seen_it(
     watch(store)
     slow = watch(store, replica="slow")
     slow.hold.clear()
-    first = store.publish("first", deltas.spam)
-    assert store.wait(first, 20)
-    assert not store.wait(store.publish("second", deltas.spam), 0.2)
+    first = store.tasks.publish("first", deltas.spam)
+    assert store.replicas.wait(first, 20)
+    assert not store.replicas.wait(store.tasks.publish("second", deltas.spam), 0.2)
 
 
 def test_a_stopped_replica_is_no_longer_waited_for(
     store: Store, watch: Callable[..., Watching], eventually: Eventually, ended: Callable[[], bool]
 ) -> None:
     watching = watch(store)
-    assert store.replicas()
+    assert store.replicas.revisions()
     watching.watch.stop()
     eventually(ended)
-    assert store.replicas() == {}
+    assert store.replicas.revisions() == {}
 
 
 def test_a_watch_goes_on_after_the_store_restarts(
     tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
 ) -> None:
     with embedded_store(tmp_path / "data") as url:
-        Store(url).publish("before", deltas.spam)
+        Store(url).tasks.publish("before", deltas.spam)
         watching = watch(Store(url))
     eventually(lambda: watching.told[-1:] == [False])
     assert not watching.watch.store_up
     assert watching.table.resolve("before") == deltas.spam.digest
     with embedded_store(tmp_path / "data") as url:
-        Store(url).publish("after", deltas.topic)
+        Store(url).tasks.publish("after", deltas.topic)
         eventually(lambda: "after" in watching.table.current.tasks)
         eventually(lambda: watching.told[-1] is True)
         assert watching.watch.store_up
@@ -433,7 +433,7 @@ def test_a_watch_believes_a_store_that_came_back_empty(
     private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
 ) -> None:
     store = Store(private_url)
-    store.publish("spam", deltas.spam)
+    store.tasks.publish("spam", deltas.spam)
     watching = watch(store)
     connect(private_url).flushall()
     eventually(lambda: watching.table.current == Table(0, {}))
@@ -443,11 +443,11 @@ def test_a_store_that_came_back_empty_is_locked_again_by_who_knew_its_keys(
     private_url: str, watch: Callable[..., Watching], eventually: Eventually
 ) -> None:
     store = Store(private_url)
-    store.put_key("one", {"name": "ada"})
+    store.keys.put("one", {"name": "ada"})
     watch(store)
     connect(private_url).flushall()
-    eventually(store.locked)
-    assert store.keys() == {}
+    eventually(store.keys.locked)
+    assert store.keys.all() == {}
     newcomer = watch(store)
     assert newcomer.table.locked
     assert newcomer.table.current.keys == {}
@@ -460,7 +460,7 @@ def test_with_keys_on_disk_and_the_store_empty_at_the_start_both_are_locked(
     watching = watch(store)
     assert watching.table.current.keys == {}
     assert watching.table.locked
-    assert store.locked()
+    assert store.keys.locked()
 
 
 def test_a_key_that_one_replica_alone_knows_locks_the_others(
@@ -471,8 +471,8 @@ def test_a_key_that_one_replica_alone_knows_locks_the_others(
     assert not other.table.locked
     one.table.lock()
     eventually(lambda: other.table.locked)
-    assert store.locked()
-    assert store.wait(store.revision(), 20)
+    assert store.keys.locked()
+    assert store.replicas.wait(store.events.revision(), 20)
 
 
 def test_with_the_store_down_a_watch_starts_with_the_table_on_disk(
@@ -495,7 +495,7 @@ def test_a_watch_that_started_from_disk_follows_the_store_once_it_is_there(
     tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
 ) -> None:
     with embedded_store(tmp_path / "data") as url:
-        Store(url).publish("spam", deltas.spam)
+        Store(url).tasks.publish("spam", deltas.spam)
     TaskTable(tmp_path / "tasks-0.json").replace(table_of(old={"live": A}))
     watching = watch(Store(url))
     assert set(watching.table.current.tasks) == {"old"}
@@ -509,7 +509,7 @@ def test_what_a_watch_saw_is_on_disk_for_the_next_start(
     store: Store, deltas: Deltas, watch: Callable[..., Watching], tmp_path: Path
 ) -> None:
     watch(store)
-    assert store.wait(store.publish("spam", deltas.spam), 20)
+    assert store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20)
     later = TaskTable(tmp_path / "tasks-0.json")
     assert later.load_from_disk()
     assert later.resolve("spam") == deltas.spam.digest

@@ -396,8 +396,8 @@ def test_a_drain_that_runs_out_of_time_says_how_many_are_left(service: Service, 
 def orphan(tmp_path: Path, make_service: MakeService, deltas: Deltas, talk: Talk) -> Service:
     """A service that has answered for `spam`, knows `topic`, and lost its store."""
     with embedded_store(tmp_path / "own") as url:
-        Store(url).publish("spam", deltas.spam)
-        Store(url).publish("topic", deltas.topic)
+        Store(url).tasks.publish("spam", deltas.spam)
+        Store(url).tasks.publish("topic", deltas.topic)
         service = make_service(url, namespace="default")
 
         async def warm(client: Client) -> None:

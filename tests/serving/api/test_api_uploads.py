@@ -156,6 +156,6 @@ def test_publishers_of_one_delta_at_once_all_succeed(
 
     talk(empty, conversation)
     store = Store(embedded_url, namespace)
-    assert {t.aliases["live"] for t in store.table().tasks.values()} == {deltas.topic.digest}
-    store.gc()
-    assert store.has(deltas.topic.digest)
+    assert {t.aliases["live"] for t in store.tasks.table().tasks.values()} == {deltas.topic.digest}
+    store.garbage.collect()
+    assert store.deltas.has(deltas.topic.digest)

@@ -56,8 +56,8 @@ def taking(
     namespace = f"ids-{uuid.uuid4().hex[:12]}"
     store = Store(embedded_url, namespace)
     for task in ("search", "spam", "emotion"):
-        store.publish(task, of_every_kind[task])
-    store.publish("more-words", with_more_words)
+        store.tasks.publish(task, of_every_kind[task])
+    store.tasks.publish("more-words", with_more_words)
     chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path_factory.mktemp("ids"), "namespace": namespace}
     service = Service(load_settings(**chosen, threads=1, max_tokens=512, accept_token_ids=True), embedded_url)
     service.start()

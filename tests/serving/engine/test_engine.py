@@ -105,7 +105,7 @@ class Bench:
 def make_bench(tiny: Tiny, embedded_url: str, namespace: str, deltas: Deltas, tmp_path: Path) -> Iterator[Any]:
     store = Store(embedded_url, namespace)
     for file in (deltas.emotion, deltas.topic, deltas.spam, deltas.spam_2):
-        store.put(file)
+        store.deltas.put(file)
     made: list[Bench] = []
 
     def make(**options: Any) -> Bench:
@@ -223,11 +223,11 @@ def test_a_task_that_is_loaded_answers_while_another_is_loading(bench: Bench, de
 
 def test_a_load_that_failed_is_tried_again(bench: Bench, deltas: Deltas, embedded_url: str, namespace: str) -> None:
     store = Store(embedded_url, namespace)
-    store.gc()
+    store.garbage.collect()
 
     with pytest.raises(UnavailableError, match="does not hold"):
         asyncio.run(bench.ask(deltas.spam))
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     asyncio.run(bench.ask(deltas.spam))
 
 

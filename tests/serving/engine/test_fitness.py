@@ -298,7 +298,7 @@ def test_what_came_straight_to_the_store_is_tried_when_it_is_published_over_http
     (tmp_path / "unfit.ken").write_bytes(changed(deltas.spam, tiny, edit))
     unfit, store = deltafile.open_file(tmp_path / "unfit.ken"), Store(embedded_url, namespace)
     for file in (unfit, deltas.spam):
-        store.put(file)
+        store.deltas.put(file)
 
     async def conversation(client: httpx.AsyncClient) -> None:
         assert is_problem(await publish_over_http(client, "spam", unfit.digest), 422, "cannot be served here", reason)
@@ -322,16 +322,16 @@ def test_an_upload_that_there_was_no_time_to_try_is_kept(
     embedded_url: str, namespace: str, deltas: Deltas, tmp_path: Path
 ) -> None:
     store = Store(embedded_url, namespace)
-    store.put_chunk(deltas.spam.digest, 0, deltas.spam.path.read_bytes())
+    store.uploads.put_chunk(deltas.spam.digest, 0, deltas.spam.path.read_bytes())
 
     def busy(path: Path) -> DeltaFile:
         raise OverloadedError("the queue is full", 1.0)
 
     with pytest.raises(OverloadedError):
-        store.commit_upload(deltas.spam.digest, busy, tmp_path)
-    assert store.uploaded(deltas.spam.digest).received == (0,)
-    store.commit_upload(deltas.spam.digest, deltafile.open_file, tmp_path)
-    assert store.has(deltas.spam.digest)
+        store.uploads.commit(deltas.spam.digest, busy, tmp_path)
+    assert store.uploads.progress(deltas.spam.digest).received == (0,)
+    store.uploads.commit(deltas.spam.digest, deltafile.open_file, tmp_path)
+    assert store.deltas.has(deltas.spam.digest)
 
 
 # What was published past the server, on the store itself
@@ -356,9 +356,9 @@ def test_a_delta_that_can_never_be_served_is_found_out_once(
     assert first.value.retry_after is None
     (service.cache.files.folder / digest).unlink()
     store = Store(embedded_url, namespace)
-    store.delete("direct", force=True)
-    store.gc()
-    assert not store.has(digest)
+    store.tasks.delete("direct", force=True)
+    store.garbage.collect()
+    assert not store.deltas.has(digest)
     with pytest.raises(UnfitDeltaError, match=reason):  # and not that the store does not hold it
         asyncio.run(service.predict(digest, TEXTS, {}, 20))
 

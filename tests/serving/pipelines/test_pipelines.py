@@ -59,7 +59,7 @@ def predict(
     namespace = f"kinds-{uuid.uuid4().hex[:12]}"
     store = Store(embedded_url, namespace)
     for name, fine_tune in fine_tunes.items():
-        store.publish(name, fine_tune.file)
+        store.tasks.publish(name, fine_tune.file)
     folder = fine_tunes["features"].base.path
     told = {"base": str(folder), "data_dir": tmp_path_factory.mktemp("service"), "namespace": namespace, "threads": 1}
     service = Service(load_settings(**told), embedded_url)

@@ -12,7 +12,7 @@ from holding import Blocked, until
 
 from ken_core import DeltaFile
 from serving.service import Answer, Service
-from serving.store.connection import connect
+from serving.store.urls import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
 
 Client = httpx.AsyncClient

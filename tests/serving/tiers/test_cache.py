@@ -237,7 +237,7 @@ def files(store: Store, tmp_path: Path) -> DeltaFiles:
 
 
 def test_a_delta_is_fetched_once_and_then_found_on_disk(files: DeltaFiles, store: Store, deltas: Deltas) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     first, was_there = files.open(deltas.spam.digest)
     assert (first.digest, was_there) == (deltas.spam.digest, False)
     again, was_there = files.open(deltas.spam.digest)
@@ -245,7 +245,7 @@ def test_a_delta_is_fetched_once_and_then_found_on_disk(files: DeltaFiles, store
 
 
 def test_what_is_on_disk_needs_no_store(files: DeltaFiles, store: Store, deltas: Deltas, tmp_path: Path) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     files.open(deltas.spam.digest)
     offline = DeltaFiles(tmp_path / "deltas", 1 << 30, Store("redis://127.0.0.1:1/0", timeout=0.2))
     assert offline.holds(deltas.spam.digest)
@@ -277,7 +277,7 @@ def empty(path: Path) -> None:
 def test_a_file_damaged_on_disk_is_fetched_again(
     damage: Callable[[Path], None], files: DeltaFiles, store: Store, deltas: Deltas, tmp_path: Path
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     files.open(deltas.spam.digest)
     damage(tmp_path / "deltas" / deltas.spam.digest)
     file, was_there = files.open(deltas.spam.digest)
@@ -288,7 +288,7 @@ def test_a_file_damaged_on_disk_is_fetched_again(
 def test_the_disk_budget_lets_the_least_recently_opened_file_go(store: Store, deltas: Deltas, tmp_path: Path) -> None:
     three = (deltas.spam, deltas.topic, deltas.emotion)
     for file in three:
-        store.put(file)
+        store.deltas.put(file)
     files = DeltaFiles(tmp_path / "deltas", deltas.spam.size + deltas.topic.size + deltas.emotion.size - 1, store)
     for digest in (deltas.spam.digest, deltas.topic.digest, deltas.spam.digest, deltas.emotion.digest):
         files.open(digest)
@@ -303,7 +303,7 @@ def test_a_restart_keeps_the_files_most_recently_opened_within_the_budget(
 ) -> None:
     files = DeltaFiles(tmp_path / "deltas", 1 << 30, store)
     for i, file in enumerate((deltas.spam, deltas.topic, deltas.emotion)):
-        store.put(file)
+        store.deltas.put(file)
         files.open(file.digest)
         os.utime(tmp_path / "deltas" / file.digest, (1000 + i, 1000 + i))
     files.open(deltas.spam.digest)
@@ -328,7 +328,7 @@ def test_a_replica_that_starts_does_not_disturb_a_fetch_of_its_neighbour_in_the_
     store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 20)
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     folder = tmp_path / "deltas"
     neighbour = DeltaFiles(folder, 1 << 30, store)
     outcome: Future[DeltaFile] = Future()
@@ -362,7 +362,7 @@ def make_cache(tiny: Tiny, identity: str, files: DeltaFiles) -> Callable[..., De
 def test_a_delta_is_found_in_the_nearest_tier_that_holds_it(
     make_cache: Callable[..., DeltaCache], store: Store, deltas: Deltas
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     cache = make_cache()
     assert cache.tier_of(deltas.spam.digest) == "store"
     first = cache.load(deltas.spam.digest).delta
@@ -378,7 +378,7 @@ def test_a_delta_is_found_in_the_nearest_tier_that_holds_it(
 def test_a_loaded_delta_is_what_was_published(
     make_cache: Callable[..., DeltaCache], store: Store, deltas: Deltas
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     delta = make_cache().load(deltas.spam.digest).delta
     assert delta.stored == deltas.spam.manifest.stored
     assert delta.kind == "text-classification"
@@ -387,7 +387,7 @@ def test_a_loaded_delta_is_what_was_published(
 def test_what_is_in_host_memory_needs_neither_disk_nor_store(
     make_cache: Callable[..., DeltaCache], store: Store, deltas: Deltas, tmp_path: Path
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     cache = make_cache()
     first = cache.load(deltas.spam.digest).delta
     (tmp_path / "deltas" / deltas.spam.digest).unlink()
@@ -397,8 +397,8 @@ def test_what_is_in_host_memory_needs_neither_disk_nor_store(
 def test_the_host_budget_lets_decoded_deltas_go(
     make_cache: Callable[..., DeltaCache], store: Store, deltas: Deltas
 ) -> None:
-    store.put(deltas.spam)
-    store.put(deltas.topic)
+    store.deltas.put(deltas.spam)
+    store.deltas.put(deltas.topic)
     cache = make_cache(budget=1)
     cache.load(deltas.spam.digest)
     topic = cache.load(deltas.topic.digest).delta
@@ -410,7 +410,7 @@ def test_the_host_budget_lets_decoded_deltas_go(
 def test_a_delta_of_another_base_is_refused(
     tiny: Tiny, tmp_path: Path, files: DeltaFiles, store: Store, deltas: Deltas
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     other = open_base(str(write_base(tmp_path / "other-base", seed=9)))
     found = fingerprint(other.backbone_tensors).digest
     with pytest.raises(BaseMismatchError, match=f"{deltas.spam.manifest.base.fingerprint}.*{found}"):
@@ -421,8 +421,8 @@ def test_a_file_being_decoded_is_not_evicted_by_another_load(
     make_cache: Callable[..., DeltaCache], store: Store, deltas: Deltas, tmp_path: Path
 ) -> None:
     """Two loads on a disk budget of one file: the second arrives between the first one's opening and decoding."""
-    store.put(deltas.spam)
-    store.put(deltas.topic)
+    store.deltas.put(deltas.spam)
+    store.deltas.put(deltas.topic)
 
     class Interleaved(DeltaFiles):
         def open(self, digest: str) -> Any:
