@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ken_core.bits import Bits, from_bits
+from ken_core.bits import Bits, as_bits, from_bits
 
 WORD_BITS = 64
 _WORD_BYTES = 8
@@ -49,8 +49,8 @@ class Packed:
         return self.words.nbytes + self.values.nbytes + self.chunks.nbytes
 
 
-def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, device: torch.device) -> Packed:
-    """Pack segments; values of the `stored` dtype are cast once to the arena's `dtype`."""
+def pack(segments: Sequence[Segment], dtype: torch.dtype, device: torch.device) -> Packed:
+    """Pack segments whose values have the arena's `dtype` (`cast_values`)."""
     words = [_words(s.positions) for s in segments]
     chunks = []
     chunk_words = _chunk_words(device)
@@ -65,9 +65,14 @@ def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, d
     bits = np.concatenate([s.values for s in segments])
     return Packed(
         words=torch.from_numpy(np.concatenate(words)).to(device),
-        values=from_bits(bits, stored).to(device=device, dtype=dtype),
+        values=from_bits(bits, dtype).to(device),
         chunks=torch.tensor(chunks, dtype=torch.int64).view(-1, 4).to(device),
     )
+
+
+def cast_values(values: Bits, stored: torch.dtype, dtype: torch.dtype) -> Bits:
+    """The bits of values of the `stored` dtype, cast once to the arena's `dtype`."""
+    return values if stored == dtype else as_bits(from_bits(values, stored).to(dtype))
 
 
 def packed_nbytes(numel: int, kept: int, dtype: torch.dtype, device: torch.device) -> int:

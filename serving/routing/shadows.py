@@ -60,7 +60,7 @@ class Shadows:
         self, task: str, digest: str, inputs: Sequence[object], parameters: Mapping[str, Any], given: Answered
     ) -> None:
         """Ask a version what another has answered, unless there is no room to; returns at once."""
-        if len(self._running) >= _MOST or self._busy():
+        if len(self) >= _MOST or self._busy():
             self._metrics.observe_shadow(task, digest, "skipped")
             return
         asking = asyncio.get_running_loop().create_task(self._ask(task, digest, inputs, parameters, given))

@@ -52,12 +52,12 @@ class ByteBudget(Generic[V]):
         """Bytes counted for values that are not there yet."""
         return sum(self._reserved.values())
 
-    def reserve(self, key: str, nbytes: int) -> list[V]:
-        """Count bytes that a value is about to take, until `put` or `give_back`; returns those that left for it."""
+    def reserve(self, key: str, nbytes: int) -> None:
+        """Count bytes that a value is about to take, until `put` or `give_back`; values leave to make room."""
         self.give_back(key)
         self._reserved[key] = nbytes
         self.nbytes += nbytes
-        return self._shrink(keep=key)
+        self._shrink(keep=key)
 
     def give_back(self, key: str) -> None:
         """Forget what was reserved for a key, if anything was."""
