@@ -151,7 +151,7 @@ def _check_exchange() -> None:
                 after = before.copy()
                 after[mask] = values
                 weights = from_bits(before.copy(), dtype).to(DEVICE)
-                packed = pack([Segment(0, pack_mask(mask), values)], dtype, dtype, DEVICE)
+                packed = pack([Segment(0, pack_mask(mask), values)], dtype, DEVICE)
                 for expected, held in ((after, before[mask]), (before, values)):
                     exchange(weights, packed)
                     _require_same(weights, expected, f"{dtype}, {size} weights, {kept:.0%} kept")

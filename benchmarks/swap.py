@@ -182,7 +182,7 @@ def random_delta(base: Checkpoint, resident: ResidentModel, names: Sequence[str]
         architecture="BertForSequenceClassification",
         selection=Selection(),
         candidates=0,
-        backbone=0,
+        backbone_parameters=0,
         config={},
         sparse={n: entry(base.backbone_tensors[n]) for n in names},
         dense={},

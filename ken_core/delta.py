@@ -97,7 +97,9 @@ class Delta:
     architecture: str
     selection: Selection
     candidates: int
-    backbone: int
+    """Elements of the backbone tensors that fine-tuning changed, among which the method chose."""
+    backbone_parameters: int
+    """All elements of the base's backbone."""
     config: Mapping[str, Any]
     sparse: Mapping[str, Sparse]
     dense: Mapping[str, torch.Tensor]
@@ -202,7 +204,7 @@ def _extract(
         architecture=type(tuned.model).__name__,
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),
-        backbone=sum(t.numel() for t in ours.values()),
+        backbone_parameters=sum(t.numel() for t in ours.values()),
         config={**portable(config), **noted(tuned.folder), "dtype": dtype_name(dtype)},
         sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
         dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole},

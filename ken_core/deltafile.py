@@ -126,7 +126,7 @@ def write(
         calibration=calibration,
         adapter=delta.adapter,
         candidates=delta.candidates,
-        backbone=delta.backbone,
+        backbone=delta.backbone_parameters,
         config=dict(delta.config),
         embedding=delta.embedding,
         sparse=sparse,
@@ -136,7 +136,7 @@ def write(
         projections=projections,
         files=files,  # type: ignore[arg-type]  # keys are checked by the model
     )
-    text = json.dumps(described.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(described.plain(), sort_keys=True, separators=(",", ":"))
     with new_file(path) as partial:
         save_file(streams, partial, {"ken": text})
     return open_file(path)
@@ -216,7 +216,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
         architecture=described.architecture,
         selection=selection,
         candidates=described.candidates,
-        backbone=described.backbone,
+        backbone_parameters=described.backbone_parameters,
         config=described.config,
         embedding=described.embedding,
         adapter=described.adapter,

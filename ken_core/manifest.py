@@ -183,7 +183,7 @@ class Manifest(_Strict):
     """The kind of peft adapter it was imported from; None: extracted from a fine-tune."""
     candidates: Size
     """Elements of the backbone tensors fine-tuning changed, among which the method chose."""
-    backbone: Size
+    backbone_parameters: Size = Field(alias="backbone")
     """All elements of the base's backbone."""
     config: dict[str, Any]
     embedding: Embedding | None = None
@@ -234,6 +234,10 @@ class Manifest(_Strict):
         ):
             raise ValueError("config.id2label must map '0', '1', … to names")
         return self
+
+    def plain(self) -> dict[str, Any]:
+        """The manifest as JSON has it, in the file and in the store."""
+        return self.model_dump(mode="json", by_alias=True)
 
     @property
     def whole(self) -> dict[str, dict[Name, WholeEntry]]:

@@ -25,7 +25,7 @@ from serving.pipelines.base import (
     check_side,
     refusing_what_its_tokenizer_cannot_read,
 )
-from serving.tiers.device import Loaded
+from serving.tiers.loaded import Loaded
 from serving.workers.steps import Steps, finish
 from serving.workers.workers import Workers
 

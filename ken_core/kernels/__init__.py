@@ -7,14 +7,24 @@ from importlib.util import find_spec
 
 import torch
 
-from ken_core.kernels.packed import Packed, Segment, pack
+from ken_core.kernels.packed import Packed, Segment, cast_values, pack, packed_nbytes
 
 Exchange = Callable[[torch.Tensor, Packed], None]
 """Takes the flat weights of an arena and a packed delta of it."""
 Switch = Callable[[torch.Tensor, Packed, Packed], None]
 """Takes the flat weights, the delta that is in them, and the one to take its place."""
 
-__all__ = ["Exchange", "Packed", "Segment", "Switch", "exchange_for", "pack", "switch_for"]
+__all__ = [
+    "Exchange",
+    "Packed",
+    "Segment",
+    "Switch",
+    "cast_values",
+    "exchange_for",
+    "pack",
+    "packed_nbytes",
+    "switch_for",
+]
 
 
 def exchange_for(device: torch.device, dtype: torch.dtype) -> Exchange:

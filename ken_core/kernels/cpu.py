@@ -67,7 +67,7 @@ def _pairs(leaving: npt.NDArray[np.int64], entering: npt.NDArray[np.int64]) -> n
 def warm(dtype: torch.dtype) -> None:
     """Compile (or load from numba's cache) the kernels for `dtype`, so that no request pays for it."""
     segment = Segment(0, np.ones(1, np.uint8), np.zeros(1, _INTEGER[dtype.itemsize]))
-    packed = pack([segment], dtype, dtype, torch.device("cpu"))
+    packed = pack([segment], dtype, torch.device("cpu"))
     threads = torch.get_num_threads()
     exchange(torch.zeros(1, dtype=dtype), packed)
     switch(torch.zeros(1, dtype=dtype), packed, packed)

@@ -41,7 +41,7 @@ def warm(device: torch.device, dtype: torch.dtype) -> None:
     """Compile (or load from Triton's cache) the kernel for `dtype` and wait for it, so that no request pays for it."""
     segment = Segment(0, np.ones(1, np.uint8), np.zeros(1, f"u{dtype.itemsize}"))
     weights = torch.zeros(64, dtype=dtype, device=device)
-    exchange(weights, pack([segment], dtype, dtype, device))
+    exchange(weights, pack([segment], dtype, device))
     weights.cpu()
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ken_core.bits import Bits, from_bits
+from ken_core.bits import Bits, as_bits, from_bits
 
 WORD_BITS = 64
+_WORD_BYTES = 8
+_CHUNK_BYTES = 4 * 8
 _CHUNK_WORDS = {"cpu": 1024, "cuda": 64}
 """Mask words a chunk: enough to pay for a turn of numba's loop, few enough to fill a GPU with programs."""
 
@@ -47,11 +49,11 @@ class Packed:
         return self.words.nbytes + self.values.nbytes + self.chunks.nbytes
 
 
-def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, device: torch.device) -> Packed:
-    """Pack segments; values of the `stored` dtype are cast once to the arena's `dtype`."""
+def pack(segments: Sequence[Segment], dtype: torch.dtype, device: torch.device) -> Packed:
+    """Pack segments whose values have the arena's `dtype` (`cast_values`)."""
     words = [_words(s.positions) for s in segments]
     chunks = []
-    chunk_words = _CHUNK_WORDS.get(device.type, _CHUNK_WORDS["cpu"])
+    chunk_words = _chunk_words(device)
     word = value = 0
     for segment, mask in zip(segments, words, strict=True):
         population = np.bitwise_count(mask.view(np.uint64))
@@ -63,9 +65,25 @@ def pack(segments: Sequence[Segment], stored: torch.dtype, dtype: torch.dtype, d
     bits = np.concatenate([s.values for s in segments])
     return Packed(
         words=torch.from_numpy(np.concatenate(words)).to(device),
-        values=from_bits(bits, stored).to(device=device, dtype=dtype),
+        values=from_bits(bits, dtype).to(device),
         chunks=torch.tensor(chunks, dtype=torch.int64).view(-1, 4).to(device),
     )
+
+
+def cast_values(values: Bits, stored: torch.dtype, dtype: torch.dtype) -> Bits:
+    """The bits of values of the `stored` dtype, cast once to the arena's `dtype`."""
+    return values if stored == dtype else as_bits(from_bits(values, stored).to(dtype))
+
+
+def packed_nbytes(numel: int, kept: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that `pack` takes for a tensor of `numel` elements, `kept` of them, in an arena of `dtype`."""
+    words = -(-numel // WORD_BITS)
+    chunks = -(-words // _chunk_words(device))
+    return words * _WORD_BYTES + kept * dtype.itemsize + chunks * _CHUNK_BYTES
+
+
+def _chunk_words(device: torch.device) -> int:
+    return _CHUNK_WORDS.get(device.type, _CHUNK_WORDS["cpu"])
 
 
 def _words(positions: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

@@ -20,12 +20,11 @@ from serving.api.problems import PREDICTION_FAILURES, exemplified
 from serving.api.protocol import Protocol
 from serving.api.tei import PROMPT_NAME, TruncatingBody, failing, shape
 from serving.incoming import Free, Incoming
+from serving.kinds import KINDS
 from serving.pipelines.base import check
 from serving.service import Service
 
 _ZERO_SHOT = "zero-shot-classification"
-_ONE_A_LIST = ("text-classification", "feature-extraction", "sentence-embeddings")
-"""Kinds whose answer to a single input is a list of one, as Hugging Face's own servers have it."""
 
 
 class SimilarityInput(Incoming):
@@ -72,7 +71,7 @@ class InferenceRequest(TruncatingBody):
             return [float(source @ other) for other in others]
         if kind == _ZERO_SHOT:
             outputs = [_labelled(output) for output in outputs]
-        return outputs if isinstance(self.inputs, list) or kind in _ONE_A_LIST else outputs[0]
+        return outputs if isinstance(self.inputs, list) or KINDS[kind].listed else outputs[0]
 
     @property
     def _compares(self) -> bool:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 
 from serving.errors import BadRequestError
 from serving.incoming import Free, Incoming
-from serving.pipelines import PIPELINES, Pipeline
+from serving.kinds import KINDS
+from serving.pipelines import Pipeline
 
 _LISTS = frozenset({"texts"})
 """Tensors of which an input has many elements."""
@@ -82,25 +83,16 @@ class Output:
 _JSON = Output("json", "BYTES", 1, lambda answers: (orjson.dumps(a).decode() for a in answers))
 """Every kind's whole answers."""
 
-_OUTPUTS: Mapping[str, tuple[Output, ...]] = {
-    "text-classification": (
-        Output("label", "BYTES", 1, lambda answers: (a[0]["label"] for a in answers)),
-        Output("score", "FP32", 1, lambda answers: (a[0]["score"] for a in answers)),
-        Output("labels", "BYTES", 2, lambda answers: (one["label"] for a in answers for one in a)),
-        Output("scores", "FP32", 2, lambda answers: (one["score"] for a in answers for one in a)),
-    ),
-    "sentence-embeddings": (Output("embedding", "FP32", 2, chain.from_iterable),),
-}
-
 
 def outputs_of(kind: str) -> tuple[Output, ...]:
     """What answers of a kind can be given as."""
-    return (*_OUTPUTS.get(kind, ()), _JSON)
+    columns = KINDS[kind].columns
+    return (*(Output(column.name, column.datatype, column.rank, column.values) for column in columns), _JSON)
 
 
 def check_outputs(asked: Iterable[RequestOutput]) -> None:
     """Raises `BadRequestError`: no kind has such an output, or it is asked for in a form that is not given."""
-    known = {output.name for kind in PIPELINES for output in outputs_of(kind)}
+    known = {output.name for kind in KINDS for output in outputs_of(kind)}
     for output in asked:
         if output.name not in known:
             raise _unknown_output(output.name, sorted(known))

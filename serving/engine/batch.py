@@ -9,7 +9,7 @@ import torch
 
 from ken_core.tokenization import Encoded, collate
 from serving.pipelines.base import Pipeline
-from serving.tiers.device import Loaded
+from serving.tiers.loaded import Loaded
 
 
 @dataclass(frozen=True)

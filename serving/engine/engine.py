@@ -37,7 +37,8 @@ from serving.errors import (
 from serving.pipelines.base import Pipeline, Raw
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
-from serving.tiers.device import DeviceTiers, Loaded
+from serving.tiers.device import DeviceTiers
+from serving.tiers.loaded import Loaded
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from serving.engine.one_key import OneKeyPolicy
 from serving.engine.window import Limits
 from serving.pipelines.base import Raw
 from serving.telemetry.metrics import Metrics
-from serving.tiers.device import Loaded
+from serving.tiers.loaded import Loaded
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

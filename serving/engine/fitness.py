@@ -38,7 +38,7 @@ from serving.errors import (
 )
 from serving.pipelines import PIPELINES, Parameters, Pipeline, default_kind
 from serving.pipelines.base import Prepared, Probe, TaskSpec, check, check_inputs
-from serving.tiers.device import Loaded
+from serving.tiers.loaded import Loaded
 from serving.workers.steps import finish
 from serving.workers.time_limit import within
 

@@ -63,6 +63,11 @@ class TaskSpec:
     embedder: Embedder | None = None
     """None: its folder does not say how token vectors become one, or it has a head."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that no other task shares: the embedder's."""
+        return 0 if self.embedder is None else self.embedder.nbytes
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -9,7 +9,7 @@ from transformers.utils.generic import ModelOutput
 
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Parameters, Pipeline, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.workers.steps import Steps
 
@@ -31,3 +31,6 @@ class FeatureExtraction:
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Parameters) -> Any:
         return finite(raws[0]).tolist()
+
+
+PIPELINE: Pipeline = FeatureExtraction()

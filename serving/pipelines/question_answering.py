@@ -22,6 +22,7 @@ from serving.incoming import Incoming
 from serving.pipelines.answer_spans import Answer, Probabilities, best_answers, merged
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -116,6 +117,9 @@ class QuestionAnswering:
             answers = sorted([*answers, Answer(none, 0, 0)], key=lambda answer: -answer.score)
         plain = [_plain(answer, source.context) for answer in answers[: parameters.top_k]]
         return plain[0] if parameters.top_k == 1 else plain
+
+
+PIPELINE: Pipeline = QuestionAnswering()
 
 
 def _beside(question: Part, where: str, task: TaskSpec, parameters: AnswerParameters) -> tuple[Sequence[int], int, int]:

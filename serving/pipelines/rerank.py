@@ -20,6 +20,7 @@ from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -96,6 +97,9 @@ class Rerank:
         if parameters.return_text:
             ranked = [{**one, "text": prepared.source[one["index"]]} for one in ranked]
         return ranked
+
+
+PIPELINE: Pipeline = Rerank()
 
 
 def _refuse_unless_one_logit(config: PretrainedConfig) -> None:

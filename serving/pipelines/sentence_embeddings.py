@@ -12,7 +12,7 @@ from ken_core.embedding import PLAIN, Embedder, Pooling, PromptName, PromptText
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Parameters, Pipeline, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.pipelines.token_ids import TokenIds, encode_ids
 from serving.workers.steps import Steps
@@ -84,6 +84,9 @@ class SentenceEmbeddings:
             dimensions=wanted,
         )
         return finite(vector).tolist()
+
+
+PIPELINE: Pipeline = SentenceEmbeddings()
 
 
 def _given(

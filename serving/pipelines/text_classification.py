@@ -12,7 +12,18 @@ from transformers.utils.generic import ModelOutput
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs
 from ken_core.tokenization import Input
-from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, TextPair, encode_whole, finite
+from serving.pipelines.base import (
+    Float64,
+    Parameters,
+    Pipeline,
+    Prepared,
+    Probe,
+    Raw,
+    TaskSpec,
+    TextPair,
+    encode_whole,
+    finite,
+)
 from serving.pipelines.logits import classify, sigmoid, softmax
 from serving.routing.answer_form import score_function
 from serving.workers.steps import Steps
@@ -53,6 +64,9 @@ class TextClassification:
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
+
+
+PIPELINE: Pipeline = TextClassification()
 
 
 def _asked(item: str | TextPair) -> Input:

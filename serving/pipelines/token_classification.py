@@ -16,6 +16,7 @@ from serving.errors import InvalidInputError
 from serving.pipelines.base import (
     AT_ONCE,
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -94,6 +95,9 @@ class TokenClassification:
         if len(raws) > 1:
             entities = without_overlaps(entities)
         return [_plain(entity) for entity in entities]
+
+
+PIPELINE: Pipeline = TokenClassification()
 
 
 def _kept_of(inputs: Sequence[str], task: TaskSpec) -> Steps[list[list[Window]]]:

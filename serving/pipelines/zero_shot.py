@@ -21,6 +21,7 @@ from ken_core.tokenization import Part
 from serving.errors import InvalidInputError, TooLargeError
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -129,6 +130,9 @@ class ZeroShotClassification:
             "labels": [parameters.candidate_labels[i] for i in order],
             "scores": scores[order].tolist(),
         }
+
+
+PIPELINE: Pipeline = ZeroShotClassification()
 
 
 def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Part]]:

@@ -27,9 +27,13 @@ class Comparison:
     difference: float | None
 
 
-def compare(kind: str, given: Sequence[Any], shadowed: Sequence[Any]) -> Comparison:
-    """Compare outputs of one kind, one an input, in the form in which `Pipeline.present` gives them."""
-    found = [_OF_KIND[kind](ours, theirs) for ours, theirs in zip(given, shadowed, strict=True)]
+Compare = Callable[[Any, Any], Comparison]
+"""Compares two outputs for one input, in the form in which `Pipeline.present` of their kind gives them."""
+
+
+def compare_all(compare: Compare, given: Sequence[Any], shadowed: Sequence[Any]) -> Comparison:
+    """Compare the outputs of one request, one an input."""
+    found = [compare(ours, theirs) for ours, theirs in zip(given, shadowed, strict=True)]
     differences = [one.difference for one in found if one.difference is not None]
     return Comparison(all(one.agreed for one in found), max(differences, default=None))
 
@@ -66,7 +70,7 @@ def _candidates(output: Mapping[str, Any]) -> _Said:
     return _Said(output["labels"][0], dict(zip(output["labels"], output["scores"], strict=True)))
 
 
-def _by(read: Callable[[Any], _Said]) -> Callable[[Any, Any], Comparison]:
+def _by(read: Callable[[Any], _Said]) -> Compare:
     def compared(given: Any, shadowed: Any) -> Comparison:
         ours, theirs = read(given), read(shadowed)
         common = ours.scores.keys() & theirs.scores.keys()
@@ -76,7 +80,7 @@ def _by(read: Callable[[Any], _Said]) -> Callable[[Any, Any], Comparison]:
     return compared
 
 
-def _vectors(given: Any, shadowed: Any) -> Comparison:
+def compare_vectors(given: Any, shadowed: Any) -> Comparison:
     """Of one vector, or of as many as there are tokens: the pair that lies furthest apart."""
     ours, theirs = np.atleast_2d(given), np.atleast_2d(shadowed)
     if ours.shape != theirs.shape:  # another tokenizer, so that no token has its like
@@ -88,12 +92,8 @@ def _vectors(given: Any, shadowed: Any) -> Comparison:
     return Comparison(least >= _SAME_DIRECTION, max(0.0, 1.0 - least))
 
 
-_OF_KIND: dict[str, Callable[[Any, Any], Comparison]] = {
-    "text-classification": _by(_labels),
-    "token-classification": _by(_entities),
-    "question-answering": _by(_answers),
-    "rerank": _by(_order),
-    "zero-shot-classification": _by(_candidates),
-    "feature-extraction": _vectors,
-    "sentence-embeddings": _vectors,
-}
+compare_labels = _by(_labels)
+compare_entities = _by(_entities)
+compare_answers = _by(_answers)
+compare_orders = _by(_order)
+compare_candidates = _by(_candidates)

@@ -7,7 +7,8 @@ either: every protocol names labels, and puts them in the order of their scores.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _LONGEST = 40
-
-
-def own_kind(head: str, embeds: bool) -> str:
-    """What a head answers by itself: a backbone that says how it pools gives one vector a text.
-
-    Args:
-        embeds: whether it says so.
-    """
-    return "sentence-embeddings" if head == "feature-extraction" and embeds else head
 
 
 def score_function(problem_type: str | None, labels: int | None) -> str:
@@ -57,18 +49,6 @@ class AnswerForm:
     vectors: str | None = None
     base: str = field(default="", compare=False)
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> AnswerForm:
-        """The form of a delta's answers, also where no kind of this server reads its head."""
-        kind = own_kind(manifest.kind, manifest.embedding is not None)
-        labels = tuple(sorted(manifest.labels))
-        scores = vectors = None
-        if kind == "text-classification":
-            scores = score_function(manifest.config.get("problem_type"), len(labels))
-        elif manifest.embedding is not None:
-            vectors = _vectors(manifest.embedding)
-        return cls(kind, labels, scores, vectors, manifest.base.fingerprint)
-
     def difference(self, other: AnswerForm, ours: str, theirs: str) -> str:
         """What callers would notice if the other answered in place of this, in words; empty where there is nothing.
 
@@ -85,6 +65,27 @@ class AnswerForm:
         if self.vectors != other.vectors:
             told.append(f"vectors: {self.vectors} in {ours}, {other.vectors} in {theirs}")
         return "; ".join(filter(None, told))
+
+
+FormOf = Callable[[str, "Manifest"], AnswerForm]
+"""The form of a delta's answers, from the kind that it answers by itself and its manifest."""
+
+
+def plain_form(kind: str, manifest: Manifest) -> AnswerForm:
+    """The kind and the labels are all that callers rely on."""
+    return AnswerForm(kind, tuple(sorted(manifest.labels)), base=manifest.base.fingerprint)
+
+
+def scored_form(kind: str, manifest: Manifest) -> AnswerForm:
+    """Callers rely on what makes the labels' scores, too."""
+    function = score_function(manifest.config.get("problem_type"), len(manifest.labels))
+    return replace(plain_form(kind, manifest), scores=function)
+
+
+def embedding_form(kind: str, manifest: Manifest) -> AnswerForm:
+    """Callers rely on how wide and how long a text's vector is."""
+    vectors = None if manifest.embedding is None else _vectors(manifest.embedding)
+    return replace(plain_form(kind, manifest), vectors=vectors)
 
 
 def _vectors(embedding: Embedding) -> str:

@@ -49,11 +49,6 @@ class Route:
         shadow = {} if self.shadow is None else {"shadow": self.shadow}
         return {"weights": dict(self.weights), **shadow}
 
-    def shares(self) -> dict[str, float]:
-        """Each target's part of the requests, from 0 to 1."""
-        total = sum(self.weights.values())
-        return {target: weight / total for target, weight in self.weights.items()}
-
     def choose(self, key: str | None, task: str) -> str:
         """The target of one request.
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from serving.errors import OverloadedError
-from serving.routing.agreement import compare
+from serving.kinds import KINDS
+from serving.routing.agreement import compare_all
 from serving.telemetry.request_metrics import AnswerMetrics
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Shadows:
         self, task: str, digest: str, inputs: Sequence[object], parameters: Mapping[str, Any], given: Answered
     ) -> None:
         """Ask a version what another has answered, unless there is no room to; returns at once."""
-        if len(self._running) >= _MOST or self._busy():
+        if len(self) >= _MOST or self._busy():
             self._metrics.observe_shadow(task, digest, "skipped")
             return
         asking = asyncio.get_running_loop().create_task(self._ask(task, digest, inputs, parameters, given))
@@ -86,7 +87,8 @@ class Shadows:
     ) -> None:
         try:
             shadowed = await self._predict(digest, inputs, parameters, self._seconds, given.kind)
-            found = await asyncio.to_thread(compare, given.kind, given.outputs, shadowed.outputs)
+            compare = KINDS[given.kind].compare
+            found = await asyncio.to_thread(compare_all, compare, given.outputs, shadowed.outputs)
         except OverloadedError:
             self._metrics.observe_shadow(task, digest, "skipped")
         except Exception as error:

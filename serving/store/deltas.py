@@ -50,7 +50,7 @@ class Deltas:
                     progress(len(chunk))
             if sha.hexdigest() != file.digest:
                 raise ConflictError(f"{file.path} changed since it was opened; open it again")
-            manifest = orjson.dumps(file.manifest.model_dump(mode="json"))
+            manifest = orjson.dumps(file.manifest.plain())
             described = {"manifest": manifest, "size": file.size, "count": count}
             client.hset(self._key(file.digest), mapping=described)
 

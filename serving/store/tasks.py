@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
+from serving.kinds import answer_form
 from serving.names import check_alias, check_digest, check_name
 from serving.routing.answer_form import AnswerForm
 from serving.routing.routes import Route, check_route
@@ -300,7 +301,7 @@ class Tasks:
         from ken_core.manifest import Manifest  # imports torch, which is slow and not needed to list tasks
 
         try:
-            return AnswerForm.of(manifests.get(digest) or Manifest.model_validate(self._deltas.manifest(digest)))
+            return answer_form(manifests.get(digest) or Manifest.model_validate(self._deltas.manifest(digest)))
         except ValueError:
             return None
 

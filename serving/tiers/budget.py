@@ -27,7 +27,9 @@ class ByteBudget(Generic[V]):
         self._in_use = in_use
         self._worth = worth
         self._items: OrderedDict[str, tuple[V, int]] = OrderedDict()
+        self._reserved: dict[str, int] = {}
         self.nbytes = 0
+        """Of all values, and those reserved."""
 
     def __contains__(self, key: str) -> bool:
         return key in self._items
@@ -45,8 +47,28 @@ class ByteBudget(Generic[V]):
         self._items.move_to_end(key)
         return self._items[key][0]
 
+    @property
+    def reserved(self) -> int:
+        """Bytes counted for values that are not there yet."""
+        return sum(self._reserved.values())
+
+    def reserve(self, key: str, nbytes: int) -> None:
+        """Count bytes that a value is about to take, until `put` or `give_back`; values leave to make room."""
+        self.give_back(key)
+        self._reserved[key] = nbytes
+        self.nbytes += nbytes
+        self._shrink(keep=key)
+
+    def give_back(self, key: str) -> None:
+        """Forget what was reserved for a key, if anything was."""
+        self.nbytes -= self._reserved.pop(key, 0)
+
     def put(self, key: str, value: V, nbytes: int) -> list[V]:
-        """Add a value; returns those that left to make room. A value in use, or the new one, never leaves."""
+        """Add a value, in place of what was reserved for it; returns those that left to make room.
+
+        A value in use, or the new one, never leaves.
+        """
+        self.give_back(key)
         self.pop(key)
         self._items[key] = (value, nbytes)
         self.nbytes += nbytes

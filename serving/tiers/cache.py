@@ -51,7 +51,6 @@ class DeltaCache:
         self._threads = threads
         self._lock = threading.Lock()
         self._host: ByteBudget[Delta] = ByteBudget(host_budget)
-        self.hits = {"host": 0, "disk": 0, "store": 0}
 
     @property
     def host_nbytes(self) -> int:
@@ -74,7 +73,6 @@ class DeltaCache:
         """
         with self._lock:
             held = self._host.get(digest)
-            self.hits["host"] += held is not None
         if held is not None:
             return Found(held, "host")
         started = time.perf_counter()
@@ -83,9 +81,7 @@ class DeltaCache:
             fetched = time.perf_counter()
             delta = deltafile.read(file, self._base, self._fingerprint, self._threads)
         decoded = time.perf_counter()
-        tier = "disk" if on_disk else "store"
-        with self._lock:
-            self.hits[tier] += 1
-            if self._worth_keeping(delta):
+        if self._worth_keeping(delta):
+            with self._lock:
                 self._host.put(digest, delta, delta.nbytes)
-        return Found(delta, tier, fetched - started, decoded - fetched)
+        return Found(delta, "disk" if on_disk else "store", fetched - started, decoded - fetched)

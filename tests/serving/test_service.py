@@ -347,13 +347,14 @@ def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
 
 
 def test_preloaded_tasks_are_on_the_device_before_the_replica_is_ready(
-    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, embedded_url: str, namespace: str
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, metric: Callable[..., float]
 ) -> None:
     publish("spam", deltas.spam)
     publish("topic", deltas.topic)
     service = make_service(preload=("spam",))
     assert service.admission.ready
-    assert service.cache.hits["store"] == 1
+    assert metric(service, "ken_cache_hits_total", tier="store") == 1
+    assert service.engine.tiers.tier_of(deltas.topic.digest) == "store"
     assert service.engine.tiers.packed_nbytes > 0
 
 

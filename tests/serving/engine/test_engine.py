@@ -441,7 +441,7 @@ def test_a_task_asked_for_often_is_materialised_and_answers_the_same(
 
 def test_without_a_budget_nothing_is_materialised(bench: Bench, deltas: Deltas) -> None:
     ask_often(bench, deltas.spam, 20)
-    bench.engine.tiers._promote.close()
+    bench.engine.tiers._promotion.close()
     assert tier_of(bench, deltas.spam) == "packed"
     assert bench.engine.tiers.materialised_nbytes == 0
 

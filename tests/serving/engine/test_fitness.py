@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import zstandard
 from problems import is_problem
-from test_api_uploads import publish as publish_over_http
-from test_api_uploads import upload
 from transformers import BertForQuestionAnswering
+from uploading import publish as publish_over_http
+from uploading import upload
 
 from ken_core import DeltaFile, ResidentModel, deltafile, extract, open_base, open_tuned
 from ken_core.checkpoint import TOKENIZER_FILES
@@ -26,6 +26,7 @@ from serving.engine.fitness import Fitness
 from serving.errors import InvalidInputError, OverloadedError, UnfitDeltaError, UnsupportedKindError
 from serving.service import Service
 from serving.store import Store
+from serving.store.deltas import Deltas as StoredDeltas
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles
@@ -363,19 +364,33 @@ def test_a_delta_that_can_never_be_served_is_found_out_once(
         asyncio.run(service.predict(digest, TEXTS, {}, 20))
 
 
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Digests of the deltas that were fetched from a store."""
+    found: list[str] = []
+    fetch = StoredDeltas.fetch
+
+    def fetching(store: StoredDeltas, digest: str, path: Path) -> None:
+        found.append(digest)
+        fetch(store, digest, path)
+
+    monkeypatch.setattr(StoredDeltas, "fetch", fetching)
+    return found
+
+
 def test_a_tokenizer_that_is_none_is_the_deltas_fault(
-    service: Service, tiny: Tiny, deltas: Deltas, publish: Callable[..., None], tmp_path: Path
+    service: Service, tiny: Tiny, deltas: Deltas, publish: Callable[..., None], tmp_path: Path, fetched: list[str]
 ) -> None:
     edit, reason = UNFIT["a tokenizer that panics on any text"]
     digest = published(changed(deltas.spam, tiny, edit), deltas, tmp_path, publish)
     for _ in range(2):
         with pytest.raises(UnfitDeltaError, match=reason):
             asyncio.run(service.predict(digest, TEXTS, {}, 20))
-    assert service.cache.hits["store"] == 1
+    assert fetched == [digest]
 
 
 def test_a_kind_that_is_not_served_is_found_out_once_too(
-    service: Service, tiny: Tiny, publish: Callable[..., None]
+    service: Service, tiny: Tiny, publish: Callable[..., None], fetched: list[str]
 ) -> None:
     file = tiny.delta(tiny.filling("words-once", seed=53))
     publish("words", file)
@@ -383,7 +398,7 @@ def test_a_kind_that_is_not_served_is_found_out_once_too(
         with pytest.raises(UnsupportedKindError, match="fill-mask"):
             asyncio.run(service.predict(file.digest, TEXTS, {}, 20))
         (service.cache.files.folder / file.digest).unlink(missing_ok=True)
-    assert service.cache.hits["store"] == 1
+    assert fetched == [file.digest]
 
 
 def test_a_tokenizer_that_panics_on_one_text_fails_that_request_alone(
