@@ -14,7 +14,7 @@ from ken_core import deltafile
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
 from ken_core.delta import Delta, apply, extract
-from ken_core.heads import graft
+from ken_core.heads import Grafted, graft_split
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
 
@@ -29,14 +29,26 @@ class RoundTrip:
     delta: Delta
     applied: Path
     resident: ResidentModel
-    model: PreTrainedModel
+    grafted: Grafted
     packed: Attached
     materialised: Attached
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.grafted.whole
 
     def served(self, attached: Attached | None, batch: dict[str, torch.Tensor]) -> Answers:
         """The resident model's answers while `attached` is active; None stands for the base with the delta's head."""
         self.resident.activate(attached)
         return answers(self.model, batch)
+
+    def served_by_the_head(self, attached: Attached | None, batch: dict[str, torch.Tensor]) -> Answers:
+        """The same, where the head answers from an output that the backbone has computed before."""
+        self.resident.activate(attached)
+        with torch.no_grad():
+            output = self.resident.backbone(**batch, return_dict=True)
+            answer = self.grafted(output, batch)
+        return {name: found for name, found in answer.items() if isinstance(found, torch.Tensor)}
 
 
 def round_trip(
@@ -64,7 +76,7 @@ def round_trip(
         delta=delta,
         applied=applied,
         resident=resident,
-        model=graft(resident.backbone, delta.architecture, delta.config, packed.head),
+        grafted=graft_split(resident.backbone, delta.architecture, delta.config, packed.head),
         packed=packed,
         materialised=resident.attach(delta, materialised=True),
     )

@@ -33,7 +33,7 @@ from ken_core.checkpoint import Checkpoint, open_base, open_tuned
 from ken_core.delta import Delta, apply, extract
 from ken_core.deltafile import CODECS, DeltaFile
 from ken_core.errors import DeltaFormatError, ExchangeError
-from ken_core.heads import graft
+from ken_core.heads import Grafted, graft_split
 from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
@@ -93,6 +93,12 @@ class Estate:
 def answer(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
         return model(**batch)[0].clone()
+
+
+def answer_of_the_head(model: Grafted, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """From an output that the backbone has computed before."""
+    with torch.inference_mode():
+        return model(model.whole.base_model(**batch, return_dict=True), batch)[0].clone()
 
 
 def dedicated(architecture: str, folder: Path, batch: dict[str, torch.Tensor]) -> dict[torch.dtype, torch.Tensor]:
@@ -219,7 +225,7 @@ class Life:
         self.estate, self.dtype, self.batch = estate, dtype, batch
         self.damaged = folder / "damaged.ken"
         self.attached: list[Attached] = []
-        self.models: list[torch.nn.Module] = []
+        self.models: list[Grafted] = []
         for number in range(len(estate.tasks)):
             self.attached.append(self.attach(number))
             self.models.append(self.graft(number))
@@ -235,10 +241,10 @@ class Life:
     def attach(self, number: int) -> Attached:
         return self.resident.attach(self.decoded(number), materialised=self.chance.random() < 0.4)
 
-    def graft(self, number: int) -> torch.nn.Module:
+    def graft(self, number: int) -> Grafted:
         described = self.estate.tasks[number].file.manifest
         head = self.attached[number].head
-        return graft(self.resident.backbone, described.architecture, described.config, head)
+        return graft_split(self.resident.backbone, described.architecture, described.config, head)
 
     def renew(self, number: int) -> None:
         self.attached[number] = self.attach(number)
@@ -255,8 +261,10 @@ class Life:
             found, expected = answer(self.resident.backbone, self.batch), self.estate.answers
         else:
             assert self.resident.active is self.attached[self.active]
-            found = answer(self.models[self.active], self.batch)
+            found = answer(self.models[self.active].whole, self.batch)
             expected = self.estate.tasks[self.active].answers
+            by_the_head = answer_of_the_head(self.models[self.active], self.batch)
+            assert same_bits(by_the_head, expected[self.dtype]), f"the head of task {self.active} answers otherwise"
         assert same_bits(found, expected[self.dtype]), f"task {self.active} answers otherwise than its own model"
         self.checked += 1
 
