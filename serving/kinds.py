@@ -1,6 +1,7 @@
-"""Task kinds: what must be known of each, in one table. A new kind is an entry here and a file in `serving.pipelines`.
+"""The table of task kinds. A new kind is an entry here and a file in `serving.pipelines`.
 
-Nothing here needs torch, so the store and the command line may import it; a kind's pipeline is named, not imported.
+Nothing here needs torch, so the store and the command line can import it: the table names pipelines, but does not
+import them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A part of a kind's answers that is a tensor: texts or numbers, one or as many for each input.
+    """A part of a kind's outputs that can be given as a tensor of texts or numbers.
 
     Attributes:
-        datatype: as the Open Inference Protocol names it.
-        rank: 1: a value an input; 2: as many for each.
-        values: of all outputs, row by row.
+        datatype: by its name in the Open Inference Protocol.
+        rank: 1 for one value per input, 2 for a list of equal length per input.
+        values: gives the values of all outputs, row by row.
     """
 
     name: str
@@ -43,14 +44,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Kind:
-    """A task kind, without the code that answers it. Outputs are in the form in which `Pipeline.present` gives them.
+    """A task kind, without the code that answers it. Its outputs have the form that `Pipeline.present` gives them.
 
     Attributes:
-        module: in `serving.pipelines`; its `PIPELINE` answers questions of this kind.
-        compare: how far a shadow's output agrees with the one that was given.
-        form: what callers rely on in the answers of a task that answers this kind by itself.
-        columns: what of its outputs can be given as tensors, beside the whole as JSON.
-        listed: whether Hugging Face's own servers answer a single input of it with a list of one.
+        module: a module in `serving.pipelines`; its `PIPELINE` answers questions of this kind.
+        compare: compares a shadow's output with the output that was given.
+        form: gives the form of a task's answers, if the task answers this kind by itself.
+        columns: the parts of an output that can be given as tensors, beside all of it as JSON.
+        listed: whether Hugging Face's protocol answers a single input with a list of one, as Hugging Face's own servers
+            do.
     """
 
     module: str
@@ -97,16 +99,17 @@ KINDS: Mapping[str, Kind] = {
 
 
 def own_kind(head: str, embeds: bool) -> str:
-    """What a head answers by itself: a backbone that says how it pools gives one vector a text.
+    """The kind that a head answers by itself. A backbone that says how it pools gives one vector per text.
 
     Args:
-        embeds: whether it says so.
+        head: the kind of head (`Manifest.kind`).
+        embeds: whether the task says how it pools.
     """
     return "sentence-embeddings" if head == "feature-extraction" and embeds else head
 
 
 def answer_form(manifest: Manifest) -> AnswerForm:
-    """The form of a delta's answers, also where no kind of this server reads its head."""
+    """The form of a delta's answers, even if no kind of this server reads the delta's head."""
     kind = own_kind(manifest.kind, manifest.embedding is not None)
     form = KINDS[kind].form if kind in KINDS else plain_form
     return form(kind, manifest)

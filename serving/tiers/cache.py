@@ -1,4 +1,4 @@
-"""The host tier: decoded deltas, loaded through the disk tier from the store."""
+"""The host tier: decoded deltas. A delta that is absent is loaded from the store through the disk tier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from serving.tiers.files import DeltaFiles
 
 @dataclass(frozen=True)
 class Found:
-    """A decoded delta, the nearest tier that held it, and what it took to have it."""
+    """A decoded delta and where it was found.
+
+    Attributes:
+        tier: the nearest tier that held the delta: ``host``, ``disk`` or ``store``.
+        fetch_seconds: time to fetch and open its file.
+        decode_seconds: time to decode the file.
+    """
 
     delta: Delta
     tier: str
@@ -27,12 +33,16 @@ class Found:
 
 
 class DeltaCache:
-    """Decoded deltas by digest, loaded through the disk tier from the store.
+    """Decoded deltas by digest, loaded from the store through the disk tier. Threads may share it.
 
     Args:
-        worth_keeping: whether a decoded delta is kept in host memory at all, within `host_budget`. Beside a GPU all
-            are; on a CPU a packed delta lies in the same memory, and keeping both would hold its values twice.
-        threads: to decode on; by default as many as torch may use.
+        files: the disk tier.
+        host_budget: bytes of decoded deltas in host memory.
+        base: the checkpoint that deltas are decoded against.
+        fingerprint: the base's.
+        worth_keeping: whether a decoded delta is kept in host memory at all. Beside a GPU every delta is kept. On a CPU
+            the packed delta is in the same memory, and keeping the decoded one too would hold its values twice.
+        threads: number of threads to decode on; by default as many as torch may use.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class DeltaCache:
 
     @property
     def host_nbytes(self) -> int:
+        """Bytes of the decoded deltas in host memory."""
         return self._host.nbytes
 
     def tier_of(self, digest: str) -> str:
@@ -65,11 +76,13 @@ class DeltaCache:
         return "disk" if self.files.holds(digest) else "store"
 
     def load(self, digest: str) -> Found:
-        """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.
+        """Load a decoded delta; blocks while the file is fetched and decoded.
+
+        Two calls for one digest at the same time do the work twice, so loaders call this through a `SingleFlight`.
 
         Raises:
-            StoreError, RefusedDeltaError, DeltaFormatError, BaseMismatchError, ConfigMismatchError: as the tiers
-                below do.
+            StoreError, RefusedDeltaError: as `DeltaFiles.open`.
+            DeltaFormatError, BaseMismatchError, ConfigMismatchError, CheckpointChangedError: as `deltafile.read`.
         """
         with self._lock:
             held = self._host.get(digest)

@@ -1,8 +1,8 @@
 """The device tiers: tasks attached to the resident model, packed or materialised, each tier within its bytes.
 
-A task is in one tier. It comes in packed; one that is asked for often moves to full tensors as far as their
-budget goes, and is switched to by re-pointing parameters from then on. A task with low-rank factors can only be
-materialised. Loading runs on threads of its own, beside the forward pass; whoever holds a task keeps it where it is.
+A task is in one tier. It comes in packed. A task that is asked for often moves to full tensors, as far as their budget
+goes; from then on it is activated by re-pointing parameters. A task with low-rank factors can only be materialised.
+Loading runs on its own threads, beside the forward pass. A task that a request holds stays on the device.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class DeviceTiers:
     """Tasks on the device. `acquire` and `release` may be called from any event loop.
 
     Args:
-        packed_bytes, materialised_bytes: budgets; what is in use stays whatever they say.
-        on_owner: runs something on the thread that owns the weights, between two batches.
+        cache: gives decoded deltas.
+        packed_bytes, materialised_bytes: budgets of the tiers. A task in use stays even if its tier exceeds its budget.
     """
 
     def __init__(
@@ -58,14 +58,17 @@ class DeviceTiers:
 
     @property
     def base_encoder(self) -> Encoder:
+        """The base's tokenizer."""
         return self._preparation.base_encoder
 
     @property
     def packed_nbytes(self) -> int:
+        """Bytes of the packed tasks, plus the bytes reserved for tasks that are being attached."""
         return self._memory.nbytes("packed")
 
     @property
     def materialised_nbytes(self) -> int:
+        """Bytes of the tasks with full tensors, plus the bytes reserved for tasks that are being attached."""
         return self._memory.nbytes("materialised")
 
     def held(self) -> list[Loaded]:
@@ -73,19 +76,21 @@ class DeviceTiers:
         return self._memory.held()
 
     def describe(self, digests: Sequence[str]) -> TaskTiers:
-        """Where these deltas lie now, and where requests for any of them found them."""
+        """Where these deltas are now, and where requests found them."""
         hits = self.hits.of(digests)
         return TaskTiers({digest: self.tier_of(digest) for digest in digests}, hits, hit_rate(hits))
 
     def tier_of(self, digest: str) -> str:
-        """The nearest tier that holds a delta; ``store`` where none of this replica's does."""
+        """The nearest tier that holds a delta; ``store`` if no tier of this replica does."""
         return self._memory.tier_of(digest) or self._cache.tier_of(digest)
 
     async def acquire(self, digest: str) -> Loaded:
-        """A task, held on the device until `release`; fetched, decoded and attached if it is not there.
+        """Hold a task on the device until `release`. If it is not there, it is fetched, decoded and attached.
 
         Raises:
-            UnfitDeltaError, UnsupportedKindError: it can never be served here; found out once.
+            UnfitDeltaError, UnsupportedKindError: the delta can never be served here. This is remembered.
+            StoreError, RefusedDeltaError, CheckpointChangedError: as `DeltaCache.load`.
+            UnavailableError: the server is stopping.
         """
         self._unfit.refuse(digest)
         found = ""
@@ -100,6 +105,7 @@ class DeviceTiers:
         return loaded
 
     def release(self, loaded: Loaded) -> None:
+        """End one hold of `acquire`."""
         self._memory.release(loaded)
 
     def spec(self, delta: Delta) -> TaskSpec:
@@ -111,7 +117,7 @@ class DeviceTiers:
         return self._trials.on_trial(digest, delta, spec)
 
     def renew(self, loaded: Loaded) -> None:
-        """Attach a task again whose buffers a failed exchange has spoiled. On the thread that owns the weights."""
+        """Attach a task anew, after a failed exchange has spoiled its buffers. On the thread that owns the weights."""
         delta = self._trials.delta_of(loaded) or self._cache.load(loaded.digest).delta
         name, tier = f"{loaded.digest} renewed", loaded.tier
         made = self._preparation.prepare_task(name, delta, tier, self._memory.reserve, loaded.spec)
@@ -119,6 +125,7 @@ class DeviceTiers:
         self._memory.give_back(tier, name)
 
     def close(self) -> None:
+        """Refuse further loads, and wait for those that are running."""
         self._memory.close()
         self._load.close()
         self._promotion.close()
@@ -126,9 +133,13 @@ class DeviceTiers:
     # On the loaders' threads
 
     def _bring(self, digest: str) -> str:
-        """Load a task into its tier; waits while all of the tier is held by requests. Says where its delta was."""
+        """Load a task into its tier; waits while requests hold all of the tier.
+
+        Returns:
+            The tier where the delta was found.
+        """
         loaded = self._memory.find(digest)
-        if loaded is not None:  # a load that ended just before this one was asked for
+        if loaded is not None:  # an earlier load ended just before this one began
             return loaded.tier
         with self._unfit.noting(digest):
             found = self._cache.load(digest)

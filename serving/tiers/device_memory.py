@@ -1,4 +1,4 @@
-"""The memory of the device tiers: which tasks lie there, who uses them, and which bytes are about to be taken."""
+"""The memory of the device tiers: which tasks are there, which are in use, and which bytes are reserved."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from serving.tiers.loaded import DeviceTier, Loaded
 
 
 class DeviceMemory:
-    """Tasks on the device, each tier within its budget of bytes. May be used from any thread.
+    """Tasks on the device, each tier within its budget of bytes. Threads may share it.
 
-    Bytes are reserved before memory is taken, so a tier's figure is never below what its tasks take. A task that a
-    request holds or waits for stays, and so does the active one, whatever the budgets say.
+    Bytes are reserved before memory is taken, so the count of a tier is never below what its tasks take. Some tasks
+    stay even if their tier exceeds its budget: those that a request holds or waits for, and the active task.
     """
 
     def __init__(self, resident: ResidentModel, packed_bytes: int, materialised_bytes: int) -> None:
@@ -35,10 +35,11 @@ class DeviceMemory:
         }
 
     def budget(self, tier: DeviceTier) -> int:
+        """Bytes that a tier may take."""
         return self._tiers[tier].budget
 
     def nbytes(self, tier: DeviceTier) -> int:
-        """Bytes of a tier's tasks, and those reserved in it."""
+        """Bytes of a tier's tasks, plus the bytes reserved in the tier."""
         return self._tiers[tier].nbytes
 
     def held(self) -> list[Loaded]:
@@ -47,20 +48,22 @@ class DeviceMemory:
             return [loaded for tier in self._tiers.values() for loaded in tier]
 
     def tier_of(self, digest: str) -> DeviceTier | None:
+        """The tier that holds a task; None if it is not on the device."""
         with self._changed:
             return next((name for name, tier in self._tiers.items() if digest in tier), None)
 
     def find(self, digest: str) -> Loaded | None:
+        """A task, which may leave at any time; None if it is not on the device."""
         with self._changed:
             return next((loaded for tier in self._tiers.values() if (loaded := tier.get(digest)) is not None), None)
 
     def uses(self, digest: str) -> float:
-        """How often a task was asked for, by counts that fade."""
+        """How often a task was asked for; counts fade (`Popularity`)."""
         with self._changed:
             return self._uses(digest)
 
     def fewest_uses(self, tier: DeviceTier) -> float:
-        """Uses of the least used task in a tier; infinity where there is none."""
+        """Uses of the least used task in a tier; infinity if the tier has no task."""
         with self._changed:
             return min((self._uses(loaded.digest) for loaded in self._tiers[tier]), default=math.inf)
 
@@ -68,7 +71,7 @@ class DeviceMemory:
 
     @contextmanager
     def wanted(self, digest: str) -> Iterator[None]:
-        """Count a use of a task, which does not leave the device while it is waited for."""
+        """Count a use of a task, and keep the task on the device inside this block."""
         with self._changed:
             self._uses.note(digest)
             self._wanted[digest] += 1
@@ -82,7 +85,7 @@ class DeviceMemory:
                 self._changed.notify_all()
 
     def hold(self, digest: str) -> Loaded | None:
-        """A task, kept where it is until `release`; None where it is not on the device."""
+        """Keep a task on the device until `release`; None if it is not there."""
         with self._changed:
             loaded = self.find(digest)
             if loaded is not None:
@@ -90,6 +93,7 @@ class DeviceMemory:
             return loaded
 
     def release(self, loaded: Loaded) -> None:
+        """End one `hold`."""
         with self._changed:
             loaded.users -= 1
             self._changed.notify_all()
@@ -97,20 +101,22 @@ class DeviceMemory:
     # Bytes
 
     def reserve(self, tier: DeviceTier, name: str, nbytes: int) -> float:
-        """Count bytes that a task is about to take, until `put` or `give_back`. Tasks that are worth least leave.
+        """Count bytes that a task is about to take, until `put` or `give_back`. The least used tasks leave for it.
 
         Returns:
-            Seconds it waited: none.
+            0.0, the seconds of waiting: this method never waits.
         """
         with self._changed:
             self._tiers[tier].reserve(name, nbytes)
         return 0.0
 
     def reserve_in_turn(self, tier: DeviceTier, name: str, nbytes: int) -> float:
-        """As `reserve`, as soon as requests and reservations leave some of the tier. Not for the weights' own thread.
+        """As `reserve`, but wait first while requests and reservations take all of the tier.
+
+        Not for the thread that owns the weights, which must never wait for requests.
 
         Returns:
-            Seconds it waited.
+            Seconds of waiting.
 
         Raises:
             UnavailableError: the server is stopping.
@@ -124,7 +130,7 @@ class DeviceMemory:
         return time.perf_counter() - started
 
     def give_back(self, tier: DeviceTier, name: str) -> None:
-        """Forget a reservation that no task was put in for."""
+        """Drop a reservation for which no task was put in."""
         with self._changed:
             self._tiers[tier].give_back(name)
             self._changed.notify_all()
@@ -136,7 +142,7 @@ class DeviceMemory:
             self._changed.notify_all()
 
     def move_to_full_tensors(self, made: Loaded) -> None:
-        """Have a packed task take what was made of it with full tensors; if it has left, that is dropped."""
+        """Give a packed task the full tensors that were made for it. If the task has left, drop them."""
         with self._changed:
             loaded = self._tiers["packed"].pop(made.digest)
             if loaded is None:
@@ -146,12 +152,13 @@ class DeviceMemory:
             self.put(loaded)
 
     def remove(self, loaded: Loaded) -> None:
+        """Take a task out of its tier."""
         with self._changed:
             self._tiers[loaded.tier].pop(loaded.digest)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody wait for room any longer."""
+        """End all waiting for room with an `UnavailableError`."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -165,6 +172,6 @@ class DeviceMemory:
         return loaded.users > 0 or loaded.digest in self._wanted
 
     def _is_full(self, tier: ByteBudget[Loaded]) -> bool:
-        """Whether requests and reservations hold all of a tier; a task larger than it is loaded when it is empty."""
+        """Whether requests and reservations take all of a tier. An empty tier is never full, whatever its budget."""
         held = tier.reserved + sum(loaded.nbytes for loaded in tier if self._is_asked_for(loaded))
         return held > 0 and held >= tier.budget

@@ -14,7 +14,7 @@ DeviceTier = Literal["packed", "materialised"]
 
 
 def first_tier(delta: Delta) -> DeviceTier:
-    """The tier that a delta comes into. Low-rank factors cannot be packed."""
+    """The tier that a delta comes into. A delta with low-rank factors cannot be packed."""
     return "materialised" if delta.lowrank else "packed"
 
 
@@ -23,10 +23,10 @@ class Loaded:
     """A task ready to run: its delta on the device, its model around the shared backbone, its tokenizer.
 
     Attributes:
-        digest: of its delta; the name in its tier.
+        digest: of the task's delta. A delta on trial has another name in its place.
         head: the kind of head (`Manifest.kind`).
-        kind: what the task answers unless a request asks for another kind that its head can give.
-        prepare_seconds: what preparing the task took, waiting for room not counted.
+        kind: the kind that the task answers, unless a request asks for another kind of the same head.
+        prepare_seconds: time to prepare the task, without waiting for room.
         users: requests that hold the task on the device.
     """
 

@@ -36,16 +36,16 @@ class Preparation:
         return self._encoders.of_base
 
     def spec(self, delta: Delta) -> TaskSpec:
-        """What of a task, beside its weights, its answers depend on. Its tokenizer is made here.
+        """Make the part of a task that is not weights: its config, tokenizer and embedder.
 
         Raises:
-            DeltaFormatError: no tokenizer that suits the model can be made of the delta's files.
+            DeltaFormatError: the delta's files make no tokenizer that suits the model.
         """
         config = restore(dict(delta.config), self._resident.checkpoint.config)
         try:
             with reading("the delta's tokenizer"):
                 encoder = self._encoders.of(delta)
-                if encoder is not self.base_encoder or delta.dense:  # an embedding may have fewer rows than the base's
+                if encoder is not self.base_encoder or delta.dense:  # an embedding may have fewer rows
                     check_ids(encoder, config)
         except CheckpointChangedError:
             raise
@@ -57,15 +57,16 @@ class Preparation:
     def prepare_task(
         self, name: str, delta: Delta, tier: DeviceTier, reserve: Reserve, spec: TaskSpec | None = None
     ) -> Loaded:
-        """Everything from a decoded delta to a task that is ready to run.
+        """Make a task that is ready to run: its tokenizer, its values on the device, its head around the backbone.
 
-        The task's bytes are reserved before its values are attached. They stay reserved for `DeviceMemory.put`, and
-        are given back if anything fails.
+        The task's bytes are reserved before its values are attached. They stay reserved until `DeviceMemory.put`. If
+        anything fails, they are given back.
 
         Args:
-            name: the task's in its tier.
-            tier: a delta with low-rank factors can only be materialised.
-            spec: of the task, where it is known; None: it is made first.
+            name: of the task in its tier.
+            tier: where the task will be. A delta with low-rank factors can only be materialised.
+            reserve: reserves the task's bytes.
+            spec: of the task, if it exists already; None: it is made here.
 
         Raises:
             DeltaFormatError, UnsupportedKindError, BaseMismatchError: the delta can never be served here.

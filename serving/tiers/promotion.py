@@ -1,4 +1,4 @@
-"""Which tasks deserve full tensors, and how they get them."""
+"""Which packed tasks move to full tensors, and how they move."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from serving.tiers.single_flight import SingleFlight
 
 _log = logging.getLogger(__name__)
 _HOT_USES = 4
-"""Uses after which a task may be materialised; to push another one out it needs twice that one's."""
+"""Uses after which a task may be materialised. To take another task's place, it needs twice that task's uses."""
 
 
 class Promotion:
-    """Moves packed tasks that are asked for often to full tensors, on a thread of its own."""
+    """Moves packed tasks that are asked for often to full tensors. Works on its own thread."""
 
     def __init__(
         self,
@@ -39,18 +39,19 @@ class Promotion:
         self._promote = SingleFlight(self._materialise, 1, "ken-materialise")
 
     def consider(self, loaded: Loaded) -> None:
-        """Give a task its full tensors soon, if it deserves them; returns at once."""
+        """Start to move a task to full tensors, if it is asked for often enough; returns at once."""
         if loaded.tier == "packed" and not self._closing and self._deserves(loaded):
             self._promote(loaded.digest)
 
     def close(self) -> None:
+        """Start no further move, and wait for the one that is running."""
         self._closing = True
         self._promote.close()
 
     def _deserves(self, loaded: Loaded) -> bool:
         budget, uses = self._memory.budget("materialised"), self._memory.uses(loaded.digest)
         if not budget or uses < _HOT_USES or loaded.digest in self._stay_packed:
-            return False  # asked at every request, and summing up a task's bytes walks all its tensors
+            return False  # early, because every request comes here and summing up the bytes walks all tensors
         size = self._resident.bytes_of(loaded.attached.names)
         if size > budget:
             return False
@@ -67,7 +68,7 @@ class Promotion:
             _log.warning("task %s could not be materialised and stays packed: %s", digest, error)
 
     def _move_to_full_tensors(self, digest: str) -> None:
-        """Prepare the task anew; the thread that owns the weights puts the full tensors in place of the packed ones."""
+        """Prepare the task anew. The thread that owns the weights then replaces its packed values."""
         loaded = self._memory.find(digest)
         if loaded is None or loaded.tier != "packed":
             return

@@ -1,4 +1,4 @@
-"""Deltas on trial: on the device like any other task, but under a name that no request can ask for."""
+"""Deltas on trial: they are on the device like any other task, but under a name that no request can ask for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.tiers.preparation import Preparation
 
 
 class Trials:
-    """Puts deltas on the device for as long as they are tried."""
+    """Puts deltas on the device while they are tried."""
 
     def __init__(
         self, resident: ResidentModel, memory: DeviceMemory, preparation: Preparation, on_owner: OnOwner
@@ -24,15 +24,18 @@ class Trials:
         self._preparation = preparation
         self._on_owner = on_owner
         self._deltas: dict[str, Delta] = {}
-        """Decoded deltas by name: no tier below the device's holds them."""
+        """Decoded deltas by name, because no lower tier holds them."""
 
     def delta_of(self, loaded: Loaded) -> Delta | None:
-        """The decoded delta of a task on trial; None of any other task."""
+        """The decoded delta of a task on trial; None for any other task."""
         return self._deltas.get(loaded.digest)
 
     @contextmanager
     def on_trial(self, digest: str, delta: Delta, spec: TaskSpec) -> Iterator[Loaded]:
-        """A delta on the device, gone afterwards.
+        """Put a delta on the device inside this block; afterwards it is gone.
+
+        Args:
+            spec: of the delta's task (`Preparation.spec`).
 
         Raises:
             UnavailableError: the server is stopping.
