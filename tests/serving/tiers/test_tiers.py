@@ -464,8 +464,8 @@ def test_a_delta_counts_in_its_tier_while_it_is_attached(
     service = make_service(materialised_bytes=1 << 30)
     attaching = Attaching(service, monkeypatch)
     ask_for_all(service, files)
-    service.check_delta(files[0].path)
-    service.check_delta(lora.path)
+    service.vetting.fitness.check(files[0].path)
+    service.vetting.fitness.check(lora.path)
     ask_for_all(service, [files[1]], OFTEN)
     eventually(lambda: service.engine.tiers.tier_of(files[1].digest) == "materialised")
     renewed = next(loaded for loaded in service.engine.tiers.held() if loaded.digest == files[2].digest)
@@ -513,7 +513,7 @@ def test_a_trial_beside_a_load_does_not_exceed_a_budget_together(
     async def load_without_running() -> None:
         service.engine.tiers.release(await service.engine.tiers.acquire(eight[0].digest))
 
-    trial = threading.Thread(target=service.check_delta, args=(eight[1].path,))
+    trial = threading.Thread(target=service.vetting.fitness.check, args=(eight[1].path,))
     trial.start()
     asyncio.run(load_without_running())
     trial.join()
@@ -535,7 +535,7 @@ def test_what_fails_while_it_is_attached_gives_its_bytes_back(
         with pytest.raises(RuntimeError, match="out of memory"):
             asyncio.run(ask(service, deltas.spam))
     with pytest.raises(RuntimeError, match="out of memory"):
-        service.check_delta(deltas.topic.path)
+        service.vetting.fitness.check(deltas.topic.path)
     assert min(attaching.said) > 0
     assert service.engine.tiers.packed_nbytes == 0
     assert service.engine.tiers.held() == []
