@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     )
     trusted_keys: tuple[str, ...] | None = Field(
         None,
-        description="public keys, as name=base64 or base64, one of which must sign each delta; by default none needs to",
+        description="public keys, as name=base64 or base64, one of which must sign each delta; by default none must",
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="origins whose pages may call from a browser, such as https://app.example.org; or '*'"
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     @field_validator("keys_file", "tls_cert", "tls_key")
     @classmethod
     def _found_from_everywhere(cls, path: Path | None) -> Path | None:
-        """Replicas run in other working directories. Links stay as they are: Kubernetes renews secrets by moving them."""
+        """Replicas run in other working directories. Links are kept: Kubernetes renews secrets by moving links."""
         return path.expanduser().absolute() if path else None
 
     @model_validator(mode="after")
