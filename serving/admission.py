@@ -1,6 +1,6 @@
-"""Admission: which requests a replica takes. Every limit, counter and refusal of a request that is sound in itself.
+"""Admission: which requests a replica takes. All limits on load and size, with their counters and refusals.
 
-Pure: no HTTP, no clock, no torch. Callers bring the engine's line, whose length and duration are the engine's to know.
+Pure: no HTTP, no clock, no torch. Callers pass the engine's line, since only the engine knows how long it is.
 A prediction meets the checks in this order:
 
 | when | what is called | what is counted | how it refuses |
@@ -14,9 +14,9 @@ A prediction meets the checks in this order:
 | its inputs are encoded | `check_tokens` | | 413 |
 | its rows enter the engine's line | `check_line`, by the engine | the engine's line | 429 as above |
 
-A request whose body does not arrive is no prediction yet, so it holds the place of no other. Copies of requests for a
-task's shadow count in `preparing` and in the engine's line alone. They start only while the replica is not `is_busy`,
-and when a prediction is refused with 429 while it runs, they are given up and the prediction is tried once more
+A request whose body has not arrived is no prediction yet, so it takes no prediction's place. Copies of requests for a
+task's shadow count only in `preparing` and in the engine's line. They start only while the replica is not `is_busy`.
+When a running prediction is refused with 429, all copies are given up, and the prediction is tried once more
 (`serving.api.predicting`).
 """
 
@@ -32,7 +32,7 @@ from serving.errors import InvalidInputError, OverloadedError, TooLargeError, Un
 
 @dataclass(frozen=True)
 class AdmissionLimits:
-    """What a replica takes at most.
+    """The most that a replica takes.
 
     Attributes:
         max_requests: predictions at the same time.
@@ -61,19 +61,19 @@ class Line(Protocol):
         """Rows in line that are not abandoned."""
 
     def backlog_seconds(self) -> float:
-        """How long the line will take: when a refused client shall try again."""
+        """Seconds that the line will take, after which a refused client may try again."""
 
 
 class Admission:
-    """Counts what a replica is doing and refuses what is too much.
+    """Counts the requests of a replica and refuses further ones where a limit is reached.
 
-    Counters change on the event loop that answers requests, and nowhere else. The engine calls `check_line` on any
-    thread, which reads none of them.
+    Only the event loop that answers requests changes the counters. `check_line` reads none of them, so that the engine
+    may call it on any thread.
 
     Attributes:
         ready: whether the replica has started and not stopped.
-        draining: whether it takes nothing more, because it will stop.
-        requests: HTTP requests that have begun and whose answer is not sent yet.
+        draining: whether the replica will stop and takes no further requests.
+        requests: HTTP requests that have begun and whose answers are not sent yet.
         predictions: predictions that run.
         preparing: inputs that wait for their task to be on the device, or for their turn to be encoded.
     """
@@ -103,7 +103,7 @@ class Admission:
             raise UnavailableError("the server is starting; try again in a moment")
 
     def check_free(self, line: Line) -> None:
-        """Raises `OverloadedError` while as many predictions run as may."""
+        """Raises `OverloadedError` while the most predictions run that may run at the same time."""
         most = self._limits.max_requests
         if self.predictions >= most:
             seconds = line.backlog_seconds()
@@ -161,7 +161,7 @@ class Admission:
         self._check_waiting(line, line.wanted, rows)
 
     def is_busy(self, line: Line) -> bool:
-        """Whether more inputs wait than the next forward pass takes: no time for shadows."""
+        """Whether more inputs wait than one forward pass takes, so that shadows would make requests wait."""
         return self.draining or line.waiting + self.preparing > self._limits.batch_rows
 
     def _check_waiting(self, line: Line, waiting: int, more: int) -> None:

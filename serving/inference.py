@@ -1,4 +1,4 @@
-"""Inference: a task's inputs on their way to its outputs. Acquire the task, check, encode, run, present."""
+"""Inference: from a task's inputs to its outputs. Acquire the task, check, encode, run, present."""
 
 from __future__ import annotations
 

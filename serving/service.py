@@ -1,4 +1,4 @@
-"""A replica put together: store, task table, tiers, engine. Knows neither HTTP nor Ray."""
+"""A replica, put together from its parts: store, task table, tiers, engine. Knows neither HTTP nor Ray."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _MOST_WORKERS = 8
 
 
 class Service:
-    """Everything a replica answers from.
+    """The parts of one replica, and their start and end.
 
     Raises:
-        StartError: no store, no base, or no device as asked for; the message says which.
+        StartError: there is no store, no base, or no such device; the message says which.
     """
 
     def __init__(self, settings: Settings, store_url: str) -> None:
@@ -68,7 +68,7 @@ class Service:
         # Requests
         self.admission = Admission(_admission_limits(settings))
         self.engine = _engine(settings, self.resident, self.cache, self.metrics, self.admission, threads)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one step would take every core otherwise
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
         self.workers = Workers(max(2, min(threads // 2, _MOST_WORKERS)))
         self.predict = Inference(self.engine, self.workers, self.admission)
         self.shadows = Shadows(
@@ -81,7 +81,7 @@ class Service:
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission)
 
     def start(self) -> None:
-        """Follow the store, warm the engine, attach the preloaded tasks."""
+        """Follow the store, warm the engine, put the preloaded tasks on the device, take requests."""
         self._watch.start()
         self.metrics.store_up.set(self._watch.store_up)
         if self._watch.store_up:
@@ -96,7 +96,7 @@ class Service:
         self.admission.ready = True
 
     def stop(self) -> None:
-        """End all threads and ports. What the engine has in line is answered first."""
+        """End all threads and close the ports. The engine answers the rows in its line first."""
         self.admission.ready = False
         self._watch.stop()
         self.workers.stop()
@@ -106,11 +106,11 @@ class Service:
             self.tracer.close()
 
     def check(self) -> None:
-        """Raise unless this replica can answer; Ray replaces it then."""
+        """Raise if this replica cannot answer any more; Ray then replaces it. See `Engine.check`."""
         self.engine.check()
 
     async def drain(self, seconds: float) -> int:
-        """Admit nothing more and wait for what was accepted; how many requests are left when time is up."""
+        """Take no further requests and wait for those in flight. Returns how many are left when the time is up."""
         self.admission.draining = True
         await self.shadows.clear()
         deadline = time.monotonic() + seconds
@@ -120,13 +120,13 @@ class Service:
         return self.admission.requests
 
     async def longest_input(self, digest: str) -> int:
-        """Tokens that a task takes of one input; raises as `Inference.on_device` does."""
+        """The most tokens that a task takes of one input. Raises as `Inference.on_device` does."""
         async with self.predict.on_device(digest, 0) as loaded:
             return loaded.spec.encoder.max_length
 
 
 def _resident(settings: Settings) -> ResidentModel:
-    """The base on the device asked for, warnings of the start turned into one clear error."""
+    """The base on the device that the settings ask for; whatever goes wrong is one clear error."""
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

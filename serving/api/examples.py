@@ -1,4 +1,4 @@
-"""An example of each answer, by the name of its form in the OpenAPI document."""
+"""An example of each answer, by the name of its schema in the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -28,27 +28,31 @@ _ZERO_SHOT = "zero-shot-classification"
 
 
 class SimilarityInput(Incoming):
-    """A sentence and those it is compared with."""
+    """The inputs of sentence similarity: a sentence, and those that it is compared with."""
 
     source_sentence: str
     sentences: list[str] = Field(min_length=1)
 
 
 class InferenceRequest(TruncatingBody):
-    """Inputs for a task. Its client puts the parameters of feature extraction beside `parameters`, not into it."""
+    """Inputs for a task. Hugging Face's client sends the parameters of feature extraction beside `parameters`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"inputs": "How far is it to Denver?", "parameters": {"top_k": 1}}]},
     )
 
     inputs: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
-        description="one input or a list of them: texts, or objects of the fields the task's kind asks for; "
-        "source_sentence and sentences ask how similar they are"
+        description="one input or a list of inputs: texts, or objects with the fields of the task's kind; an object of "
+        "source_sentence and sentences asks how similar they are"
     )
-    parameters: Free = Field({}, description="of the kind; candidate_labels makes it zero-shot")
-    options: Free = Field({}, description="of Hugging Face's own queue and cache: without effect")
+    parameters: Free = Field(
+        {}, description="the kind's parameters; with candidate_labels the kind is zero-shot classification"
+    )
+    options: Free = Field({}, description="options of Hugging Face's own queue and cache, without effect here")
     normalize: bool | None = Field(None, description="scale embeddings to length 1")
-    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    dimensions: int | None = Field(
+        None, ge=1, description="cut embeddings to this many numbers, for models trained for that"
+    )
     prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
     encoding_format: Literal["float"] | None = None
 
@@ -65,7 +69,7 @@ class InferenceRequest(TruncatingBody):
         return TaskQuery(self.inputs if isinstance(self.inputs, list) else [self.inputs], parameters, kind)
 
     def present(self, kind: str, outputs: Sequence[Any]) -> Any:
-        """The answer's content, of one output an input."""
+        """The content of the HTTP answer, made of one output for each input."""
         if self._compares:
             source, *others = np.asarray(outputs)
             return [float(source @ other) for other in others]
@@ -79,7 +83,7 @@ class InferenceRequest(TruncatingBody):
 
 
 def _labelled(output: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Transformers' pipeline gives labels and scores apart, and so does the kind; the client reads them in pairs."""
+    """Pairs of label and score, which the client reads. The kind gives two lists, as Transformers' pipeline does."""
     return [{"label": label, "score": score} for label, score in zip(output["labels"], output["scores"], strict=True)]
 
 
@@ -94,7 +98,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         responses=failing(*PREDICTION_FAILURES) | exemplified([LABELS]),
     )
     async def infer(task: ModelName, request: Request) -> Response:
-        """Answer one or many inputs with a task, in the form that Hugging Face's client reads for its kind."""
+        """Answer one or many inputs with a task, in the form that Hugging Face's client reads for the task's kind."""
         body, answered = await ask(predictor, request, InferenceRequest, task)
         content = body.present(answered.prediction.kind, answered.prediction.outputs)
         return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""API keys over HTTP: making, listing and revoking them."""
+"""Making, listing and revoking API keys over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
 
 
 class KeyRequest(Incoming):
-    """A key to make."""
+    """The key that a request makes."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "search team", "scopes": ["predict"], "tasks": ["trec*"]}]},
@@ -31,8 +31,10 @@ class KeyRequest(Incoming):
 
     name: str = Field(min_length=1, max_length=128)
     scopes: list[Scope] = Field(min_length=1)
-    tasks: list[str] = Field(["*"], min_length=1, max_length=64, description="patterns of the tasks it is for")
-    expires_in: float | None = Field(None, gt=0, description="seconds")
+    tasks: list[str] = Field(
+        ["*"], min_length=1, max_length=64, description="patterns of the tasks that the key is for"
+    )
+    expires_in: float | None = Field(None, gt=0, description="seconds until the key expires; by default it does not")
 
 
 class KeyInfo(BaseModel):
@@ -47,20 +49,22 @@ class KeyInfo(BaseModel):
 
 
 class NewKey(KeyInfo):
-    token: str = Field(description="shown this once; what is kept is its hash")
-    revision: int = Field(description="the store's revision from which on replicas know it")
-    pending: list[str] = Field([], description="replicas that did not know it when the time to wait was over")
-    notice: str | None = Field(None, description="what else changes: with the first key, requests need one")
+    token: str = Field(description="the key itself, which only this answer shows; the store keeps its hash")
+    revision: int = Field(description="the store's revision from which on replicas know the key")
+    pending: list[str] = Field([], description="replicas that did not know the key when the time to wait was over")
+    notice: str | None = Field(None, description="what else changes: from the first key on, requests need a key")
 
 
 class Revoked(ChangeAnswer):
-    """A key that is valid no more."""
+    """A key that was revoked."""
 
-    notice: str | None = Field(None, description="what else changes: with the last key, nobody gets in")
+    notice: str | None = Field(
+        None, description="what else changes: without the last key, the server refuses every request"
+    )
 
 
 def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
-    """Routes of keys; all need the scope admin."""
+    """Routes of keys. All need the scope admin."""
     routes = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(401))
 
     @routes.get("")
@@ -71,7 +75,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.post("", status_code=201, openapi_extra=body_of(KeyRequest))
     async def create(request: Request, wait: Wait = None) -> NewKey:
-        """Make a key; its token is in the answer and nowhere else."""
+        """Make a key. Its token is in the answer and nowhere else."""
         change = changes.begin(request, "admin", "create key")
         body = await read_body(request, KeyRequest)
         expires = None if body.expires_in is None else int(time.time() + body.expires_in)
@@ -83,7 +87,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.delete("/{key}")
     async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Revoked:
-        """Revoke a key: every replica refuses it once it has seen the change."""
+        """Revoke a key. Each replica refuses it from when the replica has seen the change."""
         change = changes.begin(request, "admin", "revoke key")
         changed = await change.make(partial(service.store.keys.drop, key), wait, key=key)
         notice = None if await asyncio.to_thread(service.store.keys.all) else LAST_KEY

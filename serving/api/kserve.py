@@ -1,6 +1,6 @@
 """KServe's Open Inference Protocol, version 2, over REST: ``/v2``.
 
-A request's tensors are texts, an answer's are what its kind gives. The binary tensor extension is not spoken.
+A request's tensors are texts, and an answer's tensors are what the kind gives. There is no binary tensor extension.
 https://github.com/kserve/open-inference-protocol
 """
 
@@ -44,7 +44,7 @@ _PLATFORM = "pytorch_ken"
 
 
 class Failed(BaseModel):
-    """An error in this protocol's form."""
+    """A failure in this protocol's form."""
 
     error: str
 
@@ -72,12 +72,12 @@ class ModelMetadata(BaseModel):
     name: str
     versions: list[str] = Field(description="digests, oldest first")
     platform: str
-    inputs: list[TensorMetadata] = Field(description="of the kind the task answers by itself")
-    outputs: list[TensorMetadata] = Field(description="of the kind the task answers by itself")
+    inputs: list[TensorMetadata] = Field(description="tensors of the kind that the task answers by itself")
+    outputs: list[TensorMetadata] = Field(description="tensors of the kind that the task answers by itself")
 
 
 class InferRequest(Incoming):
-    """Texts for a task, and its kind's parameters."""
+    """Texts for a task, and the parameters of the task's kind."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -98,16 +98,18 @@ class InferRequest(Incoming):
         },
     )
 
-    id: str | None = Field(None, description="given back with the answer")
-    parameters: Free = Field({}, description="of the kind; `kind` asks for another than the task's own")
+    id: str | None = Field(None, description="returned with the answer")
+    parameters: Free = Field({}, description="the kind's parameters; `kind` asks for another kind than the task's own")
     inputs: list[RequestInput] = Field(
         min_length=1,
         description=(
-            "one BYTES tensor of shape [n] or [n, 1], whatever its name; or one for each field the kind asks for: "
+            "one BYTES tensor of shape [n] or [n, 1], of any name; or one tensor for each field of the kind's inputs: "
             "text and text_pair, question and context, query [n] and texts [n, k]"
         ),
     )
-    outputs: list[RequestOutput] | None = Field(None, description="those wanted; all by default")
+    outputs: list[RequestOutput] | None = Field(
+        None, description="the outputs that the answer shall have; by default all"
+    )
 
 
 class InferAnswer(BaseModel):
@@ -152,14 +154,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.get("/health/ready", responses=of_health)
     async def ready() -> Ready:
-        """Whether new requests are admitted: 503 while starting or stopping."""
+        """Whether the replica takes requests; 503 while it starts or stops."""
         service.admission.check_open()
         service.check()
         return Ready(ready=True)
 
     @routes.get("/models/{model}", responses=of_models, openapi_extra=CHOOSING)
     async def metadata(model: TaskOrAlias, request: Request) -> ModelMetadata:
-        """A task's versions, and the tensors of its live one."""
+        """A task's versions, and the tensors of its live version."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, model))
 
     @routes.get("/models/{model}/versions/{version}", responses=of_models, openapi_extra=CHOOSING)
@@ -169,12 +171,12 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.get("/models/{model}/ready", responses=of_models, openapi_extra=CHOOSING)
     async def model_ready(model: TaskOrAlias, request: Request) -> ModelReady:
-        """Whether requests for a task are admitted. Its delta is loaded by the first of them."""
+        """Whether the replica takes requests for a task. The first of them loads the task's delta."""
         return _ready(service, predictor.resolve(request, model))
 
     @routes.get("/models/{model}/versions/{version}/ready", responses=of_models, openapi_extra=CHOOSING)
     async def version_ready(model: TaskOrAlias, version: VersionName, request: Request) -> ModelReady:
-        """Whether requests for a version of a task are admitted."""
+        """Whether the replica takes requests for a version of a task."""
         return _ready(service, predictor.resolve(request, _named(model, version)))
 
     @routes.post(
@@ -201,7 +203,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail with these statuses."""
     return responses(*statuses, schema=Failed, media_type="application/json")
 
 
@@ -227,7 +229,7 @@ def _metadata(service: Service, found: Resolved) -> ModelMetadata:
 
 
 def _kind(service: Service, digest: str) -> str:
-    """What a delta answers by itself, from the nearest that knows."""
+    """The kind that a delta answers by itself: read from the device, else from the store, else from the disk."""
     for loaded in service.engine.tiers.held():
         if loaded.digest == digest:
             return loaded.kind
@@ -241,7 +243,7 @@ def _kind(service: Service, digest: str) -> str:
         return default_kind(found.kind, found.embedding is not None)
     if described is None:
         raise StoreError(f"the store does not hold delta {digest}")
-    says = described.get("embedding") or described.get("pooling")  # which deltas of earlier formats have
+    says = described.get("embedding") or described.get("pooling")  # deltas of earlier formats have `pooling`
     return default_kind(described["kind"], bool(says))
 
 
@@ -254,7 +256,7 @@ async def _infer(predictor: Predictor, request: Request, named: str) -> Response
 
 
 class _Reading:
-    """Reads a request's body into a question, and keeps what its answer needs of it."""
+    """Reads a request's body into a query, and keeps the body, on which the form of the answer depends."""
 
     body: InferRequest
 
@@ -269,7 +271,7 @@ class _Reading:
         parameters = dict(self.body.parameters)
         if parameters.pop("binary_data_output", False):
             raise BinaryTensorError(
-                "the parameter binary_data_output, which tritonclient sets where no outputs are named"
+                "the parameter binary_data_output, which tritonclient sets if a request names no outputs"
             )
         kind = parameters.pop("kind", None)
         if kind is not None and not isinstance(kind, str):

@@ -1,4 +1,4 @@
-"""The project's own protocol: ``POST /v1/tasks/{task}/predict``."""
+"""The server's own protocol: ``POST /v1/tasks/{task}/predict``."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from serving.service import Service
 
 
 class PredictRequest(Incoming):
-    """Inputs for a task, and its kind's parameters."""
+    """Inputs for a task, and the parameters of its kind."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "parameters": {"top_k": 1}}]},
     )
 
     inputs: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
-        description="one input or a list of them: texts, or objects of the fields the kind asks for"
+        description="one input or a list of inputs: texts, or objects with the fields of the kind"
     )
-    parameters: Free = Field({}, description="of the kind")
-    kind: str | None = Field(None, description="what to ask of the task; by default what it answers by itself")
+    parameters: Free = Field({}, description="the kind's parameters")
+    kind: str | None = Field(None, description="the kind to answer; by default the one that the task answers by itself")
 
     def listed(self) -> list[str | dict[str, Any]]:
         return self.inputs if isinstance(self.inputs, list) else [self.inputs]
 
 
 class PredictAnswer(BaseModel):
-    """One output an input, in order."""
+    """One output for each input, in order."""
 
     task: str
-    digest: str = Field(description="the delta that answered")
-    kind: str = Field(description="the kind of question that was answered")
+    digest: str = Field(description="sha256 of the delta that answered")
+    kind: str = Field(description="the kind that was answered")
     outputs: list[Any]
     truncated: list[int] = Field(description="positions of inputs that were cut to the model's length")
 
@@ -53,7 +53,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.post("/{task}/predict", response_model=PredictAnswer, openapi_extra=body_of(PredictRequest))
     async def predict(task: TaskOrAlias, request: Request) -> Response:
-        """Answer one or many inputs with a task's live version."""
+        """Answer one or many inputs with a task."""
 
         async def read() -> TaskQuery:
             body = await read_body(request, PredictRequest)

@@ -1,4 +1,4 @@
-"""OpenAI's protocol: ``/v1/models`` and ``/v1/embeddings``, a task being a model."""
+"""OpenAI's protocol: ``/v1/models`` and ``/v1/embeddings``. A task is a model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ class EmbeddingsRequest(QueryBody):
     )
 
     model: str = Field(description="a task, or task@alias")
-    input: Texts = Field(description="texts, not token ids; what is longer than the task takes is cut")
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32")
-    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    input: Texts = Field(description="texts, not token ids; a text longer than the task takes is cut")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: little-endian float32 numbers, encoded"
+    )
+    dimensions: int | None = Field(
+        None, ge=1, description="cut embeddings to this many numbers, for models trained for that"
+    )
     user: str | None = Field(
-        None, description="an end user, who gets the same version of a task throughout while its traffic is split"
+        None, description="an end user, who gets the same version throughout while a route splits the task's traffic"
     )
 
     def task_query(self) -> TaskQuery:
@@ -48,8 +52,8 @@ class EmbeddingsOfTokensRequest(EmbeddingsRequest):
     """Texts to embed, or the task's own token ids."""
 
     input: TextsOrTokenIds = Field(
-        description="texts, or token ids as the task's own tokenizer gives them, special ones included; what is longer "
-        "than the task takes is cut of a text, and refused of ids"
+        description="texts, or token ids as the task's own tokenizer gives them, special tokens included; of what is "
+        "longer than the task takes, texts are cut and token ids are refused"
     )
 
 
@@ -60,25 +64,25 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    prompt_tokens: int = Field(description="of all texts, special ones included")
+    prompt_tokens: int = Field(description="tokens of all texts, special tokens included")
     total_tokens: int
 
 
 class Embeddings(BaseModel):
-    """One embedding a text, in order."""
+    """One embedding for each text, in order."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
-    model: str = Field(description="as it was asked for")
+    model: str = Field(description="the model as the request names it")
     usage: Usage
 
 
 class Model(BaseModel):
     """A task."""
 
-    id: str = Field(description="the task, or task@alias where that was asked for")
+    id: str = Field(description="the task, or task@alias if the request names that")
     object: Literal["model"] = "model"
-    created: int = Field(default=0, description="not known: always 0")
+    created: int = Field(default=0, description="always 0, since it is not known")
     owned_by: str = _OWNER
 
 
@@ -90,7 +94,7 @@ class Models(BaseModel):
 class Error(BaseModel):
     message: str
     type: str
-    param: str | None = Field(description="the part of the request that is wrong, where it is one part")
+    param: str | None = Field(description="the field of the request that is wrong, if one is")
     code: str | None
 
 
@@ -132,7 +136,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.get("/models", responses=failing(401))
     async def models(request: Request) -> Models:
-        """All tasks the key may ask."""
+        """All tasks that the key may query."""
         return Models(data=[Model(id=task.name) for task in predictor.resolve.visible(request)])
 
     @routes.get("/models/{model}", responses=failing(401))
@@ -152,7 +156,7 @@ def _base64(vector: Sequence[float]) -> str:
 
 
 _STATUSES = {422: 400, 501: 400}
-"""OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
+"""OpenAI answers 400 to every request that it cannot take, and its clients repeat requests that got a 501."""
 
 
 def shape(failure: Failure) -> JSONResponse:
@@ -179,7 +183,7 @@ def _type(status: int) -> str:
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail with these statuses."""
     told = (_STATUSES.get(status, status) for status in statuses)
     return responses(*told, schema=ErrorAnswer, media_type=_JSON)
 

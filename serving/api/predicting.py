@@ -1,4 +1,4 @@
-"""A prediction's way through a replica, the same for every protocol: admit, read, resolve, answer, measure."""
+"""The way of a prediction through a replica, the same for all protocols: admit, read, resolve, predict, measure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TIMEOUT_HEADER = "x-request-timeout-ms"
 
 @dataclass(frozen=True)
 class TaskQuery:
-    """What a request asks, whatever protocol it came by.
+    """What a request asks of a task, in the form that all protocols share.
 
     Attributes:
-        inputs: plain JSON of the kind's inputs, or `TokenIds`, one an element.
+        inputs: one element for each input: plain JSON of the kind's inputs, or `TokenIds`.
         parameters: plain JSON of the kind's parameters.
-        kind: None: what the task answers by itself.
-        task: named in the body; None leaves it to the path or the header.
-        key: who asks, for a route that keeps each at one version; None leaves it to the header.
+        kind: the kind to answer; None: the one that the task answers by itself.
+        task: the task that the body names; None: the path or a header names it.
+        key: an end user, whom a route keeps at one version; None: a header may name one.
     """
 
     inputs: Sequence[object]
@@ -41,23 +41,23 @@ class TaskQuery:
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """An answer and the task, without alias, that it is an answer of."""
+    """A prediction and the name, without alias, of the task that made it."""
 
     task: str
     prediction: Prediction
 
     @property
     def headers(self) -> dict[str, str]:
-        """Which delta answered, and what the stages took (milliseconds)."""
+        """HTTP headers: which delta answered, and how long each stage took in milliseconds."""
         stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.prediction.timing.stages())
         return {"X-Ken-Delta": self.prediction.digest, "Server-Timing": stages}
 
 
 class Predictor:
-    """Answers the questions of all protocols.
+    """Answers the queries of all protocols.
 
     Attributes:
-        resolve: finds the delta that would answer a request.
+        resolve: finds the delta that answers a request.
     """
 
     def __init__(self, service: Service, resolver: Resolver) -> None:
@@ -71,11 +71,11 @@ class Predictor:
         """Answer a request.
 
         Args:
-            read: reads the body; called once the request was admitted.
-            task: where the path names it: an unknown one is refused before its body is read.
+            read: reads the body; called after the request is admitted.
+            task: the task, where the path names it; an unknown task is then refused before the body is read.
 
         Raises:
-            ServingError: in one of its forms, each with its HTTP status.
+            ServingError: the request is not answered; each subclass has an HTTP status of its own.
         """
         started = time.perf_counter()
         resolved: Resolved | None = None
@@ -122,7 +122,7 @@ class Predictor:
             self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
 
     async def _predict(self, resolved: Resolved, query: TaskQuery, timeout: float) -> Prediction:
-        """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
+        """Ask the service. The request counts as running only from here on, when its body has arrived."""
         ends = time.monotonic() + timeout
         ask = partial(
             self._service.predict,
@@ -146,7 +146,7 @@ class Predictor:
             shadows.offer(resolved.task, resolved.shadow, query.inputs, query.parameters, prediction)
 
     def _timeout(self, request: Request) -> float:
-        """Seconds: what the client asks for, at most the server's own limit."""
+        """Seconds that the client asks for, at most the server's own limit."""
         most = self._service.settings.request_timeout_seconds
         asked = request.headers.get(_TIMEOUT_HEADER)
         if asked is None:

@@ -1,4 +1,4 @@
-"""Tasks over HTTP: seeing them, and changing which version answers."""
+"""Tasks over HTTP: showing them, and changing which version answers."""
 
 from __future__ import annotations
 
@@ -28,38 +28,42 @@ VersionName = Annotated[
     str,
     Path(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
-        description=f"a version's digest, {SHORTEST} or more digits that it begins with, or an alias of it",
+        description=f"a version: its digest, the first {SHORTEST} or more digits of it, or an alias that points at it",
     ),
 ]
 
 
 class TaskInfo(BaseModel):
-    """A task as this replica knows it."""
+    """A task, as this replica knows it."""
 
     name: str
-    revision: int = Field(description="the store's revision at the task's last change")
-    aliases: dict[str, str] = Field(description="alias to digest")
+    revision: int = Field(description="the store's revision after the task's last change")
+    aliases: dict[str, str] = Field(description="digest by alias")
     versions: list[str] = Field(description="digests, oldest first")
-    route: dict[str, int] | None = Field(None, description="alias or digest to weight; none: all goes to live")
-    shadow: str | None = Field(None, description="alias or digest that gets a copy of what the route decides about")
+    route: dict[str, int] | None = Field(
+        None, description="weight by alias or digest; null: live answers every request"
+    )
+    shadow: str | None = Field(
+        None, description="alias or digest that gets a copy of the requests that the route splits"
+    )
 
 
 class TaskDetail(TaskInfo):
-    """A task, and how this replica holds it."""
+    """A task, and where this replica holds its deltas."""
 
     replica: str
-    tiers: dict[str, str] = Field(description="where each version is at present, by digest")
-    hits: dict[str, int] = Field(description="requests by the tier their delta was found in, since this replica began")
-    hit_rate: float | None = Field(description="share of requests whose delta was on the device; none: no requests yet")
+    tiers: dict[str, str] = Field(description="the tier that holds each version at present, by digest")
+    hits: dict[str, int] = Field(description="requests since this replica started, by the tier that held their delta")
+    hit_rate: float | None = Field(description="share of requests whose delta was on the device; null: no requests yet")
 
 
 class PromoteRequest(Incoming):
-    """A version of a task, and the alias to point at it."""
+    """A version of a task, and the alias that shall point at it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"digest": "0" * 64, "alias": "canary"}]})
 
     digest: str = Field(
-        description=f"a delta's sha256; where promoted, also {SHORTEST} or more digits that it begins with, or an alias"
+        description=f"a delta's sha256; to promote also the first {SHORTEST} or more digits of it, or an alias"
     )
     alias: str = "live"
     allow_other_labels: AllowOtherLabels = False
@@ -67,16 +71,18 @@ class PromoteRequest(Incoming):
 
 
 class PublishRequest(PromoteRequest):
-    """A delta that was uploaded, and who vouches for it."""
+    """A delta that was uploaded, and its signatures."""
 
     signatures: list[Signature] = Field(
         [],
         max_length=MOST_SIGNATURES,
-        description="of the delta; where the server trusts only some, one must be theirs",
+        description="signatures of the delta; if the server has trusted keys, one of these must have signed it",
     )
 
 
 class RollbackRequest(Incoming):
+    """The alias to point back."""
+
     model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "live", "wait": 10}]})
 
     alias: str = "live"
@@ -84,20 +90,23 @@ class RollbackRequest(Incoming):
 
 
 class RouteInfo(Incoming):
-    """How a task's requests are split over its versions, and which one gets a copy of them."""
+    """How a task's requests are split over its versions, and which version gets copies of them."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"weights": {"live": 90, "canary": 10}, "shadow": "next"}]}
     )
 
-    weights: dict[str, int] = Field({"live": 1}, description="alias or version to weight; shares are of their sum")
+    weights: dict[str, int] = Field(
+        {"live": 1}, description="weight by alias or digest; a share is a weight divided by the sum of all"
+    )
     shadow: str | None = Field(
-        None, description="alias or digest that is asked the same, only to compare: its answers are never given"
+        None,
+        description="alias or digest that gets copies of the requests, only to compare; no client gets its answers",
     )
 
 
 class RouteRequest(RouteInfo):
-    """How a task's requests shall be split."""
+    """How a task's requests shall be split, and which version shall get copies of them."""
 
     allow_other_labels: AllowOtherLabels = False
 
@@ -109,12 +118,14 @@ class HistoryEntry(BaseModel):
     alias: str
     digest: str
     previous: str
-    route: dict[str, int] | None = Field(None, description="where the route was changed: alias or digest to weight")
+    route: dict[str, int] | None = Field(
+        None, description="the new weights by alias or digest, if the route was changed"
+    )
     previous_route: dict[str, int] | None = None
-    shadow: str | None = Field(None, description="where the route was changed: the alias or digest that gets copies")
+    shadow: str | None = Field(None, description="the alias or digest that gets copies, if the route was changed")
     previous_shadow: str | None = None
     other_labels: str | None = Field(
-        None, description="how answers came to differ in labels, kind or form, where that was allowed"
+        None, description="how answers changed in labels, kind or form, if that was allowed"
     )
     who: str
     when: int = Field(description="unix seconds")
@@ -128,14 +139,14 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.get("")
     async def tasks(request: Request) -> list[TaskInfo]:
-        """All tasks the key may see."""
+        """All tasks that the key may see."""
         principal = authenticator.require(request, "predict")
         found = sorted(service.table.current.tasks.items())
         return [TaskInfo(**_facts(task)) for name, task in found if principal.may("predict", name)]
 
     @routes.get("/{task}")
     async def show(task: TaskName, request: Request) -> TaskDetail:
-        """One task's versions, and where this replica has them."""
+        """One task's versions, and where this replica holds them."""
         who = authenticator.require(request, "predict", task)
         found = service.table.find(task, who.sees)
         held = service.engine.tiers.describe(found.versions)
@@ -152,7 +163,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.post("/{task}/versions", responses=refused, openapi_extra=body_of(PublishRequest))
     async def publish(task: TaskName, request: Request) -> ChangeAnswer:
-        """Make an uploaded delta a version of the task and point an alias at it, once it is found fit to serve."""
+        """Make an uploaded delta a version of the task and point an alias at it, if the delta is fit to serve."""
         change = changes.begin(request, "publish", "publish", task)
         body = await read_body(request, PublishRequest)
 
@@ -184,7 +195,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.post("/{task}/rollback", responses=refused, openapi_extra=body_of(RollbackRequest))
     async def rollback(task: TaskName, request: Request) -> ChangeAnswer:
-        """Point an alias at what it pointed at before."""
+        """Point an alias at the version that it pointed at before."""
         change = changes.begin(request, "publish", "rollback", task)
         body = await read_body(request, RollbackRequest)
         return await change.make(partial(store.tasks.rollback, task, body.alias), body.wait, alias=body.alias)
@@ -193,7 +204,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
     async def delete_version(
         task: TaskName, version: VersionName, request: Request, force: Force = False, wait: Wait = None
     ) -> ChangeAnswer:
-        """Forget a version; refused while an alias or the route points at it."""
+        """Delete a version. Refused while an alias or the route points at it."""
         change = changes.begin(request, "publish", "delete version", task)
         learned = {"digest": version}
 
@@ -205,20 +216,20 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.delete("/{task}", responses=refused)
     async def delete(task: TaskName, request: Request, force: Force = False, wait: Wait = None) -> ChangeAnswer:
-        """Forget a task and all its versions; refused while an alias points at one."""
+        """Delete a task and all its versions. Refused while an alias points at one of them."""
         change = changes.begin(request, "admin", "delete", task)
         return await change.make(partial(store.tasks.delete, task, force=force), wait, force=force)
 
     @routes.get("/{task}/route")
     async def route(task: TaskName, request: Request) -> RouteInfo | None:
-        """How the task's requests are split; null where all go to live."""
+        """How the task's requests are split; null if all go to live."""
         who = authenticator.require(request, "predict", task)
         found = service.table.find(task, who.sees).route
         return RouteInfo(weights=dict(found.weights), shadow=found.shadow) if found else None
 
     @routes.put("/{task}/route", responses=refused, openapi_extra=body_of(RouteRequest))
     async def set_route(task: TaskName, request: Request, wait: Wait = None) -> ChangeAnswer:
-        """Split the task's requests over its versions by weight, and let one have copies of them, as its shadow."""
+        """Split the task's requests over its versions by weight, and send copies of them to one version, the shadow."""
         change = changes.begin(request, "publish", "route", task)
         body = await read_body(request, RouteRequest)
         allowed = body.allow_other_labels
@@ -234,13 +245,13 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
 
     @routes.delete("/{task}/route")
     async def clear_route(task: TaskName, request: Request, wait: Wait = None) -> ChangeAnswer:
-        """Send all the task's requests to live, and copies to nobody."""
+        """Send all the task's requests to live, and no copies."""
         change = changes.begin(request, "publish", "clear route", task)
         return await change.make(partial(store.tasks.set_route, task, None), wait)
 
     @routes.post("/{task}/route/rollback", responses=refused)
     async def rollback_route(task: TaskName, request: Request, wait: Wait = None) -> ChangeAnswer:
-        """Split the task's requests, and copy them, as was done before."""
+        """Split and copy the task's requests as before the last change of the route."""
         change = changes.begin(request, "publish", "rollback route", task)
         return await change.make(partial(store.tasks.rollback_route, task), wait)
 

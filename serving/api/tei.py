@@ -1,7 +1,7 @@
 """The protocol of Hugging Face's text-embeddings-inference: ``/embed``, ``/predict``, ``/rerank`` and ``/info``.
 
-Its servers hold one model each. Here the task is named by the path (``/models/{task}/embed``), the body's ``model`` or
-the header ``X-Ken-Task``.
+A server of text-embeddings-inference holds one model. Here the path (``/models/{task}/embed``), the body's ``model`` or
+the header ``X-Ken-Task`` names the task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from serving.api.problems import PREDICTION_FAILURES, exemplified, headers_of, r
 from serving.api.protocol import Protocol
 from serving.service import Service
 
-PROMPT_NAME = "which of the task's own prompts is put before every text; default: the task's default one"
+PROMPT_NAME = (
+    "name of one of the task's own prompts, which is put before every text; by default the task's default prompt"
+)
 
 
 def _side(plain: Any) -> Any:
@@ -35,26 +37,26 @@ def _side(plain: Any) -> Any:
 
 
 class TruncatingBody(QueryBody):
-    """A question that says what becomes of inputs longer than the task takes."""
+    """A query that may say what to do with inputs longer than the task takes."""
 
-    truncate: bool | None = Field(None, description="cut what is too long (the default), or refuse it")
+    truncate: bool | None = Field(None, description="cut inputs that are too long (the default), or refuse them")
     truncation_direction: Annotated[Literal["left", "right"] | None, BeforeValidator(_side)] = Field(
-        None, description="which end is cut: only the one that the task's tokenizer cuts"
+        None, description="the end that is cut: must be the one that the task's tokenizer cuts"
     )
 
     @property
     def truncation(self) -> dict[str, Any]:
-        """As parameters of a kind."""
+        """The fields as parameters of a kind."""
         asked = {"truncation": self.truncate, "truncation_side": self.truncation_direction}
         return {name: value for name, value in asked.items() if value is not None}
 
 
 class _TeiRequest(TruncatingBody):
-    model: str | None = Field(None, description="a task, or task@alias; where neither path nor header name it")
+    model: str | None = Field(None, description="a task, or task@alias, if neither the path nor a header names one")
 
     @abstractmethod
     def present(self, outputs: Sequence[Any]) -> Any:
-        """The answer's content, of one output an input."""
+        """The content of the HTTP answer, made of one output for each input."""
 
 
 class EmbedRequest(_TeiRequest):
@@ -66,7 +68,9 @@ class EmbedRequest(_TeiRequest):
 
     inputs: Texts
     normalize: bool = Field(True, description="scale embeddings to length 1")
-    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    dimensions: int | None = Field(
+        None, ge=1, description="cut embeddings to this many numbers, for models trained for that"
+    )
     prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
 
     def task_query(self) -> TaskQuery:
@@ -83,13 +87,13 @@ class EmbedRequest(_TeiRequest):
 
 
 class EmbedTokensRequest(EmbedRequest):
-    """Texts to embed, or the task's own token ids."""
+    """Texts to embed, or token ids of the task's own tokenizer."""
 
     inputs: TextsOrTokenIds
 
 
 def _sequences(plain: Any) -> Any:
-    """A text or a pair alone, or a list of texts and pairs, told apart as the servers do: a list of texts is a pair."""
+    """Refuses all but a text, a pair, or a list of these. As in TEI, a list of one or two texts is a text or a pair."""
     alone = isinstance(plain, str) or (isinstance(plain, list) and all(isinstance(item, str) for item in plain))
     found = [plain] if alone else plain
     if not isinstance(found, list):
@@ -119,7 +123,7 @@ class ClassifyRequest(_TeiRequest):
     )
 
     inputs: Sequences
-    raw_scores: bool = Field(False, description="logits in place of probabilities")
+    raw_scores: bool = Field(False, description="give logits in place of probabilities")
 
     def task_query(self) -> TaskQuery:
         sequences = [self.inputs] if self._alone else self.inputs
@@ -146,7 +150,7 @@ def _classified(sequence: str | list[str]) -> str | dict[str, str]:
 
 
 class RerankRequest(_TeiRequest):
-    """Texts to put in the order in which they answer a query."""
+    """Texts to sort by how well they answer a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -156,8 +160,8 @@ class RerankRequest(_TeiRequest):
 
     query: str
     texts: list[str] = Field(min_length=1)
-    raw_scores: bool = Field(False, description="logits in place of probabilities")
-    return_text: bool = Field(False, description="each text beside its score")
+    raw_scores: bool = Field(False, description="give logits in place of probabilities")
+    return_text: bool = Field(False, description="give each text beside its score")
 
     def task_query(self) -> TaskQuery:
         parameters = {"raw_scores": self.raw_scores, "return_text": self.return_text, **self.truncation}
@@ -173,23 +177,25 @@ class ScoredLabel(BaseModel):
 
 
 class Rank(BaseModel):
-    index: int = Field(description="of the text in the request")
+    index: int = Field(description="the text's position in the request")
     score: float
-    text: str | None = Field(None, description="only where it was asked for")
+    text: str | None = Field(None, description="the text, if return_text asks for it")
 
 
 class Info(BaseModel):
-    """The resident base, and what may be sent to the tasks on it."""
+    """The resident base or a task, and the limits on requests."""
 
-    model_id: str = Field(description="the base, or the task the path names")
+    model_id: str = Field(description="the base, or the task that the path names")
     model_sha: str = Field(description="the base's fingerprint, or the digest of the task's delta")
     model_dtype: str
     max_concurrent_requests: int
-    max_input_length: int = Field(description="tokens of one input: of a task its own, else the base's")
+    max_input_length: int = Field(description="most tokens of one input: the limit of the task, else of the base")
     max_batch_tokens: int
     max_batch_requests: int
-    max_client_batch_size: int = Field(description="inputs of one request")
-    auto_truncate: bool = Field(default=True, description="what is too long is cut unless a request says otherwise")
+    max_client_batch_size: int = Field(description="most inputs in one request")
+    auto_truncate: bool = Field(
+        default=True, description="always true: inputs that are too long are cut unless a request says otherwise"
+    )
     version: str
 
 
@@ -204,13 +210,13 @@ _JSON = "application/json"
 
 
 def shape(failure: Failure) -> JSONResponse:
-    """A failure as Hugging Face's clients read it, with the status it has in every protocol."""
+    """A failure as Hugging Face's clients read it, with the same status as in every protocol."""
     content = HubError(error=failure.detail, error_type=_type(failure.status))
     return JSONResponse(content.model_dump(), failure.status, headers_of(failure))
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail with these statuses."""
     return responses(*statuses, schema=HubError, media_type=_JSON)
 
 
@@ -272,14 +278,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.get("/info", responses=failing(401))
     async def info(request: Request) -> Info:
-        """The resident base, and what may be sent to the tasks on it."""
+        """The resident base or a task, and the limits on requests."""
         predictor.resolve.authenticate(request)
         resident, longest = service.resident, service.engine.tiers.base_encoder.max_length
         return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest, longest)
 
     @routes.get("/models/{task}/info", responses=failing(401), openapi_extra=CHOOSING)
     async def task_info(task: ModelName, request: Request) -> Info:
-        """A task, and what may be sent to it."""
+        """A task, and the limits on requests to it."""
         found = predictor.resolve(request, task)
         return info_of(request, found.task, found.digest, await service.longest_input(found.digest))
 
