@@ -126,7 +126,7 @@ def check_head(backbone: nn.Module, architecture: str, config: PretrainedConfig,
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said of a tensor: its shape, and whether its elements are floating-point numbers."""
+    """What a file says of a tensor: its shape, and whether its elements are floating-point numbers."""
 
     shape: tuple[int, ...]
     is_floating: bool
@@ -142,13 +142,13 @@ class _Skeleton:
     stands_on: type[nn.Module]
     model: PreTrainedModel | None
     slots: Mapping[str, Claim]
-    """What its head has a place for."""
+    """The tensors that its head has a place for."""
     ties: Mapping[str, str]
     splits: bool
 
 
 _skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
-"""By architecture and config but for the labels' names: tasks of one kind differ in those alone, as a rule."""
+"""By architecture and config without label names: as a rule, tasks of one kind differ in label names alone."""
 _MOST_SKELETONS = 64
 
 

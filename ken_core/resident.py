@@ -31,7 +31,7 @@ from ken_core.kernels import (
 )
 
 _ALIGNMENT = 64
-"""Elements: a mask word never spans two tensors, and rows start on a cache line."""
+"""Elements: so a mask word never spans two tensors, and rows start on a cache line."""
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Attached:
     """A delta on the device: packed per arena dtype, whole tensors, its head. Made by `ResidentModel.attach`."""
 
     names: frozenset[str]
-    """Resident tensors that activating it changes."""
+    """Resident tensors that the delta changes while it is active."""
     packed: Mapping[torch.dtype, Packed]
     whole: Mapping[str, torch.Tensor]
     """Tensors that parameters are pointed at: `dense` and `lowrank` entries, or all changed ones when materialised."""
@@ -156,8 +156,8 @@ class ResidentModel:
         """Make the weights answer for `attached`, or for the base.
 
         Raises:
-            ExchangeError: it failed; the weights are the base's again, and the deltas that took part must be
-                attached anew.
+            ExchangeError: putting the delta in failed; the weights are the base's again, and the deltas that took part
+                must be attached anew.
             PoisonedError: the weights could not be restored, now or earlier.
         """
         self._refuse_if_poisoned()
@@ -174,7 +174,7 @@ class ResidentModel:
         self.activate(None)
 
     def verify(self) -> list[str]:
-        """Names of resident tensors that are not bit for bit the base's; reverts first."""
+        """Names of resident tensors that are not bit for bit the base's, after reverting to the base."""
         self.revert()
         found = weights(self.backbone)
         return [name for name in self._home if not self._is_the_base(name, found)]
@@ -194,11 +194,11 @@ class ResidentModel:
         return in_place and identify(home.cpu()) == self._table[name]
 
     def condemn(self, reason: str) -> None:
-        """Refuse to answer from now on: the weights were found to be others than they should be."""
+        """Refuse to answer from now on: the weights were found to differ from what they should be."""
         self._poisoned = reason
 
     def _change(self, leaving: Attached | None, entering: Attached | None) -> None:
-        """Take one delta out and put another in; either may be none."""
+        """Take one delta out and put another in; None stands for the base."""
         changing = [a for a in (leaving, entering) if a is not None]
         try:
             for dtype, arena in self._arenas.items():
@@ -214,7 +214,7 @@ class ResidentModel:
             raise ExchangeError(f"injecting a delta failed, the base was restored: {error}") from error
 
     def _trade(self, dtype: torch.dtype, arena: torch.Tensor, packed: Sequence[Packed]) -> None:
-        """Exchange what leaves, then what enters; in one pass where both are packed and there is a kernel for that."""
+        """Exchange the leaving delta, then the entering one; in one pass where both are packed and a kernel can."""
         if len(packed) == 2 and dtype in self._switches:
             self._switches[dtype](arena, *packed)
         else:
@@ -222,7 +222,7 @@ class ResidentModel:
                 self._exchanges[dtype](arena, one)
 
     def _restore(self, changing: Sequence[Attached]) -> None:
-        """Copy every tensor the deltas touch from the checkpoint's map; whatever cannot be is poison."""
+        """Copy every tensor that the deltas touch from the checkpoint's map; one that cannot be copied is poison."""
         touched = sorted(set().union(*(a.names for a in changing)))
         try:
             with self.checkpoint.unchanged():
@@ -247,7 +247,7 @@ class ResidentModel:
             raise PoisonedError(f"the resident weights must not be used: {self._poisoned}; restart this replica")
 
     def _fill_arenas(self) -> dict[torch.dtype, torch.Tensor]:
-        """Lay all tensors out behind one another, each aligned, and copy them from the map."""
+        """Lay all tensors out one after the other, each aligned, and copy them from the map."""
         sizes: dict[torch.dtype, int] = {}
         tensors = self.checkpoint.backbone_tensors
         for name, tensor in tensors.items():
@@ -261,7 +261,7 @@ class ResidentModel:
         return arenas
 
     def _serving_dtype(self, tensor: torch.Tensor, name: str) -> torch.dtype:
-        """The dtype asked for, but for integers and for what the architecture itself keeps in float32."""
+        """The serving dtype, but for integers and for tensors that the architecture itself keeps in float32."""
         kept = getattr(self.backbone, "_keep_in_fp32_modules_strict", None) or ()
         if any(part in kept for part in name.split(".")):
             return tensor.dtype

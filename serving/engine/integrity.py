@@ -13,11 +13,11 @@ _QUIET_SECONDS = 1.0
 
 
 class IntegrityCheck:
-    """A pass over the base's tensors now and then, one tensor a step, so that a request waits for one at most.
+    """A pass over the base's tensors from time to time, one tensor a step: a request waits for one tensor at most.
 
-    All of it runs on the thread that owns the weights. A resident tensor that differs condemns the model: the health
-    check fails and the replica is replaced. One of the file does not: what is loaded stays right, and no further delta
-    is decoded against that file.
+    All steps run on the thread that owns the weights. A resident tensor that differs condemns the model: the health
+    check fails and the replica is replaced. A tensor of the file that differs does not: the loaded weights stay right,
+    and no further delta is decoded against that file.
 
     Args:
         every: seconds from the end of a pass to the next.
@@ -32,14 +32,14 @@ class IntegrityCheck:
         self._due = 0.0
 
     def disturb(self, now: float) -> None:
-        """Work came: a pass waits until it has been quiet for a while."""
+        """A batch ran: the pass goes on once no batch has run for a while."""
         self._due = max(self._due, now + _QUIET_SECONDS)
 
     def seconds_until_due(self, now: float) -> float:
         return self._every if self._resident.poisoned else max(0.0, self._due - now)
 
     def step(self, now: float) -> None:
-        """Compare the next tensor, if it is time."""
+        """Compare the next tensor, if the pass is due."""
         if self.seconds_until_due(now) > 0:
             return
         if self._left_in_file:
@@ -69,7 +69,7 @@ class IntegrityCheck:
         return True
 
     def verify(self) -> list[str]:
-        """All tensors at once; the names of those that differ."""
+        """Compare all resident tensors at once; the names of those that differ."""
         differing = self._resident.verify()
         if differing:
             self._condemn(differing)

@@ -8,11 +8,11 @@ from itertools import accumulate
 from typing import Protocol, TypeVar
 
 _NEARLY = 0.1
-"""A cut takes as good as the least time if it takes no more than this share of one more batch longer."""
+"""A cut is as good as the best one if it takes longer by at most this share of one more batch."""
 
 
 class Sized(Protocol):
-    """What a batch is made of: something of so many tokens that came as the number-th."""
+    """What is put into batches: it has so many tokens, and a place in the order of arrival."""
 
     @property
     def tokens(self) -> int: ...
@@ -26,10 +26,14 @@ S = TypeVar("S", bound=Sized)
 
 @dataclass(frozen=True)
 class Limits:
-    """Most rows and most tokens (padding included) of a batch; the age in seconds from which a head comes next.
+    """Bounds of a batch.
 
-    `window` is how many of a queue's oldest rows are ordered by length together. Where half as many wait, no batch has
-    a larger share of padding than `padding`; but see `batch_around`.
+    Attributes:
+        rows: most rows.
+        tokens: most tokens, padding included.
+        max_wait: seconds; a queue whose oldest row has waited that long comes next.
+        window: how many of a queue's oldest rows are ordered by length together.
+        padding: largest share of padding of a batch, where at least half a window waits; but see `batch_around`.
     """
 
     rows: int = 32
@@ -42,12 +46,13 @@ class Limits:
 def batch_around(row: S, window: Sequence[S], start: float, token: float, limits: Limits) -> list[S]:
     """The rows of a window to run with one of them, shortest first.
 
-    The window is cut where all of it takes the least time; of cuts nearly as good, where the row's batch is largest.
-    This is the dynamic programme over rows in order of length of TurboTransformers (Fang et al., PPoPP 2021, algorithm
-    3), from both ends. Rows of one length are ordered so that the older is nearer to `row`.
+    The window is cut into batches so that all of them together take the least time; of cuts nearly as good, the one
+    where the row's batch is largest is taken. This is the dynamic programme over rows in order of length of
+    TurboTransformers (Fang et al., PPoPP 2021, algorithm 3), from both ends. Rows of one length are ordered so that the
+    older is nearer to `row`.
 
-    The bound on padding gives way where one more batch costs as much as all tokens of the window: there (on a GPU) it
-    would save little, and halve what a busy task gets done.
+    The bound on padding does not hold where one more batch costs as much as all tokens of the window: there (on a GPU)
+    the bound would save little, and halve what a busy task gets done.
 
     Args:
         start: seconds that one more batch costs.

@@ -30,10 +30,10 @@ PIPELINES: dict[str, Pipeline] = {kind: _pipeline_of(kind) for kind in KINDS}
 
 
 def default_kind(head: str, embeds: bool) -> str:
-    """What a task answers unless a request asks for another kind: a backbone that says how it pools gives embeddings.
+    """The kind that a task answers unless a request asks for another; embeddings where its folder says how it pools.
 
     Args:
-        embeds: whether it says so.
+        embeds: whether the task's folder says how token vectors become one vector.
 
     Raises:
         UnsupportedKindError: no kind reads such a head.
@@ -48,7 +48,7 @@ def pipeline_for(kind: str, head: str) -> Pipeline:
     """The pipeline of a kind, if it reads such a head.
 
     Raises:
-        InvalidInputError: it does not; those that do are named.
+        InvalidInputError: the kind does not read such a head; the message names the kinds that do.
     """
     found = PIPELINES.get(kind)
     if found is None or found.head != head:

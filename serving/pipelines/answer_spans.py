@@ -1,8 +1,8 @@
 """From scores of where an answer begins and ends to the answers themselves, as Transformers' pipeline chose them.
 
-Of a row's tokens only the context's can begin or end an answer; the model's token for "no answer" ([CLS]) takes its
-share of the probability beside them. An answer scores the product of both probabilities, and answers that read alike,
-upper and lower case aside, are one whose scores add up: where windows overlap, to more than 1 at times.
+Only the context's tokens of a row can begin or end an answer. The model's token for "no answer" ([CLS]) takes its share
+of the probability beside them. The score of an answer is the product of the two probabilities. Answers that read alike,
+upper and lower case aside, become one answer, and their scores add up: at times to more than 1, where windows overlap.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Probabilities:
     """Where in a window of the context an answer begins and ends.
 
     Attributes:
-        start: of each of the context's tokens, shape (tokens,).
-        end: likewise.
-        none: that there is no answer.
+        start: probability that the answer begins at each of the context's tokens, shape (tokens,).
+        end: probability that it ends there, shape (tokens,).
+        none: probability that there is no answer.
     """
 
     start: Float64
@@ -75,7 +75,7 @@ def best_answers(window: Window, found: Probabilities, most: int, longest: int, 
 
 
 def merged(answers: Iterable[Answer], context: str) -> list[Answer]:
-    """One answer for all that read alike, where the first of them is; best first."""
+    """One answer for all answers that read alike, at the place of the first of them; best first."""
     by_text: dict[str, Answer] = {}
     for answer in answers:
         text = context[answer.start : answer.end].lower()
@@ -85,7 +85,7 @@ def merged(answers: Iterable[Answer], context: str) -> list[Answer]:
 
 
 def _whole_words(window: Window) -> list[tuple[int, int]]:
-    """Of each token, the characters of the word it is part of; its own where it is part of none."""
+    """For each token, the characters of the word it is part of; of the token itself where it is part of no word."""
     first: dict[int | None, int] = {}
     last: dict[int | None, int] = {}
     for word, (start, end) in zip(window.words, window.offsets, strict=True):

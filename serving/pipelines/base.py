@@ -33,7 +33,8 @@ from serving.workers.steps import Steps, together
 Raw = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 _MOST_TOKENS = 1 << 19
-"""In the rows that a kind makes of one request. The server's own limit is lower, but counts rows already made."""
+"""Most tokens of all rows that a kind makes of one request. The server's own limit is lower, but it counts rows only
+after they were made."""
 AT_ONCE = 1 << 12
 """Characters of texts that are encoded in one step: some 4 ms, beside which taking turns costs nothing."""
 
@@ -56,12 +57,12 @@ class TextPair(Incoming):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What of a task, beside its weights, its answers depend on."""
+    """What a task's answers depend on beside its weights."""
 
     config: PretrainedConfig
     encoder: Encoder
     embedder: Embedder | None = None
-    """None: its folder does not say how token vectors become one, or it has a head."""
+    """None: the task has a head, or its folder does not say how token vectors become one vector."""
 
     @property
     def nbytes(self) -> int:
@@ -112,14 +113,14 @@ class Pipeline(Protocol):
         """The model of its request parameters."""
 
     def probes(self, texts: Sequence[str]) -> Sequence[Probe]:
-        """Questions made of any texts, that a new delta is tried with; there are at least two texts."""
+        """Questions that a new delta is tried with, made of any texts, of which there are at least two."""
 
     def prepare(self, inputs: Sequence[Any], task: TaskSpec, parameters: Any) -> Steps[list[Prepared]]:
         """Encode checked inputs, in steps of about `AT_ONCE` characters.
 
         Raises:
             InvalidInputError: an input this task cannot answer.
-            TooLargeError: one that is too long for it, or that becomes too many rows.
+            TooLargeError: an input that is too long for the task, or that becomes too many rows.
         """
 
     def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
@@ -137,7 +138,7 @@ class Pipeline(Protocol):
         """One input's answer as JSON, from the results of its rows.
 
         Raises:
-            InternalError: the model gave something else than numbers.
+            InternalError: the model gave infinity or NaN.
         """
 
 
@@ -153,7 +154,7 @@ def check(model: type[M], plain: object) -> M:
 
 
 def check_side(parameters: Parameters, task: TaskSpec) -> None:
-    """Raises `InvalidInputError` if inputs are to be cut at the end that the task's tokenizer keeps."""
+    """Raises `InvalidInputError` if the request wants inputs cut at the end that the task's tokenizer keeps."""
     side = task.encoder.truncation_side
     if parameters.truncation_side not in (None, side):
         raise InvalidInputError(
@@ -166,7 +167,7 @@ def check_inputs(pipeline: Pipeline, inputs: Sequence[object]) -> list[Any]:
     """Inputs of a request as the kind takes them.
 
     Raises:
-        InvalidInputError: naming the first that is of another form.
+        InvalidInputError: an input has another form; the message names the first.
     """
     try:
         checked: list[Any] = _inputs_of(pipeline.input).validate_python(inputs)
@@ -190,10 +191,10 @@ def encode_whole(texts: Sequence[Input], task: TaskSpec, parameters: Parameters)
 
 
 def encode_parts(texts: Sequence[str], where: str, task: TaskSpec) -> Steps[list[Part]]:
-    """Each text's tokens, to be put together with another's.
+    """Each text's tokens, to be put into rows with the tokens of another text.
 
     Args:
-        where: a text is in the request, with ``{}`` for its number.
+        where: the place of a text in the request, with ``{}`` for its number.
     """
     parts: list[Part] = []
     for some in together(list(map(len, texts)), AT_ONCE):
@@ -219,7 +220,7 @@ def encode_all(text: str, where: str, task: TaskSpec, budget: TokenBudget) -> St
 
 @contextmanager
 def refusing_too_long(where: str) -> Iterator[None]:
-    """Raises `TooLargeError` for a text that is too long to be encoded. Only one that is encoded alone can be."""
+    """Raises `TooLargeError` for a text that is too long to be encoded. Such a text is always encoded alone."""
     try:
         yield
     except TextTooLongError as error:
@@ -239,10 +240,10 @@ def refuse_unfit(row: Encoded, where: str, task: TaskSpec, parameters: Parameter
 
 @contextmanager
 def refusing_what_its_tokenizer_cannot_read() -> Iterator[None]:
-    """Around whatever asks a task's tokenizer: some fail, or panic, on some texts alone.
+    """Around all code that asks a task's tokenizer: there are tokenizers that fail, or panic, on certain texts.
 
     Raises:
-        InvalidInputError: it did.
+        InvalidInputError: the tokenizer failed.
     """
     try:
         yield
@@ -257,18 +258,18 @@ def refusing_what_its_tokenizer_cannot_read() -> Iterator[None]:
 
 
 class TokenBudget:
-    """Bounds the rows that are made of a request whose inputs become many rows each, while they are made."""
+    """Bounds the rows of a request whose inputs become many rows each, while the rows are made."""
 
     def __init__(self) -> None:
         self._left = _MOST_TOKENS
 
     def spend(self, row: Encoded) -> None:
-        """Raises `TooLargeError` once the rows together are too many."""
+        """Count a row; raises `TooLargeError` once all rows together have too many tokens."""
         self.refuse_more(len(row))
         self._left -= len(row)
 
     def refuse_more(self, tokens: int) -> None:
-        """Raises `TooLargeError` if there is no room for so many."""
+        """Raises `TooLargeError` if there is no room for so many tokens more."""
         if tokens > self._left:
             raise TooLargeError(
                 f"the request becomes rows of more than {_MOST_TOKENS} tokens; send fewer or shorter inputs, "
@@ -280,7 +281,7 @@ def finite(raw: Raw | Float64) -> Float64:
     """A result in float64.
 
     Raises:
-        InternalError: it holds infinity or NaN, which JSON has no number for; float16 overflows so.
+        InternalError: the result holds infinity or NaN, which JSON has no numbers for; float16 overflows in this way.
     """
     if not np.isfinite(raw).all():
         raise InternalError("the model's answer to an input is not a number; its weights overflow on this text")

@@ -132,7 +132,7 @@ _MERGE: Mapping[str, Callable[[Float64], Float64]] = {
     "average": lambda scores: np.asarray(scores.mean(axis=0)),
     "max": lambda scores: scores[scores.max(axis=1).argmax()],
 }
-"""From the scores of a word's tokens to the word's."""
+"""The scores of a word from the scores of its tokens."""
 
 
 def _words(
@@ -150,7 +150,7 @@ def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _split(items: Iterable[T], goes_on: Callable[[T, T], bool]) -> Iterator[list[T]]:
-    """Runs of items; `goes_on` says of an item and the one after it whether the later belongs to the same."""
+    """Runs of items; `goes_on` says of two neighbours whether the second belongs to the run of the first."""
     run: list[T] = []
     for item in items:
         if run and not goes_on(run[-1], item):

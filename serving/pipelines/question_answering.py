@@ -123,7 +123,7 @@ PIPELINE: Pipeline = QuestionAnswering()
 
 
 def _beside(question: Part, where: str, task: TaskSpec, parameters: AnswerParameters) -> tuple[Sequence[int], int, int]:
-    """The question's token ids; how many of the context's a row has beside them, and by how many rows overlap."""
+    """The question's token ids; how many tokens of the context a row has beside them; by how many rows overlap."""
     encoder = task.encoder
     length = parameters.max_seq_len or min(encoder.max_length, _ROW)
     if length > encoder.max_length:

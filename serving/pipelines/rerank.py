@@ -103,7 +103,7 @@ PIPELINE: Pipeline = Rerank()
 
 
 def _refuse_unless_one_logit(config: PretrainedConfig) -> None:
-    """Which of several logits is relevance no config says; sentence-transformers and TEI refuse such heads too."""
+    """No config says which of several logits is the relevance; sentence-transformers and TEI refuse such heads too."""
     if config.num_labels != 1:
         raise InvalidInputError(
             f"kind 'rerank' needs a task with one label, whose logit is a pair's relevance; this task has "
@@ -115,7 +115,7 @@ def _gives_logits(parameters: RerankParameters, config: PretrainedConfig) -> boo
     """Whether scores are logits, or else their sigmoid.
 
     Raises:
-        InvalidInputError: the parameters leave it to the task, whose own function is neither.
+        InvalidInputError: the parameters leave the choice to the task, whose own function is neither of the two.
     """
     if parameters.raw_scores is not None:
         return parameters.raw_scores

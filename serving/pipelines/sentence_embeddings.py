@@ -92,10 +92,10 @@ PIPELINE: Pipeline = SentenceEmbeddings()
 def _given(
     ids: Sequence[TokenIds], embedder: Embedder, task: TaskSpec, parameters: EmbeddingParameters
 ) -> Steps[list[Prepared]]:
-    """Inputs that are ids from their first token to their last: no prompt can be put before them.
+    """Inputs whose every token is given as an id: no prompt can be put before them.
 
     Raises:
-        InvalidInputError: a prompt is asked for, or the task pools what stands behind its own prompt only.
+        InvalidInputError: a prompt is asked for, or the task pools only the tokens behind its own prompt.
     """
     own = embedder.embedding
     if parameters.prompt or parameters.prompt_name:
@@ -114,10 +114,10 @@ def _embedder(task: TaskSpec) -> Embedder:
 
 
 def _prompt(embedder: Embedder, parameters: EmbeddingParameters) -> str:
-    """What is put before every text.
+    """The prompt that is put before every text.
 
     Raises:
-        InvalidInputError: a prompt by a name that the task has none of.
+        InvalidInputError: the task has no prompt of the name asked for.
     """
     own = embedder.embedding
     if parameters.prompt is not None:

@@ -1,7 +1,7 @@
 """Token ids in place of a text, for clients that tokenize by themselves.
 
-Only the task's own tokenizer gives ids that mean anything to it. Those of another one look alike and give vectors of
-something else, so a server takes ids only where it was told to (`accept_token_ids`).
+Only ids of the task's own tokenizer mean anything to the task. Ids of another tokenizer look alike and give vectors of
+another text, so a server takes ids only where it was told to (`accept_token_ids`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def encode_ids(inputs: Sequence[TokenIds], task: TaskSpec) -> Steps[list[Prepare
     """One row an input.
 
     Raises:
-        InvalidInputError: an id that is no token of the task, none at all, or more than the model takes.
+        InvalidInputError: an id that is no token of the task, no id at all, or more ids than the model takes.
     """
     for where, one in enumerate(inputs):
         yield len(one.ids)

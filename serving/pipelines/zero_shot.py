@@ -48,13 +48,13 @@ class ZeroShotParameters(Parameters):
     @field_validator("hypothesis_template")
     @classmethod
     def _has_one_gap(cls, template: str) -> str:
-        """It is filled by replacement alone: `str.format` would let a request read attributes, or ask for any width."""
+        """One gap, filled by replacement: `str.format` would let a request read attributes, or ask for any width."""
         if template.count(_GAP) != 1 or set(template.replace(_GAP, "")) & {"{", "}"}:
             raise ValueError("expected {} once, where the label goes, and no other brace")
         return template
 
     def refuse_longer_than(self, characters: int) -> None:
-        """Raises `TooLargeError` before hypotheses are made that are longer together: each holds the template again."""
+        """Raises `TooLargeError` before hypotheses are made that are too long together; each holds the template."""
         found = len(self.hypothesis_template) * len(self.candidate_labels) + sum(map(len, self.candidate_labels))
         if found > characters:
             raise TooLargeError(
@@ -136,7 +136,7 @@ PIPELINE: Pipeline = ZeroShotClassification()
 
 
 def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Part]]:
-    """Raises `InvalidInputError` if one is so long that the model could see nothing of a text beside it."""
+    """Raises `InvalidInputError` if a hypothesis is so long that the model could see nothing of a text beside it."""
     encoder = task.encoder
     parameters.refuse_longer_than(encoder.long_texts.most_characters)
     parts = yield from encode_parts(parameters.hypotheses(), "candidate_labels.{}", task)

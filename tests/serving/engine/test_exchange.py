@@ -73,7 +73,7 @@ def engine(
 ) -> Iterator[Engine]:
     store = Store(embedded_url, namespace)
     for file in (deltas.emotion, deltas.topic, deltas.spam):
-        store.put(file)
+        store.deltas.put(file)
     files = DeltaFiles(tmp_path / "deltas", 1 << 30, store)
     cache = DeltaCache(files, 1 << 30, resident.checkpoint, resident.fingerprint.digest)
     made = Engine(resident, cache, Metrics("exchange"))
