@@ -185,7 +185,7 @@ def open_tuned(name_or_path: str) -> Checkpoint:
 
     Raises:
         CheckpointError: as for `open_base`, but weights that were frozen may be missing; or the class is not one of
-            transformers' own (remote code is never run), or the config's labels contradict each other.
+            transformers' own (remote code is never run), or the config's labels are unusable.
     """
     folder = find_folder(name_or_path)
     check_labels(_read_config(folder), f"{folder}/config.json")

@@ -13,7 +13,7 @@ number of the label, counted from 0."""
 
 
 def check_labels(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a config whose labels contradict each other.
+    """Refuse a config whose labels are malformed or contradict each other.
 
     Args:
         config: the config, parsed from JSON or made by `PretrainedConfig.to_dict`.

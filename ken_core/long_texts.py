@@ -99,7 +99,7 @@ class LongTexts:
         return sum(map(len, texts)) > _LONG * self._most
 
     def kept(self, text: str) -> Read:
-        """Encode, from the end of a text that is kept, more tokens than a model takes, or all there are.
+        """Encode a text at its kept end: more tokens than a model takes, or all tokens of the text.
 
         Raises:
             TextTooLongError: the characters that are encoded in one go do not determine these tokens.
@@ -152,7 +152,7 @@ class LongTexts:
         yield self.most_characters
 
     def _end(self, text: str, more_than: int, at_most: int) -> slice | None:
-        """The largest part, at the end of the text that is kept, whose tokens are those of the text.
+        """The largest part at the kept end of a text whose tokens are those of the whole text.
 
         None if no such part has more than `more_than` and at most `at_most` characters.
         """
