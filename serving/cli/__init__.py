@@ -9,8 +9,8 @@ import sys
 import typer
 
 from serving.cli import keys, routes, server, signing, tasks, viz, weights
-from serving.cli.output import error_line
 from serving.config import default_data_dir
+from serving.terminal import error_line
 
 app = typer.Typer(
     name="ken",

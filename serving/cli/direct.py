@@ -22,7 +22,7 @@ class StoredKey(KeyInfo):
     hash: str
 
 
-class Direct:
+class StoreBackend:
     """A `serving.cli.backend.Backend` on a store."""
 
     def __init__(self, store: Store) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import Url, backend, tell_pending
-from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, Wait
+from serving.cli.opening import open_backend
+from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url, Wait
+from serving.cli.outcome import tell_pending
+from serving.terminal import out, print_json, say, table
 
 if TYPE_CHECKING:
     from serving.client import KeyInfo
@@ -46,8 +47,8 @@ def create(
     Example: ken keys create mobile-app --scope predict --task 'trec*' --expires 90d
     """
     seconds = None if expires is None else _duration(expires)
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        key = asked.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        key = backend.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
         if as_json:
             print_json(key.model_dump(exclude={"pending"}))
         else:
@@ -70,8 +71,8 @@ def list_keys(
     """
     from serving.security.keys import moment
 
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        keys = sorted(asked.keys(), key=lambda key: (key.name, key.created))
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        keys = sorted(backend.keys(), key=lambda key: (key.name, key.created))
     if as_json:
         print_json([key.model_dump() for key in keys])
         return
@@ -93,8 +94,8 @@ def revoke(
 
     Example: ken keys revoke 0a1b2c3d4e5f --wait 10
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.revoke_key(key_id, wait=wait)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.revoke_key(key_id, wait=wait)
         say(f"key {key_id} is revoked (revision {change.revision})")
         _tell(change.notice)
         tell_pending(change, wait)

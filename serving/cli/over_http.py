@@ -6,8 +6,8 @@ from serving.cli.backend import Listing
 from serving.client import Client
 
 
-class Server(Client):
-    """A `serving.cli.backend.Backend`."""
+class ServerBackend(Client):
+    """A `serving.cli.backend.Backend` on a server."""
 
     def listing(self) -> Listing:
         """Tasks as one replica knows them; it does not tell bytes."""

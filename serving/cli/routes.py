@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import AllowOtherLabels, Url, backend, recorded, tell_pending
-from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait
+from serving.cli.opening import open_backend
+from serving.cli.options import AllowOtherLabels, DataDir, JsonFlag, Namespace, RedisUrl, TaskName, Url, Wait
+from serving.cli.outcome import recorded, tell_pending
+from serving.terminal import out, print_json, say, table
 
 if TYPE_CHECKING:
     from serving.client.results import HistoryEntry, TaskInfo
@@ -53,19 +54,19 @@ def route(
     if sum((bool(weights) or shadow is not None, rollback, clear)) > 1:
         raise typer.BadParameter("give weights or --shadow, --rollback or --clear, not several of them")
     wanted = _parsed(weights, shadow)
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        known = asked.task(task)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        known = backend.task(task)
         if weights or shadow is not None:
             split = wanted.weights if weights else known.route or wanted.weights
-            change = asked.set_route(task, split, shadow=shadow, allow_other_labels=allow_other_labels, wait=wait)
+            change = backend.set_route(task, split, shadow=shadow, allow_other_labels=allow_other_labels, wait=wait)
         elif rollback:
-            change = asked.rollback_route(task, wait=wait)
+            change = backend.rollback_route(task, wait=wait)
         elif clear:
-            change = asked.clear_route(task, wait=wait)
+            change = backend.clear_route(task, wait=wait)
         else:
             _show(task, known, known.aliases, as_json)
             return
-        _show(task, recorded(asked, task, change), known.aliases, as_json)
+        _show(task, recorded(backend, task, change), known.aliases, as_json)
         say(f"{task} answers so from revision {change.revision} on")
         tell_pending(change, wait)
 

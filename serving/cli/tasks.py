@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import AllowOtherLabels, Url, backend, recorded, tell_pending
-from serving.cli.output import JsonFlag, out, print_json, progress, say, size, table
-from serving.cli.signing import TrustedOption, check_file, trusted_of
-from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, open_store
+from serving.cli.opening import open_backend, open_store
+from serving.cli.options import (
+    Alias,
+    AllowOtherLabels,
+    DataDir,
+    JsonFlag,
+    Namespace,
+    RedisUrl,
+    TaskName,
+    TrustedKeysOption,
+    Url,
+    Wait,
+)
+from serving.cli.outcome import recorded, tell_pending
+from serving.cli.trusted_keys import check_signed, trusted_keys_of
+from serving.terminal import out, print_json, progress, say, size, table
 
 if TYPE_CHECKING:
     from serving.client import HistoryEntry, TaskInfo
-
-Alias = Annotated[str, typer.Option(help="which alias of the task")]
 
 _SHORT_DIGEST = 12
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
@@ -39,7 +49,7 @@ def publish(
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
-    trusted_keys: TrustedOption = None,
+    trusted_keys: TrustedKeysOption = None,
 ) -> None:
     """Upload a delta as a version of a task and point an alias at it, all at once.
 
@@ -48,12 +58,12 @@ def publish(
 
     Example: ken publish trec trec.ken
     """
-    trusted = trusted_of(trusted_keys)
+    trusted = trusted_keys_of(trusted_keys)
     if trusted is not None:
-        check_file(file, trusted)
-    with backend(url, redis_url, data_dir, namespace) as asked:
+        check_signed(file, trusted)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
         with progress("uploading") as update:
-            change = asked.publish(
+            change = backend.publish(
                 task,
                 file,
                 alias,
@@ -61,7 +71,7 @@ def publish(
                 wait=wait,
                 progress=lambda done, total: update(done, total, ""),
             )
-        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+        say(f"{task}@{alias} is {recorded(backend, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
 
@@ -76,8 +86,8 @@ def tasks(
 
     Example: ken tasks --json
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        found = asked.listing()
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        found = backend.listing()
     sizes = found.sizes
     if as_json:
         listed = [
@@ -117,9 +127,9 @@ def promote(
 
     Example: ken promote trec canary --alias live --wait 10
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.promote(task, digest, alias, allow_other_labels=allow_other_labels, wait=wait)
-        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.promote(task, digest, alias, allow_other_labels=allow_other_labels, wait=wait)
+        say(f"{task}@{alias} is {recorded(backend, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
 
@@ -136,9 +146,9 @@ def rollback(
 
     Example: ken rollback trec
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.rollback(task, alias, wait=wait)
-        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.rollback(task, alias, wait=wait)
+        say(f"{task}@{alias} is {recorded(backend, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
 
@@ -159,12 +169,12 @@ def rm(
 
     Example: ken rm trec --force
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
         if version is None:
-            change = asked.delete_task(task, force=force, wait=wait)
+            change = backend.delete_task(task, force=force, wait=wait)
         else:
-            change = asked.delete_version(task, version, force=force, wait=wait)
-            version = recorded(asked, task, change, "delete-version").digest
+            change = backend.delete_version(task, version, force=force, wait=wait)
+            version = recorded(backend, task, change, "delete-version").digest
         say(f"{task if version is None else f'version {version} of {task}'} is gone (revision {change.revision})")
         tell_pending(change, wait)
 
@@ -183,8 +193,8 @@ def history(
     """
     from serving.errors import UnknownTaskError
 
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        changes = asked.history(task)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        changes = backend.history(task)
     if not changes:
         raise UnknownTaskError(f"there is no task {task!r} and never was; see `ken tasks`")
     if as_json:

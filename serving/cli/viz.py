@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from serving.cli.output import JsonFlag, out, print_json, progress, say, table
+from serving.cli.options import JsonFlag
+from serving.terminal import out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from ken_core.viz import Report

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serving.cli.describe import facts, per_tensor, show, show_calibration
-from serving.cli.output import JsonFlag, progress, say, staged, warn
+from serving.cli.delta_facts import facts, per_tensor
+from serving.cli.options import JsonFlag
+from serving.cli.show_delta import show, show_calibration
+from serving.terminal import progress, say, staged, warn
 
 Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
 

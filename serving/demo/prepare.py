@@ -12,8 +12,8 @@ from ken_core import Checkpoint, DeltaFile, KenError, Selection, deltafile, extr
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, Step, finetune
-from serving.cli.output import progress, say, staged
 from serving.demo.texts import TASKS, DemoTask
+from serving.terminal import progress, say, staged
 
 
 class DemoError(KenError):

@@ -16,13 +16,13 @@ import torch
 from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft, open_base
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
-from serving.cli.output import out, progress, say, size, table
 from serving.client import Change, Client
 from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
 from serving.launch.process import ServerProcess
 from serving.store.connection import printable
 from serving.store.embedded import embedded_store
+from serving.terminal import out, progress, say, size, table
 
 _NAMESPACE = "demo"
 _WAIT_SECONDS = 10.0
