@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
 
-from serving.config import Settings
+from pydantic import SecretStr
+
 from serving.errors import StartError
 
 ONLY_WITH_KEYS = (
@@ -25,7 +28,22 @@ LAST_KEY = (
 )
 
 
-def needs_key(settings: Settings, locked: bool) -> bool:
+class AccessSettings(Protocol):
+    """The settings that decide who gets in, among those of `serving.config.Settings`."""
+
+    @property
+    def auth(self) -> Literal["auto", "on", "off"]: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def on_loopback(self) -> bool: ...
+    @property
+    def keys_file(self) -> Path | None: ...
+    @property
+    def admin_token(self) -> SecretStr | None: ...
+
+
+def needs_key(settings: AccessSettings, locked: bool) -> bool:
     """Whether requests need a key.
 
     Args:
@@ -37,7 +55,7 @@ def needs_key(settings: Settings, locked: bool) -> bool:
     return settings.auth == "on" or not settings.on_loopback or settings.keys_file is not None or locked
 
 
-def check_exposure(settings: Settings, store_has_keys: Callable[[], bool]) -> None:
+def check_exposure(settings: AccessSettings, store_has_keys: Callable[[], bool]) -> None:
     """Raises `StartError` if others reach the server and nobody could have a key.
 
     Args:
@@ -52,7 +70,7 @@ def check_exposure(settings: Settings, store_has_keys: Callable[[], bool]) -> No
         )
 
 
-def exposure_warning(settings: Settings) -> str | None:
+def exposure_warning(settings: AccessSettings) -> str | None:
     """A line about a server that is open to others on purpose."""
     if settings.auth == "off" and not settings.on_loopback:
         return f"auth is off and others can reach {settings.host}: everybody may read, change and delete every task"
