@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from serving.cli import main
-from serving.launch import launcher
+from serving.launch import cluster
 
 
 def serve_with(replace: Callable[[], None]) -> None:
@@ -13,11 +13,11 @@ def serve_with(replace: Callable[[], None]) -> None:
 
     It has to run late: Ray reads its switches when it is imported, which the launcher does once it has set them.
     """
-    start = launcher._start_application
+    start = cluster.start_application
 
     def start_another(*arguments: object) -> None:
         replace()
         start(*arguments)  # type: ignore[arg-type]
 
-    launcher._start_application = start_another
+    cluster.start_application = start_another
     main(["serve"])

@@ -19,7 +19,7 @@ from ken_core.examples import Example
 from serving.client import Change, Client
 from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from serving.store.connection import printable
 from serving.store.embedded import embedded_store
 from serving.terminal import out, progress, say, size, table

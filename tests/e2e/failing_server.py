@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.cli import main
-from serving.launch import launcher
+from serving.launch import cluster
 
 
 def deploy_failing_replicas() -> None:
@@ -42,11 +42,11 @@ def lose_weights_when_told(resident: Any, told: Path) -> None:
 
 
 if __name__ == "__main__":
-    start = launcher._start_application
+    start = cluster.start_application
 
     def start_with_failing_replicas(*arguments: Any) -> None:
         deploy_failing_replicas()
         start(*arguments)
 
-    launcher._start_application = start_with_failing_replicas
+    cluster.start_application = start_with_failing_replicas
     main(sys.argv[1:])

@@ -7,7 +7,7 @@ from ipaddress import IPv6Address, ip_address
 
 import psutil
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 
 
 def server_on(base: Path, data_dir: Path, redis_url: str, log: Path) -> ServerProcess:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from ken_core import deltafile, open_base
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from serving.store import Store
 from serving.workers.steps import finish
 from tests.e2e.conftest import PublishedTask

@@ -7,7 +7,7 @@ import gzip
 import httpx
 import pytest
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 

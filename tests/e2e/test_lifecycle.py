@@ -18,7 +18,8 @@ import psutil
 import pytest
 import redis
 
-from serving.launch.process import ServerProcess, free_port
+from serving.launch.ports import free_port
+from serving.launch.server_process import ServerProcess
 from serving.store.embedded import embedded_store
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.running import processes_of, server_on, still_running

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from serving.config import Settings
-from serving.launch.process import ServerProcess
-from serving.launch.rayenv import find_haproxy
+from serving.launch.haproxy_binary import find_haproxy
+from serving.launch.server_process import ServerProcess
 from tests.e2e.listening import listening, reachable
 from tests.e2e.running import processes_of
 

@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from serving.launch.process import ServerProcess
-from serving.launch.rayenv import find_haproxy
+from serving.launch.haproxy_binary import find_haproxy
+from serving.launch.server_process import ServerProcess
 from serving.security.keys import new_key
 from tests.certificates import self_signed
 from tests.e2e.conftest import PublishedTask, publish_all
@@ -98,5 +98,5 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     said = [line["message"] for line in lines]
     assert any("stock proxy" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
     assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
-    assert {"serving.launch.launcher", "serving.service"} <= {line["logger"] for line in lines}
+    assert {"serving.launch.announcing", "serving.service"} <= {line["logger"] for line in lines}
     assert token not in log.read_text()

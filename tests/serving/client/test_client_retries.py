@@ -10,7 +10,7 @@ from listening import CUT, Say, Scripted
 
 from serving.client import ApiError, ClientError, ReplyError, Retries, UnreachableError
 from serving.client.errors import seconds_of
-from serving.launch.process import free_port
+from serving.launch.ports import free_port
 
 DECIDE = Retries(attempts=3, first=1.0, longest=10.0)
 QUICK = {"retries": Retries(first=0.001)}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import StartError
+from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend, edited
-from serving.launch.rayenv import find_haproxy
 from tests.certificates import self_signed
 
 Render = Callable[..., str]

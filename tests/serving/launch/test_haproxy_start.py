@@ -17,10 +17,10 @@ import pytest
 
 from serving.errors import StartError
 from serving.launch import haproxy_start as haproxystart
+from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend
 from serving.launch.haproxy_start import ENTRY, check_startable, variables
-from serving.launch.process import free_port
-from serving.launch.rayenv import find_haproxy
+from serving.launch.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE = """\

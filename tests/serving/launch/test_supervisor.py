@@ -20,7 +20,7 @@ class Supervised:
     """A supervisor around `work`, a function's body; what it prints comes line by line."""
 
     def __init__(self, folder: Path, work: str) -> None:
-        imports = "import os, signal, subprocess, sys, time\nfrom serving import supervisor\n"
+        imports = "import os, signal, subprocess, sys, time\nfrom serving.launch import supervisor\n"
         imports += "supervisor._GRACE_SECONDS = 1.0\n"
         body = "".join(f"    {line}\n" for line in work.splitlines())
         (folder / "script.py").write_text(f"{imports}def work():\n{body}sys.exit(supervisor.supervise(work))\n")

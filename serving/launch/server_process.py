@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import IO, Self
 import httpx
 
 from serving.errors import StartError
+from serving.launch.ports import free_port
 
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 90.0
@@ -92,10 +92,3 @@ class ServerProcess:
 
     def _tail(self) -> str:
         return ":\n" + self.log.read_text(errors="replace")[-2000:] if self.log and self.log.exists() else ""
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,16 +7,11 @@ KubeRay there is no launcher, so head and worker containers carry the same table
 from __future__ import annotations
 
 import os
-import random
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import StartError
-from serving.launch.haproxy_start import find_binary
+from serving.launch.ports import free_ports, free_range
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,8 @@ def for_launcher(folder: Path, haproxy: Mapping[str, str] | None) -> dict[str, s
         haproxy: what has Ray start it (`haproxy_start.variables`); None leaves the stock proxy.
     """
     values = {v.name: v.value for v in (*SHARED, *LOCAL)}
-    ports = _free_ports()
-    first = _free_range(20)
+    ports = free_ports()
+    first = free_range(20)
     values |= {
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 20),
@@ -104,30 +99,6 @@ def for_launcher(folder: Path, haproxy: Mapping[str, str] | None) -> dict[str, s
     return values
 
 
-def find_haproxy() -> str | None:
-    """A HAProxy with TLS that runs here, None where there is none (Ray's wheel exists for Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        binary = find_binary()
-        answer = subprocess.run([binary, "-vv"], capture_output=True, timeout=10, check=False)  # noqa: S603
-    except (StartError, OSError, subprocess.SubprocessError):
-        return None
-    return binary if answer.returncode == 0 and b"+OPENSSL " in answer.stdout else None
-
-
-def can_listen(host: str, port: int) -> OSError | None:
-    """Why nothing can listen there, None if it can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error
-    return None
-
-
 _FOREIGN = (
     "RAY_ADDRESS",
     "RAY_NAMESPACE",
@@ -138,20 +109,7 @@ _FOREIGN = (
 )
 
 
-def clear_foreign() -> None:
+def forget_other_clusters() -> None:
     """Forget variables that would attach us to somebody else's cluster, or let the holders of its token into ours."""
     for name in _FOREIGN:
         os.environ.pop(name, None)
-
-
-def _free_ports() -> Iterator[int]:
-    """Free ports below the kernel's ephemeral range, so that nothing takes them before they are used."""
-    candidates = random.sample(range(20000, 30000), 1000)
-    return (port for port in candidates if can_listen("0.0.0.0", port) is None)  # noqa: S104 - tried, not kept
-
-
-def _free_range(length: int) -> int:
-    while True:
-        first = random.randrange(10000, 19000, length)  # noqa: S311 - not for secrets
-        if all(can_listen("127.0.0.1", port) is None for port in range(first, first + length + 1)):
-            return first

@@ -1,0 +1,19 @@
+"""Lines for the person who starts a server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from serving.config import Settings
+
+_log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+"""Shows one line to the person at the terminal."""
+
+
+def as_configured(settings: Settings, say: Say, level: int) -> Say:
+    """What shows a line: where logs are JSON it is a record like any other."""
+    return say if settings.log_format == "human" else partial(_log.log, level)
