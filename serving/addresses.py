@@ -13,7 +13,7 @@ def url_of(host: str, port: int, *, tls: bool = False) -> str:
     return f"{'https' if tls else 'http'}://{host_and_port(host.replace('%', '%25'), port)}"
 
 
-def parted(address: str, port: int) -> tuple[str, int]:
+def split_host_and_port(address: str, port: int) -> tuple[str, int]:
     """The way back: ``[::1]:26379`` -> ``::1``, 26379.
 
     Args:

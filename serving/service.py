@@ -47,8 +47,8 @@ from serving.tiers.cache import DeltaCache
 from serving.tiers.device import Loaded
 from serving.tiers.files import DeltaFiles
 from serving.tiers.signature_check import SignatureCheck
+from serving.workers.pool import WorkerPool
 from serving.workers.steps import Steps, finish
-from serving.workers.workers import Workers
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
@@ -125,11 +125,11 @@ class Service:
         )
         self._fitness = Fitness(self.resident, self.engine)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one step would take every core otherwise
-        self.workers = Workers(max(2, min(threads // 2, _MOST_WORKERS)))
+        self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
         self.shadows = Shadows(
             partial(self.predict, client="shadows"),
             self._is_busy,
-            self.metrics.answers,
+            self.metrics.requests,
             settings.request_timeout_seconds,
         )
         self._add_gauges()

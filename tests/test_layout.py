@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("ken_core", "serving")
+AROUND = ("benchmarks", "deploy", "examples", "tests")
 
 FLOORS = (
     "cli",
@@ -44,20 +46,23 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-SOURCES = {module_of(path): path for package in ("ken_core", "serving") for path in (ROOT / package).rglob("*.py")}
+SOURCES = {module_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
 
 
 def imported(source: str) -> Iterator[str]:
-    """The modules of `SOURCES` that a source imports. A package is meant only where a name is taken from it itself."""
+    """The modules of both packages that a source imports; a package itself only where a name is taken from it."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in SOURCES)
+            yield from (alias.name for alias in node.names if is_ours(alias.name))
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: expected the module's whole name, found a relative import"
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                if submodule in SOURCES or node.module in SOURCES:
-                    yield submodule if submodule in SOURCES else str(node.module)
+            module = str(node.module)
+            submodules = (f"{module}.{alias.name}" for alias in node.names if is_ours(module))
+            yield from (submodule if submodule in SOURCES else module for submodule in submodules)
+
+
+def is_ours(module: str) -> bool:
+    return module.partition(".")[0] in PACKAGES
 
 
 IMPORTS = {module: set(imported(path.read_text("utf-8"))) - {module} for module, path in SOURCES.items()}
@@ -87,6 +92,12 @@ def test_imports_are_found_wherever_they_stand() -> None:
     expected = "serving.errors serving.config serving.store ken_core.delta ken_core serving.engine.engine"
     lines = "\n".join(line[8:] for line in source.splitlines())
     assert sorted(imported(lines)) == sorted([*expected.split(), "serving.cli.keys"])
+
+
+def test_what_is_imported_exists() -> None:
+    files = [path for folder in (*PACKAGES, *AROUND) for path in (ROOT / folder).rglob("*.py")]
+    found = {path: set(imported(path.read_text("utf-8"))) - set(SOURCES) for path in files}
+    assert {str(path.relative_to(ROOT)): missing for path, missing in found.items() if missing} == {}
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:

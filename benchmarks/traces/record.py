@@ -27,9 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from serving.costs import Costs
-from serving.embedded import embedded_store
-from serving.scheduler import Row, Scheduler
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
@@ -37,9 +34,12 @@ from ken_core import deltafile, extract, open_base, open_tuned
 from serving.config import load_settings
 from serving.demo.prepare import demo_base
 from serving.demo.texts import TASKS
+from serving.engine.costs import Costs
+from serving.engine.scheduler import Row, Scheduler
 from serving.errors import ServingError
 from serving.service import Service
 from serving.store import Store
+from serving.store.embedded import embedded_store
 
 
 class Recorded(Scheduler[object]):

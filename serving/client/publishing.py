@@ -23,7 +23,7 @@ from serving.security.signature_file import read_signatures
 T = TypeVar("T")
 Step = Call[Any] | Callable[[], Any]
 """A call, or work of this machine's own that takes long enough to keep others waiting."""
-Steps = Generator[Step, Any, T]
+Flow = Generator[Step, Any, T]
 """Yields steps, is sent the result of each, and returns what came of them all."""
 
 CHUNK_BYTES = 4 << 20
@@ -37,7 +37,7 @@ def publish(
     allow_other_labels: bool = False,
     wait: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Steps[Change]:
+) -> Flow[Change]:
     """Upload a delta as a version of a task and point an alias at it.
 
     Signatures that lie beside the file, as ``ken sign`` puts them, are sent along. If it fails half-way, calling it

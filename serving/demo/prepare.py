@@ -21,7 +21,7 @@ class DemoError(KenError):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTask:
     """A task ready to publish: its delta, its held-out text, the full fine-tune's accuracy on it."""
 
     task: DemoTask
@@ -39,7 +39,7 @@ def demo_base() -> str:
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
-def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Prepared]:
+def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[PreparedTask]:
     """Fine-tune what `folder` does not hold yet, and extract every task's delta with the defaults."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_prepare_one(base, folder, task) for task in tasks]
@@ -52,7 +52,7 @@ def extract_to(path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selec
         return deltafile.write(delta, base, path, progress=watch)
 
 
-def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> Prepared:
+def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask:
     train, held_out = task.split()
     recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
     # Named after what it was made from, so that another base, text or recipe trains again.
@@ -68,4 +68,4 @@ def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> Prepared:
             finetune(base.name, train, tuned_folder, recipe, show)
     tuned = open_tuned(str(tuned_folder))
     file = extract_to(folder / f"{task.name}.ken", base, tuned)
-    return Prepared(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))
+    return PreparedTask(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))

@@ -17,7 +17,7 @@ from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from serving.client import Change, Client
-from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
+from serving.demo.prepare import DemoError, PreparedTask, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
 from serving.launch.server_process import ServerProcess
 from serving.store.connection import printable
@@ -92,7 +92,7 @@ class Demo:
     def _checkpoint_bytes(self) -> int:
         return sum(f.stat().st_size for f in self._base.folder.glob("*.safetensors"))
 
-    def _show_deltas(self, prepared: list[Prepared]) -> None:
+    def _show_deltas(self, prepared: list[PreparedTask]) -> None:
         rows = []
         for p in prepared:
             manifest = p.file.manifest
@@ -113,7 +113,7 @@ class Demo:
             )
         )
 
-    def _show_paper(self, p: Prepared) -> None:
+    def _show_paper(self, p: PreparedTask) -> None:
         """The paper's own method beside the default, on one task."""
         _heading(3, f"the paper's method on {p.task.name}: KEN per row, beside the default")
         rows = [["full fine-tune", "100 %", size(self._checkpoint_bytes), f"{p.tuned_accuracy:.3f}"]]
@@ -135,7 +135,7 @@ class Demo:
 
     # Serving
 
-    def _serve(self, prepared: list[Prepared]) -> None:
+    def _serve(self, prepared: list[PreparedTask]) -> None:
         _heading(5, f"interleaved requests of {self._clients} clients to all tasks")
         requests = [(p.task.name, example) for p in prepared for example in p.held_out]
         random.Random(0).shuffle(requests)  # noqa: S311 - not for secrets
@@ -149,7 +149,7 @@ class Demo:
         self._swap_versions(prepared[0], requests)
         self._verify()
 
-    def _check_replies(self, prepared: list[Prepared], replies: list[Reply]) -> None:
+    def _check_replies(self, prepared: list[PreparedTask], replies: list[Reply]) -> None:
         digests = {p.task.name: p.file.digest for p in prepared}
         failed = [r for r in replies if r.status != 200]
         if failed:
@@ -160,7 +160,7 @@ class Demo:
         if foreign:
             raise DemoError(f"task {foreign[0].task} was answered by {foreign[0].digest}, which is not its delta")
 
-    def _show_serving(self, prepared: list[Prepared], replies: list[Reply], elapsed: float) -> None:
+    def _show_serving(self, prepared: list[PreparedTask], replies: list[Reply], elapsed: float) -> None:
         rows = []
         for p in prepared:
             own = [r for r in replies if r.task == p.task.name]
@@ -182,7 +182,7 @@ class Demo:
         out.print(table(f"{len(replies)} requests, {len(replies) / elapsed:.0f} a second in all", columns, rows))
         say("  every answer's digest was its task's")
 
-    def _swap_versions(self, p: Prepared, requests: list[tuple[str, Example]]) -> None:
+    def _swap_versions(self, p: PreparedTask, requests: list[tuple[str, Example]]) -> None:
         """Publish and promote a new version while requests flow: all answered, by the old digest or the new."""
         path = self._folder / f"{p.task.name}-25.ken"
         newer = extract_to(path, self._base, p.tuned, Selection(budget=Budget(fraction=0.25)))
@@ -224,7 +224,7 @@ class Demo:
             raise DemoError(f"the base's file holds other values by now: {', '.join(found.differing_in_file)}")
         say(f"  all {found.tensors} tensors of the resident base are bit for bit the checkpoint's")
 
-    def _wait_for_interrupt(self, p: Prepared, server: ServerProcess) -> None:
+    def _wait_for_interrupt(self, p: PreparedTask, server: ServerProcess) -> None:
         body = json.dumps({"inputs": p.held_out[0].text[:60]})
         quoted = body.replace("'", "")
         say("\nthe server stays up; try, and stop it with Ctrl-C:")

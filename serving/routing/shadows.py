@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from serving.errors import OverloadedError
 from serving.routing.agreement import compare
-from serving.telemetry.request_metrics import AnswerMetrics
+from serving.telemetry.request_metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Shadows:
         seconds: a shadow's deadline, of its own.
     """
 
-    def __init__(self, predict: Predict, busy: Callable[[], bool], metrics: AnswerMetrics, seconds: float) -> None:
+    def __init__(self, predict: Predict, busy: Callable[[], bool], metrics: RequestMetrics, seconds: float) -> None:
         self._predict = predict
         self._busy = busy
         self._metrics = metrics

@@ -13,7 +13,7 @@ _HALF_LIFE = 20_000.0
 K = TypeVar("K", bound=Hashable)
 
 
-class OwnLabels(Generic[K]):
+class LabelBudget(Generic[K]):
     """Places for the keys used most of late. Pure: its clock is the uses themselves.
 
     While places are free, whoever comes gets one. After that a key takes the place of the least used one once it is

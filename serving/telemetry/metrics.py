@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from serving.telemetry.hits import TIERS
-from serving.telemetry.request_metrics import SECONDS, AnswerMetrics
+from serving.telemetry.request_metrics import SECONDS, RequestMetrics
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -36,7 +36,7 @@ class Metrics:
 
     def __init__(self, replica: str, most_tasks: int = 100) -> None:
         own = CollectorRegistry()
-        self.answers = AnswerMetrics(own, most_tasks)
+        self.requests = RequestMetrics(own, most_tasks)
         self.batch_rows = Histogram("ken_batch_rows", "Inputs in a forward pass", buckets=_ROWS, registry=own)
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
         self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from serving.telemetry.label_budget import OwnLabels
+from serving.telemetry.label_budget import LabelBudget
 
 OTHER = "other"
 """Label of the tasks, and of the versions, that have none of their own."""
@@ -24,7 +24,7 @@ _VERSIONS_A_TASK = 2  # on average of those with a label: what is live, and a ca
 _VERSION_LENGTH = 12
 
 
-class AnswerMetrics:
+class RequestMetrics:
     """Requests and their times by task, by stage and by version. Callable from any thread.
 
     Series exist for the `most_tasks` tasks asked for most and for twice as many of their versions; those of a task
@@ -33,8 +33,8 @@ class AnswerMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, most_tasks: int) -> None:
-        self.requests = Counter("ken_requests", "Requests answered", ["task", "code"], registry=registry)
-        self.request_seconds = Histogram(
+        self._requests = Counter("ken_requests", "Requests answered", ["task", "code"], registry=registry)
+        self._request_seconds = Histogram(
             "ken_request_seconds", "Time of a request by stage", ["task", "stage"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
@@ -55,8 +55,8 @@ class AnswerMetrics:
             ["task"], buckets=_DIFFERENCES, registry=registry,
         )  # fmt: skip
         self._lock = threading.Lock()
-        self._tasks: OwnLabels[str] = OwnLabels(most_tasks, self._remove_task)
-        self._versions: OwnLabels[tuple[str, str]] = OwnLabels(_VERSIONS_A_TASK * most_tasks, self._remove)
+        self._tasks: LabelBudget[str] = LabelBudget(most_tasks, self._remove_task)
+        self._versions: LabelBudget[tuple[str, str]] = LabelBudget(_VERSIONS_A_TASK * most_tasks, self._remove)
         self._series: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
     def observe(
@@ -78,10 +78,10 @@ class AnswerMetrics:
         """
         with self._lock:
             label = self._task_label(task)
-            self._child(self.requests, label, str(code)).inc()
-            self._child(self.request_seconds, label, "total").observe(seconds)
+            self._child(self._requests, label, str(code)).inc()
+            self._child(self._request_seconds, label, "total").observe(seconds)
             for stage, part in stages:
-                self._child(self.request_seconds, label, stage).observe(part)
+                self._child(self._request_seconds, label, stage).observe(part)
             if digest is not None:
                 version = self._version_label(label, digest)
                 self._child(self._version_requests, label, version, str(code)).inc()

@@ -46,7 +46,7 @@ class _Job:
             _log.debug("the event loop that asked is closed")
 
 
-class Workers:
+class WorkerPool:
     """Does work in steps, in turns.
 
     Args:
