@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+BaseOption = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
+
 # Which server or store a command works on
 
 Url = Annotated[

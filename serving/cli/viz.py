@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from serving.cli.options import JsonFlag
+from serving.cli.options import BaseOption, JsonFlag
 from serving.terminal import out, print_json, progress, say, table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 
 def viz(
     deltas: Annotated[list[Path], typer.Argument(help="delta files of one base", show_default=False)],
-    base: Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")],
+    base: BaseOption,
     out_folder: Annotated[Path, typer.Option("--out", help="new folder for the pictures")],
     tensor: Annotated[
         list[str] | None,

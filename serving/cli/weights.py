@@ -9,11 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from serving.cli.delta_facts import facts, per_tensor
-from serving.cli.options import JsonFlag
+from serving.cli.options import BaseOption, JsonFlag
 from serving.cli.show_delta import show, show_calibration
 from serving.terminal import progress, say, staged, warn
-
-Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
 
 OnlyOption = Annotated[str | None, typer.Option(help="preset of tensors to select from: all, attention, no-embeddings")]
 IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
@@ -33,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def finetune(
-    base: Base,
+    base: BaseOption,
     data: Annotated[Path, typer.Option(help="JSON lines, CSV or TSV: `text` and `label`, and `text_pair` for pairs")],
     out_folder: Annotated[Path, typer.Option("--out", help="new folder for the fine-tuned model")],
     epochs: Annotated[int, typer.Option(min=1)] = 3,
@@ -62,7 +60,7 @@ def finetune(
 
 
 def extract(
-    base: Base,
+    base: BaseOption,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     method: Annotated[str, typer.Option(help="magnitude, ken, ken-grid, ken-shift or random")] = "magnitude",
@@ -97,7 +95,7 @@ def extract(
 
 def import_peft(
     adapter: Annotated[Path, typer.Argument(help="folder that peft wrote: a LoRA or SHiRA adapter")],
-    base: Base,
+    base: BaseOption,
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     labels: Annotated[
         str | None, typer.Option(help="label names in the order of the logits, separated by commas")
@@ -125,7 +123,7 @@ def import_peft(
 
 
 def calibrate(
-    base: Base,
+    base: BaseOption,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
     data: Annotated[Path, typer.Option(help="JSON lines, CSV or TSV with `text`, and `label` or not")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
@@ -188,7 +186,7 @@ def calibrate(
 
 
 def apply(
-    base: Base,
+    base: BaseOption,
     delta: Annotated[Path, typer.Option(help="delta file")],
     out_folder: Annotated[Path, typer.Option("--out", help="new folder for the complete model")],
 ) -> None:
