@@ -1,4 +1,4 @@
-"""What a command asks of a server or of a store. A command is written once and does not know which of them answers."""
+"""What a command can ask of a server or of a store. Each command is written once for both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Listing:
-    """All tasks, and the bytes of their versions' deltas as far as they are known."""
+    """All tasks.
+
+    Attributes:
+        revision: the store's revision.
+        sizes: bytes of each delta by its digest; without those whose size is unknown.
+    """
 
     revision: int
     tasks: Sequence[TaskInfo]
@@ -21,7 +26,7 @@ class Listing:
 
 
 class Backend(Protocol):
-    """What commands need. `serving.client.Client` says what each method does."""
+    """The methods that commands call. `serving.client.Client` documents each of them."""
 
     def listing(self) -> Listing: ...
     def task(self, name: str) -> TaskInfo: ...

@@ -1,4 +1,4 @@
-"""What a delta file holds, as facts that JSON can carry."""
+"""What a delta file holds, as plain data that can be written as JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 
 def facts(file: Any) -> dict[str, Any]:
-    """What the manifest says, and where the bytes go; JSON."""
+    """What the manifest of a `ken_core.DeltaFile` says, and how its bytes are divided. Plain data, fit for JSON."""
     m = file.manifest
     return {
-        "file": os.fsencode(file.path).decode("utf-8", "replace"),  # JSON knows no other names
+        # a file name may be any bytes, and JSON holds UTF-8 only
+        "file": os.fsencode(file.path).decode("utf-8", "replace"),
         "digest": file.digest,
         "bytes": file.size,
         "base": m.base.name,
@@ -36,14 +37,14 @@ def facts(file: Any) -> dict[str, Any]:
 
 
 def _tokenizer(m: Any) -> str:
-    """Whose tokenizer its texts are told to: ``base``, ``own settings`` over the base's vocabulary, or ``own``."""
+    """Which tokenizer the task uses: ``base``, ``own settings`` (with the base's vocabulary), or ``own``."""
     if not m.files:
         return "base"
     return "own" if "tokenizer.json" in m.files else "own settings"
 
 
 def _lowrank(m: Any) -> dict[str, int] | None:
-    """How many tensors are shifted by factors, of which ranks, and how many parameters those factors have."""
+    """The number of low-rank tensors, their ranks, and the number of parameters in their factors."""
     if not m.lowrank:
         return None
     ranks = [e.rank for e in m.lowrank.values()]
@@ -56,7 +57,7 @@ def _lowrank(m: Any) -> dict[str, int] | None:
 
 
 def _by_part(file: Any) -> dict[str, int]:
-    """Where the file's bytes go; the parts sum to its size."""
+    """Bytes of each part of the file. They add up to the file's size."""
     m = file.manifest
     parts: dict[str, int] = {}
     for entry in m.sparse.values():
@@ -75,7 +76,7 @@ def _by_part(file: Any) -> dict[str, int]:
 
 
 def per_tensor(file: Any) -> list[dict[str, Any]]:
-    """One row a tensor: its entry, codecs and bytes; JSON."""
+    """One row for each tensor: the kind of its entry, its codecs and its bytes. Plain data, fit for JSON."""
     m = file.manifest
     rows = [
         {
@@ -97,7 +98,7 @@ def per_tensor(file: Any) -> list[dict[str, Any]]:
 
 
 def _whole_row(tensor: str, entry: str, stored: int | None, codec: str, count: int) -> dict[str, Any]:
-    """Of a tensor without a mask."""
+    """The row of a tensor that has no mask."""
     return {
         "tensor": tensor,
         "entry": entry,

@@ -1,4 +1,4 @@
-"""Opens what a command works on: a server where there is a URL, else the store."""
+"""Opens the server or the store that a command works on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_backend(url: str | None, redis_url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Backend]:
-    """The server at `url`, asked with the key in ``KEN_API_KEY``; without a URL, the store."""
+    """The server at `url`, with the key in ``KEN_API_KEY``; without a `url`, the store of `open_store`."""
     if url:
         from serving.cli.over_http import ServerBackend
 
@@ -32,7 +32,7 @@ def open_backend(url: str | None, redis_url: str | None, data_dir: Path | None, 
 
 @contextmanager
 def open_store(redis_url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
-    """The store at a URL; without one, the embedded store of a data directory."""
+    """The store at `redis_url`; without one, the embedded store of `data_dir` or of the default data directory."""
     from serving.store import Store
     from serving.store.embedded import embedded_store
 

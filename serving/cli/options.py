@@ -13,27 +13,34 @@ BaseOption = Annotated[str, typer.Option("--base", help="folder or hub name of t
 
 Url = Annotated[
     str | None,
-    typer.Option(envvar="KEN_URL", help="a server to ask, with KEN_API_KEY, in place of the store"),
+    typer.Option(
+        envvar="KEN_URL",
+        help="work through the server at this URL, with the key in KEN_API_KEY, and not on the store itself",
+    ),
 ]
-RedisUrl = Annotated[str | None, typer.Option(envvar="KEN_REDIS_URL", help="the store; none: the embedded one")]
-DataDir = Annotated[Path | None, typer.Option(envvar="KEN_DATA_DIR", help="folder of the embedded store and caches")]
+RedisUrl = Annotated[
+    str | None, typer.Option(envvar="KEN_REDIS_URL", help="URL of the store; without one, the embedded store is used")
+]
+DataDir = Annotated[
+    Path | None, typer.Option(envvar="KEN_DATA_DIR", help="folder of the embedded store and of the caches")
+]
 Namespace = Annotated[str, typer.Option(envvar="KEN_NAMESPACE", help="prefix of all keys in the store")]
 
-# What a command does, and how it tells
+# What a command works on, and how it reports
 
-TaskName = Annotated[str, typer.Argument(help="the task's name")]
-Alias = Annotated[str, typer.Option(help="which alias of the task")]
+TaskName = Annotated[str, typer.Argument(help="name of the task")]
+Alias = Annotated[str, typer.Option(help="alias of the task to point at the version")]
 AllowOtherLabels = Annotated[
     bool,
-    typer.Option("--allow-other-labels", help="also where answers would have other labels, or be of another kind"),
+    typer.Option("--allow-other-labels", help="accept a version whose labels or kind differ from the live version's"),
 ]
 Wait = Annotated[float | None, typer.Option(help="seconds to wait until every replica has seen the change")]
 TrustedKeysOption = Annotated[
     list[str] | None,
     typer.Option(
         "--trusted-keys",
-        help="public key, as name=base64 or base64, one of which must have signed the file; repeatable; "
-        "default: the JSON list in KEN_TRUSTED_KEYS",
+        help="trusted public key, as base64 or as name=base64; repeatable. One of them must have signed the file. "
+        "Default: the JSON list in KEN_TRUSTED_KEYS",
     ),
 ]
-JsonFlag = Annotated[bool, typer.Option("--json", help="print facts as JSON")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="print the result as JSON")]

@@ -12,28 +12,34 @@ if TYPE_CHECKING:
 
 
 def recorded(backend: Backend, task: str, change: Change, action: str | None = None) -> HistoryEntry:
-    """What a change did, from the history, which unlike a replica's table is never behind.
+    """The entry that a change left in its task's history, which is current even where a replica's table is behind.
 
     Args:
-        action: which entry, where the change made several.
+        action: the action of the entry to find, for a change that leaves several entries.
 
     Raises:
-        UnavailableError: others changed the task so often meanwhile that it is not among the newest.
+        UnavailableError: the task was changed so often since then that the entry is not among the newest ones.
     """
     from serving.errors import UnavailableError
 
     made = (entry for entry in backend.history(task) if entry.revision == change.revision)
     found = next((entry for entry in made if action in (None, entry.action)), None)
     if found is None:
-        raise UnavailableError(f"the change was made (revision {change.revision}), but {task} was changed much since")
+        raise UnavailableError(
+            f"the change was made (revision {change.revision}), but {task} was changed so often since then that the "
+            "change is not among the newest entries of its history"
+        )
     return found
 
 
 def tell_pending(change: Change | NewKey, wait: float | None) -> None:
-    """Say whether every replica has seen a change that was waited for.
+    """Say that every replica has seen a change, if the command waited for that.
+
+    Args:
+        wait: seconds that the command waited; None if it did not wait.
 
     Raises:
-        UnavailableError: some have not; the message names them.
+        UnavailableError: some replicas have not seen the change; the message names them.
     """
     if wait is None:
         return

@@ -29,14 +29,20 @@ def route(
     task: TaskName,
     weights: Annotated[
         list[str] | None,
-        typer.Argument(help="shares, e.g. live=90 canary=10: an alias or 12 digits of a version each; none: show"),
+        typer.Argument(
+            help="weights such as live=90 canary=10, for aliases or for 12 or more first digits of a digest; "
+            "without weights the route is shown"
+        ),
     ] = None,
     shadow: Annotated[
         str | None,
-        typer.Option(help="an alias or a version that is asked the same, only to compare; without shares they stay"),
+        typer.Option(
+            help="alias or version that gets a copy of each request, for comparison only; "
+            "without weights, the present weights stay"
+        ),
     ] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="return to the route before")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="send everything to live again")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="return to the previous route")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="remove the route: live answers every request again")] = False,
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
     redis_url: RedisUrl = None,
@@ -45,14 +51,17 @@ def route(
     wait: Wait = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how a task's requests are split between its versions, or split them anew.
+    """Show or change how a task's requests are split between its versions.
 
-    Targets and a shadow whose labels or kind are not the live version's are refused unless that is allowed.
+    A target or a shadow whose labels or kind differ from the live version's is refused; --allow-other-labels
+    accepts it.
 
     Example: ken route trec live=90 canary=10 --shadow next
     """
     if sum((bool(weights) or shadow is not None, rollback, clear)) > 1:
-        raise typer.BadParameter("give weights or --shadow, --rollback or --clear, not several of them")
+        raise typer.BadParameter(
+            "found more than one of weights or --shadow, --rollback, and --clear; give only one of the three"
+        )
     wanted = _parsed(weights, shadow)
     with open_backend(url, redis_url, data_dir, namespace) as backend:
         known = backend.task(task)
@@ -67,7 +76,7 @@ def route(
             _show(task, known, known.aliases, as_json)
             return
         _show(task, recorded(backend, task, change), known.aliases, as_json)
-        say(f"{task} answers so from revision {change.revision} on")
+        say(f"this is the route of {task} from revision {change.revision} on")
         tell_pending(change, wait)
 
 
@@ -82,7 +91,7 @@ def _parsed(weights: list[str] | None, shadow: str | None) -> Route:
             raise typer.BadParameter(f"found {text!r}; expected an alias or a digest and its weight, e.g. canary=10")
         target, weight = share.groups()
         if target in found:
-            raise typer.BadParameter(f"{target!r} is given twice")
+            raise typer.BadParameter(f"found {target!r} twice; give each target one weight")
         found[target] = int(weight)
     try:
         return Route(found, shadow) if found else Route(shadow=shadow)
@@ -96,7 +105,7 @@ def _show(task: str, route: TaskInfo | HistoryEntry, aliases: Mapping[str, str],
         print_json({"task": task, "weights": weights, "shadow": route.shadow})
         return
     if weights is None:
-        say(f"{task} has no route: live answers")
+        say(f"{task} has no route: live answers every request")
         return
     rows = [
         [target, str(weight), f"{weight / sum(weights.values()):.1%}", aliases.get(target, target)]

@@ -1,4 +1,4 @@
-"""Shows what a delta file holds, and what a calibration tried, as lines and tables for people or as JSON."""
+"""Prints what a delta file holds and what a calibration tried: as lines and tables, or as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
 
 
 def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | None = None) -> None:
-    """Print facts, and rows of tensors where given."""
+    """Print what `serving.cli.delta_facts.facts` returned, and `per_tensor`'s rows if there are any."""
     if as_json:
         print_json({**found, **({"per_tensor": tensors} if tensors else {})})
         return
@@ -69,7 +69,7 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
 
 
 def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
-    """How token vectors become an embedding, in order, and its prompts."""
+    """The steps from token vectors to an embedding, in their order; limits on texts; prompts."""
     steps = [" and ".join(found["pooling"]) + ("" if found["include_prompt"] else " of all but the prompt")]
     for module in found["modules"]:
         if module == "normalize":
@@ -94,7 +94,7 @@ def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
 
 
 def show_calibration(found: Any, as_json: bool) -> None:
-    """Print what calibration tried and chose."""
+    """Print the deltas that a `ken_core.calibration` tried, and the one that it chose."""
     record = found.record
     if as_json:
         tried = [t.model_dump() for t in record.tried]
@@ -123,6 +123,6 @@ def show_calibration(found: Any, as_json: bool) -> None:
 def _calibration_line(found: dict[str, Any]) -> str:
     return (
         f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f} on "
-        f"{found['examples']:,} examples; that it falls by at most {found['tolerance']:g} on all such text holds with "
-        f"{found['confidence']:.0%} confidence (chosen on these examples: check on others)"
+        f"{found['examples']:,} examples. With {found['confidence']:.0%} confidence, it falls by at most "
+        f"{found['tolerance']:g} on all such text. The delta was chosen on these examples: check it on others"
     )

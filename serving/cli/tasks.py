@@ -1,4 +1,4 @@
-"""Commands on tasks: publish, tasks, promote, rollback, rm, history; and gc, on the store alone."""
+"""Commands on tasks: publish, tasks, promote, rollback, rm and history; and gc, which works on the store only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 def publish(
     task: TaskName,
-    file: Annotated[Path, typer.Argument(help="delta file")],
+    file: Annotated[Path, typer.Argument(help="delta file to publish")],
     alias: Alias = "live",
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
@@ -51,10 +51,10 @@ def publish(
     wait: Wait = None,
     trusted_keys: TrustedKeysOption = None,
 ) -> None:
-    """Upload a delta as a version of a task and point an alias at it, all at once.
+    """Upload a delta as a new version of a task and point an alias at it, in one step.
 
-    Signatures beside it (`ken sign`) go along. A delta whose labels or kind are not the live version's is refused
-    unless that is allowed.
+    Signatures in FILE.sig (see `ken sign`) are sent along. A delta whose labels or kind differ from the live
+    version's is refused; --allow-other-labels accepts it.
 
     Example: ken publish trec trec.ken
     """
@@ -82,7 +82,7 @@ def tasks(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """List tasks, their aliases, versions and routes.
+    """List all tasks with their aliases, versions and routes.
 
     Example: ken tasks --json
     """
@@ -114,7 +114,9 @@ def tasks(
 
 def promote(
     task: TaskName,
-    digest: Annotated[str, typer.Argument(help="one of the task's versions, by 12 or more digits, or an alias of it")],
+    digest: Annotated[
+        str, typer.Argument(help="the version: 12 or more first digits of its digest, or an alias that points at it")
+    ],
     alias: Alias = "live",
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
@@ -123,7 +125,9 @@ def promote(
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Point an alias at another version of its task; refused like `ken publish` where labels or kind differ.
+    """Point an alias of a task at another of its versions.
+
+    A version whose labels or kind differ from the live version's is refused; --allow-other-labels accepts it.
 
     Example: ken promote trec canary --alias live --wait 10
     """
@@ -142,7 +146,7 @@ def rollback(
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Point an alias at what it pointed at before.
+    """Point an alias back at the version it pointed at before.
 
     Example: ken rollback trec
     """
@@ -154,18 +158,25 @@ def rollback(
 
 def rm(
     task: TaskName,
-    version: Annotated[str | None, typer.Option(help="only this version, by 12 or more digits or an alias")] = None,
-    force: Annotated[bool, typer.Option("--force", help="also what an alias or the route points at")] = False,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="delete only this version: 12 or more first digits of its digest, or an alias that points at it"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="also delete versions that an alias or the route points at")
+    ] = False,
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Forget a task and all its versions, or one of them; `ken gc` frees their bytes.
+    """Delete a task with all its versions, or one version of it. `ken gc` frees their bytes later.
 
-    What answers requests is left alone unless forced. An alias whose version is forced out goes back to the version
-    before.
+    A version that an alias or the route points at is deleted only with --force. Its aliases then return to the
+    version they pointed at before.
 
     Example: ken rm trec --force
     """
@@ -187,7 +198,7 @@ def history(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """Show who changed what of a task, newest first; also of one that is gone.
+    """Show who changed a task, what and when, newest first. Works for deleted tasks too.
 
     Example: ken history trec
     """
@@ -196,7 +207,7 @@ def history(
     with open_backend(url, redis_url, data_dir, namespace) as backend:
         changes = backend.history(task)
     if not changes:
-        raise UnknownTaskError(f"there is no task {task!r} and never was; see `ken tasks`")
+        raise UnknownTaskError(f"there is no task {task!r}, and there never was one; `ken tasks` lists all tasks")
     if as_json:
         print_json([change.model_dump() for change in changes])
         return
@@ -210,7 +221,7 @@ def gc(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """Delete deltas that no task has as a version.
+    """Delete the deltas that are no version of any task, and free their bytes.
 
     Example: ken gc
     """
@@ -223,7 +234,7 @@ def gc(
 
 
 def _routed(task: TaskInfo) -> dict[str, list[str]]:
-    """What share of the requests that name no alias a route gives to each digest, and which it gives copies."""
+    """For each digest, its share of the requests that name no alias; and ``shadow`` for the one that gets copies."""
     weights, found = task.route or {}, dict[str, int]()
     for target, weight in weights.items():
         digest = task.aliases.get(target, target)
@@ -243,7 +254,7 @@ def _done(change: HistoryEntry) -> str:
 
 
 def _what(change: HistoryEntry) -> tuple[str, str]:
-    """What was changed, and to what."""
+    """What was changed, and its new value."""
     if change.key is not None:
         return f"key {change.key}", ""
     if change.of_route:

@@ -1,4 +1,4 @@
-"""Which public keys a command trusts, and the check that one of them signed a delta file."""
+"""The public keys that a command trusts, and the check that one of them signed a delta file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def trusted_keys_of(given: list[str] | None) -> TrustedKeys | None:
-    """The keys of the option, else of the environment as servers read it; None where neither is set."""
+    """The keys given with the option, else those in KEN_TRUSTED_KEYS, which servers read too; None without either."""
     from serving.security.signatures import TrustedKeys
 
     where, texts = "--trusted-keys", given
@@ -36,11 +36,11 @@ def trusted_keys_of(given: list[str] | None) -> TrustedKeys | None:
 
 
 def check_signed(file: Path, trusted: TrustedKeys) -> str:
-    """Which delta a file is, and which trusted key signed it, by what lies beside it.
+    """A line that names a delta file's digest and the trusted key that signed it, by the signatures beside the file.
 
     Raises:
-        InvalidInputError: it cannot be read.
-        UntrustedDeltaError: no trusted key signed it.
+        InvalidInputError: the file or its signatures cannot be read.
+        UntrustedDeltaError: no trusted key signed the delta.
     """
     from serving.errors import InvalidInputError
     from serving.security.signature_file import read_signatures

@@ -43,7 +43,7 @@ def test_the_first_key_and_the_last_say_what_they_do_to_everybody_else(ken: Ken)
     apart = ("--namespace", "apart")
     first = ken("keys", "create", "first", *apart)
     told = " ".join(first.stderr.split())
-    for text in ("from now on a server of this store answers nobody without one", "KEN_API_KEY", "KEN_AUTH=off"):
+    for text in ("from now on, servers of this store refuse requests without a key", "KEN_API_KEY", "KEN_AUTH=off"):
         assert text in told
     second = ken("keys", "create", "second", *apart)
     assert "note:" not in second.stderr
