@@ -1,4 +1,4 @@
-"""The client whose answers are awaited."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _runs(make: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncClient, P], C
 
 
 class AsyncClient:
-    """A server's tasks from asyncio; ``async with`` closes its connections. Arguments as of `Client`."""
+    """A client for asyncio, with the arguments of `Client`. An ``async with`` block closes its connections."""
 
     def __init__(
         self,

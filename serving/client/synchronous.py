@@ -1,4 +1,4 @@
-"""The client that waits for its answers."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def _runs(make: Callable[P, Flow[T]]) -> Callable[Concatenate[Client, P], T]:
 
 
 class Client:
-    """A server's tasks from Python. Threads may share it; a ``with`` block closes its connections.
+    """A client whose methods wait for the server's answer. Threads may share it. A ``with`` block closes it.
 
     Args:
-        url: the server's, with the path it lies under, if any.
+        url: of the server, with the path that a proxy serves it under, if any.
         api_key: sent as ``Authorization: Bearer``.
-        timeout: seconds until a call is given up, all its attempts together.
-        retries: when a call is sent again.
-        verify: of TLS: False trusts anyone, a context whom it says.
-        transport: what requests go through in place of the network.
+        timeout: seconds until the client gives up a call, all attempts together.
+        retries: when a failed call is sent again.
+        verify: whether to check the server's TLS certificate; a context says which certificates to trust.
+        transport: carries requests in place of the network, e.g. in tests.
 
     Raises:
-        ClientError: the URL or the key is of no usable form.
+        ClientError: the URL or the key does not have a usable form.
     """
 
     def __init__(

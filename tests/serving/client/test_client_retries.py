@@ -156,7 +156,7 @@ def test_a_server_that_asks_for_more_patience_than_the_deadline_has_is_not_waite
 @pytest.mark.parametrize("ask", BOTH)
 def test_a_server_that_is_not_there_is_named(ask: Ask) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UnreachableError, match=f"{url} does not answer.*is the server up") as lost:
+    with pytest.raises(UnreachableError, match=f"{url} does not answer.*check that the server is running") as lost:
         ask(url, "tasks", client=QUICK)
     assert not lost.value.sent
 
