@@ -86,7 +86,7 @@ def test_one_that_became_bad_or_went_away_leaves_the_last_keys_and_is_logged_onc
         ('[{"id": "x"}]', r"0\.id"),
         (json.dumps([ONE.record() | {"scopes": ["root"]}]), r"0\.scopes"),
         (json.dumps([ONE.record() | {"token": "ken_secret"}]), r"0\.token"),
-        (json.dumps([ONE.record()] * 2), "stands there twice"),
+        (json.dumps([ONE.record()] * 2), "twice; expected each id once"),
     ],
 )
 def test_a_bad_one_is_a_start_error_that_names_the_place_and_no_value(text: str, named: str, path: Path) -> None:

@@ -201,7 +201,7 @@ def test_a_signing_key_is_its_owners_alone_and_signs_after_it_was_read_again(tmp
 def test_a_signing_key_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "signing.pem"
     first = create_signing_key(path)
-    with pytest.raises(InvalidInputError, match="there already"):
+    with pytest.raises(InvalidInputError, match="exists already"):
         create_signing_key(path)
     assert public_key_of(read_signing_key(path)) == public_key_of(first)
     with pytest.raises(InvalidInputError, match="cannot be written"):
