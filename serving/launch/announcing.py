@@ -1,4 +1,4 @@
-"""Lines for the person who starts a server."""
+"""Announces to the person who starts a server what the server does."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ Say = Callable[[str], None]
 
 
 def as_configured(settings: Settings, say: Say, level: int) -> Say:
-    """What shows a line: where logs are JSON it is a record like any other."""
+    """`say` if logs are for people. If they are JSON, a function that logs each line as a record of `level`."""
     return say if settings.log_format == "human" else partial(_log.log, level)

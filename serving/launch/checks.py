@@ -22,13 +22,13 @@ from serving.tasks import TaskTable
 
 
 def check_address(settings: Settings) -> None:
-    """Raises `StartError` if the server cannot listen where it is told to."""
+    """Raises `StartError` if the server cannot listen on its address."""
     if (error := can_listen(plain_host(settings.host), settings.port)) is not None:
         raise StartError(f"cannot listen on {address(settings)} ({error.strerror}); choose another with --port")
 
 
 def check_tls(settings: Settings) -> None:
-    """Raises `StartError` if certificate and key cannot be read or do not belong together."""
+    """Raises `StartError` if the certificate or its key cannot be read, or if they do not belong together."""
     if settings.tls_cert is None or settings.tls_key is None:
         return
     for name, path in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
@@ -37,7 +37,7 @@ def check_tls(settings: Settings) -> None:
         except OSError as error:
             raise StartError(f"{name} {path} cannot be read: {error.strerror}") from None
     try:
-        # without a password of some kind, an encrypted key would ask for one at the terminal
+        # without the argument `password`, OpenSSL would ask for the password of an encrypted key at the terminal
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
@@ -48,34 +48,34 @@ def check_tls(settings: Settings) -> None:
 
 
 def check_base(base: str) -> None:
-    """Raises `StartError` if the base is a path without a checkpoint; a hub name is tried later."""
+    """Raises `StartError` if the base is a folder without a checkpoint. The name of a hub model is not checked here."""
     path = Path(base).expanduser()
     if not path.exists():
         if base.startswith((".", "/", "~")) or base.count("/") > 1:
-            raise StartError(f"base {base}: no such folder")
+            raise StartError(f"base {base}: there is no such folder")
         return
     if not (path / "config.json").is_file():
         raise StartError(f"base {path}: expected a folder with a config.json, as save_pretrained writes it")
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise StartError(f"base {path} has a config.json but no weights (no *.safetensors)")
+        raise StartError(f"base {path}: found a config.json but no weights; expected *.safetensors files")
 
 
 def choose_proxy(settings: Settings, say: Say) -> str | None:
-    """HAProxy, if there is one for this platform; None is Ray's stock proxy.
+    """The path of HAProxy if there is one for this platform; None to use Ray's stock proxy.
 
     Raises:
-        StartError: it could not hold the connections asked for.
+        StartError: HAProxy could not hold the number of connections in the settings.
     """
     haproxy = find_haproxy()
     if haproxy is None:
-        say("no HAProxy for this platform; Ray's stock proxy serves, at a lower rate and without limits on connections")
+        say("found no HAProxy for this platform; Ray's proxy serves, more slowly and without limits on connections")
     else:
         check_startable(settings.max_connections)
     return haproxy
 
 
 def check_store(url: str, settings: Settings, say: Say) -> None:
-    """Raises `StartError` if the store is down and the disk holds no task table to serve from."""
+    """Raises `StartError` if the store is down and there is no task table on disk to serve from."""
     try:
         connect(url).ping()
     except redis.RedisError as error:
@@ -88,14 +88,14 @@ def check_store(url: str, settings: Settings, say: Say) -> None:
 
 
 def check_keys(url: str, settings: Settings) -> None:
-    """Raises `StartError` if the keys file is not usable, or others reach the server and nobody could have a key."""
+    """Raises `StartError` if the keys file is not usable, or if other machines reach the server and there is no key."""
     if settings.keys_file:
         KeysFile(settings.keys_file)
     check_exposure(settings, lambda: _store_has_keys(url, settings))
 
 
 def _store_has_keys(url: str, settings: Settings) -> bool:
-    """With the store down, those that count are on disk with the tasks."""
+    """Whether there is a key, in the store or, if the store is down, in the task table on disk."""
     try:
         return bool(Store(url, settings.namespace).keys())
     except StoreError:

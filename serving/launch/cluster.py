@@ -1,6 +1,7 @@
-"""A private Ray cluster with the application on it: started, kept until a signal comes, and ended.
+"""A private Ray cluster that runs the application: started, watched until a signal comes, and ended.
 
-Stop = admit nothing more (503 with Retry-After), let accepted requests finish, close the proxy, end the cluster.
+Stopping means: admit no further requests (503 with Retry-After), let accepted requests finish, close the proxy, end the
+cluster.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ _OBJECT_STORE_BYTES = 80 << 20
 
 
 def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder: Path, say: Say) -> int:
-    """Start the cluster, wait for a signal, stop it. Runs in the supervised child."""
+    """Start the cluster, wait for a signal, stop the cluster, and return the exit code. Runs in the supervised child.
+
+    Args:
+        haproxy: path of HAProxy; None for Ray's stock proxy.
+        folder: private to the server's owner, with a short path.
+    """
     forget_other_clusters()
     os.environ.update(for_launcher(folder, variables(haproxy, frontend(settings, folder)) if haproxy else None))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_new_token(folder))
@@ -44,11 +50,11 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
     code = 1
     try:
         _start_cluster(settings, folder)
-        stop.install()  # ray.init puts its own handlers in their place
+        stop.install()  # again: ray.init replaces the handlers
         start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
         _watch(settings, stop, say)
         code = 0
-    except (StoppedError, SystemExit):  # the latter from ray.init's own handler
+    except (StoppedError, SystemExit):  # SystemExit comes from ray.init's own handler
         say("stopped before it was ready")
     except Exception as error:
         if stop.asked:
@@ -74,7 +80,7 @@ def _start_cluster(settings: Settings, folder: Path) -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=True,
         logging_level=logging.WARNING,
-        _temp_dir=str(folder / "r"),  # Ray opens it to every user; the folder around it is shut
+        _temp_dir=str(folder / "r"),  # Ray makes it readable by every user; `folder` is not
         _node_ip_address="127.0.0.1",
     )
     show_replicas_only()
@@ -86,14 +92,14 @@ def start_application(settings: Settings, where: dict[str, Any]) -> None:
 
     from serving.app import APP, build
 
-    configure(settings)  # again: ray.init gave its loggers handlers of their own
+    configure(settings)  # again: ray.init gives its loggers handlers of their own
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)
     ray_serve.run(build(_with_threads(settings).shareable()), name=APP, route_prefix="/", logging_config=quiet)
 
 
 def _with_threads(settings: Settings) -> Settings:
-    """All replicas of a private cluster share this machine: each computes with its part of the cores."""
+    """The settings with a number of threads: the replicas of a private cluster share this machine's cores equally."""
     threads = settings.threads or max(1, usable_cores() // settings.replicas)
     return settings.model_copy(update={"threads": threads})
 
@@ -115,7 +121,7 @@ def _watch(settings: Settings, stop: StopFlag, say: Say) -> None:
 
 
 def _end(ray: Any) -> None:
-    """End the cluster. Deleting the application first would only have the proxy answer 404 meanwhile."""
+    """End the cluster. The application is not deleted first: the proxy would answer 404 until the end."""
     _close_proxy()
     try:
         if ray.is_initialized():
@@ -125,7 +131,7 @@ def _end(ray: Any) -> None:
 
 
 def _close_proxy() -> None:
-    """HAProxy's soft stop: it listens no more, so that late clients are refused rather than answered by nobody."""
+    """Stop HAProxy softly: it stops listening, so that late clients are refused at once and wait for no answer."""
     for process in psutil.Process().children(recursive=True):
         try:
             if process.name() == "haproxy":
@@ -135,7 +141,7 @@ def _close_proxy() -> None:
 
 
 def _new_token(folder: Path) -> Path:
-    """A file with the secret without which nothing in the cluster runs code."""
+    """Write a new token to a file. Ray runs code in the cluster only for holders of the token."""
     file = folder / "token"
     with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
         opened.write(secrets.token_hex(32))

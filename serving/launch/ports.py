@@ -1,4 +1,4 @@
-"""Which TCP ports of this machine are free."""
+"""Finds free TCP ports on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 def can_listen(host: str, port: int) -> OSError | None:
-    """Why nothing can listen there, None if it can."""
+    """The error that prevents listening on an address; None if it is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -27,13 +27,13 @@ def free_port() -> int:
 
 
 def free_ports() -> Iterator[int]:
-    """Free ports below the kernel's ephemeral range, so that nothing takes them before they are used."""
+    """Free ports below the kernel's ephemeral range: the kernel gives them to no other process before they are used."""
     candidates = random.sample(range(20000, 30000), 1000)
-    return (port for port in candidates if can_listen("0.0.0.0", port) is None)  # noqa: S104 - tried, not kept
+    return (port for port in candidates if can_listen("0.0.0.0", port) is None)  # noqa: S104 - only tried
 
 
 def free_range(length: int) -> int:
-    """The first of `length` + 1 free ports of the loopback interface that follow each other."""
+    """The first of `length` + 1 consecutive free ports of the loopback interface."""
     while True:
         first = random.randrange(10000, 19000, length)  # noqa: S311 - not for secrets
         if all(can_listen("127.0.0.1", port) is None for port in range(first, first + length + 1)):

@@ -1,4 +1,4 @@
-"""What Ray passes on from the replicas: their lines, and why one of them did not start."""
+"""What the replicas say by way of Ray: their log lines, and the reason why one of them did not start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def show_replicas_only() -> None:
-    """Pass on the replicas' lines, without Ray's own chatter. Ray has no public switch for that."""
+    """Print the replicas' log lines and no other lines of Ray. Ray has no public setting for this."""
     try:
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
@@ -26,7 +26,7 @@ def _print_replica_lines(data: dict[str, Any]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The replica's own message, which Serve hides in its status."""
+    """The error message of the replica that failed to start, which Serve has only in its status."""
     from ray import serve as ray_serve
 
     from serving.app import APP
@@ -37,7 +37,7 @@ def reason_of(error: Exception) -> str:
         messages = [d.message for d in application.deployments.values() if d.message] if application else []
         text = messages[0] if messages else text
     except Exception:
-        logging.getLogger(__name__).debug("no status", exc_info=True)
+        logging.getLogger(__name__).debug("Serve reports no status", exc_info=True)
     ours = re.findall(r"^(?:serving\.errors|ken_core\.errors)\.\w+: (.+)$", text, re.MULTILINE)
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return str(ours[-1] if ours else lines[-1] if lines else repr(error))

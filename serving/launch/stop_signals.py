@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the driver of the cluster looks at."""
+"""Turns SIGTERM and SIGINT into a flag, so that a server stops in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ class StoppedError(BaseException):
 
 
 class StopFlag:
-    """Signals set a flag once the server is ready, and interrupt its start before."""
+    """Set by SIGTERM and SIGINT. The first signal also raises `StoppedError` if the server is not ready yet.
+
+    Attributes:
+        asked: whether a signal came.
+        ready: whether the server has started; to be set by whoever starts it.
+    """
 
     def __init__(self) -> None:
         self.asked = False
