@@ -98,7 +98,7 @@ def revoke(
 ) -> None:
     """Revoke an API key. It is not accepted any more.
 
-    Servers stay locked after the last key was revoked, over restarts too.
+    Servers stay locked after the last key is revoked, also after a restart.
 
     Example: ken keys revoke 0a1b2c3d4e5f --wait 10
     """

@@ -29,7 +29,7 @@ Namespace = Annotated[str, typer.Option(envvar="KEN_NAMESPACE", help="prefix of 
 # What a command works on, and how it reports
 
 TaskName = Annotated[str, typer.Argument(help="name of the task")]
-Alias = Annotated[str, typer.Option(help="alias of the task to point at the version")]
+Alias = Annotated[str, typer.Option(help="alias of the task to change")]
 AllowOtherLabels = Annotated[
     bool,
     typer.Option("--allow-other-labels", help="accept a version whose labels or kind differ from the live version's"),

@@ -50,9 +50,9 @@ def test_the_first_key_and_the_last_say_what_they_do_to_everybody_else(ken: Ken)
     ids = [ended.stdout.split("_")[1] for ended in (first, second)]
     assert "note:" not in ken("keys", "revoke", ids[1], *apart).stderr
     told = " ".join(ken("keys", "revoke", ids[0], *apart).stderr.split())
-    for text in ("do not open by themselves", "ken keys create NAME --scope admin", "KEN_AUTH=off"):
+    for text in ("stay locked, after a restart too", "ken keys create NAME --scope admin", "KEN_AUTH=off"):
         assert text in told
-    assert "note:" not in ken("keys", "create", "after all", *apart).stderr  # it was locked before
+    assert "note:" not in ken("keys", "create", "after all", *apart).stderr  # the store was locked before this key
 
 
 def test_a_key_is_for_predicting_with_every_task_for_ever_unless_told(ken: Ken) -> None:

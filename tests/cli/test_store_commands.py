@@ -1,4 +1,4 @@
-"""Commands that route, delete and look back."""
+"""Commands that route, delete, and show the history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.running import Ken, facts
 def files(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Two deltas of one task, of different budgets."""
+    """Two deltas of one task, with different budgets."""
     made = [tmp_path_factory.mktemp("deltas") / f"{keep}.ken" for keep in ("0.1", "0.5")]
     for file in made:
         ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", file, "--keep", file.stem)

@@ -1,7 +1,7 @@
 """``ken serve`` whose replicas lose their weights once a file ``poison`` lies in their data directory.
 
-The next exchange fails then, and so does reading the checkpoint to restore the base. The file is taken away with it, so
-that the replica which comes in its place is sound.
+Then the next exchange fails, and reading the checkpoint to restore the base fails too. The exchange also removes the
+file, so that the replica that takes the failed one's place works.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def pipeline_scores(task: PublishedTask, texts: list[str]) -> list[Scores]:
 
 
 def farthest(found: Scores, expected: Scores) -> float:
-    """The largest difference of two probability vectors; 1 where the labels differ."""
+    """The largest difference between two probability vectors; 1 if the labels differ."""
     return max(abs(found[k] - expected[k]) for k in expected) if found.keys() == expected.keys() else 1.0
 
 

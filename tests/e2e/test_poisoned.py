@@ -1,4 +1,4 @@
-"""A replica whose weights are in an unknown state answers nothing more, and is replaced."""
+"""A replica whose weights are in an unknown state answers no further requests, and is replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts and ports as one text, IPv6 among them."""
+"""Joins and splits hosts and ports, with IPv6 addresses."""
 
 from __future__ import annotations
 

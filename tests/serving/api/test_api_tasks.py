@@ -459,7 +459,7 @@ def test_on_loopback_everything_is_open_until_there_is_a_key_and_never_again_by_
         gone = await client.delete(f"/v1/keys/{second.json()['id']}?wait=20", headers=key)
         assert gone.json()["notice"] is None
         gone = await client.delete(f"/v1/keys/{made.json()['id']}?wait=20", headers=key)
-        assert "do not open by themselves" in gone.json()["notice"]
+        assert "stay locked, after a restart too" in gone.json()["notice"]
 
     async def locked(client: Client) -> None:
         for response in (

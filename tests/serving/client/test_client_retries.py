@@ -1,4 +1,4 @@
-"""When a call is sent again: decided alone, and then by both clients against a server that misbehaves."""
+"""When a call is sent again: the decision alone, and both clients against a server that fails."""
 
 from __future__ import annotations
 

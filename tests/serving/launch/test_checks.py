@@ -15,7 +15,7 @@ from serving.store.embedded import embedded_store
 from serving.tasks import TaskTable
 from tests.certificates import self_signed
 
-# Where others reach it
+# On an address that other machines reach
 
 
 def test_beyond_loopback_a_key_in_the_store_lets_it_start(store_url: str, namespace: str, store: Store) -> None:

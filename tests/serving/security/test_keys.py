@@ -1,4 +1,4 @@
-"""What a token is, whose it is, and what it lets its holder do."""
+"""Tokens, their holders, and what a token allows."""
 
 from __future__ import annotations
 

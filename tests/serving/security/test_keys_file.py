@@ -1,4 +1,4 @@
-"""A file of keys is read again when it changes, and only when what it became is good."""
+"""A file of keys is read again when it changes. If it is not valid then, the old keys stay."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_file_moved_into_its_place_is_seen_even_with_the_same_size_and_time(pa
 
 
 def test_a_link_that_points_elsewhere_is_seen(path: Path, tmp_path: Path) -> None:
-    """As Kubernetes renews a mounted Secret."""
+    """Replaces the file as Kubernetes updates a mounted Secret."""
     write(tmp_path / "renewed", TWO)
     link = tmp_path / "link"
     link.symlink_to(path)

@@ -1,4 +1,4 @@
-"""Labels of their own go to the keys used most, and to no more than there are places."""
+"""The keys used most have labels of their own, and no more keys than there are places."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF_LIVES = st.floats(1, 200)
 
 
 def slowly(uses: list[str], places: int, half_life: float) -> list[set[str]]:
-    """Who has a place after each use, all faded counts made anew every time."""
+    """The keys that have a place after each use, from counts that are computed anew each time."""
     own: set[str] = set()
     history = []
     for now, key in enumerate(uses):

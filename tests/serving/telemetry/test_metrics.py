@@ -1,4 +1,4 @@
-"""Metrics of answers: which series there are, what they count, and that they stay few; names and units of all."""
+"""Metrics of requests: which series there are, what they count, and that they stay few; all names and units."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_the_bounds_hold_at_every_scrape_while_threads_count() -> None:
     def count(seed: int) -> None:
         rng = random.Random(seed)
         for n in range(400):
-            favourite = n // 20  # moves on, so that places change hands
+            favourite = n // 20  # other tasks become popular, so that places change hands
             task = f"task-{rng.choice([favourite, favourite, rng.randrange(30)])}"
             metrics.requests.observe(task, digest(rng.randrange(5)), 200, 0.01, [("model", 0.01)])
 
@@ -206,7 +206,7 @@ def test_the_bounds_hold_at_every_scrape_while_threads_count() -> None:
     assert_bounded(metrics, 3)
 
 
-# Names and units, of a replica with everything going on
+# Names and units, of a replica with every kind of event
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Work in turns: nobody waits for all of another's, and what was given up is not gone on with."""
+"""Clients have turns: no client waits for all work of another, and work that was given up is not continued."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def workers() -> Iterator[WorkerPool]:
 
 
 class Gate:
-    """Steps that pass one at a time, when they are let."""
+    """Steps that go on one at a time, when the test lets them."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
