@@ -32,7 +32,7 @@ from benchmarks.report import Row, report, with_shared_options
 from ken_core import apply, deltafile, open_base, open_tuned
 from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from serving.store import Store
 from serving.store.embedded import embedded_store
 

@@ -49,13 +49,13 @@ from benchmarks.peers.systems import System, Whole
 from benchmarks.peers.trial import Cell, Measured, Trial, WrongAnswerError
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import Checkpoint, apply, open_base, open_tuned
-from serving.cli.output import say
 from serving.config import default_data_dir
 from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
 from serving.store import Store
 from serving.store.embedded import embedded_store
 from serving.store.urls import connect
+from serving.terminal import say
 
 _MIB = 1 << 20
 _SPARE_BYTES = 8 << 30

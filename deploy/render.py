@@ -1,4 +1,4 @@
-"""Write the Ray variables of `serving.launch.rayenv` into the RayService, between its marker comments.
+"""Writes the Ray variables of `serving.launch.ray_variables` into the RayService, between its marker comments.
 
 python deploy/render.py            rewrites the manifest
 python deploy/render.py --check    exits 1 if it is out of date
@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from serving.launch.rayenv import for_cluster  # noqa: E402
+from serving.launch.ray_variables import for_cluster  # noqa: E402
 
 MANIFEST = ROOT / "deploy/kubernetes/rayservice.yaml"
-BLOCK = re.compile(r"^( *)# begin rayenv.*\n(?:.*\n)*?\1# end rayenv$", re.MULTILINE)
+BLOCK = re.compile(r"^( *)# begin ray_variables.*\n(?:.*\n)*?\1# end ray_variables$", re.MULTILINE)
 CONTAINERS = 2
 
 
@@ -31,11 +31,11 @@ def render(text: str, variables: dict[str, str]) -> str:
 
     def block(found: re.Match[str]) -> str:
         entries = "".join(f"{found[1]}- {{name: {k}, value: {json.dumps(v)}}}\n" for k, v in variables.items())
-        return f"{found[1]}# begin rayenv: written by deploy/render.py\n{entries}{found[1]}# end rayenv"
+        return f"{found[1]}# begin ray_variables: written by deploy/render.py\n{entries}{found[1]}# end ray_variables"
 
     rendered, found = BLOCK.subn(block, text)
     if found != CONTAINERS:
-        raise ValueError(f"found {found} pairs of 'begin rayenv' and 'end rayenv', expected {CONTAINERS}")
+        raise ValueError(f"found {found} pairs of 'begin ray_variables' and 'end ray_variables', expected {CONTAINERS}")
     return rendered
 
 
@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None, manifest: Path = MANIFEST) -> int:
     if rendered == current:
         return 0
     if options.check:
-        print(f"{manifest.name} differs from serving/launch/rayenv.py; run: python deploy/render.py", file=sys.stderr)
+        source = "serving/launch/ray_variables.py"
+        print(f"{manifest.name} differs from {source}; run: python deploy/render.py", file=sys.stderr)
         return 1
     manifest.write_text(rendered)
     return 0

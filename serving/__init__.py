@@ -1,1 +1,1 @@
-"""The server: one resident base, tasks from a store, HTTP in front."""
+"""The server: one base in memory, tasks from a store, HTTP in front."""

@@ -1,4 +1,4 @@
-"""Hosts and ports as one text, in which an IPv6 address stands in brackets (RFC 3986)."""
+"""Joins and splits hosts and ports. IPv6 addresses are written in brackets (RFC 3986)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ def host_and_port(host: str, port: int) -> str:
 
 
 def url_of(host: str, port: int, *, tls: bool = False) -> str:
-    """Where a server that listens on a host is asked. The zone of a link-local address (``%eth0``) is escaped."""
+    """The URL of a server that listens on a host. The zone of a link-local address (``%eth0``) is escaped."""
     return f"{'https' if tls else 'http'}://{host_and_port(host.replace('%', '%25'), port)}"
 
 
-def parted(address: str, port: int) -> tuple[str, int]:
-    """The way back: ``[::1]:26379`` -> ``::1``, 26379.
+def split_host_and_port(address: str, port: int) -> tuple[str, int]:
+    """The inverse of `host_and_port`: ``[::1]:26379`` -> ``::1``, 26379.
 
     Args:
-        port: where the address names none.
+        port: the port if the address has none.
 
     Raises:
-        ValueError: its port is no number, or its brackets are not closed.
+        ValueError: the port is no number, or the brackets are not closed.
     """
     if not address.startswith("["):
         host, _, named = address.partition(":")

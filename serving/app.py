@@ -1,7 +1,7 @@
-"""The Ray Serve application: one deployment that is ingress and engine in one, so no hop lies between them.
+"""The Ray Serve application. Its one deployment is both ingress and engine, so that there is no hop between the two.
 
-``build(args)`` works from a KubeRay ``serveConfigV2`` alone: ``import_path: serving.app:build``, settings in
-``args``, secrets in the containers' environment.
+A KubeRay ``serveConfigV2`` needs only ``import_path: serving.app:build`` and the settings as ``args``. Secrets come
+from the containers' environment.
 """
 
 import logging
@@ -15,7 +15,8 @@ _UNBOUNDED = 1_000_000
 
 @serve.deployment(
     name="Replica",
-    max_ongoing_requests=_UNBOUNDED,  # only our own queue refuses: it knows deadlines and says when to retry
+    # Serve must refuse no request: the service's own queue knows deadlines and says when to retry
+    max_ongoing_requests=_UNBOUNDED,
     max_queued_requests=-1,
     health_check_period_s=5,
     health_check_timeout_s=15,
@@ -24,7 +25,10 @@ _UNBOUNDED = 1_000_000
 )
 @serve.ingress()
 class Replica:
-    """One base on one device. Torch is imported here and not where the application is only described."""
+    """One base on one device.
+
+    Torch is imported in the constructor: processes that only describe the application do not need it.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from serving.config import load_settings
@@ -39,7 +43,7 @@ class Replica:
         from serving.service import Service
 
         if loaded.redis_secret is None:
-            raise StartError("no store: set KEN_REDIS_URL in every container of the cluster")
+            raise StartError("found no store; set KEN_REDIS_URL in every container of the cluster")
         self._service = Service(loaded, loaded.redis_secret)
         self._service.start()
         check_exposure(loaded, lambda: bool(self._service.table.current.keys))
@@ -50,11 +54,11 @@ class Replica:
         return create_app(self._service, echo_request_ids=False)
 
     def check_health(self) -> None:
-        """Raises when the weights are poisoned or the engine is gone; Ray replaces this replica then."""
+        """Raises an error if the weights are poisoned or the engine has ended. Ray then replaces this replica."""
         self._service.check()
 
     async def drain(self, seconds: float) -> int:
-        """Refuse new requests, wait for accepted ones; how many are left."""
+        """Refuse new requests, wait for accepted ones, and return how many are still not answered after `seconds`."""
         return await self._service.drain(seconds)
 
     def __del__(self) -> None:
@@ -64,7 +68,7 @@ class Replica:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application for the given settings (see `serving.config.Settings`; secrets only by environment)."""
+    """The application for these settings of `serving.config.Settings`. Secrets are read from the environment only."""
     from serving.config import load_settings
     from serving.security.exposure import exposure_warning
 

@@ -1,4 +1,4 @@
-"""How many CPU cores this process was given."""
+"""The number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
-    """Cores of the process's affinity, or of its control group's quota (a container's limit) where that is less."""
+    """The cores in the process's affinity, or in its control group's quota (a container's limit) if those are fewer."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -20,7 +20,7 @@ def usable_cores(quota: Path = _QUOTA) -> int:
 
 
 def _quota_cores(file: Path) -> float | None:
-    """Of a version 2 control group, whose file says ``<microseconds> <period>``, or ``max <period>`` for no limit."""
+    """The quota of a version 2 control group: ``<microseconds> <period>``, or ``max <period>`` without a limit."""
     try:
         share, period = file.read_text().split()
         return float(share) / float(period)

@@ -26,8 +26,8 @@ from serving.pipelines.base import (
     refusing_what_its_tokenizer_cannot_read,
 )
 from serving.tiers.loaded import Loaded
+from serving.workers.pool import WorkerPool
 from serving.workers.steps import Steps, finish
-from serving.workers.workers import Workers
 
 _PRESENTED_AT_ONCE = 16_384
 """Floats whose presentation may hold up the event loop: a millisecond or two of ``tolist``."""
@@ -59,7 +59,7 @@ class Prediction:
 class Inference:
     """Answers the inputs of tasks."""
 
-    def __init__(self, engine: Engine, workers: Workers, admission: Admission) -> None:
+    def __init__(self, engine: Engine, workers: WorkerPool, admission: Admission) -> None:
         self._engine = engine
         self._workers = workers
         self._admission = admission

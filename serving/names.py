@@ -1,4 +1,4 @@
-"""Which names and digests are fit for a key of the store and for a URL."""
+"""Checks names and digests: only names that can stand in a key of the store and in a URL are valid."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(kind: str, name: str) -> str:
-    """Return a name, e.g. a task's or an alias's, that is fit for a key and a URL.
+    """Return the name if it is valid.
+
+    Args:
+        kind: what is named, e.g. ``task``; for the message.
 
     Raises:
-        InvalidInputError: letters, digits, ``.``, ``_``, ``-`` only, at most 128, the first a letter or digit.
+        InvalidInputError: the name is not 1 to 128 letters, digits, ``.``, ``_`` or ``-``, the first a letter or digit.
     """
     if not _NAME.fullmatch(name):
         raise InvalidInputError(
@@ -25,10 +28,10 @@ def check_name(kind: str, name: str) -> str:
 
 
 def check_alias(name: str) -> str:
-    """Return a name that a task's alias may have.
+    """Return the name if it is valid for an alias of a task.
 
     Raises:
-        InvalidInputError: as `check_name`; or it looks like a digest, which would hide the version of that digest.
+        InvalidInputError: as `check_name`; or the name looks like a digest and would hide the version with that digest.
     """
     if is_digest(name):
         raise InvalidInputError(f"alias {name!r} is not usable: 64 hexadecimal digits name a version; choose another")
@@ -36,12 +39,12 @@ def check_alias(name: str) -> str:
 
 
 def is_digest(name: str) -> bool:
-    """Whether it has the form of a delta's sha256: 64 hexadecimal digits in lower case."""
+    """Whether a name has the form of a delta's sha256: 64 hexadecimal digits in lower case."""
     return _DIGEST.fullmatch(name) is not None
 
 
 def check_digest(digest: str) -> str:
-    """Return what is a delta's sha256 as 64 hexadecimal digits; raises `InvalidInputError`."""
+    """Return the digest if it has the form of a delta's sha256; raises `InvalidInputError` if not."""
     if not is_digest(digest):
         raise InvalidInputError(f"{digest[:80]!r} is no digest: expected 64 hexadecimal digits in lower case")
     return digest

@@ -33,7 +33,7 @@ from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles
 from serving.tiers.signature_check import SignatureCheck
 from serving.vetting import Vetting
-from serving.workers.workers import Workers
+from serving.workers.pool import WorkerPool
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
@@ -69,12 +69,12 @@ class Service:
         self.admission = Admission(_admission_limits(settings))
         self.engine = _engine(settings, self.resident, self.cache, self.metrics, self.admission, threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
-        self.workers = Workers(max(2, min(threads // 2, _MOST_WORKERS)))
+        self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
         self.predict = Inference(self.engine, self.workers, self.admission)
         self.shadows = Shadows(
             partial(self.predict, client="shadows"),
             partial(self.admission.is_busy, self.engine),
-            self.metrics.answers,
+            self.metrics.requests,
             settings.request_timeout_seconds,
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)

@@ -1,4 +1,4 @@
-"""Self-signed certificates, made without a program that a machine may lack."""
+"""Self-signed certificates, made without openssl, which a machine may lack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 
 def self_signed(folder: Path, name: str = "certificate", password: str | None = None) -> tuple[Path, Path]:
-    """A certificate for localhost and 127.0.0.1, valid for a day from an hour ago, and its key: two PEM files."""
+    """Write a certificate for localhost and 127.0.0.1, valid for a day from an hour ago, and its key: two PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     who, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from serving.cli import main
-from serving.launch import launcher
+from serving.launch import cluster
 
 
 def serve_with(replace: Callable[[], None]) -> None:
@@ -14,11 +14,11 @@ def serve_with(replace: Callable[[], None]) -> None:
     `replace` must run late, since it imports Ray: Ray reads its variables when it is imported, so the launcher has to
     set them before that.
     """
-    start = launcher._start_application
+    start = cluster.start_application
 
     def start_another(*arguments: object) -> None:
         replace()
         start(*arguments)  # type: ignore[arg-type]
 
-    launcher._start_application = start_another
+    cluster.start_application = start_another
     main(["serve"])

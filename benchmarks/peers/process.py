@@ -12,7 +12,7 @@ from typing import Self
 import httpx
 import psutil
 
-from serving.launch.process import free_port
+from serving.launch.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 _STOP_SECONDS = 60.0

@@ -117,7 +117,7 @@ class Predictor:
         stages: Sequence[tuple[str, float]],
     ) -> None:
         task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
-        self._service.metrics.answers.observe(task, digest, code, seconds, stages)
+        self._service.metrics.requests.observe(task, digest, code, seconds, stages)
         if self._service.tracer is not None:
             self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
 

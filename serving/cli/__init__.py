@@ -1,4 +1,4 @@
-"""The command line, ``ken``: each command is a few lines around the library it shows."""
+"""The command line ``ken``. Each command is a few lines around the part of the library that it shows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 import typer
 
 from serving.cli import keys, routes, server, signing, tasks, viz, weights
-from serving.cli.output import error_line
 from serving.config import default_data_dir
+from serving.terminal import error_line
 
 app = typer.Typer(
     name="ken",
@@ -33,12 +33,15 @@ _INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; always ends in `SystemExit`, or returns where all went well.
+    """Run one command. Returns, or raises `SystemExit`.
 
-    Exit codes: 0 done, 1 it failed and the reason is on stderr, 2 used wrongly, 130 interrupted."""
+    Exit codes: 0 the command did its work; 1 it failed, with the reason on stderr; 2 its arguments are wrong;
+    130 it was interrupted by Ctrl-C; 143 it was ended by SIGTERM.
+    """
     if arguments is None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that what was started is stopped
-    # numba reads it at import; without it compiled kernels would be written beside the sources
+        # SIGTERM raises SystemExit, so that everything a command started is stopped
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # numba reads NUMBA_CACHE_DIR at import; without it, compiled kernels would be written beside the sources
     data_dir = os.environ.get("KEN_DATA_DIR") or str(default_data_dir())
     os.environ.setdefault("NUMBA_CACHE_DIR", os.path.join(os.path.expanduser(data_dir), "numba"))
     try:
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         error_line("interrupted")
         sys.exit(_INTERRUPTED)
     except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+        if ended.code == _INTERRUPTED:  # typer turns Ctrl-C into this exit code and prints nothing
             error_line("interrupted")
         raise
     except OSError as error:  # a file in the way, no permission, no space

@@ -1,36 +1,24 @@
-"""Whom a command asks: the store, or a server in front of it. A command is written once and does not know which."""
+"""What a command can ask of a server or of a store. Each command is written once for both."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
-
-import typer
-
-from serving.cli.output import say
-from serving.cli.stores import open_store
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 
-Url = Annotated[
-    str | None,
-    typer.Option(envvar="KEN_URL", help="a server to ask, with KEN_API_KEY, in place of the store"),
-]
-
-AllowOtherLabels = Annotated[
-    bool,
-    typer.Option("--allow-other-labels", help="also where answers would have other labels, or be of another kind"),
-]
-
 
 @dataclass(frozen=True)
 class Listing:
-    """All tasks, and the bytes of their versions' deltas as far as they are known."""
+    """All tasks.
+
+    Attributes:
+        revision: the store's revision.
+        sizes: bytes of each delta by its digest; without those whose size is unknown.
+    """
 
     revision: int
     tasks: Sequence[TaskInfo]
@@ -38,7 +26,7 @@ class Listing:
 
 
 class Backend(Protocol):
-    """What commands need. `serving.client.Client` says what each method does."""
+    """The methods that commands call. `serving.client.Client` documents each of them."""
 
     def listing(self) -> Listing: ...
     def task(self, name: str) -> TaskInfo: ...
@@ -81,52 +69,3 @@ class Backend(Protocol):
         wait: float | None = ...,
     ) -> NewKey: ...
     def revoke_key(self, id: str, *, wait: float | None = ...) -> Revoked: ...
-
-
-@contextmanager
-def backend(url: str | None, redis_url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Backend]:
-    """The server at `url`, asked with the key in ``KEN_API_KEY``; without a URL, the store."""
-    if url:
-        from serving.cli.over_http import Server
-
-        with Server(url, os.environ.get("KEN_API_KEY") or None) as server:
-            yield server
-        return
-    from serving.cli.direct import Direct
-
-    with open_store(redis_url, data_dir, namespace) as store:
-        yield Direct(store)
-
-
-def recorded(asked: Backend, task: str, change: Change, action: str | None = None) -> HistoryEntry:
-    """What a change did, from the history, which unlike a replica's table is never behind.
-
-    Args:
-        action: which entry, where the change made several.
-
-    Raises:
-        UnavailableError: others changed the task so often meanwhile that it is not among the newest.
-    """
-    from serving.errors import UnavailableError
-
-    made = (entry for entry in asked.history(task) if entry.revision == change.revision)
-    found = next((entry for entry in made if action in (None, entry.action)), None)
-    if found is None:
-        raise UnavailableError(f"the change was made (revision {change.revision}), but {task} was changed much since")
-    return found
-
-
-def tell_pending(change: Change | NewKey, wait: float | None) -> None:
-    """Say whether every replica has seen a change that was waited for.
-
-    Raises:
-        UnavailableError: some have not; the message names them.
-    """
-    if wait is None:
-        return
-    from serving.errors import UnavailableError
-
-    if change.pending:
-        behind = ", ".join(change.pending)
-        raise UnavailableError(f"after {wait:g} s these replicas have not seen the change: {behind}")
-    say("seen by every replica")

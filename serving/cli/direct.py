@@ -1,4 +1,4 @@
-"""Commands on the store itself, with the methods and results of a server's client."""
+"""Commands on the store itself: a backend with the methods and the results of a server's client."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from serving.store import Store, Task
 
 
 class StoredKey(KeyInfo):
-    """A key as a keys file has it."""
+    """A key with the hash of its secret, in the form of a record of a keys file."""
 
     hash: str
 
 
-class Direct:
+class StoreBackend:
     """A `serving.cli.backend.Backend` on a store."""
 
     def __init__(self, store: Store) -> None:
@@ -112,7 +112,7 @@ class Direct:
         wait: float | None = None,
     ) -> NewKey:
         end = None if expires_in is None else int(time.time() + expires_in)
-        key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # checked there
+        key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # new_key checks them
         notice = None if self._store.keys.locked() else FIRST_KEY
         change = self._seen(self._store.keys.put(key.id, key.record()), wait)
         made = {"token": token, "revision": change.revision, "pending": change.pending, "notice": notice}

@@ -1,4 +1,4 @@
-"""Commands on keys: keys create, keys list, keys revoke."""
+"""Commands on API keys: keys create, keys list, keys revoke."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import Url, backend, tell_pending
-from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, Wait
+from serving.cli.opening import open_backend
+from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url, Wait
+from serving.cli.outcome import tell_pending
+from serving.terminal import out, print_json, say, table
 
 if TYPE_CHECKING:
     from serving.client import KeyInfo
@@ -19,19 +20,25 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 def add_to(app: typer.Typer) -> None:
     """Register the group of commands."""
-    group = typer.Typer(help="Make, list and revoke the keys that clients send.", no_args_is_help=True)
+    group = typer.Typer(help="Make, list and revoke the API keys that clients send.", no_args_is_help=True)
     for name, command in (("create", create), ("list", list_keys), ("revoke", revoke)):
         group.command(name)(command)
     app.add_typer(group, name="keys")
 
 
 def create(
-    name: Annotated[str, typer.Argument(help="whose it is; shows in histories and logs")],
+    name: Annotated[str, typer.Argument(help="name of the key's holder, which histories and logs show")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="predict, publish or admin, each with those before; repeatable")
+        list[str] | None,
+        typer.Option(help="predict, publish or admin; each includes the ones before it; default predict; repeatable"),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="glob of the tasks it is for; repeatable; default all")] = None,
-    expires: Annotated[str | None, typer.Option(help="such as 90d, 12h, 30m, 4w from now; default never")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="glob of task names that the key is valid for; default all tasks; repeatable"),
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="time until the key expires, such as 30m, 12h, 90d or 4w; default never")
+    ] = None,
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
@@ -39,20 +46,20 @@ def create(
     wait: Wait = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a key and print its token, this once.
+    """Make an API key and print its token, which cannot be shown again.
 
-    With the first key servers lock: from then on they answer nobody without one, on loopback too.
+    The first key locks the servers of this store: from then on every request needs a key, on loopback too.
 
     Example: ken keys create mobile-app --scope predict --task 'trec*' --expires 90d
     """
     seconds = None if expires is None else _duration(expires)
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        key = asked.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        key = backend.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
         if as_json:
             print_json(key.model_dump(exclude={"pending"}))
         else:
             typer.echo(key.token)
-        say(f"key {key.id} of {key.name}: {_told(key)}; the token is shown this once and kept nowhere")
+        say(f"key {key.id} of {key.name}: {_told(key)}; the token is shown only now and stored nowhere")
         _tell(key.notice)
         tell_pending(key, wait)
 
@@ -64,14 +71,16 @@ def list_keys(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """List keys. With --json as a server takes them from --keys-file: hashes, no tokens.
+    """List API keys.
+
+    With --json and without --url, the output is a keys file for `ken serve --keys-file`. It holds hashes, no tokens.
 
     Example: ken keys list
     """
     from serving.security.keys import moment
 
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        keys = sorted(asked.keys(), key=lambda key: (key.name, key.created))
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        keys = sorted(backend.keys(), key=lambda key: (key.name, key.created))
     if as_json:
         print_json([key.model_dump() for key in keys])
         return
@@ -80,21 +89,21 @@ def list_keys(
 
 
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="of `ken keys list`")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="id of the key, as `ken keys list` shows it")],
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Make a key invalid.
+    """Revoke an API key. It is not accepted any more.
 
-    Servers stay locked when it was the last one, also after a restart.
+    Servers stay locked after the last key is revoked, also after a restart.
 
     Example: ken keys revoke 0a1b2c3d4e5f --wait 10
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.revoke_key(key_id, wait=wait)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.revoke_key(key_id, wait=wait)
         say(f"key {key_id} is revoked (revision {change.revision})")
         _tell(change.notice)
         tell_pending(change, wait)
@@ -117,7 +126,7 @@ def _end(key: KeyInfo) -> str:
 
 
 def _duration(text: str) -> int:
-    """Seconds."""
+    """Seconds of a duration such as ``90d``."""
     found = re.fullmatch(r"([1-9]\d{0,6})([mhdw])", text)
     if found is None:
         raise typer.BadParameter(

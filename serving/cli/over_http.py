@@ -1,4 +1,4 @@
-"""Commands through a server: its client, as it is."""
+"""Commands through a server: a backend that is the server's client."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from serving.cli.backend import Listing
 from serving.client import Client
 
 
-class Server(Client):
-    """A `serving.cli.backend.Backend`."""
+class ServerBackend(Client):
+    """A `serving.cli.backend.Backend` on a server."""
 
     def listing(self) -> Listing:
-        """Tasks as one replica knows them; it does not tell bytes."""
+        """The tasks as one replica knows them. A replica does not report the sizes of deltas."""
         tasks = self.tasks()
         return Listing(max((task.revision for task in tasks), default=0), tasks, {})

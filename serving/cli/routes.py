@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import AllowOtherLabels, Url, backend, recorded, tell_pending
-from serving.cli.output import JsonFlag, out, print_json, say, table
-from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait
+from serving.cli.opening import open_backend
+from serving.cli.options import AllowOtherLabels, DataDir, JsonFlag, Namespace, RedisUrl, TaskName, Url, Wait
+from serving.cli.outcome import recorded, tell_pending
+from serving.terminal import out, print_json, say, table
 
 if TYPE_CHECKING:
     from serving.client.results import HistoryEntry, TaskInfo
@@ -28,14 +29,20 @@ def route(
     task: TaskName,
     weights: Annotated[
         list[str] | None,
-        typer.Argument(help="shares, e.g. live=90 canary=10: an alias or 12 digits of a version each; none: show"),
+        typer.Argument(
+            help="weights such as live=90 canary=10, for aliases or for 12 or more first digits of a digest; "
+            "without weights the route is shown"
+        ),
     ] = None,
     shadow: Annotated[
         str | None,
-        typer.Option(help="an alias or a version that is asked the same, only to compare; without shares they stay"),
+        typer.Option(
+            help="alias or version that gets a copy of each request, for comparison only; "
+            "without weights, the present weights stay"
+        ),
     ] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="return to the route before")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="send everything to live again")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="return to the previous route")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="remove the route: live answers every request again")] = False,
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
     redis_url: RedisUrl = None,
@@ -44,29 +51,32 @@ def route(
     wait: Wait = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how a task's requests are split between its versions, or split them anew.
+    """Show or change how a task's requests are split between its versions.
 
-    Targets and a shadow whose labels or kind are not the live version's are refused unless that is allowed.
+    A target or a shadow whose labels or kind differ from the live version's is refused; --allow-other-labels
+    accepts it.
 
     Example: ken route trec live=90 canary=10 --shadow next
     """
     if sum((bool(weights) or shadow is not None, rollback, clear)) > 1:
-        raise typer.BadParameter("give weights or --shadow, --rollback or --clear, not several of them")
+        raise typer.BadParameter(
+            "found more than one of weights or --shadow, --rollback, and --clear; give only one of the three"
+        )
     wanted = _parsed(weights, shadow)
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        known = asked.task(task)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        known = backend.task(task)
         if weights or shadow is not None:
             split = wanted.weights if weights else known.route or wanted.weights
-            change = asked.set_route(task, split, shadow=shadow, allow_other_labels=allow_other_labels, wait=wait)
+            change = backend.set_route(task, split, shadow=shadow, allow_other_labels=allow_other_labels, wait=wait)
         elif rollback:
-            change = asked.rollback_route(task, wait=wait)
+            change = backend.rollback_route(task, wait=wait)
         elif clear:
-            change = asked.clear_route(task, wait=wait)
+            change = backend.clear_route(task, wait=wait)
         else:
             _show(task, known, known.aliases, as_json)
             return
-        _show(task, recorded(asked, task, change), known.aliases, as_json)
-        say(f"{task} answers so from revision {change.revision} on")
+        _show(task, recorded(backend, task, change), known.aliases, as_json)
+        say(f"this is the route of {task} from revision {change.revision} on")
         tell_pending(change, wait)
 
 
@@ -81,7 +91,7 @@ def _parsed(weights: list[str] | None, shadow: str | None) -> Route:
             raise typer.BadParameter(f"found {text!r}; expected an alias or a digest and its weight, e.g. canary=10")
         target, weight = share.groups()
         if target in found:
-            raise typer.BadParameter(f"{target!r} is given twice")
+            raise typer.BadParameter(f"found {target!r} twice; give each target one weight")
         found[target] = int(weight)
     try:
         return Route(found, shadow) if found else Route(shadow=shadow)
@@ -95,7 +105,7 @@ def _show(task: str, route: TaskInfo | HistoryEntry, aliases: Mapping[str, str],
         print_json({"task": task, "weights": weights, "shadow": route.shadow})
         return
     if weights is None:
-        say(f"{task} has no route: live answers")
+        say(f"{task} has no route: live answers every request")
         return
     rows = [
         [target, str(weight), f"{weight / sum(weights.values()):.1%}", aliases.get(target, target)]

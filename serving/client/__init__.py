@@ -1,6 +1,6 @@
-"""A client of a running ken-serve: `Client` waits, `AsyncClient` is awaited, and both have the same methods.
+"""Clients of a running ken-serve: `Client` is synchronous, `AsyncClient` is for asyncio. Both have the same methods.
 
-It needs httpx, pydantic and orjson; torch, Ray and Transformers are not imported.
+They need httpx, pydantic and orjson, and import neither torch, Ray nor Transformers.
 
     with Client("http://127.0.0.1:8000") as client:
         client.predict("trec", "How far is it to Denver?").outputs

@@ -1,4 +1,4 @@
-"""The client whose answers are awaited."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from serving.client import calls, publishing
+from serving.client.address import Address
 from serving.client.calls import Call
-from serving.client.connecting import Address
 from serving.client.errors import ClientError
 from serving.client.methods import named_after
-from serving.client.publishing import Steps
+from serving.client.publishing import Flow
 from serving.client.retries import STANDARD, Retries
 from serving.client.sending import Sending
 
@@ -30,16 +30,16 @@ def _sends(make: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], 
     return method
 
 
-def _follows(make: Callable[P, Steps[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+def _runs(make: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
     @named_after(make)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._follow(make(*args, **kwargs))
+        return await self._run(make(*args, **kwargs))
 
     return method
 
 
 class AsyncClient:
-    """A server's tasks from asyncio; ``async with`` closes its connections. Arguments as of `Client`."""
+    """A client for asyncio, with the arguments of `Client`. An ``async with`` block closes its connections."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class AsyncClient:
     tasks = _sends(calls.tasks)
     task = _sends(calls.task)
     history = _sends(calls.history)
-    publish = _follows(publishing.publish)
+    publish = _runs(publishing.publish)
     promote = _sends(calls.promote)
     rollback = _sends(calls.rollback)
     delete_version = _sends(calls.delete_version)
@@ -96,13 +96,13 @@ class AsyncClient:
             except (ClientError, httpx.RequestError) as error:
                 await asyncio.sleep(sending.pause(error))
 
-    async def _follow(self, steps: Steps[T]) -> T:
+    async def _run(self, flow: Flow[T]) -> T:
         try:
-            step = next(steps)
+            step = next(flow)
             while True:
-                step = steps.send(await (self._send(step) if isinstance(step, Call) else asyncio.to_thread(step)))
+                step = flow.send(await (self._send(step) if isinstance(step, Call) else asyncio.to_thread(step)))
         except StopIteration as ended:
             result: T = ended.value
             return result
         finally:
-            steps.close()
+            flow.close()

@@ -1,6 +1,6 @@
-"""The server's routes, a function each: what to send, and how to read the answer. No network is touched here.
+"""One function for each route of the server: it makes the request and knows how to read the answer. It sends nothing.
 
-`Client` and `AsyncClient` make a method of each function, with its arguments and documentation.
+`Client` and `AsyncClient` have a method for each function, with the same arguments and docstring.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _ALL_TO_LIVE: Mapping[str, int] = {"live": 1}
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request that was not sent yet.
+    """A request that is ready to be sent.
 
     Attributes:
-        parse: makes the result of a successful answer.
-        content: the body.
-        repeatable: doing it twice has the effect and the answer of doing it once.
-        seconds: its deadline, None for the client's own.
-        patience: seconds that the server is asked to wait for something; they come on top of the deadline.
+        parse: turns a successful answer into the call's result.
+        content: the request's body.
+        repeatable: whether sending the call twice has the same effect and answer as sending it once.
+        seconds: the deadline; None for the client's timeout.
+        patience: seconds that the call asks the server to wait for replicas; they are added to the deadline.
     """
 
     method: str
@@ -69,8 +69,8 @@ class Call(Generic[T]):
         """The call's result.
 
         Raises:
-            ApiError: the server did not do it.
-            ReplyError: the answer has a form that is not the server's.
+            ApiError: the answer is not a success.
+            ReplyError: the answer does not have the form of the server's answers.
         """
         if not response.is_success:
             raise api_error(response)
@@ -78,7 +78,7 @@ class Call(Generic[T]):
             return self.parse(response)
         except ValueError as error:
             found = f"{response.request.method} {response.request.url} answered {response.text[:100]!r}"
-            raise ReplyError(f"{found}, which no ken-serve of this version does") from error
+            raise ReplyError(f"{found}, which is no answer of a ken-serve of this version; check the URL") from error
 
 
 # Predictions
@@ -94,19 +94,19 @@ def predict(
     key: str | None = None,
     timeout: float | None = None,
 ) -> Call[Prediction]:
-    """Ask a task.
+    """Get a task's outputs for some inputs.
 
     Args:
-        task: its name, or ``name@alias``.
-        inputs: one input or a list of them: texts, or objects of the fields the kind asks for.
-        parameters: of the kind, e.g. ``{"top_k": 1}``.
-        kind: what to ask of the task; by default what it answers by itself.
-        digest: pins one of the task's versions; 12 or more of the digits it begins with are enough.
-        key: where the task has a route, calls of one key are answered by one of its targets.
-        timeout: seconds, in place of the client's; the server does not begin what cannot be done in time.
+        task: the task's name, or ``name@alias``.
+        inputs: one input or a list of inputs. An input is a text, or an object with the fields that the kind needs.
+        parameters: the kind's parameters, e.g. ``{"top_k": 1}``.
+        kind: the kind of question to ask; by default the task's own kind.
+        digest: the version that answers: its digest, or 12 or more of the first digits.
+        key: a name for the caller. If the task has a route, all calls with one key get the same version.
+        timeout: seconds, in place of the client's. The server does not start work that it cannot finish in time.
 
     Raises:
-        ApiError: the server refused it.
+        ApiError: the server refused the call.
         UnreachableError: no answer came in time.
     """
     asked = {"inputs": inputs, "parameters": parameters, "kind": kind}
@@ -125,17 +125,17 @@ def predict(
 
 
 def tasks() -> Call[list[TaskInfo]]:
-    """All tasks, by name."""
+    """All tasks, sorted by name."""
     return Call("GET", _path("tasks"), _reader(list[TaskInfo]))
 
 
 def task(name: str) -> Call[TaskDetail]:
-    """One task's versions, and where the replica that answers has them."""
+    """A task's versions, and the tiers in which the replica that answers holds them."""
     return Call("GET", _path("tasks", name), _reader(TaskDetail))
 
 
 def history(name: str) -> Call[list[HistoryEntry]]:
-    """Who changed what of a task, newest first."""
+    """The changes of a task and who made them, newest first."""
     return Call("GET", _path("tasks", name, "history"), _reader(list[HistoryEntry]))
 
 
@@ -145,35 +145,36 @@ def promote(
     """Point an alias at one of the task's versions.
 
     Args:
-        digest: the version's, 12 or more of the digits it begins with, or another alias that points at it.
-        allow_other_labels: also where it answers with other labels, or another kind, than the live version.
-        wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
+        digest: the version: its digest, 12 or more of the first digits, or another alias that points at it.
+        allow_other_labels: accept a version whose labels or kind differ from the live version's.
+        wait: seconds to wait until every replica has seen the change; `Change.pending` names those that have not.
     """
     asked = {"digest": digest, "alias": alias, **_allowing(allow_other_labels)}
     return _pointing(_path("tasks", task, "promote"), asked, wait)
 
 
 def rollback(task: str, alias: str = "live", *, wait: float | None = None) -> Call[Change]:
-    """Point an alias at what it pointed at before. `wait` as in `promote`."""
+    """Point an alias back at the version it pointed at before. `wait` as in `promote`."""
     return replace(_pointing(_path("tasks", task, "rollback"), {"alias": alias}, wait), repeatable=False)
 
 
 def delete_version(task: str, digest: str, *, force: bool = False, wait: float | None = None) -> Call[Change]:
-    """Forget one version of a task.
+    """Delete one version of a task.
 
     Args:
         digest: as in `promote`.
-        force: also where aliases or the route point at it; aliases fall back to what they pointed at before.
+        force: delete the version even if aliases or the route point at it. Its aliases return to the version they
+            pointed at before.
         wait: as in `promote`.
     """
     return _deleting(_path("tasks", task, "versions", digest), force, wait)
 
 
 def delete_task(task: str, *, force: bool = False, wait: float | None = None) -> Call[Change]:
-    """Forget a task and all its versions.
+    """Delete a task and all its versions.
 
     Args:
-        force: also where aliases or the route point at them.
+        force: delete the versions even if aliases or the route point at them.
         wait: as in `promote`.
     """
     return _deleting(_path("tasks", task), force, wait)
@@ -183,7 +184,7 @@ def delete_task(task: str, *, force: bool = False, wait: float | None = None) ->
 
 
 def route(task: str) -> Call[RouteInfo | None]:
-    """How a task's predictions are split and copied; None where ``live`` answers all."""
+    """How a task's predictions are split between versions and copied to a shadow; None if ``live`` answers all."""
     return Call("GET", _route(task), lambda response: _adapter(RouteInfo | None).validate_json(response.content))
 
 
@@ -198,9 +199,10 @@ def set_route(
     """Split a task's predictions between its versions.
 
     Args:
-        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or version; ``live`` answers all if it is left out.
-        shadow: an alias or version that is asked the same once the answer was given. What it says is compared and
-            counted (``ken_shadow_*``) and given to nobody. None: no shadow, also where there was one before.
+        weights: e.g. ``{"live": 90, "canary": 10}``, by alias or digest. By default ``live`` answers everything.
+        shadow: an alias or digest that gets a copy of each request after the request was answered. The shadow's
+            answer is compared with the one that was given and counted (``ken_shadow_*``); no client gets it. None
+            removes a shadow.
         allow_other_labels: as in `promote`.
         wait: as in `promote`.
     """
@@ -214,7 +216,7 @@ def clear_route(task: str, *, wait: float | None = None) -> Call[Change]:
 
 
 def rollback_route(task: str, *, wait: float | None = None) -> Call[Change]:
-    """Return to the route before the present one, or to none. `wait` as in `promote`."""
+    """Return to the previous route, which may be none. `wait` as in `promote`."""
     return _changing(Call("POST", f"{_route(task)}/rollback", _reader(Change), repeatable=False), wait)
 
 
@@ -222,7 +224,7 @@ def rollback_route(task: str, *, wait: float | None = None) -> Call[Change]:
 
 
 def upload(digest: str) -> Call[Upload]:
-    """Which chunks of a delta the server has."""
+    """The chunks of a delta that the server has."""
     return Call("GET", _path("uploads", digest), _reader(Upload))
 
 
@@ -240,7 +242,7 @@ def publish_digest(
     allow_other_labels: bool = False,
     wait: float | None = None,
 ) -> Call[Change]:
-    """Make a delta that the server has a version of a task, and point an alias at it.
+    """Make an uploaded delta a version of a task, and point an alias at it.
 
     `allow_other_labels` and `wait` as in `promote`.
     """
@@ -254,17 +256,17 @@ def publish_digest(
 
 
 def base() -> Call[BaseInfo]:
-    """The pretrained checkpoint that stays resident."""
+    """The base: the pretrained checkpoint that stays in memory."""
     return Call("GET", _path("base"), _reader(BaseInfo))
 
 
 def verify() -> Call[Verification]:
-    """Revert one replica to the base between two batches, and compare every tensor with the checkpoint."""
+    """Have one replica revert to the base between two batches and compare every tensor with the checkpoint."""
     return Call("POST", _path("base", "verify"), _reader(Verification))
 
 
 def replicas() -> Call[list[Replica]]:
-    """The replicas that reported lately."""
+    """The replicas that reported to the store recently."""
     return Call("GET", _path("replicas"), _reader(list[Replica]))
 
 
@@ -272,7 +274,7 @@ def replicas() -> Call[list[Replica]]:
 
 
 def keys() -> Call[list[KeyInfo]]:
-    """All keys of the store."""
+    """All API keys of the store."""
     return Call("GET", _path("keys"), _reader(list[KeyInfo]))
 
 
@@ -284,13 +286,13 @@ def create_key(
     expires_in: float | None = None,
     wait: float | None = None,
 ) -> Call[NewKey]:
-    """Make a key.
+    """Make an API key.
 
     Args:
-        name: whose it is.
-        scopes: of predict, publish, admin; each includes those before it.
-        tasks: patterns of the tasks it is for, ``*`` for any characters.
-        expires_in: seconds from now, None for never.
+        name: of the key's holder.
+        scopes: some of predict, publish and admin; each includes those before it.
+        tasks: patterns of the names of tasks that the key is valid for; ``*`` stands for any characters.
+        expires_in: seconds until the key expires; None for a key that does not expire.
         wait: as in `promote`.
     """
     asked = {"name": name, "scopes": list(scopes), "tasks": list(tasks), "expires_in": expires_in}
@@ -298,22 +300,22 @@ def create_key(
 
 
 def revoke_key(id: str, *, wait: float | None = None) -> Call[Revoked]:
-    """Make a key worthless. `wait` as in `promote`."""
+    """Revoke an API key: it is not accepted any more. `wait` as in `promote`."""
     return _changing(Call("DELETE", _path("keys", id), _reader(Revoked), repeatable=False), wait)
 
 
 def _allowing(other_labels: bool) -> dict[str, bool]:
-    """Part of a body. Left out where it says nothing: a server from before does not know it."""
+    """A field of a body. It is left out if it is false, since older servers do not know it."""
     return {"allow_other_labels": True} if other_labels else {}
 
 
 def _changing(call: Call[T], wait: float | None) -> Call[T]:
-    """A change that is waited for."""
+    """A call that waits until replicas have seen its change, for routes that take `wait` in the query."""
     return call if wait is None else replace(call, query={**call.query, "wait": str(wait)}, patience=wait)
 
 
 def _pointing(path: str, asked: Mapping[str, Any], wait: float | None) -> Call[Change]:
-    """A change of an alias; these take `wait` in the body."""
+    """A change of an alias. Its routes take `wait` in the body."""
     return Call("POST", path, _reader(Change), orjson.dumps(_given({**asked, "wait": wait})), patience=wait or 0.0)
 
 
@@ -327,7 +329,7 @@ def _route(task: str) -> str:
 
 
 def _path(*segments: str) -> str:
-    # httpx would take the last two for a step within the path, and so for another route
+    # httpx would resolve "." and ".." as steps within the path, which makes another route of it
     odd = next((s for s in segments if s in ("", ".", "..")), None)
     if odd is not None:
         raise ClientError(f"{odd!r} is no name of a task, version or key")

@@ -1,4 +1,4 @@
-"""Why a call came to nothing: the server refused it, nothing answered, or what answered is no ken-serve."""
+"""Why a call failed: the server refused it, no answer came, or the answer is not one of a ken-serve."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 
 
 class ClientError(KenError):
-    """Base of the client's errors."""
+    """Base class of the client's errors."""
 
 
 class ApiError(ClientError):
-    """The server answered, but not as asked.
+    """The server answered with an error status.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         title: the kind of failure in a few words.
         detail: what was found, what was expected, what to do.
-        request_id: names the request in the server's log; None where something in front of the server answered.
-        retry_after: seconds, None where trying again later is of no use.
+        request_id: names the request in the server's log; None if something in front of the server answered.
+        retry_after: seconds after which to try again; None if trying again does not help.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class UnreachableError(ClientError):
     """No answer came.
 
     Attributes:
-        sent: whether the server may have acted on the call all the same.
+        sent: whether the call was sent, so that the server may have acted on it.
     """
 
     def __init__(self, message: str, sent: bool) -> None:
@@ -55,14 +55,14 @@ class UnreachableError(ClientError):
 
 
 class ReplyError(ClientError):
-    """An answer came that no ken-serve gives."""
+    """An answer came whose form is not a ken-serve's."""
 
 
 def api_error(response: httpx.Response, now: float | None = None) -> ApiError:
-    """What an answer other than success says; RFC 9457 problem JSON if it is of the server's own making.
+    """The error for an answer that is not a success. The server's own errors are RFC 9457 problem JSON.
 
     Args:
-        now: Unix seconds, by default the present.
+        now: the time in Unix seconds; by default the current time.
     """
     problem = _problem(response)
     title = str(problem.get("title") or response.reason_phrase or "unknown status")
@@ -72,25 +72,25 @@ def api_error(response: httpx.Response, now: float | None = None) -> ApiError:
 
 
 def unreachable(error: httpx.RequestError, where: str, seconds: float) -> UnreachableError:
-    """What it means that httpx got no answer.
+    """The error for a call that httpx got no answer to.
 
     Args:
         where: the server's URL.
-        seconds: how long the call has been tried.
+        seconds: how long the client has tried the call.
     """
     sent = not isinstance(error, _NEVER_SENT)
     if isinstance(error, httpx.TimeoutException):
         return UnreachableError(f"{where} did not answer within {seconds:.3g} s", sent)
     reason = str(error) or type(error).__name__
-    advice = "" if sent else "; is the server up, and the URL right?"
+    advice = "" if sent else "; check that the server is running and that the URL is right"
     return UnreachableError(f"{where} does not answer: {reason}{advice}", sent)
 
 
 def seconds_of(retry_after: str | None, now: float) -> float | None:
-    """The header ``Retry-After`` (RFC 9110, 10.2.3) as seconds; None where it is absent or of another form.
+    """The header ``Retry-After`` (RFC 9110, 10.2.3) in seconds; None if it is absent or malformed.
 
     Args:
-        now: Unix seconds, to reckon a date from.
+        now: the time in Unix seconds, subtracted from a ``Retry-After`` that is a date.
     """
     if retry_after is None:
         return None
@@ -115,6 +115,6 @@ def _detail(response: httpx.Response, problem: dict[str, Any]) -> str:
         return str(problem["detail"])
     where = response.request.url
     if response.has_redirect_location:
-        return f"{where} redirects to {response.headers['location']}; give the client that URL"
+        return f"{where} redirects to {response.headers['location']}; give that URL to the client"
     text = " ".join(response.text.split())[:_SHOWN]
-    return f"{where} answered without saying why{f': {text}' if text else ''}"
+    return f"{where} gave no reason{f': {text}' if text else ''}"

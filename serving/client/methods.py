@@ -1,4 +1,4 @@
-"""Make a client's method look like the call that it sends."""
+"""Gives a client's methods the names, signatures and docstrings of the calls they send."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def named_after(call: Callable[..., Any]) -> Callable[[F], F]:
-    """A decorator that gives a method the name, documentation and arguments of `call`."""
+    """A decorator that gives a method the name, the docstring and the arguments of `call`."""
 
     def decorate(method: F) -> F:
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

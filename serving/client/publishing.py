@@ -1,6 +1,6 @@
-"""Publishing a delta: only the chunks that the server does not have yet are sent.
+"""Publishing a delta. Only the chunks that the server does not have yet are sent.
 
-A file is named by its sha256, so an upload that was cut off goes on where it ended, whoever continues it.
+An upload is named by the file's sha256, so anybody can continue an interrupted upload where it stopped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from serving.security.signature_file import read_signatures
 
 T = TypeVar("T")
 Step = Call[Any] | Callable[[], Any]
-"""A call, or work of this machine's own that takes long enough to keep others waiting."""
-Steps = Generator[Step, Any, T]
-"""Yields steps, is sent the result of each, and returns what came of them all."""
+"""A call, or local work that would block an event loop for too long, such as hashing a file."""
+Flow = Generator[Step, Any, T]
+"""A generator that yields steps, is sent the result of each, and returns the result of all of them."""
 
 CHUNK_BYTES = 4 << 20
 
@@ -37,22 +37,22 @@ def publish(
     allow_other_labels: bool = False,
     wait: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Steps[Change]:
+) -> Flow[Change]:
     """Upload a delta as a version of a task and point an alias at it.
 
-    Signatures that lie beside the file, as ``ken sign`` puts them, are sent along. If it fails half-way, calling it
-    again sends only what is missing.
+    Signatures that ``ken sign`` wrote beside the file are sent along. After a failure, another call sends only the
+    chunks that are still missing.
 
     Args:
         delta: a delta file's path, or its bytes.
-        allow_other_labels: also where it answers with other labels, or another kind, than the live version.
-        wait: seconds to wait until every replica has seen the change; those that have not are in `Change.pending`.
-        progress: called with the bytes that the server has so far and those of the whole delta.
+        allow_other_labels: accept a delta whose labels or kind differ from the live version's.
+        wait: seconds to wait until every replica has seen the change; `Change.pending` names those that have not.
+        progress: called with the number of bytes that the server has so far, and with the delta's number of bytes.
 
     Raises:
         ClientError: the file cannot be read.
-        InvalidInputError: a name no task or alias can have, or a file of signatures that is none.
-        ApiError: the server refused it, e.g. for being a delta of another base.
+        InvalidInputError: no task or alias can have this name, or the file of signatures is malformed.
+        ApiError: the server refused the delta, e.g. since it belongs to another base.
         UnreachableError: no answer came.
     """
     check_name("task", task)  # before anything is sent

@@ -1,4 +1,4 @@
-"""What calls return. Fields a newer server adds are left out; one that is missing is a `ReplyError`."""
+"""The results of calls. Unknown fields, which a newer server may send, are ignored; a missing one is a `ReplyError`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Result(BaseModel):
-    """Base of all results: frozen, compared by value."""
+    """Base class of all results: frozen, compared by value."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Prediction(Result):
-    """One output an input, in order."""
+    """One output for each input, in the order of the inputs."""
 
     task: str
-    digest: str = Field(description="the delta that answered")
+    digest: str = Field(description="of the delta that answered")
     kind: str = Field(description="the kind of question that was answered")
     outputs: list[Any]
-    truncated: tuple[int, ...] = Field(description="positions of inputs that were cut to the model's length")
-    timing: dict[str, float] = Field(description="seconds in the server's stages: load, queue, swap, model")
+    truncated: tuple[int, ...] = Field(description="positions of the inputs that were cut to the model's length")
+    timing: dict[str, float] = Field(description="seconds in each of the server's stages: load, queue, swap, model")
     request_id: str | None = Field(description="names the request in the server's log")
 
 
@@ -30,41 +30,41 @@ class TaskInfo(Result):
 
     name: str
     revision: int = Field(description="the store's revision at the task's last change")
-    aliases: dict[str, str] = Field(description="alias to digest")
+    aliases: dict[str, str] = Field(description="digest by alias")
     versions: tuple[str, ...] = Field(description="digests, oldest first")
-    route: dict[str, int] | None = Field(None, description="alias or digest to weight; None: all goes to live")
-    shadow: str | None = Field(None, description="alias or digest that gets a copy of what the route decides about")
+    route: dict[str, int] | None = Field(None, description="weight by alias or digest; None: live answers everything")
+    shadow: str | None = Field(None, description="alias or digest that gets copies of requests that name no version")
 
 
 class TaskDetail(TaskInfo):
-    """A task, and how the one replica that answered holds it."""
+    """A task, and where the replica that answered holds its versions."""
 
     replica: str
-    tiers: dict[str, str] = Field(description="where each version is at present, by digest")
-    hits: dict[str, int] = Field(description="requests by the tier their delta was found in, since the replica began")
+    tiers: dict[str, str] = Field(description="the tier that holds each version now, by digest")
+    hits: dict[str, int] = Field(description="requests since the replica started, by the tier their delta was in")
     hit_rate: float | None = Field(description="share of requests whose delta was on the device; None: no requests yet")
 
 
 class RouteInfo(Result):
-    """How a task's predictions are split, and which version gets a copy of them."""
+    """How a task's predictions are split between versions, and which version gets copies of them."""
 
-    weights: dict[str, int] = Field(description="alias or digest to weight")
-    shadow: str | None = Field(None, description="alias or digest that is asked the same, only to compare")
+    weights: dict[str, int] = Field(description="weight by alias or digest")
+    shadow: str | None = Field(None, description="alias or digest that gets copies of requests, for comparison only")
 
 
 class HistoryEntry(Result):
-    """Who changed what, and when: an alias, a version, the route, or, among the keys' own changes, a key."""
+    """Who changed what, and when: an alias, a version, the route or, in the keys' own history, a key."""
 
     action: str
     alias: str = ""
-    digest: str = Field("", description="what the alias points at from then on, or the version that is gone")
-    previous: str = Field("", description="the digest that the alias pointed at before")
-    route: dict[str, int] | None = Field(None, description="the route from then on")
+    digest: str = Field("", description="what the alias points at since the change, or the version that was deleted")
+    previous: str = Field("", description="the digest that the alias pointed at before the change")
+    route: dict[str, int] | None = Field(None, description="the route since the change")
     previous_route: dict[str, int] | None = None
-    shadow: str | None = Field(None, description="where the route was changed: the alias or digest that gets copies")
+    shadow: str | None = Field(None, description="the shadow since the change, if the route was changed")
     previous_shadow: str | None = None
     other_labels: str | None = Field(
-        None, description="how answers came to differ in labels, kind or form, where that was allowed"
+        None, description="how the labels, kind or form of answers changed, if the change was allowed to change them"
     )
     key: str | None = None
     who: str
@@ -73,76 +73,76 @@ class HistoryEntry(Result):
 
     @property
     def of_route(self) -> bool:
-        """Whether it is the route that was changed, if only to none."""
+        """Whether the route was changed, set or removed."""
         return self.action.endswith("route") or bool(self.route or self.previous_route)
 
 
 class Change(Result):
     """A change that was made."""
 
-    task: str | None = Field(None, description="None: it is no task's")
+    task: str | None = Field(None, description="None: the change is not of a task")
     revision: int = Field(description="the store's revision after the change")
     pending: tuple[str, ...] = Field((), description="replicas that had not seen the change when `wait` ran out")
 
 
 class Revoked(Change):
-    """A key that is valid no more."""
+    """The revocation of a key."""
 
-    notice: str | None = Field(None, description="what else changes, where it was the last key: nobody gets in")
+    notice: str | None = Field(None, description="if the last key was revoked: what that means for access")
 
 
 class Upload(Result):
-    """How far a delta's upload is."""
+    """The state of a delta's upload."""
 
     digest: str
-    received: tuple[int, ...] = Field(description="numbers of the chunks that arrived")
+    received: tuple[int, ...] = Field(description="indices of the chunks that arrived")
     bytes: int
-    complete: bool = Field(description="the store holds the whole delta; nothing needs to be sent")
+    complete: bool = Field(description="whether the store holds the whole delta, so that nothing needs to be sent")
 
 
 class KeyInfo(Result):
-    """A key, without what proves it. Times are Unix seconds."""
+    """A key without its secret. Times are Unix seconds."""
 
     id: str
     name: str
     scopes: tuple[str, ...]
-    tasks: tuple[str, ...] = Field(description="patterns of the tasks it is for")
+    tasks: tuple[str, ...] = Field(description="patterns of the names of tasks that the key is valid for")
     created: int
-    expires: int | None = Field(None, description="None: never")
+    expires: int | None = Field(None, description="None: the key does not expire")
 
 
 class NewKey(KeyInfo):
-    """A key just made, with the token that proves it: the server does not tell it again."""
+    """A new key with its token, which the server does not show again."""
 
     token: str = Field(repr=False)
-    revision: int = Field(description="the store's revision from which on replicas know the key")
-    pending: tuple[str, ...] = Field((), description="replicas that did not know it when `wait` ran out")
-    notice: str | None = Field(None, description="what else changes, where it is the first key: requests need one")
+    revision: int = Field(description="the store's revision after the change; replicas that have seen it know the key")
+    pending: tuple[str, ...] = Field((), description="replicas that did not know the key when `wait` ran out")
+    notice: str | None = Field(None, description="if this is the first key: what that means for access")
 
 
 class Replica(Result):
-    """One copy of the base and its engine."""
+    """A replica: one copy of the base with its engine."""
 
     name: str
-    revision: int = Field(description="the newest revision of the store that it has seen")
-    metrics: str | None = Field(None, description="host and port of its own metrics")
+    revision: int = Field(description="the newest revision of the store that the replica has seen")
+    metrics: str | None = Field(None, description="host and port of the replica's own metrics")
 
 
 class BaseInfo(Result):
-    """The pretrained checkpoint that stays resident."""
+    """The base: the pretrained checkpoint that stays in memory."""
 
     name: str
     fingerprint: str
     bytes: int = Field(description="of the resident weights")
     replica: str
-    trouble: str | None = Field(None, description="why it loads no further delta: the base's file was written to")
+    trouble: str | None = Field(None, description="why the replica loads no further delta: the base's file was changed")
 
 
 class Verification(Result):
-    """Whether the reverted base is bit for bit the checkpoint."""
+    """Whether the base in memory is bit for bit equal to the checkpoint."""
 
     tensors: int
-    differing: tuple[str, ...] = Field(description="names of tensors that are not; empty when all is well")
+    differing: tuple[str, ...] = Field(description="names of the tensors that differ from the checkpoint")
     differing_in_file: tuple[str, ...] = Field(
-        (), description="names of those whose values in the base's file are others by now"
+        (), description="names of the tensors whose values in the base's file have changed"
     )

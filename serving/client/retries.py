@@ -1,4 +1,4 @@
-"""Whether a call that failed is sent again, and when. Pure: no clock, no network."""
+"""Decides whether and when a failed call is sent again. Pure: no clock, no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from serving.client.errors import ApiError, ClientError, UnreachableError
 
 _TRANSIENT = frozenset({429, 502, 503})
-"""502: a proxy lost the server it had passed the call to. 504 is not among them: the call's own time is over."""
+"""502 means that a proxy lost the server it had passed the call to. 504 is not in the set: the deadline has passed."""
 _REFUSED = frozenset({429, 503})
 
 
@@ -15,15 +15,15 @@ _REFUSED = frozenset({429, 503})
 class Retries:
     """When a call is sent again. Times are seconds.
 
-    A call is repeated after 429, 502, 503 and lost connections, within its deadline. One that must not be done
-    twice (a rollback, say) only if it certainly was not done at all: nothing was sent, or the server refused it
-    and said when to come back.
+    A call is sent again after 429, 502, 503 and lost connections, within its deadline. A call that must not be done
+    twice, such as a rollback, is sent again only if it certainly was not done: nothing was sent, or the server
+    refused it and said when to come back.
 
     Attributes:
-        attempts: how often a call is sent at most; 1 is never again.
-        first: the pause before the second attempt; each later one is twice as long.
-        longest: no pause is longer. Where the server's ``Retry-After`` is, the call fails at once: coming
-            earlier than asked would only add to the load.
+        attempts: how often a call is sent at most; with 1 it is never sent again.
+        first: the pause before the second attempt; each later pause is twice as long as the one before.
+        longest: the longest pause. If the server's ``Retry-After`` asks for a longer one, the call fails at once:
+            a retry before that time would only add to the load.
     """
 
     attempts: int = 4
@@ -33,13 +33,13 @@ class Retries:
     def pause(
         self, error: ClientError, *, repeatable: bool, sent: int, remaining: float, jitter: float
     ) -> float | None:
-        """Seconds until a failed call may be sent again, None where it may not.
+        """Seconds until a failed call is sent again; None if it is not.
 
         Args:
-            repeatable: doing the call twice is as good as once.
-            sent: how often it was sent.
+            repeatable: whether doing the call twice has the same effect as doing it once.
+            sent: how often the call was sent.
             remaining: seconds to the call's deadline.
-            jitter: a random number from 0 to 1, so that many clients do not come back at the same moment.
+            jitter: a random number from 0 to 1, so that many clients do not retry at the same moment.
         """
         if sent >= self.attempts or not _transient(error) or not (repeatable or _surely_not_done(error)):
             return None

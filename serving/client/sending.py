@@ -1,4 +1,4 @@
-"""One call on its way: its deadline, and what follows when an attempt fails. The clients do the sending."""
+"""The state of one call while it is sent: its deadline, its attempts and the pauses between them. The clients send."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _CONNECT_SECONDS = 10.0
 
 
 class Sending:
-    """What a client needs to know to send a call until it is answered or given up.
+    """Tells a client how to send a call until it is answered or given up.
 
     Args:
-        where: the server, for messages.
-        seconds: until the call is given up, all attempts together, unless it brings a deadline of its own.
+        where: the server's URL, for error messages.
+        seconds: until the call is given up, all attempts together; a call with its own deadline ignores it.
     """
 
     def __init__(self, call: Call[Any], where: str, seconds: float, retries: Retries) -> None:
@@ -32,7 +32,7 @@ class Sending:
         self._sent = 0
 
     def attempt(self) -> dict[str, Any]:
-        """Arguments of httpx's `request` for the next attempt."""
+        """Arguments for the `request` method of httpx, for the next attempt."""
         self._sent += 1
         call, remaining = self._call, max(self._remaining(), 0.001)
         headers = {**call.headers, "X-Request-Timeout-Ms": str(max(1, int(remaining * 1000)))}
@@ -43,14 +43,14 @@ class Sending:
         return {**sent, "params": call.query, "headers": headers, "timeout": timeout}
 
     def pause(self, error: ClientError | httpx.RequestError) -> float:
-        """Seconds until the next attempt; raises the error where there is none to be."""
+        """Seconds until the next attempt. Raises the error if there is no next attempt."""
         failure = error if isinstance(error, ClientError) else self._lost(error)
         pause = self._retries.pause(
             failure,
             repeatable=self._call.repeatable,
             sent=self._sent,
             remaining=self._remaining(),
-            jitter=random.random(),  # noqa: S311 - no secret
+            jitter=random.random(),  # noqa: S311 - not for secrets
         )
         if pause is None:
             raise failure from (None if failure is error else error)

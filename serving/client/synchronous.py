@@ -1,4 +1,4 @@
-"""The client that waits for its answers."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from serving.client import calls, publishing
+from serving.client.address import Address
 from serving.client.calls import Call
-from serving.client.connecting import Address
 from serving.client.errors import ClientError
 from serving.client.methods import named_after
-from serving.client.publishing import Steps
+from serving.client.publishing import Flow
 from serving.client.retries import STANDARD, Retries
 from serving.client.sending import Sending
 
@@ -30,27 +30,27 @@ def _sends(make: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
     return method
 
 
-def _follows(make: Callable[P, Steps[T]]) -> Callable[Concatenate[Client, P], T]:
+def _runs(make: Callable[P, Flow[T]]) -> Callable[Concatenate[Client, P], T]:
     @named_after(make)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._follow(make(*args, **kwargs))
+        return self._run(make(*args, **kwargs))
 
     return method
 
 
 class Client:
-    """A server's tasks from Python. Threads may share it; a ``with`` block closes its connections.
+    """A client whose methods wait for the server's answer. Threads may share it. A ``with`` block closes it.
 
     Args:
-        url: the server's, with the path it lies under, if any.
+        url: of the server, with the path that a proxy serves it under, if any.
         api_key: sent as ``Authorization: Bearer``.
-        timeout: seconds until a call is given up, all its attempts together.
-        retries: when a call is sent again.
-        verify: of TLS: False trusts anyone, a context whom it says.
-        transport: what requests go through in place of the network.
+        timeout: seconds until the client gives up a call, all attempts together.
+        retries: when a failed call is sent again.
+        verify: whether to check the server's TLS certificate; a context says which certificates to trust.
+        transport: carries requests in place of the network, e.g. in tests.
 
     Raises:
-        ClientError: the URL or the key is of no usable form.
+        ClientError: the URL or the key does not have a usable form.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Client:
     tasks = _sends(calls.tasks)
     task = _sends(calls.task)
     history = _sends(calls.history)
-    publish = _follows(publishing.publish)
+    publish = _runs(publishing.publish)
     promote = _sends(calls.promote)
     rollback = _sends(calls.rollback)
     delete_version = _sends(calls.delete_version)
@@ -108,13 +108,13 @@ class Client:
             except (ClientError, httpx.RequestError) as error:
                 time.sleep(sending.pause(error))
 
-    def _follow(self, steps: Steps[T]) -> T:
+    def _run(self, flow: Flow[T]) -> T:
         try:
-            step = next(steps)
+            step = next(flow)
             while True:
-                step = steps.send(self._send(step) if isinstance(step, Call) else step())
+                step = flow.send(self._send(step) if isinstance(step, Call) else step())
         except StopIteration as ended:
             result: T = ended.value
             return result
         finally:
-            steps.close()
+            flow.close()

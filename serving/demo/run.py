@@ -1,4 +1,4 @@
-"""``ken demo``: fine-tune, extract, publish, serve, swap while requests flow, verify."""
+"""``ken demo``: fine-tunes, extracts, publishes, serves, swaps versions while requests arrive, and verifies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import torch
 from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft, open_base
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
-from serving.cli.output import out, progress, say, size, table
 from serving.client import Change, Client
-from serving.demo.prepare import DemoError, Prepared, demo_base, extract_to, prepare
+from serving.demo.prepare import DemoError, PreparedTask, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from serving.store.embedded import embedded_store
 from serving.store.urls import printable
+from serving.terminal import out, progress, say, size, table
 
 _NAMESPACE = "demo"
 _WAIT_SECONDS = 10.0
@@ -30,7 +30,16 @@ _PAPER_FRACTIONS = (0.25, 0.50, 0.75)
 
 
 class Demo:
-    """One run. `run` returns the exit code: 0 when every check held."""
+    """One run of the demonstration.
+
+    Args:
+        base: folder or hub name; None for MiniLM-L6.
+        redis_url: the store; None for the embedded one.
+        data_dir: folder for models, deltas and the embedded store.
+        port: of the server; None for a free one.
+        clients: number of clients that send requests at the same time.
+        keep_serving: keep the server running afterwards, until it is interrupted.
+    """
 
     def __init__(
         self,
@@ -50,12 +59,17 @@ class Demo:
         self._keep_serving = keep_serving
 
     def run(self) -> int:
+        """Run the demonstration and return the exit code 0.
+
+        Raises:
+            DemoError: a check failed.
+        """
         started = time.monotonic()
         torch.set_num_threads(os.cpu_count() or 1)
         self._base = open_base(self._base_name)
         self._resident = ResidentModel(open_base(self._base_name))
         _heading(1, f"the base: {self._base.name} ({size(self._checkpoint_bytes)} checkpoint)")
-        _heading(2, "fine-tune a task each on real text, and keep 10 % of what changed")
+        _heading(2, "fine-tune each task on real text, and keep 10 % of what changed")
         prepared = prepare(self._base, self._folder)
         self._show_deltas(prepared)
         self._show_paper(prepared[0])
@@ -74,16 +88,16 @@ class Demo:
                     self._wait_for_interrupt(prepared[0], server)
             if server.process.returncode != 0:
                 raise DemoError(f"the server ended with exit code {server.process.returncode}")
-        say(f"every check held; everything that was started is stopped ({time.monotonic() - started:.0f} s)")
+        say(f"all checks passed, and all processes have ended ({time.monotonic() - started:.0f} s)")
         return 0
 
     def _server_log(self) -> Path | None:
-        """Where the server's lines go: among the tables nobody would read them. None: to the terminal."""
+        """The file for the server's log, since log lines would disturb the tables. None to log to the terminal."""
         if self._keep_serving:
             return None
         log = self._folder / "server.log"
         log.unlink(missing_ok=True)
-        say(f"  its log: {log}")
+        say(f"  the server's log: {log}")
         return log
 
     # Before serving
@@ -92,7 +106,7 @@ class Demo:
     def _checkpoint_bytes(self) -> int:
         return sum(f.stat().st_size for f in self._base.folder.glob("*.safetensors"))
 
-    def _show_deltas(self, prepared: list[Prepared]) -> None:
+    def _show_deltas(self, prepared: list[PreparedTask]) -> None:
         rows = []
         for p in prepared:
             manifest = p.file.manifest
@@ -103,7 +117,7 @@ class Demo:
             ])  # fmt: skip
             if p.file.size * 6 > self._checkpoint_bytes:
                 raise DemoError(
-                    f"the delta of {p.task.name} has {p.file.size} bytes, more than 1/6 of the checkpoint's"
+                    f"the delta of {p.task.name} has {p.file.size} bytes; expected at most 1/6 of the checkpoint's"
                 )
         out.print(
             table(
@@ -113,9 +127,9 @@ class Demo:
             )
         )
 
-    def _show_paper(self, p: Prepared) -> None:
-        """The paper's own method beside the default, on one task."""
-        _heading(3, f"the paper's method on {p.task.name}: KEN per row, beside the default")
+    def _show_paper(self, p: PreparedTask) -> None:
+        """Compare the paper's method with the default selection on one task."""
+        _heading(3, f"the paper's method on {p.task.name}: KEN per row, compared with the default")
         rows = [["full fine-tune", "100 %", size(self._checkpoint_bytes), f"{p.tuned_accuracy:.3f}"]]
         for name, selection in (
             *((f"ken, {f:.0%} of each row", Selection("ken", Budget("row", fraction=f))) for f in _PAPER_FRACTIONS),
@@ -135,8 +149,8 @@ class Demo:
 
     # Serving
 
-    def _serve(self, prepared: list[Prepared]) -> None:
-        _heading(5, f"interleaved requests of {self._clients} clients to all tasks")
+    def _serve(self, prepared: list[PreparedTask]) -> None:
+        _heading(5, f"interleaved requests from {self._clients} clients to all tasks")
         requests = [(p.task.name, example) for p in prepared for example in p.held_out]
         random.Random(0).shuffle(requests)  # noqa: S311 - not for secrets
         asyncio.run(send_all(self._url, requests[: 4 * self._clients], self._clients))
@@ -149,7 +163,7 @@ class Demo:
         self._swap_versions(prepared[0], requests)
         self._verify()
 
-    def _check_replies(self, prepared: list[Prepared], replies: list[Reply]) -> None:
+    def _check_replies(self, prepared: list[PreparedTask], replies: list[Reply]) -> None:
         digests = {p.task.name: p.file.digest for p in prepared}
         failed = [r for r in replies if r.status != 200]
         if failed:
@@ -158,9 +172,11 @@ class Demo:
             )
         foreign = [r for r in replies if r.digest != digests[r.task]]
         if foreign:
-            raise DemoError(f"task {foreign[0].task} was answered by {foreign[0].digest}, which is not its delta")
+            raise DemoError(
+                f"task {foreign[0].task} was answered by {foreign[0].digest}, which is not the task's delta"
+            )
 
-    def _show_serving(self, prepared: list[Prepared], replies: list[Reply], elapsed: float) -> None:
+    def _show_serving(self, prepared: list[PreparedTask], replies: list[Reply], elapsed: float) -> None:
         rows = []
         for p in prepared:
             own = [r for r in replies if r.task == p.task.name]
@@ -176,14 +192,15 @@ class Demo:
             ])  # fmt: skip
             if p.tuned_accuracy - served > 0.01 + 1e-9:
                 raise DemoError(
-                    f"{p.task.name} as served is {served:.3f} accurate, the full fine-tune {p.tuned_accuracy:.3f}"
+                    f"{p.task.name} has accuracy {served:.3f} as served and {p.tuned_accuracy:.3f} as a full "
+                    "fine-tune; expected a difference of at most 0.01"
                 )
         columns = ["task", "tuned acc.", "served acc.", "delta", "checkpoint", "swap", "p50", "p99", "req/s"]
         out.print(table(f"{len(replies)} requests, {len(replies) / elapsed:.0f} a second in all", columns, rows))
-        say("  every answer's digest was its task's")
+        say("  every answer came from its task's delta")
 
-    def _swap_versions(self, p: Prepared, requests: list[tuple[str, Example]]) -> None:
-        """Publish and promote a new version while requests flow: all answered, by the old digest or the new."""
+    def _swap_versions(self, p: PreparedTask, requests: list[tuple[str, Example]]) -> None:
+        """Publish and promote a new version while requests arrive, and check which version answered each of them."""
         path = self._folder / f"{p.task.name}-25.ken"
         newer = extract_to(path, self._base, p.tuned, Selection(budget=Budget(fraction=0.25)))
         own = [r for r in requests if r[0] == p.task.name]
@@ -205,29 +222,33 @@ class Demo:
         count = {d: sum(r.digest == d for r in replies) for d in (p.file.digest, newer.digest)}
         if sum(count.values()) != len(replies):
             raise DemoError(
-                f"{len(replies) - sum(count.values())} requests were not answered by the old or the new version"
+                f"{len(replies) - sum(count.values())} requests were answered neither by the old nor by the new version"
             )
         late = [r for r in replies if r.sent > seen and r.digest != newer.digest]
         if late or not all(count.values()):
-            raise DemoError("the new version did not take over as it should")
+            raise DemoError(
+                "the new version did not take over: expected answers by both, and none by the old one after the change"
+            )
         say(
-            f"  {p.task.name}: new version promoted while {len(replies)} requests flowed; all were answered, "
-            f"{count[p.file.digest]} by the old digest, {count[newer.digest]} by the new, none by the old after"
+            f"  {p.task.name}: a new version was promoted while {len(replies)} requests arrived. All were answered: "
+            f"{count[p.file.digest]} by the old version, then {count[newer.digest]} by the new one"
         )
 
     def _verify(self) -> None:
         _heading(6, "verify the base")
         found = self._client.verify()
         if found.differing:
-            raise DemoError(f"these tensors are not the base's any more: {', '.join(found.differing)}")
+            raise DemoError(f"these tensors in memory differ from the base: {', '.join(found.differing)}")
         if found.differing_in_file:
-            raise DemoError(f"the base's file holds other values by now: {', '.join(found.differing_in_file)}")
-        say(f"  all {found.tensors} tensors of the resident base are bit for bit the checkpoint's")
+            raise DemoError(
+                f"the base's file was changed; these tensors in it differ: {', '.join(found.differing_in_file)}"
+            )
+        say(f"  all {found.tensors} tensors of the base in memory are bit for bit equal to the checkpoint's")
 
-    def _wait_for_interrupt(self, p: Prepared, server: ServerProcess) -> None:
+    def _wait_for_interrupt(self, p: PreparedTask, server: ServerProcess) -> None:
         body = json.dumps({"inputs": p.held_out[0].text[:60]})
         quoted = body.replace("'", "")
-        say("\nthe server stays up; try, and stop it with Ctrl-C:")
+        say("\nthe server keeps running until Ctrl-C; try:")
         say(f"  curl {self._url}/v1/tasks/{p.task.name}/predict -d '{quoted}'")
         say(f"  curl {self._url}/v1/tasks")
         say(f"  curl {self._url}/metrics")

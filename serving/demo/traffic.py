@@ -1,4 +1,4 @@
-"""Requests of many clients at once, and what came back."""
+"""Sends the requests of many concurrent clients and records the replies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from serving.client import ApiError, AsyncClient, ClientError, Retries
 
 @dataclass(frozen=True)
 class Reply:
-    """One answered (or failed) request. Times in seconds; `swap` is 0 where the task was active already."""
+    """One request with its answer or failure.
+
+    Attributes:
+        status: HTTP status; 0 if no answer came.
+        right: whether the predicted label is the example's.
+        seconds: from sending to the answer.
+        swap: seconds that the change of weights took; 0 if the task was active already.
+        sent: when it was sent, in seconds of `time.perf_counter`.
+    """
 
     task: str
     status: int
@@ -27,7 +35,7 @@ class Reply:
 async def send_all(
     url: str, requests: Sequence[tuple[str, Example]], clients: int, done: Callable[[int], None] = lambda n: None
 ) -> list[Reply]:
-    """Send (task, example) pairs in order, at most `clients` at a time."""
+    """Send (task, example) pairs in order, at most `clients` at a time. `done` is called with the number of replies."""
     waiting = iter(requests)
     replies: list[Reply] = []
     async with connect(url) as client:
@@ -44,7 +52,7 @@ async def send_all(
 async def send_until(
     url: str, requests: Sequence[tuple[str, Example]], clients: int, finished: Awaitable[object]
 ) -> list[Reply]:
-    """Send pairs over and over until something else has finished."""
+    """Send (task, example) pairs, again and again, until `finished` is done."""
     replies: list[Reply] = []
     over = asyncio.ensure_future(finished)
     async with connect(url) as client:
@@ -62,12 +70,12 @@ async def send_until(
 
 
 def connect(url: str) -> AsyncClient:
-    """A client that hides no failure behind a second attempt."""
+    """A client that does not retry, so that each failure is seen."""
     return AsyncClient(url, retries=Retries(attempts=1))
 
 
 async def ask(client: AsyncClient, task: str, example: Example) -> Reply:
-    """Send one text to one task; the reply's status is 0 where no answer came."""
+    """Send one text to one task. The reply's status is 0 if no answer came."""
     sent = time.perf_counter()
     try:
         answer = await client.predict(task, example.text, parameters={"top_k": 1})

@@ -1,1 +1,1 @@
-"""Starting and stopping a server: Ray, HAProxy and the processes around them."""
+"""Starts and stops a server: Ray, HAProxy and the processes around them."""

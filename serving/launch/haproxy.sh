@@ -1,4 +1,4 @@
 #!/bin/sh
-# Ray starts this file where it would start HAProxy; serving/launch/haproxy_start.py says what it does.
-# -P: whatever lies in the working directory is not imported.
+# Ray starts this file in place of HAProxy. serving/launch/haproxy_start.py explains what it does.
+# -P: Python must not import modules from the working directory.
 exec "${KEN_HAPROXY_PYTHON:-python3}" -P -m serving.launch.haproxy_start "$@"

@@ -1,6 +1,7 @@
-"""Ray's configuration of HAProxy, made fit for users: where it listens, who may connect how often, what it says.
+"""Edits Ray's configuration of HAProxy: where HAProxy listens, limits on connections, error pages, timeouts.
 
-Ray has no settings for these, so lines are found and replaced. Pure: text in, text out; `haproxy_start` runs it.
+Ray has no settings for these, so lines of its file are found and replaced. Pure: text in, text out. `haproxy_start`
+calls it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from serving.errors import StartError
 _SECTION = re.compile(r"\S")
 _KNOWN_SECTIONS = re.compile(r"global|defaults|frontend (prometheus|http_frontend)|backend \S+|listen stats")
 _OPENING = re.compile(r"(bind|errorfile|stats (socket|admin))\b")
-"""What opens a socket or hides a status: no such line may be left that no edit knows."""
+"""Lines that open a socket or replace an error status. Each of them must be known to an edit."""
 
 _REQUEST_HEAD_SECONDS = 20
 _SOURCES = "100k"
@@ -23,12 +24,12 @@ _SOURCE = "http-request set-header X-Forwarded-For %[src]"
 
 @dataclass(frozen=True)
 class Frontend:
-    """What clients meet.
+    """HAProxy's frontend, to which clients connect.
 
-    Args:
-        binds: where it listens, each as HAProxy's ``bind`` takes it; empty leaves Ray's address.
-        connections: most open ones, of all sources together; 0 leaves Ray's number.
-        per_source: most open ones of one source, an IPv4 address or an IPv6 network of 64 bits; 0 is no limit.
+    Attributes:
+        binds: addresses to listen on, each as HAProxy's ``bind`` takes it; empty leaves Ray's address.
+        connections: most open connections of all sources together; 0 leaves Ray's number.
+        per_source: most open connections of one source, an IPv4 address or a /64 network of IPv6; 0 is no limit.
     """
 
     binds: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class Frontend:
 
 @dataclass(frozen=True)
 class _Edit:
-    """A line of a section and what comes in its place, given the match."""
+    """A line of a section, and a function that makes the lines in its place from the match."""
 
     section: str
     line: re.Pattern[str]
@@ -46,18 +47,18 @@ class _Edit:
 
 
 def edited(text: str, frontend: Frontend) -> str:
-    """The file as Ray wrote it, with every edit made.
+    """Ray's configuration file with every edit made.
 
-    - Statistics and HAProxy's own metrics listen on loopback, the admin socket is for its owner.
-    - A 502, 503 or 504 of HAProxy's own stays what it is. Ray makes a 500 of each.
-    - The frontend listens where `frontend` says, limits the connections of each source, and tells replicas who a
-      request came from, whatever the request itself says of that.
-    - A client that drips its headers is let go after 20 s. Ray would let it hold its connection for ever.
-    - A client that hangs up is noticed. With ``splice-request``, which Ray sets, HAProxy 2.8 does not see it when the
-      body came after the headers, and nobody's inputs would be computed.
+    - Statistics and HAProxy's own metrics listen on loopback, and only its owner can open the admin socket.
+    - HAProxy's own 502, 503 and 504 keep their status. Ray turns each of them into a 500.
+    - The frontend listens on `frontend.binds`, limits the connections of each source, and sets ``X-Forwarded-For`` to
+      the client's address, whatever the request contains.
+    - A client that sends its headers too slowly is disconnected after 20 s. Ray sets no limit.
+    - A client that disconnects is noticed. With ``splice-request``, which Ray sets, HAProxy 2.8 does not notice it if
+      the body came after the headers, and the replica would compute inputs that nobody waits for.
 
     Raises:
-        StartError: a line that should be there once is not, or one is there that opens something unknown.
+        StartError: a line that an edit replaces is not there exactly once, or an unknown line opens a socket.
     """
     edits = _edits(frontend)
     made = [0] * len(edits)
@@ -111,7 +112,7 @@ def _binds(frontend: Frontend, rays: str) -> Iterator[str]:
 
 
 def _limits(frontend: Frontend) -> list[str]:
-    """Whoever has an IPv6 address has 2^64 of them, so a network counts as one source."""
+    """A /64 network of IPv6 counts as one source, since whoever has one address of it has all 2^64."""
     if not frontend.per_source:
         return []
     return [
@@ -124,5 +125,5 @@ def _limits(frontend: Frontend) -> list[str]:
 def _unknown(found: str) -> StartError:
     return StartError(
         f"Ray's configuration of HAProxy has a form that this version of ken-serve does not know: found {found}. "
-        "Nothing is served rather than opened to everybody; install the version of ray that constraints.txt names"
+        "The server does not start, since it might be open to everybody; install the version of ray in constraints.txt"
     )

@@ -1,4 +1,4 @@
-"""Where clients reach the server: its address, its URL, and what HAProxy and Ray Serve need to know of them."""
+"""The address that clients connect to: as text, as a URL, and as options of HAProxy and Ray Serve."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from serving.launch.haproxy_file import Frontend
 
 
 def plain_host(host: str) -> str:
-    """Of the two addresses that the name localhost has, one."""
+    """``127.0.0.1`` for ``localhost``, which may also mean ``::1``; any other host as it is."""
     return "127.0.0.1" if host == "localhost" else host
 
 
 def address(settings: Settings) -> str:
-    """``host:port``, an IPv6 address in brackets."""
+    """``host:port``, with an IPv6 address in brackets."""
     return host_and_port(plain_host(settings.host), settings.port)
 
 
 def url(settings: Settings) -> str:
-    """Where the server is asked."""
+    """The URL of the server."""
     return url_of(plain_host(settings.host), settings.port, tls=settings.tls)
 
 
 def in_front(settings: Settings) -> dict[str, Any]:
-    """Serve's HTTP options where Ray's stock proxy meets the clients."""
+    """Serve's HTTP options if clients connect to Ray's stock proxy."""
     where = {"host": plain_host(settings.host), "port": settings.port}
     tls = {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
     return where | tls if settings.tls else where
 
 
 def behind_haproxy(settings: Settings) -> dict[str, Any]:
-    """Serve's HTTP options where HAProxy does. Replicas open their own ports on this host too, and no limit guards
-    those."""
+    """Serve's HTTP options if clients connect to HAProxy. The host is loopback, since replicas open ports on it too,
+    which no limit protects."""
     return {"host": "127.0.0.1", "port": settings.port}
 
 
 def frontend(settings: Settings, folder: Path) -> Frontend:
-    """HAProxy's part of the settings.
+    """HAProxy's frontend for the settings.
 
     Args:
-        folder: private; a certificate is put there in one file with its key, as HAProxy reads them.
+        folder: private; the certificate and its key are written there into one file, as HAProxy reads them.
     """
     tls = f" ssl crt {_joined(settings.tls_cert, settings.tls_key, folder)} alpn http/1.1" if settings.tls else ""
     binds = tuple(f"{where}{tls}" for where in _sockets(plain_host(settings.host), settings.port))
@@ -52,8 +52,8 @@ def frontend(settings: Settings, folder: Path) -> Frontend:
 
 
 def _sockets(host: str, port: int) -> list[str]:
-    """Where HAProxy binds: a name is the address behind it. ``::`` is both families, of which IPv4 gets a socket of its
-    own: else all its clients would be one IPv6 network, and so one source."""
+    """The addresses for HAProxy to bind to. A name is resolved. ``::`` listens on IPv4 too, with a socket of its own:
+    otherwise all IPv4 clients would have addresses of one IPv6 network, and so count as one source."""
     if host == "::":
         return [f"0.0.0.0:{port}", f":::{port} v6only"]
     ip = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]

@@ -1,8 +1,8 @@
-"""Runs a function in a child session and leaves nothing behind when it ends, however it ends.
+"""Runs a function in a child process with a session of its own, and ends every process that it leaves behind.
 
-Ray's own children die badly: a SIGTERM to the group kills the raylet under the driver, a SIGKILL of the driver
-leaves HAProxy holding its port. So the driver runs in a session of its own, gets SIGTERM when this process dies,
-and whatever it leaves is ended here.
+Ray's processes do not survive signals in the wrong order: a SIGTERM to the process group kills the raylet before the
+driver, and a SIGKILL of the driver leaves HAProxy holding its port. So the driver runs in a session of its own and gets
+SIGTERM when this process dies, and this process ends everything that the driver leaves.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _GRACE_SECONDS = 3.0
 
 
 def supervise(work: Callable[[], int]) -> int:
-    """Run `work` in a forked child and return its exit code. Nothing multi-threaded may run here yet.
+    """Run `work` in a forked child and return its exit code. This process must have only one thread, since it forks.
 
-    SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM. On Linux every process that descends from the child is
-    gone when this returns; elsewhere only the child is waited for.
+    SIGTERM, SIGINT and SIGHUP are passed on to the child as SIGTERM. On Linux, every descendant of the child has
+    ended when this returns. On other systems only the child has.
     """
     _prctl(_SET_CHILD_SUBREAPER, 1)
     sys.stdout.flush()
@@ -65,7 +65,7 @@ def _wait_for(child: int) -> int:
 
 
 def _end_descendants() -> None:
-    """Descendants were handed to this process; those still there after a moment are killed."""
+    """Wait for the child's descendants, whose parent is this process now, and kill those that do not end in time."""
     if not sys.platform.startswith("linux"):
         return
     deadline = time.monotonic() + _GRACE_SECONDS

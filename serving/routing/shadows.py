@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from serving.errors import OverloadedError
 from serving.kinds import KINDS
 from serving.routing.agreement import compare_all
-from serving.telemetry.request_metrics import AnswerMetrics
+from serving.telemetry.request_metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Shadows:
         seconds: the deadline of a shadow request.
     """
 
-    def __init__(self, predict: Predict, busy: Callable[[], bool], metrics: AnswerMetrics, seconds: float) -> None:
+    def __init__(self, predict: Predict, busy: Callable[[], bool], metrics: RequestMetrics, seconds: float) -> None:
         self._predict = predict
         self._busy = busy
         self._metrics = metrics

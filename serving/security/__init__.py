@@ -1,1 +1,1 @@
-"""Who may ask for what, who can reach the server, and who signed a delta."""
+"""API keys and what they allow, who can reach the server, and signatures of deltas."""

@@ -1,7 +1,8 @@
-"""Keys: what a token is, what it lets its holder do, and which tokens are valid.
+"""API keys: their tokens, what a token allows its holder to do, and which tokens are valid.
 
 A token is ``ken_<id>_<secret>``. Only the sha256 of the secret is kept. A slow hash (bcrypt, argon2) protects
-passwords, which can be guessed; 256 random bits cannot, and a slow hash would be paid by every request.
+passwords, which can be guessed. A secret has 256 random bits, which cannot be guessed, and every request would have to
+pay for a slow hash.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 Scope = Literal["predict", "publish", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""Each includes those before it."""
+"""In this order: each scope includes the scopes before it."""
 
 EVERY_TASK = ("*",)
 _TOKEN = re.compile(r"ken_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
@@ -39,40 +40,40 @@ Pattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,12
 
 
 class Key(BaseModel):
-    """What is kept of a key, in the store and in a keys file. Times are Unix seconds."""
+    """The record of a key, as the store and a keys file hold it. Times are Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. @-]{0,63}$", description="whose it is, for people and logs")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. @-]{0,63}$", description="holder's name, for people and logs")
     hash: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the secret")
     scopes: tuple[Scope, ...] = Field(min_length=1)
     tasks: tuple[Pattern, ...] = Field(EVERY_TASK, min_length=1, description="glob patterns of task names")
     created: int = Field(ge=0, le=_END_OF_TIME)
-    expires: int | None = Field(None, ge=0, le=_END_OF_TIME, description="not valid from then on; None is never")
+    expires: int | None = Field(None, ge=0, le=_END_OF_TIME, description="not valid from then on; None: never expires")
 
     def record(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The key as plain data, fit for JSON."""
         return self.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks, and what that lets them do."""
+    """The sender of a request, and what it may do."""
 
     name: str
     scopes: tuple[Scope, ...]
     tasks: tuple[str, ...] = EVERY_TASK
 
     def has(self, scope: Scope) -> bool:
-        """Whether a scope is among its own or included in one of them."""
+        """Whether it has a scope, or one that includes it."""
         return SCOPES.index(scope) <= self._highest
 
     def may(self, scope: Scope, task: str | None = None) -> bool:
-        """Whether it may do what needs `scope`, to this task.
+        """Whether it may do to this task what needs `scope`.
 
-        Without a task, ``admin`` is about the whole server (its keys, its base): a key of some tasks only may not,
-        for it could make itself one of all.
+        Without a task, ``admin`` is for the whole server, with its keys and its base. A key that is limited to some
+        tasks does not have it, since it could make itself a key for all tasks.
         """
         if task is None:
             return self.has(scope) and (scope != "admin" or self.sees_every_task)
@@ -96,7 +97,7 @@ class Principal:
 
 
 ANYONE = Principal("anyone", ("admin",))
-"""Everybody, where no key is needed."""
+"""Every client of a server that needs no keys."""
 
 _ADMIN = Principal("admin-token", ("admin",))
 
@@ -104,33 +105,33 @@ _ADMIN = Principal("admin-token", ("admin",))
 def new_key(
     name: str, scopes: Iterable[Scope], tasks: Iterable[str] = EVERY_TASK, expires: int | None = None
 ) -> tuple[Key, str]:
-    """A key and its token, which nothing can tell again.
+    """Make a key and its token. The token is kept nowhere, so it cannot be shown again.
 
     Args:
-        tasks: patterns as of `fnmatch`.
-        expires: Unix seconds, None for never.
+        tasks: patterns of task names, as `fnmatch` takes them.
+        expires: Unix seconds; None for a key that does not expire.
 
     Raises:
-        InvalidInputError: a name, scope or pattern of another form, or an end that has passed.
+        InvalidInputError: a name, a scope or a pattern is malformed, or `expires` is in the past.
     """
     now = int(time.time())
     if expires is not None and expires <= now:
-        raise InvalidInputError(f"expires: found {expires}, which has passed; expected Unix seconds to come")
+        raise InvalidInputError(f"expires: found {expires}, which is in the past; expected Unix seconds in the future")
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     described = {"name": name, "scopes": tuple(scopes), "tasks": tuple(tasks), "created": now, "expires": expires}
     try:
         key = Key.model_validate({"id": secrets.token_hex(6), "hash": _sha256(secret), **described})
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidInputError(f"no key of that form: {found}") from None
+        raise InvalidInputError(f"no key can be made of this: {found}") from None
     return key, f"ken_{key.id}_{secret}"
 
 
 class Keyring:
-    """The keys that count at present, made anew whenever one of them changes.
+    """All keys that are valid at present. A changed list of keys needs a new keyring.
 
     Args:
-        admin_token: the setting of that name, a key of all scopes without a record.
+        admin_token: the setting `admin_token`: a token with all scopes that is not of a recorded key.
     """
 
     def __init__(self, keys: Iterable[Key], admin_token: str | None = None) -> None:
@@ -141,13 +142,13 @@ class Keyring:
         return len(self._keys) + (self._admin is not None)
 
     def authenticate(self, token: str | None, now: float | None = None) -> Principal:
-        """Who holds a token.
+        """The principal that holds a token.
 
         Args:
-            now: Unix seconds, by default the present.
+            now: the time in Unix seconds; by default the current time.
 
         Raises:
-            UnauthorizedError: no token, or none that is valid.
+            UnauthorizedError: there is no token, or it is not valid.
         """
         if not token:
             raise UnauthorizedError("this needs a key: send 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'")
@@ -165,7 +166,8 @@ class Keyring:
 
 
 def readable(records: Mapping[str, Mapping[str, Any]]) -> list[Key]:
-    """The store's keys. One that a newer version wrote is logged and must not shut out the holders of all others."""
+    """The store's keys. An invalid record, e.g. one of a newer version, is logged and left out. It must not lock out
+    the holders of all other keys."""
     keys = []
     for key_id, record in records.items():
         try:
@@ -177,7 +179,7 @@ def readable(records: Mapping[str, Mapping[str, Any]]) -> list[Key]:
 
 
 def moment(seconds: int) -> str:
-    """Unix seconds as people read them."""
+    """Unix seconds as text for people."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

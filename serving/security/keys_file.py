@@ -1,4 +1,4 @@
-"""A file of keys, beside or in place of those in the store; changed by whoever deploys, read again when it was."""
+"""A file of keys, in addition to the keys in the store. Whoever deploys edits it; it is read again when it changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class KeysFile:
     """The keys of one file, a JSON list of `Key` records.
 
     Raises:
-        StartError: it cannot be read, or is no such list.
+        StartError: the file cannot be read, or is not such a list.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,9 +28,9 @@ class KeysFile:
         self._keys = self._read()
 
     def current(self) -> list[Key]:
-        """The keys as the file has them now: the same list object until it changed.
+        """The keys that the file holds now. The list is the same object until the file changes.
 
-        A file that became unreadable leaves the last good keys in place, and is logged once.
+        If the file becomes unreadable, that is logged once and the keys read last stay valid.
         """
         signature = self._look()
         if signature == self._signature:
@@ -44,7 +44,7 @@ class KeysFile:
         return self._keys
 
     def _look(self) -> _Signature | None:
-        """Modification time, size and inode: a file replaced within the clock's tick has another inode."""
+        """Modification time, size and inode. A file that is replaced within one tick of the clock has another inode."""
         try:
             found = self._path.stat()
         except OSError:
@@ -65,5 +65,5 @@ class KeysFile:
             ) from None
         ids = [key.id for key in keys]
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
-            raise StartError(f"keys file {self._path}: id {twice[0]} stands there twice")
+            raise StartError(f"keys file {self._path}: found id {twice[0]} twice; expected each id once")
         return keys

@@ -1,7 +1,7 @@
-"""Where the whole cluster is on loopback, a replica's last port is as well.
+"""Binds a port of Ray Serve to loopback if the whole cluster is on loopback.
 
-Ray Serve opens one in each replica for calls from other deployments, reads pickles there from whoever has the
-cluster's token, and binds it to all addresses, whatever Serve and Ray are told. There is no setting for that.
+Ray Serve opens a port in each replica for calls from other deployments. The port reads pickles from anybody who has the
+cluster's token. Serve binds it to all addresses, and no setting of Serve or Ray changes that.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _OPENER = "add_port_to_grpc_server"
 
 
 def keep_to_loopback() -> None:
-    """Called in a replica before Serve opens the port. Changes nothing in a cluster of several machines.
+    """To be called in a replica before Serve opens the port. Does nothing in a cluster of several machines.
 
     Raises:
-        StartError: Serve opens it in another way than is known.
+        StartError: this version of Ray Serve opens the port in an unknown way.
     """
     import ray
     from ray.serve._private import replica

@@ -1,4 +1,4 @@
-"""The file of signatures that lies beside a delta: its name and ``.sig``, in it a JSON list of `Signature` records."""
+"""The file of signatures beside a delta file: the same name with ``.sig`` appended, a JSON list of `Signature`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SIGNATURES = TypeAdapter(tuple[Signature, ...])
 
 
 def signature_file(delta: Path) -> Path:
-    """Where a delta file's signatures lie."""
+    """The path of the file with a delta file's signatures."""
     return delta.with_name(f"{delta.name}.sig")
 
 
 def read_signatures(delta: Path) -> tuple[Signature, ...]:
-    """The signatures beside a delta file, unchecked; none where there is no such file.
+    """The signatures beside a delta file, unchecked; none if there is no file of signatures.
 
     Raises:
-        InvalidInputError: it cannot be read, or is no list of signatures.
+        InvalidInputError: the file cannot be read, or is no list of signatures.
     """
     path = signature_file(delta)
     try:
@@ -42,10 +42,10 @@ def read_signatures(delta: Path) -> tuple[Signature, ...]:
 
 
 def write_signatures(delta: Path, signatures: Sequence[Signature]) -> None:
-    """Put signatures beside a delta file, in place of those there; a reader sees the old ones or the new.
+    """Write the file of signatures beside a delta file, or replace it. Readers see the old file or the new one.
 
     Raises:
-        OutputError: they cannot be written.
+        OutputError: the file cannot be written.
     """
     with new_file(signature_file(delta)) as partial:
         partial.write_bytes(orjson.dumps([s.record() for s in signatures], option=orjson.OPT_INDENT_2) + b"\n")

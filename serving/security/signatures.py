@@ -1,7 +1,7 @@
-"""Signatures of deltas: what is signed, how it is checked, and whose count.
+"""Signatures of deltas: what is signed, how a signature is checked, and which keys are trusted.
 
-Signed with ed25519 (RFC 8032) is the sha256 that names a delta, after a text that sets it apart from whatever else the
-key may sign. A signature can so be checked before a byte of the delta was read.
+A signature (ed25519, RFC 8032) covers the sha256 that names a delta, after a prefix that no other use of the key has.
+It can therefore be checked before a byte of the delta is read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MOST_SIGNATURES = 8
-"""That may be sent along with one delta."""
+"""Most signatures that may be sent with one delta."""
 
 _DOMAIN = b"ken-serve delta v1\0"
-# base64 of 32 and of 64 bytes. The last letter carries two or four bits; that the others are 0 gives each but one form
+# Base64 of 32 and of 64 bytes. The last letter carries 4 or 2 bits of data. Its other bits must be 0, so that each
+# value has only one form.
 _KEY = r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="
 _SIGNATURE = r"[A-Za-z0-9+/]{85}[AQgw]=="
 _TRUSTED = re.compile(rf"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.@ -]{{0,63}})=)?(?P<key>{_KEY})")
@@ -35,11 +36,11 @@ _POINTS_OF_SMALL_ORDER = {
     int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"),
     int.from_bytes(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), "little"),
 }
-"""Anybody can sign for these: 32 zeros, as a placeholder has them, are one."""
+"""Public keys that anybody can sign for. A placeholder of 32 zero bytes is one of them."""
 
 
 class Signature(BaseModel):
-    """One key's signature of one delta, which it does not name."""
+    """The signature of one delta by one key. It does not say which delta it is of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,8 +50,8 @@ class Signature(BaseModel):
     signature: Annotated[str, StringConstraints(pattern=f"^{_SIGNATURE}$")] = Field(description="base64 of 64 bytes")
 
     def is_of(self, digest: str) -> bool:
-        """Whether the key's holder signed this delta."""
-        # the settings and the client know this module, and most of their users check no signature
+        """Whether this is a signature of the delta with this digest."""
+        # imported late: the settings and the client import this module, and most of their users check no signature
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -62,22 +63,22 @@ class Signature(BaseModel):
         return True
 
     def record(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The signature as plain data, fit for JSON."""
         return self.model_dump(mode="json")
 
 
 def sign(key: Ed25519PrivateKey, digest: str) -> Signature:
-    """Vouch for the delta of this sha256."""
+    """Sign the delta with this digest."""
     return Signature(key=public_key_of(key), signature=base64.b64encode(key.sign(_message(digest))).decode())
 
 
 def public_key_of(key: Ed25519PrivateKey) -> str:
-    """A private key's other half, as servers are told whom to trust."""
+    """The public key of a private key: base64 of its 32 bytes, as the setting `trusted_keys` takes it."""
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
 def check_genuine(digest: str, signatures: Iterable[Signature]) -> None:
-    """Raises `InvalidInputError` if a signature is not of this delta, whoever is trusted."""
+    """Raises `InvalidInputError` if a signature is not of this delta, whether or not its key is trusted."""
     for signature in signatures:
         if not signature.is_of(digest):
             raise InvalidInputError(
@@ -88,19 +89,23 @@ def check_genuine(digest: str, signatures: Iterable[Signature]) -> None:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Whose signatures count: a name for people, or the key itself, by public key."""
+    """The public keys whose signatures count.
+
+    Attributes:
+        names: a name for people by public key; the key itself if it was given no name.
+    """
 
     names: Mapping[str, str]
 
     @classmethod
     def read(cls, texts: Sequence[str]) -> TrustedKeys:
-        """Public keys as settings have them: base64 of the 32 bytes, with ``name=`` before it if wanted.
+        """Read public keys as the settings give them: base64 of the 32 bytes, optionally after ``name=``.
 
         Raises:
-            ValueError: none, one of another form, one twice, or one that anybody can sign for.
+            ValueError: there is no key, a key is malformed or given twice, or anybody can sign for it.
         """
         if not texts:
-            raise ValueError("found no key, and so nobody's deltas would be taken; expected at least one")
+            raise ValueError("found no key, so that no delta would be accepted; expected at least one")
         names: dict[str, str] = {}
         for text in texts:
             found = _TRUSTED.fullmatch(text)
@@ -111,22 +116,24 @@ class TrustedKeys:
                 )
             key = found["key"]
             if int.from_bytes(base64.b64decode(key), "little") % _SIGN_BIT in _POINTS_OF_SMALL_ORDER:
-                raise ValueError(f"found {text!r}, a key that anybody can sign for; expected one somebody made")
+                raise ValueError(
+                    f"found {text!r}, a key that anybody can sign for; make one with `ken signing-key create`"
+                )
             name = found["name"] or key
             if key in names or name in names.values():
-                raise ValueError(f"found {text!r} and its name or its key once more; expected each once")
+                raise ValueError(f"found the name or the key of {text!r} twice; expected each once")
             names[key] = name
         return cls(names)
 
     def signer(self, digest: str, signatures: Iterable[Signature]) -> str | None:
-        """The name of a trusted key that signed this delta; None where none did."""
+        """The name of a trusted key that signed this delta; None if no trusted key did."""
         return next((self.names[s.key] for s in signatures if s.key in self.names and s.is_of(digest)), None)
 
     def check(self, digest: str, signatures: Sequence[Signature]) -> str:
         """The name of a trusted key that signed this delta.
 
         Raises:
-            UntrustedDeltaError: none did; the message says what was found in its place.
+            UntrustedDeltaError: no trusted key signed it; the message says which signatures were found.
         """
         signer = self.signer(check_digest(digest), signatures)
         if signer is None:

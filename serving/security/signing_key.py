@@ -1,4 +1,4 @@
-"""The private keys that deltas are signed with: PEM files (PKCS8, not encrypted) that only their owner may read."""
+"""Private keys for signing deltas: PEM files (PKCS8, not encrypted) that only their owner may read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from serving.errors import InvalidInputError
 
 
 def create_signing_key(path: Path) -> Ed25519PrivateKey:
-    """Make a key and write it, with mode 0600.
+    """Make a key and write it to a new file with mode 0600.
 
     Raises:
-        InvalidInputError: the file is there already, or cannot be written.
+        InvalidInputError: the file exists already, or cannot be written.
     """
     key = Ed25519PrivateKey.generate()
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -29,23 +29,23 @@ def create_signing_key(path: Path) -> Ed25519PrivateKey:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(text)
     except FileExistsError:
-        raise InvalidInputError(f"{path} is there already; choose another name, for no key can be had back") from None
+        raise InvalidInputError(f"{path} exists already, and an overwritten key is lost; choose another name") from None
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be written: {error.strerror}") from None
     return key
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """A key from its file.
+    """Read a key from its file.
 
     Raises:
-        InvalidInputError: it cannot be read, or holds something else.
+        InvalidInputError: the file cannot be read, or holds no ed25519 private key.
     """
     try:
         found = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: the key is encrypted
         found = None
     if not isinstance(found, Ed25519PrivateKey):
         raise InvalidInputError(

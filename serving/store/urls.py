@@ -11,7 +11,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from serving.addresses import parted
+from serving.addresses import split_host_and_port
 from serving.errors import StartError
 
 Client = Any
@@ -71,7 +71,7 @@ def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
     if not service:
         raise StartError("a redis+sentinel URL names its service: redis+sentinel://host:26379/service")
     user, _, password = credentials.partition(":")
-    places = [parted(host, 26379) for host in hosts.split(",")]
+    places = [split_host_and_port(host, 26379) for host in hosts.split(",")]
     sentinel = Sentinel(places, socket_timeout=options["socket_timeout"], retry=Retry(NoBackoff(), 0))
     return sentinel.master_for(
         service,

@@ -1,1 +1,1 @@
-"""What a server tells of itself: metrics, logs, the audit log, traces."""
+"""What a server reports about itself: metrics, logs, the audit log and traces."""

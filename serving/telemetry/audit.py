@@ -1,4 +1,4 @@
-"""Who changed what: one line for every change, done or refused."""
+"""The audit log: one line for every change, whether it was done, refused or failed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def audit(
 
     Args:
         action: such as ``publish``, ``promote``, ``delete``, ``key.create``.
-        who: a principal's name.
-        outcome: failed where it may or may not have been made: the store did not answer.
-        request_id: only outside of a request; within one the line has it already.
-        detail: what else is worth keeping, such as a digest, an alias, or why it was refused.
+        who: the name of the principal who asked for the change.
+        outcome: ``failed`` if the store did not answer, so that the change may or may not have been made.
+        request_id: to be given only outside of a request; within one, the formatter adds the request's id.
+        detail: further fields, such as a digest, an alias, or the reason for a refusal.
     """
     about = f" {task}" if task else ""
     extra = {"action": action, "who": who, "outcome": outcome, "task": task, "request_id": request_id}

@@ -1,4 +1,4 @@
-"""Where requests found their delta, counted by digest: what `GET /v1/tasks/{task}` says about the tiers."""
+"""Counts of the tiers in which requests found their delta, by digest, as `GET /v1/tasks/{task}` reports them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TIERS = ("materialised", "packed", "host", "disk", "store")
-"""From the nearest to the farthest; the store is where a delta is that no tier of the replica holds."""
+"""From the nearest to the farthest. ``store`` stands for a delta that no tier of the replica holds."""
 
 _ON_DEVICE = TIERS[:2]
 
 
 @dataclass(frozen=True)
 class TaskTiers:
-    """Where a task's versions lie on this replica, and where its requests found them."""
+    """The tiers that hold a task's versions on this replica, and the tiers in which requests found them."""
 
     tiers: dict[str, str]
-    """Digest to the nearest tier that holds it now."""
+    """The nearest tier that holds each version now, by digest."""
     hits: dict[str, int]
-    """Requests by the tier they found their delta in, since the replica started; every tier is there."""
+    """Number of requests since the replica started, by the tier they found their delta in. Has every tier as a key."""
     hit_rate: float | None
-    """Share of requests that found it on the device; None before the first."""
+    """Share of the requests that found their delta on the device; None before the first request."""
 
 
 class Hits:
-    """Requests by digest and tier. Remembers the digests asked for last. Callable from any thread.
+    """Counts of requests by digest and tier, for the digests that were asked for last. Callable from any thread.
 
     Args:
-        most: digests to remember.
+        most: number of digests to remember.
     """
 
     def __init__(self, most: int = 10_000) -> None:
@@ -52,13 +52,13 @@ class Hits:
             counts[tier] += 1
 
     def of(self, digests: Iterable[str]) -> dict[str, int]:
-        """Requests for any of these digests, by tier."""
+        """The number of requests for any of these digests, by tier."""
         with self._lock:
             total = sum((self._counts.get(digest, Counter()) for digest in set(digests)), Counter[str]())
         return {tier: total[tier] for tier in TIERS}
 
 
 def hit_rate(hits: dict[str, int]) -> float | None:
-    """The share of requests that found their delta on the device; None where there were none."""
+    """The share of the requests that found their delta on the device; None without requests."""
     asked = sum(hits.values())
     return sum(hits[tier] for tier in _ON_DEVICE) / asked if asked else None

@@ -1,4 +1,4 @@
-"""Log lines: one a record, as JSON or for people, with the request's id and without secrets."""
+"""Log lines: one for each record, as JSON or for people, with the request's id and without secrets."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import orjson
 from serving.config import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered; the middleware sets it."""
+"""The id of the request that is being answered. The middleware sets it."""
 
 AUDIT = "ken.audit"
 _CHATTY = ("httpx", "httpcore", "ray", "ray.serve", "uvicorn", "uvicorn.error", "uvicorn.access")
 _TOKEN = re.compile(r"ken_([0-9a-f]{12})_[A-Za-z0-9_-]+")
 _REDACTED = "[redacted]"
-_MOST_INTEGER = 1 << 63  # JSON written by orjson holds no larger one
+_MOST_INTEGER = 1 << 63  # orjson writes no larger integers
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 _CONTROL = {i: f"\\x{i:02x}" for i in (*range(32), 127)} | {10: "\\n", 13: "\\r", 9: "\\t"}
 
 
 def configure(settings: Settings) -> None:
-    """Send every record of this process to stderr in the format asked for. Repeatable.
+    """Send every record of this process to stderr in the format of the settings. May be called again.
 
-    Loggers that Ray Serve and uvicorn gave handlers of their own lose those for stderr and use ours.
+    Ray Serve and uvicorn give their loggers handlers for stderr. Those handlers are removed, and this one is used.
     """
     handler = logging.StreamHandler(sys.stderr)
     redact = Redaction(secrets_of(settings))
@@ -45,24 +45,24 @@ def configure(settings: Settings) -> None:
             if not isinstance(own, logging.FileHandler):
                 logger.removeHandler(own)
         logger.propagate = True
-    logging.getLogger(AUDIT).setLevel(logging.INFO)  # whatever else is left out
+    logging.getLogger(AUDIT).setLevel(logging.INFO)  # also if `log_level` leaves out other records of this level
 
 
 def chosen_format(settings: Settings) -> Literal["json", "human"]:
-    """What ``auto`` means where this runs. Replicas write to a pipe, so the launcher decides for them."""
+    """The format that ``auto`` stands for in this process. The launcher decides for replicas, which write to a pipe."""
     if settings.log_format != "auto":
         return settings.log_format
     return "human" if sys.stderr.isatty() else "json"
 
 
 def secrets_of(settings: Settings) -> set[str]:
-    """The settings' secrets as they may turn up in a line."""
+    """The secrets of the settings, in each form in which a log line may contain them."""
     found = {settings.admin_token.get_secret_value()} if settings.admin_token else set()
     return found | (_passwords(settings.redis_secret) if settings.redis_secret else set())
 
 
 def _passwords(url: str) -> set[str]:
-    """As they stand in a URL and as they are sent."""
+    """The passwords of a URL, both as the URL spells them and decoded."""
     try:
         parts = urlsplit(url)
         quoted = {parts.password, *(v for k, _, v in (q.partition("=") for q in parts.query.split("&")) if "pass" in k)}
@@ -72,7 +72,7 @@ def _passwords(url: str) -> set[str]:
 
 
 class Redaction:
-    """Takes known secrets, and whatever looks like a key, out of text. A key's id stays, to find whose it was."""
+    """Removes known secrets, and all that looks like an API key, from text. A key's id stays, to tell whose it is."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         forms = {form for s in secrets for form in (s, repr(s)[1:-1], orjson.dumps(s).decode()[1:-1])}
@@ -80,7 +80,7 @@ class Redaction:
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def __call__(self, value: Any) -> Any:
-        """The value as JSON can hold it, redacted at any depth."""
+        """The value in a form that JSON can hold, redacted at any depth."""
         match value:
             case None | bool() | float():
                 return value
@@ -99,8 +99,8 @@ class Redaction:
 
 
 class _Lines(logging.Formatter):
-    """Redaction happens here and not in a filter: it sees the text as it is written, exceptions included, and leaves
-    the record alone, which other handlers share."""
+    """Formats with redaction. A filter could not redact: only the formatter sees the final text, with exceptions, and a
+    changed record would be changed for other handlers too."""
 
     def __init__(self, redact: Redaction) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Lines(logging.Formatter):
 
 
 class JsonLines(_Lines):
-    """One JSON object a record."""
+    """One JSON object for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -138,7 +138,7 @@ class JsonLines(_Lines):
 
 
 class HumanLines(_Lines):
-    """One line a record and, below it, its exception. Control characters are spelt out: no line can pass for two."""
+    """One line for each record, then its exception. Control characters are escaped, so no record looks like two."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = _moment(record).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one replica: prefix ``ken_``, base units, bounded task labels."""
+"""Prometheus metrics of one replica: with the prefix ``ken_``, in base units, with a bounded number of task labels."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from serving.telemetry.hits import TIERS
-from serving.telemetry.request_metrics import SECONDS, AnswerMetrics
+from serving.telemetry.request_metrics import SECONDS, RequestMetrics
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, that no dashboard reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series, and no dashboard reads them
 
 
 class Metrics:
-    """All metrics. Every sample carries a `replica` label, since a scrape through the proxy reaches any one.
+    """All metrics. Every sample has a label `replica`, since a scrape through the proxy may reach any replica.
 
     Args:
-        most_tasks: tasks with a label of their own, see `serving.telemetry.label_budget`.
+        most_tasks: number of tasks with a label of their own, see `serving.telemetry.label_budget`.
 
     Attributes:
-        registry: of all metrics, to be scraped.
+        registry: the registry to scrape, with all metrics.
     """
 
     def __init__(self, replica: str, most_tasks: int = 100) -> None:
         own = CollectorRegistry()
-        self.answers = AnswerMetrics(own, most_tasks)
+        self.requests = RequestMetrics(own, most_tasks)
         self.batch_rows = Histogram("ken_batch_rows", "Inputs in a forward pass", buckets=_ROWS, registry=own)
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
         self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)
@@ -65,18 +65,18 @@ class Metrics:
             "ken_cache_hits", "Requests whose delta a tier of this replica held", ["tier"], registry=own
         )
         for tier in TIERS[:-1]:
-            self._cache_hits.labels(tier)  # there from the start: shares of sums need every part
+            self._cache_hits.labels(tier)  # creates the series at 0: shares of a sum need every part of it
         self._cache_misses = Counter("ken_cache_misses", "Requests whose delta came from the store", registry=own)
         self._own = own
         self.registry = CollectorRegistry()
         self.registry.register(_WithLabel(own, "replica", replica))
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Add a gauge read at scrape time."""
+        """Add a gauge whose value is read at each scrape."""
         Gauge(name, text, registry=self._own).set_function(read)
 
     def gauge_by(self, name: str, text: str, label: str, read: Callable[[], dict[str, float]]) -> None:
-        """Add a gauge with one label, read at scrape time."""
+        """Add a gauge with one label, whose values are read at each scrape."""
         self._own.register(_ByLabel(name, text, label, read))
 
     def observe_lookup(self, tier: str) -> None:
@@ -87,12 +87,12 @@ class Metrics:
             self._cache_hits.labels(tier).inc()
 
     def exposition(self) -> bytes:
-        """The text format Prometheus scrapes."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class _WithLabel(Collector):
-    """Another registry's metrics with one label more on every sample."""
+    """The metrics of another registry, with one more label on every sample."""
 
     def __init__(self, registry: CollectorRegistry, label: str, value: str) -> None:
         self._registry = registry

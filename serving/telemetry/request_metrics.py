@@ -1,4 +1,4 @@
-"""Metrics of answered requests and of their shadows, by task and by version, however many tasks there are."""
+"""Metrics of answered requests and of their shadows, by task and by version, with a bounded number of labels."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from serving.telemetry.label_budget import OwnLabels
+from serving.telemetry.label_budget import LabelBudget
 
 OTHER = "other"
-"""Label of the tasks, and of the versions, that have none of their own."""
+"""The label of all tasks and versions that have no label of their own."""
 UNKNOWN = "unknown"
-"""Label of requests for tasks that do not exist: their names are anybody's choice."""
+"""The label of requests for tasks that do not exist. Their names are not used, since clients can invent any number."""
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of every histogram of times."""
 
 _DIFFERENCES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-_VERSIONS_A_TASK = 2  # on average of those with a label: what is live, and a canary beside it
+_VERSIONS_A_TASK = 2  # on average, of the tasks with a label: the live version and a canary
 _VERSION_LENGTH = 12
 
 
-class AnswerMetrics:
-    """Requests and their times by task, by stage and by version. Callable from any thread.
+class RequestMetrics:
+    """Counts and times of requests by task, by stage and by version. Callable from any thread.
 
-    Series exist for the `most_tasks` tasks asked for most and for twice as many of their versions; those of a task
-    or version that loses its place are removed, and what comes later counts as ``other``. Choosing the labels and
-    counting happen under one lock: otherwise a request could bring back a series that was just removed.
+    Series exist for the `most_tasks` tasks asked for most and for twice as many of their versions. When a task or a
+    version loses its place, its series are removed, and its later requests count as ``other``. One lock covers the
+    choice of labels and the counting; otherwise a request could bring back a series that was just removed.
     """
 
     def __init__(self, registry: CollectorRegistry, most_tasks: int) -> None:
-        self.requests = Counter("ken_requests", "Requests answered", ["task", "code"], registry=registry)
-        self.request_seconds = Histogram(
+        self._requests = Counter("ken_requests", "Requests answered", ["task", "code"], registry=registry)
+        self._request_seconds = Histogram(
             "ken_request_seconds", "Time of a request by stage", ["task", "stage"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
@@ -55,8 +55,8 @@ class AnswerMetrics:
             ["task"], buckets=_DIFFERENCES, registry=registry,
         )  # fmt: skip
         self._lock = threading.Lock()
-        self._tasks: OwnLabels[str] = OwnLabels(most_tasks, self._remove_task)
-        self._versions: OwnLabels[tuple[str, str]] = OwnLabels(_VERSIONS_A_TASK * most_tasks, self._remove)
+        self._tasks: LabelBudget[str] = LabelBudget(most_tasks, self._remove_task)
+        self._versions: LabelBudget[tuple[str, str]] = LabelBudget(_VERSIONS_A_TASK * most_tasks, self._remove)
         self._series: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
     def observe(
@@ -70,18 +70,18 @@ class AnswerMetrics:
         """Count one answered request.
 
         Args:
-            task: None where the request names no task that exists.
-            digest: what it resolved to; None where it did not come so far.
-            code: HTTP status; 499 where the client left first.
+            task: None if the request names no task that exists.
+            digest: of the version that the request resolved to; None if it failed before that.
+            code: HTTP status; 499 if the client left before the answer.
             seconds: from the request's arrival to its answer.
-            stages: names and seconds of the parts of its way, for an answer that has them.
+            stages: names and seconds of the stages that the request went through, if it was answered.
         """
         with self._lock:
             label = self._task_label(task)
-            self._child(self.requests, label, str(code)).inc()
-            self._child(self.request_seconds, label, "total").observe(seconds)
+            self._child(self._requests, label, str(code)).inc()
+            self._child(self._request_seconds, label, "total").observe(seconds)
             for stage, part in stages:
-                self._child(self.request_seconds, label, stage).observe(part)
+                self._child(self._request_seconds, label, stage).observe(part)
             if digest is not None:
                 version = self._version_label(label, digest)
                 self._child(self._version_requests, label, version, str(code)).inc()
@@ -94,24 +94,24 @@ class AnswerMetrics:
         outcome: Literal["agreed", "differed", "failed", "skipped"],
         difference: float | None = None,
     ) -> None:
-        """Count one shadow of a request that was answered, and counted, before.
+        """Count one copy of a request for a shadow. The request itself was answered and counted before.
 
         Args:
-            digest: the shadow's.
+            digest: of the shadow's version.
             difference: see `serving.routing.agreement.Comparison`.
         """
         with self._lock:
-            label = task if task in self._tasks else OTHER  # no use more: a shadow makes no task asked for more
+            label = task if task in self._tasks else OTHER  # not a use: a shadow must not earn its task a label
             self._child(self._shadow_requests, label, self._version_label(label, digest), outcome).inc()
             if difference is not None:
                 self._child(self._shadow_difference, label).observe(difference)
 
-    # With the lock held
+    # Only to be called with the lock held
 
     def _task_label(self, task: str | None) -> str:
         if task is None:
             return UNKNOWN
-        shared = task in (OTHER, UNKNOWN)  # a task of such a name has no series of its own to remove
+        shared = task in (OTHER, UNKNOWN)  # a task with one of these names shares the series, which must not be removed
         return task if not shared and self._tasks.use(task) else OTHER
 
     def _version_label(self, task_label: str, digest: str) -> str:
@@ -131,7 +131,7 @@ class AnswerMetrics:
         self._remove((task,))
 
     def _remove(self, labels: tuple[str, ...]) -> None:
-        """Remove the series whose labels begin so."""
+        """Remove all series whose labels begin with these."""
         for family, found in [key for key in self._series if key[1][: len(labels)] == labels]:
             family.remove(*found)
             del self._series[family, found]

@@ -1,7 +1,7 @@
-"""Each replica's metrics on a port of its own, and the list of all of them for Prometheus.
+"""A port for each replica's metrics, and the list of these ports for Prometheus.
 
-A scrape through the proxy reaches any one replica. So each also answers on its own port, reports that address to the
-store, and every replica gives the list of addresses in the form of Prometheus' HTTP service discovery:
+A scrape through the proxy reaches any one replica. So each replica also serves its metrics on a port of its own and
+reports the address to the store. Every replica serves the list of all addresses for Prometheus' HTTP service discovery:
 https://prometheus.io/docs/prometheus/latest/http_sd/
 """
 
@@ -23,12 +23,12 @@ from serving.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-_ELSEWHERE = "192.0.2.1", 9  # set aside for documentation (RFC 5737), and nothing is sent there
+_ELSEWHERE = "192.0.2.1", 9  # an address reserved for documentation (RFC 5737); nothing is sent to it
 
 
 @dataclass(frozen=True)
 class TargetGroup:
-    """Some targets and the labels that Prometheus puts on what it reads there."""
+    """Targets of Prometheus, and the labels that it adds to the samples it reads from them."""
 
     targets: list[str]
     labels: dict[str, str]
@@ -38,7 +38,7 @@ def targets(addresses: Mapping[str, str]) -> list[TargetGroup]:
     """The body of `GET /metrics/targets`.
 
     Args:
-        addresses: ``host:port`` of each live replica's metrics by its name; empty where it has not said.
+        addresses: ``host:port`` of the metrics of each live replica, by its name; empty if the replica reported none.
     """
     known = sorted((replica, address) for replica, address in addresses.items() if address)
     return [TargetGroup([address], {"replica": replica}) for replica, address in known]
@@ -49,16 +49,16 @@ class ScrapePort:
 
     Args:
         host: address to listen on.
-        port: 0 takes a free one. So does a port that is taken, which another replica on this machine may well hold.
+        port: 0 for a free one. If the port is taken, e.g. by another replica on this machine, a free one is used too.
 
     Raises:
-        StartError: nothing can listen there.
+        StartError: the address cannot be listened on.
     """
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int = 0) -> None:
         self._server, self._thread = _listen(registry, host, port)
         self.address = host_and_port(_reachable(host), self._server.server_port)
-        """``host:port`` where Prometheus finds it: this machine's own address, where it listens on all."""
+        """``host:port`` for Prometheus. The host is this machine's own address if the port listens on all addresses."""
 
     def close(self) -> None:
         self._server.shutdown()
@@ -72,7 +72,7 @@ def _listen(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServ
     except OSError as error:
         if port and error.errno == errno.EADDRINUSE:
             found = _listen(registry, host, 0)
-            _log.warning("metrics port %d on %s is taken; this replica's is %d", port, host, found[0].server_port)
+            _log.warning("metrics port %d on %s is taken; this replica uses port %d", port, host, found[0].server_port)
             return found
         raise StartError(
             f"metrics cannot be served on {host_and_port(host, port)}: {error}; set KEN_METRICS_HOST to an address of "
@@ -89,7 +89,7 @@ def _reachable(host: str) -> str:
 
 
 def _own_address() -> str:
-    """The address this machine is seen under by those it reaches over its default route, loopback without one."""
+    """This machine's address on its default route; loopback if it has no default route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(_ELSEWHERE)

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces of requests: one span a request, and one below it for each stage it went through.
+"""OpenTelemetry traces: one span for each request, with a child span for each stage that the request went through.
 
-Where to is said by OpenTelemetry's own variables: spans are made where ``OTEL_EXPORTER_OTLP_ENDPOINT`` or
-``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set, and go there over HTTP. A request's ``traceparent`` (W3C Trace Context)
-says which trace it belongs to. Spans are made when the request has been answered, from the times measured anyway.
+Tracing is on if one of OpenTelemetry's variables ``OTEL_EXPORTER_OTLP_ENDPOINT`` and
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set; spans are sent there over HTTP. A request's header ``traceparent``
+(W3C Trace Context) names the trace it belongs to. Spans are made after the answer, from times that are measured anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NANO = 1_000_000_000
 
 
 class Tracer:
-    """Makes spans and hands them to an exporter, on a thread of its own."""
+    """Makes spans and hands them to an exporter, which runs on a thread of its own."""
 
     def __init__(self, exporter: SpanExporter, replica: str) -> None:
         from opentelemetry.sdk.resources import Resource
@@ -50,10 +50,10 @@ class Tracer:
 
         Args:
             headers: of the request.
-            task, digest: None where it did not come so far.
-            code: HTTP status; 499 where the client left first.
-            seconds: from its arrival to its answer.
-            stages: names and seconds; each begins where the one before ended.
+            task, digest: None if the request failed before they were known.
+            code: HTTP status; 499 if the client left before the answer.
+            seconds: from the request's arrival to its answer.
+            stages: names and seconds; each stage begins when the one before it ends.
         """
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
@@ -77,15 +77,15 @@ class Tracer:
         span.end(end)
 
     def close(self) -> None:
-        """Send what was not sent yet."""
+        """Send the remaining spans and stop."""
         self._provider.shutdown()
 
 
 def tracer_from_environment(replica: str) -> Tracer | None:
-    """A tracer where the environment says where spans go, else None.
+    """A tracer if the environment names an endpoint for spans, else None.
 
     Raises:
-        StartError: it does, but what sends them is not installed.
+        StartError: it names an endpoint, but the exporter is not installed.
     """
     endpoint = next((name for name in ENDPOINTS if os.environ.get(name)), None)
     if endpoint is None:
@@ -93,5 +93,5 @@ def tracer_from_environment(replica: str) -> Tracer | None:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        raise StartError(f"{endpoint} is set, but no exporter is there: pip install 'ken-serve[tracing]'") from None
+        raise StartError(f"{endpoint} is set, but no exporter is installed: pip install 'ken-serve[tracing]'") from None
     return Tracer(OTLPSpanExporter(), replica)

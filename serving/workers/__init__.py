@@ -1,1 +1,1 @@
-"""Threads that encode texts and present answers, a step at a time, with turns between clients."""
+"""Threads that encode texts and present answers, one step at a time, and give clients turns."""

@@ -1,4 +1,4 @@
-"""Work in steps, between which somebody else's work may have its turn, or it may be given up."""
+"""Work that is divided into steps. Between two steps, other work may run, or the work may be given up."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TypeAlias, TypeVar
 T = TypeVar("T")
 
 Steps: TypeAlias = Generator[int, None, T]
-"""Before each of its steps it yields how large that is, in characters or as many numbers; at last it returns a T.
+"""A generator that yields the size of each step before the step, in characters or numbers, and returns a T at the end.
 
-What comes before the first step costs nothing: it is done by whoever puts the work in line.
+The code before the first ``yield`` must be cheap: the caller that queues the work runs it.
 """
 
 
 def finish(steps: Steps[T]) -> T:
-    """The result of work of which nothing else needs to have a turn."""
+    """Run all steps at once and return the result."""
     while True:
         try:
             next(steps)
@@ -24,7 +24,11 @@ def finish(steps: Steps[T]) -> T:
 
 
 def together(sizes: Sequence[int], most: int) -> Iterator[range]:
-    """Neighbours that are small enough to be one step; a larger one is a step of its own."""
+    """Group neighbouring items into steps of at most `most` in size. An item larger than that is a step of its own.
+
+    Yields:
+        The indices of one step's items.
+    """
     start, size = 0, 0
     for i, one in enumerate(sizes):
         if i > start and size + one > most:

@@ -1,4 +1,4 @@
-"""Work that may never end, such as a regular expression of unknown origin, given so much time and no more."""
+"""A time limit for work that may never end, such as matching a regular expression from an untrusted file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ R = TypeVar("R")
 
 
 def within(seconds: float, work: Callable[[], R]) -> R:
-    """What `work` returns or raises, if it does in time.
+    """Return what `work` returns, or raise what it raises, if it ends in time.
 
-    Compiled code cannot be stopped: what takes longer goes on in a thread of its own, which ends with the process.
+    Compiled code cannot be stopped. Work that takes longer goes on in its own thread, which ends with the process.
 
     Raises:
-        TimeoutError: it takes longer.
+        TimeoutError: the work takes longer than `seconds`.
     """
     future: Future[R] = Future()
 

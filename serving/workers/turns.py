@@ -1,4 +1,4 @@
-"""Who has the next turn: clients one after another, however much each of them has in line."""
+"""Fair queues: clients have turns one after another, however many items each of them has queued."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """A line a client; the next item is from the client whose last turn was longest ago.
+    """One queue for each client. The next item comes from the client whose last turn was longest ago.
 
-    With k clients in line each of them has one of the next k turns.
+    With k clients in the queues, each of them has one of the next k turns.
     """
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
+        self._queues: OrderedDict[Hashable, deque[T]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
+        return bool(self._queues)
 
     def add(self, client: Hashable, item: T) -> None:
-        """Put an item at the end of a client's line."""
-        self._lines.setdefault(client, deque()).append(item)
+        """Put an item at the end of a client's queue."""
+        self._queues.setdefault(client, deque()).append(item)
 
     def take(self) -> T:
-        """The item whose turn it is.
+        """Remove and return the item whose turn it is.
 
         Raises:
-            IndexError: nobody is in line.
+            IndexError: all queues are empty.
         """
-        if not self._lines:
-            raise IndexError("nobody is in line")
-        client, line = self._lines.popitem(last=False)
-        item = line.popleft()
-        if line:
-            self._lines[client] = line
+        if not self._queues:
+            raise IndexError("all queues are empty")
+        client, queue = self._queues.popitem(last=False)
+        item = queue.popleft()
+        if queue:
+            self._queues[client] = queue
         return item
 
     def discard(self, client: Hashable, item: T) -> bool:
-        """Take an item out of its client's line; False if it is not there any more."""
-        line = self._lines.get(client)
-        if line is None or item not in line:
+        """Remove an item from its client's queue. False if it is not there any more."""
+        queue = self._queues.get(client)
+        if queue is None or item not in queue:
             return False
-        line.remove(item)
-        if not line:
-            del self._lines[client]
+        queue.remove(item)
+        if not queue:
+            del self._queues[client]
         return True

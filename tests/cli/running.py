@@ -1,4 +1,4 @@
-"""Running `ken` in a test's own process, and what came of it."""
+"""Runs `ken` in the test's own process, and records how it ended."""
 
 from __future__ import annotations
 

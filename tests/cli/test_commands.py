@@ -21,7 +21,7 @@ from tests.tiny_checkpoints import declare_embeddings
 def deltas(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Two deltas of one task, of different budgets."""
+    """Two deltas of one task, with different budgets."""
     folder = tmp_path_factory.mktemp("deltas")
     made = []
     for keep in ("0.1", "0.5"):

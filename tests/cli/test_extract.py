@@ -1,4 +1,4 @@
-"""What `ken extract` and its kin refuse, warn of and may be told to overlook."""
+"""What `ken extract` and related commands refuse, what they warn about, and what they ignore if told to."""
 
 from __future__ import annotations
 

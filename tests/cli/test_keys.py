@@ -43,16 +43,16 @@ def test_the_first_key_and_the_last_say_what_they_do_to_everybody_else(ken: Ken)
     apart = ("--namespace", "apart")
     first = ken("keys", "create", "first", *apart)
     told = " ".join(first.stderr.split())
-    for text in ("from now on a server of this store answers nobody without one", "KEN_API_KEY", "KEN_AUTH=off"):
+    for text in ("from now on, servers of this store refuse requests without a key", "KEN_API_KEY", "KEN_AUTH=off"):
         assert text in told
     second = ken("keys", "create", "second", *apart)
     assert "note:" not in second.stderr
     ids = [ended.stdout.split("_")[1] for ended in (first, second)]
     assert "note:" not in ken("keys", "revoke", ids[1], *apart).stderr
     told = " ".join(ken("keys", "revoke", ids[0], *apart).stderr.split())
-    for text in ("do not open by themselves", "ken keys create NAME --scope admin", "KEN_AUTH=off"):
+    for text in ("stay locked, after a restart too", "ken keys create NAME --scope admin", "KEN_AUTH=off"):
         assert text in told
-    assert "note:" not in ken("keys", "create", "after all", *apart).stderr  # it was locked before
+    assert "note:" not in ken("keys", "create", "after all", *apart).stderr  # the store was locked before this key
 
 
 def test_a_key_is_for_predicting_with_every_task_for_ever_unless_told(ken: Ken) -> None:

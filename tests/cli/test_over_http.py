@@ -1,4 +1,4 @@
-"""Commands through a server: the same words, the same output, the same exit codes as on the store."""
+"""Commands through a server: the same options, the same output and the same exit codes as on the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADMIN = "the-admins"
 
 @pytest.fixture(scope="module")
 def url(ken: Ken, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on the commands' own store; it asks for a key."""
+    """A server on the commands' own store; it needs a key."""
     from serving.api import create_app
     from serving.config import load_settings
     from serving.service import Service
@@ -37,7 +37,7 @@ def url(ken: Ken, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def far(ken: Ken, url: str, monkeypatch: pytest.MonkeyPatch) -> Ken:
-    """Runs `ken` with a server to ask."""
+    """Runs `ken` with the URL of a server."""
     monkeypatch.setenv("KEN_API_KEY", ADMIN)
     return lambda *arguments: ken(*arguments, "--url", url)
 
@@ -46,7 +46,7 @@ def far(ken: Ken, url: str, monkeypatch: pytest.MonkeyPatch) -> Ken:
 def files(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Two deltas of one task, of different budgets."""
+    """Two deltas of one task, with different budgets."""
     made = [tmp_path_factory.mktemp("deltas") / f"{keep}.ken" for keep in ("0.1", "0.5")]
     for file in made:
         ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", file, "--keep", file.stem)
@@ -68,7 +68,7 @@ def digests(ken: Ken, far: Ken, files: list[Path]) -> Iterator[list[str]]:
 
 
 def told(ended: Ended) -> str:
-    """What a command that went well said of what it did."""
+    """What a command that succeeded printed on stderr."""
     assert ended.returncode == 0, ended.stderr
     return ended.stderr.split(" (revision")[0]
 

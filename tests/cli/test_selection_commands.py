@@ -146,7 +146,9 @@ def test_calibrate_prints_what_it_tried_and_how_sure_it_is(
     ended = ken("calibrate", *common, "--method", "magnitude", "--codec", "zstd")
     assert ended.returncode == 0, ended.stderr
     assert "deltas tried" in ended.stdout
-    assert "confidence (chosen on these examples: check on others)" in " ".join(ended.stdout.split())
+    told = " ".join(ended.stdout.split())
+    assert "% confidence, it falls by at most" in told
+    assert "The delta was chosen on these examples: check it on others" in told
 
 
 def test_calibrate_refuses_labels_the_model_does_not_know(

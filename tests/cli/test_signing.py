@@ -1,4 +1,4 @@
-"""Signing as an operator does it: a key, a signature beside the file, and who is trusted."""
+"""Signing as an operator does it: making a key, signing a file, and trusting keys."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_verifying_needs_somebody_to_trust(ken: Ken, delta: Path) -> None:
 def test_the_commands_of_the_page_are_run(
     ken: Ken, delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line by line; what the first prints stands for the key on the page."""
+    """Runs the commands line by line. The page's public key is replaced with the one that the first command prints."""
     monkeypatch.chdir(tmp_path)
     delta.rename("trec.ken")
     block = re.search(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Commands that route, delete and look back."""
+"""Commands that route, delete, and show the history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.running import Ken, facts
 def files(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Two deltas of one task, of different budgets."""
+    """Two deltas of one task, with different budgets."""
     made = [tmp_path_factory.mktemp("deltas") / f"{keep}.ken" for keep in ("0.1", "0.5")]
     for file in made:
         ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", file, "--keep", file.stem)
@@ -135,13 +135,13 @@ def test_history_of_a_task_that_is_gone_can_be_read(ken: Ken, digests: list[str]
         (("route", "nothing", "--rollback"), 1, "no task 'nothing'"),
         (("route", "mood", "--shadow", "next"), 1, "'next' is neither an alias nor a version"),
         (("route", "mood", "--shadow", "@route"), 2, "shadow '@route' is not usable"),
-        (("route", "mood", "--shadow", "canary", "--clear"), 2, "not several of them"),
+        (("route", "mood", "--shadow", "canary", "--clear"), 2, "give only one of the three"),
         (("route", "mood", "live"), 2, "found 'live'; expected an alias or a digest and its weight"),
         (("route", "mood", "live=ten"), 2, "found 'live=ten'"),
         (("route", "mood", "live=0"), 2, "weight of 'live' is 0"),
-        (("route", "mood", "live=1", "live=2"), 2, "'live' is given twice"),
-        (("route", "mood", "live=1", "--clear"), 2, "not several of them"),
-        (("route", "mood", "--rollback", "--clear"), 2, "not several of them"),
+        (("route", "mood", "live=1", "live=2"), 2, "found 'live' twice"),
+        (("route", "mood", "live=1", "--clear"), 2, "give only one of the three"),
+        (("route", "mood", "--rollback", "--clear"), 2, "give only one of the three"),
         (("rm", "mood", "--version", "latest"), 1, "task 'mood' has no alias 'latest'; it has: canary, live"),
         (("rm", "mood", "--version", "abc"), 1, "of a digest, give at least 12 digits"),
         (("rm", "mood", "--version", "0" * 64), 1, "is no version of task 'mood'"),

@@ -1,4 +1,4 @@
-"""The compose files hang together."""
+"""The compose files are consistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image's recipe: a machine without Docker can still see that it is complete and modest."""
+"""The image's Dockerfile is complete and grants no more rights than needed. Runs without Docker."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from serving.config import Settings
 from serving.launch.haproxy_start import ENTRY
-from serving.launch.rayenv import for_cluster
+from serving.launch.ray_variables import for_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def instructions(deploy: Path) -> list[tuple[str, str]]:
-    """Of the Dockerfile, continued lines joined."""
+    """The instructions of the Dockerfile, with continued lines joined."""
     lines = [x for x in (deploy / "docker/Dockerfile").read_text().splitlines() if not x.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [(word, " ".join(rest.split())) for word, _, rest in (x.partition(" ") for x in joined.splitlines() if x)]

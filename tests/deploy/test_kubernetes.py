@@ -1,4 +1,4 @@
-"""The manifests are valid, hang together, and keep pods on a short leash."""
+"""The manifests are valid and consistent, and restrict what pods may do."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def volume_bytes(template: Object, path: str) -> int:
 
 
 def weaknesses(spec: Object) -> list[str]:
-    """What the restricted pod security standard, and a little more, has against a pod."""
+    """The violations of the restricted pod security standard, and of a few further rules, in a pod."""
     pod, found = spec["securityContext"], []
     if not pod.get("runAsNonRoot") or not pod.get("runAsUser"):
         found.append("may run as root")
@@ -272,7 +272,7 @@ class TestPods:
 
     def test_are_matched_by_what_selects_them(self, templates: list[Object]) -> None:
         given = [t["metadata"]["labels"] for t in templates]
-        given[0]["ray.io/node-type"], given[1]["ray.io/node-type"] = "head", "worker"  # KubeRay's doing
+        given[0]["ray.io/node-type"], given[1]["ray.io/node-type"] = "head", "worker"  # KubeRay sets it
         wanted = [o["spec"]["selector"]["matchLabels"] for o in objects("PodDisruptionBudget")]
         wanted += [o["spec"]["selector"] for o in objects("Service")]
         wanted += [o["spec"]["podSelector"].get("matchLabels", {}) for o in objects("NetworkPolicy")]
@@ -286,7 +286,7 @@ class TestPods:
 
 
 def open_to_others(policies: list[Object], app: str) -> set[int | None]:
-    """Ports of an app's pods that pods of other apps may reach; None stands for all."""
+    """The ports of an app's pods that pods of other apps may reach; None stands for all ports."""
     ports: set[int | None] = set()
     for policy in policies:
         if policy["spec"]["podSelector"].get("matchLabels") != {"app": app}:

@@ -1,4 +1,4 @@
-"""Names under deploy/ are names of the server: settings, metrics, paths, ports. And nothing secret is among them."""
+"""Names under deploy/ are names of the server: settings, metrics, paths, ports. No secrets are among them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_no_file_names_a_place_of_one_machine_or_a_private_registry(path: Path) 
 
 @pytest.fixture(scope="module")
 def exposed() -> set[str]:
-    """Names of all samples, those of gauges that a service adds to the table included."""
+    """The names of all samples, with those of the gauges that a service adds."""
     from serving.telemetry.metrics import Metrics
 
     names = set()
@@ -68,7 +68,7 @@ def exposed() -> set[str]:
 
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Of the application, which is built here without a model behind it."""
+    """The paths of the application, which is built here without a model."""
     from serving.api import create_app
     from serving.service import Service
     from serving.tasks import TaskTable
@@ -167,7 +167,7 @@ class TestSecrets:
 
 
 def leaked(text: str) -> list[str]:
-    """Values of secrets that are neither placeholders nor references to where the value is."""
+    """Values of secrets that are neither placeholders nor references to another place."""
     found = re.findall(r"redis://[^:@\s]*:([^@\s]+)@", text)
     found += re.findall(rf"(?<![\w{{])(?:{'|'.join(OUR_SECRETS)})\s*[:=][ \t]*([^\s#]+)", text)
     found += re.findall(r"--requirepass[ \t]+(\S+)", text)

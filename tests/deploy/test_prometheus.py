@@ -1,4 +1,4 @@
-"""What Prometheus is given is valid, and the alerts go off when they should."""
+"""The configuration of Prometheus is valid, and alerts fire when they should."""
 
 from __future__ import annotations
 

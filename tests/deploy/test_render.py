@@ -1,4 +1,4 @@
-"""Head and worker carry the Ray variables of `serving.launch.rayenv`, and deploy/render.py puts them there."""
+"""Head and worker carry the Ray variables of `serving.launch.ray_variables`, and deploy/render.py puts them there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.launch.rayenv import for_cluster
+from serving.launch.ray_variables import for_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy/render.py"
@@ -71,7 +71,7 @@ def test_a_check_changes_nothing(render: Any, manifest: Path) -> None:
 
 def test_lost_markers_are_an_error(render: Any, manifest: Path) -> None:
     with pytest.raises(ValueError, match="found 1 pairs"):
-        render.render(manifest.read_text().replace("# end rayenv", "", 1), {})
+        render.render(manifest.read_text().replace("# end ray_variables", "", 1), {})
 
 
 def test_it_needs_no_ray() -> None:

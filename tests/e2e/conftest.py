@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from tests.e2e.running import server_on
 
 
@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def published(minilm: Path, work: Path) -> list[PublishedTask]:
-    """Briefly trained tasks of 5, 3 and 5 labels; that they answer far from sure hides no error."""
+    """Tasks with 5, 3 and 5 labels, trained briefly. Their scores are far from 0 and 1, so that errors are visible."""
     import torch
 
     from ken_core import apply, delta, deltafile, open_base, open_tuned
@@ -54,7 +54,7 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
 
 @pytest.fixture(scope="session")
 def later(minilm: Path, work: Path, published: list[PublishedTask]) -> PublishedTask:
-    """A later version of the first task: of the same fine-tune, with another budget."""
+    """A later version of the first task: the same fine-tune with another budget."""
     from ken_core import Budget, Selection, apply, delta, deltafile, open_base, open_tuned
 
     first = published[0]
@@ -76,7 +76,7 @@ def store_url(work: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def server(minilm: Path, work: Path, store_url: str, published: list[PublishedTask]) -> Iterator[ServerProcess]:
-    """The shared server: tests must leave its tasks as they found them."""
+    """The server that all tests share. They must leave its tasks as they found them."""
     publish_all(store_url, published)
     with server_on(minilm, work / "server", store_url, work / "server.log") as running:
         yield running

@@ -1,7 +1,7 @@
 """``ken serve`` whose replicas lose their weights once a file ``poison`` lies in their data directory.
 
-The next exchange fails then, and so does reading the checkpoint to restore the base. The file is taken away with it, so
-that the replica which comes in its place is sound.
+Then the next exchange fails, and reading the checkpoint to restore the base fails too. The exchange also removes the
+file, so that the replica that takes the failed one's place works.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.cli import main
-from serving.launch import launcher
+from serving.launch import cluster
 
 
 def deploy_failing_replicas() -> None:
@@ -42,11 +42,11 @@ def lose_weights_when_told(resident: Any, told: Path) -> None:
 
 
 if __name__ == "__main__":
-    start = launcher._start_application
+    start = cluster.start_application
 
     def start_with_failing_replicas(*arguments: Any) -> None:
         deploy_failing_replicas()
         start(*arguments)
 
-    launcher._start_application = start_with_failing_replicas
+    cluster.start_application = start_with_failing_replicas
     main(sys.argv[1:])

@@ -7,7 +7,7 @@ from ipaddress import IPv6Address, ip_address
 
 import psutil
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Listening:
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine can reach it."""
         ip = ip_address(self.ip)
         mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
         return (mapped or ip).is_loopback
 
 
 def listening(server: ServerProcess) -> set[Listening]:
-    """All of them, of IPv4 and IPv6."""
+    """All TCP sockets, of IPv4 and IPv6, that a server's processes listen on."""
     root = psutil.Process(server.process.pid)
     found = set()
     for process in [root, *root.children(recursive=True)]:
@@ -40,5 +40,5 @@ def listening(server: ServerProcess) -> set[Listening]:
 
 
 def reachable(server: ServerProcess) -> dict[int, str]:
-    """Ports that other machines reach, and who listens there."""
+    """Ports that other machines can reach, and the processes that listen there."""
     return {one.port: one.process for one in listening(server) if not one.on_loopback}

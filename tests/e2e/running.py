@@ -1,4 +1,4 @@
-"""A server for the tests, and what is left of it when it ends."""
+"""Starts servers for the tests, and finds processes that are left after a server ended."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 
 
 def server_on(base: Path, data_dir: Path, redis_url: str, log: Path) -> ServerProcess:
-    """A server on a free port; the kernels compiled for earlier ones are used again."""
+    """A server on a free port. It uses the kernels that were compiled for earlier servers."""
     return ServerProcess(settings_on(base, data_dir, redis_url), log)
 
 
@@ -21,11 +21,11 @@ def settings_on(base: Path, data_dir: Path, redis_url: str) -> dict[str, str]:
 
 
 def processes_of(server: ServerProcess) -> list[psutil.Process]:
-    """Everything that descends from the server."""
+    """All descendants of the server's process."""
     return psutil.Process(server.process.pid).children(recursive=True)
 
 
 def still_running(processes: list[psutil.Process]) -> list[str]:
-    """Command lines of those that are not gone a moment later."""
+    """The command lines of the processes that have not ended after a moment."""
     _, alive = psutil.wait_procs(processes, timeout=5)
     return [" ".join(p.cmdline()) for p in alive if p.status() != psutil.STATUS_ZOMBIE]

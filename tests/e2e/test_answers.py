@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from ken_core import deltafile, open_base
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from serving.store import Store
 from serving.workers.steps import finish
 from tests.e2e.conftest import PublishedTask
@@ -34,7 +34,7 @@ def pipeline_scores(task: PublishedTask, texts: list[str]) -> list[Scores]:
 
 
 def farthest(found: Scores, expected: Scores) -> float:
-    """The largest difference of two probability vectors; 1 where the labels differ."""
+    """The largest difference between two probability vectors; 1 if the labels differ."""
     return max(abs(found[k] - expected[k]) for k in expected) if found.keys() == expected.keys() else 1.0
 
 

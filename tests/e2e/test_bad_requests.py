@@ -7,7 +7,7 @@ import gzip
 import httpx
 import pytest
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 
@@ -54,7 +54,9 @@ def test_a_compressed_body_arrives_as_it_was_sent(server: ServerProcess, encodin
 
 @pytest.mark.parametrize(("path", "status"), [("/readyz", 200), ("/v1/tasks/news", 200), ("/v1/tasks/newz", 404)])
 def test_head_is_answered_as_get_is(server: ServerProcess, path: str, status: int) -> None:
-    with httpx.Client(base_url=server.url) as client:  # one connection: a body that was sent would be the next answer
+    with httpx.Client(
+        base_url=server.url
+    ) as client:  # one connection: an unexpected body would be read as part of the next answer
         head, got = client.head(path), client.get(path)
     assert (head.status_code, got.status_code, head.content) == (status, status, b"")
     assert head.headers["content-type"] == got.headers["content-type"]

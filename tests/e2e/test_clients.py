@@ -1,4 +1,4 @@
-"""Clients that hang up, stall or drip, beside others that must not notice."""
+"""Clients that hang up, stop sending or send slowly must not disturb other clients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from tests.e2e.conftest import PublishedTask
 
 pytestmark = pytest.mark.e2e
 
 HANGING = 32
 STALLED = 100
-"""Of each sort: those that sent half a body, and those that drip."""
+"""The number of clients that send half a body, and of clients that send their headers slowly."""
 
 
 def headers_of(task: PublishedTask, length: int) -> bytes:
@@ -64,7 +64,7 @@ def all_answered(server: ServerProcess, tasks: list[PublishedTask], requests: in
 def test_inputs_of_clients_that_hang_up_are_dropped_before_they_are_computed(
     together: bool, server: ServerProcess, published: list[PublishedTask]
 ) -> None:
-    """More than can be computed before they are gone, in bodies that fit the proxy's buffer as most do."""
+    """Clients send more inputs than can be computed before they hang up. Bodies fit the proxy's buffer, as most do."""
     task = published[0]
     body = json.dumps({"inputs": [" ".join(task.texts)[:2000]] * 16}).encode()
     assert all_answered(server, [task], 1)
@@ -91,7 +91,7 @@ def test_inputs_of_clients_that_hang_up_are_dropped_before_they_are_computed(
 
 @contextmanager
 def stalled_clients(server: ServerProcess, task: PublishedTask) -> Iterator[None]:
-    """Clients that send half a body and no more, and others that send a byte of their headers a second."""
+    """Clients that stop after half a body, and clients that send one byte of their headers each second."""
     body = json.dumps({"inputs": task.texts[:20]}).encode()
     request = headers_of(task, len(body)) + body
     with ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -104,7 +104,7 @@ def stalled_clients(server: ServerProcess, task: PublishedTask) -> Iterator[None
         def drip() -> None:
             for byte in request:
                 for one in dripping:
-                    with suppress(OSError):  # let go by the proxy in the meantime
+                    with suppress(OSError):  # the proxy has disconnected it
                         one.send(bytes([byte]))
                 deadline = time.monotonic() + 1
                 while time.monotonic() < deadline:

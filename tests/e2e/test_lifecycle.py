@@ -1,4 +1,4 @@
-"""Starting, stopping, and a store that comes and goes. Each server here is one of its own."""
+"""Starting, stopping, and a store that goes down and comes back. Each test starts its own server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ import psutil
 import pytest
 import redis
 
-from serving.launch.process import ServerProcess, free_port
+from serving.launch.ports import free_port
+from serving.launch.server_process import ServerProcess
 from serving.store.embedded import embedded_store
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.running import processes_of, server_on, still_running
 
 pytestmark = pytest.mark.e2e
 CLOSED = -1
-"""The connection ended without an answer, for a request sent after the stop was asked for."""
+"""Stands for a connection that ended without an answer, for a request sent after the server was told to stop."""
 
 
 def run_serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +44,7 @@ def own_store(folder: Path) -> Iterator[tuple[str, redis.Redis]]:
 def test_stopping_under_load_answers_what_was_accepted_and_leaves_no_process(
     server: ServerProcess, minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
 ) -> None:
-    """Runs beside the shared server: two servers on one machine do not disturb each other."""
+    """Runs beside the shared server, since two servers on one machine must not disturb each other."""
     with server_on(minilm, tmp_path / "data", store_url, tmp_path / "log") as second:
         processes = processes_of(second)
         assert len(processes) > 3
@@ -65,7 +66,7 @@ def test_stopping_under_load_answers_what_was_accepted_and_leaves_no_process(
                         response = client.post(path, json=body)
                         statuses.append(response.status_code)
                     except httpx.ConnectError:
-                        return  # nothing listens any more: never accepted
+                        return  # nothing listens any more, so the request was never accepted
                     except httpx.TransportError:
                         statuses.append(0 if began < stopping else CLOSED)
                     if statuses[-1] in (503, CLOSED):

@@ -1,4 +1,4 @@
-"""What a running server opens: to other machines nothing, and to this one nothing that runs code."""
+"""A running server opens no port to other machines, and to this one none through which others could run code."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import psutil
 import pytest
 
 from serving.config import Settings
-from serving.launch.process import ServerProcess
-from serving.launch.rayenv import find_haproxy
+from serving.launch.haproxy_binary import find_haproxy
+from serving.launch.server_process import ServerProcess
 from tests.e2e.listening import listening, reachable
 from tests.e2e.running import processes_of
 
 pytestmark = pytest.mark.e2e
 JOBS = ("/api/job_agent/jobs/", "/api/jobs/")
-"""Ray's agent of a node and Ray's dashboard: both run a command line that they are sent."""
+"""Paths of Ray's node agent and of Ray's dashboard. Both run a command line that is sent to them."""
 
 
 def settle() -> None:
-    """HAProxy is replaced by another process when it hears of replicas, so a look may come in between."""
+    """Wait a moment: Ray replaces the process of HAProxy when it adds replicas, and for a moment there is none."""
     time.sleep(1)
 
 
 def token_file(server: ServerProcess) -> Path:
-    """Of the cluster under a server."""
+    """The file with the token of a server's cluster."""
     for process in processes_of(server):
         with suppress(psutil.Error):
             if path := process.environ().get("RAY_AUTH_TOKEN_PATH"):
                 return Path(path)
-    raise AssertionError("no process knows of a token")
+    raise AssertionError("no process has RAY_AUTH_TOKEN_PATH")
 
 
 def test_no_other_machine_reaches_any_socket(server: ServerProcess) -> None:
@@ -59,7 +59,7 @@ def test_without_the_token_nobody_submits_a_job(server: ServerProcess, tmp_path:
                     refused.add((port, path))
     assert accepted == {}
 
-    # the same request with the token runs, so what was refused above was the real thing, and had time to run
+    # the same request with the token runs: so the requests refused above were valid, and they have had time to run
     job = {"entrypoint": f"touch {tmp_path / 'with'}"}
     headers = {"Authorization": f"Bearer {token_file(server).read_text()}"}
     asked = (
@@ -88,7 +88,7 @@ def test_the_private_folder_and_what_lies_in_it_are_for_the_owner_alone(server: 
 
 @contextmanager
 def files_allowed(count: int) -> Iterator[None]:
-    """For this process, if its user may."""
+    """Raise the limit of open files of this process, or skip the test if its user may not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         pytest.skip(f"this test needs {count} open files, and its user may have {hard}")

@@ -1,4 +1,4 @@
-"""A replica whose weights are in an unknown state answers nothing more, and is replaced."""
+"""A replica whose weights are in an unknown state answers no further requests, and is replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.running import settings_on
 

@@ -1,4 +1,4 @@
-"""The whole surface through the proxy: peers' clients, a canary that flows, discovery, and the log."""
+"""The whole API through the proxy: other servers' clients, a canary, discovery of metrics, and the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import Client
-from serving.launch.process import ServerProcess
+from serving.launch.server_process import ServerProcess
 from tests.e2e.conftest import PublishedTask
 
 pytestmark = pytest.mark.e2e
@@ -49,7 +49,7 @@ def test_a_delta_published_over_http_takes_its_share_of_what_flows_and_gives_it_
 
 
 def _counted(exposition: str, task: str) -> dict[tuple[str, str], float]:
-    """Requests of a task by version and code."""
+    """The number of a task's requests, by version and HTTP status."""
     samples = [s for family in text_string_to_metric_families(exposition) for s in family.samples]
     found = [s for s in samples if s.name == "ken_version_requests_total" and s.labels["task"] == task]
     return {(s.labels["version"], s.labels["code"]): s.value for s in found}
@@ -60,7 +60,9 @@ def test_clients_of_other_servers_get_the_same_scores(
 ) -> None:
     hub, triton = pytest.importorskip("huggingface_hub"), pytest.importorskip("tritonclient.http")
     openai = pytest.importorskip("openai")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # its clients refuse to call anybody else
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", False
+    )  # offline, its clients refuse to call any server
     task, text = published[0], published[0].texts[0]
     with Client(server.url, timeout=60) as client:
         expected = {one["label"]: one["score"] for one in client.predict(task.name, text).outputs[0]}
@@ -110,6 +112,6 @@ def test_a_change_is_a_line_of_json_in_the_log_with_who_and_the_requests_id(
 
 
 def _logged(server: ServerProcess, word: str) -> list[dict[str, Any]]:
-    """Lines with a word, which Ray passes on a moment after they were written."""
+    """The log's lines that contain a word. Ray passes lines on a moment after they were written."""
     assert server.log is not None
     return [json.loads(line) for line in server.log.read_text().splitlines() if word in line]

@@ -1,4 +1,4 @@
-"""HTTPS with keys on an address that others reach, and starts that are refused there."""
+"""HTTPS with keys on an address that other machines reach, and starts that are refused there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from serving.launch.process import ServerProcess
-from serving.launch.rayenv import find_haproxy
+from serving.launch.haproxy_binary import find_haproxy
+from serving.launch.server_process import ServerProcess
 from serving.security.keys import new_key
 from tests.certificates import self_signed
 from tests.e2e.conftest import PublishedTask, publish_all
@@ -29,8 +29,8 @@ def make_pair(folder: Path) -> dict[str, str]:
 
 
 def await_ready(client: httpx.Client, server: ServerProcess, log: Path) -> None:
-    """Until it answers and has said so: the replica answers a moment before the launcher knows, which, told to stop in
-    between, takes that for a start that was broken off."""
+    """Wait until the server answers and its launcher has said that it is ready. The replica answers a moment earlier; a
+    launcher that is told to stop in between says that the start was broken off."""
     deadline = time.monotonic() + 120
     while True:
         assert server.process.poll() is None, log.read_text()
@@ -44,14 +44,14 @@ def await_ready(client: httpx.Client, server: ServerProcess, log: Path) -> None:
 
 
 def metrics_ports(client: httpx.Client) -> set[int]:
-    """Of all replicas on the store, which Prometheus reads from elsewhere."""
+    """The metrics ports of all replicas on the store, which Prometheus reads from another machine."""
     return {
         int(target.rpartition(":")[2]) for group in client.get("/metrics/targets").json() for target in group["targets"]
     }
 
 
 def refused(settings: dict[str, str], log: Path) -> str:
-    """What a server says that does not start."""
+    """The log of a server that does not start."""
     server = ServerProcess(settings, log)
     server.start()
     assert server.process.wait(60) == 1
@@ -98,5 +98,5 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     said = [line["message"] for line in lines]
     assert any("stock proxy" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
     assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
-    assert {"serving.launch.launcher", "serving.service"} <= {line["logger"] for line in lines}
+    assert {"serving.launch.announcing", "serving.service"} <= {line["logger"] for line in lines}
     assert token not in log.read_text()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from serving.cli import main
-from serving.launch import launcher
+from serving.launch import checks
 
 if __name__ == "__main__":
-    launcher.find_haproxy = lambda: None
+    checks.find_haproxy = lambda: None
     main(sys.argv[1:])

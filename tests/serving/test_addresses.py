@@ -1,4 +1,4 @@
-"""Hosts and ports as one text, IPv6 among them."""
+"""Joins and splits hosts and ports, with IPv6 addresses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from serving.addresses import host_and_port, parted, url_of
+from serving.addresses import host_and_port, split_host_and_port, url_of
 from serving.client import Client, ClientError
 from serving.telemetry.scrape import ScrapePort
 
@@ -26,7 +26,7 @@ def test_a_url_names_the_host_and_the_port_it_was_made_of(host: str, tls: bool) 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_what_was_joined_is_parted_again(host: str) -> None:
-    assert parted(host_and_port(host, 8000), 1) == (host, 8000)
+    assert split_host_and_port(host_and_port(host, 8000), 1) == (host, 8000)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_what_was_joined_is_parted_again(host: str) -> None:
     [("redis", ("redis", 7)), ("[::1]", ("::1", 7)), ("redis:", ("redis", 7)), ("[::1]:", ("::1", 7))],
 )
 def test_an_address_without_a_port_has_the_usual_one(address: str, found: tuple[str, int]) -> None:
-    assert parted(address, 7) == found
+    assert split_host_and_port(address, 7) == found
 
 
 @pytest.mark.parametrize("address", ["::1:26379", "[::1", "[::1]26379", "[::1]:port", "redis:port"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"invalid literal|expected \[address\]:port"):
-        parted(address, 7)
+        split_host_and_port(address, 7)
 
 
 def test_metrics_on_an_ipv6_address_are_reached_at_the_address_told() -> None:

@@ -1,4 +1,4 @@
-"""The cores a process was given."""
+"""The number of cores that a process may use."""
 
 from __future__ import annotations
 

@@ -450,7 +450,7 @@ def test_on_loopback_everything_is_open_until_there_is_a_key_and_never_again_by_
         promote = {"digest": deltas.spam.digest}
         assert (await client.post("/v1/tasks/spam/promote", json=promote)).status_code == 200
         made = await client.post("/v1/keys?wait=20", json={"name": "first", "scopes": ["admin"]})
-        assert "from now on a server of this store answers nobody without one" in made.json()["notice"]
+        assert "from now on, servers of this store refuse requests without a key" in made.json()["notice"]
         assert is_problem(await client.post(SPAM, json=ask), 401, "this needs a key: send")
         key = {"Authorization": f"Bearer {made.json()['token']}"}
         assert (await client.post(SPAM, json=ask, headers=key)).status_code == 200
@@ -459,7 +459,7 @@ def test_on_loopback_everything_is_open_until_there_is_a_key_and_never_again_by_
         gone = await client.delete(f"/v1/keys/{second.json()['id']}?wait=20", headers=key)
         assert gone.json()["notice"] is None
         gone = await client.delete(f"/v1/keys/{made.json()['id']}?wait=20", headers=key)
-        assert "do not open by themselves" in gone.json()["notice"]
+        assert "stay locked, after a restart too" in gone.json()["notice"]
 
     async def locked(client: Client) -> None:
         for response in (

@@ -1,4 +1,4 @@
-"""Both clients against a real server: what is asked, changed, published and refused."""
+"""Both clients against a real server: predictions, look-ups, changes, uploads and refusals."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_one_client_asks_many_things_at_once(service: Service, deltas: Deltas) -
     assert asyncio.run(ask_all()) == [getattr(deltas, task).digest for task in tasks]
 
 
-# What is there
+# Look-ups
 
 
 def test_tasks_are_listed_and_shown(client: Client, deltas: Deltas) -> None:

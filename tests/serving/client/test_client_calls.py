@@ -108,7 +108,7 @@ def test_a_prediction_carries_its_timing_in_seconds_and_its_request() -> None:
 
 @pytest.mark.parametrize("content", [b"<html>", b"{}", b"null", b'[{"name": "spam"}]'])
 def test_an_answer_that_no_server_gives_is_told_from_one_it_does(content: bytes) -> None:
-    with pytest.raises(ReplyError, match="which no ken-serve"):
+    with pytest.raises(ReplyError, match="which is no answer of a ken-serve"):
         calls.tasks().read(answered(200, content))
 
 
@@ -117,7 +117,7 @@ def test_an_answer_that_no_server_gives_is_told_from_one_it_does(content: bytes)
     [
         (answered(404, b'{"title": "Unknown task", "detail": "there is no task x"}'), ["there is no task x", "404"]),
         (answered(502, b"<h1>\n bad  gateway</h1>"), ["http://ken/v1/tasks", "502", "Bad Gateway", "bad gateway"]),
-        (answered(500, b"[]"), ["without saying why"]),
+        (answered(500, b"[]"), ["gave no reason"]),
         (answered(308, b"", location="https://ken/v1/tasks"), ["redirects to https://ken/v1/tasks"]),
     ],
 )
@@ -163,7 +163,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
 
     assert methods(Client) == methods(AsyncClient)
     assert methods(Client)["promote"] == ["self", "task", "digest", "alias", "allow_other_labels", "wait"]
-    assert "pins one of the task's versions" in str(Client.predict.__doc__)
+    assert "the version that answers" in str(Client.predict.__doc__)
 
 
 def test_the_client_is_imported_without_the_server() -> None:

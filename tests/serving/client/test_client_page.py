@@ -1,4 +1,4 @@
-"""What the client's page shows is run."""
+"""Runs the code on the client's page."""
 
 from __future__ import annotations
 

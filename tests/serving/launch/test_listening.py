@@ -1,4 +1,4 @@
-"""Where clients reach the server."""
+"""The address that clients connect to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The supervisor, in processes of its own: exit codes, signals, and nothing left behind."""
+"""The supervisor, in a process of its own: exit codes, signals, and no processes left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="su
 
 
 class Supervised:
-    """A supervisor around `work`, a function's body; what it prints comes line by line."""
+    """A supervisor that runs `work`, the body of a function, and whose output can be read line by line."""
 
     def __init__(self, folder: Path, work: str) -> None:
         imports = "import os, signal, subprocess, sys, time\nfrom serving.launch import supervisor\n"
@@ -137,7 +137,7 @@ def test_a_child_learns_of_it_when_its_supervisor_is_killed(supervised: Callable
 def test_grandchildren_that_outlive_the_child_are_gone_when_the_supervisor_is(
     supervised: Callable[[str], Supervised],
 ) -> None:
-    """One ignores SIGTERM, one has a session of its own, one has a child itself."""
+    """One process ignores SIGTERM, one has a session of its own, and one has a child."""
     running = supervised(
         """
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""Where a key is needed, and where a server may not start without one."""
+"""When requests need a key, and when a server does not start without one."""
 
 from __future__ import annotations
 

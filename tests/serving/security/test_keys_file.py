@@ -1,4 +1,4 @@
-"""A file of keys is read again when it changes, and only when what it became is good."""
+"""A file of keys is read again when it changes. If it is not valid then, the old keys stay."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_file_moved_into_its_place_is_seen_even_with_the_same_size_and_time(pa
 
 
 def test_a_link_that_points_elsewhere_is_seen(path: Path, tmp_path: Path) -> None:
-    """As Kubernetes renews a mounted Secret."""
+    """Replaces the file as Kubernetes updates a mounted Secret."""
     write(tmp_path / "renewed", TWO)
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -86,7 +86,7 @@ def test_one_that_became_bad_or_went_away_leaves_the_last_keys_and_is_logged_onc
         ('[{"id": "x"}]', r"0\.id"),
         (json.dumps([ONE.record() | {"scopes": ["root"]}]), r"0\.scopes"),
         (json.dumps([ONE.record() | {"token": "ken_secret"}]), r"0\.token"),
-        (json.dumps([ONE.record()] * 2), "stands there twice"),
+        (json.dumps([ONE.record()] * 2), "twice; expected each id once"),
     ],
 )
 def test_a_bad_one_is_a_start_error_that_names_the_place_and_no_value(text: str, named: str, path: Path) -> None:

@@ -18,7 +18,7 @@ grpc = pytest.importorskip("grpc", reason="grpc comes with ray[serve]")
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Serve's module, as it was again afterwards."""
+    """Serve's module, which is restored after the test."""
     from ray.serve._private import replica
 
     monkeypatch.setattr(replica, "add_port_to_grpc_server", replica.add_port_to_grpc_server)

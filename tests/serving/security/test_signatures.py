@@ -1,4 +1,4 @@
-"""Signatures: whose they are, of which delta, and whom one trusts."""
+"""Signatures: which key made them, of which delta, and which keys are trusted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPS = TrustedKeys.read([f"ops={public_key_of(OURS)}"])
 
 
 def flipped(text: str, bit: int) -> str:
-    """Base64 of the same bytes but for one bit."""
+    """Base64 of the same bytes with one bit changed."""
     data = bytearray(base64.b64decode(text))
     data[bit // 8] ^= 1 << bit % 8
     return base64.b64encode(data).decode()
@@ -76,7 +76,7 @@ def test_no_bit_of_a_key_may_change(key: Ed25519PrivateKey, digest: str, bit: in
 
 
 def test_what_is_signed_is_fixed_for_ever() -> None:
-    """Deltas that were signed must stay so: the message and the record are a format, as the delta file's is."""
+    """Existing signatures must stay valid: the signed message and the record are a file format."""
     signature = sign(OURS, DIGEST)
     raw = base64.b64decode(signature.signature)
     OURS.public_key().verify(raw, b"ken-serve delta v1\0" + bytes.fromhex(DIGEST))
@@ -99,7 +99,7 @@ GENUINE = sign(OURS, DIGEST)
         {"key": GENUINE.key[:-1], "signature": GENUINE.signature},
         {"key": GENUINE.key + "\n", "signature": GENUINE.signature},
         {"key": GENUINE.key.replace("=", "A"), "signature": GENUINE.signature},
-        {"key": "A" * 42 + "B=", "signature": GENUINE.signature},  # another text for 32 zeros
+        {"key": "A" * 42 + "B=", "signature": GENUINE.signature},  # another base64 text for 32 zero bytes
         {"key": GENUINE.key, "signature": GENUINE.signature, "digest": DIGEST},
     ],
 )
@@ -114,7 +114,7 @@ def test_a_false_signature_is_refused_whoever_is_trusted() -> None:
         check_genuine(DIGEST, [GENUINE, sign(THEIRS, "00" * 32)])
 
 
-# Whom one trusts
+# Trusted keys
 
 
 @given(st.lists(KEYS, max_size=4), st.lists(KEYS, min_size=1, max_size=4, unique_by=public_key_of), DIGESTS)
@@ -201,7 +201,7 @@ def test_a_signing_key_is_its_owners_alone_and_signs_after_it_was_read_again(tmp
 def test_a_signing_key_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "signing.pem"
     first = create_signing_key(path)
-    with pytest.raises(InvalidInputError, match="there already"):
+    with pytest.raises(InvalidInputError, match="exists already"):
         create_signing_key(path)
     assert public_key_of(read_signing_key(path)) == public_key_of(first)
     with pytest.raises(InvalidInputError, match="cannot be written"):

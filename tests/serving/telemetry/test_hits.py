@@ -1,4 +1,4 @@
-"""Where a task's deltas lie on a replica, and where its requests found them."""
+"""The tiers that hold a task's deltas on a replica, and the tiers in which requests found them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Metric = Callable[..., float]
 
 
 def ask(service: Service, file: DeltaFile, times: int = 1) -> None:
-    """So many requests, all at once."""
+    """Send this number of requests at the same time."""
 
     async def run() -> None:
         await asyncio.gather(*(service.predict(file.digest, TEXTS[:1], {}, 20) for _ in range(times)))
@@ -26,7 +26,7 @@ def ask(service: Service, file: DeltaFile, times: int = 1) -> None:
 
 
 def lookups(metric: Metric, service: Service) -> dict[str, float]:
-    """What Prometheus sees, by tier, without those that are 0."""
+    """The values that Prometheus reads, by tier, without zeros."""
     found = {tier: metric(service, "ken_cache_hits_total", tier=tier) for tier in TIERS}
     found["store"] = metric(service, "ken_cache_misses_total")
     return {tier: count for tier, count in found.items() if count}

@@ -1,4 +1,4 @@
-"""Labels of their own go to the keys used most, and to no more than there are places."""
+"""The keys used most have labels of their own, and no more keys than there are places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.telemetry.label_budget import OwnLabels
+from serving.telemetry.label_budget import LabelBudget
 
 USES = st.lists(st.sampled_from("abcdefgh"), max_size=120)
 PLACES = st.integers(1, 4)
@@ -16,7 +16,7 @@ HALF_LIVES = st.floats(1, 200)
 
 
 def slowly(uses: list[str], places: int, half_life: float) -> list[set[str]]:
-    """Who has a place after each use, all faded counts made anew every time."""
+    """The keys that have a place after each use, from counts that are computed anew each time."""
     own: set[str] = set()
     history = []
     for now, key in enumerate(uses):
@@ -38,7 +38,7 @@ def test_a_place_goes_to_who_is_used_clearly_more_than_the_least_used_that_has_o
     uses: list[str], places: int, half_life: float
 ) -> None:
     left: list[str] = []
-    labels: OwnLabels[str] = OwnLabels(places, left.append, half_life)
+    labels: LabelBudget[str] = LabelBudget(places, left.append, half_life)
     own: set[str] = set()
     for key, expected in zip(uses, slowly(uses, places, half_life), strict=True):
         gone = len(left)
@@ -54,7 +54,7 @@ def test_a_place_goes_to_who_is_used_clearly_more_than_the_least_used_that_has_o
 def test_the_most_used_keys_have_the_places_whatever_was_before(
     before: list[str], places: int, rng: random.Random
 ) -> None:
-    labels: OwnLabels[str] = OwnLabels(places, lambda key: None, half_life=100)
+    labels: LabelBudget[str] = LabelBudget(places, lambda key: None, half_life=100)
     for key in before:
         labels.use(key)
     most_used = [f"hot-{n}" for n in range(places)]
@@ -66,7 +66,7 @@ def test_the_most_used_keys_have_the_places_whatever_was_before(
 
 def test_equally_used_keys_do_not_push_each_other_out() -> None:
     left: list[str] = []
-    labels: OwnLabels[str] = OwnLabels(2, left.append, half_life=100)
+    labels: LabelBudget[str] = LabelBudget(2, left.append, half_life=100)
     for key in "abcd" * 500:
         labels.use(key)
     assert left == []
@@ -74,7 +74,7 @@ def test_equally_used_keys_do_not_push_each_other_out() -> None:
 
 def test_places_that_were_dropped_are_free_and_nobody_is_told() -> None:
     left: list[str] = []
-    labels: OwnLabels[str] = OwnLabels(2, left.append)
+    labels: LabelBudget[str] = LabelBudget(2, left.append)
     for key in "aaabbb":
         labels.use(key)
     assert not labels.use("c")
@@ -85,7 +85,7 @@ def test_places_that_were_dropped_are_free_and_nobody_is_told() -> None:
 
 def test_who_came_to_a_free_place_is_pushed_out_by_little() -> None:
     left: list[str] = []
-    labels: OwnLabels[str] = OwnLabels(2, left.append)
+    labels: LabelBudget[str] = LabelBudget(2, left.append)
     for key in "ab" * 20 + "c":
         labels.use(key)
     labels.drop(lambda key: key == "a")

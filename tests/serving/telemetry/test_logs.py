@@ -1,4 +1,4 @@
-"""Log lines: one a record, with the request's id, and without secrets."""
+"""Log lines: one for each record, with the request's id, and without secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS = [JsonLines, HumanLines]
 
 
 def line(kind: type[logging.Formatter], message: str, *arguments: object, **record: Any) -> str:
-    """A record as it is written, by a logger that knows of one secret."""
+    """A record as a logger writes it that knows one secret."""
     extra = record.pop("extra", {})
     exc_info = record.pop("exc_info", None)
     made = logging.LogRecord("serving.tests", logging.INFO, "", 0, message, arguments, exc_info)
@@ -168,7 +168,7 @@ def test_the_longest_of_two_secrets_is_redacted_whole() -> None:
 
 
 def run(code: str, **settings: str) -> list[str]:
-    """Lines on stderr of a process that logs as the settings say."""
+    """The lines on stderr of a process with these settings for logs."""
     given = f"from serving.config import load_settings\nsettings = load_settings(base='b', **{settings!r})"
     prelude = "import logging\nfrom serving.telemetry.logs import configure\n"
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Metrics of answers: which series there are, what they count, and that they stay few; names and units of all."""
+"""Metrics of requests: which series there are, what they count, and that they stay few; all names and units."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def counted(metrics: Metrics, sample: str, *labels: str) -> dict[tuple[str, ...]
 def test_an_answer_counts_for_its_task_its_code_its_stages_and_its_version() -> None:
     metrics = Metrics("r")
     for code in (200, 200, 503):
-        metrics.answers.observe("spam", digest(1), code, 0.25, [("queue", 0.125), ("model", 0.0625)])
+        metrics.requests.observe("spam", digest(1), code, 0.25, [("queue", 0.125), ("model", 0.0625)])
     assert counted(metrics, "ken_requests_total", "task", "code") == {("spam", "200"): 2, ("spam", "503"): 1}
     sums = counted(metrics, "ken_request_seconds_sum", "task", "stage")
     assert sums == {("spam", "total"): 0.75, ("spam", "queue"): 0.375, ("spam", "model"): 0.1875}
@@ -62,15 +62,15 @@ def test_a_canary_is_counted_beside_what_is_live() -> None:
     metrics = Metrics("r")
     for number in range(100):
         canary = number % 10 == 0
-        metrics.answers.observe("spam", digest(2 if canary else 1), 500 if canary else 200, 0.01)
+        metrics.requests.observe("spam", digest(2 if canary else 1), 500 if canary else 200, 0.01)
     by_version = counted(metrics, "ken_version_requests_total", "version", "code")
     assert by_version == {(digest(1)[:12], "200"): 90, (digest(2)[:12], "500"): 10}
 
 
 def test_an_answer_that_came_to_no_version_or_no_task_counts_without() -> None:
     metrics = Metrics("r")
-    metrics.answers.observe("spam", None, 404, 0.01)
-    metrics.answers.observe(None, None, 404, 0.01)
+    metrics.requests.observe("spam", None, 404, 0.01)
+    metrics.requests.observe(None, None, 404, 0.01)
     assert counted(metrics, "ken_requests_total", "task") == {("spam",): 1, ("unknown",): 1}
     assert counted(metrics, "ken_version_requests_total") == {}
 
@@ -79,17 +79,17 @@ def test_an_answer_that_came_to_no_version_or_no_task_counts_without() -> None:
 def test_a_task_with_the_name_of_a_shared_label_takes_no_place_and_removes_nothing(name: str) -> None:
     metrics = Metrics("r", most_tasks=1)
     for task in (name, None, "spam", *["topic"] * 9):
-        metrics.answers.observe(task, digest(1), 200, 0.01)
+        metrics.requests.observe(task, digest(1), 200, 0.01)
     assert counted(metrics, "ken_requests_total", "task") == {("other",): 2, ("unknown",): 1, ("topic",): 8}
 
 
 def test_a_shadow_counts_by_what_became_of_it_and_makes_its_task_no_more_asked_for() -> None:
     metrics = Metrics("r", most_tasks=1)
-    metrics.answers.observe("spam", digest(1), 200, 0.01)
-    metrics.answers.observe_shadow("spam", digest(2), "agreed", 0.125)
-    metrics.answers.observe_shadow("spam", digest(2), "failed")
+    metrics.requests.observe("spam", digest(1), 200, 0.01)
+    metrics.requests.observe_shadow("spam", digest(2), "agreed", 0.125)
+    metrics.requests.observe_shadow("spam", digest(2), "failed")
     for _ in range(9):
-        metrics.answers.observe_shadow("topic", digest(3), "skipped")
+        metrics.requests.observe_shadow("topic", digest(3), "skipped")
     shown = counted(metrics, "ken_shadow_requests_total", "task", "version", "outcome")
     version = digest(2)[:12]
     assert shown == {("spam", version, "agreed"): 1, ("spam", version, "failed"): 1, ("other", "other", "skipped"): 9}
@@ -103,8 +103,8 @@ def test_a_shadow_counts_by_what_became_of_it_and_makes_its_task_no_more_asked_f
 def test_a_task_that_grows_takes_the_place_of_the_least_used_whose_series_all_go() -> None:
     metrics = Metrics("r", most_tasks=2)
     for task in ("a", "b", "a", "a", "c", "c"):
-        metrics.answers.observe(task, digest(1), 200, 0.01, [("model", 0.01)])
-        metrics.answers.observe_shadow(task, digest(1), "agreed", 0.0)
+        metrics.requests.observe(task, digest(1), 200, 0.01, [("model", 0.01)])
+        metrics.requests.observe_shadow(task, digest(1), "agreed", 0.0)
     for family in (*BY_TASK, "ken_shadow_requests", "ken_shadow_difference"):
         assert label_values(metrics, family, "task") == {("a",), ("c",), ("other",)}
     assert counted(metrics, "ken_requests_total", "task") == {("a",): 3, ("other",): 1, ("c",): 1}
@@ -113,7 +113,7 @@ def test_a_task_that_grows_takes_the_place_of_the_least_used_whose_series_all_go
 def test_a_version_no_longer_asked_for_makes_room_for_a_new_one() -> None:
     metrics = Metrics("r", most_tasks=1)
     for number in (1, 1, 1, 2, 3, 3):
-        metrics.answers.observe("spam", digest(number), 200, 0.01)
+        metrics.requests.observe("spam", digest(number), 200, 0.01)
     own = {(digest(1)[:12],), (digest(3)[:12],)}
     for family in BY_VERSION:
         assert label_values(metrics, family, "version") == own | {("other",)}
@@ -123,7 +123,7 @@ def test_versions_of_a_task_that_lost_its_place_make_room_for_those_of_the_one_t
     metrics = Metrics("r", most_tasks=1)
     answers = [*[("a", 1), ("a", 2)] * 5, *[("b", 3)] * 20, ("b", 4)]
     for task, number in answers:
-        metrics.answers.observe(task, digest(number), 200, 0.01)
+        metrics.requests.observe(task, digest(number), 200, 0.01)
     own = {("b", digest(3)[:12]), ("b", digest(4)[:12])}
     assert label_values(metrics, "ken_version_seconds", "task", "version") == own | {("other", "other")}
 
@@ -131,7 +131,7 @@ def test_versions_of_a_task_that_lost_its_place_make_room_for_those_of_the_one_t
 def test_a_task_that_comes_back_counts_from_zero() -> None:
     metrics = Metrics("r", most_tasks=1)
     for task in [*["a"] * 3, *["b"] * 10, *["a"] * 30]:
-        metrics.answers.observe(task, digest(1), 200, 0.01)
+        metrics.requests.observe(task, digest(1), 200, 0.01)
     by_task = counted(metrics, "ken_requests_total", "task")
     assert set(by_task) == {("a",), ("other",)}
     assert by_task["a",] < 30
@@ -154,7 +154,7 @@ def test_series_stay_within_their_bounds_and_those_that_were_never_removed_miss_
 ) -> None:
     metrics = Metrics("r", most_tasks=most)
     for task, number, code in answers:
-        metrics.answers.observe(task, number and digest(number), code, 0.01, [("model", 0.01)])
+        metrics.requests.observe(task, number and digest(number), code, 0.01, [("model", 0.01)])
     assert_bounded(metrics, most)
     if len({task for task, _, _ in answers if task} - {"other"}) <= most:
         total = sum(counted(metrics, "ken_requests_total", "task", "code").values())
@@ -173,14 +173,14 @@ def assert_bounded(metrics: Metrics, most: int) -> None:
 
 def test_a_request_does_not_bring_back_the_series_of_a_task_that_loses_its_place_meanwhile() -> None:
     metrics = Metrics("r", most_tasks=1)
-    rival = threading.Thread(target=lambda: [metrics.answers.observe("b", digest(2), 200, 0.01) for _ in range(3)])
+    rival = threading.Thread(target=lambda: [metrics.requests.observe("b", digest(2), 200, 0.01) for _ in range(3)])
 
     def stages() -> Iterator[tuple[str, float]]:
         rival.start()
         rival.join(0.2)
         yield "model", 0.01
 
-    metrics.answers.observe("a", digest(1), 200, 0.01, stages())
+    metrics.requests.observe("a", digest(1), 200, 0.01, stages())
     rival.join()
     for family in BY_TASK:
         assert label_values(metrics, family, "task") == {("b",), ("other",)}
@@ -192,9 +192,9 @@ def test_the_bounds_hold_at_every_scrape_while_threads_count() -> None:
     def count(seed: int) -> None:
         rng = random.Random(seed)
         for n in range(400):
-            favourite = n // 20  # moves on, so that places change hands
+            favourite = n // 20  # other tasks become popular, so that places change hands
             task = f"task-{rng.choice([favourite, favourite, rng.randrange(30)])}"
-            metrics.answers.observe(task, digest(rng.randrange(5)), 200, 0.01, [("model", 0.01)])
+            metrics.requests.observe(task, digest(rng.randrange(5)), 200, 0.01, [("model", 0.01)])
 
     threads = [threading.Thread(target=count, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -206,7 +206,7 @@ def test_the_bounds_hold_at_every_scrape_while_threads_count() -> None:
     assert_bounded(metrics, 3)
 
 
-# Names and units, of a replica with everything going on
+# Names and units, of a replica with every kind of event
 
 
 @pytest.fixture
@@ -233,8 +233,8 @@ def busy(
 
     talk(service, conversation)
     for number in range(30):
-        service.metrics.answers.observe(tasks[number % 5], digest(number), 504, 31.0, [("load", 30.0)])
-        service.metrics.answers.observe_shadow(tasks[number % 5], digest(number), "differed", 0.5)
+        service.metrics.requests.observe(tasks[number % 5], digest(number), 504, 31.0, [("load", 30.0)])
+        service.metrics.requests.observe_shadow(tasks[number % 5], digest(number), "differed", 0.5)
     service.metrics.dropped.labels("expired").inc()
     eventually(lambda: service.engine.tiers.tier_of(deltas.spam.digest) == "materialised")
     return service

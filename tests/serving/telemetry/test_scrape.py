@@ -1,4 +1,4 @@
-"""A replica's metrics on a port of its own, and the list of them that Prometheus is given."""
+"""A port for each replica's metrics, and the list of these ports for Prometheus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Open = Callable[..., ScrapePort]
 
 @pytest.fixture
 def open_port() -> Iterator[Open]:
-    """Serve the metrics of a replica of the given name; all ports are closed at the end."""
+    """Serves the metrics of a replica with the given name. All ports are closed at the end of the test."""
     with ExitStack() as opened:
 
         def run(replica: str = "r", host: str = "127.0.0.1", port: int = 0) -> ScrapePort:
@@ -40,7 +40,7 @@ def open_port() -> Iterator[Open]:
 
 
 def replicas_at(address: str, accept: str = "text/plain") -> set[str]:
-    """Whose metrics are answered there."""
+    """The name of the replica whose metrics an address serves."""
     response = httpx.get(f"http://{address}/metrics", headers={"Accept": accept})
     assert response.status_code == 200
     text = response.text.removesuffix("# EOF\n")
@@ -107,7 +107,7 @@ def test_an_address_nobody_can_listen_on_ends_the_start_and_names_the_setting(ho
 
 
 def as_answered(addresses: dict[str, str]) -> Any:
-    """The list as FastAPI gives it out."""
+    """The list as FastAPI serves it."""
     return jsonable_encoder(targets(addresses))
 
 

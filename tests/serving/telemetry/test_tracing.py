@@ -22,7 +22,7 @@ TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Spans that arrive at a small collector, which the environment names."""
+    """The spans that arrive at a small collector, whose address the environment has."""
     spans: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):

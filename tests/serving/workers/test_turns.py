@@ -1,4 +1,4 @@
-"""Everybody's turn comes, however much others have in line."""
+"""Each client's turn comes, however many items other clients have queued."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CLIENTS = st.integers(0, 5)
 
 @given(st.lists(CLIENTS | st.none(), max_size=80))
 def test_with_k_clients_in_line_each_has_one_of_the_next_k_turns(moves: list[int | None]) -> None:
-    """A number is a client that adds an item, None is a turn."""
+    """A number stands for a client that adds an item, None for a turn."""
     turns: Turns[tuple[int, int]] = Turns()
     in_line: dict[int, list[int]] = {}
-    allowed: dict[int, int] = {}  # turns others may still have before this client's
+    allowed: dict[int, int] = {}  # turns that other clients may have before this one's
     for number, move in enumerate([*moves, *[None] * len(moves)]):
         if move is not None:
             turns.add(move, (move, number))

@@ -1,4 +1,4 @@
-"""Work in turns: nobody waits for all of another's, and what was given up is not gone on with."""
+"""Clients have turns: no client waits for all work of another, and work that was given up is not continued."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from serving.errors import UnavailableError
+from serving.workers.pool import WorkerPool
 from serving.workers.steps import Steps
-from serving.workers.workers import Workers
 
 SHORT, LONG = 10, 1 << 20
 
 
 @pytest.fixture
-def workers() -> Iterator[Workers]:
-    workers = Workers(2)
+def workers() -> Iterator[WorkerPool]:
+    workers = WorkerPool(2)
     workers.start()
     yield workers
     workers.stop()
 
 
 class Gate:
-    """Steps that pass one at a time, when they are let."""
+    """Steps that go on one at a time, when the test lets them."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
@@ -53,7 +53,7 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_work_gives_its_result_or_what_it_raised(workers: Workers) -> None:
+def test_work_gives_its_result_or_what_it_raised(workers: WorkerPool) -> None:
     def failing() -> Steps[None]:
         yield SHORT
         raise ValueError("no")
@@ -71,7 +71,7 @@ def test_work_gives_its_result_or_what_it_raised(workers: Workers) -> None:
     asyncio.run(ask())
 
 
-def test_a_short_step_does_not_wait_for_a_long_one_to_end(workers: Workers) -> None:
+def test_a_short_step_does_not_wait_for_a_long_one_to_end(workers: WorkerPool) -> None:
     gate = Gate()
 
     async def ask() -> None:
@@ -86,7 +86,9 @@ def test_a_short_step_does_not_wait_for_a_long_one_to_end(workers: Workers) -> N
     asyncio.run(ask())
 
 
-def test_a_long_request_of_another_client_is_done_within_as_many_steps_as_there_are_clients(workers: Workers) -> None:
+def test_a_long_request_of_another_client_is_done_within_as_many_steps_as_there_are_clients(
+    workers: WorkerPool,
+) -> None:
     gate = Gate()
 
     async def ask() -> None:
@@ -108,7 +110,7 @@ def test_a_long_request_of_another_client_is_done_within_as_many_steps_as_there_
 
 
 @pytest.mark.parametrize("where", ["in line", "running"])
-def test_what_was_given_up_is_not_gone_on_with(workers: Workers, where: str) -> None:
+def test_what_was_given_up_is_not_gone_on_with(workers: WorkerPool, where: str) -> None:
     gate, ended = Gate(), threading.Event()
 
     def steps() -> Steps[str]:
@@ -139,7 +141,7 @@ def test_what_was_given_up_is_not_gone_on_with(workers: Workers, where: str) -> 
     assert len(workers) == 0
 
 
-def test_a_deadline_ends_work(workers: Workers) -> None:
+def test_a_deadline_ends_work(workers: WorkerPool) -> None:
     gate = Gate()
 
     async def ask() -> None:
@@ -154,7 +156,7 @@ def test_a_deadline_ends_work(workers: Workers) -> None:
 
 
 def test_what_waits_when_the_workers_stop_is_told_so() -> None:
-    workers, gate = Workers(2), Gate()
+    workers, gate = WorkerPool(2), Gate()
     workers.start()
 
     async def ask() -> None:

@@ -1,11 +1,11 @@
-"""What commands print: facts as a table or as JSON on stdout, everything else on stderr."""
+"""What commands print: results as tables or JSON on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
 import typer
@@ -20,16 +20,14 @@ _PIPE_WIDTH = 140
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="print facts as JSON")]
-
 
 def say(message: str) -> None:
-    """A line for the person at the terminal."""
+    """Print one line for the person at the terminal."""
     err.print(message, highlight=False, markup=False)
 
 
 def warn(message: str) -> None:
-    """What was done, but may not be what was meant."""
+    """Print a warning: something was done that may not be what the person wanted."""
     err.print("[bold yellow]warning:[/]", end=" ", highlight=False)
     err.print(message, highlight=False, markup=False)
 
@@ -44,7 +42,7 @@ def print_json(facts: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
+    """A table whose first column is text, aligned left, and whose other columns are figures, aligned right."""
     made = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
@@ -54,7 +52,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them, decimal units."""
+    """A number of bytes in a unit that is easy to read; decimal units up to GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -64,14 +62,14 @@ def size(count: float) -> str:
 
 @contextmanager
 def staged() -> Iterator[Callable[[Stage], None]]:
-    """A bar for work in stages over tensors: it names the stage and the tensor."""
+    """A progress bar for work on tensors in stages. Yields a callback that shows the stage and the tensor."""
     with progress("") as update:
         yield lambda stage: update(stage.done, stage.total, f"{stage.what}: {stage.name}")
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, nothing in a pipe. Yields ``update(done, total, note)``."""
+    """A progress bar on a terminal, nothing in a pipe. Yields ``update(done, total, note)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=None)

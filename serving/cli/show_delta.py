@@ -1,121 +1,17 @@
-"""What a delta file holds, as facts for programs and as lines for people."""
+"""Prints what a delta file holds and what a calibration tried: as lines and tables, or as JSON."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from serving.cli.output import out, print_json, size, table
+from serving.cli.delta_facts import facts
+from serving.terminal import out, print_json, size, table
 
 _ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
 
 
-def facts(file: Any) -> dict[str, Any]:
-    """What the manifest says, and where the bytes go; JSON."""
-    m = file.manifest
-    return {
-        "file": os.fsencode(file.path).decode("utf-8", "replace"),  # JSON knows no other names
-        "digest": file.digest,
-        "bytes": file.size,
-        "base": m.base.name,
-        "fingerprint": m.base.fingerprint,
-        "architecture": m.architecture,
-        "kind": m.kind,
-        "labels": m.labels,
-        "adapter": m.adapter,
-        "embedding": None if m.embedding is None else m.embedding.model_dump(),
-        "tokenizer": _tokenizer(m),
-        "method": m.method,
-        "budget": m.budget.model_dump(exclude_none=True),
-        "only": None if m.tensors is None else m.tensors.model_dump(),
-        "codec": m.codec,
-        "candidates": m.candidates,
-        "selected": m.selected,
-        "stored": m.stored,
-        "tensors": sum(map(len, (m.sparse, m.lowrank, m.dense, m.head, m.projections))),
-        "lowrank": _lowrank(m),
-        "bytes_by_part": _by_part(file),
-        "calibration": None if m.calibration is None else m.calibration.model_dump(exclude={"tried"}),
-    }
-
-
-def _tokenizer(m: Any) -> str:
-    """Whose tokenizer its texts are told to: ``base``, ``own settings`` over the base's vocabulary, or ``own``."""
-    if not m.files:
-        return "base"
-    return "own" if "tokenizer.json" in m.files else "own settings"
-
-
-def _lowrank(m: Any) -> dict[str, int] | None:
-    """How many tensors are shifted by factors, of which ranks, and how many parameters those factors have."""
-    if not m.lowrank:
-        return None
-    ranks = [e.rank for e in m.lowrank.values()]
-    return {
-        "tensors": len(ranks),
-        "least_rank": min(ranks),
-        "most_rank": max(ranks),
-        "parameters": sum(e.parameters for e in m.lowrank.values()),
-    }
-
-
-def _by_part(file: Any) -> dict[str, int]:
-    """Where the file's bytes go; the parts sum to its size."""
-    m = file.manifest
-    parts: dict[str, int] = {}
-    for entry in m.sparse.values():
-        mask = f"masks, {entry.mask_coding}"
-        parts[mask] = parts.get(mask, 0) + entry.mask.bytes
-        parts[f"values, {m.codec}"] = parts.get(f"values, {m.codec}", 0) + entry.values.bytes
-    for entry in m.lowrank.values():
-        key = f"factors, {entry.codec}"
-        parts[key] = parts.get(key, 0) + entry.a.bytes + entry.b.bytes
-    for name, whole in (("whole tensors", m.dense), ("head", m.head), ("projections", m.projections)):
-        for entry in whole.values():
-            parts[f"{name}, {entry.codec}"] = parts.get(f"{name}, {entry.codec}", 0) + entry.data.bytes
-    if m.files:
-        parts["tokenizer"] = sum(stream.bytes for stream in m.files.values())
-    return {**parts, "manifest": file.size - sum(parts.values())}
-
-
-def per_tensor(file: Any) -> list[dict[str, Any]]:
-    """One row a tensor: its entry, codecs and bytes; JSON."""
-    m = file.manifest
-    rows = [
-        {
-            "tensor": n,
-            "entry": "sparse",
-            "stored": e.stored,
-            "mask": e.mask_coding,
-            "mask_bytes": e.mask.bytes,
-            "values": m.codec,
-            "value_bytes": e.values.bytes,
-            "bytes": e.mask.bytes + e.values.bytes,
-        }
-        for n, e in m.sparse.items()
-    ]
-    rows += [_whole_row(n, "lowrank", e.parameters, e.codec, e.a.bytes + e.b.bytes) for n, e in m.lowrank.items()]
-    for entry, whole in (("dense", m.dense), ("head", m.head), ("projection", m.projections)):
-        rows += [_whole_row(n, entry, None, e.codec, e.data.bytes) for n, e in whole.items()]
-    return rows
-
-
-def _whole_row(tensor: str, entry: str, stored: int | None, codec: str, count: int) -> dict[str, Any]:
-    """Of a tensor without a mask."""
-    return {
-        "tensor": tensor,
-        "entry": entry,
-        "stored": stored,
-        "mask": None,
-        "mask_bytes": 0,
-        "values": codec,
-        "value_bytes": count,
-        "bytes": count,
-    }
-
-
 def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | None = None) -> None:
-    """Print facts, and rows of tensors where given."""
+    """Print what `serving.cli.delta_facts.facts` returned, and `per_tensor`'s rows if there are any."""
     if as_json:
         print_json({**found, **({"per_tensor": tensors} if tensors else {})})
         return
@@ -173,7 +69,7 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
 
 
 def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
-    """How token vectors become an embedding, in order, and its prompts."""
+    """The steps from token vectors to an embedding, in their order; limits on texts; prompts."""
     steps = [" and ".join(found["pooling"]) + ("" if found["include_prompt"] else " of all but the prompt")]
     for module in found["modules"]:
         if module == "normalize":
@@ -198,7 +94,7 @@ def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
 
 
 def show_calibration(found: Any, as_json: bool) -> None:
-    """Print what calibration tried and chose."""
+    """Print the deltas that a `ken_core.calibration` tried, and the one that it chose."""
     record = found.record
     if as_json:
         tried = [t.model_dump() for t in record.tried]
@@ -227,6 +123,6 @@ def show_calibration(found: Any, as_json: bool) -> None:
 def _calibration_line(found: dict[str, Any]) -> str:
     return (
         f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f} on "
-        f"{found['examples']:,} examples; that it falls by at most {found['tolerance']:g} on all such text holds with "
-        f"{found['confidence']:.0%} confidence (chosen on these examples: check on others)"
+        f"{found['examples']:,} examples. With {found['confidence']:.0%} confidence, it falls by at most "
+        f"{found['tolerance']:g} on all such text. The delta was chosen on these examples: check it on others"
     )

@@ -1,10 +1,9 @@
-"""``ken serve`` as a child process, started, waited for and told to stop: for the demo, benchmarks and tests."""
+"""``ken serve`` as a child process, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,19 +13,21 @@ from typing import IO, Self
 import httpx
 
 from serving.errors import StartError
+from serving.launch.ports import free_port
 
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 90.0
 
 
 class ServerProcess:
-    """Ready inside its ``with`` block, gone after it.
+    """A server that is ready inside its ``with`` block and has ended after it.
 
     Args:
-        settings: environment variables ``KEN_*`` by their names without the prefix; others do not reach the server.
-        log: where its output goes; None is this process's stderr.
-        port: None takes a free one.
-        module: what runs the command, if not the command line's own.
+        settings: the server's settings: environment variables ``KEN_*`` by their names without the prefix. The server
+            does not get this process's variables ``KEN_*`` and ``RAY_*``.
+        log: file to append the server's output to; None for this process's stderr.
+        port: None for a free one.
+        module: the module to run as the command line.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class ServerProcess:
         self.stop()
 
     def start(self) -> None:
-        """Start it in a session of its own, so that a Ctrl-C reaches it only through `stop`."""
+        """Start the server in a session of its own, so that a Ctrl-C at the terminal does not reach it."""
         command = [sys.executable, "-m", self._module, "serve", "--port", str(self.port)]
         with self._output() as output:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
@@ -64,7 +65,11 @@ class ServerProcess:
             )
 
     def await_ready(self) -> None:
-        """Raises `StartError` with the end of the log if it ends first or is not ready in two minutes."""
+        """Wait until the server is ready.
+
+        Raises:
+            StartError: the server ended, or is not ready after two minutes. The message has the end of the log.
+        """
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -78,7 +83,7 @@ class ServerProcess:
         raise StartError(f"the server was not ready after {_READY_SECONDS:g} s{self._tail()}")
 
     def stop(self) -> int:
-        """SIGTERM, and its exit code; SIGKILL if it takes longer than a drain may."""
+        """Send SIGTERM and return the exit code. Send SIGKILL if the server takes longer than a drain may take."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -92,10 +97,3 @@ class ServerProcess:
 
     def _tail(self) -> str:
         return ":\n" + self.log.read_text(errors="replace")[-2000:] if self.log and self.log.exists() else ""
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

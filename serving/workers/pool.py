@@ -1,8 +1,8 @@
-"""Threads for what a request costs beside its forward pass: making rows of its inputs, and answers of its results.
+"""A pool of threads for a request's work beside the forward pass: turning inputs into rows, and results into answers.
 
-They are few, and no request keeps one: after each step the next client has its turn (`serving.workers.turns`). Long
-steps are left to half of the threads, so that short ones never wait for a long one to end. Work ends with its request:
-what was given up gets no further turn.
+The pool has few threads, and no request keeps one: after each step, the next client has its turn
+(`serving.workers.turns`). Only half of the threads take long steps, so that a short step never waits for a long one to
+end. When a request is given up, its work gets no further turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _SHORT = 1 << 14
-"""The largest short step: 16,384 characters take `tokenizers` some 15 ms, at worst 60."""
+"""The size of the largest short step. 16,384 characters take `tokenizers` about 15 ms, at worst 60 ms."""
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class _Job:
     given_up: bool = False
 
     def end(self, how: Callable[[Any], None], value: Any) -> None:
-        """Resolve the future on its own loop, unless nobody waits for it any more."""
+        """Resolve the future on its own event loop, unless it was cancelled."""
 
         def finish() -> None:
             if not self.done.done():
@@ -43,14 +43,14 @@ class _Job:
         try:
             self.loop.call_soon_threadsafe(finish)
         except RuntimeError:
-            _log.debug("the event loop that asked is closed")
+            _log.debug("the event loop of a request is closed")
 
 
-class Workers:
-    """Does work in steps, in turns.
+class WorkerPool:
+    """Runs work step by step, with turns between clients.
 
     Args:
-        threads: at least 2.
+        threads: their number, at least 2.
     """
 
     def __init__(self, threads: int) -> None:
@@ -58,14 +58,14 @@ class Workers:
         self._short: Turns[_Job] = Turns()
         self._long: Turns[_Job] = Turns()
         self._stopping = False
-        lines = [(self._long, self._short), (self._short,)]
+        queues = [(self._long, self._short), (self._short,)]
         self._threads = [
-            threading.Thread(target=self._work, args=(lines[i % 2],), name=f"ken-worker-{i}", daemon=True)
+            threading.Thread(target=self._work, args=(queues[i % 2],), name=f"ken-worker-{i}", daemon=True)
             for i in range(threads)
         ]
 
     def __len__(self) -> int:
-        """How many requests wait for a turn."""
+        """The number of requests that wait for a turn."""
         return len(self._short) + len(self._long)
 
     def start(self) -> None:
@@ -73,7 +73,7 @@ class Workers:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads after their present steps; what still waits fails."""
+        """End the threads after the steps they are running. Work that still waits fails with `UnavailableError`."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -84,13 +84,13 @@ class Workers:
             job.end(job.done.set_exception, UnavailableError("the server is stopping"))
 
     async def run(self, client: Hashable, steps: Steps[T]) -> T:
-        """Do work in a client's turns and wait for its result; what it raises is raised here.
+        """Run work in a client's turns and wait for its result. Raises what the work raises.
 
         Args:
-            client: whoever shares turns.
+            client: all work of one client shares that client's turns.
 
         Raises:
-            UnavailableError: the workers stop.
+            UnavailableError: the pool stops.
         """
         try:
             size = next(steps)
@@ -100,7 +100,7 @@ class Workers:
         job = _Job(client, steps, loop, loop.create_future())
         self._put(job, size)
         try:
-            return await job.done  # type: ignore[no-any-return]  # of the same steps
+            return await job.done  # type: ignore[no-any-return]  # the result of `steps`
         finally:
             self._give_up(job)
 
@@ -115,7 +115,7 @@ class Workers:
                 self._changed.notify()
             else:
                 self._long.add(job.client, job)
-                self._changed.notify_all()  # one alone might be of those that leave long steps
+                self._changed.notify_all()  # a single notified thread might be one that takes no long steps
 
     def _give_up(self, job: _Job) -> None:
         with self._changed:
@@ -124,10 +124,10 @@ class Workers:
         if waited:
             job.steps.close()
 
-    # On the threads
+    # Called on the threads
 
-    def _work(self, lines: Sequence[Turns[_Job]]) -> None:
-        while job := self._next(lines):
+    def _work(self, queues: Sequence[Turns[_Job]]) -> None:
+        while job := self._next(queues):
             try:
                 size = next(job.steps)
             except StopIteration as end:
@@ -137,13 +137,13 @@ class Workers:
             else:
                 self._put(job, size)
 
-    def _next(self, lines: Sequence[Turns[_Job]]) -> _Job | None:
-        """Whose turn it is; None once the workers stop."""
+    def _next(self, queues: Sequence[Turns[_Job]]) -> _Job | None:
+        """The job whose turn it is; None once the pool stops."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or any(lines))
-            return None if self._stopping else self._taken(lines)
+            self._changed.wait_for(lambda: self._stopping or any(queues))
+            return None if self._stopping else self._taken(queues)
 
     @staticmethod
-    def _taken(lines: Sequence[Turns[_Job]]) -> _Job | None:
-        line = next(filter(None, lines), None)
-        return None if line is None else line.take()
+    def _taken(queues: Sequence[Turns[_Job]]) -> _Job | None:
+        queue = next(filter(None, queues), None)
+        return None if queue is None else queue.take()

@@ -1,4 +1,4 @@
-"""What the launcher decides before anything starts."""
+"""What is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -8,26 +8,14 @@ import pytest
 
 from serving.config import load_settings
 from serving.errors import StartError
-from serving.launch.launcher import _new_token, _with_threads, check_keys, check_tls, choose_proxy
+from serving.launch.checks import check_keys, check_tls, choose_proxy
 from serving.security.keys import new_key
 from serving.store import Store
 from serving.store.embedded import embedded_store
 from serving.tasks import TaskTable
 from tests.certificates import self_signed
 
-
-@pytest.mark.parametrize(
-    ("asked", "replicas", "cores", "threads"), [(0, 1, 8, 8), (0, 3, 8, 2), (0, 4, 2, 1), (5, 3, 8, 5)]
-)
-def test_replicas_of_one_machine_share_its_cores_unless_told(
-    asked: int, replicas: int, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serving.launch.launcher.usable_cores", lambda: cores)
-    settings = load_settings(base="minilm", threads=asked, replicas=replicas)
-    assert _with_threads(settings).shareable()["threads"] == threads
-
-
-# Where others reach it
+# On an address that other machines reach
 
 
 def test_beyond_loopback_a_key_in_the_store_lets_it_start(store_url: str, namespace: str, store: Store) -> None:
@@ -81,29 +69,19 @@ def test_a_file_of_tls_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             check_tls(load_settings(base="b", **settings))
 
 
-# The proxy and the cluster
+# The proxy
 
 
 def test_without_haproxy_it_says_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.launch.launcher.find_haproxy", lambda: None)
+    monkeypatch.setattr("serving.launch.checks.find_haproxy", lambda: None)
     said: list[str] = []
     assert choose_proxy(load_settings(base="b"), said.append) is None
     assert "without limits on connections" in said[0]
 
 
 def test_more_connections_than_this_machine_lets_a_process_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.launch.launcher.find_haproxy", lambda: "/usr/sbin/haproxy")
+    monkeypatch.setattr("serving.launch.checks.find_haproxy", lambda: "/usr/sbin/haproxy")
     monkeypatch.setattr("resource.getrlimit", lambda which: (256, 256))
     assert choose_proxy(load_settings(base="b", max_connections=64), print) == "/usr/sbin/haproxy"
     with pytest.raises(StartError, match="KEN_MAX_CONNECTIONS"):
         choose_proxy(load_settings(base="b", max_connections=200), print)
-
-
-def test_each_cluster_has_a_token_of_its_own_that_only_its_owner_reads(tmp_path: Path) -> None:
-    folders = [tmp_path / "one", tmp_path / "other"]
-    for folder in folders:
-        folder.mkdir()
-    files = [_new_token(folder) for folder in folders]
-    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
-    assert len({file.read_text() for file in files}) == 2
-    assert all(len(file.read_text()) == 64 for file in files)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.launch.rayenv import clear_foreign, for_launcher
+from serving.launch.ray_variables import for_launcher, forget_other_clusters
 
 
 def test_a_private_cluster_asks_for_a_token_and_keeps_to_loopback(tmp_path: Path) -> None:
@@ -34,5 +34,5 @@ def test_what_a_cluster_of_somebody_elses_left_in_the_environment_is_forgotten(m
     foreign = ["RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_K8S_TOKEN_AUTH"]
     for name in foreign:
         monkeypatch.setenv(name, "theirs")
-    clear_foreign()
+    forget_other_clusters()
     assert not [name for name in foreign if name in os.environ]

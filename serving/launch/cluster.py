@@ -1,0 +1,154 @@
+"""A private Ray cluster that runs the application: started, watched until a signal comes, and ended.
+
+Stopping means: admit no further requests (503 with Retry-After), let accepted requests finish, close the proxy, end the
+cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serving.config import Settings
+from serving.cores import usable_cores
+from serving.launch.announcing import Say, as_configured
+from serving.launch.haproxy_start import variables
+from serving.launch.listening import behind_haproxy, frontend, in_front, url
+from serving.launch.ray_messages import reason_of, show_replicas_only
+from serving.launch.ray_variables import for_launcher, forget_other_clusters
+from serving.launch.stop_signals import StopFlag, StoppedError
+from serving.telemetry.logs import configure
+
+_OBJECT_STORE_BYTES = 80 << 20
+
+
+def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder: Path, say: Say) -> int:
+    """Start the cluster, wait for a signal, stop the cluster, and return the exit code. Runs in the supervised child.
+
+    Args:
+        haproxy: path of HAProxy; None for Ray's stock proxy.
+        folder: private to the server's owner, with a short path.
+    """
+    forget_other_clusters()
+    os.environ.update(for_launcher(folder, variables(haproxy, frontend(settings, folder)) if haproxy else None))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(_new_token(folder))
+    os.environ["KEN_REDIS_URL"] = store_url
+    if settings.admin_token:
+        os.environ["KEN_ADMIN_TOKEN"] = settings.admin_token.get_secret_value()
+    _let_workers_import_us()
+    stop = StopFlag()
+    stop.install()
+    import ray
+
+    code = 1
+    try:
+        _start_cluster(settings, folder)
+        stop.install()  # again: ray.init replaces the handlers
+        start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
+        _watch(settings, stop, say)
+        code = 0
+    except (StoppedError, SystemExit):  # SystemExit comes from ray.init's own handler
+        say("stopped before it was ready")
+    except Exception as error:
+        if stop.asked:
+            say("stopped before it was ready")
+        else:
+            as_configured(settings, say, logging.ERROR)(f"the server did not start: {reason_of(error)}")
+    finally:
+        stop.ignore()
+        _end(ray)
+    return code
+
+
+def _start_cluster(settings: Settings, folder: Path) -> None:
+    import ray
+
+    gpus = settings.replicas if settings.device.startswith("cuda") else 0
+    ray.init(
+        address="local",
+        namespace="ken",
+        num_cpus=settings.replicas + 1,
+        num_gpus=gpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+        _temp_dir=str(folder / "r"),  # Ray makes it readable by every user; `folder` is not
+        _node_ip_address="127.0.0.1",
+    )
+    show_replicas_only()
+
+
+def start_application(settings: Settings, where: dict[str, Any]) -> None:
+    from ray import serve as ray_serve
+    from ray.serve.schema import LoggingConfig
+
+    from serving.app import APP, build
+
+    configure(settings)  # again: ray.init gives its loggers handlers of their own
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    ray_serve.start(proxy_location="HeadOnly", http_options=where, logging_config=quiet)
+    ray_serve.run(build(_with_threads(settings).shareable()), name=APP, route_prefix="/", logging_config=quiet)
+
+
+def _with_threads(settings: Settings) -> Settings:
+    """The settings with a number of threads: the replicas of a private cluster share this machine's cores equally."""
+    threads = settings.threads or max(1, usable_cores() // settings.replicas)
+    return settings.model_copy(update={"threads": threads})
+
+
+def _watch(settings: Settings, stop: StopFlag, say: Say) -> None:
+    from ray import serve as ray_serve
+
+    from serving.app import APP
+
+    say(f"ready on {url(settings)}")
+    stop.ready = True
+    while not stop.asked:
+        time.sleep(0.05)
+    say(f"stopping: letting accepted requests finish, at most {settings.drain_seconds:g} s")
+    handle = ray_serve.get_app_handle(APP)
+    left = handle.broadcast("drain", settings.drain_seconds).results(timeout_s=settings.drain_seconds + 10)
+    cut = sum(left)
+    say("stopped" if not cut else f"stopped; {cut} requests were cut off after {settings.drain_seconds:g} s")
+
+
+def _end(ray: Any) -> None:
+    """End the cluster. The application is not deleted first: the proxy would answer 404 until the end."""
+    _close_proxy()
+    try:
+        if ray.is_initialized():
+            ray.shutdown()
+    except Exception:
+        logging.getLogger(__name__).debug("ending the cluster failed; the supervisor ends it", exc_info=True)
+
+
+def _close_proxy() -> None:
+    """Stop HAProxy softly: it stops listening, so that late clients are refused at once and wait for no answer."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.name() == "haproxy":
+                process.send_signal(signal.SIGUSR1)
+        except psutil.Error:
+            continue
+
+
+def _new_token(folder: Path) -> Path:
+    """Write a new token to a file. Ray runs code in the cluster only for holders of the token."""
+    file = folder / "token"
+    with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
+        opened.write(secrets.token_hex(32))
+    return file
+
+
+def _let_workers_import_us() -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    parts = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
