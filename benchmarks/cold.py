@@ -30,8 +30,8 @@ from benchmarks.fine_tunes import tasks, with_fine_tune_options
 from benchmarks.many_tasks import derive
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import apply, deltafile, open_base, open_tuned
-from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
+from serving.engine.cores import usable_cores
 from serving.launch.server_process import ServerProcess
 from serving.store import Store
 from serving.store.embedded import embedded_store

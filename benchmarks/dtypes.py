@@ -20,8 +20,8 @@ from benchmarks.fine_tunes import Task, tasks, with_fine_tune_options
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import Delta, ResidentModel, extract, graft, open_base, open_tuned
 from ken_core.tokenization import Encoder, collate
-from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
+from serving.engine.cores import usable_cores
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH = 32

@@ -50,8 +50,8 @@ from benchmarks.peers.trial import Cell, Measured, Trial, WrongAnswerError
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import Checkpoint, apply, open_base, open_tuned
 from serving.config import default_data_dir
-from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
+from serving.engine.cores import usable_cores
 from serving.store import Store
 from serving.store.embedded import embedded_store
 from serving.store.urls import connect

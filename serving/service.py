@@ -15,13 +15,14 @@ import torch
 from ken_core import KenError, ResidentModel, deltafile, open_base
 from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
-from serving.cores import usable_cores
+from serving.engine.cores import usable_cores
 from serving.engine.engine import Engine
-from serving.engine.fitness import Fitness
 from serving.engine.window import Limits
 from serving.errors import StartError
-from serving.gauges import add_gauges
-from serving.inference import Inference
+from serving.replica.fitness import Fitness
+from serving.replica.gauges import add_gauges
+from serving.replica.inference import Inference
+from serving.replica.vetting import Vetting
 from serving.routing.shadows import Shadows
 from serving.security.signatures import TrustedKeys
 from serving.store import Store
@@ -32,7 +33,6 @@ from serving.telemetry.tracing import tracer_from_environment
 from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles
 from serving.tiers.signature_check import SignatureCheck
-from serving.vetting import Vetting
 from serving.workers.pool import WorkerPool
 
 _log = logging.getLogger(__name__)

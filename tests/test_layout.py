@@ -23,6 +23,7 @@ FLOORS = (
     "app",
     "api",
     "service",
+    "replica",
     "engine",
     "tiers",
     "pipelines tasks",
@@ -31,8 +32,8 @@ FLOORS = (
     "telemetry",
     "config",
     "security",
-    "names",
-    "addresses cores errors incoming popularity terminal",
+    "admission names",
+    "addresses errors incoming popularity terminal",
     "ken_core",
 )
 """From top to bottom, the folders and files of `serving`, and `ken_core`. Each may import from the floors below it, so

@@ -20,8 +20,8 @@ from serving.api.problems import PREDICTION_FAILURES, exemplified
 from serving.api.protocol import Protocol
 from serving.api.tei import PROMPT_NAME, TruncatingBody, failing, shape
 from serving.incoming import Free, Incoming
-from serving.kinds import KINDS
 from serving.pipelines.base import check
+from serving.routing.kinds import KINDS
 from serving.service import Service
 
 _ZERO_SHOT = "zero-shot-classification"

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 
 from serving.errors import BadRequestError
 from serving.incoming import Free, Incoming
-from serving.kinds import KINDS
 from serving.pipelines import Pipeline
+from serving.routing.kinds import KINDS
 
 _LISTS = frozenset({"texts"})
 """Tensors that have many elements for each input."""

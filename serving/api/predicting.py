@@ -14,7 +14,7 @@ from fastapi import Request
 from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, OverloadedError, ServingError
-from serving.inference import Prediction
+from serving.replica.inference import Prediction
 from serving.service import Service
 
 _TIMEOUT_HEADER = "x-request-timeout-ms"

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from serving.config import Settings
-from serving.cores import usable_cores
+from serving.engine.cores import usable_cores
 from serving.launch.announcing import Say, as_configured
 from serving.launch.haproxy_start import variables
 from serving.launch.listening import behind_haproxy, frontend, in_front, url

@@ -1,12 +1,12 @@
-"""Task kinds as they are answered, one file each. `serving.kinds` names them."""
+"""Task kinds as they are answered, one file each. `serving.routing.kinds` names them."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 from serving.errors import InvalidInputError, UnsupportedKindError
-from serving.kinds import KINDS, own_kind
 from serving.pipelines.base import Parameters, Pipeline
+from serving.routing.kinds import KINDS, own_kind
 
 __all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "pipeline_for"]
 
@@ -20,9 +20,11 @@ def _pipeline_of(kind: str) -> Pipeline:
     module = f"{__name__}.{KINDS[kind].module}"
     found: Pipeline | None = getattr(import_module(module), "PIPELINE", None)
     if found is None or found.kind != kind:
-        raise ImportError(f"{module} has no PIPELINE of kind {kind!r}, which serving.kinds expects there")
+        raise ImportError(f"{module} has no PIPELINE of kind {kind!r}, which serving.routing.kinds expects there")
     if missing := {own_kind(found.head, embeds) for embeds in (False, True)} - KINDS.keys():
-        raise ImportError(f"serving.kinds has no kind {missing.pop()!r}, which a {found.head} head answers by itself")
+        raise ImportError(
+            f"serving.routing.kinds has no kind {missing.pop()!r}, which a {found.head} head answers by itself"
+        )
     return found
 
 

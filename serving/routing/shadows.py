@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from serving.errors import OverloadedError
-from serving.kinds import KINDS
 from serving.routing.agreement import compare_all
+from serving.routing.kinds import KINDS
 from serving.telemetry.request_metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Answered(Protocol):
 
 
 class Predict(Protocol):
-    """`serving.inference.Inference`."""
+    """`serving.replica.inference.Inference`."""
 
     async def __call__(
         self, digest: str, inputs: Sequence[object], parameters: Mapping[str, Any], timeout: float, kind: str | None

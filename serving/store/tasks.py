@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import orjson
 
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
-from serving.kinds import answer_form
 from serving.names import check_alias, check_digest, check_name
 from serving.routing.answer_form import AnswerForm
+from serving.routing.kinds import answer_form
 from serving.routing.routes import Route, check_route
 from serving.routing.versions import version_of, with_whole_digests
 from serving.security.signatures import Signature, check_genuine

@@ -18,10 +18,10 @@ import torch
 
 from ken_core import KenError
 from serving.engine.engine import Engine
-from serving.engine.fitness import Fitness
 from serving.errors import InternalError, InvalidInputError
 from serving.pipelines import PIPELINES
 from serving.pipelines.base import check, check_inputs, refusing_what_its_tokenizer_cannot_read
+from serving.replica.fitness import Fitness
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles

@@ -29,7 +29,7 @@ from serving.errors import (
     UnknownTaskError,
     UnsupportedKindError,
 )
-from serving.inference import Prediction
+from serving.replica.inference import Prediction
 from serving.service import Service
 from serving.store import Store
 from serving.store.embedded import embedded_store

@@ -12,7 +12,7 @@ from over_http import Served, alike
 
 from ken_core.long_texts import LongTexts, Read
 from serving.errors import InvalidInputError, TooLargeError
-from serving.inference import Prediction
+from serving.replica.inference import Prediction
 from serving.service import Service
 from tests.tiny_checkpoints import Deltas
 

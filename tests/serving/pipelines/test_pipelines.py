@@ -14,8 +14,8 @@ from transformers import BertForSequenceClassification, pipeline
 
 from serving.config import load_settings
 from serving.errors import InternalError, InvalidInputError, UnsupportedKindError
-from serving.inference import Prediction
 from serving.pipelines import PIPELINES, default_kind, pipeline_for
+from serving.replica.inference import Prediction
 from serving.service import Service
 from serving.store import Store
 from tests.serving.pipelines.sameness import assert_same

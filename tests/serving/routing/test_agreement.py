@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serving.kinds import KINDS
 from serving.routing.agreement import Comparison, compare_all
+from serving.routing.kinds import KINDS
 
 
 def labels(**scores: float) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ import pytest
 from ken_core import DeltaFile
 from ken_core.embedding import Dense, Embedding
 from ken_core.manifest import Manifest
-from serving.kinds import answer_form
 from serving.routing.answer_form import AnswerForm
+from serving.routing.kinds import answer_form
 from tests.tiny_checkpoints import Deltas, Tiny
 
 

@@ -11,7 +11,7 @@ import pytest
 from holding import Blocked, until
 
 from ken_core import DeltaFile
-from serving.inference import Prediction
+from serving.replica.inference import Prediction
 from serving.service import Service
 from serving.store.urls import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny

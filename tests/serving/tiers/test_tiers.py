@@ -26,7 +26,7 @@ from ken_core.delta import LowRank
 from ken_core.embedding import Dense, Embedding
 from ken_core.kernels import Packed, exchange_for
 from serving import service as service_module
-from serving.inference import Prediction
+from serving.replica.inference import Prediction
 from serving.service import Service
 from serving.tiers.cache import DeltaCache
 from tests.tiny_checkpoints import TEXTS, WORDS, Deltas, Tiny, scores, write_tokenizer

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from serving import pipelines
-from serving.kinds import KINDS, Kind
 from serving.pipelines import PIPELINES
+from serving.routing.kinds import KINDS, Kind
 
 
 def test_every_kind_of_the_table_is_answered_and_no_other() -> None:
@@ -49,7 +49,7 @@ def test_a_head_that_would_answer_nothing_by_itself_ends_the_import(monkeypatch:
 
 def test_the_table_needs_no_torch() -> None:
     code = (
-        "import sys, serving.kinds, serving.routing.routes, serving.routing.versions; "
+        "import sys, serving.routing.kinds, serving.routing.routes, serving.routing.versions; "
         "sys.exit(str([m for m in ('torch', 'transformers', 'ray') if m in sys.modules] or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=100)

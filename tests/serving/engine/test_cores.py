@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import usable_cores
+from serving.engine.cores import usable_cores
 
 
 @pytest.mark.parametrize(

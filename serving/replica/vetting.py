@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serving.engine.fitness import Fitness
+from serving.replica.fitness import Fitness
 from serving.security.signatures import Signature, TrustedKeys, check_genuine
 from serving.store import Store
 

@@ -22,8 +22,8 @@ from uploading import upload
 from ken_core import DeltaFile, ResidentModel, deltafile, extract, open_base, open_tuned
 from ken_core.checkpoint import TOKENIZER_FILES
 from serving.engine.engine import Engine
-from serving.engine.fitness import Fitness
 from serving.errors import InvalidInputError, OverloadedError, UnfitDeltaError, UnsupportedKindError
+from serving.replica.fitness import Fitness
 from serving.service import Service
 from serving.store import Store
 from serving.store.deltas import Deltas as StoredDeltas
