@@ -1,19 +1,21 @@
-"""Accuracy against bytes: every method, codec and budget, with and without embeddings, next to what one would do
-instead at the same bytes.
+"""Accuracy against bytes: every method, codec and budget, with and without embeddings, next to other ways to store
+fine-tunes in as many bytes.
 
     python -m benchmarks.accuracy [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
-MiniLM-L6 fine-tuned on TREC, rotten tomatoes and the demonstration's news, three seeds each (trained on first use:
-about an hour on 2 cores). Accuracy on the test text, mean and standard deviation over seeds. The others are:
+The models are MiniLM-L6 fine-tuned on TREC, rotten tomatoes and the demonstration's news, with three seeds each
+(trained on first use: about an hour on 2 cores). Accuracy is that on the test text, mean and standard deviation over
+seeds. The other ways are:
 
 - LoRA: the shift of every matrix as a truncated SVD, factors in float16, the rank as large as the bytes of the
-  `magnitude` delta allow; biases and norms kept in full;
-- BitDelta without its distillation: one sign bit for every weight and a scale a matrix, biases and norms in full;
-- magnitude pruning to zero: the largest fine-tuned weights kept, the others 0.
+  `magnitude` delta allow; biases and norms are kept in full;
+- BitDelta without its distillation: one sign bit for every weight and one scale for every matrix; biases and norms are
+  kept in full;
+- magnitude pruning to zero: the largest fine-tuned weights are kept, all others are 0.
 
-The last table is the size that the design asks for: the smallest delta of a ladder of budgets whose mean accuracy
-on the dev text is within half a point of the fine-tunes', and what it loses on the test text. Fine-tunes are measured
-side by side, one a core. `--quick`: one seed of the news, one budget, 50 texts.
+The last table is the size for which the design sets a bar: from a ladder of budgets, the smallest delta whose mean
+accuracy on the dev text is within half a point of the fine-tunes', and what it loses on the test text. Fine-tunes are
+measured side by side, one on each core. `--quick`: one seed of the news, one budget, 50 texts.
 """
 
 from __future__ import annotations
@@ -54,10 +56,10 @@ from serving.demo.prepare import demo_base
 _SEEDS = (0, 1, 2)
 _FRACTIONS = (0.05, 0.10, 0.25, 0.50)
 _LADDER = (0.05, 0.10, 0.15, 0.20, 0.25, 0.35, 0.50)
-"""Of the default method, whose size is to be found."""
+"""Fractions kept by the default method, among which the smallest delta is looked for."""
 _BAR = 0.005
 _SIZED = ("trec", "rotten_tomatoes")
-"""Tasks whose smallest delta is looked for."""
+"""Tasks for which the smallest delta is looked for."""
 _FULL = "fine-tune, in full"
 _MINUS_EMBEDDINGS = PRESETS["no-embeddings"]
 
@@ -77,7 +79,7 @@ _WAYS: tuple[Way, ...] = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One way to store one fine-tune: its bytes, its accuracy on test, and what it loses there (and on dev)."""
+    """One way to store one fine-tune: bytes, accuracy on the test text, and the loss there (and on the dev text)."""
 
     task: str
     name: str
@@ -88,7 +90,7 @@ class Measured:
 
 
 class Model:
-    """One fine-tune, what it weighs and how it answers."""
+    """One fine-tune, of which deltas and other stored forms are made and measured."""
 
     def __init__(self, task: Task, seed: int, base: Checkpoint, resident: ResidentModel, models: Path, few: int | None):
         self.task, self.base, self.resident = task, base, resident
@@ -115,7 +117,7 @@ class Model:
         return extract(self.base, self.tuned, selection)
 
     def _grid(self, fraction: float, tensors: TensorFilter) -> Delta:
-        """`ken-grid` takes k; here it is the same fraction of every row's length."""
+        """A delta by `ken-grid`, which takes k: the same fraction of every row's length."""
         shell = self.delta("random", "row", 0.0, tensors)
         ours, theirs = self.base.backbone_tensors, self.tuned.backbone_tensors
         by_width = defaultdict(list)
@@ -146,7 +148,7 @@ class Model:
         return score
 
     def with_weights(self, name: str, weights: Mapping[str, torch.Tensor], nbytes: int) -> Measured:
-        """The fine-tune with other backbone weights in place of its own."""
+        """Measure the fine-tune with other backbone weights in place of its own; `nbytes` is what they would take."""
         parameters = dict(self.tuned.backbone.named_parameters())
         own = {n: parameters[n].data for n in weights}
         for n, tensor in weights.items():
@@ -227,7 +229,7 @@ def _name(method: str, scope: str, tensors: TensorFilter, codec: str, fraction: 
 
 
 def _as_lora(model: Model, budget: int, tensors: TensorFilter, fraction: float) -> Measured:
-    """Low-rank factors of the whole shift, of as large a rank as fits."""
+    """Low-rank factors of the whole shift, with as large a rank as fits into `budget` bytes."""
     shifts = dict(model.shifts())
     matrices = {n: s for n, s in shifts.items() if s.ndim == 2 and tensors.covers(n)}
     small = {n: s for n, s in shifts.items() if s.ndim == 1}
@@ -243,7 +245,7 @@ def _as_lora(model: Model, budget: int, tensors: TensorFilter, fraction: float) 
 
 
 def _truncated(shift: torch.Tensor, rank: int) -> torch.Tensor:
-    """Rank-`rank` approximation with float16 factors; a thin SVD through the smaller Gram matrix."""
+    """The approximation of a shift by float16 factors of rank `rank`, by a thin SVD of the smaller Gram matrix."""
     rank = min(rank, *shift.shape)
     wide = shift.double()
     flip = wide.shape[0] > wide.shape[1]
@@ -268,7 +270,7 @@ def _bit_delta(model: Model) -> Measured:
 
 
 def _to_zero(model: Model, fraction: float) -> Measured:
-    """Classic pruning of the fine-tune: no base is needed to restore it, and every kept weight is stored."""
+    """Classic pruning of the fine-tune: restoring it needs no base, and every kept weight is stored."""
     tensors = {n: t for n, t in model.tuned.backbone_tensors.items() if t.ndim == 2}
     sizes = torch.cat([t.abs().reshape(-1) for t in tensors.values()])
     cut = sizes.kthvalue(max(1, round((1 - fraction) * sizes.numel()))).values
@@ -322,7 +324,7 @@ def _means(found: list[Measured]) -> list[Mean]:
 
 
 def _tables(means: list[Mean], sizes: list[Row]) -> Iterator[Table]:
-    """For each task one, from the smallest to the largest; then the sizes."""
+    """One table for each task, from the smallest stored form to the largest; then the table of sizes."""
     for task in dict.fromkeys(m.task for m in means):
         table = Table("method, scope, tensors, codec, kept", title=task, title_justify="left")
         for column in ("MB", "accuracy", "lost, points"):
@@ -342,7 +344,7 @@ def _tables(means: list[Mean], sizes: list[Row]) -> Iterator[Table]:
 
 
 def _size_bar(task: str, found: list[Measured]) -> Iterator[Row]:
-    """The smallest delta of the ladder that loses at most half a point on dev, in the mean over seeds."""
+    """The smallest delta of the ladder that loses at most half a point on the dev text, in the mean over seeds."""
     by_name = defaultdict(list)
     for m in found:
         if m.task == task and m.lost_on_dev is not None:

@@ -1,14 +1,14 @@
-"""First answer of a task the replica never saw, over HTTP, by stage, next to loading the whole fine-tune instead.
+"""The first answer of a task that the replica never saw, over HTTP, by stage, next to loading the whole fine-tune.
 
     python -m benchmarks.cold [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
 Tasks are derived from one fine-tune of MiniLM-L6 (trained on first use, kept in `--models`; 10 % kept, zstd), so that
-each has positions and values of its own (`benchmarks.many_tasks`); Redis (Valkey) runs on the same machine. A client
-asks each task once (from the store), again (warm, so that the weights change task every time), and once more after a
-restart of the server that keeps its files (from disk). Stages are the server's own: what fetching, decoding and
-attaching took by its metrics; queue, swap and model by each answer's Server-Timing. Instead of a delta a user would
-load the whole model: its folder is on disk (and in the page cache), `from_pretrained` opens it and it answers once, in
-this process.
+each task has positions and values of its own (`benchmarks.many_tasks`). Redis (Valkey) runs on the same machine. A
+client asks each task once (its delta comes from the store), then again (warm; the weights change task every time), and
+once more after a restart of the server that keeps its files (the delta comes from disk). Stages are measured by the
+server: fetching, decoding and attaching by its metrics; queue, swap and model by each answer's Server-Timing. The
+alternative to a delta is loading the whole model: its folder is on disk (and in the page cache), `from_pretrained`
+opens it, and the model answers once, in this process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
         names = []
         for i, delta in enumerate(derive(base, tuned, count)):
             file = deltafile.write(delta, base, Path(folder) / "one.ken", "zstd")
-            store.publish(f"task-{i}", file)
+            store.tasks.publish(f"task-{i}", file)
             names.append(f"task-{i}")
             if i == 0:
                 apply(base, delta, whole)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _measure(url: str, names: Sequence[str], how: str) -> list[Row]:
-    """Ask each task once; medians of the answers' stages, means of the loads'."""
+    """Ask each task once; medians of the stages of answers, means of the stages of loads."""
     total: list[float] = []
     stages: dict[str, list[float]] = {name: [] for name in _ANSWER_STAGES}
     with httpx.Client(base_url=url, timeout=60) as client:
@@ -100,7 +100,7 @@ def _load_sums(client: httpx.Client) -> dict[str, float]:
 
 
 def _whole_models(folder: Path, times: int) -> list[Row]:
-    """What loading the fine-tune whole takes until it has answered."""
+    """The time from loading the whole fine-tune to its first answer."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""What serving in bfloat16 or float16 does to answers and to time, next to the checkpoint's float32.
+"""Serving dtypes: answers and times in bfloat16 and float16, next to the checkpoint's float32.
 
     python -m benchmarks.dtypes [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
-Fine-tunes of MiniLM-L6, 10 % kept, injected into a base of each dtype; test texts in batches of 32 as they come.
-Scores are probabilities; differences are from the float32 ones. The dtypes take turns batch by batch; times
-are medians.
+Fine-tunes of MiniLM-L6, 10 % kept, are injected into a base of each dtype and answer test texts in batches of 32, in
+the order of the file. Scores are probabilities, and differences are those from the float32 scores. The dtypes take
+turns batch by batch; times are medians.
 """
 
 from __future__ import annotations

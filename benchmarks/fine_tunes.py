@@ -35,7 +35,7 @@ class Task:
     recipe: Recipe
 
     def fine_tune(self, seed: int, folder: Path) -> Path:
-        """The folder of the fine-tune with this seed; trains unless `folder` holds it already."""
+        """The folder of the fine-tune with this seed; it is trained unless `folder` holds it already."""
         recipe = Recipe(**{**self.recipe.__dict__, "seed": seed})
         made_from = hashlib.sha256(f"{recipe} {self.train}".encode()).hexdigest()[:12]
         out = folder / f"{self.name}-{seed}-{made_from}"
@@ -52,7 +52,7 @@ class Task:
 
 
 def with_fine_tune_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The same parser, asking also where the texts lie and where fine-tunes are kept."""
+    """The parser with two more options: the folder of the texts, and the folder where fine-tunes are kept."""
     data_dir = Path(os.environ.get("KEN_DATA_DIR") or default_data_dir()).expanduser()
     texts = Path(__file__).resolve().parents[2] / "shared" / "data"
     parser.add_argument("--texts", type=Path, default=texts, help="folder with trec/ and rotten_tomatoes/, if any")
@@ -61,7 +61,7 @@ def with_fine_tune_options(parser: argparse.ArgumentParser) -> argparse.Argument
 
 
 def tasks(texts: Path) -> list[Task]:
-    """TREC and rotten tomatoes where `texts` holds them, and the demonstration's news."""
+    """TREC and rotten tomatoes, if `texts` holds them, and the demonstration's news."""
     found = [_from_files(name, texts / name) for name in ("trec", "rotten_tomatoes") if (texts / name).is_dir()]
     return [*found, _news()]
 

@@ -1,16 +1,18 @@
-"""On a CUDA device: is the exchange right, how near the device's copy bandwidth is it, what does a switch cost a batch.
+"""The exchange on a CUDA device: is it right, how near is it to the copy bandwidth, what does a switch cost a batch?
 
     python -m benchmarks.gpu [--quick] [--json FILE]
 
-Correctness first, and nothing is measured where it fails: the kernel against numpy on random bits (NaN payloads among
-them), and the answer of a model on the device with a delta in it against the same weights in float64 on the CPU.
+Correctness comes first, and if it fails nothing is measured. The kernel is compared with numpy on random bits (NaN
+payloads among them), and the answer of a model on the device with an injected delta is compared with that of the same
+weights in float64 on the CPU.
 
-Then random weights in bfloat16 in the shapes of BERT-base and of BLOOM 1.7 B, the layers changed: the exchange and the
-switch by share kept, next to the limit (masks once; values and 32-byte sectors with a kept element, read and written,
-at the bandwidth of a large copy); and the forward pass of 128 tokens, with and without a switch before each batch.
-Times are medians between device events.
+Then switching is timed on random weights in bfloat16, in the shapes of BERT-base and of BLOOM 1.7 B, where tasks change
+the layers. For each kept share the exchange and the switch stand next to the limit: the bytes that an exchange must
+move (masks once; values and 32-byte sectors with a kept element, both read and written) at the bandwidth of a large
+copy. A forward pass of 128 tokens is timed with and without a switch before each batch. Times are medians between
+device events.
 
-`--quick` takes 2 layers of each, two shares kept, and fewer turns.
+`--quick` takes 2 layers of each model, two kept shares, and fewer turns.
 """
 
 from __future__ import annotations
@@ -39,12 +41,12 @@ DEVICE = torch.device("cuda")
 TOKENS = 128
 BATCHES = (1, 8, 32)
 _SECTOR = 32
-"""Bytes: what a GPU reads and writes at once."""
+"""Bytes that a GPU reads or writes at once."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to switch in: its config, and where the names of the tensors that a task changes begin."""
+    """A model to switch tasks in. `changed` is the prefix of the names of the tensors that a task changes."""
 
     name: str
     config: PretrainedConfig
@@ -54,7 +56,7 @@ class Shape:
 def main() -> None:
     options = arguments(__doc__)
     if not torch.cuda.is_available():
-        sys.exit("no CUDA device: this benchmark has nothing to run on (`python -m benchmarks.swap` is the CPU's)")
+        sys.exit("no CUDA device found; run this benchmark on a machine with one (on a CPU: python -m benchmarks.swap)")
     logging.disable_progress_bar()
     fewer = 2 if options.quick else None
     shapes = [
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 class Bench:
-    """One model on the device in bfloat16, its layers changed by tasks."""
+    """One model on the device in bfloat16, whose layers are changed by tasks."""
 
     def __init__(self, shape: Shape, folder: Path, turns: int) -> None:
         self._shape, self._turns = shape, turns
@@ -138,7 +140,7 @@ def _between_events(way: Way) -> float:
 
 
 def _check_exchange() -> None:
-    """Compare the kernel with numpy, bit for bit, there and back; exits where they differ."""
+    """Compare the kernel with numpy, bit for bit, for an exchange and the one back; exit if they differ."""
     rng = np.random.default_rng(0)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         exchange = exchange_for(DEVICE, dtype)
@@ -149,7 +151,7 @@ def _check_exchange() -> None:
                 after = before.copy()
                 after[mask] = values
                 weights = from_bits(before.copy(), dtype).to(DEVICE)
-                packed = pack([Segment(0, pack_mask(mask), values)], dtype, dtype, DEVICE)
+                packed = pack([Segment(0, pack_mask(mask), values)], dtype, DEVICE)
                 for expected, held in ((after, before[mask]), (before, values)):
                     exchange(weights, packed)
                     _require_same(weights, expected, f"{dtype}, {size} weights, {kept:.0%} kept")
@@ -167,7 +169,7 @@ def _require_same(found: torch.Tensor, expected: Bits, what: str) -> None:
 
 @torch.inference_mode()
 def _error_of_answers() -> float:
-    """|found - expected| / |expected| of a float32 model with a task in it; exits above 1e-3."""
+    """|found - expected| / |expected| for a float32 model with an injected task; exit if it is above 1e-3."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         AutoModel.from_config(BertConfig(num_hidden_layers=2)).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The same replica without HTTP and Ray, in this process: what its answers are, and how long they take."""
+"""A replica in this process, without HTTP and Ray: the right answers to compare with, and how long they take."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from serving.service import Service
 
 _TIMEOUT = 120.0
 TOLERANCE = 1e-4
-"""Between two scores of the same text: batches of other shapes round differently."""
+"""The largest difference allowed between two scores of the same text: batches of other shapes round differently."""
 
 
 class InProcess:
     """Asks a `Service` directly.
 
     Args:
-        digests: by task name.
-        texts: every text that is asked about.
+        digests: the digest of each task, in the order of the tasks' numbers.
+        texts: all texts, in the order of their numbers.
     """
 
     def __init__(self, service: Service, digests: Sequence[str], texts: Sequence[str]) -> None:
@@ -35,11 +35,11 @@ class InProcess:
         self._known: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     def seconds(self, task: int, texts: Iterable[int], seconds: float) -> list[float]:
-        """How long single texts take, one after another, for as long as that."""
+        """How long single texts take, in seconds each; they are asked one after another for `seconds` seconds."""
         return uvloop.run(self._time(task, itertools.cycle(texts), seconds))
 
     def disagrees(self, task: int, text: int, answer: tuple[str, float]) -> str | None:
-        """Why an answer is not this replica's own, None if it is. `look_up` has to have seen the pair."""
+        """How an answer differs from this replica's, None if it does not; `look_up` must have answered the pair."""
         best, second = self._known[task, text]
         label, score = answer
         if abs(score - best["score"]) > TOLERANCE:
@@ -49,7 +49,7 @@ class InProcess:
         return None
 
     def look_up(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Answer the (task, text) pairs that are not known yet."""
+        """Answer those (task, text) pairs whose answers are not known yet."""
         missing: defaultdict[int, list[int]] = defaultdict(list)
         for task, text in pairs:
             if (task, text) not in self._known:

@@ -1,9 +1,10 @@
-"""As many tasks as wanted from one fine-tune, each with a delta of its own.
+"""Deriving any number of tasks from one fine-tune, each with a delta of its own.
 
-A fine-tune's selection is extracted once, with the defaults: 10 % of all, one threshold. Task i keeps as many values
-of every tensor, at the same distances from one another, but from another place on: its masks are the selection's,
-rolled by a random offset, its values the fine-tune's there. So digests, masks and values differ between any two, and
-a switch exchanges what a switch between real tasks does. Answers are a model's, though not a good one's.
+A fine-tune's selection is extracted once, with the defaults: 10 % of all elements, one threshold. Task i keeps as many
+values of every tensor, at the same distances from one another, but shifted: its masks are the selection's, rolled by a
+random offset, and its values are the fine-tune's at the new positions. So digests, masks and values differ between any
+two tasks, and a switch exchanges as much as a switch between real tasks does. The answers are those of a model, though
+not of a good one.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from serving.store import Store
 
 @dataclass(frozen=True)
 class Published:
-    """A task in the store; `size` is its delta file's bytes."""
+    """A task in the store; `size` is the size of its delta file in bytes."""
 
     name: str
     digest: str
     size: int
     seconds: float
-    """What publishing took: the upload and the change of the alias."""
+    """How long publishing took: the upload and the change of the alias."""
 
 
 def derive(base: Checkpoint, tuned: Checkpoint, count: int) -> Iterator[Delta]:
-    """Deltas of the fine-tune that differ in what they keep."""
+    """Yield `count` deltas of the fine-tune, no two of which keep the same positions."""
     whole = extract(base, tuned)
     masks = {name: entry.mask for name, entry in whole.sparse.items()}
     bits = {name: as_bits(tuned.backbone_tensors[name]) for name in masks}
@@ -46,11 +47,11 @@ def derive(base: Checkpoint, tuned: Checkpoint, count: int) -> Iterator[Delta]:
 
 
 def publish(delta: Delta, name: str, base: Checkpoint, store: Store, folder: Path) -> Published:
-    """Write a delta with the codec that is quickest to write, publish it, and forget the file."""
+    """Write a delta with the codec that is quickest to write, publish it, and delete the file."""
     path = folder / f"{name}.ken"
     file = deltafile.write(delta, base, path, "raw")
     began = time.perf_counter()
-    store.publish(name, file)
+    store.tasks.publish(name, file)
     seconds = time.perf_counter() - began
     path.unlink()
     return Published(name, file.digest, file.size, seconds)

@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: a table, and JSON rows of name, value, unit and what a ratio is against."""
+"""The report of a benchmark: a printed table, and JSON rows of name, value, unit and the row a ratio divides by."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Row:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Parse the options all benchmarks share."""
+    """Parse the options that all benchmarks share."""
     return with_shared_options(argparse.ArgumentParser(description=description)).parse_args()
 
 
 def with_shared_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The same parser with the options all benchmarks share."""
+    """The parser with the options that all benchmarks share."""
     parser.add_argument(
         "--quick", action="store_true", help="smaller sizes, the same comparisons, under a minute of measuring"
     )
@@ -41,7 +41,7 @@ def with_shared_options(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
 
 
 def report(title: str, rows: list[Row], file: Path | None, tables: Sequence[Table] = ()) -> None:
-    """Print the rows, or the tables that sum them up, and where asked for write the JSON."""
+    """Print the rows, or the tables that sum them up, and write the JSON if `file` is given."""
     for table in tables or [_plain(title, rows)]:
         Console(width=140).print(table)
     if file:
@@ -80,7 +80,7 @@ def _processor() -> str:
 
 
 def plain_table(title: str, columns: list[str]) -> Table:
-    """A table of figures to be filled; the column `policy` is of names."""
+    """An empty table for figures; the column `policy` takes names."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column == "policy" else "right")

@@ -1,6 +1,6 @@
-"""What stays on the device: cache policies on a trace of tasks, by hit rate and seconds of loading.
+"""Cache policies of the device tier, compared on a trace of tasks by hit rate and seconds of loading.
 
-Part of `benchmarks.simulate`. The server's own policy is the code that the server runs.
+This is part of `benchmarks.simulate`. The server's own policy is simulated by the code that the server runs.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from serving.tiers.budget import ByteBudget
 
 @dataclass(frozen=True)
 class Keep:
-    """How a cache values what it holds: the least valued leaves. `clock` is the value of what left last."""
+    """How a cache values the tasks it holds: the least valued task leaves first."""
 
     name: str
     value: Callable[[float, int, float, float, int], float]
-    """Of (clock, uses since it came, seconds to load it again, bytes, time of this use)."""
+    """(clock, uses since the task came, seconds to load it again, bytes, time of this use) -> the task's value.
+
+    `clock` is the value of the task that left last.
+    """
 
 
 KEEPS = [
@@ -39,7 +42,7 @@ KEEPS = [
 
 
 def cached(tasks: Sequence[str], sizes: dict[str, float], share: float, keep: Keep) -> tuple[float, float]:
-    """Hit rate, and seconds of loading, of a cache for a share of all bytes."""
+    """Hit rate and seconds of loading of a cache that has room for `share` of all tasks' bytes."""
     room = share * sum(sizes.values())
     values: dict[str, float] = {}
     uses: Counter[str] = Counter()
@@ -66,7 +69,7 @@ def cached(tasks: Sequence[str], sizes: dict[str, float], share: float, keep: Ke
 
 
 def faded(tasks: Sequence[str], sizes: dict[str, float], share: float) -> tuple[float, float]:
-    """The same of the server's own device tier: faded use counts, which outlive what they count."""
+    """As `cached`, for the server's own device tier: use counts that fade, and that outlive the tasks in the tier."""
     uses = Popularity()
     held: ByteBudget[str] = ByteBudget(int(share * sum(sizes.values())), worth=uses)
     hits, seconds = 0, 0.0
@@ -81,12 +84,12 @@ def faded(tasks: Sequence[str], sizes: dict[str, float], share: float) -> tuple[
 
 
 def load_seconds(size: float) -> float:
-    """From the host's memory or disk to the device: a part for the file and its head, and a part by bytes."""
+    """Seconds to load a task from the host's memory or disk to the device: a fixed part and a part for each byte."""
     return 0.015 + size / 300e6
 
 
 def compare_retention(name: str, tasks: Sequence[str]) -> tuple[list[Figure], Table]:
-    """Hit rates and seconds of loading by policy; sizes differ as tasks that keep 3 to 30 % of the weights do."""
+    """Hit rates and seconds of loading by policy; sizes vary as those of tasks that keep 3 to 30 % of the weights."""
     chance = random.Random(1)
     sizes = {task: 11e6 * math.exp(chance.gauss(0, 0.6)) for task in sorted(set(tasks))}
     figures = []

@@ -2,10 +2,10 @@
 
     python -m benchmarks.selection [--quick] [--json FILE]
 
-The pair is random weights in BERT-base's shapes (110 M, float32) and a small shift, written to safetensors files and
-read from the mapped files. scikit-learn runs on a few rows of each width; its time for all rows is extrapolated. The
-shares of reading, scoring and ranking come from runs that stop after each. `--quick` takes 2 of the 12 layers and
-6,000 of the 30,522 word vectors.
+The base is random weights in BERT-base's shapes (110 M, float32), the fine-tune differs by a small shift; both are
+written to safetensors files and read from the mapped files. scikit-learn runs on a few rows of each width, from which
+its time for all rows is extrapolated. The shares of reading, scoring and ranking come from runs that stop after each of
+these steps. `--quick` takes 2 of the 12 layers and 6,000 of the 30,522 word vectors.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def _selections(pairs: Pairs, repeats: int) -> Iterator[Row]:
             for _ in select(names, pairs.__getitem__, selection):
                 pass
 
-        run(["encoder.layer.0.output.dense.bias"])  # compiles
+        run(["encoder.layer.0.output.dense.bias"])  # so that compiling is not timed
         few = 1 if selection.method == "ken-grid" else repeats
         yield Row(name, _median(partial(run, list(pairs)), few), "s")
 
 
 def _shares(pairs: Pairs, rows: list[Row]) -> Iterator[Row]:
-    """Of `ken`'s time: reading blocks, then scoring them, then the rest."""
+    """The shares of `ken`'s time that are reading blocks, scoring them, and the rest, which is ranking."""
 
     def over_blocks(work: Callable[[torch.Tensor, torch.Tensor, slice], object]) -> None:
         with workers() as in_order:
@@ -107,7 +107,7 @@ def _shares(pairs: Pairs, rows: list[Row]) -> Iterator[Row]:
 
 
 def _scikit_learn(pairs: Pairs, sampled: int, rows: list[Row]) -> Iterator[Row]:
-    """A loop over rows as one would write it; rows of a width are alike, so a few stand for all."""
+    """A plain loop over rows. Rows of the same width take the same time, so a few rows of each width are timed."""
     widths = Counter[int]()
     examples: dict[int, torch.Tensor] = {}
     for _, tuned in pairs.values():
@@ -129,7 +129,10 @@ def _scikit_learn(pairs: Pairs, sampled: int, rows: list[Row]) -> Iterator[Row]:
 
 
 def _whole_command(base: Checkpoint, tuned: Checkpoint, folder: Path) -> Iterator[Row]:
-    """`ken extract` with its defaults, after opening: comparing, selecting, hashing the base, encoding, writing."""
+    """The work of `ken extract` with its defaults, once both checkpoints are open: from comparing to writing the file.
+
+    It compares and selects, hashes the base, encodes and writes.
+    """
     began = time.perf_counter()
     delta = extract(base, tuned)
     extracted = time.perf_counter()

@@ -1,25 +1,26 @@
-"""Many tasks over HTTP: this project's server beside itself without the exchange, and beside other ways to serve
+"""Serving many tasks over HTTP: this project's server, the same server without the exchange, and other ways to serve
 the same fine-tunes.
 
     python -m benchmarks.serving [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
-Closed-loop clients in a process of their own (`benchmarks.peers.clients`) send one question a request, TREC's test
-questions where `--texts` holds them, else the demonstration's news. All tasks come from one fine-tune of MiniLM-L6
-(trained on first use, kept in `--models`); every one has a delta of 10 % of its own (`benchmarks.many_tasks`), stored
-with the codec `raw`. Every system computes with as many threads, in batches of at most 32, and must answer as the same
-replica called in process does, to 1e-4: an answer that is missing or wrong ends the benchmark, or leaves a peer out.
+Closed-loop clients in a process of their own (`benchmarks.peers.clients`) send one question in each request: TREC's
+test questions if `--texts` holds them, else the demonstration's news. All tasks come from one fine-tune of MiniLM-L6
+(trained on first use, kept in `--models`); every task has its own delta, which keeps 10 % (`benchmarks.many_tasks`) and
+is stored with the codec `raw`. Every system computes with the same number of threads, in batches of at most 32. Its
+answers must be those of the same replica called in process, to 1e-4. If an answer of this project's server is missing
+or wrong, the benchmark ends; if one of another system is, that system is left out.
 
 - no exchange: the same server, whose exchange does nothing;
 - multiplexed: Ray Serve's `@serve.multiplexed` behind the same proxy, loading whole models from disk, with room for as
   many as fit into the memory that this project's server took for all its tasks;
-- process a task: uvicorn and transformers, a thread each;
-- LitServe, infinity: all models in memory, each in an environment of its own, made on first use under the data
-  directory (`peers/`); `--quick` takes them only where that exists.
+- process a task: uvicorn and transformers, one process and one thread for each task;
+- LitServe, infinity: all models in memory. Both run in environments of their own, which are made on first use under the
+  data directory (`peers/`); `--quick` takes them only if these exist.
 
-Of this project's server the table also says how many inputs a forward pass had and before how many of them it
-switched. Memory is that of the whole process tree, shared pages counted once (PSS). What is compared closely is
-measured in turns, A B A B; figures are medians. About 20 minutes, 24 GiB of memory and 25 GB of disk; `--quick`: 16
-tasks for 64, no 512, shorter runs.
+For this project's server the table also says how many inputs a forward pass had, and how many switches there were for
+each forward pass. Memory is that of the whole process tree, shared pages counted once (PSS). Systems that are compared
+closely are measured in turns, A B A B; figures are medians. A run takes about 20 minutes, 24 GiB of memory and 25 GB of
+disk. `--quick`: 16 tasks instead of 64, none with 512, shorter runs.
 """
 
 from __future__ import annotations
@@ -52,22 +53,28 @@ from serving.config import default_data_dir
 from serving.cores import usable_cores
 from serving.demo.prepare import demo_base
 from serving.store import Store
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from serving.terminal import say
 
 _MIB = 1 << 20
 _SPARE_BYTES = 8 << 30
-"""Memory left alone when it is asked whether the deltas of all tasks fit: the files that the replica maps and this
-process's own replica want some too, and where memory runs out Ray ends the replica."""
+"""Memory that must stay free for the deltas of all tasks to count as fitting. The files that the replica maps and this
+process's own replica need some too, and when memory runs out Ray ends the replica."""
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much is measured.
 
-    many: the tasks of the design's bar. few: as many as processes are started. most: with the budgets' defaults, more
-    than stay attached. clients: of the bar, `usual` among them. first: tasks whose first answers are timed singly.
+    Attributes:
+        few: how many tasks are served by a process each.
+        many: how many tasks the design's bar is set for.
+        most: so many tasks that not all of them stay attached with the default budgets.
+        clients: numbers of clients; one of them is `usual`, for which the bar is set.
+        first: how many tasks' first answers are timed one by one.
+        lead: seconds at the start of a run that are not counted.
+        seconds: how long a run is counted.
     """
 
     few: int
@@ -92,14 +99,14 @@ _QUICK = Sizes(4, 16, None, (8, 64), usual=64, first=4, texts=50, repeats=2, lea
 
 @dataclass
 class Findings:
-    """What a run has found so far."""
+    """The findings of a run so far."""
 
     measured: list[Measured] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     bars: dict[str, str] = field(default_factory=dict)
-    """By a row's name, what it should be."""
+    """A row's name -> the bar for its value."""
     notes: list[str] = field(default_factory=list)
-    """Versions of what the peers' own environments hold, and which peers are missing."""
+    """Versions of the packages in the peers' own environments, and the peers that are missing."""
 
     def rate(self, system: str, cell: Cell) -> float:
         return next(m.figures.rate for m in self.measured if (m.system, m.cell) == (system, cell))
@@ -124,7 +131,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything of this run is: the store, the settings of servers on it, what was published, who measures."""
+    """Everything that a run works with: sizes, folder, servers' settings, published tasks, right answers, findings."""
 
     sizes: Sizes
     folder: Path
@@ -154,7 +161,7 @@ def main() -> None:
 
 @contextmanager
 def _prepared(sizes: Sizes, data_dir: Path, texts: Path, models: Path) -> Iterator[Place]:
-    """Fine-tune, derive and publish the tasks; the whole models of the first ones are written too."""
+    """Fine-tune, derive and publish the tasks, and write the whole models of the first tasks."""
     data_dir.mkdir(parents=True, exist_ok=True)
     task = fine_tuned_tasks(texts)[0]
     questions = [example.text for example in task.test[: sizes.texts]]
@@ -179,7 +186,7 @@ def _prepared(sizes: Sizes, data_dir: Path, texts: Path, models: Path) -> Iterat
 def _publish(
     sizes: Sizes, base: Checkpoint, tuned: Checkpoint, names: Sequence[str], url: str, folder: Path
 ) -> Iterator[Published]:
-    # rewriting gigabytes of its log behind our back would be measured as somebody's latency
+    # if the store rewrote gigabytes of its log in the background, some system's latency would include that
     connect(url).config_set("auto-aof-rewrite-percentage", 0)
     store = Store(url)
     folder.mkdir()
@@ -189,7 +196,7 @@ def _publish(
         yield publish(delta, name, base, store, folder)
         if i < sizes.many:
             apply(base, delta, folder / name)
-    store.close()
+    store.connection.close()
 
 
 def _describe_published(published: Sequence[Published], found: Findings) -> None:
@@ -199,7 +206,7 @@ def _describe_published(published: Sequence[Published], found: Findings) -> None
 
 
 def _compare_with_itself(place: Place) -> int:
-    """This project's server: the bars, its warm and cold figures; how many whole models its memory would hold."""
+    """Measure this project's server: the bars, warm and cold. Returns how many whole models its memory would hold."""
     sizes, trial, found = place.sizes, place.trial, place.found
     with _ken(place) as ken:
         empty = ken.memory()
@@ -228,7 +235,7 @@ def _compare_with_itself(place: Place) -> int:
 
 
 def _bars(place: Place, ken: System, noop: System) -> None:
-    """Many tasks, the same without the exchange, and one task, in turns."""
+    """Measure in turns: many tasks, many tasks without the exchange, and one task."""
     sizes, found = place.sizes, place.found
     for clients in sizes.clients:
         say(f"{sizes.many} tasks, without exchange, one task: {clients} clients")
@@ -242,7 +249,7 @@ def _bars(place: Place, ken: System, noop: System) -> None:
 
 
 def _in_turns(place: Place, arms: Sequence[tuple[System, Cell]]) -> list[Measured]:
-    """Each arm once, then each again: medians over repetitions."""
+    """Measure every arm once, then every arm again, and so on; medians over the repetitions."""
     runs = [[_measure(place, *arm) for arm in arms] for _ in range(place.sizes.repeats)]
     medians = [replace(c[-1], figures=median([m.figures for m in c])) for c in zip(*runs, strict=True)]
     place.found.measured += medians
@@ -254,7 +261,7 @@ def _measure(place: Place, system: System, cell: Cell) -> Measured:
 
 
 def _over_the_engine(place: Place, ken: System) -> None:
-    """One client over HTTP and the same texts in process, in turns."""
+    """Measure in turns: one client over HTTP, and the same texts in process."""
     say("one client, over HTTP and in process")
     cell = Cell(1, "Zipf", 1)
     texts = range(place.sizes.texts)
@@ -279,7 +286,7 @@ def _warm(place: Place, ken: System) -> None:
 
 
 def _cold(place: Place, ken: System) -> None:
-    """Tasks that this replica never saw: first answers one after another, then all kinds at once."""
+    """Measure tasks that this replica never saw: first answers one after another, then with many clients at once."""
     sizes = place.sizes
     say("cold tasks")
     place.found.measured.append(place.trial.once_each(ken, sizes.many, sizes.first, 1, "first answers"))
@@ -298,7 +305,7 @@ def _all(place: Place, ken: System, room: str) -> None:
 
 
 def _with_room_for_all(place: Place, needed: float) -> None:
-    """The same with a budget that keeps every delta attached, where the machine has the memory."""
+    """Measure `most` tasks with a budget that keeps every delta attached, if the machine has the memory."""
     free = psutil.virtual_memory().available - _SPARE_BYTES
     if needed > free:
         say(f"all {place.sizes.most} deltas attached would take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
@@ -312,7 +319,10 @@ def _with_room_for_all(place: Place, needed: float) -> None:
 
 
 def _compare_with_peers(place: Place, held: int, *, install: bool) -> None:
-    """Whole models, as many as each system takes. A peer that cannot be had is left out, and a line says so."""
+    """Measure systems that serve whole models, with as many models as each can hold.
+
+    A peer that cannot be installed or started, or that answers wrongly, is left out, and a printed line says so.
+    """
     few = place.whole.only(place.sizes.few)
     place.found.add("multiplexed: models held", held, "1")
     peers: list[tuple[str, Callable[[], AbstractContextManager[System]], int]] = [
@@ -365,7 +375,7 @@ def _ken(place: Place, **settings: str) -> Iterator[System]:
 
 
 def _own(place: Place, name: str) -> dict[str, str]:
-    """Settings of a server that shares the store with the others, and no more."""
+    """Settings of a server that shares the store with the other servers, and nothing else."""
     return place.settings | {"data_dir": str(place.folder / name)}
 
 

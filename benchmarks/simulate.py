@@ -2,20 +2,22 @@
 
     python -m benchmarks.simulate [--quick] [--trace FILE] [--json FILE]
 
-Traces: 1,000 tasks drawn by Zipf's law, arrivals by Poisson's with bursts of one task, lengths from a lognormal fitted
-to TREC and rotten tomatoes (MiniLM tokens); and a recorded one, JSON lines of [seconds, task, tokens], played with the
-times it was recorded with (`benchmarks.traces.record` says how). Times of the synthetic ones: as measured for MiniLM-L6
-on 2 cores, and as a GPU would take, where a batch's fixed part dominates.
+The synthetic traces have 1,000 tasks drawn by Zipf's law, Poisson arrivals with bursts of one task, and lengths from a
+lognormal distribution fitted to TREC and rotten tomatoes (MiniLM tokens). Their batches and switches take as long as
+measured for MiniLM-L6 on 2 cores, or as long as on a GPU, where a batch's fixed part dominates. The recorded trace,
+JSON lines of [seconds, task, tokens], is played with the times of the replica it was recorded on
+(`benchmarks.traces.record`).
 
-Every policy gets the same rows, limits, bounded line and times. *Drained*: all rows wait from the start. *256 clients*
-ask again as soon as they are answered; the scheduler's throughput there is load 1 of the *open* runs, whose arrivals
-wait for nobody. Rows refused (2,048 wait), dropped or late (30 s) are lost; latencies are of the others.
+Every policy gets the same rows, limits, bounded line and times. *Drained*: all rows wait from the start. *256 clients*:
+each client asks again as soon as it is answered. The scheduler's throughput with 256 clients is load 1 of the *open*
+runs, whose arrivals do not wait for answers. Rows that are refused (2,048 wait already), dropped or late (30 s) are
+lost; latencies are those of the other rows.
 
 Bounds that no schedule beats, however much it knows of the future:
 
 - seconds to drain: every token once without padding, a fixed part for each full batch that a task's rows would
   fill, a switch for every task;
-- rows a second: the same without switches, each row paying its share of a full batch;
+- rows a second: the same without switches, and each row takes its share of a full batch's fixed part;
 - mean latency: a batch takes at least the tokens of its rows and their shares of a full batch's fixed part. Serving
   rows one after the other in those times, shortest remaining first with interruptions (optimal for the mean on one
   machine), is no later than any schedule of batches; nor does any row take less than a batch of its own.
@@ -41,12 +43,27 @@ from rich.table import Table
 from benchmarks.report import Row as Figure
 from benchmarks.report import plain_table, report, with_shared_options
 from benchmarks.retention import compare_retention
-from serving.engine.costs import Costs
-from serving.engine.scheduler import Limits, Row, Scheduler
+from serving.engine.costs import BatchCost, SwitchCost
+from serving.engine.line import Line, Row
+from serving.engine.one_key import OneKeyPolicy
+from serving.engine.window import Limits
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a replica takes to switch tasks, for a batch, and for each of its tokens, padding included."""
+
+    switch: float
+    fixed: float
+    token: float
+
+    def batch(self, padded: int) -> float:
+        return self.fixed + self.token * padded
+
 
 LENGTHS = (2.97, 0.53)
 """Mean and deviation of the logarithm of token counts."""
-TIMES = {"CPU": Costs(switch=0.005, fixed=0.005, token=0.00013), "GPU": Costs(switch=0.0005, fixed=0.006, token=2e-6)}
+TIMES = {"CPU": Times(switch=0.005, fixed=0.005, token=0.00013), "GPU": Times(switch=0.0005, fixed=0.006, token=2e-6)}
 LIMITS = Limits()
 QUEUE_ROWS, CLIENTS, PATIENCE = 2048, 256, 30.0
 LOADS = (0.5, 0.9, 1.2)
@@ -83,7 +100,7 @@ def synthetic(rows: int, rate: float, tasks: int = 1000, seed: int = 0) -> Trace
 
 
 def drifting(rows: int, rate: float) -> Trace:
-    """As `synthetic`, but twenty times in the trace 50 tasks change their popularity with others."""
+    """As `synthetic`, but twenty times in the trace 50 tasks exchange their popularity with another task."""
     chance = random.Random(2)
     trace = synthetic(rows, rate)
     names = sorted({a.task for a in trace})
@@ -99,7 +116,7 @@ def drifting(rows: int, rate: float) -> Trace:
 
 
 def read_trace(file: Path) -> tuple[Trace, dict[str, float]]:
-    """A recorded trace, and what its first line says of the replica it was recorded on, if it says anything."""
+    """A recorded trace, and the figures of its replica from the trace's first line, empty if it has none."""
     trace, measured = [], {}
     for line in file.read_text().splitlines():
         content = json.loads(line)
@@ -113,22 +130,49 @@ def read_trace(file: Path) -> tuple[Trace, dict[str, float]]:
 # Policies
 
 
-class Line(Protocol):
-    """What the engine asks of a scheduler."""
-
-    costs: Costs
+class Scheduler(Protocol):
+    """What a replica asks of a policy and of the rows that wait for it."""
 
     def __len__(self) -> int: ...
     def add(self, row: Row[int]) -> None: ...
     def drop(self, now: float) -> list[Row[int]]: ...
     def next_batch(self, now: float, active: Hashable) -> list[Row[int]]: ...
+    def ran(self, padded: int, seconds: float, switching: float) -> None: ...
+
+
+class Exchanging:
+    """The engine's line and the policy of its executor that exchanges deltas."""
+
+    def __init__(self) -> None:
+        self.line: Line[int] = Line()
+        self.cost, self.switch = BatchCost(), SwitchCost()
+        self.policy = OneKeyPolicy(LIMITS, self.cost, self.switch)
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def add(self, row: Row[int]) -> None:
+        self.line.add(row)
+
+    def drop(self, now: float) -> list[Row[int]]:
+        return self.line.drop(now)
+
+    def next_batch(self, now: float, active: Hashable) -> list[Row[int]]:
+        rows = self.policy.choose(self.line, now, active)
+        self.line.take(rows, now)
+        return rows
+
+    def ran(self, padded: int, seconds: float, switching: float) -> None:
+        self.switch.note(switching > 0)
+        if switching:
+            self.switch.learn(switching)
+        self.cost.learn(padded, seconds)
 
 
 class ByOrder:
-    """Queues by task whose next batch is the longest run of oldest rows of the chosen task that fits."""
+    """Queues by task. The next batch holds the oldest rows of the chosen task, as many as fit."""
 
     def __init__(self) -> None:
-        self.costs = Costs()
         self.queues: OrderedDict[Hashable, deque[Row[int]]] = OrderedDict()
         self._order: OrderedDict[int, Row[int]] = OrderedDict()
 
@@ -141,7 +185,7 @@ class ByOrder:
 
     def drop(self, now: float) -> list[Row[int]]:
         dropped = []
-        while self._order and (oldest := self.oldest()).deadline <= now:  # all have the same patience
+        while self._order and (oldest := self.oldest()).deadline <= now:  # rows wait equally long
             dropped.append(self._take(oldest.key))
         return dropped
 
@@ -157,6 +201,9 @@ class ByOrder:
                 break
             batch.append(self._take(key))
         return batch
+
+    def ran(self, padded: int, seconds: float, switching: float) -> None:
+        """These policies learn nothing."""
 
     def oldest(self) -> Row[int]:
         return next(iter(self._order.values()))
@@ -177,7 +224,7 @@ class ByOrder:
 
 
 class Fifo(ByOrder):
-    """Strict order of arrival: a batch ends where the next row is another task's."""
+    """Strict order of arrival: a batch ends where the next row belongs to another task."""
 
     def choose(self) -> Hashable:
         return self.oldest().key
@@ -187,14 +234,14 @@ class Fifo(ByOrder):
 
 
 class OldestFirst(ByOrder):
-    """The task with the oldest row, with what else of it waits."""
+    """The task with the oldest row comes next, with its other waiting rows."""
 
     def choose(self) -> Hashable:
         return self.oldest().key
 
 
 class RoundRobin(ByOrder):
-    """One batch of each task in turn."""
+    """Every task gets one batch in turn."""
 
     def choose(self) -> Hashable:
         key = next(iter(self.queues))
@@ -203,14 +250,14 @@ class RoundRobin(ByOrder):
 
 
 class LongestQueue(ByOrder):
-    """The task with most rows; of equals, the one that began to wait first."""
+    """The task with the most rows comes next; among equals, the one that began to wait first."""
 
     def choose(self) -> Hashable:
         return max(self.queues, key=lambda key: len(self.queues[key]))
 
 
-POLICIES: dict[str, Callable[[], Line]] = {
-    "ken": lambda: Scheduler(LIMITS),
+POLICIES: dict[str, Callable[[], Scheduler]] = {
+    "ken": Exchanging,
     "FIFO": Fifo,
     "oldest task first": OldestFirst,
     "round robin": RoundRobin,
@@ -223,7 +270,7 @@ POLICIES: dict[str, Callable[[], Line]] = {
 
 @dataclass
 class Outcome:
-    """What a run came to; seconds and counts."""
+    """The result of a run: seconds and counts."""
 
     latencies: list[float] = field(default_factory=list)
     ran: int = 0
@@ -255,7 +302,7 @@ class Outcome:
         return sorted(self.latencies)[min(self.rows - 1, int(share * self.rows))]
 
     def measures(self) -> dict[str, tuple[float, str]]:
-        """Value and unit by name."""
+        """Name -> value and unit."""
         return {
             "seconds": (self.seconds, "s"),
             "throughput": (self.throughput, "1/s"),
@@ -270,24 +317,29 @@ class Outcome:
 
 
 class Replica:
-    """One device that runs what a policy chooses.
+    """One device that runs the batches a policy chooses.
 
     Args:
-        clients: if given, arrival times are ignored: so many rows are in line or running at any time.
+        clients: if given, arrival times are ignored, and so many rows are in line or running at any time.
     """
 
     def __init__(
-        self, line: Line, times: Costs, queue_rows: float = QUEUE_ROWS, patience: float = PATIENCE, clients: int = 0
+        self,
+        scheduler: Scheduler,
+        times: Times,
+        queue_rows: float = QUEUE_ROWS,
+        patience: float = PATIENCE,
+        clients: int = 0,
     ) -> None:
-        self.line, self.times, self.now = line, times, 0.0
+        self.scheduler, self.times, self.now = scheduler, times, 0.0
         self._active: Hashable = None
         self._queue_rows, self._patience, self._clients = queue_rows, patience, clients
         self.outcome = Outcome()
 
     def run(self, trace: Sequence[Arrival]) -> Outcome:
         arrivals = deque(trace)
-        while arrivals or len(self.line):
-            if not len(self.line) and not self._clients:
+        while arrivals or len(self.scheduler):
+            if not len(self.scheduler) and not self._clients:
                 self.now = max(self.now, arrivals[0].at)
             self.admit(arrivals)
             self.step()
@@ -296,30 +348,28 @@ class Replica:
 
     def admit(self, arrivals: deque[Arrival]) -> None:
         """Take in what has arrived, or as much as clients send."""
-        while arrivals and (len(self.line) < self._clients if self._clients else arrivals[0].at <= self.now):
+        while arrivals and (len(self.scheduler) < self._clients if self._clients else arrivals[0].at <= self.now):
             arrival = arrivals.popleft()
-            if len(self.line) >= self._queue_rows:
+            if len(self.scheduler) >= self._queue_rows:
                 self.outcome.refused += 1
                 continue
             arrived = self.now if self._clients else arrival.at
-            self.line.add(Row(arrival.task, arrival.tokens, arrived, arrived + self._patience, len(arrivals)))
+            self.scheduler.add(Row(arrival.task, arrival.tokens, arrived, arrived + self._patience, len(arrivals)))
 
     def step(self) -> None:
         """One turn of the engine."""
         done = self.outcome
-        done.missed += len(self.line.drop(self.now))
-        batch = self.line.next_batch(self.now, self._active)
+        done.missed += len(self.scheduler.drop(self.now))
+        batch = self.scheduler.next_batch(self.now, self._active)
         if not batch:
             return
-        if batch[0].key != self._active:
-            self._active = batch[0].key
-            self.now += self.times.switch
-            self.line.costs.learn_switch(self.times.switch)
-            done.switches += 1
+        switching = 0.0 if batch[0].key == self._active else self.times.switch
+        self._active = batch[0].key
         padded = len(batch) * max(row.tokens for row in batch)
         seconds = self.times.batch(padded)
-        self.now += seconds
-        self.line.costs.learn_batch(padded, seconds)
+        self.now += switching + seconds
+        self.scheduler.ran(padded, seconds, switching)
+        done.switches += switching > 0
         done.batches += 1
         done.ran += len(batch)
         done.padded += padded
@@ -332,7 +382,7 @@ class Replica:
 # Bounds
 
 
-def least_seconds(trace: Iterable[Arrival], times: Costs) -> float:
+def least_seconds(trace: Iterable[Arrival], times: Times) -> float:
     """Seconds that serving all rows takes at least, when all wait from the start."""
     trace = list(trace)
     per_task = Counter(a.task for a in trace)
@@ -340,12 +390,16 @@ def least_seconds(trace: Iterable[Arrival], times: Costs) -> float:
     return sum(a.tokens for a in trace) * times.token + batches * times.fixed + len(per_task) * times.switch
 
 
-def most_rows_a_second(trace: Sequence[Arrival], times: Costs) -> float:
+def most_rows_a_second(trace: Sequence[Arrival], times: Times) -> float:
     return len(trace) / sum(_share(a, times) for a in trace)
 
 
-def least_mean_latency(trace: Sequence[Arrival], times: Costs) -> float:
-    """Shortest remaining time first over each row's smallest share of any batch, or a batch for each row's own."""
+def least_mean_latency(trace: Sequence[Arrival], times: Times) -> float:
+    """The larger of two bounds, both from the module's docstring.
+
+    One serves each row's smallest share of a batch, shortest remaining time first; the other gives each row a batch of
+    its own.
+    """
     left: list[tuple[float, float]] = []
     now = total = 0.0
     for arrival in [*trace, None]:
@@ -365,7 +419,7 @@ def least_mean_latency(trace: Sequence[Arrival], times: Costs) -> float:
     return max(total, alone) / len(trace)
 
 
-def _share(arrival: Arrival, times: Costs) -> float:
+def _share(arrival: Arrival, times: Times) -> float:
     return arrival.tokens * times.token + times.fixed / LIMITS.rows
 
 
@@ -395,7 +449,7 @@ def synthetic_runs(rows: int) -> Iterator[tuple[list[Figure], Table]]:
         least = least_seconds(together, times)
         yield compare(f"{name}, drained", together, times, {"seconds at least": least}, **unlimited)
         most = most_rows_a_second(together, times)
-        capacity = Replica(Scheduler(LIMITS), times, clients=CLIENTS).run(together).throughput
+        capacity = Replica(Exchanging(), times, clients=CLIENTS).run(together).throughput
         yield compare(f"{name}, 256 clients", together, times, {"rows/s at most": most}, clients=CLIENTS)
         for load in LOADS:
             trace = synthetic(rows, capacity * load)
@@ -405,7 +459,7 @@ def synthetic_runs(rows: int) -> Iterator[tuple[list[Figure], Table]]:
 
 def recorded_runs(file: Path) -> Iterator[tuple[list[Figure], Table]]:
     trace, measured = read_trace(file)
-    times = Costs(**{part: measured.get(part, getattr(TIMES["CPU"], part)) for part in ("switch", "fixed", "token")})
+    times = Times(**{part: measured.get(part, getattr(TIMES["CPU"], part)) for part in ("switch", "fixed", "token")})
     bounds = {"mean at least": least_mean_latency(trace, times)}
     bounds |= {f"{share} as measured": measured[share] for share in ("p50", "p99") if share in measured}
     yield compare(f"recorded, {file.stem}", trace, times, bounds)
@@ -416,7 +470,7 @@ def recorded_runs(file: Path) -> Iterator[tuple[list[Figure], Table]]:
 
 
 def compare(
-    name: str, trace: Trace, times: Costs, bounds: dict[str, float], **options: Any
+    name: str, trace: Trace, times: Times, bounds: dict[str, float], **options: Any
 ) -> tuple[list[Figure], Table]:
     """Run all policies on a trace."""
     known = ", ".join(f"{what} {value:.3g}" for what, value in bounds.items())

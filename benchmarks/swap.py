@@ -1,22 +1,22 @@
-"""Milliseconds to switch tasks, by way and by share kept, next to the machine's copy bandwidth.
+"""Milliseconds to switch tasks, by way of switching and by kept share, next to the machine's copy bandwidth.
 
     python -m benchmarks.swap [--quick] [--json FILE]
 
-Random weights in the shapes of MiniLM-L6 (every tensor changed, 22.7 M) and of BERT-base (the layers changed, 85 M; the
-embeddings not), in float32 and bfloat16; random masks. All ways of one table take turns, so that what else the machine
-does hits them alike; figures are medians.
+Weights are random, in the shapes of MiniLM-L6 (every tensor changed, 22.7 M) and of BERT-base (the layers changed, 85
+M; the embeddings not), in float32 and bfloat16; masks are random. All ways of one table take turns, so that other work
+of the machine affects them alike; figures are medians.
 
-- **exchange**: `ResidentModel.activate`, from the base to a packed delta; **A -> B**: from one to another
+- **exchange**: `ResidentModel.activate`, from the base to a packed delta; **A -> B**: from one packed delta to another
 - **materialised A -> B**: the same, between deltas whose changed tensors exist in full
-- **copy_**, **index_copy_**: every changed tensor, or its kept elements alone (64-bit positions), written from a
-  second copy, one way: nothing remembers what was there before
-- **load_state_dict**: of the whole model, as one would switch without any of this
+- **copy_**, **index_copy_**: every changed tensor, or only its kept elements (64-bit positions), are written from a
+  second copy; this goes one way only, since the values before are lost
+- **load_state_dict**: the whole model is loaded, the usual way to switch without this project
 - **limit**: the bytes an exchange must move (masks once; values and every 64-byte line of weights that holds a kept
   element, both read and written) at the bandwidth of a large copy (bytes read and written) measured in the same turns
-- **peft set_adapter**: between two LoRA adapters (r = 8) of one model, in an environment of its own under
-  `$KEN_DATA_DIR/peers/peft`, made on first use; it changes no weights, every forward pass pays for the factors instead
+- **peft set_adapter**: from one LoRA adapter (r = 8) of a model to another, in an environment of its own under
+  `$KEN_DATA_DIR/peers/peft`, made on first use; it changes no weights, but every forward pass pays for the factors
 
-`--quick` takes 2 layers and 6,000 word vectors of each, and fewer turns.
+`--quick` takes 2 layers and 6,000 word vectors of each model, and fewer turns.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _COPIED = 1 << 28
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to switch in: its config, and where the names of the tensors that a task changes begin."""
+    """A model to switch tasks in. `changed` is the prefix of the names of the tensors that a task changes."""
 
     name: str
     config: Mapping[str, Any]
@@ -95,7 +95,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to switch, and what brings back the state it starts from (not timed)."""
+    """A way to switch, and the step that restores its initial state before each turn (not timed)."""
 
     switch: Callable[[], object]
     before: Callable[[], object] = lambda: None
@@ -114,7 +114,7 @@ class Bench:
         self._memory = torch.ones(_COPIED // 4), torch.ones(_COPIED // 4)
 
     def medians(self, kept: float) -> dict[str, float]:
-        """Seconds by way, the limit among them."""
+        """Seconds by way of switching, including the limit; also the copy bandwidth in bytes a second."""
         deltas = [random_delta(self._base, self._resident, self._names, kept, seed) for seed in (1, 2)]
         ways = {**self._in_the_arena(deltas), **self._in_a_plain_model(deltas)}
         times = _taking_turns(ways, self._turns)
@@ -167,7 +167,7 @@ def _base(shape: Shape, folder: Path) -> Checkpoint:
 
 
 def random_delta(base: Checkpoint, resident: ResidentModel, names: Sequence[str], kept: float, seed: int) -> Delta:
-    """A delta that keeps a random share of the named tensors, each element the base's with its sign turned."""
+    """A delta that keeps a random share of the named tensors; each kept element is the base's with the sign flipped."""
     rng = np.random.default_rng(seed)
 
     def entry(tensor: torch.Tensor) -> Sparse:
@@ -182,7 +182,7 @@ def random_delta(base: Checkpoint, resident: ResidentModel, names: Sequence[str]
         architecture="BertForSequenceClassification",
         selection=Selection(),
         candidates=0,
-        backbone=0,
+        backbone_parameters=0,
         config={},
         sparse={n: entry(base.backbone_tensors[n]) for n in names},
         dense={},
@@ -191,7 +191,7 @@ def random_delta(base: Checkpoint, resident: ResidentModel, names: Sequence[str]
 
 
 def bytes_to_move(delta: Delta, dtype: torch.dtype, line: int) -> int:
-    """What one exchange must read and write where memory comes in lines of `line` bytes."""
+    """The bytes that one exchange must read and write, where memory comes in lines of `line` bytes."""
     mask_bytes_a_line = line // dtype.itemsize // 8
     moved = 0
     for entry in delta.sparse.values():
@@ -240,7 +240,7 @@ def _table(title: str, found: Mapping[float, Mapping[str, float]]) -> Table:
 
 
 def _peft(shape: Shape, turns: int) -> Iterator[Row]:
-    """Milliseconds of peft's `set_adapter` in its own environment; nothing where that cannot be had."""
+    """Milliseconds of peft's `set_adapter` in its own environment; no row if that cannot be made."""
     child = f"from benchmarks import swap; swap.print_set_adapter({dict(shape.config)}, {turns})"
     try:
         python = _peft_environment()
@@ -266,7 +266,7 @@ def print_set_adapter(config: Mapping[str, Any], turns: int) -> None:
 
 
 def _peft_environment() -> Path:
-    """The interpreter of an environment that adds peft to the packages of this one."""
+    """The interpreter of an environment that adds peft to the packages of the present environment."""
     data = Path(os.environ.get("KEN_DATA_DIR") or Path.cwd() / ".ken")
     place = data.expanduser().absolute() / "peers" / "peft"
     python = place / "bin" / "python"

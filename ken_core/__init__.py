@@ -1,6 +1,6 @@
 """KEN: prune fine-tuned transformers to the parameters that matter, and inject them into one resident base.
 
-Names are imported on first use: who only needs an error or a setting does not wait for torch.
+Names are imported on first use, so that a program which only needs an error class or a setting does not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a folder holds that peft's `save_pretrained` wrote: adapter_config.json and adapter_model.safetensors.
+"""Reading the folders that peft's `save_pretrained` writes: adapter_config.json and adapter_model.safetensors.
 
-It is read without peft, and nothing in it is trusted: no code of it runs, and every number is checked before it is
-used. Names are the trained model's own, without the prefix and the wrappers that peft puts around modules.
+A folder is read without peft, and nothing in it is trusted: no code from it runs, and every number is checked before it
+is used. Names are those of the trained model, without the prefix and the wrappers that peft puts around modules.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Value = TypeVar("Value")
 _KINDS: Mapping[str, Adapter] = {"LORA": "lora", "SHIRA": "shira"}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _POSITIONS = (torch.int32, torch.int64, torch.float32)
-"""peft on Windows saves them as floats."""
+"""float32 is among them because peft on Windows saves positions as floats."""
 _FACTOR_NAMES = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|shira_weight|shira_indices)")
 _WRAPPED = re.compile(r"(.+?)\.(?:original_module|modules_to_save)\.")
-"""peft lists the biases of a module that it trains whole three times over."""
+"""A name inside one of peft's wrappers. peft lists the biases of a module that it trains whole three times."""
 _VARIANTS = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "arrow_config", "kasa_config",
     "layer_replication", "monteclora_config", "target_parameters", "trainable_token_indices", "velora_config",
 )  # fmt: skip
 """Settings with which an adapter is no longer a product of two factors added to the base's weights."""
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Others (PiSSA, OLoRA, CorDA, LoftQ, …) change the base's own weights before training."""
+"""Initialisations that leave the base's weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, …) change them."""
 _MERGE_IT = "merge it with peft (merge_and_unload), save the model and use `ken extract`"
 
 
@@ -49,12 +49,12 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(_ending(pattern))
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no pattern: {error}") from error
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
     return pattern
 
 
 def _ending(pattern: str) -> str:
-    """What peft makes of a pattern: the end of a module's name."""
+    """The regular expression that peft makes of a pattern: it matches the end of a module's name."""
     return rf"(.*\.)?({pattern})$"
 
 
@@ -83,7 +83,7 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[_Pattern, _Number] | None = None
 
     def scale(self, module: str, rank: int) -> float:
-        """What the product of a module's factors is multiplied by."""
+        """The number by which the product of a module's factors is multiplied."""
         alpha = _matching(self.alpha_pattern, module, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -94,7 +94,7 @@ class AdapterConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one module: `a` is (rank, inputs), `b` (outputs, rank), of one floating dtype."""
+    """The LoRA factors of one module: `a` is (rank, inputs), `b` is (outputs, rank), both of one floating dtype."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -103,7 +103,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Shifts:
-    """Of single elements of one module's weight: `positions` is (2, n) int64 rows and columns, `values` (n,)."""
+    """SHiRA's shifts of single elements of a module's weight.
+
+    `positions` is int64 of shape (2, n), rows and columns; `values` has shape (n,).
+    """
 
     positions: torch.Tensor
     values: torch.Tensor
@@ -111,7 +114,7 @@ class Shifts:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter, read. Its parts are keyed by module, `whole` by tensor."""
+    """The content of an adapter folder. `factors` and `shifts` are keyed by module name, `whole` by tensor name."""
 
     path: Path
     config: AdapterConfig
@@ -119,14 +122,15 @@ class AdapterFolder:
     factors: Mapping[str, Factors]
     shifts: Mapping[str, Shifts]
     whole: Mapping[str, torch.Tensor]
-    """Tensors that were trained themselves: heads and other `modules_to_save`, biases."""
+    """Tensors that were trained as a whole: heads and other `modules_to_save`, and biases."""
 
 
 def open_adapter(path: Path) -> AdapterFolder:
     """Read a LoRA or SHiRA adapter.
 
     Raises:
-        CheckpointError: no such folder, damaged, of another kind, or its tensors do not belong together.
+        CheckpointError: there is no such folder, it is damaged, it holds another kind of adapter, or its tensors do not
+            belong together.
     """
     with reading(str(path), CheckpointError):
         return _open(path)
@@ -201,7 +205,7 @@ def _check_tensor(path: Path, name: Any, tensor: Any) -> None:
     if not isinstance(name, str) or not name.startswith(_PREFIX):
         raise CheckpointError(f"{path} holds {name!r}; the names peft gives tensors start with {_PREFIX!r}")
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-        raise CheckpointError(f"{path}: {name!r} is no plain tensor")
+        raise CheckpointError(f"{path}: {name!r} is no plain tensor; expected a dense one that is not quantised")
     if tensor.nbytes > tensor.untyped_storage().nbytes():
         raise CheckpointError(f"{path}: {name!r} claims {tensor.nbytes} bytes, more than it has")
     if tensor.numel() == 0:
@@ -248,7 +252,7 @@ def _shifts(path: Path, module: str, parts: Mapping[str, torch.Tensor]) -> Shift
 
 
 def _unwrapped(whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the second and third names of what is trained whole."""
+    """Leave out the second and third names that peft gives to tensors trained as a whole."""
     wrappers = {name: found[1] for name in whole if (found := _WRAPPED.match(name))}
     plain = [name for name in whole if name not in wrappers]
     repeated = {n for n, module in wrappers.items() if any(name.startswith(f"{module}.") for name in plain)}

@@ -1,4 +1,4 @@
-"""A peft adapter fitted to its base: the delta it makes of it."""
+"""Importing peft adapters: a LoRA or SHiRA adapter is fitted to its base and becomes a delta."""
 
 from __future__ import annotations
 
@@ -49,24 +49,25 @@ def import_peft(
     cast: bool = False,
     progress: Progress = silent,
 ) -> Delta:
-    """The delta of an adapter that peft saved; it answers what peft's own merged model answers.
+    """Make a delta of an adapter that peft saved; the delta answers what peft's own merged model answers.
 
-    A LoRA adapter's factors become low-rank entries; a SHiRA adapter's shifts, and biases and other backbone tensors
-    that were trained whole, become sparse entries; what lies outside the backbone becomes the head.
+    A LoRA adapter's factors become low-rank entries. A SHiRA adapter's shifts become sparse entries, and so do biases
+    and other backbone tensors that were trained as a whole. Tensors outside the backbone become the head.
 
     Args:
         folder: adapter_config.json and adapter_model.safetensors.
-        base: the checkpoint the adapter was trained on. That it is the very one cannot be told from an adapter, only
-            that the adapter fits it.
-        architecture: the class it was trained as, where the adapter does not say.
-        labels: their names in the order of the logits; default the base's if it has as many, else LABEL_0 and so on.
-        cast: allow a narrowing of tensors trained whole to the base's dtype that loses precision.
+        base: the checkpoint the adapter was trained on. An adapter does not identify its base; it can only be checked
+            that the adapter fits.
+        architecture: the class the adapter was trained as, where the adapter does not say.
+        labels: the labels' names in the order of the logits; by default the base's names if it has as many labels, else
+            LABEL_0 and so on.
+        cast: allow narrowing to the base's dtype, with a loss of precision, for tensors trained as a whole.
         progress: told which tensor is being read.
 
     Raises:
-        CheckpointError: no LoRA or SHiRA adapter, one with settings that a delta cannot hold, one that does not fit
-            this base, or one that was saved without the head it was trained with.
-        ConfigMismatchError: as `extract`.
+        CheckpointError: the folder holds no LoRA or SHiRA adapter; or the adapter has settings that a delta cannot
+            hold, does not fit this base, or was saved without the head it was trained with.
+        ConfigMismatchError: as for `extract`.
     """
     adapter = open_adapter(Path(folder))
     model_class = _class_of(adapter, base, architecture)
@@ -85,7 +86,7 @@ def import_peft(
 
 
 class _Fitting:
-    """Puts an adapter's tensors into the model that it was trained on: the base's files, opened as that class."""
+    """Puts an adapter's tensors into the model it was trained on: the base's files, opened as that model's class."""
 
     def __init__(self, adapter: AdapterFolder, opened: Checkpoint) -> None:
         self._adapter, self._opened, self._model = adapter, opened, opened.model
@@ -96,7 +97,7 @@ class _Fitting:
         self.lowrank: dict[str, LowRank] = {}
         """Shifts of backbone tensors; they are not put into the model."""
         self.positions: dict[str, int] = {}
-        """How many elements of a backbone tensor the adapter trained."""
+        """How many elements of each backbone tensor a SHiRA adapter trained."""
 
     def fit(self) -> None:
         for name, tensor in self._adapter.whole.items():
@@ -111,13 +112,13 @@ class _Fitting:
         self._refuse_if_incomplete()
 
     def tuned(self) -> Checkpoint:
-        """The trained model, but for its low-rank shifts."""
+        """The trained model without its low-rank shifts."""
         path = self._adapter.path
         opened = self._opened
         return Checkpoint(str(path), path, self._model, opened.absent - self._placed, opened.files)
 
     def _replace(self, name: str, tensor: torch.Tensor) -> None:
-        """Put a tensor that was trained whole in its place."""
+        """Put a tensor that was trained as a whole into the model."""
         ours = self._state.get(name)
         if ours is None:
             raise self._does_not_fit(f"brings {name!r}, which a {type(self._model).__name__} has no place for")
@@ -133,7 +134,7 @@ class _Fitting:
             self._model.config.vocab_size = tensor.shape[0]
 
     def _is_resized(self, name: str, tensor: torch.Tensor) -> bool:
-        """Whether it is an embedding, or an output layer, of another number of tokens."""
+        """Whether the tensor is an embedding, or an output layer, for another number of tokens."""
         resizable = (self._model.get_input_embeddings(), self._model.get_output_embeddings())
         return name in map(self._name_of, resizable) and tensor.shape[1:] == self._state[name].shape[1:]
 
@@ -159,7 +160,7 @@ class _Fitting:
             raise self._does_not_fit(f"shifts {name!r} by more than {dtype_name(ours.dtype)} can hold")
         if name.startswith(self._prefix) and entry.rank <= min(entry.shape):
             self.lowrank[name.removeprefix(self._prefix)] = entry
-        else:  # a head is stored whole, and factors larger than their matrix are no saving
+        else:  # a head is stored whole, and factors larger than their matrix would save nothing
             self._assign(name, expanded(ours, entry))
 
     def _shift_elements(self, module: str, shifts: Shifts) -> None:
@@ -187,7 +188,7 @@ class _Fitting:
         if ours is None:
             raise self._does_not_fit(f"shifts {module!r}, which a {type(self._model).__name__} does not have")
         if name in self._opened.absent:
-            raise self._does_not_fit(f"shifts {name!r}, which neither it nor the base's files hold")
+            raise self._does_not_fit(f"shifts {name!r}, which is neither in the adapter nor in the base's files")
         if name in self._ties or name in self._ties.values():
             raise self._does_not_fit(
                 f"shifts {name!r}, which this base ties to another layer; merged by peft the two would both be shifted"
@@ -206,7 +207,10 @@ class _Fitting:
             module._buffers[key] = tensor
 
     def _refuse_if_incomplete(self) -> None:
-        """What neither base nor adapter holds was random at training and is lost; a bare backbone may lack a pooler."""
+        """Refuse a head with tensors that neither base nor adapter holds: they were random at training and are lost.
+
+        A bare backbone is not checked: a pooler is all it can lack.
+        """
         lacking = sorted(self._opened.absent - self._placed - self._ties.keys()) if self._prefix else []
         if lacking:
             raise CheckpointError(
@@ -276,7 +280,7 @@ def _config(
 
 
 def _label_axes(model_class: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, int]:
-    """Which axis of which tensors counts labels: the one that grows with them."""
+    """Tensor name -> the axis that counts labels, for every tensor that grows with the number of labels."""
     shapes = []
     for count in (2, 3):
         changed = copy.deepcopy(config)

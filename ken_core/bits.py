@@ -1,6 +1,6 @@
-"""Tensors as the integers they are stored in, and boolean masks as little-endian bits.
+"""Bits: tensors viewed as the unsigned integers they are stored in, boolean masks packed as little-endian bits.
 
-Equality between weights is equality of bits here: ``-0.0`` is not ``0.0``, and a NaN equals itself.
+Two weights are equal here if their bits are: ``-0.0`` is not ``0.0``, and a NaN equals itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def unpack_mask(packed: npt.NDArray[np.uint8], numel: int) -> Mask:
 
 
 def take(bits: Bits, packed: npt.NDArray[np.uint8], count: int) -> Bits:
-    """The `count` elements of `bits` at a packed mask's positions, in order, without unpacking it."""
+    """The `count` elements of `bits` at a packed mask's positions, in order; the mask is not unpacked."""
     taken = np.empty(count, bits.dtype)
     _take(bits, packed, taken)
     return taken

@@ -1,6 +1,6 @@
-"""Tensors walked in blocks of whole rows, so that no more than a few blocks are ever widened in memory.
+"""Walking tensors in blocks of whole rows on several threads, so that only a few blocks at a time are widened.
 
-A tensor is seen as rows: 1-D is one row, higher ranks are (first axis, rest).
+A tensor is seen as rows: a 1-D tensor is one row, a tensor of higher rank is (first axis, all other axes).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def blocks_of(tensor: torch.Tensor) -> list[slice]:
 
 
 def widen(tensor: torch.Tensor, rows: slice) -> npt.NDArray[np.floating]:
-    """A block of a floating CPU tensor as float32 (float64 stays), shape (r, n), exactly; may be a view."""
+    """A block of a floating CPU tensor, exactly, as float32 (float64 stays float64), shape (r, n); may be a view."""
     block = rows_of(tensor)[rows]
     bits = as_bits(block).reshape(block.shape)
     if tensor.dtype == torch.bfloat16:
@@ -60,9 +60,9 @@ class Workers(Protocol):
 
 @contextmanager
 def workers(threads: int | None = None) -> Iterator[Workers]:
-    """Workers on so many threads, by default on as many as torch may use.
+    """Yield `Workers` on `threads` threads, by default on as many as torch may use.
 
-    Only a few items are worked on ahead of the one that is asked for.
+    Only a few items are worked on ahead of the one that the caller asks for.
     """
     threads = threads or torch.get_num_threads()
     with ThreadPoolExecutor(threads, thread_name_prefix="ken-rows") as pool:

@@ -1,11 +1,12 @@
-"""Where a text may be divided, so that the tokens of its parts are those of the whole.
+"""Where a text may be divided, so that the tokens of its parts are the tokens of the whole text.
 
-A long text need not be encoded whole to know its first tokens, but a cut anywhere else changes the tokens before it:
-half a word has other pieces than the whole, and WordPiece knows no piece at all of a word that is too long. Between two
-words with one space between them nothing reaches across in the tokenizers in use: their normalisers change letters one
-by one, their pre-tokenizers divide there, and where nothing divides (Llama's BPE) no entry of the vocabulary has the
-space behind a letter, so none is ever merged over it. `Boundaries.of` looks whether a tokenizer is made of such parts
-alone; of one that is not nothing is assumed, and its texts are encoded whole.
+To know the first tokens of a long text, it is enough to encode its beginning, if it is cut in the right place. A cut
+inside a word changes the tokens before it: half a word has other pieces than the whole word, and WordPiece knows no
+piece at all of a word that is too long. The right place is a single space between two words. In the tokenizers in use
+no token reaches across it: their normalisers change letters one by one, and their pre-tokenizers divide the text there.
+Where no pre-tokenizer divides (Llama's BPE), no entry of the vocabulary has a space behind a letter, so no merge
+crosses the space. `Boundaries.of` checks whether a tokenizer is made of such parts alone. Nothing is assumed about a
+tokenizer with other parts, and its texts are encoded whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 _MARK = "▁"
 _LETTERS = "A-Za-z0-9À-ÖØ-öø-ɏΆΈ-ΊΌΎ-ΡΣ-ώЀ-ҁҊ-ԯא-תؠ-ي가-힣"
-"""Of scripts that put spaces between words: characters that begin no space and join nothing when normalised."""
+"""Letters and digits of scripts that put spaces between words. Normalising one of them yields no text that begins with
+a space, and joins it to no neighbour."""
 _PLACE = re.compile(f"(?<=[{_LETTERS}]) (?=[{_LETTERS}])")
 _CROSSING = re.compile(f"[^\\s{_MARK}][\\s{_MARK}]")
 _CROSSING_MARK = re.compile(f"[^\\s{_MARK}]{_MARK}")
@@ -59,18 +61,18 @@ _Part = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Of a tokenizer whose tokens never reach from one word into the next.
+    """The boundaries in texts for a tokenizer whose tokens never reach from one word into the next.
 
     Attributes:
-        joins: whether what follows a boundary is encoded as if it were a text of its own; else that is known only of
-            what is before it.
+        joins: whether the text after a boundary is encoded as if it were a text of its own. Otherwise that is known
+            only of the text before a boundary.
     """
 
     joins: bool
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Boundaries | None:
-        """Those of a tokenizer, None if it has a part of which nothing is known."""
+        """The boundaries for a tokenizer, None if it has a part of which nothing is known."""
         normalizers, pre_tokenizers = _flat(tokenizer.normalizer), _flat(tokenizer.pre_tokenizer)
         if not all(map(_is_local, normalizers)) or not all(map(_is_known, pre_tokenizers)):
             return None
@@ -83,7 +85,7 @@ class Boundaries:
 
     @staticmethod
     def last(text: str, start: int, stop: int) -> int | None:
-        """The last boundary after `start` and not after `stop`, where its space is; None if there is none."""
+        """The place of the space of the last boundary after `start` and not after `stop`; None if there is none."""
         at = text.rfind(" ", start + 1, stop + 1)
         while at > start and _PLACE.match(text, at) is None:
             at = text.rfind(" ", start + 1, at)
@@ -91,13 +93,16 @@ class Boundaries:
 
     @staticmethod
     def first(text: str, start: int, stop: int) -> int | None:
-        """The first one not before `start` and before `stop`, likewise."""
+        """The place of the space of the first boundary from `start` on and before `stop`; None if there is none."""
         found = _PLACE.search(text, start, stop + 1)
         return found.start() if found else None
 
 
 def _flat(part: Normalizer | PreTokenizer | None) -> list[_Part]:
-    """What a part is made of, as a tokenizer's file describes it; the whole file would hold the vocabulary too."""
+    """The steps of a normaliser or pre-tokenizer, as tokenizer.json describes them.
+
+    Only that part of the tokenizer is written as JSON; all of it would include the vocabulary.
+    """
     return [] if part is None else _leaves(json.loads(part.__getstate__()))
 
 
@@ -109,7 +114,7 @@ def _leaves(described: _Part) -> list[_Part]:
 
 
 def _is_local(normalizer: _Part) -> bool:
-    """Whether it leaves one space between two letters, and changes either side whatever the other is."""
+    """Whether a normaliser leaves a space between two letters, and changes either side regardless of the other."""
     if normalizer["type"] != "Replace":
         return normalizer["type"] in _LOCAL_NORMALIZERS
     pattern = normalizer["pattern"]
@@ -122,7 +127,7 @@ def _is_local(normalizer: _Part) -> bool:
 
 
 def _marks_spaces(part: _Part) -> bool:
-    """Whether it writes a mark for every space."""
+    """Whether a step writes a mark for every space."""
     if part["type"] == "Metaspace":
         return bool(part["replacement"] == _MARK)
     return bool(part["type"] == "Replace" and part["pattern"] == {"String": " "} and part["content"] == _MARK)
@@ -143,7 +148,7 @@ def _is_known(pre_tokenizer: _Part) -> bool:
 
 
 def _divides(pre_tokenizer: _Part) -> bool:
-    """Whether it ends a word at a space behind a letter."""
+    """Whether a pre-tokenizer ends a word at a space behind a letter."""
     match pre_tokenizer["type"]:
         case "ByteLevel":
             return bool(pre_tokenizer["use_regex"])
@@ -164,7 +169,10 @@ def _ends_at_spaces(added: AddedToken) -> bool:
 
 
 def _merges_within_words(tokenizer: Tokenizer) -> bool:
-    """Of a text that nothing divides: whether no entry reaches over a boundary, and the mark is an entry itself."""
+    """For texts that no pre-tokenizer divides: whether no vocabulary entry reaches over a boundary.
+
+    The mark for a space has to be an entry itself.
+    """
     model, vocabulary = tokenizer.model, tokenizer.get_vocab(False)
     if isinstance(model, BPE) and (model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix):
         return False

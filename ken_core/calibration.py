@@ -1,8 +1,8 @@
-"""The smallest delta whose metric stays within a tolerance of the fine-tuned model's.
+"""Calibration: a search for the smallest delta whose score stays within a tolerance of the fine-tuned model's.
 
-Methods and codecs are tried one after another; the fraction kept is found by bisection on a logarithmic scale,
-taking for granted that keeping more is not worse. A method or codec that fails wherever it is smaller than the best
-delta so far is given up.
+Methods and codecs are tried one after another. Bisection on a logarithmic scale finds the fraction to keep, on the
+assumption that keeping more is not worse. The search gives up a method or codec that misses the tolerance wherever its
+delta is smaller than the best one so far.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from ken_core.tokenization import Encoder, Input
 from ken_core.writing import writing
 
 Right = npt.NDArray[np.bool_]
-"""Whether each example was answered right, shape (examples,)."""
+"""Whether each example was answered correctly, shape (examples,)."""
 Judge = Callable[[PreTrainedModel], Right]
-"""Answers the examples with a model, always in the same order."""
+"""Answers the examples with a model, always in the same order, and says which answers are right."""
 
 METHODS: tuple[Method, ...] = ("magnitude", "ken-shift", "ken")
 CODECS_TRIED: tuple[Codec, ...] = ("zstd", "int8", "int4", "sign")
 _PRECISION = 1.1
-"""Bisection ends when the fraction that holds is within this factor of one that does not."""
+"""Bisection ends when a fraction that holds the tolerance is within this factor of one that does not."""
 _SMALLEST = 1e-3
 _DRAWS = 100_000
 
 
 class CalibrationError(KenError):
-    """Nothing to choose from, or a fine-tune of a kind this calibration cannot judge."""
+    """There is nothing to choose from, or the fine-tune is of a kind that cannot be judged here."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The delta that was chosen, and how."""
+    """The file of the chosen delta, and the record of the search."""
 
     file: DeltaFile
     record: Calibration
     warnings: tuple[str, ...] = ()
-    """As of the delta."""
+    """Warnings of the chosen delta (`Delta.warnings`)."""
 
 
 def calibrate(
@@ -82,15 +82,16 @@ def calibrate(
 
     Args:
         judge: answers examples with a model and says which answers are right.
-        metric: what the share of right answers is called in the record.
-        tolerance: of the score, e.g. 0.005 for half a point.
-        methods: each with the widest scope it allows; `ken-grid`, which takes no fraction, is left out.
-        codecs: lossless ones first.
-        ignore_config: as of `extract`.
+        metric: what the record calls the share of right answers.
+        tolerance: how far the score may fall, for example 0.005 for half a point.
+        methods: methods to try, each with the widest scope it allows; `ken-grid`, which takes no fraction, is left out.
+        codecs: codecs to try, lossless ones first.
+        ignore_config: as for `extract`.
         progress: told which delta is being tried.
 
     Raises:
-        CalibrationError: no method or codec to try, or a fine-tune whose files lack weights.
+        CalibrationError: there is no method or codec to try, the fine-tune's files lack weights, or no delta that was
+            tried stays within the tolerance.
         OutputError: the delta cannot be written.
     """
     usable = [m for m in methods if m != "ken-grid"]
@@ -139,9 +140,10 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 def confidence(tuned: Right, pruned: Right, tolerance: float) -> float:
     """Posterior probability that the score on all text like the examples falls by at most `tolerance`.
 
-    The examples are pairs: both right or both wrong, only the fine-tune right, only the pruned model right. With
-    Jeffreys' prior (1/2 each) the three shares have a Dirichlet posterior, drawn from with a fixed seed. That the
-    delta was chosen on the same examples is not accounted for: judge it on others before relying on it.
+    Each example falls into one of three groups: both models are right or both wrong, only the fine-tune is right, only
+    the pruned model is right. With Jeffreys' prior (1/2 each) the three shares have a Dirichlet posterior, which is
+    sampled with a fixed seed. The result does not account for the delta having been chosen on the same examples: judge
+    it on other examples before relying on it.
     """
     lost, won = int((tuned & ~pruned).sum()), int((pruned & ~tuned).sum())
     shares = np.random.default_rng(0).dirichlet([lost + 0.5, won + 0.5, tuned.size - lost - won + 0.5], _DRAWS)
@@ -149,23 +151,23 @@ def confidence(tuned: Right, pruned: Right, tolerance: float) -> float:
 
 
 def judge_labels(encoder: Encoder, examples: Sequence[Example]) -> Judge:
-    """Judge a classifier by labels."""
+    """A judge that calls a classifier's answer right if it is the example's label."""
     texts = [e.input for e in examples]
     return lambda model: classify(model, encoder, texts) == label_ids(model, examples)
 
 
 def judge_agreement(encoder: Encoder, texts: Sequence[Input], tuned: PreTrainedModel) -> Judge:
-    """Judge a classifier by whether it answers as the fine-tune does."""
+    """A judge that calls a classifier's answer right if the fine-tune gives the same answer."""
     expected = classify(tuned, encoder, texts)
     return lambda model: classify(model, encoder, texts) == expected
 
 
 def judge_for(tuned: Checkpoint, texts: Sequence[Input], labels: Sequence[Label] | None) -> tuple[Metric, Judge]:
-    """Accuracy where there are labels, else agreement with the fine-tune.
+    """The metric and judge for texts: accuracy where there are labels, else agreement with the fine-tune.
 
     Raises:
         CalibrationError: the fine-tune is no text classifier: give `calibrate` a judge of your own.
-        DataError: a label it does not know.
+        DataError: there is a label that the fine-tune does not know.
     """
     if not type(tuned.model).__name__.endswith("ForSequenceClassification"):
         raise CalibrationError(
@@ -190,7 +192,7 @@ class _Measured:
 
 
 class _Search:
-    """The deltas measured so far, and the smallest of them that holds."""
+    """The deltas measured so far, and the smallest of them that holds the tolerance."""
 
     def __init__(
         self,
@@ -212,7 +214,10 @@ class _Search:
         return self.best.selection.method if self.best else fallback
 
     def smallest(self, method: Method, codec: Codec) -> None:
-        """Bisect the fraction kept, between one that holds and is smaller than the best, and one that does not."""
+        """Bisect the fraction kept, between one that holds the tolerance and a smaller one that does not.
+
+        Nothing is done where no delta smaller than the best one so far holds the tolerance.
+        """
         bracket = self._bracket(method, codec)
         if bracket is None:
             return
@@ -225,7 +230,7 @@ class _Search:
                 fails = middle
 
     def _bracket(self, method: Method, codec: Codec) -> tuple[float, float] | None:
-        """A fraction that holds, of a delta no larger than the best, and a smaller one that does not."""
+        """A fraction that holds the tolerance with a delta no larger than the best, and a smaller one that does not."""
         if self.best is None:
             return (1.0, _SMALLEST) if self._measure(method, codec, 1.0).holds else None
         fraction = self.best.trial.fraction
@@ -237,11 +242,11 @@ class _Search:
         return None
 
     def _larger(self, method: Method, codec: Codec, fails: float) -> tuple[float, float] | None:
-        """Where a smaller codec needs more kept than the best delta does, but may still end up smaller."""
+        """As `_bracket`, for a codec that must keep more than the best delta but may still give a smaller file."""
         while fails < 1.0:
             fraction = min(1.0, fails * 1.25)
             measured = self._measure(method, codec, fraction)
-            if measured is self.best:  # it holds, and is smaller than the best before it
+            if measured is self.best:  # this delta holds the tolerance and is smaller than the best before it
                 return fraction, fails
             if measured.holds or (self.best is not None and measured.trial.bytes >= self.best.trial.bytes):
                 return None

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint, opened read-only: its config, tensors and tokenizer files.
+"""Opening Hugging Face checkpoints, bases and fine-tunes, read-only: their config, tensors and tokenizer files.
 
 Weights stay on the mapped file, in the dtype they are stored in; transformers' own key mapping gives them
 their names. Names inside the backbone are relative to it, so that ``AutoModel`` and ``AutoModelForX`` of one
@@ -34,9 +34,9 @@ from ken_core.stored_weights import is_wrapped, stored_dtypes, unwrapped, weight
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _POOLER = "pooler."
-"""What bare backbones have beside their token vectors; files saved from other classes lack it."""
+"""Name of a layer that bare backbones have on top of their token vectors; files saved from other classes lack it."""
 _REPORT = re.compile(r"\s*For details look at .*")
-"""Transformers' word on a report that it would have logged."""
+"""The end of an error of transformers that points to its log, which is silent here."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -48,11 +48,11 @@ class Checkpoint:
     folder: Path
     model: PreTrainedModel
     absent: frozenset[str]
-    """Names (in the whole model) that the files do not hold: newly initialised, so part of no identity."""
+    """Names (in the whole model) that the files do not hold: newly initialised, so not part of `identity`."""
     files: MappedFiles = field(default_factory=MappedFiles, compare=False)
-    """Those its tensors are views of."""
+    """The files that the tensors are views of."""
     left_out: tuple[str, ...] = ()
-    """Names in the files that would lie in the backbone but have no place there: transformers leaves them out."""
+    """Names in the files that would lie in the backbone but have no place there; transformers leaves them out."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def prefix(self) -> str:
-        """What the names of backbone tensors start with in the whole model."""
+        """The prefix that names of backbone tensors have in the whole model; empty for a bare backbone."""
         return _backbone_prefix(self.model)
 
     @property
@@ -71,40 +71,40 @@ class Checkpoint:
 
     @cached_property
     def backbone_tensors(self) -> dict[str, torch.Tensor]:
-        """Backbone weights in the files, by backbone-relative name, sorted; tied ones once."""
+        """Backbone weights in the files, by backbone-relative name, sorted; tied weights appear once."""
         named = weights(self.backbone)
         return {n: named[n].data for n in sorted(named) if self.prefix + n not in self.absent}
 
     @cached_property
     def identity(self) -> Fingerprint:
-        """Of the backbone, as it was opened.
+        """The fingerprint of the backbone as it was opened.
 
         Raises:
-            CheckpointChangedError: its files were written to meanwhile.
+            CheckpointChangedError: the files were written to in the meantime.
         """
         with self.unchanged():
             return fingerprint(self.backbone_tensors)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Hold around whatever reads the tensors, so that nothing is made of values that are not the checkpoint's.
+        """Enclose code that reads the tensors, so that it never works with values that are not the checkpoint's.
 
         Raises:
-            CheckpointChangedError: its files do not hold what they held when it was opened, or were written to
-                before the block's end.
+            CheckpointChangedError: the files do not hold what they held when the checkpoint was opened, or were
+                written to before the block's end.
         """
         self.files.check(self._others if "identity" in vars(self) else None)
         before = self.files.states()
         try:
             yield
         finally:
-            if self.files.states() != before:  # whatever else went wrong may come from that
+            if self.files.states() != before:  # any other error may be a consequence of that
                 raise CheckpointChangedError(f"{self.folder} was written to while it was read; try again afterwards")
 
     def differing(self, names: Iterable[str] | None = None) -> list[str]:
-        """Hash backbone tensors (by default all) again; names of those that hold other values than by `identity`.
+        """Hash backbone tensors (by default all) again, and return the names of those that differ from `identity`.
 
-        If there are any, `unchanged` raises from then on, until the files are written to again.
+        If any differ, `unchanged` raises from then on, until the files are written to again.
         """
         found = self._others(names)
         if found:
@@ -118,24 +118,24 @@ class Checkpoint:
 
     @cached_property
     def lacking(self) -> list[str]:
-        """Backbone weights that the files do not hold though answers need them; not a bare backbone's pooler."""
+        """Backbone weights that the files do not hold although answers need them; never a bare backbone's pooler."""
         names = sorted(n for n in weights(self.backbone) if self.prefix + n in self.absent)
         return [n for n in names if self.prefix or not n.startswith(_POOLER)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The stored dtype of the backbone's first tensor, which its others as a rule share."""
+        """The stored dtype of the backbone's first tensor, which the other tensors share as a rule."""
         return next(iter(self.backbone_tensors.values())).dtype
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The stored dtype of a backbone tensor; of one the files do not hold, `dtype`."""
+        """The stored dtype of a backbone tensor; `dtype` for a tensor that the files do not hold."""
         return self.backbone_tensors[name].dtype if name in self.backbone_tensors else self.dtype
 
     @cached_property
     def head_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and persistent buffers outside the backbone, by name in the whole model, sorted.
 
-        A weight tied to the backbone belongs to the backbone, one tied inside the head counts once.
+        A weight tied to the backbone belongs to the backbone; weights tied to each other in the head appear once.
         """
         seen = {t.data_ptr() for t in self.backbone.state_dict().values()}
         state = self.model.state_dict() if self.prefix else {}
@@ -147,13 +147,13 @@ class Checkpoint:
         return found
 
     def tokenizer_file(self, name: str) -> bytes | None:
-        """The bytes of a file of the tokenizer's, None where the checkpoint has none."""
+        """The bytes of one of the tokenizer's files, None where the checkpoint does not have it."""
         path = self.folder / name
         return path.read_bytes() if path.is_file() else None
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent floating-point buffers (answers depend on both), by name; tied ones once."""
+    """Parameters and persistent floating-point buffers (answers depend on both), by name; tied ones appear once."""
     saved = module.state_dict().keys()
     buffers = {n: b for n, b in module.named_buffers() if n in saved and b.is_floating_point()}
     return {**dict(module.named_parameters()), **buffers}
@@ -163,8 +163,8 @@ def open_base(name_or_path: str) -> Checkpoint:
     """Open a pretrained checkpoint as its bare backbone (``AutoModel``).
 
     Raises:
-        CheckpointError: no such folder or hub name, or no usable weights in it, or not all of them under names that
-            the model knows.
+        CheckpointError: there is no such folder or hub name, it holds no usable weights, or some of its weights have
+            names that the model does not know.
     """
     folder = find_folder(name_or_path)
     _read_config(folder)
@@ -181,11 +181,11 @@ def open_base(name_or_path: str) -> Checkpoint:
 def open_tuned(name_or_path: str) -> Checkpoint:
     """Open a fine-tuned checkpoint with the head its config names in ``architectures``.
 
-    A sentence-transformers folder of embeddings is opened without one, whatever its config names.
+    A sentence-transformers folder of embeddings is opened without a head, whatever its config names.
 
     Raises:
-        CheckpointError: as `open_base`, but weights may be missing that were frozen; or the class is not one of
-            transformers' own (remote code is never run), or its labels have no one meaning.
+        CheckpointError: as for `open_base`, but weights that were frozen may be missing; or the class is not one of
+            transformers' own (remote code is never run), or the config's labels contradict each other.
     """
     folder = find_folder(name_or_path)
     check_labels(_read_config(folder), f"{folder}/config.json")
@@ -202,7 +202,8 @@ def open_tuned(name_or_path: str) -> Checkpoint:
     model_class = model_class_named(architecture, folder)
     if model_class.config_class is not type(config):
         raise CheckpointError(
-            f"{folder}/config.json is of architecture {config.model_type!r}, which a {architecture} is not"
+            f"{folder}/config.json is of architecture {config.model_type!r}, but the class it names, {architecture}, "
+            "is not"
         )
     model, info, files = _load(folder, model_class)
     opened = _opened(name_or_path, folder, model, info, files)
@@ -215,16 +216,18 @@ def open_tuned(name_or_path: str) -> Checkpoint:
 
 
 def _backbone_class(config: PretrainedConfig) -> Any:
-    """The class that SentenceTransformer opens such a model as, whatever it was trained as before that."""
+    """The backbone's class, as which SentenceTransformer opens a model, whatever class the model was trained as."""
     found: Any = AutoModel._model_mapping.get(type(config), None)
     return found[0] if isinstance(found, tuple) else found
 
 
 def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: PretrainedConfig) -> Checkpoint:
-    """A base's files opened once more as a whole model; what they do not hold, or not in its shape, is `absent`.
+    """Open a base's files once more, as a whole model.
+
+    Tensors that the files do not hold, or hold in another shape, are `absent`.
 
     Raises:
-        CheckpointError: they cannot be opened so, or are others than the base was opened from.
+        CheckpointError: the files cannot be opened as that model, or are not the ones the base was opened from.
     """
     model, info, files = _load(base.folder, model_class, config)
     other_shape = {name for name, *_ in info["mismatched_keys"]}
@@ -235,10 +238,10 @@ def open_as(base: Checkpoint, model_class: type[PreTrainedModel], config: Pretra
 
 
 def model_class_named(architecture: str, folder: Path) -> type[PreTrainedModel]:
-    """The class a folder says it is of, one of transformers' own.
+    """The class of transformers that a folder's config names.
 
     Raises:
-        CheckpointError: there is none of that name.
+        CheckpointError: transformers has no class of that name.
     """
     found = getattr(transformers, architecture, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
@@ -247,16 +250,16 @@ def model_class_named(architecture: str, folder: Path) -> type[PreTrainedModel]:
 
 
 def wrap(model: PreTrainedModel, folder: str | Path | None = None) -> Checkpoint:
-    """A model that is in memory already, as a checkpoint: what it was just trained to, say.
+    """A model that is in memory already, for example after training, as a checkpoint.
 
     Its tensors are the model's own and must not be changed while the checkpoint is used.
 
     Args:
         model: on the CPU, of one of transformers' own classes.
-        folder: where its tokenizer lies; default the folder it was loaded from.
+        folder: the folder of its tokenizer; by default the folder the model was loaded from.
 
     Raises:
-        CheckpointError: the model lies elsewhere, or there is no such folder.
+        CheckpointError: the model is not on the CPU or not of such a class, or there is no such folder.
     """
     if any(p.device.type != "cpu" for p in model.parameters()):
         raise CheckpointError("the model is not on the CPU; move it there with .cpu() first")
@@ -270,7 +273,7 @@ def find_folder(name_or_path: str) -> Path:
     """The local folder of a checkpoint; a hub name is downloaded to (or found in) the Hugging Face cache.
 
     Raises:
-        CheckpointError: neither a folder with a config.json nor a hub name that can be had.
+        CheckpointError: this is neither a folder with a config.json nor a hub name that can be downloaded.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -301,18 +304,18 @@ def _from_hub(name: str) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, where nothing in it makes the weights other than what lies in the folder.
+    """The content of config.json, which may not change where the weights come from or what they are.
 
     Raises:
-        CheckpointError: it is none; or it asks for Python of its own, which is never run, or its weights are quantised,
-            lie in other files, or are to be changed by an adapter.
+        CheckpointError: it is no JSON object; it asks for Python code of its own, which is never run; or its weights
+            are quantised, lie in other files, or would be changed by an adapter.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}/config.json is no object; expected what save_pretrained writes")
+        raise CheckpointError(f"{folder}/config.json is no JSON object; expected the one that save_pretrained writes")
     if config.get("auto_map"):
         raise CheckpointError(f"{folder} wants its own code run (auto_map in config.json); that is never done")
     if config.get("quantization_config"):
@@ -336,7 +339,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _load(
     folder: Path, model_class: Any, config: PretrainedConfig | None = None
 ) -> tuple[PreTrainedModel, Any, MappedFiles]:
-    """The model in its files' own dtype, transformers' account of what found its place and what did not, the files."""
+    """Load a model in its files' own dtype.
+
+    Returns:
+        The model, transformers' report on missing, unexpected and mismatched tensors, and the files.
+    """
     with quiet(folder):
         files = MappedFiles(weight_files(folder))
         stored = stored_dtypes(folder)
@@ -354,13 +361,13 @@ def _load(
 
 
 def _widest(stored: Mapping[str, torch.dtype | None]) -> torch.dtype | str:
-    """The floating dtype of the files themselves, whatever their config says; the widest where they mix."""
+    """The floating dtype of the stored tensors, whatever the config says; the widest one where there are several."""
     found = {dtype for dtype in stored.values() if dtype is not None}
     return max(found, key=lambda d: (torch.finfo(d).bits, torch.finfo(d).max)) if found else "auto"
 
 
 def _refuse_doubles(folder: Path, model: PreTrainedModel, stored: Mapping[str, object]) -> None:
-    """Of a weight that is stored with the backbone's prefix and without it, transformers takes either, silently."""
+    """Refuse a weight that is stored both with and without the backbone's prefix: transformers silently takes one."""
     prefix = f"{model.base_model_prefix}."
     for name in weights(model.base_model):
         if name in stored and prefix + name in stored:
@@ -405,7 +412,7 @@ def _other_shapes(folder: Path, model: PreTrainedModel, found: Collection[tuple[
 
 @contextmanager
 def quiet(folder: Path) -> Iterator[None]:
-    """Silence transformers' bars and notes, and turn its loading errors into ours."""
+    """Silence transformers' progress bars and log, and turn its loading errors into `CheckpointError`."""
     logging = transformers.utils.logging
     bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

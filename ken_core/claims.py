@@ -1,7 +1,7 @@
-"""What a delta file claims of its tensors, compared with its base and its head before any stream of it is read.
+"""Checks of what a delta file claims about its tensors, against the base and the head, before any stream is read.
 
-A compressed tensor may claim any size. So a reader allocates nothing for it until its shape is known to be the base's,
-or the head's own, or that of an embedding of the config's vocabulary.
+A compressed tensor may claim any size. So a reader allocates nothing for a tensor until its shape is known to be the
+base's, the head's, or that of an embedding of the config's vocabulary.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ken_core.foreign_tokenizer import check_size
 from ken_core.heads import Claim, check_head
 
 _EXPANSION, _SLACK_BYTES = 16, 8 << 20
-"""Trained weights in float32 take at least a third of their size once compressed; 16 leaves room for untrained ones."""
+"""Trained float32 weights compress to a third of their size at best; 16 leaves room for untrained weights."""
 
 
 def check_claims(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> int:
-    """Check what a manifest says of its tensors and files.
+    """Check what a manifest says about tensors and files.
 
     Args:
-        config: the delta's, restored.
+        config: the delta's config, restored.
 
     Returns:
-        How many tokens its model has.
+        The number of tokens of the delta's model.
 
     Raises:
-        DeltaFormatError: a name, shape, dtype or size that the base or the head cannot have.
+        DeltaFormatError: a name, shape, dtype or size is impossible for the base or the head.
     """
     ours = base.backbone_tensors
     check_head(base.backbone, described.architecture, config, _claims(described))
@@ -57,7 +57,7 @@ def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor])
         found, expected = (entry.dtype, entry.shape), (dtype_name(ours[name].dtype), tuple(ours[name].shape))
         if found != expected:
             raise DeltaFormatError(
-                f"the delta's {name!r} is {found[0]} {list(found[1])}, the base's {expected[0]} {list(expected[1])}"
+                f"the delta's {name!r} is {found[0]} {list(found[1])}, the base's is {expected[0]} {list(expected[1])}"
             )
         if not 0 < entry.stored <= entry.selected <= ours[name].numel():
             raise DeltaFormatError(
@@ -67,15 +67,15 @@ def _check_against_base(described: m.Manifest, ours: Mapping[str, torch.Tensor])
 
 
 def _check_lowrank(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
-    """A low-rank shift is of one of the base's matrices, and its factors are no larger than that matrix."""
+    """A low-rank shift must be of a matrix of the base, and its rank no higher than this matrix allows."""
     for name, entry in described.lowrank.items():
         if name not in ours or name in described.sparse or name in described.dense:
-            raise DeltaFormatError(f"the delta shifts {name!r}, which is no tensor of the base or is there twice")
+            raise DeltaFormatError(f"the delta shifts {name!r}, which the base lacks or the delta changes twice")
         found, shape = ours[name], tuple(ours[name].shape)
         if entry.shape != shape or not found.is_floating_point():
             raise DeltaFormatError(
-                f"the delta shifts {name!r} as a matrix {list(entry.shape)}, the base's is {dtype_name(found.dtype)} "
-                f"{list(shape)}"
+                f"the delta shifts {name!r} as a matrix {list(entry.shape)}, but the base's tensor is "
+                f"{dtype_name(found.dtype)} {list(shape)}"
             )
         if entry.rank > min(shape):
             raise DeltaFormatError(
@@ -91,24 +91,24 @@ def _check_head_dtypes(described: m.Manifest, base: Checkpoint) -> None:
     expected = dtype_name(base.dtype)
     for name, entry in described.head.items():
         if entry.dtype in get_args(m.FloatName) and entry.dtype != expected:
-            raise DeltaFormatError(f"the delta's {name!r} is {entry.dtype}; its head stands on a base of {expected}")
+            raise DeltaFormatError(f"the delta's {name!r} is {entry.dtype}; a head on this base must be {expected}")
 
 
 def _check_dense(described: m.Manifest, base: Checkpoint, config: PretrainedConfig) -> None:
-    """A whole backbone tensor is one the base's files lack, or one with another number of rows (added tokens)."""
+    """A whole backbone tensor must be absent from the base's files, or have another number of rows (added tokens)."""
     parameters = weights(base.backbone)
     for name, entry in described.dense.items():
         if name in described.sparse or name not in parameters:
-            raise DeltaFormatError(f"the delta brings {name!r} whole, which is no tensor of the base or is there twice")
+            raise DeltaFormatError(f"the delta brings {name!r} whole, which the base lacks or the delta changes twice")
         ours = base.backbone_tensors.get(name)
-        shape = tuple((parameters[name] if ours is None else ours).shape)  # a parameter may point at another delta's
+        shape = tuple((parameters[name] if ours is None else ours).shape)  # a parameter may point at a delta's tensor
         dtype = dtype_name(base.dtype_of(name))
         rows = getattr(config, "vocab_size", None)
         resized = _is_by_token(name, base) and entry.shape != shape and entry.shape == (rows, *shape[1:])
         if entry.dtype != dtype or 0 in entry.shape or not (resized or (ours is None and entry.shape == shape)):
             raise DeltaFormatError(
                 f"the delta's {name!r} is {entry.dtype} {list(entry.shape)}; expected {dtype} {list(shape)} "
-                "that the base lacks, or an embedding of as many rows as the vocabulary"
+                "that the base lacks, or an embedding with as many rows as the vocabulary"
             )
 
 
@@ -119,13 +119,13 @@ def _is_by_token(name: str, base: Checkpoint) -> bool:
 
 
 def _vocabulary(config: PretrainedConfig, base: Checkpoint) -> int:
-    """How many tokens a model of this config has."""
+    """The number of tokens of a model with this config."""
     named = getattr(config, "vocab_size", None)
     return named if isinstance(named, int) else max((len(t) for t in base.backbone_tensors.values()), default=0)
 
 
 def _check_projections(described: m.Manifest, config: PretrainedConfig) -> None:
-    """The first projection takes what pooling gives; that the others fit is checked in the manifest."""
+    """The first projection must take what pooling gives. The manifest itself checks that the others fit."""
     if described.embedding is None:
         return
     width, takes, poolings = (
@@ -141,7 +141,7 @@ def _check_projections(described: m.Manifest, config: PretrainedConfig) -> None:
 
 
 def _check_expansion(described: m.Manifest, ours: Mapping[str, torch.Tensor]) -> None:
-    """What compressed tensors may become is bounded by the backbone they stand on and by what is stored of them."""
+    """The backbone's bytes and the stored bytes limit the size of decompressed tensors."""
     whole = [entry for part in described.whole.values() for entry in part.values()]
     shifts = described.lowrank.values()
     claimed = sum(e.nbytes for e in whole) + sum(n for e in shifts for n in e.nbytes.values())
@@ -149,6 +149,6 @@ def _check_expansion(described: m.Manifest, ours: Mapping[str, torch.Tensor]) ->
     limit = _SLACK_BYTES + sum(t.nbytes for t in ours.values()) + _EXPANSION * stored
     if claimed > limit:
         raise DeltaFormatError(
-            f"the delta's whole tensors and factors claim {claimed} bytes; stored in {stored} and beside this base, at "
+            f"the delta's whole tensors and factors claim {claimed} bytes; for {stored} stored bytes and this base, at "
             f"most {limit} are accepted"
         )

@@ -1,11 +1,11 @@
 """How kept values are stored.
 
-``raw`` stores bits as they are. ``zstd`` is lossless and stores values as their distance from the base's: bits
-are mapped to integers in the floats' order (sign-magnitude to two's complement), the base's subtracted modulo
-2**width, signs folded into the lowest bit (zig-zag), bytes split into planes of equal significance, and each
-stream compressed. Small shifts leave the high planes nearly empty.
+``raw`` stores bits as they are. ``zstd`` is lossless and stores each value's distance from the base's value: both
+values' bits are mapped to integers in the order of the floats (sign-magnitude to two's complement), subtracted modulo
+2**width, and the sign is folded into the lowest bit (zig-zag). The bytes are split into planes of equal significance
+and compressed. Small shifts leave the high planes nearly empty.
 
-``int8``, ``int4`` and ``sign`` are lossy: shifts quantised to 8, 4 or 1 bits (`ken_core.quantise`), compressed.
+``int8``, ``int4`` and ``sign`` are lossy: shifts are quantised to 8, 4 or 1 bits (`ken_core.quantise`) and compressed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ken_core.quantise import Levels, pack_codes, quantise, restore, unpack_code
 Codec = Literal["raw", "zstd", "int8", "int4", "sign"]
 CODECS: tuple[Codec, ...] = ("raw", "zstd", "int8", "int4", "sign")
 CODE_BITS: dict[Codec, int] = {"int8": 8, "int4": 4, "sign": 1}
-"""Bits a value of the lossy codecs."""
+"""Bits per value of the lossy codecs."""
 _BLOCK = 1 << 18
 _LEVELS = struct.Struct("<dd")
-"""What a lossy stream starts with: the smallest size and the step between sizes."""
+"""The first bytes of a lossy stream: the smallest size and the step between sizes."""
 
 
 def encode_values(values: Bits, base: Bits, dtype: torch.dtype, codec: Codec) -> Bytes:
-    """Encode fine-tuned values, given the base's bits at the same positions; both shape (n,)."""
+    """Encode fine-tuned values, given the base's values at the same positions; both as bits of shape (n,)."""
     if codec == "raw":
         return np.ascontiguousarray(values).view(np.uint8)
     if codec == "zstd":
@@ -43,10 +43,10 @@ def encode_values(values: Bits, base: Bits, dtype: torch.dtype, codec: Codec) ->
 
 
 def decode_values(data: Bytes, base: Bits, dtype: torch.dtype, codec: Codec) -> Bits:
-    """The inverse of `encode_values`; for a lossy codec, its nearest.
+    """Decode what `encode_values` made; shape (n,). A lossy codec gives the nearest values it can store.
 
     Raises:
-        DeltaFormatError: `data` does not hold exactly one value for each of the base's.
+        DeltaFormatError: `data` does not hold exactly one value for each of the base's values.
     """
     if codec == "raw":
         if data.size != base.nbytes:
@@ -69,15 +69,19 @@ def _levels(data: Bytes) -> Levels:
 
 
 def encode_whole(bits: Bits, codec: Codec) -> Bytes:
-    """Encode all of a tensor, always losslessly; shape (n,)."""
+    """Encode all of a tensor, always losslessly; its bits have shape (n,)."""
     return np.ascontiguousarray(bits).view(np.uint8) if codec == "raw" else compress(_planes(bits))
 
 
 def decode_whole(data: Bytes, nbytes: int, itemsize: int, codec: Codec) -> Bytes:
-    """The inverse of `encode_whole`: the tensor's `nbytes` bytes.
+    """Decode what `encode_whole` made: the bytes of the tensor.
+
+    Args:
+        nbytes: the tensor's bytes.
+        itemsize: bytes per element.
 
     Raises:
-        DeltaFormatError: another number of bytes comes out.
+        DeltaFormatError: `data` holds another number of bytes.
     """
     if codec == "raw":
         if data.size != nbytes:
@@ -87,7 +91,7 @@ def decode_whole(data: Bytes, nbytes: int, itemsize: int, codec: Codec) -> Bytes
 
 
 def _distance_planes(values: Bits, base: Bits) -> Bytes:
-    """`_planes` of the folded distances, in blocks: whole arrays of temporaries would outweigh the delta."""
+    """`_planes` of the folded distances, in blocks: whole arrays of temporaries would be larger than the delta."""
     planes = np.empty((values.itemsize, values.size), np.uint8)
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -97,7 +101,7 @@ def _distance_planes(values: Bits, base: Bits) -> Bytes:
 
 
 def _planes(integers: Bits) -> Bytes:
-    """Bytes of equal significance side by side: they resemble each other."""
+    """Put bytes of equal significance side by side, because they resemble each other."""
     return np.ascontiguousarray(integers.view(np.uint8).reshape(-1, integers.itemsize).T).reshape(-1)
 
 
@@ -106,7 +110,7 @@ def _from_planes(planes: Bytes, dtype: np.dtype[np.unsignedinteger]) -> Bits:
 
 
 def _ordered(bits: Bits) -> Bits:
-    """Map float bits to unsigned integers in the floats' order: negatives flip all bits, others the sign."""
+    """Map float bits to unsigned integers in the floats' order: negatives flip all bits, others only the sign bit."""
     sign = bits.dtype.type(1 << (bits.itemsize * 8 - 1))
     return np.where(bits & sign, ~bits, bits | sign)
 
@@ -118,7 +122,7 @@ def _zigzag(steps: Bits) -> Bits:
 
 @numba.njit(cache=True, nogil=True)
 def _add_distances(planes, base, values):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """The inverse of `_distance_planes` in one pass: gather a distance's bytes, unfold it, add it to the base's."""
+    """Invert `_distance_planes` in one pass: gather a distance's bytes, unfold it, add it to the base's value."""
     itemsize, n = base.itemsize, base.size
     width = np.uint64(8 * itemsize)
     ones = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - width)

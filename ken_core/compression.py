@@ -1,4 +1,4 @@
-"""zstd for streams whose size the reader knows beforehand."""
+"""Compression with zstd of streams whose size the reader knows beforehand."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def compress(data: Bytes) -> Bytes:
 
 
 def decompress(data: Bytes, size: int) -> Bytes:
-    """Decompress to exactly `size` bytes; the frame's own claim is checked before anything is allocated.
+    """Decompress to exactly `size` bytes; the size that the frame claims is checked before anything is allocated.
 
     Raises:
-        DeltaFormatError: the stream is damaged, or holds more or less.
+        DeltaFormatError: the stream is damaged, or holds more or fewer bytes.
     """
     raw = data.tobytes()
     try:
@@ -40,7 +40,7 @@ def decompress_at_most(data: Bytes, limit: int) -> Bytes:
     """Decompress a stream of at most `limit` bytes.
 
     Raises:
-        DeltaFormatError: the stream is damaged, or claims more.
+        DeltaFormatError: the stream is damaged, or claims more bytes.
     """
     try:
         claimed = zstandard.frame_content_size(data.tobytes()[:32])

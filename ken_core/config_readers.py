@@ -1,8 +1,8 @@
-"""Whether anything of a backbone could read a config key.
+"""Config keys that a backbone could read, found by searching its source code for their names.
 
-A key that the config's class does not define may be a note of whoever saved the checkpoint, or something the backbone
-looks for all the same (DeBERTa's position buckets). The code itself is asked: a key whose name stands nowhere in the
-sources that the backbone is made of cannot change what it computes.
+A key that the config's class does not define may be a mere note by the program that saved the checkpoint, or something
+that the backbone looks for nevertheless (DeBERTa's position buckets). A key whose name stands nowhere in the backbone's
+source code cannot change what the backbone computes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _WORD = re.compile(r"\w+")
 
 @lru_cache(maxsize=16)
 def _words(config_class: type[PretrainedConfig]) -> frozenset[str] | None:
-    """Every word in the sources of a backbone and its config, and of all of transformers that they lead to.
+    """Every word in the source code of a backbone, of its config, and of all modules of transformers that they use.
 
-    About 100 modules, 0.3 s. None where there is no backbone of that config, or no source.
+    This reads about 100 modules and takes 0.3 s. None where no backbone has that config, or the source code is missing.
     """
     backbone = AutoModel._model_mapping.get(config_class, None)
     classes = backbone if isinstance(backbone, tuple) else (backbone,)
@@ -47,7 +47,7 @@ def _words(config_class: type[PretrainedConfig]) -> frozenset[str] | None:
 
 
 def _homes(module: ModuleType) -> Iterator[str]:
-    """Names of the modules that what a module uses comes from."""
+    """Names of the modules from which a module takes the values it uses."""
     for value in list(vars(module).values()):
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         if isinstance(home, str):
@@ -55,10 +55,10 @@ def _homes(module: ModuleType) -> Iterator[str]:
 
 
 def is_read(key: str, config_class: type[PretrainedConfig]) -> bool:
-    """Whether a config of this class defines a key, or any code of its backbone mentions it.
+    """Whether a config of this class defines a key, or any code of its backbone mentions the key.
 
-    Mentions are of whole words, so this errs towards true; a backbone whose sources are not there counts as reading
-    every key.
+    A mention is the key as a whole word anywhere in the source code, so the answer errs towards true. A backbone whose
+    source code is missing counts as reading every key.
     """
     words = _words(config_class)  # type: ignore[arg-type]  # classes are hashable
     return words is None or key in words or key in config_class.default_config_fields()

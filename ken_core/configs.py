@@ -1,8 +1,8 @@
-"""Which config keys a fine-tune may change.
+"""A fine-tune's config: which keys may differ from the base's, and how a delta carries the config.
 
 BERT weights trained with 4 heads and gelu load silently into a backbone of 8 heads and relu and give other
-answers. So every key must equal the base's, except those no backbone reads when it answers: the ones listed here, and
-any that neither the config's class nor the code of the backbone knows (`ken_core.config_readers`).
+answers. So every key must equal the base's, except keys that no backbone reads when it answers: the keys listed here,
+and those that neither the config's class nor the code of the backbone knows (`ken_core.config_readers`).
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ _GENERATION = {"bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "
 _OUTPUT = {"output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"}
 
 _FORMERLY: dict[str, Any] = {"position_embedding_type": "absolute", "pruned_heads": {}}
-"""Keys that earlier versions of transformers computed with, and the value that an absent key stands for today."""
+"""Keys with which earlier versions of transformers computed, and the value that an absent key stands for today."""
 
 _FOREIGN = {
     "auto_map", "trust_remote_code", "_name_or_path", "name_or_path", "transformers_version",
     "_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation",
     "quantization_config", "num_labels",
 }  # fmt: skip
-"""Keys that name code, kernels or places, or that make a config allocate (labels come as `id2label`)."""
+"""Keys that name code, kernels or places, or that make a config allocate memory (labels come as `id2label`)."""
 
 _DEEPEST = 16
 _LONGEST_SHOWN = 200
 _LARGEST = 1 << 20
-"""A count larger than any config's own but one its base has too: some classes make a list of it when they are made."""
+"""The largest number a config may hold that its base does not hold too. No config in use has a larger count, and some
+config classes build a list as long as a count."""
 MOST_LABELS = 1 << 17
 _ANSWERING = {
     "return_dict": True, "output_hidden_states": False, "output_attentions": False, "output_router_logits": False,
     "torchscript": False, "problem_type": None,
 }  # fmt: skip
-"""Keys that change what a forward pass returns, and not what it computes: as a pipeline needs them."""
+"""Keys that change what a forward pass returns but not what it computes, with the values that pipelines need."""
 
 _ANYWHERE = _BOOKKEEPING | _HEAD | _TRAINING | _GENERATION | _OUTPUT
 _OF_ARCHITECTURE: dict[str, set[str]] = {
@@ -63,10 +64,10 @@ _OF_ARCHITECTURE: dict[str, set[str]] = {
 
 
 def differences(base: PretrainedConfig, tuned: PretrainedConfig, resized: bool) -> dict[str, tuple[Any, Any]]:
-    """Keys a backbone reads whose values differ, as (base's, tuned's); None stands for absent.
+    """Keys that a backbone reads and whose values differ, as (base's value, fine-tune's value); None means absent.
 
     Args:
-        resized: the fine-tune brings an embedding of its own size, so `vocab_size` may differ.
+        resized: whether the fine-tune brings an embedding of its own size, so that `vocab_size` may differ.
     """
     allowed = _ANYWHERE | _OF_ARCHITECTURE.get(base.model_type, set()) | ({"vocab_size"} if resized else set())
     ours, theirs = base.to_dict(), tuned.to_dict()
@@ -81,10 +82,10 @@ def differences(base: PretrainedConfig, tuned: PretrainedConfig, resized: bool) 
 
 
 def check_config(base: PretrainedConfig, tuned: PretrainedConfig, *, resized: bool = False) -> None:
-    """Refuse a fine-tune whose backbone would compute something else.
+    """Refuse a fine-tune whose backbone would compute something else than the base's.
 
     Raises:
-        ConfigMismatchError: naming every key and both values.
+        ConfigMismatchError: keys that the backbone reads differ; the message names each with both values.
     """
     _check_model_type(base, tuned.model_type)
     if found := differences(base, tuned, resized):
@@ -116,10 +117,10 @@ def with_the_bases(
     """The fine-tune's config with the base's values of some keys, where both are of one architecture.
 
     Args:
-        keys: of those that `check_config` would refuse; others stay as they are.
+        keys: keys that take the base's value if `check_config` would refuse them; all other keys stay as they are.
 
     Raises:
-        ConfigMismatchError: the config's class does not take the base's value beside the fine-tune's others.
+        ConfigMismatchError: the config's class does not accept the base's value together with the fine-tune's values.
     """
     differing = differences(base, tuned, resized) if keys and base.model_type == tuned.model_type else {}
     ours, changed = base.to_dict(), copy.deepcopy(tuned)
@@ -137,7 +138,7 @@ def with_the_bases(
 def portable(config: PretrainedConfig) -> dict[str, Any]:
     """The config as a delta carries it: plain JSON, no path and no code.
 
-    Keys that the config's class does not name are kept: some backbones read such (DeBERTa's position buckets).
+    Keys that the config's class does not name are kept: some backbones read such keys (DeBERTa's position buckets).
     """
     plain = {k: _plain(v) for k, v in config.to_diff_dict().items() if k not in _FOREIGN}
     plain["model_type"] = config.model_type
@@ -148,11 +149,11 @@ def restore(plain: dict[str, Any], base: PretrainedConfig | None = None) -> Pret
     """The inverse of `portable`, for untrusted input.
 
     Args:
-        base: the config of the base where it is at hand: its numbers may be as large as they are.
+        base: the base's config, where it is at hand. Numbers that it holds are accepted however large they are.
 
     Raises:
-        DeltaFormatError: an unknown architecture, a key that asks for code, or values its class refuses.
-        ConfigMismatchError: another architecture than the base's.
+        DeltaFormatError: the architecture is unknown, a key asks for code, or the config's class refuses a value.
+        ConfigMismatchError: the architecture is not the base's.
     """
     model_type = plain.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
@@ -199,7 +200,7 @@ def _check_labels(plain: Mapping[str, Any]) -> None:
 
 
 def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """All numbers of a config with the keys they are under."""
+    """All numbers of a config, each with the top-level key it is under."""
     left: list[tuple[str, Any]] = list(plain.items())
     while left:
         key, value = left.pop()
@@ -210,7 +211,7 @@ def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
 
 
 def _depth(value: Any) -> int:
-    """Levels of nesting, without recursion."""
+    """Levels of nesting, counted without recursion."""
     level, deepest = [value], 0
     while level and deepest <= _DEEPEST:
         deepest += 1
@@ -221,7 +222,7 @@ def _depth(value: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows neither tuples nor integer keys."""
+    """A value as JSON has it, which knows neither tuples nor integer keys."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

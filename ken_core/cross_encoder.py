@@ -1,4 +1,4 @@
-"""What sentence-transformers notes beside a cross-encoder: the function that makes scores of its logits."""
+"""The note of sentence-transformers beside a cross-encoder: which function makes scores of its logits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def noted(folder: Path) -> dict[str, Any]:
-    """The config key under which versions 4 and 5 kept the function, from the file in which version 6 keeps it.
+    """The function noted in the file of version 6, under the config key where versions 4 and 5 kept it.
 
-    Empty where there is no such file or no function in it; then what config.json itself says holds.
+    Empty where there is no such file or it names no function; then config.json itself decides.
     """
     try:
         settings = json.loads((folder / "config_sentence_transformers.json").read_bytes())

@@ -1,4 +1,4 @@
-"""A delta: what fine-tuning changed and the selection kept, extracted from (base, tuned), applied to a base."""
+"""A delta: what fine-tuning changed, as far as a selection kept it. Extracted from (base, tuned), applied to a base."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from ken_core.tokenizer_files import carried, completed, copy_files
 from ken_core.writing import writing
 
 _ROUNDING = 1.01
-"""More than the roundings of a product in float32 can add to it."""
+"""A factor that is larger than what rounding can add to a product in float32."""
 
 
 @dataclass(frozen=True)
 class Sparse:
     """Kept elements of one tensor.
 
-    positions: the mask packed (`ken_core.bits.pack_mask`), uint8, one bit an element.
+    positions: the packed mask (`ken_core.bits.pack_mask`), uint8, one bit per element.
     values: the kept elements' bits, in row order.
-    selected: how many elements the method chose; those equal to the base's are not stored.
+    selected: the number of elements that the method chose. Chosen elements that equal the base's are not stored.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Sparse:
 
     @property
     def mask(self) -> Mask:
-        """Flat boolean mask over all elements, unpacked anew."""
+        """The flat boolean mask over all elements, unpacked at each call."""
         return unpack_mask(self.positions, prod(self.shape))
 
     @property
@@ -80,7 +80,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix that is shifted."""
+        """The shape of the matrix that is shifted."""
         return self.b.shape[0], self.a.shape[1]
 
     @property
@@ -97,7 +97,9 @@ class Delta:
     architecture: str
     selection: Selection
     candidates: int
-    backbone: int
+    """Elements of the backbone tensors that fine-tuning changed, among which the method chose."""
+    backbone_parameters: int
+    """All elements of the base's backbone."""
     config: Mapping[str, Any]
     sparse: Mapping[str, Sparse]
     dense: Mapping[str, torch.Tensor]
@@ -105,13 +107,13 @@ class Delta:
     lowrank: Mapping[str, LowRank] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     embedding: Embedding | None = None
-    """How token vectors become one; None: its folder does not say, or it has a head."""
+    """How token vectors become one vector; None: the fine-tune's folder does not say, or the task has a head."""
     projections: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """The weights of the embedding's `Dense` modules, by `Embedding.shapes`, in the dtype they are stored in."""
+    """The weights of the embedding's `Dense` modules, by the names of `Embedding.shapes`, in their stored dtype."""
     adapter: Adapter | None = None
-    """The kind of adapter it was imported from; None: extracted from a fine-tune."""
+    """The kind of adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     warnings: tuple[str, ...] = ()
-    """What whoever extracted it should know; no part of the file."""
+    """Warnings for the user who extracts the delta. They are no part of the file."""
 
     @property
     def kind(self) -> str:
@@ -119,12 +121,13 @@ class Delta:
 
     @property
     def encodes_otherwise(self) -> bool:
-        """Whether its texts are encoded otherwise than the base's tokenizer does."""
+        """Whether the task encodes texts in another way than the base's tokenizer."""
         own = self.embedding
         return bool(self.files) or (own is not None and (own.max_length is not None or own.lowercase))
 
     @property
     def stored(self) -> int:
+        """Kept elements of all sparse tensors."""
         return sum(s.values.size for s in self.sparse.values())
 
     @property
@@ -144,22 +147,22 @@ def extract(
     ignore_config: Collection[str] = (),
     progress: Progress = silent,
 ) -> Delta:
-    """Keep the selected part of a fine-tune.
+    """Extract the selected part of a fine-tune.
 
-    Both checkpoints stay on their mapped files; one tensor at a time is worked on, in blocks of rows.
+    Both checkpoints stay on their mapped files. Tensors are processed one at a time, in blocks of rows.
 
     Args:
-        selection: method, budget and tensors; default `magnitude`, one global threshold, 10 % kept.
-        cast: allow a narrowing of the fine-tune's dtype to the base's that loses precision.
-        ignore_config: config keys whose value is taken from the base where the two differ.
-        progress: told which tensor is being read or selected.
+        selection: method, budget and tensors; by default `magnitude`, one global threshold, 10 % kept.
+        cast: allow a conversion of the fine-tune's dtype to the base's that loses precision.
+        ignore_config: config keys whose value is taken from the base if the two differ.
+        progress: is told which tensor is being read or selected.
 
     Raises:
         ConfigMismatchError: the fine-tune's backbone computes something else than the base's.
-        CheckpointError: NaN or infinite weights, or an inexact narrowing without `cast`; labels without one meaning; a
-            weight that neither the fine-tune's files nor the base's hold; a tokenizer that a delta cannot carry; or a
-            sentence-transformers folder that asks for more than is served.
-        CheckpointChangedError: a file of either was written to meanwhile.
+        CheckpointError: weights are NaN or infinite; a conversion loses precision without `cast`; labels are ambiguous;
+            neither the fine-tune's files nor the base's hold a weight; a delta cannot carry the tokenizer; or the
+            sentence-transformers folder asks for more than is served.
+        CheckpointChangedError: a file of either checkpoint was written to meanwhile.
         SelectionError: the selection covers no tensor.
     """
     with base.unchanged(), tuned.unchanged():
@@ -202,7 +205,7 @@ def _extract(
         architecture=type(tuned.model).__name__,
         selection=selection,
         candidates=sum(ours[n].numel() for n in changed),
-        backbone=sum(t.numel() for t in ours.values()),
+        backbone_parameters=sum(t.numel() for t in ours.values()),
         config={**portable(config), **noted(tuned.folder), "dtype": dtype_name(dtype)},
         sparse={n: s for n, s in _entries(changed, pair, selection, progress) if s.values.size},
         dense={n: _cast(tuned.backbone_tensors[n], base.dtype_of(n)) for n in whole},
@@ -215,12 +218,12 @@ def _extract(
 
 
 def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool) -> Iterator[str]:
-    """What was done as well as it could be, but may not be what was meant."""
+    """Warnings about fine-tunes that can be extracted, but may not be what the user meant."""
     if not related:
         yield (
-            f"this is hardly a fine-tune of {base.name}: nearly all of its weight matrices point elsewhere than the "
-            "base's, as those of a model trained apart do. Such a delta is large, and pruned it answers nothing of "
-            "use; extract it from the base it was trained from"
+            f"this is hardly a fine-tune of {base.name}: nearly all of its weight matrices point in other directions "
+            "than the base's, like those of a model that was trained separately. Such a delta is large, and pruning it "
+            "leaves no useful answers; extract it from the base that it was fine-tuned from"
         )
     if frozen := tuned.lacking:
         yield (
@@ -235,16 +238,18 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool) -> Iterator[st
 
 
 def _embedding(tuned: Checkpoint) -> Described | None:
-    """What a bare backbone's folder says about embeddings; one with a head gives none."""
+    """What the folder of a bare backbone says about embeddings; None if the fine-tune has a head."""
     if task_kind(type(tuned.model).__name__) != "feature-extraction":
         return None
     return read_embedding(tuned.folder, getattr(tuned.config, "hidden_size", None))
 
 
 def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str], bool]:
-    """Names of the backbone tensors that differ from the base's, and of those that only come whole.
+    """Compare the backbones, and check every tensor that the delta could carry.
 
-    Everything the delta could carry is checked on the way; and whether the two models are related at all.
+    Returns:
+        Names of the tensors that differ from the base's, names of the tensors that must be stored whole, and whether
+        the two models are related at all.
     """
     ours, changed, whole, cosines = base.backbone_tensors, [], [], []
     for name, tensor in tuned.head_tensors.items():
@@ -277,7 +282,7 @@ def _entries(
 
 
 def merge(base: Checkpoint, delta: Delta) -> dict[str, torch.Tensor]:
-    """The pruned model's backbone: the base's tensors with the delta's in their place.
+    """The pruned model's backbone: the base's tensors, with the delta's changes made.
 
     Raises:
         BaseMismatchError: the delta was made against another base.
@@ -301,7 +306,7 @@ def patched(tensor: torch.Tensor, entry: Sparse) -> torch.Tensor:
 def expanded(tensor: torch.Tensor, entry: LowRank) -> torch.Tensor:
     """A copy of a base matrix (CPU, stored dtype) with the low-rank shift added.
 
-    As peft merges an adapter: product and sum in float32 at least, rounded to the base's dtype once.
+    This is how peft merges an adapter: product and sum in float32 at least, rounded once to the base's dtype.
     """
     wide = torch.promote_types(tensor.dtype, torch.float32)
     shift = (entry.b.to(wide) @ entry.a.to(wide)).mul_(entry.scale)
@@ -309,9 +314,9 @@ def expanded(tensor: torch.Tensor, entry: LowRank) -> torch.Tensor:
 
 
 def overflows(tensor: torch.Tensor, entry: LowRank) -> bool:
-    """Whether `expanded` could reach infinity; told from the factors' norms, without expanding.
+    """Whether `expanded` could reach infinity, by the norms of the factors and without expanding them.
 
-    No element of a product is larger than the norms of its row and column multiplied (Cauchy-Schwarz).
+    No element of a product is larger than the product of the norms of its row and its column (Cauchy-Schwarz).
     """
     wide = torch.promote_types(tensor.dtype, torch.float32)
     rows, columns = (torch.linalg.vector_norm(f.double(), dim=d).max() for f, d in ((entry.b, 1), (entry.a, 0)))
@@ -323,7 +328,7 @@ def overflows(tensor: torch.Tensor, entry: LowRank) -> bool:
 
 
 def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
-    """Write the pruned model as a complete Hugging Face folder, one of sentence-transformers where it was one.
+    """Write the pruned model as a complete Hugging Face folder; as a sentence-transformers folder if it was one.
 
     Raises:
         BaseMismatchError: the delta was made against another base.
@@ -372,8 +377,11 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _checked(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool) -> torch.Tensor:
     """The tensor in `dtype`.
 
+    Args:
+        allowed: whether the conversion may lose precision.
+
     Raises:
-        CheckpointError: that loses precision and is not allowed, or it holds NaN or infinity then.
+        CheckpointError: the conversion loses precision and may not, or the result holds NaN or infinity.
     """
     narrow = _cast(tensor, dtype)
     if not is_finite(narrow):
@@ -393,5 +401,5 @@ def _checked(name: str, tensor: torch.Tensor, dtype: torch.dtype, allowed: bool)
 def _sparse(base: torch.Tensor, tuned: torch.Tensor, selected: Mask) -> Sparse:
     ours, theirs = as_bits(base), as_bits(tuned)
     count = int(np.count_nonzero(selected))
-    np.logical_and(selected, ours != theirs, out=selected)  # in place: of a large tensor even masks are large
+    np.logical_and(selected, ours != theirs, out=selected)  # in place, because a large tensor's mask is large too
     return Sparse(tuple(base.shape), base.dtype, count, pack_mask(selected), theirs[selected])

@@ -2,8 +2,8 @@
 
 Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``lowrank/<tensor>/a``,
 ``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>``, ``projections/<tensor>`` and ``files/<name>``. A reader
-treats the file as hostile: nothing is allocated from a number in it before that number was checked against the file's
-size or the base's own shapes.
+treats the file as hostile: it checks every number against the file's size or the base's own shapes before it allocates
+anything of that size.
 """
 
 from __future__ import annotations
@@ -49,23 +49,27 @@ __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read
 
 MAX_HEADER_BYTES = 16 << 20
 _MOST_VALUES = 1 << 20
-"""Of a manifest: a value takes up to 100 bytes once it is parsed, and a tensor has 20."""
+"""JSON values in a manifest. A parsed value takes up to 100 bytes, and a tensor has 20 values."""
 
 
 @dataclass(frozen=True)
 class DeltaFile:
-    """An opened delta file: its manifest is checked, its streams are not decoded yet."""
+    """An opened delta file. Its manifest is checked; its streams are not decoded yet.
+
+    Attributes:
+        size: bytes of the whole file.
+        digest: sha256 of the whole file, which is the delta's name in the store.
+    """
 
     path: Path
     manifest: m.Manifest
     size: int
     digest: str
-    """sha256 of the whole file: the delta's name in the store."""
 
 
 @contextmanager
 def _describing() -> Iterator[None]:
-    """Tell what cannot be written in a manifest as a `DeltaFormatError`."""
+    """Turn errors about what a manifest cannot hold into `DeltaFormatError`s."""
     try:
         yield
     except ValidationError as error:
@@ -89,16 +93,16 @@ def write(
     """Write a delta; a reader sees the whole file or none. The same inputs give the same bytes.
 
     Args:
-        calibration: how the budget was chosen, for the record.
-        progress: told which tensor is being encoded.
+        calibration: how the budget was chosen, to be recorded in the manifest.
+        progress: is told which tensor is being encoded.
 
     Returns:
         The file, read back and checked.
 
     Raises:
         CheckpointChangedError: the base's file was written to after it was opened.
-        OutputError: it cannot be written.
-        DeltaFormatError: it holds what no delta file can say.
+        OutputError: the file cannot be written.
+        DeltaFormatError: the delta holds something that a delta file cannot express.
     """
     streams: dict[str, Bytes] = {}
     sparse = {}
@@ -126,7 +130,7 @@ def write(
         calibration=calibration,
         adapter=delta.adapter,
         candidates=delta.candidates,
-        backbone=delta.backbone,
+        backbone=delta.backbone_parameters,
         config=dict(delta.config),
         embedding=delta.embedding,
         sparse=sparse,
@@ -136,20 +140,20 @@ def write(
         projections=projections,
         files=files,  # type: ignore[arg-type]  # keys are checked by the model
     )
-    text = json.dumps(described.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(described.plain(), sort_keys=True, separators=(",", ":"))
     with new_file(path) as partial:
         save_file(streams, partial, {"ken": text})
     return open_file(path)
 
 
 def open_file(path: Path, digest: str | None = None) -> DeltaFile:
-    """Open a delta file and check all that can be checked without its base.
+    """Open a delta file, and check everything that can be checked without its base.
 
     Args:
-        digest: its sha256 where the caller has just computed it.
+        digest: the file's sha256, if the caller has just computed it.
 
     Raises:
-        DeltaFormatError: truncated, altered, oversized or lying; the message says which.
+        DeltaFormatError: the file is truncated, altered, too large, or contradicts itself; the message says which.
     """
     size = _check_container(path)
     with reading(path.name):
@@ -165,7 +169,7 @@ def open_file(path: Path, digest: str | None = None) -> DeltaFile:
 
 
 def _read_header(path: Path) -> tuple[str | None, dict[str, list[int]], set[str]]:
-    """The manifest's text, the streams' shapes, and their types."""
+    """The manifest's text, the shapes of all streams by name, and the set of their dtypes."""
     try:
         with safe_open(path, "np") as container:
             text = (container.metadata() or {}).get("ken")
@@ -193,13 +197,13 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
     """Decode a delta against its base.
 
     Args:
-        base_fingerprint: the base's, computed once by the caller.
-        threads: to decode on; by default as many as torch may use.
+        base_fingerprint: the base's fingerprint, which the caller computes once.
+        threads: number of threads to decode on; by default as many as torch may use.
 
     Raises:
-        BaseMismatchError: the delta belongs to another base.
-        ConfigMismatchError: its backbone would compute something else.
-        DeltaFormatError: a stream is not what the manifest says.
+        BaseMismatchError: the delta was made against another base.
+        ConfigMismatchError: the delta's backbone computes something else than the base's.
+        DeltaFormatError: the manifest claims what the base or the head cannot have, or a stream contradicts it.
         CheckpointChangedError: the base's file was written to after it was opened.
     """
     with reading(file.path.name):
@@ -207,7 +211,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
 
 
 def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int | None) -> Delta:
-    """What the manifest says is compared with the base and with the head's own shapes before any stream is read."""
+    """Compare the manifest with the base and with the head's own shapes, then read the streams."""
     described = file.manifest
     selection = _selection(described)
     shell = Delta(
@@ -216,7 +220,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
         architecture=described.architecture,
         selection=selection,
         candidates=described.candidates,
-        backbone=described.backbone,
+        backbone_parameters=described.backbone_parameters,
         config=described.config,
         embedding=described.embedding,
         adapter=described.adapter,
@@ -264,7 +268,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
 
 
 def warm(dtypes: Collection[torch.dtype]) -> None:
-    """Compile what decoding values of these dtypes runs, or load it from numba's cache, before a delta needs it."""
+    """Compile the code that decodes values of these dtypes, or load it from numba's cache, before a delta needs it."""
     masks = (np.arange(512) % every == 0 for every in (2, 100))  # one stored as a bitmap, one as gaps
     for mask in masks:
         stream, coding = encode_positions(pack_mask(mask), mask.size, compressed=True)
@@ -337,7 +341,7 @@ def _write_file(name: str, data: bytes, codec: Codec, streams: dict[str, Bytes])
 
 
 def _check_container(path: Path) -> int:
-    """The size of a file whose safetensors header is neither cut off nor larger than a header ever is."""
+    """Check that the safetensors header is complete and not too large; the size of the file in bytes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -350,7 +354,7 @@ def _check_container(path: Path) -> int:
     if length > MAX_HEADER_BYTES:
         raise DeltaFormatError(
             f"{path.name} is no delta file: it would begin with a header of {length} bytes, and at most "
-            f"{MAX_HEADER_BYTES} are allowed; give what `ken extract` wrote"
+            f"{MAX_HEADER_BYTES} are allowed; give a file that `ken extract` wrote"
         )
     if 8 + length > size:
         raise DeltaFormatError(f"{path.name} is truncated: its header claims {length} bytes, the file has {size}")
@@ -403,7 +407,7 @@ def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list
 
 
 def _raw_bytes(described: m.Manifest) -> dict[str, int]:
-    """What the streams of uncompressed tensors must hold by their shapes."""
+    """The bytes that the streams of uncompressed tensors must have by their shapes."""
     whole = described.whole.items()
     needed = {f"{part}/{n}": e.nbytes for part, entries in whole for n, e in entries.items() if e.codec == "raw"}
     for name, entry in described.lowrank.items():
@@ -414,7 +418,7 @@ def _raw_bytes(described: m.Manifest) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A sparse entry as the file holds it, and the base's tensor that it is decoded against."""
+    """A sparse entry's streams, and the base's tensor that they are decoded against."""
 
     name: str
     entry: m.SparseEntry

@@ -1,4 +1,4 @@
-"""Gaussian kernel density of every element of every row of a matrix.
+"""Density estimates: the Gaussian kernel density of every element of every row of a matrix.
 
 KEN (Mastromattei and Zanzotto, ACL 2024, arXiv 2402.03142) estimates, for each row of a weight matrix,
 the density of the row's own values with bandwidth ``h = 1.06 * std * n**(-1/5)`` (Scott's rule as the
@@ -9,10 +9,10 @@ Two modes:
 - exact: the sum over all pairs, quadratic in the row's length, for verification;
 - fast: linear binning on a grid whose step is a fixed fraction of ``h``, one convolution with the sampled
   kernel for all rows of one grid size, linear interpolation back. A step of h / 20 keeps the error below
-  1e-3 of the row's largest density: an isolated point, the worst case, loses about (step / h)**2 / 8 at
-  the binning and as much again at the interpolation, 6e-4 in all.
+  1e-3 of the row's largest density: an isolated point, the worst case, loses about (step / h)**2 / 8 in
+  the binning and as much again in the interpolation, 6e-4 in all.
 
-Rows are scaled by a power of two first, so that their squares neither overflow nor vanish.
+Rows are first scaled by a power of two, so that the squares of their elements neither overflow nor vanish.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def density(rows: npt.NDArray[np.floating], *, exact: bool = False) -> Rows:
         exact: sum over all pairs instead of the binned approximation.
 
     Returns:
-        float64, shape (r, n). All elements of a constant row (so of every row with n = 1), whose density is
-        a point mass, get the same value, 1.0. Densities past float64's range (rows of denormals) are its end.
+        float64, shape (r, n). The density of a constant row (so of every row with n = 1) is a point mass; all its
+        elements get the value 1.0. Densities past float64's range (rows of denormals) become the largest float64.
     """
     scaled, exponents = _scaled(rows)
     low, high = scaled.min(axis=1), scaled.max(axis=1)
@@ -64,7 +64,7 @@ def density(rows: npt.NDArray[np.floating], *, exact: bool = False) -> Rows:
 
 
 def _scaled(rows: npt.NDArray[np.floating]) -> tuple[Rows, npt.NDArray[np.int32]]:
-    """Rows divided by 2**exponent, the power of two over their largest magnitude; and the exponents, shape (r,)."""
+    """Rows divided by 2**exponent, the power of two above a row's largest magnitude; and the exponents, shape (r,)."""
     wide = rows.astype(np.float64)
     _, exponents = np.frexp(np.maximum(wide.max(axis=1), -wide.min(axis=1)))
     return np.ldexp(wide, -exponents[:, None], out=wide), exponents
@@ -100,7 +100,10 @@ def _binned(rows: Rows, h: Rows, low: Rows, high: Rows) -> Rows:
 
 
 def _grid_sizes(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The smallest of 4, 5, 6 and 7 times a power of two that holds each: quick to transform, few groups."""
+    """For each count the smallest of 4, 5, 6 and 7 times a power of two that is no smaller.
+
+    Grids of these sizes are quick to transform, and rows fall into few groups.
+    """
     quarter = np.exp2(np.ceil(np.log2(cells)) - 3).astype(np.int64)
     sizes: npt.NDArray[np.int64] = np.maximum(-(-cells // quarter), 4) * quarter
     return sizes

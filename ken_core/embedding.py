@@ -1,6 +1,6 @@
-"""How token vectors become a sentence's embedding, as sentence-transformers computes it: pooling, projections, scaling.
+"""Sentence embeddings from token vectors, as sentence-transformers computes them: pooling, projections, scaling.
 
-`Embedding` is what a delta says about it, `Embedder` computes it.
+`Embedding` is a delta's description of the computation, `Embedder` performs it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Activation = Literal[
     "Identity", "Tanh", "ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Sigmoid",
     "LogSigmoid", "Hardsigmoid", "Hardswish", "Hardtanh", "Softplus", "Softsign", "Tanhshrink",
 ]  # fmt: skip
-"""Of torch.nn: those that work on each number alone and take no argument."""
+"""The activations of torch.nn that work on each number alone and take no argument."""
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
@@ -42,11 +42,11 @@ class Dense(_Strict):
     bias: bool
     activation: Activation
     residual: bool = False
-    """Whether the input is added to the output, through a matrix of its own where their widths differ."""
+    """Whether the input is added to the output; where their widths differ, a further matrix projects the input."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Its weights, by the names that sentence-transformers gives them."""
+        """The shapes of the layer's weights, by the names that sentence-transformers gives them."""
         matrix = (self.outputs, self.inputs)
         return {
             "linear.weight": matrix,
@@ -56,24 +56,24 @@ class Dense(_Strict):
 
 
 class Embedding(_Strict):
-    """How a task's embeddings are made of its token vectors."""
+    """How a task's embeddings are computed from token vectors."""
 
     pooling: Annotated[tuple[Pooling, ...], Field(min_length=1, max_length=8)]
-    """Several: their vectors one after the other."""
+    """Where there are several, their vectors are concatenated in this order."""
     include_prompt: bool = True
     """Whether the tokens of a prompt are pooled too."""
     modules: Annotated[tuple[Dense | Literal["normalize"], ...], Field(max_length=8)] = ()
-    """What follows pooling, in order."""
+    """The steps after pooling, in order."""
     dimensions: Width | None = None
-    """Only the first so many numbers of the result."""
+    """How many numbers of the result are kept, from its start; None: all of them."""
     max_length: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
-    """Tokens of a text, in place of the tokenizer's own limit."""
+    """The most tokens of a text, in place of the tokenizer's own limit."""
     lowercase: bool = False
-    """Texts are lower-cased before the tokenizer sees them."""
+    """Whether texts are lower-cased before the tokenizer sees them."""
     prompts: Annotated[dict[PromptName, PromptText], Field(max_length=64)] = {}
     default_prompt: PromptName | None = None
     similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
-    """How its embeddings are to be compared, for whoever does."""
+    """How the embeddings are meant to be compared; clients do that, this package does not."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Embedding:
@@ -88,38 +88,39 @@ class Embedding(_Strict):
 
     @property
     def dense(self) -> dict[int, Dense]:
-        """The projections among the modules, by their place."""
+        """The projections among the modules, by their place in `modules`."""
         return {i: module for i, module in enumerate(self.modules) if isinstance(module, Dense)}
 
     @property
     def takes(self) -> int | None:
-        """The width that the first projection takes; None where there is none."""
+        """The width of the vectors that the first projection takes; None where there is no projection."""
         return next((dense.inputs for dense in self.dense.values()), None)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of all projections by name: ``1.linear.weight`` is of the module at place 1."""
+        """The shapes of all projections' tensors by name; ``1.linear.weight`` belongs to the module at place 1."""
         return {f"{i}.{name}": shape for i, dense in self.dense.items() for name, shape in dense.shapes.items()}
 
     @property
     def normalizes(self) -> bool:
-        """Whether its vectors have length 1, before any are cut."""
+        """Whether the embeddings have length 1 before they are cut to `dimensions`."""
         return bool(self.modules) and self.modules[-1] == "normalize"
 
 
 class Embedder:
-    """Computes embeddings of token vectors; safe to call from many threads.
+    """Computes embeddings from token vectors; safe to call from many threads.
 
     Args:
-        embedding: how.
-        projections: the weights of its `Dense` modules, of any floating dtype on the CPU, by `Embedding.shapes`.
+        embedding: describes the computation.
+        projections: the weights of the description's `Dense` modules, of any floating dtype on the CPU, by the names in
+            `Embedding.shapes`.
     """
 
     def __init__(self, embedding: Embedding, projections: Mapping[str, torch.Tensor]) -> None:
         self.embedding = embedding
         self._weights = {
             name: tensor.to(torch.float32, copy=True) for name, tensor in projections.items()
-        }  # of its own, as a head is: the delta they came with may leave the host's memory
+        }  # copies, as a head's weights are: the delta they came with may leave the host's memory
 
     @property
     def nbytes(self) -> int:
@@ -137,11 +138,12 @@ class Embedder:
         """One text's embedding, shape (width,).
 
         Args:
-            states: its token vectors, special ones included, shape (tokens, width).
-            skip: how many tokens at its start are a prompt's that is not pooled; fewer than there are.
-            pooling: in place of the task's own; where there are projections it must give the width they take.
-            normalize: scale to length 1, or not, in place of what the task does; it scales after cutting.
-            dimensions: only the first so many, cut off before scaling as whoever trains for that expects.
+            states: the text's token vectors, special tokens included, shape (tokens, width).
+            skip: how many tokens at the start belong to a prompt that is not pooled; fewer than there are tokens.
+            pooling: replaces the task's own; where there are projections, it must give the width they take.
+            normalize: whether to scale to length 1, in place of the task's own choice; scaling comes after cutting.
+            dimensions: how many numbers to keep, from the start. They are cut off before scaling, as models trained for
+                shorter embeddings expect.
         """
         own = self.embedding
         modules = own.modules[:-1] if own.normalizes else own.modules
@@ -158,13 +160,13 @@ class Embedder:
         return found
 
     def width(self, states: int, pooling: Pooling | None = None) -> int:
-        """How many numbers an embedding has, of token vectors of width `states`."""
+        """How many numbers an embedding has that is computed from token vectors of width `states`."""
         dense = list(self.embedding.dense.values())
         whole = dense[-1].outputs if dense else states * (1 if pooling else len(self.embedding.pooling))
         return min(whole, self.embedding.dimensions or whole)
 
     def _project(self, i: int, dense: Dense, vector: torch.Tensor) -> torch.Tensor:
-        """In float32, as the layer was trained."""
+        """Apply a projection to a vector, in float32, as the layer was trained."""
         given = vector.float()
         linear = nn.functional.linear(given, self._weights[f"{i}.linear.weight"], self._weights.get(f"{i}.linear.bias"))
         projected: torch.Tensor = getattr(nn, dense.activation)()(linear)
@@ -175,15 +177,17 @@ class Embedder:
 
 
 PLAIN = Embedding(pooling=("mean",))
-"""What sentence-transformers makes of a folder that says nothing about it."""
+"""The embedding that sentence-transformers computes for a folder that does not describe one."""
 
 
 def pooled(states: Vector, pooling: tuple[Pooling, ...], skip: int = 0) -> Vector:
-    """Token vectors pooled; of several ways, one after the other. Special tokens count as the others do.
+    """Pool token vectors into one vector; the results of several ways of pooling are concatenated.
+
+    Special tokens count like all others.
 
     Args:
         states: shape (tokens, width).
-        skip: tokens at the start that are left out.
+        skip: how many tokens at the start are left out.
     """
     kept = states[skip:]
     return np.concatenate([_pool(kept, how, skip) for how in pooling])
@@ -201,7 +205,7 @@ def _pool(kept: Vector, how: Pooling, skip: int) -> Vector:
             return np.asarray(kept.mean(axis=0))
         case "mean_sqrt_len_tokens":
             return np.asarray(kept.sum(axis=0) / np.sqrt(len(kept)))
-        case "weightedmean":  # later tokens weigh more; those left out count as positions all the same
+        case "weightedmean":  # later tokens weigh more; tokens that are left out still count as positions
             return np.asarray(np.average(kept, axis=0, weights=np.arange(skip + 1, skip + 1 + len(kept))))
 
 

@@ -2,7 +2,7 @@
 
 
 class KenError(Exception):
-    """Base of all errors meant for people: what was found, what was expected, what to do."""
+    """Base of all errors meant for people; messages say what was found, what was expected and what to do."""
 
 
 class CheckpointError(KenError):
@@ -10,11 +10,11 @@ class CheckpointError(KenError):
 
 
 class CheckpointChangedError(CheckpointError):
-    """A checkpoint's file was written to after it was opened, so that its tensors may hold other values by now."""
+    """A checkpoint's file was written to after it was opened, so its tensors may hold other values by now."""
 
 
 class SelectionError(KenError):
-    """A selection method and budget that do not go together, or a budget out of range."""
+    """A selection method and a budget do not go together, or the budget is out of range."""
 
 
 class DeltaFormatError(KenError):
@@ -26,11 +26,11 @@ class BaseMismatchError(KenError):
 
 
 class ConfigMismatchError(KenError):
-    """A fine-tune changes a config key its backbone reads, so the base's backbone would misread it."""
+    """A fine-tune changes a config key that its backbone reads, so the base's backbone would give wrong answers."""
 
 
 class DataError(KenError):
-    """A file of examples has rows of another form, or labels that do not fit."""
+    """A file of examples has rows of another form, or labels that do not fit the model."""
 
 
 class OutputError(KenError):
@@ -38,11 +38,15 @@ class OutputError(KenError):
 
 
 class OutputExistsError(OutputError, FileExistsError):
-    """What would be written over is kept: give another name, or an empty folder."""
+    """The output exists already and is not overwritten: give another name, or an empty folder."""
 
 
 class TextTooLongError(KenError):
-    """A text is too long to be encoded: as many characters as are read in one go do not tell its tokens."""
+    """A text is so long that the characters read in one go do not determine its tokens."""
+
+
+class WholeModelNeededError(KenError):
+    """A head asks more of its backbone than the output at hand; its whole model answers instead."""
 
 
 class ExchangeError(KenError):

@@ -1,4 +1,4 @@
-"""How well a classifier answers labelled (or merely agrees on unlabelled) text, in process."""
+"""Evaluating classifiers in process: a model's answers to texts, and their accuracy against labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ken_core.labels import numbers_of
 from ken_core.tokenization import Encoder, Input, collate
 
 Answers = npt.NDArray[np.int64]
-"""Index of the label with the highest logit, one a text."""
+"""Index of the label with the highest logit for each text, shape (texts,)."""
 
 _BATCH = 32
 
@@ -38,17 +38,17 @@ def accuracy(model: PreTrainedModel, checkpoint: Checkpoint, examples: Sequence[
     """Share of examples whose label gets the highest logit.
 
     Args:
-        checkpoint: gives the tokenizer files.
+        checkpoint: the source of the tokenizer files.
     """
     answers = classify(model, Encoder(checkpoint, model.config, {}), [e.input for e in examples])
     return float((answers == label_ids(model, examples)).mean())
 
 
 def label_ids(model: PreTrainedModel, examples: Sequence[Example]) -> Answers:
-    """The model's own numbers of the examples' labels.
+    """The model's own numbers for the examples' labels, shape (examples,).
 
     Raises:
-        DataError: a label the model does not know.
+        DataError: there is a label that the model does not know.
     """
     names: Mapping[Any, str] = model.config.id2label or {}
     return np.array(numbers_of([e.label for e in examples], names), np.int64)

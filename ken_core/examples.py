@@ -1,7 +1,7 @@
-"""Text with labels: JSON lines, or CSV (.csv) and TSV (.tsv) with a header.
+"""Reading labelled text from files: JSON lines, or CSV (.csv) and TSV (.tsv) with a header.
 
-A row has `text`, as a rule `label`, and `text_pair` where two texts are judged together. Labels are names, or integers
-in every row (`ken_core.labels` says what integers mean).
+A row has `text`, usually `label`, and `text_pair` where two texts are judged together. Labels are names in every row or
+integers in every row (`ken_core.labels` says what integers mean).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Example:
 
     @property
     def input(self) -> Input:
-        """What the model is asked."""
+        """The model's input: the text, or the pair of texts."""
         return self.text if self.text_pair is None else (self.text, self.text_pair)
 
 
@@ -51,7 +51,7 @@ def read_examples(path: Path) -> list[Example]:
     """Read labelled text.
 
     Raises:
-        DataError: the file is missing, empty, or a row (its line is named) is something else.
+        DataError: the file is missing or empty, or a row has another form; the message names its line.
     """
     examples = []
     for row in _rows(path):
@@ -68,7 +68,7 @@ def read_texts(path: Path) -> tuple[list[Input], list[Label] | None]:
         The texts, and their labels where there are any.
 
     Raises:
-        DataError: the file is missing, empty, or a row (its line is named) is something else.
+        DataError: the file is missing or empty, or a row has another form; the message names its line.
     """
     rows = _rows(path)
     labels = [row.label for row in rows if row.label is not None]
@@ -78,7 +78,7 @@ def read_texts(path: Path) -> tuple[list[Input], list[Label] | None]:
 
 
 def _rows(path: Path) -> list[_Row]:
-    """The rows of a file that has at least one, all of one form."""
+    """The rows of a file: at least one, all of one form."""
     try:
         data = path.read_bytes().removeprefix(_BOM)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
@@ -140,7 +140,7 @@ def _string(path: Path, number: int, row: dict[str, Any], key: str) -> str:
 
 
 def _separated_rows(path: Path, data: bytes, separator: str) -> list[_Row]:
-    """Rows of a CSV or TSV; a column of nothing but integers holds integer labels."""
+    """Rows of a CSV or TSV file; labels are integers if all fields of their column are."""
     numbered = list(_records(path, data, separator))
     if not numbered:
         return []
@@ -172,7 +172,7 @@ def _separated_rows(path: Path, data: bytes, separator: str) -> list[_Row]:
 
 
 def _records(path: Path, data: bytes, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not empty, each with the line it starts in."""
+    """All records that are not empty, each with the number of the line it starts in."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -199,7 +199,7 @@ def _field_label(path: Path, line: int, field: str, integers: bool) -> Label:
 
 
 def _is_integer(text: str) -> bool:
-    """Whether a field is an integer as Python writes it: `007` is a name."""
+    """Whether a field is an integer as Python writes it; `007` is not, so it is a name."""
     try:
         return str(int(text)) == text
     except ValueError:

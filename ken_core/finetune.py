@@ -1,7 +1,7 @@
 """A small fine-tuning loop for text classification: AdamW, linear warm-up and decay, one seed.
 
-It exists so that a base and a file of labelled text are enough to start. Anything that ends in a Hugging Face
-folder is as good.
+It exists so that a base and a file of labelled text are enough to start. Any other way of training that ends in a
+Hugging Face folder does as well.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ken_core.writing import writing
 
 
 class TrainingError(KenError):
-    """Training came to nothing: the model does not take these texts, or its loss is no number any more."""
+    """Training failed: the model does not take these texts, or its loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `max_length` in tokens, `warmup` as a share of all steps."""
+    """The settings of a training run. `max_length` is in tokens, `warmup` is a share of all steps."""
 
     epochs: int = 3
     batch_size: int = 16
@@ -69,7 +69,7 @@ def finetune(
 
     Raises:
         CheckpointError: the base cannot be opened.
-        DataError: fewer than two labels.
+        DataError: the examples have fewer than two labels.
         OutputError: `out` exists and is not an empty folder, or cannot be written.
         TrainingError: the model does not take the texts, or training diverged.
     """

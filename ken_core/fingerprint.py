@@ -1,4 +1,4 @@
-"""The identity of a base: which weights a delta was made against, and is safe to be injected into."""
+"""The fingerprint of a base: it identifies the weights that a delta was made against and may be injected into."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ken_core.bits import as_bits
 
 @dataclass(frozen=True)
 class TensorId:
-    """What identifies one tensor: dtype name, shape, sha256 of its bytes."""
+    """The identity of one tensor: dtype name, shape, sha256 of its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -22,10 +22,11 @@ class TensorId:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`digest` is the sha256 over the sorted (name, dtype, shape, sha256) of every backbone tensor in the files.
+    """The identity of a base's weights, as one digest and tensor by tensor.
 
-    Newly initialised tensors do not count, nor do buffers that are not saved or hold integers: ``AutoModel`` and
-    ``AutoModelForX`` hold different ones of a single checkpoint.
+    `digest` is the sha256 over the sorted (name, dtype, shape, sha256) of every backbone tensor in the files. Newly
+    initialised tensors do not count, nor do buffers that are not saved or hold integers: ``AutoModel`` and
+    ``AutoModelForX`` of a single checkpoint differ in these.
     """
 
     digest: str
@@ -33,7 +34,7 @@ class Fingerprint:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> Fingerprint:
-    """Fingerprint CPU tensors by backbone-relative name."""
+    """The fingerprint of CPU tensors, given by backbone-relative name."""
     table = {name: identify(tensors[name]) for name in sorted(tensors)}
     whole = hashlib.sha256()
     for name, tensor in table.items():

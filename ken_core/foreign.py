@@ -1,7 +1,7 @@
-"""The one guard around whatever other people's files make a library do.
+"""The guard around reading other people's files: whatever a library raises becomes an error of this package.
 
-Parsers, config classes, model classes and Rust tokenizers raise what they like when a file is odd. Inside `reading` all
-of that becomes one of this package's own errors, which names the file and the reason.
+Parsers, config classes, model classes and Rust tokenizers raise exceptions of any type when a file is odd. Inside
+`reading` each of them becomes an error that names the file and the reason.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from contextlib import contextmanager
 from ken_core.errors import DeltaFormatError, KenError
 
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO}
-"""A full disk says nothing about a file."""
+"""Error numbers that say something about the machine, such as a full disk, and nothing about the file."""
 _LONGEST_REASON = 300
 
 
 @contextmanager
 def reading(what: str, error: type[KenError] = DeltaFormatError) -> Iterator[None]:
-    """Turn every failure into an error of this package; those that are one already pass.
+    """Turn every exception into an error of this package; exceptions that are one already pass unchanged.
 
     Running out of memory or of stack counts as the file's fault, and so does a panic in Rust, which is no `Exception`.
 
     Args:
-        what: is being read, for the message: "the delta's config".
-        error: the type that is raised.
+        what: the thing that is read, for the message; for example "the delta's config".
+        error: the type of error to raise.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def reading(what: str, error: type[KenError] = DeltaFormatError) -> Iterator[Non
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, else its type."""
+    """The first line of an exception's message, or the name of its type where it has no message."""
     lines = str(error).strip().splitlines()
     if isinstance(error, MemoryError | RecursionError) or not lines:
         return type(error).__name__
@@ -46,12 +46,12 @@ def reason(error: BaseException) -> str:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code gave up. Each extension has a class of its own for that, which none of them exports."""
+    """Whether Rust code panicked. Every extension module has an exception class of its own for panics, not exported."""
     return type(error).__name__ == "PanicException" and not isinstance(error, Exception)
 
 
 def is_from_rust(error: BaseException) -> bool:
-    """Whether a tokenizer failed: it panicked, or raised what `tokenizers` raises, a bare `Exception`."""
+    """Whether a Rust tokenizer failed: it panicked, or raised a bare `Exception`, as `tokenizers` does."""
     return is_panic(error) or type(error) is Exception
 
 

@@ -1,4 +1,4 @@
-"""JSON of unknown origin, read so strictly that whatever is made of it can be written as JSON again."""
+"""Parsing JSON of unknown origin, so strictly that every value can be written as JSON again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def parse(data: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON by RFC 8259 (NaN and Infinity are none), holds half of a surrogate pair, a whole
-            number of more than 64 bits or a number too large for a float, or is nested deeper than 1,024 levels.
+        ValueError: the text is no JSON by RFC 8259 (NaN and Infinity are not allowed); holds half of a surrogate pair,
+            a whole number of more than 64 bits or a number too large for a float; or is nested deeper than 1,024
+            levels.
     """
     orjson.loads(data)
     return json.loads(data, parse_int=_whole)

@@ -1,4 +1,4 @@
-"""Tokenizer files that a delta brings: what they may say and cost, before and after a tokenizer is made of them."""
+"""Checks of the tokenizer files that a delta brings: size and content before they are loaded, token ids afterwards."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from ken_core.tokenization import Encoder
 from ken_core.tokenizer_files import LONGEST_WORD
 
 _PLACES_AND_CODE = {"auto_map", "gguf_file", "init_inputs", "slow_tokenizer", "tokenizer_object", "__slow_tokenizer"}
-"""Keys of tokenizer_config.json that name code or other files, or take the place of the tokenizer itself."""
+"""Keys of tokenizer_config.json that name code or other files, or that replace the tokenizer itself."""
 _BYTES, _BYTES_A_TOKEN = 16 << 20, 256
-"""The largest tokenizers known (Gemma's, of 262,144 tokens and 33 MB) take 130 bytes a token."""
+"""Bytes a file may have in any case, and for each token. The largest tokenizers known (Gemma's, of 262,144 tokens and
+33 MB) take 130 bytes a token."""
 _VALUES, _VALUES_A_TOKEN = 1 << 20, 16
-"""And 8 JSON values a token. A value takes up to 100 bytes once it is parsed."""
+"""JSON values a file may have in any case, and for each token. The same tokenizers have 8 values a token. A value takes
+up to 100 bytes once it is parsed."""
 _MOST_STEPS = 64
-"""Of a normalizer, a pre-tokenizer, a post-processor, a decoder; known ones have up to 10."""
+"""Steps of a normalizer, a pre-tokenizer, a post-processor or a decoder; known ones have up to 10."""
 _MOST_GROWTH = 64
-"""How many characters may come of one. Replacements one after the other multiply."""
+"""How many characters a part may make of one. The growths of successive replacements multiply."""
 _SHORTEST = 8
-"""Tokens of a row: two texts of one each, and what stands around them."""
+"""The shortest length in tokens at which texts may be cut: two texts of a token each, and their special tokens."""
 
 
 def check_size(name: str, nbytes: int, vocabulary: int) -> None:
-    """Raises `DeltaFormatError` for a file larger than a tokenizer of so many tokens is."""
+    """Raise `DeltaFormatError` for a file that is too large for a tokenizer of so many tokens."""
     most = _BYTES + _BYTES_A_TOKEN * vocabulary
     if nbytes > most:
         raise DeltaFormatError(
@@ -42,11 +44,11 @@ def check_content(name: str, data: bytes, vocabulary: int) -> None:
     """Check a tokenizer file that a delta brings, before a tokenizer is made of it.
 
     Args:
-        vocabulary: rows of the embedding that its ids are looked up in.
+        vocabulary: how many rows the embedding has in which token ids are looked up.
 
     Raises:
-        DeltaFormatError: it is no JSON object, asks for code or other files, or would cost more memory or time than
-            any tokenizer of this size does.
+        DeltaFormatError: the file is no JSON object, asks for code or other files, or would cost more memory or time
+            than any tokenizer of this size does.
     """
     values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     most = _VALUES + _VALUES_A_TOKEN * vocabulary
@@ -71,10 +73,10 @@ def check_content(name: str, data: bytes, vocabulary: int) -> None:
 def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
     """Check that a model of this config has a row for every id its tokenizer can give.
 
-    A look-up beyond an embedding is an error on a CPU, and on a GPU the end of the process.
+    Looking up a row that an embedding does not have raises an error on a CPU, and ends the process on a GPU.
 
     Raises:
-        DeltaFormatError: it has not, or rows are so short that no text fits into them.
+        DeltaFormatError: a row is missing, or the tokenizer cuts texts so short that nothing fits.
     """
     if encoder.max_length < _SHORTEST:
         raise DeltaFormatError(
@@ -94,7 +96,7 @@ def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
 
 
 def _check_class(name: str, named: Any) -> None:
-    """Slow tokenizers could not be served anyway, and some make tables of all of Unicode before that is found out."""
+    """Refuse slow tokenizers by name: they are not served, and merely loading one may build tables of all Unicode."""
     found = getattr(transformers, named, None) if isinstance(named, str) else None
     if isinstance(found, type) and not issubclass(found, PreTrainedTokenizerFast) and found is not PreTrainedTokenizer:
         raise DeltaFormatError(f"the delta's {name} asks for a {named}, which is no fast tokenizer; refused")
@@ -117,7 +119,7 @@ def _check_steps(name: str, plain: Mapping[str, Any]) -> None:
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part, those of sequences one by one. The JSON is known to be no deeper than a stack takes."""
+    """The steps of a part, including the steps of sequences. `foreign_json` has bounded the depth of the recursion."""
     if isinstance(part, list):
         for step in part:
             yield from _steps(step)
@@ -129,7 +131,7 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(step: Mapping[str, Any]) -> float:
-    """How many characters a step can make of one."""
+    """The most characters that a step can make of one."""
     content, pattern = step.get("content"), step.get("pattern")
     if step.get("type") == "Prepend":
         return 1.0 + len(str(step.get("prepend")))
@@ -138,4 +140,4 @@ def _growth(step: Mapping[str, Any]) -> float:
     literal = pattern.get("String") if isinstance(pattern, dict) else None
     if isinstance(literal, str) and literal:
         return max(1.0, len(content) / len(literal))
-    return 1.0 + len(content)  # a regular expression may match nothing, between any two characters
+    return 1.0 + len(content)  # a regular expression may match the empty text between any two characters

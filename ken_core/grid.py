@@ -1,9 +1,9 @@
-"""Selection as the KEN authors' released code does it, with every quirk that decides what is kept.
+"""Method `ken-grid`: selection as the KEN authors' released code does it, with every quirk that decides what is kept.
 
 Their code does not rank a row's elements but `k` points, evenly spaced between the row's smallest and largest
 value: points in the order of their density rounded to an integer each take the nearest element that is still
-free. Elements equal to a taken one stay too, and a kept value of exactly 0.0 is lost, because their zero means
-"pruned". So the number kept is only about `k`.
+free. Elements equal to a taken one are kept too, and a kept value of exactly 0.0 is lost, because zero means "pruned"
+in their code. So the number of kept elements is only about `k`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def keep_nearest_to_grid(rows: npt.NDArray[np.floating], k: int) -> Mask:
     """Elements that keep their fine-tuned value under method `ken-grid`.
 
     Args:
-        rows: shape (r, n), float32 or float64; all arithmetic but the densities' is in this dtype.
+        rows: shape (r, n), float32 or float64; all arithmetic except that of the densities is in this dtype.
         k: number of grid points of each row.
 
     Returns:
-        bool, shape (r, n). All of a constant row for `k` > 0, none where it is zero.
+        bool, shape (r, n). For `k` > 0 all elements of a constant row are kept, unless the row is zero.
     """
     kept = np.zeros(rows.shape, np.bool_)
     if k == 0:
@@ -59,10 +59,10 @@ def _densities(points, row, h):  # type: ignore[no-untyped-def]  # pragma: no co
 
 @numba.njit(cache=True, nogil=True)
 def _take_nearest(points, values, order, kept):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Each point takes the nearest free element; of equally near ones the first in the row.
+    """Each point takes the nearest free element; of equally near elements, the first in the row.
 
-    `values` is the row sorted (stably) and `order` where each stood. Equal values form a group whose elements
-    are taken from the left, so `group_next` is all there is to know about it.
+    `values` is the row in sorted (stable) order, and `order` holds each value's place in the row. Equal values form a
+    group whose elements are taken from the left, so `group_next` alone tells which elements of a group are taken.
     """
     n = values.size
     starts = np.empty(n + 1, np.int64)

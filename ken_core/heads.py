@@ -1,7 +1,8 @@
 """Task heads grafted on the one shared backbone.
 
-The full architecture is built on the meta device, so it costs no memory, once for all tasks of its kind; in a copy its
-backbone is then replaced by the resident one and its head's parameters by the delta's.
+The full architecture is built on the meta device, where it costs no memory, once for all tasks whose configs differ in
+label names alone. Each task gets a copy, with the resident backbone in the backbone's place and the delta's tensors in
+the head's places. The head can also run apart, on an output that the backbone has computed before (`Grafted`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,63 @@ import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from ken_core.configs import answering, restore
-from ken_core.errors import DeltaFormatError
+from ken_core.errors import DeltaFormatError, WholeModelNeededError
 from ken_core.foreign import reading
+from ken_core.stand_in import Inputs, StandIn, answers_from_output
+
+
+class Grafted:
+    """A task's model on the shared backbone, and its head, which runs apart from the backbone where it can.
+
+    Safe to call from several threads at once.
+
+    Attributes:
+        whole: the model, with the shared backbone itself in its place.
+        splits: whether the head can answer from an output of the backbone. It cannot where it asks its backbone for
+            something else than its output for the batch; then the whole model has to run. A probe finds that out when
+            the architecture is first built, a batch whatever the probe could not see.
+    """
+
+    def __init__(self, whole: PreTrainedModel, splits: bool) -> None:
+        self.whole = whole
+        self.splits = splits
+        self._head: PreTrainedModel | None = None
+        if splits and whole.base_model is not whole:
+            self._stand_in = StandIn(type(whole.base_model))
+            self._head = _with_another_backbone(whole, self._stand_in)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.whole.config
+
+    def __call__(self, output: ModelOutput | None, inputs: Inputs) -> Any:
+        """Run Transformers' own code of the head on an output of the backbone for the same inputs.
+
+        Gives the architecture's own `ModelOutput`, as its `forward` does; the backbone's where there is no head.
+
+        Args:
+            output: of the backbone, for `inputs`. None: run the whole model, with the weights as they are.
+
+        Raises:
+            WholeModelNeededError: the head needs its whole model, though an output was given.
+        """
+        if output is None:
+            return self.whole(**inputs)
+        if not self.splits:
+            raise WholeModelNeededError(
+                f"the head of {type(self.whole).__name__} needs its whole model; call it without the backbone's output"
+            )
+        if self._head is None:
+            return output
+        try:
+            with self._stand_in.giving(output, inputs):
+                return self._head(**inputs)
+        except WholeModelNeededError:
+            self.splits = False  # what it asked for now it will ask for again
+            raise
 
 
 def graft(
@@ -35,12 +89,19 @@ def graft(
         DeltaFormatError: an unknown architecture, one whose backbone is of another class, or a head that does
             not fit it.
     """
+    return graft_split(backbone, architecture, config, head).whole
+
+
+def graft_split(
+    backbone: nn.Module, architecture: str, config: Mapping[str, Any], head: Mapping[str, torch.Tensor]
+) -> Grafted:
+    """As `graft`; the model's head can also run apart from the backbone."""
     restored = restore(dict(config), getattr(backbone, "config", None))
     skeleton = _fitting(backbone, architecture, restored)
     _check(skeleton, architecture, {n: Claim(tuple(t.shape), t.is_floating_point()) for n, t in head.items()})
     if skeleton.model is None:
         assert isinstance(backbone, PreTrainedModel)
-        return backbone
+        return Grafted(backbone, splits=True)
     with reading(f"the delta's {architecture}"):
         model = copy.deepcopy(skeleton.model)
         model.config.id2label, model.config.label2id = restored.id2label, restored.label2id
@@ -48,7 +109,7 @@ def graft(
         _fill(model, head, _followers(skeleton, head))
         model.eval()
         model.requires_grad_(False)
-    return model
+    return Grafted(model, skeleton.splits)
 
 
 def check_head(backbone: nn.Module, architecture: str, config: PretrainedConfig, head: Mapping[str, Claim]) -> None:
@@ -73,13 +134,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Skeleton:
-    """An architecture without weights and without its backbone; `model` is None where that is all of it."""
+    """An architecture without weights and without its backbone; `model` is None where it has no head.
+
+    `splits` is `Grafted.splits`.
+    """
 
     stands_on: type[nn.Module]
     model: PreTrainedModel | None
     slots: Mapping[str, Claim]
     """What its head has a place for."""
     ties: Mapping[str, str]
+    splits: bool
 
 
 _skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
@@ -119,11 +184,12 @@ def _build(architecture: str, config: PretrainedConfig) -> _Skeleton:
         model: PreTrainedModel = model_class(answering(copy.deepcopy(config)))
     stands_on = type(model.base_model)
     if model.base_model is model:
-        return _Skeleton(stands_on, None, {}, {})
+        return _Skeleton(stands_on, None, {}, {}, True)
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    splits = answers_from_output(model.eval(), model.base_model_prefix, stands_on)
     setattr(model, model.base_model_prefix, nn.Identity())
     slots = {n: Claim(tuple(t.shape), t.is_floating_point()) for n, t in model.state_dict().items()}
-    return _Skeleton(stands_on, model, slots, ties)
+    return _Skeleton(stands_on, model, slots, ties, splits)
 
 
 def _check(skeleton: _Skeleton, architecture: str, head: Mapping[str, Claim]) -> None:
@@ -168,3 +234,10 @@ def _fill(model: PreTrainedModel, head: Mapping[str, torch.Tensor], followers: M
     for name, source in followers.items():
         module_name, _, key = name.rpartition(".")
         model.get_submodule(module_name)._parameters[key] = model.get_parameter(source)
+
+
+def _with_another_backbone(model: PreTrainedModel, backbone: nn.Module) -> PreTrainedModel:
+    """A model of the same modules and parameters but for its backbone."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, model.base_model_prefix: backbone}
+    return other

@@ -1,4 +1,4 @@
-"""A classifier's labels: what a config may say of them, and the numbers that names and integers stand for."""
+"""A classifier's labels: which configs define them without contradiction, and which number a name or integer means."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from ken_core.errors import CheckpointError, DataError
 
 Label = str | int
-"""As data name it. An integer is a name where the model has that name, else it counts the model's labels from 0."""
+"""A label as data files write it. An integer is a name if the model has a label of that name; else it is the model's
+number of the label, counted from 0."""
 
 
 def check_labels(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a config whose labels have no one meaning.
+    """Refuse a config whose labels contradict each other.
 
     Args:
-        config: as JSON has it, or as `PretrainedConfig.to_dict` gives it.
-        where: what to call it.
+        config: the config, parsed from JSON or made by `PretrainedConfig.to_dict`.
+        where: what error messages call the config.
 
     Raises:
         CheckpointError: `id2label` does not number distinct names 0, 1, …, or `label2id` or `num_labels` contradict it.
@@ -49,7 +50,10 @@ def _check_names(names: Mapping[Any, Any], where: str) -> None:
 
 
 def _check_counterparts(config: Mapping[str, Any], numbers: Mapping[str, int], where: str) -> None:
-    """`label2id` often keeps its defaults (LABEL_0, …) beside names of one's own; only what contradicts is refused."""
+    """Refuse a `label2id` or `num_labels` that contradicts `id2label`.
+
+    `label2id` often keeps its defaults (LABEL_0, …) beside an `id2label` with other names; that is accepted.
+    """
     counterpart = config.get("label2id")
     for name, number in (counterpart if isinstance(counterpart, Mapping) else {}).items():
         if name in numbers and _number(number) != numbers[name]:
@@ -80,21 +84,21 @@ def _is_unicode(text: str) -> bool:
 
 
 def names_of(labels: Sequence[Label]) -> list[str]:
-    """The names of the labels that occur, in the order a new classifier numbers them: by value, or by alphabet."""
+    """The names of the labels that occur, as a new classifier numbers them: integers by value, names by alphabet."""
     numbers = sorted({label for label in labels if isinstance(label, int)})
     return [*map(str, numbers), *sorted({label for label in labels if isinstance(label, str)})]
 
 
 def numbers_of(labels: Sequence[Label], names: Mapping[int, str]) -> list[int]:
-    """The model's numbers of labels.
+    """The model's number of each label.
 
     Args:
-        labels: names, or integers: these are names where the model has them all (a classifier trained on integers is
-            called "0", "1", …), else the model's own numbers.
-        names: the model's, by number.
+        labels: names, or integers. Integers are names if the model has labels of all these names (a classifier trained
+            on integers calls its labels "0", "1", …); else they are the model's own numbers.
+        names: the model's label names, by number.
 
     Raises:
-        DataError: a label the model does not have.
+        DataError: there is a label that the model does not have.
     """
     ids = {str(name): int(number) for number, name in names.items()}
     if {str(label) for label in labels} <= ids.keys():

@@ -1,8 +1,9 @@
-"""Texts of any length, of which no more is encoded than their answer needs, and never much in one go.
+"""Encoding texts of any length: no more of a text than its answer needs, and never much in one go.
 
-Of a text that is cut only the end that is kept is encoded, as far as it holds more tokens than a model takes; of one
-that is read whole one part after another. Both need places where tokens end for certain (`ken_core.boundaries`). A text
-without them, such as a long one in Chinese, is encoded whole, up to a bound of characters; a longer one is refused.
+If a text is cut to what a model takes, only the end that is kept is encoded, until it has more tokens than the model
+takes. If a text is read whole, one part after another is encoded. Both need places where tokens are certain to end
+(`ken_core.boundaries`). A text without such places, for example a long one in Chinese, is encoded whole, up to a bound
+of characters; a longer one is refused.
 """
 
 from __future__ import annotations
@@ -18,23 +19,25 @@ from ken_core.boundaries import Boundaries
 from ken_core.errors import TextTooLongError
 
 _LONG = 8
-"""Characters a position: so many of most texts are more tokens than fit."""
+"""Characters for each token that a model takes: in most texts, so many characters are more tokens than it takes."""
 _GROWTH = 4
+"""By how much the part that is tried next is larger."""
 _MOST = 1 << 17
-"""Characters in one go. `tokenizers` takes 0.2 to 3.5 µs for one; 9 for those that normalising makes 18 of."""
+"""The most characters encoded in one go. `tokenizers` takes 0.2 to 3.5 µs a character, and 9 µs for a character that
+normalising makes 18 of."""
 _MOST_A_POSITION = 16
-"""As many in one go at any rate, for models that take very many tokens."""
+"""Characters for each token that a model takes, which may be encoded in one go even if they are more than `_MOST`."""
 _PART = 1 << 14
-"""Characters of a part of a text that is read whole."""
+"""Characters that each part of a text has, where a text is read whole."""
 
 
 @dataclass
 class Tokens:
-    """Tokens without special ones, and where in a text they come from.
+    """Tokens without special ones, and their places in the text.
 
     Attributes:
-        offsets: of each token, the characters of the text it stands for: (start, end).
-        words: and the number of the word it belongs to, None where the tokenizer knows no words.
+        offsets: for each token, the characters of the text it stands for: (start, end).
+        words: for each token, the number of the word it belongs to, None where the tokenizer knows no words.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -48,7 +51,7 @@ class Tokens:
         return Tokens(self.ids[which], self.offsets[which], self.words[which])
 
     def extend(self, following: Tokens) -> None:
-        """Add those of the part that follows in the text; its words are other ones."""
+        """Add the tokens of the part that follows in the text; the numbers of its words continue this one's."""
         known = next((word + 1 for word in reversed(self.words) if word is not None), 0)
         self.ids += following.ids
         self.offsets += following.offsets
@@ -57,10 +60,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Read:
-    """What was encoded of a text.
+    """A part of a text, encoded.
 
     Attributes:
-        start: the character of the text with which it begins.
+        start: the place of the part's first character in the text.
         more: whether the text goes on at the end that is cut.
     """
 
@@ -70,7 +73,7 @@ class Read:
 
     @property
     def tokens(self) -> Tokens:
-        """With their places in the text. Words are counted from the first that was encoded."""
+        """The part's tokens with their places in the text. Words are counted from the first one that was encoded."""
         offsets = self.encoding.offsets
         moved = [(start + self.start, end + self.start) for start, end in offsets] if self.start else offsets
         return Tokens(self.encoding.ids, moved, self.encoding.word_ids)
@@ -81,8 +84,8 @@ class LongTexts:
 
     Args:
         tokenizer: without truncation or padding.
-        most: tokens that a model takes.
-        cuts_left: whether the end of a text is kept, and not its beginning.
+        most: how many tokens a model takes.
+        cuts_left: whether texts are cut on the left, so that their end is kept and not their beginning.
     """
 
     def __init__(self, tokenizer: Tokenizer, most: int, cuts_left: bool) -> None:
@@ -92,14 +95,14 @@ class LongTexts:
         self.most_characters = max(_MOST, _MOST_A_POSITION * most)
 
     def is_long(self, *texts: str) -> bool:
-        """Whether it may pay to read only a part of them."""
+        """Whether texts are so long that reading only a part of them may pay."""
         return sum(map(len, texts)) > _LONG * self._most
 
     def kept(self, text: str) -> Read:
-        """At the end that is kept, all tokens or more than a model takes.
+        """Encode, from the end of a text that is kept, more tokens than a model takes, or all there are.
 
         Raises:
-            TextTooLongError: as many characters as are encoded in one go do not tell.
+            TextTooLongError: the characters that are encoded in one go do not determine these tokens.
         """
         before = 0
         for size in takewhile(lambda size: size < len(text), self._sizes()):
@@ -113,10 +116,10 @@ class LongTexts:
         return self.read(text, slice(0, len(text)))
 
     def parts(self, text: str) -> list[slice]:
-        """Parts of a text, each to be encoded in one go, whose tokens one after another are the text's.
+        """Parts of a text, each to be encoded in one go, whose tokens in sequence are the text's tokens.
 
         Raises:
-            TextTooLongError: there are no places close enough to one another to divide it.
+            TextTooLongError: the places where the text may be divided are too far apart.
         """
         start, parts = 0, []
         while len(text) - start > _PART and (stop := self._stop(text, start)) is not None:
@@ -126,14 +129,14 @@ class LongTexts:
         return [*parts, slice(start, len(text))]
 
     def whole(self, text: str) -> Tokens:
-        """All of a text's tokens. Raises as `parts` does."""
+        """All tokens of a text. Raises as `parts` does."""
         tokens = Tokens()
         for part in self.parts(text):
             tokens.extend(self.read(text, part).tokens)
         return tokens
 
     def read(self, text: str, part: slice, more: bool = False) -> Read:
-        """Encode a part of a text. Always as a batch: of one text `tokenizers` never lets go of the interpreter."""
+        """Encode a part of a text, as a batch of one: for a single text `tokenizers` would not release the GIL."""
         (encoding,) = self._tokenizer.encode_batch([text[part]], add_special_tokens=False)
         return Read(encoding, part.start, more)
 
@@ -149,7 +152,10 @@ class LongTexts:
         yield self.most_characters
 
     def _end(self, text: str, more_than: int, at_most: int) -> slice | None:
-        """The largest part at the end that is kept whose tokens are the text's; None if there is none of that size."""
+        """The largest part, at the end of the text that is kept, whose tokens are those of the text.
+
+        None if no such part has more than `more_than` and at most `at_most` characters.
+        """
         if self._boundaries is None:
             return None
         if not self._cuts_left:
@@ -161,7 +167,7 @@ class LongTexts:
         return None if start is None else slice(start, len(text))
 
     def _stop(self, text: str, start: int) -> int | None:
-        """Where a part ends that begins at `start`: nearest to its wanted length."""
+        """Where to end a part that begins at `start`: at most at its wanted length, or else as soon as possible."""
         if self._boundaries is None or not self._boundaries.joins:
             return None
         wanted = start + _PART
@@ -171,6 +177,7 @@ class LongTexts:
     def _refuse_too_long(self, text: str, undivided: int) -> None:
         if undivided > self.most_characters:
             raise TextTooLongError(
-                f"found a text of {len(text)} characters with no {self._most} tokens and no place to divide it in "
-                f"{self.most_characters}; send at most {self.most_characters}"
+                f"found a text of {len(text)} characters; at most {self.most_characters} are encoded in one go, and "
+                f"they hold no place to divide the text or fewer than {self._most} tokens; send at most "
+                f"{self.most_characters} characters"
             )

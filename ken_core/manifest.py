@@ -1,4 +1,4 @@
-"""What a delta says about itself: the JSON in its file's metadata, checked before anything else is read."""
+"""A delta's description of itself: the JSON in its file's metadata, checked before anything else is read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ken_core.positions import Coding
 
 FORMAT_VERSION = 4
 READABLE_VERSIONS = (2, 3, 4)
-"""3 added low-rank entries and the kind of adapter a delta was imported from; 4 all that sentence-transformers says of
-embeddings, in place of one pooling and whether vectors are scaled, and compressed tokenizer files."""
+"""Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
+and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -27,7 +27,7 @@ Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
 MAX_FILE_BYTES = 64 << 20
 MAX_FILE_RATIO = 64
-"""How much larger than its stream a tokenizer file may be; real ones are 3 to 8 times as large."""
+"""How many times larger than its stream a tokenizer file may be. Real files are 3 to 8 times larger."""
 _ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
 TASK_KINDS = {
@@ -53,10 +53,10 @@ class Stream(_Strict):
 
 
 class FileEntry(Stream):
-    """A tokenizer file, as it is or compressed with zstd."""
+    """A tokenizer file, stored as it is or compressed with zstd."""
 
     plain: Annotated[int, Field(gt=0, le=MAX_FILE_BYTES)] | None = None
-    """Bytes of the file itself; None: it is not compressed."""
+    """Bytes of the file before compression; None: the file is not compressed."""
 
     @model_validator(mode="after")
     def _is_no_bomb(self) -> FileEntry:
@@ -69,21 +69,22 @@ class FileEntry(Stream):
 
 
 class SparseEntry(_Strict):
-    """Positions (bit mask) and fine-tuned values of a tensor the base has too."""
+    """Positions (bit mask) and fine-tuned values of a tensor that the base has too."""
 
     shape: tuple[Size, ...]
     dtype: DTypeName
     selected: Size
-    """Elements the method chose."""
+    """Elements that the method chose."""
     stored: Size
-    """Those of them whose bits differ from the base's; only they are in the file."""
+    """Chosen elements whose bits differ from the base's. Only these are in the file."""
     mask: Stream
     mask_coding: Coding = "bitmap"
     values: Stream
 
 
 class WholeEntry(_Strict):
-    """A tensor stored in full: outside the backbone (head), of another shape, or absent from the base (dense)."""
+    """A tensor stored in full: outside the backbone (head), of another shape than the base's, or absent from the base
+    (dense)."""
 
     shape: Annotated[tuple[Length, ...], Field(max_length=8)]
     dtype: DTypeName
@@ -97,14 +98,14 @@ class WholeEntry(_Strict):
 
 
 class LowRankEntry(_Strict):
-    """A shift `scale * b @ a` of a whole matrix the base has too; `a` is (rank, columns), `b` (rows, rank)."""
+    """A shift `scale * b @ a` of a whole matrix that the base has too; `a` is (rank, columns), `b` (rows, rank)."""
 
     shape: tuple[Length, Length]
-    """Of the matrix: (rows, columns)."""
+    """The matrix's shape: (rows, columns)."""
     rank: Length
     scale: Annotated[float, Field(allow_inf_nan=False)]
     dtype: FloatName
-    """Of the factors; it need not be the base's."""
+    """The factors' dtype, which may differ from the base's."""
     a: Stream
     b: Stream
     codec: Literal["raw", "zstd"]
@@ -122,7 +123,7 @@ class LowRankEntry(_Strict):
 
 
 class Tensors(_Strict):
-    """Globs over tensor names: which took part in the selection, and what became of the others."""
+    """Globs over tensor names: which tensors took part in the selection, and what happened to the others."""
 
     include: tuple[Glob, ...]
     exclude: tuple[Glob, ...]
@@ -130,7 +131,7 @@ class Tensors(_Strict):
 
 
 class Trial(_Strict):
-    """One delta that calibration measured."""
+    """A delta that calibration measured."""
 
     method: str
     scope: Literal["global", "row"]
@@ -149,7 +150,7 @@ class Calibration(_Strict):
     tuned_score: float
     score: float
     confidence: float
-    """That the loss on all text like these examples is at most the tolerance."""
+    """The confidence that the loss on all text like these examples is at most the tolerance."""
     tried: tuple[Trial, ...]
 
 
@@ -165,7 +166,7 @@ class Base(_Strict):
 
 
 class Manifest(_Strict):
-    """A delta's own description. Counts are elements, sizes bytes; there is no timestamp."""
+    """A delta's description of itself. Counts are of elements, sizes are in bytes. There is no timestamp."""
 
     format: int
     creator: str
@@ -176,18 +177,18 @@ class Manifest(_Strict):
     budget: Budget
     seed: int
     tensors: Tensors | None = None
-    """None: all."""
+    """None: all tensors took part."""
     codec: Codec
     calibration: Calibration | None = None
     adapter: Adapter | None = None
-    """The kind of peft adapter it was imported from; None: extracted from a fine-tune."""
+    """The kind of peft adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     candidates: Size
-    """Elements of the backbone tensors fine-tuning changed, among which the method chose."""
-    backbone: Size
-    """All elements of the base's backbone."""
+    """Elements of the backbone tensors that fine-tuning changed, among which the method chose."""
+    backbone_parameters: Size = Field(alias="backbone")
+    """All elements of the base's backbone. The JSON calls them ``backbone``."""
     config: dict[str, Any]
     embedding: Embedding | None = None
-    """How token vectors become one; None: its folder did not say, or it has a head."""
+    """How token vectors become one vector; None: the fine-tune's folder did not say, or the task has a head."""
     sparse: dict[Name, SparseEntry]
     lowrank: dict[Name, LowRankEntry] = {}
     dense: dict[Name, WholeEntry]
@@ -199,7 +200,7 @@ class Manifest(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_formats(cls, plain: Any) -> Any:
-        """Until version 3 a manifest had one pooling and whether vectors are scaled."""
+        """Up to format 3, a manifest had one pooling and whether vectors are scaled."""
         if not isinstance(plain, dict) or plain.get("format") not in (2, 3):
             return plain
         kept = {key: value for key, value in plain.items() if key not in ("pooling", "normalize")}
@@ -235,22 +236,28 @@ class Manifest(_Strict):
             raise ValueError("config.id2label must map '0', '1', … to names")
         return self
 
+    def plain(self) -> dict[str, Any]:
+        """The manifest as plain JSON, for the file and the store."""
+        return self.model_dump(mode="json", by_alias=True)
+
     @property
     def whole(self) -> dict[str, dict[Name, WholeEntry]]:
-        """Tensors that are stored in full, by what they belong to."""
+        """Tensors that are stored in full, by the part they belong to: ``dense``, ``head`` or ``projections``."""
         return {"dense": self.dense, "head": self.head, "projections": self.projections}
 
     @property
     def selected(self) -> int:
+        """Elements that the method chose, in all sparse tensors."""
         return sum(e.selected for e in self.sparse.values())
 
     @property
     def stored(self) -> int:
+        """Elements that are in the file, in all sparse tensors."""
         return sum(e.stored for e in self.sparse.values())
 
     @property
     def labels(self) -> list[str]:
-        """Label names in the order of the logits, empty where the kind has none."""
+        """Names of labels in the order of the logits; empty if the kind has none."""
         if self.kind not in ("text-classification", "token-classification"):
             return []
         labels = self.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
@@ -258,5 +265,5 @@ class Manifest(_Strict):
 
 
 def task_kind(architecture: str) -> str:
-    """``BertForSequenceClassification`` -> ``text-classification``; the architecture itself where unknown."""
+    """``BertForSequenceClassification`` -> ``text-classification``; the architecture itself if it is unknown."""
     return next((kind for suffix, kind in TASK_KINDS.items() if architecture.endswith(suffix)), architecture)

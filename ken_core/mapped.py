@@ -1,12 +1,12 @@
-"""Whether the files that a checkpoint's tensors are mapped from still hold what they held when it was opened.
+"""Noticing when a checkpoint's mapped files no longer hold what they held when the checkpoint was opened.
 
-A map shows what is written into its file later, and reading past the end of a file that was cut ends the process. A
-file that another one is renamed over is another matter: the map keeps the old one. So the files that were opened are
-kept open, and looked at before and after tensors are read: their size, and the times of the last write and of the last
-change of anything, of which programs can set the first but not the second.
+A memory map shows what is written into its file later, and reading past the end of a file that was cut ends the
+process. Renaming another file over a mapped one is harmless: the map keeps the old file. So the files that were opened
+are kept open, and are looked at before and after tensors are read: their size, the time of the last write, and the time
+of the last change of anything. Programs can set the first of these times but not the second.
 
-Not seen that way are a damaged disk, writes that a network file system tells of late, and a process that goes on
-writing through a shared map of its own, whose times move with the first write after each flush. Hashing the tensors
+This does not notice a damaged disk, writes that a network file system reports late, or a process that goes on writing
+through a shared map of its own, which moves the times only with the first write after each flush. Hashing the tensors
 again finds these too.
 """
 
@@ -25,7 +25,7 @@ from ken_core.errors import CheckpointChangedError
 _log = logging.getLogger(__name__)
 
 Look = Callable[[], Sequence[str]]
-"""Hashes the tensors again; names of those that hold other values than when the checkpoint was opened."""
+"""Hashes the tensors again and returns the names of those that differ from when the checkpoint was opened."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class _State:
     def of(cls, found: os.stat_result) -> _State:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
-    def holds_what(self, before: _State) -> bool:
-        """Whether no program says it wrote since: renaming, linking and changing owners move the last time alone."""
+    def is_unwritten_since(self, before: _State) -> bool:
+        """Whether size and time of writing are the same. Renaming, linking or a new owner move `changed_ns` alone."""
         return (self.size, self.written_ns) == (before.size, before.written_ns)
 
 
 class MappedFiles:
-    """Files of weights, kept open. Without any (a model that is in memory only) nothing ever changes.
+    """Files of weights, kept open. Where there are none (a model that is in memory only), nothing ever changes.
 
     Args:
-        paths: opened at once, before anything is mapped from them.
+        paths: the files. They are opened at once, before anything is mapped from them.
     """
 
     def __init__(self, paths: Iterable[Path] = ()) -> None:
@@ -61,15 +61,15 @@ class MappedFiles:
         self._refused: tuple[_State, ...] | None = None
         self._lock = threading.RLock()
         self.trouble: str | None = None
-        """Why nothing is read from them at present; None while they are as they were at the last look."""
+        """Why nothing may be read from the files at present; None while they are as the last check accepted them."""
 
     def states(self) -> tuple[_State, ...]:
-        """How the files are now; two that are equal have nothing written between them."""
+        """The files' present states. If two results are equal, nothing was written between them."""
         return tuple(_State.of(os.fstat(opened)) for opened in self._opened)
 
     @property
     def cut(self) -> bool:
-        """Whether a file is shorter than it was, so that reading its map would end the process."""
+        """Whether a file is shorter than when it was opened, so that reading its map would end the process."""
         return any(now.size < first.size for now, first in zip(self.states(), self._at_first, strict=True))
 
     def check_since_opened(self) -> None:
@@ -81,12 +81,12 @@ class MappedFiles:
             )
 
     def check(self, look: Look | None) -> None:
-        """Raise `CheckpointChangedError` unless the files hold what they held.
+        """Raise `CheckpointChangedError` unless the files hold what they held when they were opened.
 
         Args:
-            look: taken once for each change of the files that is noticed, so that one that was merely touched is
-                accepted. None: nothing is known of the tensors, and every change is refused but one of a file's name,
-                owner or mode.
+            look: called once for each change of the files that is noticed, so that a file that was merely touched is
+                accepted. None if the tensors were not hashed before: then every change is refused, except one of a
+                file's name, owner or mode.
         """
         with self._lock:
             found = self.states()
@@ -98,7 +98,7 @@ class MappedFiles:
                 raise CheckpointChangedError(self.trouble)
 
     def refuse(self, names: Sequence[str]) -> None:
-        """Let `check` fail from now on, until the files change again: these tensors hold other values."""
+        """Make `check` fail from now on, until the files change again, because these tensors hold other values."""
         with self._lock:
             found = self.states()
             if found != self._refused or self.trouble is None:
@@ -107,16 +107,16 @@ class MappedFiles:
     def _judge(self, found: tuple[_State, ...], look: Look | None) -> None:
         if self.cut:
             self._refuse(found, "it is shorter than it was")
-        elif look is None and all(map(_State.holds_what, found, self._accepted)):
+        elif look is None and all(map(_State.is_unwritten_since, found, self._accepted)):
             self._accepted, self._refused, self.trouble = found, None, None
         elif look is None:
-            self._refuse(found, "what its tensors held was not noted")
+            self._refuse(found, "its tensors had not been hashed before, so they cannot be compared")
         elif names := look():
             self._refuse(found, _other_values(names))
         elif self.states() != found:
             self._refuse(found, "it is still being written to")
         else:
-            _log.warning("%s was touched, and all its tensors hold what they held; going on", self._names)
+            _log.warning("%s was touched, but all its tensors hold the same values as before; going on", self._names)
             self._accepted, self._refused, self.trouble = found, None, None
 
     def _refuse(self, found: tuple[_State, ...], reason: str) -> None:

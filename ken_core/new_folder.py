@@ -1,4 +1,4 @@
-"""A folder that is there with all its files or not at all."""
+"""Writing an output folder that appears with all its files or not at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ken_core.writing import writing
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder to write to that becomes `out` at the end; after an error or Ctrl-C nothing of it is left.
+    """Yield a folder to write to, which becomes `out` at the end; after an error or Ctrl-C nothing of it is left.
 
     Raises:
         OutputExistsError: `out` exists and is not an empty folder.
-        OutputError: it cannot be written.
+        OutputError: the folder cannot be written.
     """
     with writing(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,7 +1,8 @@
-"""Whether every stored tensor found its place in the model, and every weight of the model its tensor.
+"""Checking that every stored tensor found its place in the model, and every weight of the model its tensor.
 
-Transformers leaves out what it has no place for and initialises what it does not find, each with no more than a note.
-Where both happen, the weights are there under names it does not know, and the model that is loaded is another one.
+Transformers leaves out tensors that it has no place for, initialises weights that it does not find, and merely logs
+both. Where both happen, the files hold the weights under names that transformers does not know, and the model it loads
+is not the one that was saved.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ _OTHERWISE = "Save it with save_pretrained from a plain model of the class that 
 
 
 def check_places(folder: Path, model: PreTrainedModel, lacking: Collection[str], left_out: Collection[str]) -> None:
-    """Refuse a model whose weights are in its files under names it does not know.
+    """Refuse a model whose weights are in its files under names that transformers does not know.
 
     Args:
-        lacking: names in the whole model, of weights that no file holds.
+        lacking: names (in the whole model) of weights that no file holds.
         left_out: names in the files that the model has no place for.
 
     Raises:
-        CheckpointError: naming one of each.
+        CheckpointError: there are names of both kinds, and the message gives one of each; or a tensor that was left out
+            changes a weight.
     """
     if altered := [name for name in sorted(left_out) if _of_a_weight(name, model)]:
         raise CheckpointError(
-            f"{folder} holds {altered[0]!r}, which changes that layer's weight; a {type(model).__name__} leaves it "
-            f"out and answers otherwise. {advice(altered[0])}"
+            f"{folder} holds {altered[0]!r}, which changes the weight of its layer; a {type(model).__name__} leaves it "
+            f"out, so its answers would be others. {advice(altered[0])}"
         )
     if lacking and left_out:
         missed, stray = _closest(lacking, left_out)
@@ -58,13 +60,13 @@ def advice(stray: str) -> str:
 
 
 def inside(model: PreTrainedModel, names: Collection[str]) -> list[str]:
-    """The names that would lie inside the model's backbone, sorted: others are heads, which other classes have."""
+    """The names that would lie inside the model's backbone, sorted; the others belong to heads of other classes."""
     prefix, children = f"{model.base_model_prefix}.", {name for name, _ in model.base_model.named_children()}
     return sorted(name for name in names if name.removeprefix(prefix).partition(".")[0] in children)
 
 
 def _of_a_weight(name: str, model: PreTrainedModel) -> bool:
-    """Whether a tensor belongs to a layer that has weights of its own and no parts: it can only change those."""
+    """Whether a tensor belongs to a layer that has weights and no sub-layers: it can only change those weights."""
     modules = dict(model.named_modules())
     prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
@@ -83,7 +85,7 @@ def _is_leaf_with_weights(module: nn.Module) -> bool:
 
 
 def _closest(lacking: Collection[str], left_out: Collection[str]) -> tuple[str, str]:
-    """One of each, with most parts of their names in common."""
+    """The first lacking name, and the left-out name that shares the most parts with it."""
     missed = min(lacking)
     parts = set(missed.split("."))
     return missed, max(sorted(left_out), key=lambda name: len(parts & set(name.split("."))))

@@ -1,8 +1,8 @@
-"""Encodings of a mask: as the bits it is, or as the gaps between its set bits, whichever is smaller.
+"""Encoding masks: as a bitmap, or as the gaps between its set bits, whichever is smaller.
 
-A bitmap costs a bit an element before compression, whatever it holds. Gaps (each a little-endian base-128
-varint, as in protocol buffers: seven bits a byte, the eighth says that more follow) cost about a byte a kept
-element, so they win where few are kept.
+A bitmap costs a bit for each element before compression, whatever it holds. Gaps (each a little-endian base-128
+varint, as in protocol buffers: seven bits a byte, the eighth says that more bytes follow) cost about a byte for each
+kept element, so they win where few elements are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ken_core.errors import DeltaFormatError
 Coding = Literal["bitmap", "gaps"]
 
 _GAPS_BELOW = 1 / 8
-"""Kept more densely than this, gaps are larger than the bitmap even before compression."""
+"""If a larger share is kept, gaps take more bytes than the bitmap even before compression."""
 _LONGEST_VARINT = 9
 
 
@@ -28,7 +28,7 @@ def encode_positions(packed: Bytes, numel: int, *, compressed: bool) -> tuple[By
     """Encode a packed mask (`ken_core.bits.pack_mask`) of `numel` elements.
 
     Returns:
-        The stream and how it is coded; without compression always the bitmap itself.
+        The stream and how it is coded; without compression it is always the bitmap itself.
     """
     if not compressed:
         return packed, "bitmap"
@@ -58,7 +58,7 @@ def decode_positions(data: Bytes, numel: int, count: int, coding: Coding, *, com
 
 
 def _most_bytes(numel: int, count: int) -> int:
-    """Of `count` gaps that lead no further than `numel`: one of more than a byte is at least 128 wide."""
+    """The most bytes that `count` gaps among `numel` elements take: a gap of several bytes is at least 128 wide."""
     return count + (_LONGEST_VARINT - 1) * min(count, numel // 128)
 
 
@@ -89,7 +89,7 @@ def _write_varints(numbers, out):  # type: ignore[no-untyped-def]  # pragma: no 
 
 @numba.njit(cache=True, nogil=True)
 def _set_from_varints(data, mask):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Set what the gaps lead to; the number of positions, -1 where one lies outside or the last is cut off."""
+    """Set the positions that the gaps lead to, and count them; -1 if one lies outside or the last gap is cut off."""
     position, gap, shift, found = np.int64(-1), np.int64(0), 0, 0
     for byte in data:
         if shift > 56:

@@ -1,4 +1,4 @@
-"""What long work tells whoever watches it."""
+"""Progress of long work: the stage it is in, and the callback that is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """`what` is being done to the tensor `name`, after `done` of `total` tensors."""
+    """The work `what` is being done to the tensor `name`, after `done` of `total` tensors."""
 
     what: str
     name: str
@@ -20,4 +20,4 @@ Progress = Callable[[Stage], None]
 
 
 def silent(stage: Stage) -> None:
-    """Tell nobody."""
+    """A progress callback that does nothing."""

@@ -1,12 +1,13 @@
-"""Lossy values: a shift from the base as a sign and one of a few evenly spaced sizes.
+"""Lossy values: a shift from the base is stored as a sign and one of a few evenly spaced sizes.
 
-With ``2**(bits - 1)`` sizes, size ``j`` is ``low + j * step``, both float64 and one pair a tensor. `low` is the
-smallest shift of the tensor (selection by magnitude leaves none near zero), the largest size the one that makes
-the squared error smallest; a few far larger shifts are cut down to it. One bit leaves the sign alone: its size is
-the mean, which makes the squared error smallest (as in BitDelta, Liu et al. 2024, arXiv 2402.10193).
+There are ``2**(bits - 1)`` sizes, and size ``j`` is ``low + j * step``. `low` and `step` are float64, one pair for each
+tensor. `low` is the size of the tensor's smallest shift (selection by magnitude leaves none near zero). The largest
+size is chosen so that the squared error is smallest; the few shifts that are far larger are cut down to it. With one
+bit only the sign is stored, and the single size is the mean, which makes the squared error smallest (as in BitDelta,
+Liu et al. 2024, arXiv 2402.10193).
 
-Error of a shift, before its value is rounded to the weights' dtype: at most ``step / 2``, or, where it is larger
-than the largest size, what it exceeds that by; with one bit, its distance from the mean.
+The error of a shift, before its value is rounded to the weights' dtype, is at most ``step / 2``. For a shift larger
+than the largest size it is the excess over that size; with one bit, the distance from the mean.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Codes = npt.NDArray[np.uint8]
 """The sign in the lowest bit, the size's number above it."""
 
 _TRIED_TOPS = (1.0, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18, 0.12)
-"""Where the largest size lies between the smallest shift (0) and the largest (1)."""
+"""Candidates for the largest size, as its place between the smallest shift (0) and the largest (1)."""
 _HISTOGRAM_BINS = 4096
 
 
@@ -36,7 +37,7 @@ class Levels:
 
 
 def quantise(values: Bits, base: Bits, dtype: torch.dtype, bits: int) -> tuple[Codes, Levels]:
-    """Codes of `bits` bits (1 to 8) for fine-tuned values, given the base's bits at the same positions."""
+    """Codes of `bits` bits (1 to 8), and their levels, for fine-tuned values and the base's at the same positions."""
     shifts = _wide(values, dtype) - _wide(base, dtype)
     sizes = np.abs(shifts)
     levels = _levels(sizes, 1 << (bits - 1))

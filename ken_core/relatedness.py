@@ -1,8 +1,8 @@
-"""Whether a model can be a fine-tune of a base at all, by the direction of its weight matrices.
+"""Relatedness: can a model be a fine-tune of a base at all, judging by the direction of its weight matrices?
 
-Fine-tuning turns matrices a little, however long it lasts: over the 40 of MiniLM-L6 the median cosine to the base was
-1.000 at the usual learning rate (1e-4), 0.994 at 10 times that, 0.957 at 50 times and 0.622 at 200 times. Models that
-are trained or initialised apart point anywhere: the median was 0.001 at most.
+Fine-tuning turns matrices only a little, however long it lasts: over the 40 matrices of MiniLM-L6 the median cosine to
+the base was 1.000 at the usual learning rate (1e-4), 0.994 at 10 times that, 0.957 at 50 times and 0.622 at 200 times.
+Matrices of models that are trained or initialised separately point in any direction: the median was 0.001 at most.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ken_core.blocks import blocks_of, widen
 
 LEAST_MEDIAN = 0.3
 _FEWEST = 4
-"""Matrices; of fewer, a new embedding alone would weigh too much."""
+"""The least number of matrices to judge by; among fewer, a new embedding alone would weigh too much."""
 
 
 def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Of two floating CPU tensors of one shape, seen as vectors; 0 where one of them is all zeros."""
+    """The cosine between two floating CPU tensors of one shape, seen as vectors; 0 where one of them is all zeros."""
     product = our_square = their_square = 0.0
     for block in blocks_of(ours):
         a, b = widen(ours, block), widen(theirs, block)
@@ -36,6 +36,6 @@ def is_related(cosines: Sequence[float]) -> bool:
     """Whether matrices point where the base's do.
 
     Args:
-        cosines: one of each matrix that both have in one shape, 1.0 for those that are equal.
+        cosines: one for each matrix that both models have in the same shape; 1.0 for matrices that are equal.
     """
     return len(cosines) < _FEWEST or median(cosines) >= LEAST_MEDIAN

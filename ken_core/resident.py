@@ -14,12 +14,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ken_core.bits import as_bits, from_bits
 from ken_core.checkpoint import Checkpoint, weights
 from ken_core.delta import Delta, check_base, expanded, patched
 from ken_core.errors import ExchangeError, PoisonedError
 from ken_core.fingerprint import Fingerprint, TensorId, identify
-from ken_core.kernels import Exchange, Packed, Segment, Switch, exchange_for, pack, switch_for
+from ken_core.kernels import (
+    Exchange,
+    Packed,
+    Segment,
+    Switch,
+    cast_values,
+    exchange_for,
+    pack,
+    packed_nbytes,
+    switch_for,
+)
 
 _ALIGNMENT = 64
 """Elements: a mask word never spans two tensors, and rows start on a cache line."""
@@ -118,6 +127,18 @@ class ResidentModel:
         head = {n: self._placed(t, n) for n, t in delta.head.items()}
         names = frozenset(self._home.keys() & {*delta.sparse, *whole})
         return Attached(names, packed, whole, head, materialised)
+
+    def bytes_to_attach(self, delta: Delta, *, materialised: bool = False) -> int:
+        """Bytes on the device that `attach` will take: the `nbytes` of what it returns."""
+        base = self.checkpoint.backbone_tensors
+        made = {n: base[n] for n in (*delta.lowrank, *(delta.sparse if materialised else ()))}
+        whole = (*made.items(), *delta.dense.items(), *delta.head.items())
+        size = sum(t.numel() * self._serving_dtype(t, n).itemsize for n, t in whole)
+        if not materialised:
+            for name, entry in delta.sparse.items():
+                dtype = self._serving_dtype(base[name], name)
+                size += packed_nbytes(base[name].numel(), entry.values.size, dtype, self.device)
+        return size
 
     def _made_of_the_base(self, delta: Delta, materialised: bool) -> dict[str, torch.Tensor]:
         base = self.checkpoint.backbone_tensors
@@ -282,6 +303,6 @@ class ResidentModel:
         for name in sorted(delta.sparse):
             entry = delta.sparse[name]
             dtype = self._serving_dtype(self.checkpoint_tensor(name), name)
-            values = entry.values if entry.dtype == dtype else as_bits(from_bits(entry.values, entry.dtype).to(dtype))
+            values = cast_values(entry.values, entry.dtype, dtype)
             by_dtype.setdefault(dtype, []).append(Segment(self._start[name], entry.positions, values))
-        return {dtype: pack(segments, dtype, dtype, self.device) for dtype, segments in by_dtype.items()}
+        return {dtype: pack(segments, dtype, self.device) for dtype, segments in by_dtype.items()}

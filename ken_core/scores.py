@@ -1,4 +1,4 @@
-"""Scores of a tensor's elements as integers whose order is the score's order; the largest are kept."""
+"""Scores: every element of a tensor gets an integer key in the order of its score; the largest keys are kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def unlikely_shift(base: Rows, tuned: Rows) -> Keys:
 
 
 def random(name: str, seed: int, start: int, shape: tuple[int, int]) -> Keys:
-    """Uniform keys for the elements from `start` on: a stream of the tensor's own, read at any place."""
+    """Uniform keys for the elements from `start` on, from a random stream of the tensor's own.
+
+    The stream can be read from any place, so a key depends neither on blocks nor on threads.
+    """
     entropy = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")
     stream = np.random.Philox(entropy)
     stream.advance(start // _PHILOX_WORDS)
@@ -42,5 +45,5 @@ def random(name: str, seed: int, start: int, shape: tuple[int, int]) -> Keys:
 
 
 def _float_keys(scores: npt.NDArray[np.float64]) -> Keys:
-    """Bits of non-negative floats order as the floats do."""
+    """Scores as keys: the bits of non-negative floats have the order of the floats."""
     return scores.view(np.uint64)

@@ -1,8 +1,8 @@
-"""Which parameters keep their fine-tuned value: a method that scores them and a budget that cuts.
+"""Selection: which parameters keep their fine-tuned value. A method scores them, a budget says how many are kept.
 
-Everything here is exact and deterministic: but for `ken-grid`, a budget is met to the element, ties fall to the
-earlier position (of the earlier tensor name), and neither the order of tensors nor the number of threads
-changes a mask. Tensors are read in blocks of rows, several times where one threshold is sought over all of them.
+Everything here is exact and deterministic. Except by `ken-grid`, a budget is met to the element; among equal scores the
+earlier position (of the earlier tensor name) is kept; and neither the order of tensors nor the number of threads
+changes a mask. Tensors are read in blocks of rows, several times where one threshold is sought over all tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 _DIGIT_BITS = 16
 _FEW_KEYS = 1 << 23
-"""So many candidates for the threshold are sorted rather than counted once more."""
+"""If no more candidates for the threshold are left, they are sorted rather than counted once more."""
 
 ALLOWED_SCOPES: dict[str, tuple[Scope, ...]] = {
     "ken": ("row",),
@@ -47,10 +47,10 @@ ALLOWED_SCOPES: dict[str, tuple[Scope, ...]] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """How many elements keep their fine-tuned value: `k` of each row, or a `fraction` of each row or of all.
+    """How many elements keep their fine-tuned value: `k` of each row, or a `fraction` of each row or of all elements.
 
     Raises:
-        SelectionError: neither or both of `k` and `fraction`, one out of range, or `k` with a global scope.
+        SelectionError: neither or both of `k` and `fraction` are given, one is out of range, or `k` has a global scope.
     """
 
     scope: Scope = "global"
@@ -68,7 +68,7 @@ class Budget:
             raise SelectionError("k counts elements of a row; with k, the scope must be 'row'")
 
     def of(self, numel: int) -> int:
-        """How many of `numel` elements (of a row, or of all) are kept."""
+        """How many of `numel` elements are kept; `numel` counts a row or all tensors, as the scope says."""
         if self.k is not None:
             return min(self.k, numel)
         assert self.fraction is not None
@@ -80,7 +80,7 @@ class Selection:
     """A method, its budget, and the tensors it works on. `seed` matters to `random` alone.
 
     Raises:
-        SelectionError: an unknown method, or a scope or budget the method does not allow.
+        SelectionError: the method is unknown, or does not allow the scope or budget.
     """
 
     method: Method = "magnitude"
@@ -110,12 +110,12 @@ def select(
     """Masks of the elements that keep their fine-tuned value.
 
     Args:
-        names: tensors that compete for the budget.
-        pair: gives (base, tuned) of a name; called again rather than holding all tensors at once.
-        progress: told each tensor's name, whenever its turn comes.
+        names: the tensors that share the budget.
+        pair: returns (base, tuned) for a name; it is called several times, so that not all tensors are held at once.
+        progress: told each tensor's name, whenever the tensor's turn comes.
 
     Yields:
-        Every name, sorted, with a flat boolean mask of the tensor's number of elements.
+        Every name, in sorted order, with a flat boolean mask over the tensor's elements.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
@@ -132,7 +132,7 @@ def select(
 
 @dataclass
 class _Cut:
-    """Keys above `threshold` are kept, and of those equal to it the first `room` that are met."""
+    """Keys above `threshold` are kept, and so are the first `room` keys that equal it."""
 
     threshold: int
     room: int
@@ -177,7 +177,7 @@ def _keep_of_rows(name: str, pair: Pair, rows: slice, selection: Selection) -> M
 
 
 class _Threshold:
-    """The key that the budget's last element has, found digit by digit, so that only counts are held."""
+    """Finds the key of the budget's last element, digit by digit, so that counts are held instead of keys."""
 
     def __init__(
         self, names: list[str], pair: Callable[[str], Pair], selection: Selection, progress: Progress, pool: Workers
@@ -206,7 +206,7 @@ class _Threshold:
         return _Cut(int(threshold), room - int((candidates > threshold).sum()))
 
     def _each(self, work: Callable[[Keys], Result]) -> Iterator[Result]:
-        """`work` on the keys of every block of every tensor."""
+        """The results of `work` on the keys of every block of every tensor, in order."""
         self._reading += 1
         for done, name in enumerate(self._names):
             self._progress(Stage(f"threshold, reading {self._reading}", name, done, len(self._names)))
@@ -231,7 +231,7 @@ def _with_prefix(keys: Keys, known: int, prefix: int) -> Keys:
 
 
 def _where_cut(histogram: npt.NDArray[np.int64], keep: int) -> tuple[int, int]:
-    """The bin in which the `keep`-th largest falls, and how many lie in the bins above it."""
+    """The bin into which the `keep`-th largest key falls, and how many keys lie in the bins above it."""
     from_top = np.cumsum(histogram[::-1])
     place = int(np.searchsorted(from_top, keep))
     above = int(from_top[place - 1]) if place else 0
@@ -280,7 +280,7 @@ def _keep_above(keys, threshold, room, mask):  # type: ignore[no-untyped-def]  #
 
 @numba.njit(cache=True, nogil=True)
 def _keep_first_of_each(keys, cuts, keep, mask):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Keys above their row's cut, and of those at the cut the first, until `keep` of the row are kept."""
+    """Keep the keys above their row's cut, and the first keys equal to the cut, until `keep` of the row are kept."""
     for r in range(keys.shape[0]):
         above = 0
         for i in range(keys.shape[1]):

@@ -1,8 +1,8 @@
-"""A sentence-transformers folder: what it says beside the weights, read strictly and written back.
+"""Folders of sentence-transformers: the files beside the weights are read strictly, and written back.
 
-``modules.json`` names a list of modules that SentenceTransformer runs in order. Served are a Transformer, a Pooling,
-and then Dense and Normalize in any order; whatever else would change the embeddings is refused by name. Both forms of
-every file are read: the old one, and that of version 6.
+``modules.json`` lists the modules that SentenceTransformer runs in order. This package serves a Transformer, then a
+Pooling, then Dense and Normalize in any order; any other module or setting that would change the embeddings is refused
+by name. Every file is read in both its forms: the old one, and that of version 6.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OLD_POOLING: Mapping[str, Pooling] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last",
 }
-"""In the order in which several are put together."""
+"""Keys of the old form -> modes, in the order in which SentenceTransformer concatenates several modes."""
 _NEW_POOLING: Mapping[str, Pooling] = {"lasttoken": "last", **{mode: mode for mode in POOLINGS if mode != "last"}}
 _POOLING_KEYS = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"}
 _DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function", "use_residual"} | {
@@ -58,18 +58,18 @@ _AT_DEFAULT: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("processor_kwargs", "config_args", "config_kwargs"), (None, {})),
     "tokenizer_name_or_path": (None,),
 }
-"""Keys of the Transformer's file that are served at these values alone."""
+"""Keys of the Transformer's file, and the only values with which they are served."""
 _WITHOUT_EFFECT = {"unpad_inputs"}
 _SAVED_WITHOUT_PROMPTS = {"query": "", "document": ""}
-"""Names that SentenceTransformer knows in every folder."""
+"""The prompts that SentenceTransformer knows for every folder."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a folder says about its embeddings.
+    """A folder's description of its embeddings, and the weights that belong to it.
 
     Attributes:
-        projections: the weights of its Dense modules, by `Embedding.shapes`.
+        projections: the weights of the Dense modules, by the names in `Embedding.shapes`.
     """
 
     embedding: Embedding
@@ -77,13 +77,13 @@ class Described:
 
 
 def read(folder: Path, width: int | None) -> Described | None:
-    """What a folder's own files say about embeddings; None where it is not one of sentence-transformers.
+    """Read a folder's description of its embeddings; None where the folder is not one of sentence-transformers.
 
     Args:
-        width: of the model's token vectors, None where its config does not tell.
+        width: the width of the model's token vectors, None where its config does not tell.
 
     Raises:
-        CheckpointError: the files are damaged, or say something that is not served.
+        CheckpointError: the files are damaged, or ask for something that is not served.
     """
     if not (folder / MODULES).is_file():
         if (folder / "1_Pooling" / "config.json").is_file():
@@ -107,11 +107,11 @@ def holds_embeddings(folder: Path) -> bool:
 
 
 def write(described: Described, folder: Path, width: int) -> None:
-    """Write a folder's files again, so that SentenceTransformer gives the same embeddings.
+    """Write the files of a description, so that SentenceTransformer computes the same embeddings from the folder.
 
     Args:
-        folder: holds the model and its tokenizer.
-        width: of the model's token vectors.
+        folder: the folder of the model and its tokenizer.
+        width: the width of the model's token vectors.
     """
     embedding = described.embedding
     modules = [_module(0, "Transformer", ""), _module(1, "Pooling", "1_Pooling")]
@@ -137,7 +137,7 @@ def write(described: Described, folder: Path, width: int) -> None:
 
 
 class _Reading:
-    """One folder being read."""
+    """Reads one folder, file by file."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self._folder = folder
@@ -153,10 +153,10 @@ class _Reading:
         (first, place), *rest = self._modules()
         if first != "Transformer" or place != "" or not rest or rest[0][0] != "Pooling":
             found = [kind for kind, _ in ((first, place), *rest)]
-            raise self._refused(MODULES, f"lists {found}; served is a Transformer in the folder itself, then a Pooling")
+            raise self._refused(MODULES, f"lists {found}; expected a Transformer in the folder itself, then a Pooling")
         self._read_transformer()
         self._read_pooling(rest[0][1])
-        steps = [(kind, where) for kind, where in rest[1:] if kind != "Dropout"]  # which does nothing outside training
+        steps = [(kind, where) for kind, where in rest[1:] if kind != "Dropout"]  # it does nothing outside training
         self._told["modules"] = [self._step(i, kind, where) for i, (kind, where) in enumerate(steps)]
         self._read_about(about)
         embedding = self._checked("", lambda: Embedding.model_validate(self._told))
@@ -293,8 +293,8 @@ class _Reading:
 
     def _refused(self, name: str, found: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._folder / name} {found}. It would be left out, and the embeddings be others than those of "
-            f"SentenceTransformer; save the model without it, or remove {MODULES} and the modules' folders to have the "
+            f"{self._folder / name} {found}. This is not served: the embeddings would differ from those of "
+            f"SentenceTransformer. Save the model without it, or remove {MODULES} and the modules' folders to use the "
             "weights alone"
         )
 
@@ -307,13 +307,13 @@ def _class_of(reference: Any) -> str | None:
 
 
 def _dotted(activation: str) -> str:
-    """Where torch keeps it: ``torch.nn.modules.activation.Tanh``."""
+    """An activation's full name in torch, for example ``torch.nn.modules.activation.Tanh``."""
     found = getattr(nn, activation)
     return f"{found.__module__}.{found.__qualname__}"
 
 
 def _pooling_file(embedding: Embedding, width: int) -> dict[str, Any]:
-    """The form every version reads, where it can say so; that of version 6 else."""
+    """The content of the Pooling's file: if possible in the form that all versions read, else that of version 6."""
     if tuple(mode for mode in _OLD_POOLING.values() if mode in embedding.pooling) == embedding.pooling:
         modes = {key: mode in embedding.pooling for key, mode in _OLD_POOLING.items()}
         return {"word_embedding_dimension": width, **modes}

@@ -1,7 +1,7 @@
-"""The files that a checkpoint's weights lie in, and the names they have there.
+"""A checkpoint's weight files: which files they are, the dtypes stored in them, and names without training wrappers.
 
-What wraps a model while it is trained leaves its own parts in the names (`torch.compile`, FSDP, DataParallel), and
-pruning in torch stores a weight as its values and a mask. Both are undone exactly; other wrappers are not recognised
+Wrappers around a model in training (`torch.compile`, FSDP, DataParallel) leave parts of their own in tensor names, and
+pruning in torch stores a weight as its values and a mask. Both are undone exactly. Other wrappers are not recognised
 here, so their tensors find no place in the model (`ken_core.placement`).
 """
 
@@ -26,10 +26,10 @@ _VALUES, _MASK = "_orig", "_mask"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads, in the order in which it looks for them; none where there are none.
+    """The weight files that transformers reads: the first it finds, in the order in which it looks; may be empty.
 
     Raises:
-        CheckpointError: an index of shards that is none.
+        CheckpointError: an index of shards is damaged, or a shard is missing.
     """
     for name in _WHOLE:
         if (folder / name).is_file():
@@ -52,9 +52,9 @@ def _shards(index: Path) -> list[Path]:
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype | None]:
-    """The floating dtype of every stored tensor by its name, None of another type; no value is read.
+    """The floating dtype of every stored tensor by its name, None for tensors of other types; no value is read.
 
-    Pickles are only ever read with `weights_only`, which runs no code of theirs.
+    Pickles are only ever read with `weights_only`, so that no code in them runs.
     """
     found: dict[str, torch.dtype | None] = {}
     for path in weight_files(folder):
@@ -69,15 +69,15 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype | None]:
 
 
 def is_wrapped(names: Mapping[str, object]) -> bool:
-    """Whether names are those of a wrapped model, as `unwrapped` knows it."""
+    """Whether names show that the model was saved inside a wrapper that `unwrapped` can undo."""
     return _plain_names(names) != {n: n for n in names} or bool(_masked(names))
 
 
 def unwrapped(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a wrapped model by the names they have without the wrapper; on the mapped file as far as they can.
+    """The tensors of a wrapped model, by their names without the wrapper; where possible, views of the mapped file.
 
     Raises:
-        CheckpointError: two tensors get one name.
+        CheckpointError: two tensors get the same name.
     """
     stored: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
@@ -106,6 +106,6 @@ def _plain_names(names: Mapping[str, object]) -> dict[str, str]:
 
 
 def _masked(names: Mapping[str, object]) -> list[str]:
-    """Weights that are stored as values and a mask."""
+    """Names of the weights that are stored as values and a mask."""
     ends = [name.removesuffix(_VALUES) for name in names if name.endswith(_VALUES)]
     return [weight for weight in ends if weight + _MASK in names and weight not in names]

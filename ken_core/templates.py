@@ -1,8 +1,8 @@
-"""Special tokens around one text or between two, and how much of two texts fits with them.
+"""Rows of token ids: the special tokens around one text or two, and how much of the texts fits between them.
 
-`tokenizers` can cut a pair by itself, but then builds every combination of what is left over of the one text with what
-is left over of the other: two texts of 20,000 characters took 1.9 s and 700 MB at 64 positions, with the square of
-their length. Cut and put together from parts, a pair costs what its two texts cost.
+`tokenizers` can cut a pair of texts by itself, but then it builds every combination of the cut-off parts of one text
+with those of the other. The cost grows with the square of the length: two texts of 20,000 characters took 1.9 s and
+700 MB at 64 positions. A pair that is cut and put together here costs no more than its two texts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from ken_core.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Template:
-    """What a tokenizer puts before, between and after texts.
+    """The special tokens that a tokenizer puts before, between and after texts.
 
     Attributes:
-        special: ids of special tokens before the first text, after it, and so on: one run more than there are texts.
-        special_types: their segment ids.
+        special: ids of the special tokens before the first text, after it, and so on: one run more than there are
+            texts.
+        special_types: the segment ids of the special tokens, in runs of the same lengths.
         types: the segment id of each text's tokens.
     """
 
@@ -32,10 +33,10 @@ class Template:
 
     @classmethod
     def of(cls, probe: tokenizers.Encoding, texts: int) -> Template:
-        """The template by which a tokenizer encoded `texts` texts, each of which has a token.
+        """The template with which a tokenizer encoded a probe of `texts` texts, each of which has a token.
 
         Raises:
-            CheckpointError: one of them has none.
+            CheckpointError: a text has no token.
         """
         special: list[list[int]] = [[]]
         special_types: list[list[int]] = [[]]
@@ -59,12 +60,12 @@ class Template:
         return sum(map(len, self.special))
 
     def fill(self, *texts: Sequence[int]) -> list[int]:
-        """Token ids of texts with the special ones."""
+        """A row's token ids: those of the texts, and the special ones."""
         between = (chain(text, run) for text, run in zip(texts, self.special[1:], strict=True))
         return list(chain(self.special[0], *between))
 
     def fill_types(self, *lengths: int) -> list[int]:
-        """Segment ids of texts of so many tokens with the special ones."""
+        """A row's segment ids, for texts of these lengths in tokens and the special tokens."""
         filled = list(self.special_types[0])
         for length, kind, run in zip(lengths, self.types, self.special_types[1:], strict=True):
             filled += [kind] * length
@@ -73,7 +74,7 @@ class Template:
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept where both have room for `room`: the longer one is cut first."""
+    """How many tokens of each of two texts are kept where there is room for `room` in all: the longer is cut first."""
     if first + second <= room:
         return first, second
     kept = min(first, second, room // 2)
@@ -81,10 +82,10 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def overlapping(length: int, room: int, stride: int) -> list[range]:
-    """Parts of at most `room` of a length, each of which begins with the last `stride` of the one before; at least one.
+    """Ranges of at most `room` numbers that cover 0 to `length` and overlap by `stride`; at least one range.
 
     Args:
-        stride: less than `room`.
+        stride: how many numbers at the end of a range the next range begins with; less than `room`.
     """
     last = max(0, length - room)
     starts = range(0, last + room - stride, room - stride) if last else range(1)

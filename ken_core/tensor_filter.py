@@ -1,4 +1,4 @@
-"""Which tensors take part in a selection, by name."""
+"""Tensor filters: which tensors take part in a selection, by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Outside = Literal["reset", "keep"]
 class TensorFilter:
     """Tensors whose backbone-relative name matches a glob of `include` and none of `exclude`.
 
-    The others are all reset to the base's values, or kept in full, as `outside` says.
+    All other tensors are reset to the base's values or kept in full, as `outside` says.
 
     Raises:
-        SelectionError: `outside` is neither, or no glob is given to include.
+        SelectionError: `outside` is neither 'reset' nor 'keep', or `include` has no glob.
     """
 
     include: tuple[str, ...] = ("*",)
@@ -36,7 +36,7 @@ class TensorFilter:
         return any(fnmatchcase(name, g) for g in self.include) and not any(fnmatchcase(name, g) for g in self.exclude)
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise `SelectionError` where no tensor is covered: then a glob is mistyped."""
+        """Raise `SelectionError` if the filter covers none of these tensors, as when a glob is mistyped."""
         known = sorted(names)
         if known and not any(self.covers(n) for n in known):
             raise SelectionError(
@@ -53,4 +53,5 @@ PRESETS: dict[str, TensorFilter] = {
     "attention": TensorFilter(("*attention*", "*attn*"), ("*norm*", "*Norm*")),
     "no-embeddings": TensorFilter(exclude=("*embed*", "wte.*", "wpe.*")),
 }
-"""By name: the authors' "attention layers only", over the names of many architectures; all but embeddings."""
+"""Filters with a name: everything; the authors' "attention layers only", by the names of many architectures; everything
+but embeddings."""

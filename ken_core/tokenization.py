@@ -1,4 +1,4 @@
-"""Text to token ids, and rows of ids to one padded batch."""
+"""Tokenization: texts become rows of token ids, and rows become one padded batch."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Part:
-    """A text's token ids without special ones, to be put together with another's.
+    """A text's token ids without special ones, to be joined with another text's.
 
     Attributes:
-        ids: those nearest to the end that is kept when a text is cut, at most the encoder's `max_length`.
-        whole: how many the text has, or more than `max_length` if it has `more`, of which nobody knows how many.
+        ids: the ids nearest to the end that is kept when a text is cut, at most the encoder's `max_length`.
+        whole: how many tokens the text has; with `more`, how many of them are known, which is more than `max_length`.
+        more: whether the text has an unknown number of further tokens.
     """
 
     ids: Sequence[int]
@@ -51,19 +52,21 @@ class Part:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The least and the most tokens the text may have."""
+        """The least and the most tokens the text may have; a single number where it is known."""
         return (self.whole, sys.maxsize) if self.more else (self.whole,)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A row, and where in a text some of its tokens come from; the others are special ones or another text's.
+    """A row that contains consecutive tokens of one text, and their places in the text.
+
+    The row's other tokens are special ones or another text's.
 
     Attributes:
         at: position in the row of the first token that comes from the text.
-        offsets: of each that does, the characters of the text it stands for: (start, end).
-        words: and the number of the word it belongs to, None where the tokenizer knows no words; of a text that was
-            cut on the left, counted from the first word that was read.
+        offsets: for each token of the text, the characters it stands for: (start, end).
+        words: for each token of the text, the number of the word it belongs to, None where the tokenizer knows no
+            words. In a text that was cut on the left, words are counted from the first one that was read.
     """
 
     row: Encoded
@@ -73,7 +76,7 @@ class Window:
 
     @cached_property
     def ids(self) -> Sequence[int]:
-        """Of the tokens that come from the text."""
+        """The ids of the tokens that come from the text."""
         return self.row.ids[self.at : self.at + len(self.offsets)]
 
 
@@ -81,14 +84,14 @@ class Encoder:
     """A tokenizer fixed to one truncation length, safe to call from many threads at once.
 
     Args:
-        base: gives the tokenizer files.
-        config: of the task; its position count bounds the length.
-        files: a task's own tokenizer files, which replace the base's.
-        longest: a task's own limit in tokens, in place of the tokenizer's.
-        lowercase: whether texts are lower-cased before all else.
+        base: the source of the tokenizer files.
+        config: the task's config; its number of positions bounds the length.
+        files: the task's own tokenizer files, which replace the base's.
+        longest: the task's own limit in tokens, in place of the tokenizer's.
+        lowercase: whether texts are lower-cased before anything else.
 
     Raises:
-        CheckpointError: the checkpoint has no fast tokenizer, or one that would take too long over a text.
+        CheckpointError: the checkpoint has no fast tokenizer, or its tokenizer would take too long over a text.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class Encoder:
         self.max_length = _max_length(longest or tokenizer.model_max_length, config)
         self.truncation_side: str = tokenizer.truncation_side
         self._fast.no_padding()
-        self._fast.no_truncation()  # a row is cut here: `tokenizers` makes rows of all that is cut off as well
+        self._fast.no_truncation()  # this class cuts rows itself: `tokenizers` makes rows of the cut-off rest too
         self._with_types = "token_type_ids" in tokenizer.model_input_names
         self._cuts_left = self.truncation_side == "left"
         self.long_texts = LongTexts(self._fast, self.max_length, self._cuts_left)
@@ -124,7 +127,7 @@ class Encoder:
         """The tokenizer of a delta's task.
 
         Raises:
-            CheckpointError: what it brings is no usable one.
+            CheckpointError: the delta's tokenizer files are not usable.
         """
         own, config = delta.embedding, restore(dict(delta.config), base.config)
         if own is None:
@@ -135,31 +138,32 @@ class Encoder:
         """Encode texts or pairs of texts, with special tokens, truncated to `max_length`.
 
         Raises:
-            TextTooLongError: of one of them it cannot be told what is kept, see `ken_core.long_texts`.
+            TextTooLongError: a text is so long that its kept tokens cannot be known, see `ken_core.long_texts`.
         """
         whole = iter(self._fast.encode_batch([given for given in inputs if not self._is_long(given)]))
         return [self._cut(given) if self._is_long(given) else self._row(given, next(whole)) for given in inputs]
 
-    # Rows that somebody else encoded
+    # Rows that a client encoded, and prompts
 
     def given(self, ids: Sequence[int]) -> Encoded:
-        """A row of ids as they are, special ones included; segment ids are those of one text of that length."""
+        """A row of the given ids, which include special ones; segment ids are those of one text of that length."""
         inside = len(ids) - len(self._single)
         return self._encoded(ids, self._single.fill_types(inside) if inside >= 0 else [0] * len(ids), False)
 
     def has(self, token_id: int) -> bool:
-        """Whether there is such a token; `token_id` is not negative and below 2^32."""
+        """Whether the vocabulary has a token of this id, which must be at least 0 and below 2^32."""
         return self._fast.id_to_token(token_id) is not None
 
     def prompt_length(self, prompt: str) -> int:
-        """How many tokens a prompt takes at the start of a text, those put before any text included.
+        """How many tokens a prompt takes at the start of a text, special tokens before the text included.
 
-        As sentence-transformers counts them: all of the prompt alone but a special one at its end.
+        They are counted as sentence-transformers does: the tokens of the prompt alone, without a special one at the
+        end.
         """
         ids = self([prompt])[0].ids
         return len(ids) - (bool(ids) and ids[-1] in self._special_ids)
 
-    # Rows of two texts, each of them encoded once however many rows it is in
+    # Rows of two texts; each text is encoded once, however many rows it is in
 
     def parts(self, texts: Sequence[str]) -> list[Part]:
         """Encode texts without special tokens. Raises as `__call__` does."""
@@ -169,17 +173,17 @@ class Encoder:
         return [self._part(one.encoding.ids, one.more) for one in read]
 
     def pair(self, first: Part, second: Part) -> Encoded:
-        """A row of two texts; of two that are too long, the longer is cut first.
+        """A row of two texts; where they do not fit, the longer one is cut first.
 
         Raises:
-            TextTooLongError: nobody knows which is longer, and it matters.
+            TextTooLongError: the row depends on which text is longer, and that is not known.
         """
         room = self.max_length - len(self._pair)
         possible = {longest_first(a, b, room) for a in first.lengths for b in second.lengths}
         if len(possible) > 1:
             raise TextTooLongError(
-                f"found a pair whose texts are both cut; which has more tokens decides how far, and those of a text of "
-                f"more than {self.long_texts.most_characters} characters are not counted: shorten it"
+                "found a pair whose texts must both be cut; which has more tokens decides how far, and the tokens of a "
+                f"text of more than {self.long_texts.most_characters} characters are not counted; shorten that text"
             )
         return self._join(first, second, *possible.pop())
 
@@ -187,22 +191,26 @@ class Encoder:
         """A row of two texts; only the first is ever cut.
 
         Args:
-            second: leaves room, see `room_beside`.
+            second: a text short enough to leave room for the first, see `room_beside`.
         """
         return self._join(first, second, min(first.whole, self.room_beside(second.whole)), second.whole)
 
     def room_beside(self, tokens: int, length: int | None = None) -> int:
-        """How many tokens a row of so many (`max_length` by default) has left beside a text of `tokens`; may be < 0."""
+        """How many tokens of a second text fit beside a text of `tokens` in a row of `length`; may be negative.
+
+        Args:
+            length: the row's length in tokens; by default `max_length`.
+        """
         return (length or self.max_length) - len(self._pair) - tokens
 
     def cut(self, ids: Sequence[int], most: int) -> Sequence[int]:
-        """The part of a text's ids that is kept."""
+        """The part of a text's ids, at most `most`, that is kept."""
         return ids if len(ids) <= most else ids[self._kept(len(ids), most)]
 
-    # Rows whose tokens are known by their place in the text
+    # Rows with the places of their tokens in the text
 
     def located(self, texts: Sequence[str]) -> list[Window]:
-        """As `__call__`, one row a text."""
+        """Encode texts as `__call__` does, into one row for each text."""
         whole = iter(self._fast.encode_batch([t for t in texts if not self._is_long(t)], add_special_tokens=False))
         read = (self.long_texts.kept(t) if self._is_long(t) else Read(next(whole)) for t in texts)
         return [self._window(one.tokens) for one in read]
@@ -218,17 +226,17 @@ class Encoder:
 
     @property
     def room_alone(self) -> int:
-        """How many tokens of one text a row takes."""
+        """How many tokens of one text fit into a row."""
         return self.max_length - len(self._single)
 
     def windows_beside(self, other: Sequence[int], text: Tokens, room: int, stride: int) -> Iterator[Window]:
-        """All of a text, in rows that overlap by `stride` tokens; each has another text too.
+        """All of a text, in rows that overlap by `stride` tokens and also hold another text.
 
-        The other comes first, unless the tokenizer pads on the left: such models are trained the other way round.
+        The other text comes first, unless the tokenizer pads on the left: such models are trained the other way round.
 
         Args:
-            other: its token ids.
-            room: most tokens of the text in a row, see `room_beside`.
+            other: the other text's token ids.
+            room: the most tokens of the text in a row, see `room_beside`.
             stride: less than `room`.
         """
         before, between, _ = self._pair.special
@@ -242,17 +250,17 @@ class Encoder:
     # Tokens as text
 
     def token(self, token_id: int) -> str:
-        """A token as the vocabulary writes it."""
+        """A token as the vocabulary writes it; empty where there is no token of this id."""
         return self._fast.id_to_token(token_id) or ""
 
     def joined(self, tokens: Sequence[str]) -> str:
-        """Tokens as the vocabulary writes them, made one text again."""
+        """The text that tokens, as the vocabulary writes them, stand for."""
         decoder = self._fast.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
     @cached_property
     def marks_continuations(self) -> bool:
-        """Whether a token that goes on with a word begins with a mark, as WordPiece's ``##ing`` does."""
+        """Whether a token that continues a word begins with a mark, as WordPiece's ``##ing`` does."""
         return bool(getattr(self._fast.model, "continuing_subword_prefix", None))
 
     @cached_property
@@ -279,7 +287,7 @@ class Encoder:
         return slice(max(0, length - most), length) if self._cuts_left else slice(0, most)
 
     def _row(self, given: Input, whole: Encoding) -> Encoded:
-        """A row of an encoding with special tokens that may be too long for one."""
+        """A row made of an encoding with special tokens, which is cut where it is too long."""
         ids = whole.ids
         if len(ids) <= self.max_length:
             return self._encoded(ids, whole.type_ids, False)
@@ -293,7 +301,7 @@ class Encoder:
         return self.pair(self._part(ids[at : at + first]), self._part(ids[at_second : at_second + second]))
 
     def _cut(self, given: Input) -> Encoded:
-        """A row of what is too long to be encoded whole without need."""
+        """A row of texts so long that only a part of them is encoded."""
         if isinstance(given, str):
             return self._alone(self.long_texts.kept(given).encoding.ids)
         return self.pair(*self.parts(given))
@@ -320,7 +328,7 @@ class Encoder:
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Pad rows to the longest: int64 tensors of shape (rows, longest) by model input name."""
+    """Pad rows to the longest one: int64 tensors of shape (rows, longest), by the name of the model's input."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
     attention = torch.zeros((len(rows), longest), dtype=torch.int64)
@@ -337,7 +345,7 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[
 
 
 def _max_length(declared: int, config: PretrainedConfig) -> int:
-    """The shorter of what the tokenizer declares and the positions the model has."""
+    """The smaller of the limit that the tokenizer declares and the number of positions that the model has."""
     positions = getattr(config, "max_position_embeddings", None) or _LONGEST
     if config.model_type in _OFFSET_BY_PADDING:
         positions -= (config.pad_token_id or 0) + 1

@@ -1,7 +1,8 @@
-"""Which tokenizer a fine-tune has, compared with its base's as both are loaded, and what of it a delta carries.
+"""Loading tokenizers, comparing a fine-tune's with its base's, and the tokenizer files that a delta carries.
 
-Files say little: one vocabulary may lie in ``tokenizer.json``, ``vocab.txt`` or a sentencepiece model, and two files
-that differ may give the same tokens. So what AutoTokenizer makes of either folder is compared.
+Comparing files would say little: a vocabulary may lie in ``tokenizer.json``, ``vocab.txt`` or a sentencepiece model,
+and two files that differ may give the same tokens. So the tokenizers that AutoTokenizer loads from the two folders are
+compared.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ _PATTERNS = (
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _UNREAD = "only the package sentencepiece reads its model; install that (and protobuf), or save a tokenizer.json"
 LONGEST_WORD = 256
-"""Characters of a word that WordPiece looks up: its cost grows with their cube, and such tokenizers in use have 100."""
+"""The most characters of a word that WordPiece may look up. Its cost grows with the cube of that number; tokenizers in
+use have 100."""
 _UNLIMITED = 1 << 40
 """Transformers writes 1e30 where a tokenizer names no length."""
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What answers depend on in a loaded tokenizer.
+    """Everything in a loaded tokenizer that answers depend on.
 
     Attributes:
-        backend: the JSON of `tokenizers` (vocabulary, added tokens, normalisation, template) but for truncation and
-            padding, which are set by whoever encodes.
-        settings: what Transformers keeps beside it, as ``tokenizer_config.json`` has it.
+        backend: the JSON of `tokenizers` (vocabulary, added tokens, normalisation, template), except truncation and
+            padding, which `Encoder` sets itself.
+        settings: what transformers keeps beside the JSON, under the keys of ``tokenizer_config.json``.
     """
 
     backend: Mapping[str, Any]
@@ -48,18 +50,18 @@ class TokenizerFacts:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The same tokenizer as files, of which AutoTokenizer needs no others."""
+        """The tokenizer as files; AutoTokenizer needs no others to load it."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
         return {"tokenizer.json": _json(self.backend), "tokenizer_config.json": _json(config)}
 
 
 def carried(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
-    """What a delta must bring for the base's tokenizer to become the fine-tune's; nothing where they are the same.
+    """The files that turn the base's tokenizer into the fine-tune's; none where the two are the same.
 
-    A folder without any tokenizer file is one of a model alone: it is asked with the base's tokenizer.
+    A fine-tune's folder without any tokenizer file uses the base's tokenizer.
 
     Raises:
-        CheckpointError: the fine-tune's cannot be loaded, or not be carried so that it is the same afterwards.
+        CheckpointError: the fine-tune's tokenizer cannot be loaded, or a delta cannot carry it unchanged.
     """
     if not any(_files_in(tuned.folder)):
         return {}
@@ -67,7 +69,7 @@ def carried(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
         theirs = facts(load(tuned.folder, tuned.config))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}; save it there with save_pretrained, or remove its files to have the base's tokenizer"
+            f"{error}; save it there with save_pretrained, or remove its files to use the base's tokenizer"
         ) from error
     ours = facts(load(base.folder, base.config)) if any(_files_in(base.folder)) else None
     if theirs == ours:
@@ -85,12 +87,12 @@ def carried(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
 
 
 def facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
-    """What answers depend on in a loaded fast tokenizer."""
+    """Everything in a loaded fast tokenizer that answers depend on."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     named = {name: getattr(tokenizer, name) for name in _SPECIAL}
     special = {
         name: None if token is None else str(token) for name, token in named.items()
-    }  # null: not the class's own
+    }  # null, so that the class does not put in its own
     others = sorted(set(tokenizer.all_special_tokens) - set(special.values()))
     settings = {
         **special,
@@ -108,19 +110,19 @@ def load(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """A folder's tokenizer, as AutoTokenizer loads it.
 
     Args:
-        config: of the model, where the folder (an adapter's, say) has none of its own.
+        config: the model's config, used where the folder (for example an adapter's) has none of its own.
 
     Raises:
-        CheckpointError: there is none, or none that has a fast form.
+        CheckpointError: there is no tokenizer, or it has no fast form.
     """
     return _load(folder, config, str(folder))
 
 
 def load_carried(base: Checkpoint, files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
-    """The tokenizer a delta carries; what it does not bring is the base's.
+    """The tokenizer that a delta carries; files that the delta does not bring are the base's.
 
     Raises:
-        CheckpointError: as `load`.
+        CheckpointError: as for `load`.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -164,7 +166,7 @@ def _refuse_own_code(folder: Path, whose: str) -> None:
 
 
 def completed(base: Checkpoint, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The tokenizer files of a delta that brings any, those it lacks taken from the base."""
+    """The tokenizer files of a delta that brings some; the others are taken from the base."""
     if "tokenizer.json" not in files:
         return {**facts(load(base.folder, base.config)).files, **files}
     known = {name: files.get(name) or base.tokenizer_file(name) for name in TOKENIZER_FILES}

@@ -1,4 +1,4 @@
-"""Writing files: whatever the operating system objects to is told as a `KenError`, and a file is there whole or not."""
+"""Writing files: errors of the operating system become a `KenError`, and a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ken_core.errors import OutputError
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn what goes wrong while `out` is written into an `OutputError` that names it."""
+    """Turn errors while `out` is written into an `OutputError` that names it."""
     try:
         yield
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
-    except SafetensorError as error:  # safetensors' own word for a full disk
+    except SafetensorError as error:  # safetensors' own error for a full disk
         raise OutputError(f"{out} cannot be written: {error}") from error
 
 
 @contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """Yield a path to write to that becomes the file `out` at the end; after an error nothing of it is left.
+    """Yield a path to write to, which becomes the file `out` at the end; after an error nothing of it is left.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     with writing(out):

@@ -1,4 +1,4 @@
-"""All settings, from flags, the environment (``KEN_*``), secret files and one YAML file, in that order."""
+"""All settings. Sources, the first of which wins: flags, the environment (``KEN_*``), secret files, one YAML file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     base: str = Field(description="folder or hub name of the pretrained checkpoint")
     redis_url: SecretStr | None = Field(
         None,
-        description="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; none starts a Valkey",
+        description="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; by default a Valkey starts",
     )
     namespace: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="prefix of all keys in the store")
     data_dir: Path = Field(
@@ -54,73 +54,83 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535)
     auth: Literal["auto", "on", "off"] = Field(
-        "auto", description="whether requests need a key; auto: beyond loopback, and wherever there is or was one"
+        "auto",
+        description="whether requests need a key; auto: yes beyond loopback, and wherever a key exists or ever existed",
     )
-    admin_token: SecretStr | None = Field(None, description="a key of all scopes, for the first day and for scripts")
+    admin_token: SecretStr | None = Field(None, description="a key with every scope, for the first day and for scripts")
     keys_file: Path | None = Field(
-        None, description="JSON list of keys beside those in the store; read when it changes"
+        None, description="JSON list of keys in addition to the store's; read again when it changes"
     )
     trusted_keys: tuple[str, ...] | None = Field(
         None,
-        description="public keys, as name=base64 or base64, one of which must have signed a delta; none: no matter",
+        description="public keys, as name=base64 or base64, one of which must sign each delta; by default none must",
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="origins whose pages may call from a browser, such as https://app.example.org; or '*'"
     )
     tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain; with tls_key")
     tls_key: Path | None = Field(None, description="PEM file of the private key, not encrypted")
-    log_format: Literal["auto", "json", "human"] = Field("auto", description="auto is human on a terminal, else json")
+    log_format: Literal["auto", "json", "human"] = Field("auto", description="auto: human on a terminal, else json")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     replicas: int = Field(1, ge=1, le=1000)
-    threads: int = Field(0, ge=0, description="CPU threads a replica computes with; 0 takes all it was given")
+    threads: int = Field(
+        0, ge=0, description="CPU threads that a replica computes with; 0: as many as the process may use"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto is the checkpoint's")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: the checkpoint's")
     disk_bytes: int = Field(20_000 * MIB, ge=0, description="budget of fetched delta files")
     host_bytes: int = Field(
         2_000 * MIB,
         ge=0,
-        description="budget of decoded deltas in host memory; on a CPU of low-rank ones only",
+        description="budget of decoded deltas in host memory; on a CPU only low-rank deltas are kept there",
     )
     packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of packed deltas on the device")
     materialised_bytes: int = Field(
-        0, ge=0, description="budget of full tensors for the tasks asked for most, switched to without an exchange"
+        0,
+        ge=0,
+        description="budget of full tensors for the tasks with most requests; switching to them needs no exchange",
     )
     verify_seconds: float = Field(
-        300.0, gt=0, description="from one check of the idle base against its hashes to the next"
+        300.0, gt=0, description="time between two checks of the idle base against its hashes"
     )
-    preload: tuple[str, ...] = Field((), description="tasks attached before the replica reports ready")
+    preload: tuple[str, ...] = Field((), description="tasks put on the device before the replica reports ready")
     batch_rows: int = Field(32, ge=1, le=4096, description="most inputs in one forward pass")
     batch_tokens: int = Field(4096, ge=16, description="most tokens, padding included, in one forward pass")
     max_wait_seconds: float = Field(
-        10.0, gt=0, description="age from which a waiting task comes next, whatever it costs"
+        10.0, gt=0, description="age from which a waiting input comes next, whatever that costs"
     )
-    queue_rows: int = Field(2048, ge=1, description="inputs that may wait; beyond it requests get 429")
+    queue_rows: int = Field(2048, ge=1, description="most inputs that wait; further requests get 429")
     request_timeout_seconds: float = Field(30.0, gt=0)
-    drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for accepted requests")
+    drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for requests that were accepted")
     max_connections: int = Field(4096, ge=64, le=1_000_000, description="most open connections of all clients together")
     max_connections_per_source: int = Field(
         1024,
         ge=0,
-        description="most of one address (IPv6: of one /64 network); 0: no limit, as behind a load balancer",
+        description="most open connections of one address (IPv6: of one /64 network); 0: no limit, for load balancers",
     )
     max_body_bytes: int = Field(2 * MIB, ge=1024)
     max_tokens: int = Field(262_144, ge=16, description="most tokens in one request, all its inputs together")
-    max_requests: int = Field(1024, ge=1, description="most predictions in flight in a replica; beyond it, 429")
+    max_requests: int = Field(
+        1024, ge=1, description="most predictions at the same time in a replica; further ones get 429"
+    )
     accept_token_ids: bool = Field(
         False,
-        description="take token ids in place of texts to embed; they must be of the task's own tokenizer",
+        description="take token ids in place of texts to embed; they must come from the task's own tokenizer",
     )
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
     metrics_host: str | None = Field(
-        None, description="address of each replica's own metrics; by default loopback if host is, else all"
+        None,
+        description="address of each replica's own metrics; by default loopback if host is, else all addresses",
     )
-    metrics_port: int = Field(0, ge=0, le=65535, description="its port; 0 takes a free one")
-    metric_tasks: int = Field(100, ge=1, description="tasks with a metric label of their own; later ones share 'other'")
+    metrics_port: int = Field(0, ge=0, le=65535, description="port of each replica's own metrics; 0: a free one")
+    metric_tasks: int = Field(
+        100, ge=1, description="tasks that get a metric label of their own; all further tasks share the label 'other'"
+    )
 
     @field_validator("admin_token")
     @classmethod
     def _fits_a_header(cls, token: SecretStr | None) -> SecretStr | None:
-        """An empty one, say of a variable that was never set, would be held by everybody."""
+        """An empty token, say from a variable that was never set, would let everybody in."""
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
             raise ValueError("expected at least one printable ASCII character, and no spaces")
         return token
@@ -137,19 +147,21 @@ class Settings(BaseSettings):
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"found {origin!r}, expected scheme://host or scheme://host:port and no more, or '*'")
+                raise ValueError(
+                    f"found {origin!r}, expected scheme://host or scheme://host:port and nothing more, or '*'"
+                )
         return origins
 
     @field_validator("keys_file", "tls_cert", "tls_key")
     @classmethod
     def _found_from_everywhere(cls, path: Path | None) -> Path | None:
-        """Replicas have a working directory of their own. Links stay: Kubernetes renews secrets by moving them."""
+        """Replicas run in other working directories. Links are kept: Kubernetes renews secrets by moving links."""
         return path.expanduser().absolute() if path else None
 
     @model_validator(mode="after")
     def _has_both_files_of_tls_or_none(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key belong together: found one of them, expected both or none")
+            raise ValueError("tls_cert and tls_key belong together: found one of them, expected both or neither")
         return self
 
     @classmethod
@@ -164,10 +176,10 @@ class Settings(BaseSettings):
         file = os.environ.get("KEN_CONFIG")
         try:
             if file and not Path(file).is_file():
-                raise StartError(f"KEN_CONFIG names {file}, which is no file")
+                raise StartError(f"KEN_CONFIG names {file}, which is no file; expected the path of a YAML file")
             yaml = YamlConfigSettingsSource(settings_cls, yaml_file=file)
         except (ValueError, YAMLError) as error:
-            raise StartError(f"{file} is no YAML mapping of settings: {error}") from None
+            raise StartError(f"{file} does not hold a YAML mapping of settings: {error}") from None
         return init_settings, env_settings, file_secret_settings, yaml
 
     @cached_property
@@ -190,24 +202,24 @@ class Settings(BaseSettings):
 
     @property
     def metrics_address(self) -> str:
-        """Where a replica's own metrics port listens: as far as the server itself is reached."""
+        """Address of a replica's own metrics port: by default on loopback if the server is, else on all addresses."""
         return self.metrics_host or ("127.0.0.1" if self.on_loopback else "0.0.0.0")  # noqa: S104
 
     def shareable(self) -> dict[str, Any]:
-        """What was set, as plain values without secrets: a replica's own environment decides the rest."""
+        """Settings that were set, as plain values without secrets. A replica's environment decides about all others."""
         return self.model_dump(mode="json", exclude={"redis_url", "admin_token"}, exclude_unset=True)
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Settings from all sources; flags that are None do not count.
+    """Settings from all sources; flags that are None are not set.
 
     Raises:
-        StartError: naming each setting that is missing or wrong, never its secret.
+        StartError: a setting is missing or wrong. The message names each such setting, and shows no secret.
     """
     try:
         return Settings(**{k: v for k, v in flags.items() if v is not None})
     except SettingsError as error:
-        raise StartError(f"settings are not usable: {error}") from None
+        raise StartError(f"the settings cannot be used: {error}") from None
     except ValidationError as error:
         problems = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
-        raise StartError(f"settings are not usable: {problems}") from None
+        raise StartError(f"the settings cannot be used: {problems}") from None

@@ -1,4 +1,4 @@
-"""Errors of the server. Each knows the HTTP status it is answered with."""
+"""Errors of the server. Each class has the HTTP status of its answer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,33 @@ from ken_core.errors import KenError
 class ServingError(KenError):
     """Base of the server's errors.
 
-    `status` is the HTTP status, `retry_after` seconds or None, `headers` what else the answer must carry.
+    Args:
+        reason: what was found, what was expected, what to do.
+        at: see below; the message then begins with it.
+
+    Attributes:
+        status: the HTTP status.
+        title: a short name, the same for all errors of a class.
+        at: the part of the request that is wrong: names and numbers from the outermost to the innermost, with a dot
+            between them, such as ``inputs.3.question`` or ``dimensions``. None: no part is wrong, or several are.
+        code: the name that OpenAI's protocol has for such a failure. None: it has none.
+        retry_after: seconds until trying again may help. None: trying again does not help.
+        headers: further headers that the HTTP answer must have.
     """
 
     status = 500
     title = "Internal error"
+    code: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = MappingProxyType({})
 
+    def __init__(self, reason: str, at: str | None = None) -> None:
+        super().__init__(reason if at is None else f"{at}: {reason}")
+        self.at = at
+
 
 class InternalError(ServingError):
-    """Nobody's fault but the server's."""
+    """The server failed. The request is not to blame."""
 
 
 class BadRequestError(ServingError):
@@ -40,28 +56,29 @@ class TooLargeError(ServingError):
 
 
 class UnsupportedMediaError(ServingError):
-    """A body is in a character set that is not taken."""
+    """The server does not read the character set of a body."""
 
     status = 415
     title = "Unsupported media type"
 
 
 class UnsupportedEncodingError(UnsupportedMediaError):
-    """A body is compressed in a way that is not taken; RFC 9110 has the answer name those that are."""
+    """The server does not read the compression of a body. RFC 9110: the answer names the encodings that it reads."""
 
     headers = MappingProxyType({"Accept-Encoding": "gzip, deflate, zstd"})
 
 
 class UnauthorizedError(ServingError):
-    """No key was given, or none that is valid. The challenge is that of RFC 6750."""
+    """The request has no API key, or one that is not valid. The challenge is that of RFC 6750."""
 
     status = 401
     title = "Unauthorized"
+    code = "invalid_api_key"
     headers = MappingProxyType({"WWW-Authenticate": 'Bearer realm="ken-serve"'})
 
 
 class SlowBodyError(ServingError):
-    """The client did not send what it announced."""
+    """The client did not send all of the body in time."""
 
     status = 408
     title = "Request timeout"
@@ -70,29 +87,33 @@ class SlowBodyError(ServingError):
 class ForbiddenError(ServingError):
     status = 403
     title = "Forbidden"
+    code = "insufficient_permissions"
 
 
 class UntrustedDeltaError(ForbiddenError):
-    """No trusted key signed what is to be published. 403: the request is sound, it is its maker who may not."""
+    """A delta cannot be published because no trusted key signed it. 403: the request is sound, its sender may not."""
 
     title = "Delta not trusted"
 
 
 class RefusedDeltaError(InternalError):
-    """A published delta is not loaded, for no trusted key signed it. 500: asking again, or otherwise, does not help."""
+    """A published delta is not loaded because no trusted key signed it. 500: no other request would help."""
 
     title = "Delta not trusted"
 
 
 class UnfitDeltaError(InternalError):
-    """A published delta can never be served here. 500: asking again, or otherwise, does not help."""
+    """A published delta can never be served on this base. 500: no other request would help."""
 
     title = "Delta cannot be served"
 
 
 class UnknownTaskError(ServingError):
+    """There is no such task, alias or version."""
+
     status = 404
     title = "Unknown task"
+    code = "model_not_found"
 
 
 class UnknownKeyError(ServingError):
@@ -108,16 +129,18 @@ class ConflictError(ServingError):
 
 
 class OtherLabelsError(ConflictError):
-    """A version would give a task's callers answers of another form than they get, and nobody said that it may."""
+    """A version's answers would have another form than those that a task's callers get now, and the change does not
+    allow that."""
 
     title = "Other labels or kind"
 
 
 class OverloadedError(ServingError):
-    """The queue is full."""
+    """The replica has as much to do as it may have."""
 
     status = 429
     title = "Too many requests"
+    code = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -125,7 +148,7 @@ class OverloadedError(ServingError):
 
 
 class UnavailableError(ServingError):
-    """Starting, draining, or the store is down and no tier holds what is asked for."""
+    """The replica is starting or draining, or the store is down and no tier holds the delta."""
 
     status = 503
     title = "Unavailable"
@@ -133,25 +156,27 @@ class UnavailableError(ServingError):
 
 
 class UnsupportedKindError(ServingError):
-    """The task's head is of a kind no pipeline answers for."""
+    """No pipeline answers for the kind of a task's head."""
 
     status = 501
     title = "Task kind not supported"
 
 
 class DeadlineError(ServingError):
+    """There was no answer in time."""
+
     status = 504
     title = "Deadline exceeded"
 
 
 class StoreError(UnavailableError):
-    """The store cannot be reached, or does not hold what it should."""
+    """The store cannot be reached, or lacks something that it should hold."""
 
     title = "Store unavailable"
 
 
 class ChangedBaseError(UnavailableError):
-    """The base's file was written to, so that no further delta can be loaded; those that are loaded are still right."""
+    """The base's file was written to, so no further delta can be loaded. Deltas that are loaded still answer right."""
 
     title = "Base changed"
     retry_after = 10.0

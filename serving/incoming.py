@@ -1,6 +1,6 @@
-"""JSON that clients send: what is unknown is refused, and null is as if a field was left out.
+"""JSON that clients send: unknown fields are refused, and null means the same as a field that is left out.
 
-Many clients write null for what their caller did not say.
+Many clients write null for a field that their caller did not set.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _NULL = {"type": "null"}
 
 
 class Incoming(BaseModel):
-    """A form of JSON from a client. Fields that may be left out may be null; their schemas say so."""
+    """Base of the models of JSON from clients. A field that may be left out may also be null; its schema says so."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_is_unset(cls, plain: Any) -> Any:
+    def _without_unset_fields(cls, plain: Any) -> Any:
         if not isinstance(plain, Mapping):
             return plain
         return {name: value for name, value in plain.items() if value is not None or not cls._may_be_left_out(name)}
@@ -34,7 +34,7 @@ class Incoming(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core)
-        if handler.mode == "serialization":  # a form may be given back too, as it is kept
+        if handler.mode == "serialization":  # the model as an answer, which is null only where its type says so
             return schema
         form = handler.resolve_ref_schema(schema)
         for name, told in form.get("properties", {}).items():
@@ -48,7 +48,7 @@ def _without_nulls(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 Free = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
-"""An object whose fields something else knows; those that are null are left out."""
+"""An object whose fields are checked elsewhere; fields that are null are left out."""
 
 _OF_A_FIELD = ("default", "description", "title", "examples")
 
@@ -58,7 +58,7 @@ def _nullable(told: JsonSchemaValue) -> JsonSchemaValue:
         return told
     around = {key: told[key] for key in _OF_A_FIELD if key in told}
     inside = {key: value for key, value in told.items() if key not in _OF_A_FIELD}
-    if not inside:  # anything goes, null too
+    if not inside:  # the schema allows everything, null too
         return told
     forms = inside.pop("anyOf") if list(inside) == ["anyOf"] else [inside]
     return {"anyOf": [*forms, _NULL], **around}

@@ -1,4 +1,4 @@
-"""How much each key is asked for, counted with a memory that fades. Pure: its clock is the uses themselves."""
+"""How much each key is asked for, by counts that fade. Pure: time is measured in uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Popularity(Generic[K]):
-    """Uses by key; a use is worth half as much once `half_life` further uses, of any keys, have been counted."""
+    """Faded counts of uses by key.
+
+    Args:
+        half_life: a use is worth half as much after this many later uses, of any keys.
+    """
 
     def __init__(self, half_life: float = 2000.0) -> None:
         self._half_life = half_life
@@ -20,14 +24,14 @@ class Popularity(Generic[K]):
         self._sweep_at = 1024
 
     def note(self, key: K) -> None:
-        """Count a use."""
+        """Count a use of a key."""
         self._uses += 1
         self._counts[key] = (self(key) + 1.0, self._uses)
         if len(self._counts) > self._sweep_at:
             self._forget_the_negligible()
 
     def __call__(self, key: K) -> float:
-        """The key's faded uses; 0 for one never seen or forgotten."""
+        """The key's faded count; 0 for a key that was never used or is forgotten."""
         count, when = self._counts.get(key, (0.0, 0))
         faded: float = 0.5 ** ((self._uses - when) / self._half_life)
         return count * faded

@@ -1,4 +1,4 @@
-"""Fixtures every test folder can use: where real data lies, and tiny checkpoints made on the spot."""
+"""Fixtures for every test folder: the folder of real data, and tiny checkpoints made on the spot."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def make_fine_tune(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_fine_tune(base, labels, seed=…, scale=…)``: a folder of a classifier whose every weight has moved."""
+    """``make_fine_tune(base, labels, seed=…, scale=…)``: the folder of a classifier in which every weight has moved."""
 
     def make(base: Path, labels: list[str], *, seed: int = 1, scale: float = 0.02, name: str = "tuned") -> Path:
         import torch

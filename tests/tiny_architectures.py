@@ -1,4 +1,4 @@
-"""Tiny bases of several architectures, kept resident, and fine-tunes of them that answer as a server's would."""
+"""Tiny bases of several architectures, kept resident, and fine-tunes of them that answer as on a server."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 import ken_core
-from ken_core import Budget, Checkpoint, DeltaFile, ResidentModel, Selection, deltafile, graft, open_base, open_tuned
+from ken_core import Budget, Checkpoint, DeltaFile, ResidentModel, Selection, deltafile, open_base, open_tuned
 from ken_core.configs import restore
 from ken_core.embedding import Embedder
+from ken_core.heads import Grafted, graft_split
 from ken_core.resident import Attached
 from ken_core.tokenization import Encoder, collate
 from serving.pipelines import pipeline_for
@@ -37,7 +38,7 @@ TOKENIZERS: Mapping[str, str] = MappingProxyType(
         "qwen2": "bytes alone",
     }
 )
-"""Of each architecture of the table: how its models are told text."""
+"""Architecture -> the tokenizer of its models, a key of `WRITERS`."""
 _BATCH = 5
 
 
@@ -49,12 +50,12 @@ class FineTune:
     file: DeltaFile
     applied: Path
     attached: Attached
-    model: PreTrainedModel
+    model: Grafted
     spec: TaskSpec
     head: str
 
     def ask(self, kind: str, inputs: Sequence[Any], **parameters: Any) -> list[Any]:
-        """Outputs of a kind, as `Service.predict` computes them but without queues; batches mix rows of inputs."""
+        """Outputs of a kind, as `Inference` computes them but without queues; batches mix rows of inputs."""
         pipeline = pipeline_for(kind, self.head)
         checked = check(pipeline.parameters, parameters)
         prepared = finish(pipeline.prepare(check_inputs(pipeline, inputs), self.spec, checked))
@@ -64,7 +65,8 @@ class FineTune:
         with torch.inference_mode():
             for start in range(0, len(rows), _BATCH):
                 batch = collate(rows[start : start + _BATCH], self.spec.encoder.pad_id, self.base.resident.device)
-                raws += pipeline.forward(self.model, batch)
+                output = self.base.resident.backbone(**batch, return_dict=True) if self.model.splits else None
+                raws += pipeline.run_head(self.model, output, batch)
         left = iter(raws)
         return [
             pipeline.present(one, list(itertools.islice(left, len(one.rows))), self.spec, checked) for one in prepared
@@ -114,8 +116,9 @@ class ArchitectureBase:
         """Write a fine-tune, all of whose weights have moved, and its delta.
 
         Args:
-            pooling: how sentence-transformers calls what it declares; it declares then, too, that vectors are scaled.
-            undeclared: config keys that its class does not define, with their values.
+            pooling: if given, the folder declares embeddings with this pooling mode of sentence-transformers, and that
+                vectors are scaled.
+            undeclared: config keys that the config's class does not define, with their values.
         """
         folder = self.folder / name
         torch.manual_seed(len(name) + 10 * len(labels))
@@ -138,17 +141,17 @@ class ArchitectureBase:
         return deltafile.write(delta, self.checkpoint, folder.with_suffix(".ken"))
 
     def fine_tune(self, name: str, head: str, labels: Sequence[str] = (), **config: Any) -> FineTune:
-        """A fine-tune of the delta that `delta` writes."""
+        """Write a fine-tune and its delta as `delta` does, and attach the delta."""
         return served(self, self.delta(name, head, labels, **config))
 
 
 def served(base: ArchitectureBase, file: DeltaFile) -> FineTune:
-    """What a delta of a base becomes."""
+    """Attach a delta to its resident base, and write the folder that `ken apply` writes of it."""
     delta = deltafile.read(file, base.checkpoint, base.resident.fingerprint.digest)
     applied = file.path.with_suffix(".applied")
     ken_core.apply(open_base(str(base.path)), delta, applied)
     attached = base.resident.attach(delta, materialised=bool(delta.lowrank))
-    model = graft(base.resident.backbone, delta.architecture, delta.config, attached.head)
+    model = graft_split(base.resident.backbone, delta.architecture, delta.config, attached.head)
     encoder = Encoder.of(base.checkpoint, delta) if delta.encodes_otherwise else base.encoder
     embedder = Embedder(delta.embedding, delta.projections) if delta.embedding else None
     spec = TaskSpec(restore(dict(delta.config)), encoder, embedder)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoModel,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -44,7 +43,7 @@ TEXTS = (
 
 
 def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, **options: object) -> None:
-    """A WordPiece tokenizer as BERT's: lower case, [CLS] and [SEP], segments for pairs."""
+    """Write a WordPiece tokenizer like BERT's: lower case, [CLS] and [SEP], segments for pairs."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = [*special, *words, *(x for x in letters if x not in words), *(f"##{x}" for x in letters)]
@@ -70,7 +69,7 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, **options: objec
 
 
 def write_base(folder: Path, seed: int = 0) -> Path:
-    """A random BERT of 2 layers, 32 wide, with its tokenizer."""
+    """Write a random BERT of 2 layers with hidden size 32, and its tokenizer."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(WORDS) + 57,
@@ -94,7 +93,7 @@ def write_tuned(
     problem_type: str | None = None,
     architecture: type[PreTrainedModel] = BertForSequenceClassification,
 ) -> Path:
-    """A 'fine-tune': the base's weights with noise, and a random head."""
+    """Write a 'fine-tune': the base's weights with noise, and a random head."""
     torch.manual_seed(seed)
     names = dict(enumerate(labels))
     model = architecture.from_pretrained(
@@ -110,7 +109,11 @@ def write_tuned(
 
 
 def declare_embeddings(folder: Path, pooling: Mapping[str, Any], *then: str) -> None:
-    """Write what makes a folder one of sentence-transformers: how it pools, in its old form, and modules after that."""
+    """Make a folder one of sentence-transformers: write its Pooling's file, in the old form, and the list of modules.
+
+    Args:
+        then: the modules after the Pooling.
+    """
     kinds = ("Transformer", "Pooling", *then)
     places = ("", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i))
     modules = [
@@ -139,7 +142,7 @@ class Tiny:
     def embedding(
         self, name: str, seed: int, pooling: str | None = None, prompts: Mapping[str, str] | None = None
     ) -> Path:
-        """A fine-tune without a head, that may say how its token vectors are pooled, and what its prompts are."""
+        """A fine-tune without a head; it may declare how token vectors are pooled, and prompts."""
         folder = write_tuned(self.base_folder, self.folder / name, [], seed, architecture=BertModel)
         if pooling:
             declare_embeddings(folder, {f"pooling_mode_{pooling}": True})
@@ -148,11 +151,11 @@ class Tiny:
         return folder
 
     def filling(self, name: str, seed: int) -> Path:
-        """A fine-tune of a kind that no pipeline answers for."""
+        """A fine-tune of a task kind that has no pipeline."""
         return write_tuned(self.base_folder, self.folder / name, ["no", "yes"], seed, architecture=BertForMaskedLM)
 
     def beyond_its_words(self) -> Path:
-        """A fine-tune whose tokenizer gives ids that its model has no rows for."""
+        """A fine-tune whose tokenizer gives ids for which its model's embedding has no rows."""
         folder = self.folder / "beyond"
         if not folder.exists():
             self.tuned("beyond", ["no", "yes"], seed=60)
@@ -189,9 +192,5 @@ class Deltas:
 
 
 def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Label to score."""
+    """Label -> score."""
     return {row["label"]: row["score"] for row in rows}
-
-
-def load_backbone(folder: Path) -> PreTrainedModel:
-    return AutoModel.from_pretrained(folder).eval()

@@ -1,4 +1,4 @@
-"""Tokenizers of the three families that fine-tunes come with, small enough to be made in a test."""
+"""Tokenizers of the families that fine-tunes come with (word pieces, bytes, pieces), small enough to make in a test."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.tiny_checkpoints import POSITIONS, TEXTS, WORDS, write_tokenizer
 
 Write = Callable[[Path], None]
 VOCABULARY = 320
-"""No tokenizer here has more tokens."""
+"""The most tokens that a tokenizer of this module has."""
 
 
 def write_word_piece(folder: Path) -> None:
-    """BERT's, and how it joins tokens to text."""
+    """Write a tokenizer like BERT's, including the decoder that joins tokens to text."""
     write_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.decoder = decoders.WordPiece()
@@ -33,14 +33,14 @@ def write_word_piece(folder: Path) -> None:
 
 
 def write_byte_level(folder: Path) -> None:
-    """RoBERTa's: bytes, spaces as part of the token after them, cut off its offsets."""
+    """Write a tokenizer like RoBERTa's: bytes; a space is part of the token after it but not of its offsets."""
     tokenizer = _trained_on_bytes(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     _save(tokenizer, folder, cls="<s>", sep="</s>", pad="<pad>", unk="<unk>")
 
 
 def write_pieces(folder: Path) -> None:
-    """DeBERTa-v2's and XLM-R's: a unigram model, spaces as a mark before words."""
+    """Write a tokenizer like DeBERTa-v2's and XLM-R's: a unigram model; a space is a mark before the word."""
     words = [(f"▁{word}", -3.0 - i / 100) for i, word in enumerate(w for w in WORDS if w.isalpha())]
     letters = [(letter, -9.0) for letter in "▁abcdefghijklmnopqrstuvwxyz,.?!'"]
     special = [(token, 0.0) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")]
@@ -57,7 +57,7 @@ def write_pieces(folder: Path) -> None:
 
 
 def write_decoders_own(folder: Path) -> None:
-    """Qwen's: bytes, and no special token around a text."""
+    """Write a tokenizer like Qwen's: bytes, and no special token around a text."""
     tokenizer = _trained_on_bytes(["<|endoftext|>"])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     _save(tokenizer, folder, pad="<|endoftext|>")

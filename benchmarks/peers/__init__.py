@@ -1,1 +1,1 @@
-"""Other ways to serve many fine-tunes, and the clients that load them and this project's server alike."""
+"""Peers: other ways to serve many fine-tunes, and the clients that put load on them and on this project's server."""

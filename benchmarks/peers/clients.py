@@ -1,9 +1,9 @@
-"""Closed-loop clients in a process of their own: each sends its next request when the last one was answered.
+"""Closed-loop clients in a process of their own: each client sends its next request when the last one was answered.
 
     python -m benchmarks.peers.clients < load.json > replies.json
 
-Requests are bytes made beforehand and answers are kept as they came, so that what is measured is the server: this
-process parses nothing but HTTP's framing, and says how much processor time it took itself.
+Requests are bytes made beforehand, and answers are kept as they came, so that the server is measured and not the
+clients: this process parses only HTTP's framing, and reports how much processor time it took itself.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Connection(asyncio.Protocol):
 
 @dataclass
 class _Run:
-    """What all clients share."""
+    """The state that all clients of a run share."""
 
     load: Load
     begin: float

@@ -1,4 +1,4 @@
-"""One fine-tune a process: uvicorn, transformers, and a queue that makes batches of what waits.
+"""A server of one fine-tune in a process of its own: uvicorn, transformers, and a queue that makes batches.
 
 python -m benchmarks.peers.dedicated FOLDER TASK PORT THREADS
 """
@@ -24,7 +24,7 @@ Waiting = tuple[str, "asyncio.Future[Answer]"]
 
 
 class Batches:
-    """Runs whatever texts wait as one batch, on the one thread that computes."""
+    """Runs the texts that wait, at most `BATCH`, as one batch on the one thread that computes."""
 
     def __init__(self, models: WholeModels, task: str, threads: int) -> None:
         self._models = models

@@ -1,4 +1,4 @@
-"""Environments of the peers' own, made on first use under the data directory: their pins are not this project's."""
+"""Virtual environments for peers whose pins differ from this project's, made on first use under the data directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.peers.process import PeerError
 
 _TORCH = "torch==2.13.0"
-"""Pinned: a range would let a peer's resolver take a newer one, with gigabytes of CUDA."""
+"""Pinned, since with a range the resolver would take a newer version, which brings gigabytes of CUDA."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,17 @@ class Environment:
     name: str
     requirements: tuple[str, ...]
     shown: tuple[str, ...]
-    """Packages whose versions belong to the result."""
+    """Packages whose versions are reported with the results."""
 
     def python(self, folder: Path, *, install: bool) -> Path:
-        """Its interpreter.
+        """The path of the environment's interpreter.
 
         Args:
-            install: make the environment where it does not exist.
+            folder: the folder of all environments.
+            install: whether to make the environment if it does not exist.
 
         Raises:
-            PeerError: it does not exist and must not be made, or the installation failed.
+            PeerError: the environment does not exist and must not be made, or the installation failed.
         """
         place = folder / self.name
         stamp, wanted = place / "installed.txt", "\n".join(self.requirements)
@@ -38,7 +39,7 @@ class Environment:
         if stamp.is_file() and stamp.read_text() == wanted:
             return python
         if not install:
-            raise PeerError("it is not installed yet; a full run installs it")
+            raise PeerError(f"{self.name} is not installed yet; a run without --quick installs it")
         shutil.rmtree(place, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(place)])
         _run([str(python), "-m", "pip", "install", "--quiet", *self.requirements])
@@ -46,7 +47,7 @@ class Environment:
         return python
 
     def versions(self, python: Path) -> str:
-        """What is installed, for the record."""
+        """Names and installed versions of the packages in `shown`."""
         code = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
         return _run([str(python), "-c", code, *self.shown]).strip()
 

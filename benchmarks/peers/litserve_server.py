@@ -1,9 +1,9 @@
-"""LitServe with every fine-tune in one worker, in batches that may hold several tasks.
+"""A LitServe server with every fine-tune in one worker, in batches that may hold several tasks.
 
     python -m benchmarks.peers.litserve_server FOLDER TASKS PORT THREADS
 
-TASKS is separated by commas. LitServe would also take one API a model, each a process: that is the comparison with
-one process a task. Runs in LitServe's own environment.
+TASKS is separated by commas. LitServe could also have one API for each model, each in its own process; the system
+"process a task" covers that case. This module runs in LitServe's own environment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.peers.whole_models import BATCH, WholeModels
 
 
 class Classify(litserve.LitAPI):
-    """Answers `{"task", "text"}`."""
+    """The API: a request `{"task", "text"}` is answered with `{"label", "score"}`."""
 
     def __init__(self, folder: Path, tasks: list[str], threads: int) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=0.005)

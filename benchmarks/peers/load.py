@@ -1,4 +1,7 @@
-"""What clients send, and what came of it. Imports nothing heavy: the clients' process reads it too."""
+"""The load that clients send, their replies, and figures of them.
+
+This module imports nothing heavy, since the clients' process imports it too.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ class Load:
     """Requests in the order they are sent.
 
     Args:
-        order: indices into `requests`; all clients take the next one from it.
-        lead: seconds at the start whose requests do not count.
-        seconds: how long after that, `order` over and over; None sends it once.
+        order: indices into `requests`; every client takes the next index from it.
+        lead: seconds at the start that do not count.
+        seconds: how long to send after the lead, repeating `order`; None sends `order` once.
     """
 
     requests: Sequence[Request]
@@ -44,7 +47,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `status` is 0 where none came; `sent` is in seconds since the lead's end."""
+    """One answer. `status` is 0 if none came; `sent` is in seconds since the end of the lead."""
 
     request: int
     status: int
@@ -55,7 +58,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Replies:
-    """What came back, and the processor seconds that the clients' process took over `wall` seconds."""
+    """All answers, and the processor seconds that the clients' process took in `wall` seconds."""
 
     replies: list[Reply]
     processor: float
@@ -63,7 +66,7 @@ class Replies:
 
 
 LOAD, REPLIES = TypeAdapter(Load), TypeAdapter(Replies)
-"""How they go from one process to the other: JSON, in which bytes are the text they are."""
+"""Loads and replies pass between the two processes as JSON, with bytes as UTF-8 text."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +80,27 @@ class Figures:
 
 
 def draw(tasks: Sequence[int], texts: int, how: Draw, count: int, seed: int) -> list[tuple[int, int]]:
-    """Pairs (task, text): texts uniformly, tasks too or by 1 / rank, the first of `tasks` being the most asked for."""
+    """Random pairs (task, text). Texts are drawn uniformly; tasks too, or by 1 / rank in the order of `tasks`."""
     dice = random.Random(seed)
     weights = [1.0 if how == "uniform" else 1.0 / rank for rank in range(1, len(tasks) + 1)]
     return [(task, dice.randrange(texts)) for task in dice.choices(tasks, weights, k=count)]
 
 
 def post(port: int, path: str, body: bytes, *headers: str) -> bytes:
-    """An HTTP/1.1 request."""
+    """The bytes of an HTTP/1.1 POST request with a JSON body."""
     lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json", *headers]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def send(load: Load) -> Replies:
-    """Run clients in a process of their own."""
+    """Send a load from clients in a process of their own, and wait for all replies."""
     command = [sys.executable, "-m", "benchmarks.peers.clients"]
     done = subprocess.run(command, input=LOAD.dump_json(load), stdout=subprocess.PIPE, check=True)
     return REPLIES.validate_json(done.stdout)
 
 
 def figures(answered: Replies, seconds: float | None) -> Figures:
-    """Figures of one run: the rate of what was answered in time, latencies of all that was in flight in that time."""
+    """Figures of one run: the rate of answers within its time, and latencies of all requests in flight in that time."""
     counted = [r for r in answered.replies if r.sent + r.seconds >= 0]
     end = seconds if seconds is not None else max(r.sent + r.seconds for r in counted)
     in_time = sum(1 for r in answered.replies if 0 <= r.sent + r.seconds <= end)

@@ -1,8 +1,9 @@
-"""Ray Serve's own `@serve.multiplexed`, loading whole models from disk, behind the same proxy and switches.
+"""A server with Ray Serve's own `@serve.multiplexed`, loading whole models from disk, behind the same proxy.
 
     PEER_FOLDER=... PEER_TASKS=a,b,... PEER_HELD=9 PEER_THREADS=2 KEN_... python -m benchmarks.peers.multiplexed
 
-PEER_HELD is how many models stay in memory. `@serve.batch` makes batches and splits them by model, as Ray does it.
+It runs with the same Ray variables as this project's server. PEER_HELD is how many models stay in memory. Ray's
+`@serve.batch` makes batches and splits them by model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from benchmarks.peers.on_ray import serve_with
 
 
 def build(settings: dict[str, Any]) -> Any:
-    """The application that takes the place of `serving.app.build`'s."""
+    """Build the application that takes the place of the one that `serving.app.build` makes."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
@@ -51,7 +52,7 @@ def build(settings: dict[str, Any]) -> Any:
             return await self.classify((await request.json())["text"])
 
         def drain(self, seconds: float) -> int:
-            """The launcher asks for it when it stops."""
+            """The launcher calls this when it stops."""
             return 0
 
     return Multiplexed.bind()

@@ -1,4 +1,4 @@
-"""This project's server with an exchange that does nothing: the same work but for the switch, and wrong answers.
+"""This project's server with an exchange that does nothing: all its work except switching, and wrong answers.
 
 KEN_BASE=... KEN_PORT=... python -m benchmarks.peers.noop
 """
@@ -21,7 +21,7 @@ def replace() -> None:
             from serving import service
 
             def nothing(device: Any, dtype: Any) -> Any:
-                exchange_for(device, dtype)  # warms the kernel, so that the process has the same threads
+                exchange_for(device, dtype)  # warms the real kernel, so that the process has the same threads
                 return lambda arena, packed: None
 
             service.ResidentModel = partial(service.ResidentModel, exchange_factory=nothing, switch_factory=None)  # type: ignore

@@ -1,4 +1,4 @@
-"""What `ken serve` starts - cluster, HAProxy and switches - with another deployment on it."""
+"""Running another deployment on what `ken serve` starts: its cluster, HAProxy and Ray's variables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from serving.launch import cluster
 
 
 def serve_with(replace: Callable[[], None]) -> None:
-    """Run ``ken serve``, settings by environment, after `replace` changed what `serving.app` deploys.
+    """Run ``ken serve`` with settings from the environment; `replace` changes what `serving.app` deploys.
 
-    It has to run late: Ray reads its switches when it is imported, which the launcher does once it has set them.
+    `replace` must run late, since it imports Ray: Ray reads its variables when it is imported, so the launcher has to
+    set them before that.
     """
     start = cluster.start_application
 

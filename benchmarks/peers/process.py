@@ -1,4 +1,4 @@
-"""A server as a child process: started, waited for, measured, told to stop."""
+"""A server in a child process: starting it, waiting until it is ready, measuring its memory, stopping it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class PeerError(Exception):
 
 
 class Server:
-    """Ready inside its ``with`` block, gone after it.
+    """A child process that is ready inside its ``with`` block and gone after it.
 
     Args:
-        command: the part ``{port}`` is replaced by a free port.
-        environment: added to this process's, less what would change how a server runs; ``{port}`` as above.
+        command: the command; an argument ``{port}`` is replaced by a free port.
+        environment: added to this process's environment, from which variables that would change how a server runs are
+            removed; a value ``{port}`` is replaced by the same port.
         ready: the path that answers 200 once requests may come.
-        log: where its output goes.
-        seconds: how long its start may take.
+        log: the file for the server's output.
+        seconds: how long the start may take.
     """
 
     def __init__(
@@ -70,15 +71,15 @@ class Server:
             process.kill()
 
     def memory(self) -> int:
-        """Bytes of the whole process tree; pages shared by n processes count as an nth in each (PSS)."""
+        """Memory of the whole process tree in bytes; a page shared by n processes counts as an nth in each (PSS)."""
         return sum(_memory(process, "pss") for process in self._tree())
 
     def unshared(self) -> int:
-        """Bytes that no process outside the tree shares, as one sees it who adds another such tree (USS)."""
+        """Memory in bytes that no other process shares: what another such process tree would add (USS)."""
         return sum(_memory(process, "uss") for process in self._tree())
 
     def get(self, path: str) -> str:
-        """The body of a GET."""
+        """The body of the answer to a GET request."""
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=30).raise_for_status().text
 
     def _tree(self) -> list[psutil.Process]:
@@ -92,14 +93,14 @@ class Server:
         deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise PeerError(f"it ended with exit code {self._process.returncode}:\n{self._tail()}")
+                raise PeerError(f"the server ended with exit code {self._process.returncode}:\n{self._tail()}")
             try:
                 if httpx.get(f"http://127.0.0.1:{self.port}{self._ready}", timeout=5).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.1)
-        raise PeerError(f"it was not ready after {self._seconds:g} s:\n{self._tail()}")
+        raise PeerError(f"the server was not ready after {self._seconds:g} s:\n{self._tail()}")
 
     def _tail(self) -> str:
         return self._log.read_text(errors="replace")[-2000:]

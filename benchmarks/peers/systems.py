@@ -1,4 +1,4 @@
-"""Every way to serve the tasks that is compared: how it is started, how it is asked, how its answers read."""
+"""The systems that are compared: how each is started, how it is asked, and how its answers are read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Answer = tuple[str, float]
 """The label with the highest score, and that score."""
 
 _LOADING_SECONDS = 300.0
-"""For those that load every model before they answer."""
+"""How long peers may take to start that load every model before they answer."""
 _PATIENT = {"GOMP_SPINCOUNT": "1000"}
-"""Peers' idle OpenMP threads soon give way to those that take requests. By default they do so only where there are
-more of them than cores, as there are in this project's replica; else two threads on two busy cores wait for each other
-for most of the time (a tenth of the rate, measured)."""
+"""Makes peers' idle OpenMP threads soon give way to the threads that take requests. By default they do so only where
+there are more OpenMP threads than cores, as in this project's replica. Otherwise two threads on two busy cores wait for
+each other most of the time (a tenth of the rate, measured)."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Forward passes, the rows in them, and switches before them."""
+    """Counts of forward passes, of the rows in them, and of the switches before them."""
 
     count: float
     rows: float
@@ -43,8 +43,8 @@ class System:
     """A running system.
 
     Args:
-        servers: one for all tasks, or one a task.
-        ask: a task, a text and a port -> the request's bytes.
+        servers: one server for all tasks, or one for each task.
+        ask: (task, text, port) -> the request's bytes.
         read: an answer's JSON -> the answer.
     """
 
@@ -53,10 +53,10 @@ class System:
     ask: Callable[[str, str, int], bytes]
     read: Callable[[Any], Answer]
     versions: str = ""
-    """Of what runs in an environment of its own."""
+    """Versions of the packages, for a system that runs in an environment of its own."""
 
     def batches(self) -> Batches | None:
-        """What a replica of this project has counted so far."""
+        """The counts of this project's replica so far; None for other systems."""
         if self.ask is not _ask_ken:
             return None
         counted = dict(
@@ -76,17 +76,17 @@ class System:
         return self.read(json.loads(body))
 
     def memory(self) -> int:
-        """Bytes of all its processes (PSS)."""
+        """Memory of all the system's processes in bytes (PSS)."""
         return sum(server.memory() for server in self.servers)
 
     def unshared(self) -> int:
-        """Bytes that each server has to itself, in all (USS)."""
+        """Memory in bytes that servers do not share with any other process, summed over servers (USS)."""
         return sum(server.unshared() for server in self.servers)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Fine-tunes as folders ``<folder>/<task>``, and where peers are installed and write their logs."""
+    """Whole fine-tunes in folders ``<folder>/<task>``; also where peers are installed and where they write logs."""
 
     folder: Path
     tasks: Sequence[str]
@@ -95,7 +95,7 @@ class Whole:
     threads: int
 
     def only(self, count: int) -> Whole:
-        """The first ones."""
+        """The same with the first `count` tasks only."""
         return Whole(self.folder, self.tasks[:count], self.environments, self.log, self.threads)
 
 
@@ -108,7 +108,7 @@ def ken(settings: Mapping[str, str], log: Path) -> Iterator[System]:
 
 @contextmanager
 def without_exchange(settings: Mapping[str, str], log: Path) -> Iterator[System]:
-    """The same with an exchange that does nothing: its answers are the base's, through each task's head."""
+    """This project's server with an exchange that does nothing: the base answers, through each task's head."""
     with _started("no exchange", ["-m", "benchmarks.peers.noop"], _settings(settings), log) as server:
         yield System("no exchange", [server], _ask_ken, _read_ken)
 
@@ -125,7 +125,7 @@ def multiplexed(whole: Whole, held: int, settings: Mapping[str, str]) -> Iterato
 
 @contextmanager
 def dedicated(whole: Whole) -> Iterator[System]:
-    """A process for each task; together they have the threads that the others have, or one each."""
+    """One process for each task; together they have as many threads as the other systems, but at least one each."""
     threads = max(1, whole.threads // len(whole.tasks))
     with ExitStack() as stack:
         servers = []
@@ -151,7 +151,7 @@ def litserve(whole: Whole, *, install: bool) -> Iterator[System]:
 
 @contextmanager
 def infinity(whole: Whole, *, install: bool) -> Iterator[System]:
-    """infinity holding every model in one process, an engine each."""
+    """infinity holding every model in one process, with an engine for each."""
     python = INFINITY.python(whole.environments, install=install)
     command = [str(python.with_name("infinity_emb")), "v2", "--host", "127.0.0.1", "--port", "{port}"]
     environment = {

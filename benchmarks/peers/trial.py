@@ -1,4 +1,4 @@
-"""One measurement: clients ask a running system about many tasks, and its answers are checked."""
+"""Trials: clients ask a running system about many tasks, and its answers are checked and timed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from benchmarks.peers.systems import Batches, System
 
 _DRAWN = 5000
 _CHECKED = 150
-"""Answers of a run that are compared with the in-process ones."""
+"""How many answers of a run are compared with those in process."""
 
 
 class WrongAnswerError(Exception):
-    """An answer did not come, or is not the one it should be."""
+    """An answer is missing or wrong."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is asked: about how many tasks, drawn how, by how many clients at once.
+    """One setting of a measurement: how many tasks are asked for, how they are drawn, by how many clients at once.
 
-    first: the index of the first task.
-    state: of the tasks, "warm" where every one was asked about before.
+    Attributes:
+        first: the index of the first task.
+        state: the tasks' state, "warm" if every task was asked for before.
     """
 
     tasks: int
@@ -41,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """A system's figures in one cell; of this project's server also what it ran, the lead included."""
+    """A system's figures in one cell; for this project's server also its batches, those of the lead included."""
 
     system: str
     cell: Cell
@@ -54,14 +55,14 @@ class Measured:
 
 
 class Trial:
-    """Sends the same texts about the same tasks to whichever system.
+    """Sends the same texts for the same tasks to any system.
 
     Args:
-        names: of all tasks.
-        texts: of all questions.
-        truth: knows the right answers.
-        lead: seconds before a run counts.
-        seconds: that a run counts.
+        names: the names of all tasks.
+        texts: all texts.
+        truth: gives the right answers.
+        lead: seconds at the start of a run that do not count.
+        seconds: how long a run counts.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Trial:
         self._seconds = seconds
 
     def measure(self, system: System, cell: Cell, *, checked: bool = True) -> Measured:
-        """Closed-loop clients for a while; a cold cell has no lead."""
+        """Measure closed-loop clients for the trial's seconds; a cold cell has no lead."""
         tasks = range(cell.first, cell.first + cell.tasks)
         pairs = draw(tasks, len(self._texts), cell.draw, _DRAWN, seed=0)
         lead = self._lead if cell.state == "warm" else 0.0
@@ -86,7 +87,7 @@ class Trial:
     def once_each(
         self, system: System, first: int, count: int, clients: int, state: str, *, checked: bool = True
     ) -> Measured:
-        """One question about every task; what makes it warm, too."""
+        """Measure one question for every task; afterwards the tasks are warm."""
         pairs = [(task, task % len(self._texts)) for task in range(first, first + count)]
         replies = self._ask(system, pairs, clients, 0.0, None, checked)
         return Measured(system.name, Cell(count, "uniform", clients, first, state), figures(replies, None))
@@ -107,7 +108,7 @@ class Trial:
         return replies
 
     def _check(self, system: System, requests: Sequence[Request], answered: Replies, compared: bool) -> None:
-        """Raises `WrongAnswerError` at a request that was not answered, or answered otherwise than in process."""
+        """Raise `WrongAnswerError` if a request was not answered, or was answered otherwise than in process."""
         bad = [r for r in answered.replies if r.status != 200]
         if bad:
             what = bad[0].body[:300].decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Whole fine-tunes as their folders hold them, which is what the peers serve. Imports nothing of this project."""
+"""Whole fine-tunes, loaded from their folders by the peers. This module imports nothing of this project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 BATCH = 32
-"""Most texts in one forward pass, as in this project's own settings."""
+"""The most texts in one forward pass, as in this project's own settings."""
 
 
 @dataclass(frozen=True)

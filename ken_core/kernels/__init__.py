@@ -1,4 +1,4 @@
-"""Exchanging a packed delta with the resident weights, by device."""
+"""The exchange of a packed delta with the resident weights, for each device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from importlib.util import find_spec
 
 import torch
 
-from ken_core.kernels.packed import Packed, Segment, pack
+from ken_core.kernels.packed import Packed, Segment, cast_values, pack, packed_nbytes
 
 Exchange = Callable[[torch.Tensor, Packed], None]
-"""Takes the flat weights of an arena and a packed delta of it."""
+"""Trades values between the flat weights of an arena and a packed delta for this arena."""
 Switch = Callable[[torch.Tensor, Packed, Packed], None]
-"""Takes the flat weights, the delta that is in them, and the one to take its place."""
+"""Takes the flat weights, the delta that is in them, and the delta that shall replace it."""
 
-__all__ = ["Exchange", "Packed", "Segment", "Switch", "exchange_for", "pack", "switch_for"]
+__all__ = [
+    "Exchange",
+    "Packed",
+    "Segment",
+    "Switch",
+    "cast_values",
+    "exchange_for",
+    "pack",
+    "packed_nbytes",
+    "switch_for",
+]
 
 
 def exchange_for(device: torch.device, dtype: torch.dtype) -> Exchange:
@@ -35,9 +45,9 @@ def exchange_for(device: torch.device, dtype: torch.dtype) -> Exchange:
 
 
 def switch_for(device: torch.device, dtype: torch.dtype) -> Switch:
-    """The fastest way on a device from one delta to another, compiled before it is returned.
+    """The fastest way from one delta to another on a device, compiled before it is returned.
 
-    Either leaves the bits that exchanging first the one, then the other would leave.
+    It leaves the same bits as exchanging the first delta, then the second one.
     """
     exchange = exchange_for(device, dtype)
     if device.type == "cpu" and dtype.itemsize in (2, 4, 8):

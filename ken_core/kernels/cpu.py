@@ -1,10 +1,12 @@
 """The exchange on CPU: numba, one pass over the mask words, parallel over chunks.
 
-Chunks touch disjoint weights and values, so they need no order. Weights are asked for some words ahead: which of their
-cache lines a mask touches looks random to the hardware's prefetcher, so that reading all lines in order is faster than
-reading only those needed (one thread, 85 M float32 at 1, 5, 10 % kept: 11, 16, 19 ms; without 21, 27, 20).
+Chunks touch disjoint weights and values, so their order does not matter. Weights are prefetched some words ahead. To
+the hardware's prefetcher, the cache lines that a mask touches look random, so prefetching all lines in order is faster
+than reading only the lines needed (one thread, 85 M float32, 1, 5 and 10 % kept: 11, 16 and 19 ms; without prefetching
+21, 27 and 20 ms).
 
-Run it on one thread at a time (the engine's): numba's OpenMP layer is not meant to be entered from several.
+Only one thread at a time may run these kernels (the engine's), because numba's OpenMP layer must not be entered from
+several threads.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _LINE_BITS = 512
 _AHEAD = 16 * WORD_BITS
-"""Elements: how far ahead of their use weights are asked for."""
+"""Elements: how far ahead of their use weights are prefetched."""
 
 
 def exchange(weights: torch.Tensor, packed: Packed) -> None:
@@ -56,7 +58,7 @@ def switch(weights: torch.Tensor, leaving: Packed, entering: Packed) -> None:
 
 
 def _pairs(leaving: npt.NDArray[np.int64], entering: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows of both chunk tables that start at the same element, -1 where one has none; in the arena's order."""
+    """Pair the rows of both chunk tables that start at the same element; -1 for a missing row. In the arena's order."""
     starts = np.union1d(leaving[:, 0], entering[:, 0])
     pairs = np.full((starts.size, 2), -1, np.int64)
     for column, chunks in enumerate((leaving, entering)):
@@ -65,13 +67,13 @@ def _pairs(leaving: npt.NDArray[np.int64], entering: npt.NDArray[np.int64]) -> n
 
 
 def warm(dtype: torch.dtype) -> None:
-    """Compile (or load from numba's cache) the kernels for `dtype`, so that no request pays for it."""
+    """Compile the kernels for `dtype`, or load them from numba's cache, so that no request waits for that."""
     segment = Segment(0, np.ones(1, np.uint8), np.zeros(1, _INTEGER[dtype.itemsize]))
-    packed = pack([segment], dtype, dtype, torch.device("cpu"))
+    packed = pack([segment], dtype, torch.device("cpu"))
     threads = torch.get_num_threads()
     exchange(torch.zeros(1, dtype=dtype), packed)
     switch(torch.zeros(1, dtype=dtype), packed, packed)
-    torch.set_num_threads(threads)  # starting numba's OpenMP pool changes torch's
+    torch.set_num_threads(threads)  # starting numba's OpenMP pool changes torch's number
 
 
 def threading_is_safe() -> bool:
@@ -93,7 +95,7 @@ def _as_integers(tensor: torch.Tensor) -> npt.NDArray[np.unsignedinteger]:
 
 
 def _prefetch_elements(context: Any, array: Any, position: Any) -> Any:
-    """Ask for the cache lines of a word's elements from `position` on, which may lie behind the array's end."""
+    """Prefetch the cache lines of a word's elements from `position` on, which may be behind the array's end."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data

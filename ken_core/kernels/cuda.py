@@ -1,11 +1,11 @@
 """The exchange on CUDA: Triton, one launch for all tensors of an arena.
 
-Each program walks one chunk. A warp takes a half word and each of its lanes one element, so that only the 32-byte
-sectors that hold a kept element are read and written; which value is the element's follows from the population of the
-bits before it. Elements move as integers, so no bit of a NaN or of -0.0 can change.
+Each program processes one chunk. A warp takes a half word, and each of its lanes takes one element. So only the 32-byte
+sectors with a kept element are read and written. The population of the bits before an element gives the place of its
+value. Elements move as integers, so no bit of a NaN or of -0.0 can change.
 
-A launch is asynchronous, in order with the other work of the current stream: a forward pass that follows on the same
-stream sees the exchanged weights, a host clock around the call does not see the exchange.
+A launch is asynchronous, in order with the other work of the current stream. A forward pass that follows on the same
+stream sees the exchanged weights. A host clock around the call does not measure the exchange.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ken_core.kernels.packed import Packed, Segment, pack
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TILE = 64
 _WARPS = 8
-"""Half words (32 elements each) a pass, and warps: 8 elements a thread take 80 registers on sm_90, 16 take 178."""
+"""Half words (32 elements each) per pass, and warps. 8 elements per thread take 80 registers on sm_90, 16 take 178."""
 
 
 def exchange(weights: torch.Tensor, packed: Packed) -> None:
@@ -38,10 +38,10 @@ def exchange(weights: torch.Tensor, packed: Packed) -> None:
 
 
 def warm(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile (or load from Triton's cache) the kernel for `dtype` and wait for it, so that no request pays for it."""
+    """Compile the kernel for `dtype`, or load it from Triton's cache, and wait, so that no request waits for that."""
     segment = Segment(0, np.ones(1, np.uint8), np.zeros(1, f"u{dtype.itemsize}"))
     weights = torch.zeros(64, dtype=dtype, device=device)
-    exchange(weights, pack([segment], dtype, dtype, device))
+    exchange(weights, pack([segment], dtype, device))
     weights.cpu()
 
 
@@ -49,7 +49,7 @@ def _as_integers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(_INTEGER[tensor.element_size()])
 
 
-# Alignment is not worth a variant: offsets come from the table, so no access is wider than an element.
+# A variant per alignment is of no use: offsets come from the table, so no access is wider than an element.
 @triton.jit(do_not_specialize_on_alignment=["weights", "words", "values", "chunks"])
 def _exchange_chunks(weights, words, values, chunks, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = chunks + tl.program_id(0).to(tl.int64) * 4
@@ -81,7 +81,7 @@ def _rank(bits):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _population(x):  # type: ignore[no-untyped-def]
-    # written out because Triton has no such operation that its interpreter knows; LLVM makes one instruction of it
+    # written out, because Triton's interpreter has no such operation; LLVM makes one instruction of it
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F

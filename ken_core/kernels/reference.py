@@ -1,4 +1,4 @@
-"""The exchange in plain torch, on any device: what the fast kernels are tested against."""
+"""The exchange in plain torch, for any device. The fast kernels are tested against it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exchange(weights: torch.Tensor, packed: Packed) -> None:
 
 
 def selected_positions(packed: Packed) -> torch.Tensor:
-    """Indices into the arena of every set bit, in the order of the values, int64."""
+    """The index in the arena of every set bit, in the order of the values; int64, shape (count,)."""
     bit = torch.arange(WORD_BITS, device=packed.words.device)
     parts = []
     for start, word, count, _ in packed.chunks.tolist():

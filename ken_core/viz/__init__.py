@@ -1,8 +1,8 @@
 """KENviz: pictures of which parameters a delta keeps.
 
 The views follow KENviz of Mastromattei and Zanzotto, *Less is KEN*, ACL 2024, arXiv 2402.03142: one matrix, the
-neighbours kept around each of its elements, and both for one kind of matrix across all layers. Added to them are the
-kept fraction by layer and kind, and how much the positions of several deltas have in common.
+neighbours kept around each of its elements, and both for one kind of matrix across all layers. This package adds two
+views: the kept fraction by layer and kind of tensor, and how much the kept positions of several deltas overlap.
 
 Drawing needs matplotlib (``pip install 'ken-serve[viz]'``); importing this package and measuring do not.
 """

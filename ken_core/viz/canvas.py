@@ -1,8 +1,8 @@
-"""A drawing surface counted in pixels, and the colours on it. Importing this needs matplotlib.
+"""A drawing surface measured in pixels, and its colour scales. Importing this module needs matplotlib.
 
 Pictures of matrices are exact only where a block covers a whole number of pixels: matplotlib's own layout engines put
 axes at fractions of a pixel and would drop or double rows. So axes are placed by hand, from the top left corner, and
-what is saved is whatever was drawn, with a margin.
+the saved picture is cut to what was drawn, with a margin.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _FRAME_POINTS = 0.72  # one pixel of the layout
 _INK, _FRAME, _NOTHING = "#1b1b1b", "#8a8a8a", "#e9e9e9"
 _LONGEST_TEXT = 90
 _SHADES = 120
-"""Of a scale: more than an eye tells apart, and few enough for a palette to hold all of them as they are."""
+"""Colours of a scale: more than an eye tells apart, and few enough for a palette to hold all of them unchanged."""
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Colours told apart by colour-blind people (Okabe and Ito, 2008), in the order they are used."""
+"""Colours that colour-blind people can tell apart (Okabe and Ito, 2008), in the order they are used."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Drawing:
 
     png: bytes
     width: int
-    """Pixels it is meant to be shown at; the file has more of them."""
+    """The width in pixels at which to show the picture; the file has more pixels."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a colour stands for; `extend` and `ticks` as matplotlib's colour bar takes them."""
+    """The meaning of colours; `extend` and `ticks` are as matplotlib's colour bar takes them."""
 
     colours: Colormap
     norm: Normalize
@@ -64,13 +64,13 @@ class Scale:
     percent: bool = False
 
     def paint(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Values of shape (rows, columns) as colours, uint8, shape (rows, columns, 4)."""
+        """Colours for values of shape (rows, columns): uint8, shape (rows, columns, 4)."""
         painted: npt.NDArray[np.uint8] = self.colours(self.norm(values), bytes=True)
         return painted
 
 
 def viridis() -> Colormap:
-    """viridis without its lightest end, which the grey of 'nothing' is too close to; that grey below it."""
+    """viridis without its lightest end, which is too close to the grey of 'nothing'; values below it get that grey."""
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.93, _SHADES))
     return ListedColormap(shades).with_extremes(under=_NOTHING)
 
@@ -82,7 +82,7 @@ def viridis_steps(count: int) -> ListedColormap:
 
 
 def plain(text: str) -> str:
-    """Text as a figure shows it: printable, on one line, its middle left out where it is too long."""
+    """Text as a figure shows it: printable, on one line; if it is too long, its middle is left out."""
     line = printable(text)
     if len(line) <= _LONGEST_TEXT:
         return line
@@ -107,14 +107,14 @@ class Canvas:
         return made
 
     def text(self, left: float, top: float, text: str, *, size: float = 9, **options: Any) -> None:
-        """Text whose top left corner is at a pixel; other options as matplotlib's."""
+        """Draw text with its top left corner at a pixel; the other options are matplotlib's."""
         style: dict[str, Any] = {"va": "top", "ha": "left", "color": _INK, **options}
         self._figure.text(
             left / self._side, 1 - top / self._side, plain(text), fontsize=size, parse_math=False, **style
         )
 
     def title(self, text: str, note: str = "", *, free: float = 30) -> None:
-        """A title and a line of smaller text under it, some pixels above the axes that stand at 0."""
+        """Draw a title and a line of smaller text under it, `free` pixels above axes whose top is at 0."""
         self.text(0, -free - (48 if note else 24), text, size=11.5, fontweight="bold")
         self.text(0, -free - 24, note, size=9, color="#4d4d4d")
 
@@ -152,7 +152,7 @@ class Canvas:
     def finish(self) -> Drawing:
         """The picture as a PNG file, cut to what was drawn."""
         with warnings.catch_warnings():
-            # a file name in a script the font lacks shows boxes; the page shows it in full
+            # characters that the font lacks are drawn as boxes; the page shows such a file name in full
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             box = self._figure.get_tightbbox()
             edges = [math.floor(v * _PIXELS_PER_INCH) - _MARGIN for v in (box.x0, box.y0)]
@@ -169,6 +169,6 @@ class Canvas:
 
 
 def label_ticks(axes: Axes, which: str, places: Sequence[float], labels: Sequence[str], **options: Any) -> None:
-    """Put texts beside the ``x`` or ``y`` axis; never read as formulas, whatever signs they hold."""
+    """Put texts beside the ``x`` or ``y`` axis; they are never read as formulas, whatever signs they hold."""
     put = axes.set_xticks if which == "x" else axes.set_yticks
     put(places, [plain(label) for label in labels], parse_math=False, fontsize=8, **options)

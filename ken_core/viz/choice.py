@@ -1,4 +1,4 @@
-"""Which of a base's matrices are drawn: a few that stand for all, or those a person asks for."""
+"""The choice of a base's matrices to draw: a few that stand for all, or the ones a person asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def layered_kinds(shapes: Shapes) -> dict[str, dict[int, str]]:
-    """Kind -> layer -> name, of the tensors of two or more axes that belong to a layer."""
+    """Kind -> layer -> name, for the tensors that have two or more axes and belong to a layer."""
     kinds: dict[str, dict[int, str]] = {}
     for name, shape in shapes.items():
         found = place(name)
@@ -23,10 +23,10 @@ def layered_kinds(shapes: Shapes) -> dict[str, dict[int, str]]:
 
 
 def typical(shapes: Shapes, most: int) -> list[str]:
-    """At most `most` matrices that stand for all: of each kind those of the first, middle and last layer.
+    """At most `most` matrices that stand for all: of each kind, those of the first, middle and last layer.
 
-    Where that is too many, those of the first and last; else of the middle one, of as many kinds as there is room for.
-    A model without numbered layers gives its first matrices.
+    Where these are too many, those of the first and last layer; where these are too many still, those of the middle
+    layer, for as many kinds as there is room for. In a model without numbered layers, the first matrices are chosen.
     """
     kinds = layered_kinds(shapes)
     if not kinds:
@@ -39,7 +39,7 @@ def matching(shapes: Shapes, patterns: Sequence[str]) -> list[str]:
     """Names that match any of the shell-like patterns (``*.query.weight``), in the model's order.
 
     Raises:
-        NoSuchTensorError: a pattern matches none.
+        NoSuchTensorError: a pattern matches no name.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in shapes):
@@ -51,7 +51,7 @@ def matching(shapes: Shapes, patterns: Sequence[str]) -> list[str]:
 
 
 def _spread(names: list[str], most: int) -> list[str]:
-    """The first, middle and last; the first and last; or the middle one."""
+    """The first, middle and last name; the first and last; or the middle one; as `most` is 3, 2 or 1."""
     middle, last = (len(names) - 1) // 2, len(names) - 1
     places = {3: (0, middle, last), 2: (0, last), 1: (middle,)}[most]
     return [names[i] for i in sorted(set(places))]

@@ -1,4 +1,4 @@
-"""Score against bytes of every delta that calibration tried."""
+"""The picture of a calibration: the score against the bytes of every delta that was tried."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MARKERS = ("o", "s", "^", "D", "v")
 
 
 def draw_calibration(record: Calibration, out: Path) -> None:
-    """Write a PNG: bytes across on a logarithmic scale, the score up; codecs by colour, methods by shape.
+    """Write a PNG: bytes across on a logarithmic scale, the score upwards; colours are codecs, marks are methods.
 
-    Filled marks hold the tolerance. The file appears whole or not at all.
+    Filled marks are deltas within the tolerance. The file appears whole or not at all.
     """
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

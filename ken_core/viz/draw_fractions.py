@@ -1,4 +1,4 @@
-"""A heat map of the fraction kept: layers down, kinds of tensors across; tensors of no layer in a column beside it."""
+"""The heat map of the kept fraction: layers down, kinds of tensors across; those of no layer in a column beside it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ken_core.viz.tally import Tally, percent
 _CELL_WIDTH, _CELL_HEIGHT = 46, 24
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _DARK = 0.55
-"""Of the scale; white text is readable on what lies below."""
+"""Share of the scale below which colours are so dark that white text is readable on them."""
 
 
 def draw_fractions(
     title: str, note: str, tallies: Mapping[str, Tally], short: Mapping[str, str], top: float
 ) -> Drawing:
-    """The fraction kept of every tensor of a base.
+    """Draw the kept fraction of every tensor of a base.
 
     Args:
-        tallies: of every tensor by name; columns stand in the order kinds first appear in.
-        short: kind -> what its column is called.
-        top: fraction the colours end at, the same for all deltas that are compared.
+        tallies: the counts of every tensor by name; columns are in the order in which their kinds first appear.
+        short: kind -> the heading of its column.
+        top: the fraction at which the colours end, the same for all deltas that are compared.
     """
     canvas = Canvas()
     canvas.title(title, note, free=10)
-    # few tensors are kept almost in full (layer norms): a linear scale would show all matrices as one colour
+    # a few tensors (layer norms) are kept almost in full: a linear scale would show all matrices in one colour
     norm = PowerNorm(0.5, vmin=top * 1e-9, vmax=top)
     ticks = tuple(tick for tick in _TICKS if tick <= top)
     scale = Scale(viridis(), norm, "kept (square-root scale)", ticks, extend="min", percent=True)
@@ -72,7 +72,7 @@ def _grid(tallies: Mapping[str, Tally]) -> tuple[list[int], list[str], npt.NDArr
 
 
 def _cells(axes: Axes, grid: npt.NDArray[np.float64], scale: Scale) -> None:
-    """A coloured cell with its number for each fraction; a dash where there is no such tensor."""
+    """Draw a coloured cell with a number for each fraction; a dash where there is no such tensor."""
     there = ~np.isnan(grid)
     painted = np.where(there[..., None], scale.paint(np.nan_to_num(grid)), 255)
     axes.imshow(painted.astype(np.uint8), interpolation="nearest", aspect="auto")

@@ -1,4 +1,4 @@
-"""What several deltas have in common: pairs by layer as lines, all pairs as a heat map; chance beside both."""
+"""Pictures of the overlap of deltas: lines by layer for pairs, a heat map for all pairs, each beside chance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BY_CHANCE, _CHANCE_INK = "by chance", "#4d4d4d"
 
 
 def draw_layer_overlaps(title: str, note: str, pairs: Sequence[Pair]) -> Drawing:
-    """Jaccard index of the kept positions by layer: a line a pair, or of many pairs the mean and the range."""
+    """Draw the Jaccard index of the kept positions by layer: a line for each pair; mean and range of many pairs."""
     canvas = Canvas()
     canvas.title(title, note, free=10)
     layers = list(dict.fromkeys(layer for pair in pairs for layer in pair.layers))
@@ -31,7 +31,7 @@ def draw_layer_overlaps(title: str, note: str, pairs: Sequence[Pair]) -> Drawing
     overlaps = [[pair.layers.get(layer, Overlap()) for layer in layers] for pair in pairs]
     found = np.array([[one.jaccard for one in row] for row in overlaps])
     chance = np.array([[one.jaccard_by_chance for one in row] for row in overlaps])
-    start = layers.count(None)  # what belongs to no layer stands before the lines, as a point of its own
+    start = layers.count(None)  # tensors of no layer are a separate point before the lines
     axes = canvas.axes(0, 0, max(420, min(900, 60 * (len(layers) + 1))), 340)
     shown: list[tuple[Artist, str]] = []
     if len(pairs) <= _MOST_LINES:
@@ -50,7 +50,7 @@ def draw_layer_overlaps(title: str, note: str, pairs: Sequence[Pair]) -> Drawing
 
 
 def draw_overlap_matrix(title: str, note: str, labels: Sequence[str], pairs: Sequence[Pair]) -> Drawing:
-    """Jaccard index of the kept positions of every two deltas, and beside it what chance gives, in one scale."""
+    """Draw the Jaccard index of the kept positions of every two deltas, and that by chance, in one scale."""
     canvas = Canvas()
     canvas.title(title, note)
     found, chance = (np.full((len(labels), len(labels)), np.nan) for _ in range(2))
@@ -99,7 +99,7 @@ def _range(axes: Axes, values: Values, start: int) -> Artist:
 
 
 def _mean(values: Values) -> Values:
-    """Over pairs, of those that keep anything; NaN where none does."""
+    """The mean over the pairs that keep anything; NaN where no pair does."""
     mean: Values = np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
     return mean
 

@@ -1,4 +1,4 @@
-"""The views of the paper: one matrix, kept neighbours of each element, and both across layers."""
+"""The views of the paper: one matrix, the kept neighbours of each element, and both across layers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ken_core.viz.survey import STEEPEST, View
 from ken_core.viz.tally import percent
 
 _SINGLE_SIDES, _LAYER_SIDES = (360, 1100), (100, 170)
-"""Pixels the longer side of a matrix measures, at least and at most."""
+"""The least and the most pixels of a matrix's longer side."""
 _ABREAST = 6
 _LEAST_PITCH = 112
-"""Pixels from one matrix to the next in which a line of text fits above each."""
+"""The least pixels from one matrix to the next, so that a line of text fits above each."""
 _CLIP = 99.5
-"""Percentile of the blocks of which anything is kept that a scale ends at, so that a few full ones do not darken it."""
+"""A scale ends at this percentile of the blocks that have anything kept, so that a few full blocks do not darken it."""
 
 
 def draw_matrix(title: str, note: str, view: View) -> Drawing:
-    """One matrix: what is kept of it, and the neighbours kept around each of its elements."""
+    """Draw one matrix: its kept elements, and the neighbours kept around each element."""
     canvas = Canvas()
     canvas.title(title, note)
     width, height = _panel(view, _SINGLE_SIDES)
@@ -40,7 +40,7 @@ def draw_matrix(title: str, note: str, view: View) -> Drawing:
 
 
 def draw_layers(title: str, note: str, views: Sequence[tuple[int, View]]) -> Drawing:
-    """One kind of matrix in all layers, side by side: what is kept above, the neighbours kept below."""
+    """Draw one kind of matrix in all layers, side by side: above the kept elements, below the kept neighbours."""
     canvas = Canvas()
     canvas.title(title, note)
     sizes = [_panel(view, _LAYER_SIDES) for _, view in views]
@@ -65,7 +65,7 @@ def draw_layers(title: str, note: str, views: Sequence[tuple[int, View]]) -> Dra
 
 
 def _pair(views: Sequence[View]) -> list[tuple[str, list[Pooled], Scale]]:
-    """Both views of some matrices, each with a scale that all of them share."""
+    """Both views of some matrices, each view with a scale that all matrices share."""
     kept, around = [v.kept for v in views], [v.neighbours for v in views]
     pooled = any(v.pooled for v in views)
     return [
@@ -78,7 +78,7 @@ def _continuous(shown: Iterable[Pooled], label: str, as_percent: bool = False) -
     found = np.concatenate([values[values > 0] for values in shown])
     largest = float(found.max()) if found.size else 1.0
     top = float(np.percentile(found, _CLIP)) if found.size else 1.0
-    # 0 lies below the scale's start: grey is what nothing is kept of, however little the darkest colour stands for
+    # 0 lies below the scale's start: grey means that nothing is kept, however little the darkest colour stands for
     norm = Normalize(vmin=top * 1e-9, vmax=top)
     return Scale(viridis(), norm, label, extend="both" if largest > top else "min", percent=as_percent)
 
@@ -93,9 +93,9 @@ _COUNT = _steps(4, "kept neighbours", ("0", "1", "2", "3", "4"))
 
 
 def _panel(view: View, sides: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) in pixels, a whole number of them for each block, in the matrix's proportions if it can be.
+    """(width, height) in pixels, with a whole number of pixels for each block, if possible in the matrix's proportions.
 
-    The longer side is between `sides` where that is possible without leaving blocks out.
+    The longer side is between the two `sides` if that is possible without leaving blocks out.
     """
     down, across = view.kept.shape
     steepness = min(STEEPEST, max(1 / STEEPEST, view.rows / view.columns))

@@ -1,4 +1,4 @@
-"""What can go wrong with pictures alone; every other error is the one reading a delta raises."""
+"""Errors that only drawing raises; all other errors are those of reading a delta."""
 
 from importlib.util import find_spec
 
@@ -10,7 +10,7 @@ class VizError(KenError):
 
 
 class MissingMatplotlibError(VizError):
-    """matplotlib, which is optional, is not installed."""
+    """The optional package matplotlib is not installed."""
 
 
 class NoSuchTensorError(VizError):
@@ -18,7 +18,7 @@ class NoSuchTensorError(VizError):
 
 
 def require_matplotlib() -> None:
-    """Raise `MissingMatplotlibError` where it is not installed."""
+    """Raise `MissingMatplotlibError` if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise MissingMatplotlibError(
             "pictures are drawn with matplotlib, which is not installed; install it with: pip install 'ken-serve[viz]'"

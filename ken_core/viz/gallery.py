@@ -1,4 +1,4 @@
-"""A gallery: every picture of some deltas of one base, and a page that shows them."""
+"""The gallery: `visualize` draws every picture of some deltas of one base, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ken_core.viz.survey import survey
 from ken_core.writing import writing
 
 _MOST_MATRICES = 12
-"""Drawn for themselves by default, of all deltas together: more pictures than that nobody compares."""
+"""Matrices drawn one by one by default, in all deltas together; nobody compares more pictures."""
 _MOST_KINDS = 16
-"""Kinds in the layer-wise view of a delta; models whose experts have names of their own have hundreds."""
+"""Kinds in the layer-wise view of a delta; models in which every expert has its own name have hundreds of kinds."""
 
 Progress = Callable[[int, int, str], None]
-"""Called with the number of pictures made, of all, and what the last one is of."""
+"""Called with the number of pictures made, the number of all pictures, and the view that the last one shows."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is drawn of every delta of a base."""
+    """The pictures to draw of every delta of a base."""
 
     shapes: Shapes
     single: list[str]
     layers: Mapping[str, Mapping[int, str]]
-    """Kind -> layer -> name, of the kinds in the layer-wise view."""
+    """Kind -> layer -> name, for the kinds in the layer-wise view."""
     left_out: tuple[str, ...]
 
     @property
@@ -60,23 +60,23 @@ def visualize(
     identity: Fingerprint | None = None,
     progress: Progress = lambda done, pictures, last: None,
 ) -> Report:
-    """Draw what deltas keep: PNG files, and a page ``index.html`` that holds them all and needs nothing else.
+    """Draw what deltas keep: PNG files, and a page ``index.html`` that contains them all and needs no other file.
 
-    Deltas are read one after another; what stays of each is its masks, packed (a bit a parameter).
+    Deltas are read one after another. Of each, only the packed masks stay in memory (a bit for each parameter).
 
     Args:
         files: opened delta files of this base, one or more.
         out: new folder for the pictures.
-        tensors: patterns (``*.query.weight``) of the backbone's tensors that are drawn for themselves; by default a
-            few matrices of the first, middle and last layer.
-        identity: the base's fingerprint where it is known already.
+        tensors: patterns (``*.query.weight``) for the backbone's tensors that are drawn one by one; by default a few
+            matrices of the first, middle and last layer.
+        identity: the base's fingerprint, if it is known already.
 
     Raises:
         MissingMatplotlibError: matplotlib is not installed.
         NoSuchTensorError: a pattern matches nothing.
         BaseMismatchError: a delta belongs to another base.
-        DeltaFormatError: a delta file is not what it says it is.
-        FileExistsError: `out` exists and is not an empty folder.
+        DeltaFormatError: a delta file is damaged or hostile.
+        OutputExistsError: `out` exists and is not an empty folder.
     """
     require_matplotlib()
     from ken_core.viz import pictures as draw
@@ -85,7 +85,7 @@ def visualize(
     digest = (identity or base.identity).digest
     for file in files:
         if file.manifest.base.fingerprint != digest:
-            deltafile.read(file, base, digest)  # raises, before any time went into the others
+            deltafile.read(file, base, digest)  # raises before time is spent on other deltas
     short = short_names(plan.shapes)
     subjects: list[Subject] = []
     masks: list[Mapping[str, Packed]] = []
@@ -106,7 +106,7 @@ def visualize(
 
 
 class _Shelf:
-    """Puts finished pictures into the folder, and tells how far the work is."""
+    """Puts finished pictures into the folder, and reports progress."""
 
     def __init__(self, folder: Path, expected: int, progress: Progress) -> None:
         self.pictures: list[Picture] = []
@@ -121,12 +121,12 @@ class _Shelf:
 
 
 def _name(base: Checkpoint) -> str:
-    """What deltas of this base call it."""
+    """The base's name, as deltas give it."""
     return base.folder.name if Path(base.name).is_dir() else base.name
 
 
 def _plan(base: Checkpoint, deltas: int, patterns: Sequence[str]) -> _Plan:
-    """Tensors stand in the model's own order, those of two or more axes first: matrices are what one looks for."""
+    """Plan the pictures. Tensors are in the model's own order, but matrices come first, as the most interesting."""
     held = base.backbone_tensors
     order = [name for name, _ in base.backbone.named_parameters() if name in held and held[name].numel()]
     shapes = {name: tuple(held[name].shape) for name in sorted(order, key=lambda name: held[name].ndim < 2)}
@@ -142,7 +142,7 @@ def _pairs(shapes: Shapes, subjects: Sequence[Subject], masks: Sequence[Mapping[
         overall, layers = Overlap(), dict[int | None, Overlap]()
         for name, shape in shapes.items():
             if name in ours.whole or name in theirs.whole:
-                continue  # what changes as a whole has no positions
+                continue  # a tensor that changes as a whole has no kept positions
             one, layer = overlap(first.get(name), second.get(name), prod(shape)), place(name).layer
             overall, layers[layer] = overall + one, layers.get(layer, Overlap()) + one
         pairs.append(Pair(ours.label, theirs.label, overall, layers))

@@ -1,4 +1,4 @@
-"""What deltas are called in pictures, and what files of pictures are called."""
+"""Names of deltas in pictures, and names of picture files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LONGEST = 80
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix; of files that share one, with as many folders before it as tell them apart.
+    """File names without suffix; files that share a name get as many folders before it as tell them apart.
 
-    A file given twice is numbered: no two labels are the same.
+    A file that is given twice is numbered, so no two labels are the same.
     """
     parts = [(*path.absolute().parent.parts, path.stem) for path in paths]
     labels: list[str] = []
@@ -32,7 +32,7 @@ def printable(text: str) -> str:
 
 
 def safe_file_part(text: str) -> str:
-    """Text as part of a file's name: letters, digits and ``_.-``; long text ends in a hash of all of it."""
+    """Text as part of a file's name: letters, digits and ``_.-``; long text is cut and ends in a hash of the whole."""
     safe = _UNSAFE.sub("_", text)
     if len(safe) <= _LONGEST:
         return safe

@@ -1,8 +1,8 @@
-"""What is seen of one mask: the fraction kept in blocks, and how many neighbours of an element are kept.
+"""Measuring one mask: the kept fraction of blocks, and how many neighbours of an element are kept.
 
-A mask is a plane of rows and columns; 1-D tensors are one row, of higher ranks the last axis is the columns and all
-others the rows. Large planes are pooled: every element counts in the mean of its block, none is left out. All of it
-works on bands of rows, so that besides the mask only small arrays are held.
+A mask is seen as a plane of rows and columns. A 1-D tensor is one row; in tensors of higher rank the last axis is the
+columns, and all other axes are the rows. Large planes are pooled: every element counts in the mean of its block, none
+is left out. The functions work on bands of rows, so that besides the mask only small arrays are held.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Surroundings:
     mean: float
     """Mean number of kept neighbours of a kept element, 0 to 4; NaN where nothing is kept."""
     by_chance: float
-    """What `mean` is expected to be where as many elements are kept at random positions."""
+    """The value of `mean` that is expected if as many elements were kept at random positions."""
 
 
 def plane_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) in which a tensor of this shape is looked at."""
+    """(rows, columns) of the plane as which a tensor of this shape is seen."""
     return (prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
@@ -51,23 +51,23 @@ def block_shape(rows: int, columns: int, most: tuple[int, int]) -> tuple[int, in
 
 
 def pool(kept: Plane, block: tuple[int, int]) -> Pooled:
-    """Fraction kept of each block of (height, width) elements, float32, 0 to 1; the last blocks may be smaller."""
+    """The kept fraction of each block of (height, width) elements: float32, 0 to 1; the last blocks may be smaller."""
     return _pool(lambda top, bottom: kept[top:bottom], kept.shape, block)
 
 
 def pool_neighbours(kept: Plane, block: tuple[int, int]) -> Pooled:
-    """Mean of `neighbour_counts` in each block, float32, 0 to 4; blocks as in `pool`."""
+    """The mean of `neighbour_counts` in each block: float32, 0 to 4; blocks as in `pool`."""
     return _pool(lambda top, bottom: neighbour_counts(kept, top, bottom), kept.shape, block)
 
 
 def neighbour_counts(kept: Plane, top: int = 0, bottom: int | None = None) -> Counts:
-    """For each element, kept itself or not, how many of the elements above, below, left and right of it are kept.
+    """For each element, whether kept or not, how many of the elements above, below, left and right of it are kept.
 
-    Outside the matrix nothing is kept, so that 2 is the most at a corner and 3 at an edge.
+    Outside the matrix nothing is kept, so the count is at most 2 at a corner and at most 3 at an edge.
 
     Args:
         top: first row to count for.
-        bottom: row to stop before; None: the last row is counted too.
+        bottom: row to stop before; None: count to the last row.
 
     Returns:
         uint8, 0 to 4, shape (bottom - top, columns).
@@ -85,7 +85,7 @@ def neighbour_counts(kept: Plane, top: int = 0, bottom: int | None = None) -> Co
 
 
 def surroundings(kept: Plane) -> Surroundings:
-    """Kept neighbours of the kept elements, beside their number if positions were random."""
+    """The mean number of kept neighbours of kept elements, as found and as expected at random positions."""
     rows, columns = kept.shape
     step = max(1, _BAND_ELEMENTS // max(1, columns))
     around = count = 0

@@ -1,4 +1,4 @@
-"""Where a tensor stands in its model, read from its name alone: which layer, which kind of tensor."""
+"""A tensor's place in its model, read from its name alone: which layer, which kind of tensor."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """`layer` is None and `stem` empty for a tensor that belongs to no numbered layer."""
+    """Layer and kind of a tensor; `layer` is None and `stem` empty if it belongs to no numbered layer."""
 
     layer: int | None
     kind: str
     """The name without its layer's number: the same for the same tensor of every layer."""
     stem: str
-    """What stands before the number: ``encoder.layer``."""
+    """The part of the name before the number, for example ``encoder.layer``."""
 
 
 def place(name: str) -> Place:
-    """The first component of a dotted name that is a whole number is the layer.
+    """Read a dotted name: its first component that is a whole number is the layer.
 
     ``encoder.layer.3.output.dense.weight`` -> layer 3, kind ``encoder.layer.output.dense.weight``. Later numbers
     (an expert's, a sub-layer's) stay part of the kind.
@@ -33,7 +33,7 @@ def place(name: str) -> Place:
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Kind -> a name for it short enough for an axis, different for every kind.
 
-    Leaves out ``.weight``, and what stands before the layer's number where that is the same for all layers.
+    Short names leave out ``.weight``, and the part before the layer's number if it is the same for all layers.
     """
     places = {p.kind: p for p in map(place, names)}
     stems = {p.stem for p in places.values() if p.layer is not None}

@@ -1,8 +1,8 @@
-"""How many positions two deltas both keep, beside how many they would by chance.
+"""The overlap of two deltas: how many positions both keep, beside how many both would keep by chance.
 
-By chance means: each delta keeps as many elements of every tensor as it does, at random positions in it. Preferences
-for the same tensors, which deltas of one budget share anyway, are so part of what is expected; what lies above it is
-agreement about positions.
+By chance means that each delta keeps as many elements of every tensor as it does now, but at random positions. So the
+expected number includes preferences for the same tensors, which deltas of one budget share anyway. What exceeds the
+expected number is agreement about positions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
-        """Kept in both / kept in either, 0 to 1; NaN where neither keeps anything."""
+        """Elements kept in both / elements kept in either, 0 to 1; NaN where neither keeps anything."""
         return _share(self.both, self.first + self.second - self.both)
 
     @property
     def jaccard_by_chance(self) -> float:
-        """Expected number kept in both / number then kept in either."""
+        """Elements expected to be kept in both / elements then kept in either; NaN as for `jaccard`."""
         return _share(self.both_by_chance, self.first + self.second - self.both_by_chance)
 
     def __add__(self, other: Overlap) -> Overlap:
@@ -45,9 +45,9 @@ class Overlap:
 
 
 def overlap(first: Packed | None, second: Packed | None, elements: int) -> Overlap:
-    """The overlap of two packed masks of one tensor of so many elements; None: nothing of it is kept.
+    """The overlap of two packed masks of one tensor with `elements` elements; None is a mask that keeps nothing.
 
-    k1 and k2 elements at random among n have k1 k2 / n in common on average (the mean of the hypergeometric
+    k1 and k2 random elements among n have k1 k2 / n in common on average (the mean of the hypergeometric
     distribution).
     """
     ours, theirs = _count(first), _count(second)

@@ -1,7 +1,7 @@
-"""The page: one HTML file with every picture inside it, that opens from disk and loads nothing.
+"""The gallery's page: one HTML file that contains every picture, opens from disk and loads nothing.
 
-Names come from files others made, so all text is escaped where it is put into the page, and the page forbids itself
-(Content-Security-Policy) scripts and whatever is not in it.
+Names come from files that other people made. So all text is escaped where it is put into the page, and the page's
+Content-Security-Policy forbids scripts and everything that is not in the page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECTIONS = {
     "matrix": "Single-matrix and neighbour-count view",
 }
 _OPEN_DELTAS = 4
-"""Deltas whose pictures are open at first where a section has several."""
+"""How many deltas' pictures are unfolded at first, where a section has several deltas."""
 
 _HEAD = """<!doctype html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""Pictures as PNG files of at most 256 colours: a third of the bytes of true colours."""
+"""PNG files of at most 256 colours, which take a third of the bytes of true colour."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FREQUENT = 160
 def png(picture: Image.Image) -> bytes:
     """A picture as a PNG file with a palette.
 
-    Where there are more than 256 colours, the most frequent ones, which are those of the data, stay as they are; the
-    others, nearly all of them in the soft edges of letters, become the nearest of 256.
+    Where there are more than 256 colours, the most frequent ones stay as they are: these are the colours of the data.
+    The others, nearly all of them in the soft edges of letters, become the nearest of the 256.
     """
     pixels: Colours = np.asarray(picture.convert("RGB"))
     codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
@@ -39,7 +39,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def _spread(picture: Image.Image, count: int) -> Colours:
-    """Colours that leave none of the picture's far from one of them, however few pixels have it."""
+    """Colours chosen so that every colour of the picture is near one of them, however few pixels have it."""
     few = picture.convert("RGB").quantize(count, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     chosen: Colours = np.array(few.getpalette(), np.uint8).reshape(-1, 3)[:count]
     return chosen

@@ -1,4 +1,7 @@
-"""The pictures of a gallery: each drawn, with its file's name and what is said about it. Needs matplotlib."""
+"""The pictures of a gallery: each is drawn and gets a file name, title, caption and alternative text.
+
+Importing this module needs matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ _NEIGHBOURS = (
 def views(
     number: int, label: str, found: Survey, layers: Mapping[str, Mapping[int, str]], short: Mapping[str, str]
 ) -> Iterator[Made]:
-    """The views of the paper of one delta.
+    """The views of the paper, for one delta.
 
     Args:
-        number: the delta's, from 1.
-        layers: kind -> layer -> name, of the kinds that are shown across layers.
+        number: the delta's number, from 1.
+        layers: kind -> layer -> name, for the kinds that are shown across layers.
         short: kind -> a short name for it.
     """
     for kind, names in layers.items():
@@ -41,14 +44,14 @@ def views(
 
 
 def fractions(subjects: Sequence[Subject], short: Mapping[str, str]) -> Iterator[Made]:
-    """Fraction kept by layer and kind, of each delta, in one scale of colours."""
+    """The kept fraction of each delta by layer and kind, in one scale of colours."""
     top = max(one.fraction for subject in subjects for one in subject.tallies.values()) or 1.0
     for number, subject in enumerate(subjects, 1):
         yield _fractions(number, subject, short, top)
 
 
 def overlaps(labels: Sequence[str], pairs: Sequence[Pair]) -> Iterator[Made]:
-    """What deltas have in common; nothing of a single one."""
+    """The overlap of deltas; no picture for a single delta."""
     if len(labels) > 2:
         yield _overlap_matrix(labels, pairs)
     if pairs:
@@ -167,6 +170,6 @@ def _size(view: View) -> str:
 
 def _blocks(view: View) -> str:
     if not view.pooled:
-        return "One point is one element; what is grey has none."
+        return "One point is one element; grey: not kept, or no kept neighbour."
     height, width = view.block
     return f"One point is the mean of a block of {height} × {width} elements; grey: exactly none in it."

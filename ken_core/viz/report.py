@@ -1,4 +1,4 @@
-"""What a gallery holds: the deltas' counts, their overlaps and the pictures."""
+"""The content of a gallery: the deltas' counts, their overlaps and the pictures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ken_core.viz.tally import Tally, tally, total
 
 @dataclass(frozen=True)
 class Picture:
-    """One PNG file and what is said about it."""
+    """One PNG file and the texts about it."""
 
     file: str
     """Name in the gallery's folder."""
     view: str
     """``fractions``, ``overlap``, ``layers`` or ``matrix``."""
     delta: str | None
-    """Label of the delta it is of, None for one of several."""
+    """Label of the delta that the picture shows, None for a picture of several deltas."""
     title: str
     caption: str
-    """How to read it."""
+    """How to read the picture."""
     alt: str
     width: int
-    """Pixels it is meant to be shown at."""
+    """The width in pixels at which to show the picture."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Subject:
     """A delta that is shown."""
 
     label: str
-    """Its file's name without the suffix, made different from the others'."""
+    """The file's name without suffix, made different from other deltas' labels."""
     file: DeltaFile
     tallies: Mapping[str, Tally]
-    """Of every tensor of the base."""
+    """The counts of every tensor of the base."""
     whole: tuple[str, ...]
     """Tensors of the base that change without a mask; they count as kept in full."""
     surroundings: Mapping[str, Surroundings]
-    """Of the matrices that are drawn for themselves."""
+    """Kept neighbours in each matrix that is drawn on its own."""
 
     @property
     def overall(self) -> Tally:

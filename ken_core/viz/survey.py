@@ -1,4 +1,4 @@
-"""What is measured of one delta before anything is drawn: counts of all tensors, pooled views of some."""
+"""The survey of one delta before anything is drawn: counts of all tensors, pooled views of some."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ken_core.viz.overlap import Packed
 from ken_core.viz.tally import Tally
 
 SINGLE_MOST = 512
-"""Blocks a side of a matrix drawn for itself: about what a screen shows at once."""
+"""The most blocks on each side of a matrix that is drawn on its own: about what a screen shows at once."""
 LAYER_MOST = 160
-"""Blocks on the longer side of a matrix drawn beside the other layers': six of them fit a screen's width."""
+"""The most blocks on the longer side of a matrix drawn beside those of other layers: six fit a screen's width."""
 STEEPEST = 2.0
-"""Longer to shorter side of a small matrix as drawn; flatter ones are stretched to it."""
+"""The largest ratio of the longer to the shorter side of a drawn matrix; flatter matrices are stretched to it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class View:
 
 @dataclass(frozen=True)
 class Survey:
-    """A delta, measured."""
+    """What was measured of a delta."""
 
     tallies: Mapping[str, Tally]
-    """Every tensor of the base; one without a mask counts as kept in full."""
+    """The counts of every tensor of the base; a tensor that changes without a mask counts as kept in full."""
     whole: tuple[str, ...]
-    """Tensors of the base that change without a mask (a resized embedding, a low-rank shift): they are in no view."""
+    """Tensors of the base that change without a mask (a resized embedding, a low-rank shift); no view shows them."""
     single: Mapping[str, View]
     surroundings: Mapping[str, Surroundings]
-    """Of the tensors in `single`."""
+    """Kept neighbours in the tensors of `single`."""
     layered: Mapping[str, View]
     packed: Mapping[str, Packed]
     """Masks of the tensors of which anything is kept."""
@@ -71,9 +71,9 @@ def survey(delta: Delta, shapes: Shapes, single: list[str], layered: list[str]) 
     """Measure a delta, one unpacked mask at a time.
 
     Args:
-        shapes: of every tensor of the base.
-        single: names of the matrices that are drawn for themselves.
-        layered: names of those that are drawn beside their like in other layers.
+        shapes: the shape of every tensor of the base.
+        single: names of the matrices that are drawn on their own.
+        layered: names of the matrices that are drawn beside those of the same kind in other layers.
     """
     tallies = {name: _tally(delta, name, prod(shape)) for name, shape in shapes.items()}
     large, small, around, packed = {}, {}, {}, {}

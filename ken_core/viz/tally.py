@@ -1,4 +1,4 @@
-"""How many elements are kept of how many, grouped by layer, by kind or by anything else a name tells."""
+"""Counts of kept elements, and their sums by layer, by kind of tensor or by anything else that a name tells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Group = TypeVar("Group")
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of elements."""
+    """How many elements are kept, of how many."""
 
     kept: int = 0
     elements: int = 0
@@ -26,7 +26,7 @@ class Tally:
 
 
 def tally(tallies: Mapping[str, Tally], group: Callable[[str], Group]) -> dict[Group, Tally]:
-    """Sum the tallies of tensors by ``group(name)``; groups stand in the order they first appear in."""
+    """Sum the tallies of tensors by ``group(name)``; groups are in the order in which they first appear."""
     found: dict[Group, Tally] = {}
     for name, one in tallies.items():
         key = group(name)
@@ -40,7 +40,7 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a person reads it: ``12.0%``, ``0.4%``, ``<0.1%``; only nothing is 0%, only all is 100%."""
+    """A fraction as a person reads it: ``12.0%``, ``0.4%``, ``<0.1%``; 0% means exactly nothing, 100% exactly all."""
     value = 100 * fraction
     if value in (0, 100):
         return f"{value:.0f}%"

@@ -1,4 +1,4 @@
-"""The HTTP surface: `create_app` puts one router a protocol in front of a `Service`."""
+"""The HTTP interface: `create_app` puts one router for each protocol in front of a `Service`."""
 
 from serving.api.application import create_app
 

@@ -21,7 +21,7 @@ from serving.api import (
     uploads,
 )
 from serving.api.auth import Authenticator
-from serving.api.changes import Changes
+from serving.api.changes import AuditedChanges
 from serving.api.encodings import Unpacked
 from serving.api.middleware import BodyLimit, HeadAsGet, InFlight, RequestIds
 from serving.api.predicting import Predictor
@@ -31,7 +31,7 @@ from serving.service import Service
 from serving.store import CHUNK_BYTES
 
 PROTOCOLS = (native.PROTOCOL, openai.PROTOCOL, huggingface.PROTOCOL, tei.PROTOCOL, kserve.PROTOCOL)
-"""How predictions are asked for. Routes are tried in this order: the busiest first."""
+"""Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
 
@@ -52,7 +52,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     failures.install(app, lambda path: protocol_of(path).shape)
     authenticator = Authenticator(service.settings, service.table)
     predictor = Predictor(service, Resolver(service.table, authenticator))
-    changes = Changes(service, authenticator)
+    changes = AuditedChanges(service, authenticator)
     for protocol in PROTOCOLS:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
@@ -64,7 +64,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         seconds=service.settings.request_timeout_seconds,
         shape_of=lambda path: protocol_of(path).shape,
     )
-    app.add_middleware(InFlight, service=service)
+    app.add_middleware(InFlight, admission=service.admission)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     app.add_middleware(HeadAsGet)
     headers.install(app, service.settings)
@@ -73,12 +73,12 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
 
 
 def protocol_of(path: str) -> Protocol:
-    """Whose form failures under a path have; those of no other protocol have the native one's."""
+    """The protocol in whose form failures under a path are answered: the native one where no other owns the path."""
     return next((protocol for protocol in PROTOCOLS if protocol.owns(path)), native.PROTOCOL)
 
 
 def body_limit(service: Service, path: str) -> int:
-    """Bytes a body may have."""
+    """The most bytes that a body under a path may have, as it is sent and as it is unpacked."""
     return CHUNK_BYTES if path.startswith(f"{uploads.PREFIX}/") else service.settings.max_body_bytes
 
 

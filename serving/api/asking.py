@@ -1,4 +1,4 @@
-"""A request whose body is a question in the words of a protocol."""
+"""Requests whose body is a protocol's own form of a query to a task."""
 
 from __future__ import annotations
 
@@ -6,42 +6,44 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Path, Request
 from pydantic import BeforeValidator, Field, InstanceOf, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from serving.api.bodies import read_body
-from serving.api.predicting import Answered, Predictor, Question
+from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
 from serving.incoming import Incoming
 from serving.pipelines.token_ids import TokenIds
 
+ModelName = Annotated[str, Path(description="a task, or task@alias")]
 
-class Asked(Incoming, ABC):
-    """A body that asks a task something. A protocol's bodies say what they ask in the words of all protocols."""
+
+class QueryBody(Incoming, ABC):
+    """Base of the bodies that query a task, each in the form of its protocol."""
 
     @abstractmethod
-    def question(self) -> Question:
-        """Raises `InvalidInputError`: it asks for what no task does."""
+    def task_query(self) -> TaskQuery:
+        """The query in the form that all protocols share. Raises `InvalidInputError`: no task can answer it."""
 
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=QueryBody)
 
 
-async def ask(predictor: Predictor, request: Request, form: type[A], task: str | None = None) -> tuple[A, Answered]:
-    """Answer a request whose body has a form; the body comes with the answer, which may depend on its wording.
+async def ask(predictor: Predictor, request: Request, form: type[A], task: str | None = None) -> tuple[A, TaskAnswer]:
+    """Answer a request whose body has a given form. Returns the body too, on which the form of the answer may depend.
 
     Args:
-        task: where the path names it.
+        task: the task, where the path names it.
 
     Raises:
         ServingError: see `Predictor` and `read_body`.
     """
     body: A
 
-    async def read() -> Question:
+    async def read() -> TaskQuery:
         nonlocal body
         body = await read_body(request, form)
-        return body.question()
+        return body.task_query()
 
     answered = await predictor(request, read, task)
     return body, answered
@@ -55,9 +57,9 @@ def _texts(plain: Any) -> list[Any]:
     if any(isinstance(item, int | list) for item in plain):
         raise PydanticCustomError(
             "texts",
-            "token ids are not taken, for another tokenizer's would give wrong vectors; send texts (in LangChain: "
-            "OpenAIEmbeddings(check_embedding_ctx_length=False)), or set KEN_ACCEPT_TOKEN_IDS on the server where they "
-            "are the task's own",
+            "token ids are not taken, since ids of another tokenizer would give wrong vectors; send texts (in "
+            "LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or set KEN_ACCEPT_TOKEN_IDS on the "
+            "server if the ids come from the task's own tokenizer",
         )
     return plain
 
@@ -68,7 +70,7 @@ def _texts_or_ids(plain: Any) -> list[Any]:
     if not (isinstance(plain, list) and any(isinstance(item, list) for item in plain)):
         return _texts(plain)
     if not all(isinstance(ids, list) and all(type(token) is int for token in ids) for ids in plain):
-        raise PydanticCustomError("texts", "expected texts alone, or lists of token ids alone")
+        raise PydanticCustomError("texts", "expected only texts, or only lists of token ids")
     return [TokenIds(tuple(ids)) for ids in plain]
 
 
@@ -85,7 +87,7 @@ Texts = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": _one_or_many(_text)}),
 ]
-"""One text or a list of them; a list once checked."""
+"""One text or a list of texts. A list after validation."""
 
 TextsOrTokenIds = Annotated[
     Sequence[str | InstanceOf[TokenIds]],
@@ -93,4 +95,4 @@ TextsOrTokenIds = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": [*_one_or_many(_text), *_one_or_many(_ids)]}),
 ]
-"""As `Texts`, or one list of the task's own token ids, or a list of such lists."""
+"""As `Texts`, or one list of token ids of the task's own tokenizer, or a list of such lists."""

@@ -1,4 +1,4 @@
-"""Who sent a request, and whether they may do what it asks for."""
+"""Who sent a request, and whether the sender may do what the request asks for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HasKeys(Protocol):
 
 
 class HasTable(Protocol):
-    """A `serving.tasks.TaskTable`, as far as keys go: `current` is another object after every change."""
+    """What authentication needs of a `serving.tasks.TaskTable`: `current` is another object after every change."""
 
     @property
     def current(self) -> HasKeys: ...
@@ -40,9 +40,9 @@ class HasTable(Protocol):
 
 
 class Authenticator:
-    """Tells who sent a request, from the keys in the task table, those in the keys file, and the admin token.
+    """Tells who sent a request, by the keys in the task table, the keys in the keys file, and the admin token.
 
-    Its keyring is made anew only when one of these changed; a request costs one sha256 (two with an admin token)
+    The keyring is built again only when one of these changes. A request costs one sha256 (two with an admin token),
     and one `stat` where there is a keys file.
 
     Raises:
@@ -58,32 +58,32 @@ class Authenticator:
         self._listed: list[Key] | None = None
         self._keyring = Keyring([])
         if settings.auth != "off":
-            with suppress(UnavailableError):  # no table yet: at the first request then
+            with suppress(UnavailableError):  # the table is not loaded yet; the first request refreshes again
                 self._refresh()
 
     def principal(self, request: Request) -> Principal:
-        """Who sent it.
+        """Who sent a request.
 
         Raises:
-            UnauthorizedError: a key is needed, and none was sent or it is not valid.
-            ForbiddenError: none is needed, but a page of another site had a browser send it.
-            UnavailableError: the task table, and so its keys, are not loaded yet.
+            UnauthorizedError: requests need a key, and this one has none or one that is not valid.
+            ForbiddenError: requests need no key, but a page of another site made a browser send this one.
+            UnavailableError: the task table, which holds the keys, is not loaded yet.
         """
         if self._settings.auth == "off":
             return ANYONE
         self._refresh()
         if needs_key(self._settings, self._table.locked):
             if not len(self._keyring):
-                raise UnauthorizedError(f"this needs a key, and the server knows none; {ONLY_WITH_KEYS}")
+                raise UnauthorizedError(f"this needs a key, and the server knows no keys; {ONLY_WITH_KEYS}")
             return self._keyring.authenticate(_token(request))
         self._refuse_other_sites(request)
         return ANYONE
 
     def require(self, request: Request, scope: Scope, task: str | None = None) -> Principal:
-        """Who sent it, if they may: `principal` and `permit` in one.
+        """Who sent a request, once `permit` allows what the request needs.
 
         Raises:
-            UnauthorizedError, ForbiddenError, UnknownTaskError, UnavailableError: see there.
+            UnauthorizedError, ForbiddenError, UnknownTaskError, UnavailableError: see `principal` and `permit`.
         """
         who = self.principal(request)
         permit(who, scope, task)
@@ -98,36 +98,39 @@ class Authenticator:
             self._keyring = Keyring([*readable(records), *(listed or ())], self._admin_token)
             if records or len(self._keyring):
                 self._table.lock()
-            self._warn_if_nobody_gets_in()
+            self._warn_if_no_key_is_left()
         self._records, self._listed = records, listed
 
-    def _warn_if_nobody_gets_in(self) -> None:
+    def _warn_if_no_key_is_left(self) -> None:
         if needs_key(self._settings, self._table.locked) and not len(self._keyring):
-            _log.warning("requests need a key, and the server knows none: nobody gets in; %s", ONLY_WITH_KEYS)
+            _log.warning(
+                "requests need a key, and the server knows no keys: it refuses every request; %s", ONLY_WITH_KEYS
+            )
 
     def _refuse_other_sites(self, request: Request) -> None:
-        """On loopback without keys, whoever reaches the server is trusted, and a browser reaches it for any site."""
+        """On loopback without keys the server trusts every sender, and a page of any site can make a browser send."""
         origin = request.headers.get("origin")
         if origin is None or _is_loopback(origin) or {origin, "*"} & set(self._settings.cors_origins):
             return
         raise ForbiddenError(
-            f"a page of {origin[:100]!r} sent this, and the server has no keys; name that origin in KEN_CORS_ORIGINS "
-            "or make a key with `ken keys create`"
+            f"a page of {origin[:100]!r} sent this request, and the server has no keys; name that origin in "
+            "KEN_CORS_ORIGINS, or make a key with `ken keys create`"
         )
 
 
 def permit(who: Principal, scope: Scope, task: str | None = None) -> None:
-    """Raise unless somebody may do what needs `scope`.
+    """Raise unless a caller may do what needs a scope.
 
-    A task outside of a key's patterns does not exist for that key: it gets the same answer whether there is such
-    a task or not, so that names do not leak. So this comes before the task is looked up.
+    A task that does not match a key's patterns does not exist for that key: the answer is the same whether there is
+    such a task or not, so that names do not leak. Call this before the task is looked up, therefore.
 
     Args:
-        task: its name; what follows an ``@`` does not count.
+        scope: what the caller's key must have.
+        task: the task's name; an ``@`` and what follows it are ignored. None: the whole server is concerned.
 
     Raises:
-        ForbiddenError: the key lacks the scope, or is of some tasks only where the whole server is concerned.
-        UnknownTaskError: it is a key of other tasks.
+        ForbiddenError: the key lacks the scope, or it is a key of some tasks and the whole server is concerned.
+        UnknownTaskError: the key is not one of this task.
     """
     name = task.partition("@")[0] if task is not None else None
     if name is not None and not who.sees(name):

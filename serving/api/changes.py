@@ -1,4 +1,4 @@
-"""Changes of the store over HTTP: who may make them, that they are noted, and that every replica has seen them."""
+"""Changes of the store over HTTP: permission, a line in the audit log, and waiting until every replica knows them."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ Wait = Annotated[
     Seconds | None, Query(description="seconds to wait until every replica has seen the change; none by default")
 ]
 AllowOtherLabels = Annotated[
-    bool, Field(description="also where answers would have other labels, or be of another kind, than they have now")
+    bool, Field(description="make the change even if answers get other labels, or another kind or form")
 ]
-Force = Annotated[bool, Query(description="also where an alias or the route points at it")]
+Force = Annotated[bool, Query(description="delete even if an alias or the route points at it")]
 
 
-class Changed(BaseModel):
+class ChangeAnswer(BaseModel):
     """A change that was made."""
 
-    task: str | None = Field(None, description="none: it is no task's")
+    task: str | None = Field(None, description="the task that was changed; null for a change of no one task")
     revision: int = Field(description="the store's revision after the change")
-    pending: list[str] = Field([], description="replicas that had not seen it when the time to wait was over")
+    pending: list[str] = Field([], description="replicas that had not seen the change when the time to wait was over")
 
 
-class Changes:
-    """Makes changes for those who may make them; each leaves one line in the audit log, done or refused."""
+class AuditedChanges:
+    """Lets callers make the changes that their keys allow. Each change, done or refused, is a line in the audit log."""
 
     def __init__(self, service: Service, authenticator: Authenticator) -> None:
         self._store = service.store
         self._authenticator = authenticator
 
-    def begin(self, request: Request, scope: Scope, action: str, task: str | None = None) -> Change:
-        """A change that the caller may make; nothing is done yet, so that a body is read only after this.
+    def begin(self, request: Request, scope: Scope, action: str, task: str | None = None) -> PermittedChange:
+        """Check that the caller may make a change. The change is not made yet: a route reads its body only after this.
 
         Args:
-            scope: what the caller's key must cover.
-            action: its name in the audit log.
+            scope: what the caller's key must have.
+            action: the change's name in the audit log.
+            task: the task that is changed; None: the whole server.
 
         Raises:
-            UnauthorizedError, ForbiddenError: the caller may not.
+            UnauthorizedError, ForbiddenError, UnknownTaskError: the caller may not make it, see `permit`.
         """
         found, principal = request_id(request.scope), None
         try:
@@ -66,12 +67,12 @@ class Changes:
             who = principal.name if principal else "unknown"
             audit(action, who, "refused", task=task, request_id=found)
             raise
-        return Change(self._store, principal, action, task, found)
+        return PermittedChange(self._store, principal, action, task, found)
 
 
 @dataclass(frozen=True)
-class Change:
-    """One change, not made yet."""
+class PermittedChange:
+    """A change that its caller may make, not made yet."""
 
     store: Store
     principal: Principal
@@ -90,17 +91,19 @@ class Change:
         wait: float | None = None,
         learned: Mapping[str, object] = MappingProxyType({}),
         **detail: object,
-    ) -> Changed:
-        """Make it.
+    ) -> ChangeAnswer:
+        """Make the change.
 
         Args:
-            work: given the caller's name, makes the change and returns the store's revision; runs in a thread.
-            wait: seconds until every live replica has seen it.
-            learned: what `work` finds out and adds, for the audit log; in place of what `detail` says of it.
-            detail: more for the audit log.
+            work: makes the change in the caller's name, its argument, and returns the store's revision; runs in a
+                thread.
+            wait: seconds to wait until every live replica has seen the change; None: do not wait.
+            learned: facts for the audit log that `work` adds while it runs; they replace those of `detail`.
+            detail: facts for the audit log that are known before.
 
         Raises:
             StoreError: the store does not answer.
+            ServingError: the change was refused.
         """
         outcome: Literal["done", "refused", "failed"] = "failed"
         try:
@@ -114,15 +117,15 @@ class Change:
         finally:
             told = {**detail, **learned}
             audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
-        return Changed(task=self.task, revision=revision, pending=await self._pending(revision, wait))
+        return ChangeAnswer(task=self.task, revision=revision, pending=await self._pending(revision, wait))
 
     async def _pending(self, revision: int, seconds: float | None) -> list[str]:
-        """Replicas that have not seen a revision when the time is up. Polls: threads are for work."""
+        """Replicas that have not seen a revision when the time is up. Sleeps on the event loop, to hold no thread."""
         if seconds is None:
             return []
         deadline = time.monotonic() + seconds
         while True:
-            seen = await asyncio.to_thread(self.store.replicas)
+            seen = await asyncio.to_thread(self.store.replicas.revisions)
             behind = sorted(name for name, at in seen.items() if at < revision)
             if not behind or time.monotonic() > deadline:
                 return behind

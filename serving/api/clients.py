@@ -1,4 +1,4 @@
-"""Who shares turns: the holder of a key, or else whoever has an address."""
+"""Which requests share turns: those with the same API key, or without a key those from the same address."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fastapi import Request
 from serving.security.keys import ANYONE, Principal
 
 _ONE_SUBSCRIBER = 64
-"""Bits of an IPv6 address that its holder cannot choose."""
+"""Bits of an IPv6 address that a provider gives one subscriber, who chooses the others."""
 
 
 def client_of(request: Request, who: Principal) -> str:
-    """A name for whoever sent a request, equal for all requests that share turns.
+    """A name for the client of a request. Requests with the same name share turns.
 
-    Without a key it is the address that the server was called from. HAProxy writes it into ``X-Forwarded-For`` in place
-    of whatever a request says there, and uvicorn trusts a proxy on its own machine. All who come through another
-    proxy, or from another node's HAProxy, share turns.
+    Without a key the name is the address that the request came from. HAProxy writes that address into
+    ``X-Forwarded-For``, in place of what the client wrote there, and uvicorn trusts a proxy on its own machine. All
+    clients behind another proxy share turns, as do all clients behind another node's HAProxy.
     """
     if who is not ANYONE:
         return f"key {who.name}"

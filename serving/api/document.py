@@ -1,7 +1,8 @@
-"""The OpenAPI document: what FastAPI cannot know of the routes is added to what it wrote.
+"""The OpenAPI document: adds to FastAPI's own document what FastAPI cannot know of the routes.
 
-Which statuses, headers and keys an operation has mostly follows from what it is, and is said here once: a body may be
-malformed or not arrive, what may answer 401 takes a key, what may answer 504 is a prediction.
+The statuses, headers and keys of an operation mostly follow from what it does, and these rules are written down once,
+here: a body may be malformed or not arrive, an operation that may answer 401 takes a key, and one that may answer 504
+is a prediction.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from serving.api.examples import ANSWERS
 from serving.routing.versions import SHORTEST
 
 DESCRIPTION = """\
-Tasks are fine-tunes of one transformer, answered from one copy of its weights. The routes of `/v1/tasks` are the
-server's own; the others speak the protocols of OpenAI, Hugging Face, text-embeddings-inference and KServe. A failure
-has the form of the protocol whose path it was under, RFC 9457 problem JSON where that is none.
+Tasks are fine-tunes of one transformer. One copy of its weights answers all of them. The routes under `/v1/tasks` are
+the server's own protocol; the others speak the protocols of OpenAI, Hugging Face, text-embeddings-inference and KServe.
+A failure has the form of the protocol that the path belongs to, and is RFC 9457 problem JSON under all other paths.
 """
 TAGS = [
-    {"name": "predict", "description": "Asking tasks in the server's own protocol"},
+    {"name": "predict", "description": "Predictions in the server's own protocol"},
     {"name": "openai", "description": "OpenAI's protocol: a task is a model"},
     {"name": "huggingface", "description": "Hugging Face's inference protocol, as `InferenceClient` speaks it"},
     {"name": "text-embeddings-inference", "description": "Hugging Face's text-embeddings-inference"},
@@ -31,7 +32,7 @@ TAGS = [
 ]
 
 Failing = Callable[..., dict[int | str, Any]]
-"""The ``responses`` of given statuses, in the form of a protocol."""
+"""Makes the ``responses`` of given statuses in the form of a protocol."""
 
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer ken_...`"},
@@ -46,20 +47,22 @@ def _taken(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
-_ALWAYS_TAKEN = _taken("X-Request-Id", "names the request in answers, logs and the audit; made if missing", _ID)
+_ALWAYS_TAKEN = _taken(
+    "X-Request-Id", "names the request in answers, logs and the audit log; the server makes one if it is missing", _ID
+)
 _CHOOSING = (
-    _taken("X-Ken-Delta", "pins one of the task's versions, by its digest or how that begins", _BEGINNING),
+    _taken("X-Ken-Delta", "pins one of the task's versions, by its digest or the first digits of it", _BEGINNING),
     _taken(
         "X-Ken-Key",
-        "who asks; each stays at one version while a route splits the task's traffic",
+        "an end user; while a route splits the task's traffic, each end user gets the same version throughout",
         {"type": "string", "minLength": 1},
     ),
 )
 CHOOSING = {"parameters": list(_CHOOSING)}
-"""``openapi_extra`` of a route that is no prediction and resolves a version all the same."""
+"""``openapi_extra`` of a route that is no prediction but resolves a version too."""
 _DEADLINE = _taken(
     "X-Request-Timeout-Ms",
-    "milliseconds after which the answer is of no use; at most the server's own limit",
+    "milliseconds until the request gives up with 504; the server's own limit applies too",
     {"type": "integer", "minimum": 1, "maximum": 999_999_999},
 )
 _TASK = _taken("X-Ken-Task", "the task, where the body does not name it", {"type": "string", "minLength": 1})
@@ -68,24 +71,26 @@ _ANSWERED = {
     "X-Ken-Delta": {"description": "digest of the delta that answered", "schema": _DIGEST},
     "Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}},
 }
-_RETRY = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
+_RETRY = {
+    "Retry-After": {"description": "seconds until trying again may help", "schema": {"type": "integer", "minimum": 1}}
+}
 _GIVEN: dict[str, dict[str, Any]] = {
     "401": {"WWW-Authenticate": {"description": "the challenge of RFC 6750", "schema": {"type": "string"}}},
-    "405": {"Allow": {"description": "methods the path has", "schema": {"type": "string"}}},
-    "415": {"Accept-Encoding": {"description": "encodings that are taken", "schema": {"type": "string"}}},
+    "405": {"Allow": {"description": "methods that the path has", "schema": {"type": "string"}}},
+    "415": {"Accept-Encoding": {"description": "encodings that the server reads", "schema": {"type": "string"}}},
     "429": _RETRY,
     "503": _RETRY,
 }
 _FASTAPIS = ("HTTPValidationError", "ValidationError")
-"""Forms of its own answers to malformed parameters, which no failure has here."""
+"""FastAPI's schemas for malformed parameters. No failure of this server has such a form."""
 _ECHOED = {"X-Request-Id": {"description": "of the request", "schema": _ID}}
 
 
 def install(app: FastAPI, failing_of: Callable[[str], Failing]) -> None:
-    """Complete the application's document when it is first asked for.
+    """Complete the application's document when it is first requested.
 
     Args:
-        failing_of: how failures under a path are described.
+        failing_of: describes failures under a path.
     """
     written = app.openapi
 
@@ -98,7 +103,7 @@ def install(app: FastAPI, failing_of: Callable[[str], Failing]) -> None:
 
 
 def completed(document: dict[str, Any], failing_of: Callable[[str], Failing]) -> dict[str, Any]:
-    """The document, with what holds of all operations of a sort."""
+    """The document with the statuses, headers and keys that follow from what each operation does."""
     components = document.setdefault("components", {})
     components["securitySchemes"] = _SECURITY
     schemas = components["schemas"]

@@ -1,6 +1,6 @@
 """Compressed bodies, as ``Content-Encoding`` names them: unpacked before a route reads them, within the body's limit.
 
-Formats: gzip is RFC 1952, deflate RFC 1950, zstd RFC 8878. Of each one stream, and nothing behind it.
+Formats: gzip is RFC 1952, deflate RFC 1950, zstd RFC 8878. A body is one stream of its format and nothing else.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from serving.api.middleware import UnreadBodyError, too_long
 from serving.errors import BadRequestError, ServingError, UnsupportedEncodingError
 
 _GZIP, _ZLIB = 31, 15  # as zlib's `wbits`
-_ZSTD_WINDOW = 8 << 20  # RFC 9659: more is not asked of whoever reads it over HTTP
+_ZSTD_WINDOW = 8 << 20  # bytes; RFC 9659: over HTTP no reader has to support more
 _ZSTD_STEP = 256
-"""Bytes of zstd that are unpacked at once: no block is shorter than 4 bytes or unpacks to more than 128 KiB, so these
+"""Bytes of zstd that are unpacked at once. A block has at least 4 bytes and unpacks to at most 128 KiB, so these bytes
 unpack to 8 MiB at most."""
 
 
 class _Stream(Protocol):
-    """Unpacks one stream; what was unpacked of it is returned as it comes, never much more than `room` bytes."""
+    """Unpacks one stream. Each call returns the bytes that it unpacked, never many more than `room`."""
 
     @property
     def eof(self) -> bool: ...
@@ -70,11 +70,11 @@ _STREAMS: dict[str, Callable[[], _Stream]] = {
 class Unpacked:
     """Hands routes the unpacked bodies of requests that were compressed.
 
-    A body is unpacked when it is read, so that who may not send one is told that first. It comes within the time and
-    the limit that `BodyLimit`, around this, gives what is sent.
+    A body is unpacked when a route reads it, so that a client that may not send one is refused first. `BodyLimit`,
+    which is around this middleware, bounds the time and the size of the packed body.
 
     Args:
-        limit_of: bytes a body under a path may have, unpacked.
+        limit_of: the most bytes that a body under a path may have, unpacked.
     """
 
     def __init__(self, app: ASGIApp, limit_of: Callable[[str], int]) -> None:
@@ -106,34 +106,36 @@ class Unpacked:
 
 
 def unpack(packed: bytes, encoding: str, limit: int) -> bytes:
-    """Unpack a body; never much more than `limit` bytes of it are made.
+    """Unpack a body. Never makes many more than `limit` bytes.
 
     Raises:
-        UnsupportedEncodingError: of an encoding that is not taken, or of several.
-        TooLargeError: it has more than `limit` bytes.
-        BadRequestError: it is damaged, cut off, or followed by something else.
+        UnsupportedEncodingError: the server does not read this encoding, or there are several.
+        TooLargeError: the body has more than `limit` bytes, unpacked.
+        BadRequestError: the body is damaged or cut off, or something follows it.
     """
     if encoding not in _STREAMS:
         taken = ", ".join(name for name in _STREAMS if not name.startswith("x-"))
         raise UnsupportedEncodingError(
-            f"Content-Encoding is {encoding[:40]!r}; expected one of {taken}, or a body as it is"
+            f"Content-Encoding is {encoding[:40]!r}; expected one of {taken}, or an uncompressed body"
         )
     stream = _STREAMS[encoding]()
     try:
         body = stream.decompress(packed, limit + 1)
     except (zlib.error, zstandard.ZstdError) as error:
-        raise BadRequestError(f"the body is no {encoding}, as its Content-Encoding says: {error}") from None
+        raise BadRequestError(f"the body is not {encoding}, though its Content-Encoding says so: {error}") from None
     if len(body) > limit:
         raise too_long(limit)
     if not stream.eof:
         raise BadRequestError(f"the body ends in the middle of its {encoding} stream")
     if stream.unused_data:
-        raise BadRequestError(f"the body goes on for {len(stream.unused_data)} bytes after the end of its {encoding}")
+        raise BadRequestError(
+            f"{len(stream.unused_data)} bytes follow the end of the body's {encoding} stream; send one stream alone"
+        )
     return body
 
 
 def _encoding(scope: Scope) -> str:
-    """What the body is in; empty where it is as it is. Several are one with a comma, which is not taken."""
+    """The body's encoding; empty for an uncompressed body. Several are joined with commas, which is refused."""
     named = ",".join(Headers(scope=scope).getlist("content-encoding")).lower()
     return ", ".join(one for one in map(str.strip, named.split(",")) if one not in ("", "identity"))
 

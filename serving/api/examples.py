@@ -1,4 +1,4 @@
-"""An example of each answer, by the name of its form in the OpenAPI document."""
+"""An example of each answer, by the name of its schema in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RANKS = [{"index": 0, "score": 0.97}, {"index": 1, "score": 0.02}]
 
 ANSWERS: dict[str, Any] = {
     "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA, "trouble": None},
-    "Change": {
+    "HistoryEntry": {
         "action": "publish",
         "alias": "canary",
         "digest": _CANARY,
@@ -38,7 +38,7 @@ ANSWERS: dict[str, Any] = {
         "when": 1767225600,
         "revision": 17,
     },
-    "Changed": {"task": "trec", "revision": 17, "pending": []},
+    "ChangeAnswer": {"task": "trec", "revision": 17, "pending": []},
     "Chunk": {"digest": _CANARY, "index": 0, "bytes": 4194304},
     "Embeddings": {
         "object": "list",

@@ -1,4 +1,4 @@
-"""From an exception to what a client is told, in the shape of the protocol it speaks."""
+"""From an exception to the answer that a client gets, in the form of the protocol that the client speaks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that was not answered as asked.
+    """Why a request failed, in the form that all protocols share.
 
     Attributes:
-        retry_after: seconds, None where trying again later is of no use.
-        headers: beside those every failure has.
+        at: the part of the request that is wrong, see `ServingError`.
+        code: OpenAI's name for the failure, see `ServingError`.
+        retry_after: seconds until trying again may help; None where it does not help.
+        headers: in addition to those of every failure.
     """
 
     status: int
     title: str
     detail: str
     request_id: str | None
+    at: str | None = None
+    code: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,14 +45,23 @@ Shape = Callable[[Failure], Response]
 
 
 def failure_of(scope: Scope, error: ServingError) -> Failure:
-    return Failure(error.status, error.title, str(error), request_id(scope), error.retry_after, error.headers)
+    return Failure(
+        error.status,
+        error.title,
+        str(error),
+        request_id(scope),
+        error.at,
+        error.code,
+        error.retry_after,
+        error.headers,
+    )
 
 
 def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
-    """Answer every exception; unexpected ones tell the client nothing but where to look.
+    """Answer every exception. Of an unexpected one the client learns nothing, except that the log names its request.
 
     Args:
-        shape_of: the shape of failures under a path.
+        shape_of: gives the form of failures under a path.
     """
 
     def answer(request: Request, failure: Failure) -> Response:
@@ -78,22 +91,22 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return answer(request, failure_of(request.scope, InvalidInputError(f"{where}: {first['msg']}")))
+        return answer(request, failure_of(request.scope, InvalidInputError(first["msg"], at=where)))
 
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> Response:
         found = request_id(request.scope)
         _log.exception("request %s failed", found, exc_info=error, extra={"request_id": found})
-        unsaid = InternalError("the server failed; its log names this request")
-        made = answer(request, failure_of(request.scope, unsaid))
+        hidden = InternalError("the server failed; its log names this request")
+        made = answer(request, failure_of(request.scope, hidden))
         made.headers["X-Request-Id"] = found or ""
         return made
 
 
 def allowed(app: FastAPI, scope: Scope) -> list[str]:
-    """The methods that a path has. Starlette names those of one route, and a path may have a route for each.
+    """The methods that a path has. Starlette names those of one route, but a path may have a route for each method.
 
-    Whatever has GET has HEAD, see `middleware.HeadAsGet`.
+    A path with GET has HEAD too, see `middleware.HeadAsGet`.
     """
 
     def has(method: str) -> bool:
@@ -104,5 +117,5 @@ def allowed(app: FastAPI, scope: Scope) -> list[str]:
 
 
 def request_id(scope: Scope) -> str | None:
-    """The id that the middleware gave the request."""
+    """The id that `middleware.RequestIds` gave a request; None outside of that middleware."""
     return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)

@@ -1,4 +1,4 @@
-"""Headers that tell browsers to trust this server with nothing, and which pages of others may call it."""
+"""Headers for browsers: what a page from this server may do (nothing), and which other origins may call the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DOCS_POLICY = (
     "style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https://fastapi.tiangolo.com; "
     "connect-src 'self'; frame-ancestors 'none'"
 )
-"""What FastAPI's page of Swagger UI loads. Its script stands in the page, which shows nothing that a client wrote."""
+"""What FastAPI's page of Swagger UI loads. Its script is inline; the page shows nothing that clients write."""
 _HSTS = "max-age=31536000"
 
 _METHODS = ("GET", "POST", "PUT", "DELETE")
@@ -40,9 +40,9 @@ _SHOWN = ("Retry-After", "Server-Timing", "X-Ken-Delta", "X-Request-Id")
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Put both around everything else, answers to unforeseen exceptions included.
+    """Put security headers and CORS around everything else, answers to unexpected exceptions included.
 
-    Those are made outside of what `add_middleware` adds, so the stack is wrapped where it is built.
+    Starlette makes those answers outside of what `add_middleware` adds, so the stack is wrapped where it is built.
     """
     build = app.build_middleware_stack
 
@@ -63,10 +63,10 @@ def install(app: FastAPI, settings: Settings) -> None:
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer.
+    """Adds security headers to every answer.
 
     Args:
-        tls: whether clients come over TLS, so that browsers may be told to come no other way.
+        tls: whether clients connect over TLS; browsers are then told to use nothing else.
     """
 
     def __init__(self, app: ASGIApp, tls: bool) -> None:

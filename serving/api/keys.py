@@ -1,4 +1,4 @@
-"""API keys over HTTP: making, listing and revoking them."""
+"""Making, listing and revoking API keys over HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
-from serving.api.changes import Changed, Changes, Wait
+from serving.api.changes import AuditedChanges, ChangeAnswer, Wait
 from serving.api.problems import responses
 from serving.incoming import Incoming
 from serving.security.exposure import FIRST_KEY, LAST_KEY
@@ -23,7 +23,7 @@ KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
 
 
 class KeyRequest(Incoming):
-    """A key to make."""
+    """The key that a request makes."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "search team", "scopes": ["predict"], "tasks": ["trec*"]}]},
@@ -31,8 +31,10 @@ class KeyRequest(Incoming):
 
     name: str = Field(min_length=1, max_length=128)
     scopes: list[Scope] = Field(min_length=1)
-    tasks: list[str] = Field(["*"], min_length=1, max_length=64, description="patterns of the tasks it is for")
-    expires_in: float | None = Field(None, gt=0, description="seconds")
+    tasks: list[str] = Field(
+        ["*"], min_length=1, max_length=64, description="patterns of the tasks that the key is for"
+    )
+    expires_in: float | None = Field(None, gt=0, description="seconds until the key expires; by default it does not")
 
 
 class KeyInfo(BaseModel):
@@ -47,20 +49,22 @@ class KeyInfo(BaseModel):
 
 
 class NewKey(KeyInfo):
-    token: str = Field(description="shown this once; what is kept is its hash")
-    revision: int = Field(description="the store's revision from which on replicas know it")
-    pending: list[str] = Field([], description="replicas that did not know it when the time to wait was over")
-    notice: str | None = Field(None, description="what else changes: with the first key, requests need one")
+    token: str = Field(description="the key itself, which only this answer shows; the store keeps its hash")
+    revision: int = Field(description="the store's revision from which on replicas know the key")
+    pending: list[str] = Field([], description="replicas that did not know the key when the time to wait was over")
+    notice: str | None = Field(None, description="what else changes: from the first key on, requests need a key")
 
 
-class Revoked(Changed):
-    """A key that is valid no more."""
+class Revoked(ChangeAnswer):
+    """A key that was revoked."""
 
-    notice: str | None = Field(None, description="what else changes: with the last key, nobody gets in")
+    notice: str | None = Field(
+        None, description="what else changes: without the last key, the server refuses every request"
+    )
 
 
-def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
-    """Routes of keys; all need the scope admin."""
+def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
+    """Routes of keys. All need the scope admin."""
     routes = APIRouter(prefix="/v1/keys", tags=["keys"], responses=responses(401))
 
     @routes.get("")
@@ -71,22 +75,22 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
 
     @routes.post("", status_code=201, openapi_extra=body_of(KeyRequest))
     async def create(request: Request, wait: Wait = None) -> NewKey:
-        """Make a key; its token is in the answer and nowhere else."""
+        """Make a key. Its token is in the answer and nowhere else."""
         change = changes.begin(request, "admin", "create key")
         body = await read_body(request, KeyRequest)
         expires = None if body.expires_in is None else int(time.time() + body.expires_in)
         key, token = new_key(body.name, body.scopes, body.tasks, expires)
         facts: dict[str, Any] = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
-        notice = None if await asyncio.to_thread(service.store.locked) else FIRST_KEY
-        changed = await change.make(partial(service.store.put_key, key.id, key.record()), wait, **facts)
+        notice = None if await asyncio.to_thread(service.store.keys.locked) else FIRST_KEY
+        changed = await change.make(partial(service.store.keys.put, key.id, key.record()), wait, **facts)
         return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending, notice=notice)
 
     @routes.delete("/{key}")
     async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Revoked:
-        """Revoke a key: every replica refuses it once it has seen the change."""
+        """Revoke a key. Each replica refuses it from when the replica has seen the change."""
         change = changes.begin(request, "admin", "revoke key")
-        changed = await change.make(partial(service.store.drop_key, key), wait, key=key)
-        notice = None if await asyncio.to_thread(service.store.keys) else LAST_KEY
+        changed = await change.make(partial(service.store.keys.drop, key), wait, key=key)
+        notice = None if await asyncio.to_thread(service.store.keys.all) else LAST_KEY
         return Revoked(**changed.model_dump(), notice=notice)
 
     return routes

@@ -1,16 +1,16 @@
 """KServe's Open Inference Protocol, version 2, over REST: ``/v2``.
 
-A request's tensors are texts, an answer's are what its kind gives. The binary tensor extension is not spoken.
+A request's tensors are texts, and an answer's tensors are what the kind gives. There is no binary tensor extension.
 https://github.com/kserve/open-inference-protocol
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,11 +29,12 @@ from serving.api.kserve_tensors import (
     items_of,
     outputs_of,
 )
-from serving.api.native import TaskName
-from serving.api.predicting import Answered, Predictor, Question
-from serving.api.problems import PREDICTION_FAILURES, headers, responses
+from serving.api.native import TaskOrAlias
+from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
+from serving.api.problems import PREDICTION_FAILURES, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.api.resolve import Resolved
+from serving.api.tasks import VersionName
 from serving.errors import BadRequestError, StoreError
 from serving.incoming import Free, Incoming
 from serving.pipelines import PIPELINES, default_kind
@@ -41,17 +42,9 @@ from serving.service import Service
 
 _PLATFORM = "pytorch_ken"
 
-Version = Annotated[
-    str,
-    Path(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
-        description="an alias of the task, or a version's digest or how it begins",
-    ),
-]
-
 
 class Failed(BaseModel):
-    """An error in this protocol's form."""
+    """A failure in this protocol's form."""
 
     error: str
 
@@ -79,12 +72,12 @@ class ModelMetadata(BaseModel):
     name: str
     versions: list[str] = Field(description="digests, oldest first")
     platform: str
-    inputs: list[TensorMetadata] = Field(description="of the kind the task answers by itself")
-    outputs: list[TensorMetadata] = Field(description="of the kind the task answers by itself")
+    inputs: list[TensorMetadata] = Field(description="tensors of the kind that the task answers by itself")
+    outputs: list[TensorMetadata] = Field(description="tensors of the kind that the task answers by itself")
 
 
 class InferRequest(Incoming):
-    """Texts for a task, and its kind's parameters."""
+    """Texts for a task, and the parameters of the task's kind."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -105,16 +98,18 @@ class InferRequest(Incoming):
         },
     )
 
-    id: str | None = Field(None, description="given back with the answer")
-    parameters: Free = Field({}, description="of the kind; `kind` asks for another than the task's own")
+    id: str | None = Field(None, description="returned with the answer")
+    parameters: Free = Field({}, description="the kind's parameters; `kind` asks for another kind than the task's own")
     inputs: list[RequestInput] = Field(
         min_length=1,
         description=(
-            "one BYTES tensor of shape [n] or [n, 1], whatever its name; or one for each field the kind asks for: "
+            "one BYTES tensor of shape [n] or [n, 1], of any name; or one tensor for each field of the kind's inputs: "
             "text and text_pair, question and context, query [n] and texts [n, k]"
         ),
     )
-    outputs: list[RequestOutput] | None = Field(None, description="those wanted; all by default")
+    outputs: list[RequestOutput] | None = Field(
+        None, description="the outputs that the answer shall have; by default all"
+    )
 
 
 class InferAnswer(BaseModel):
@@ -159,29 +154,29 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.get("/health/ready", responses=of_health)
     async def ready() -> Ready:
-        """Whether new requests are admitted: 503 while starting or stopping."""
-        service.admit()
+        """Whether the replica takes requests; 503 while it starts or stops."""
+        service.admission.check_open()
         service.check()
         return Ready(ready=True)
 
     @routes.get("/models/{model}", responses=of_models, openapi_extra=CHOOSING)
-    async def metadata(model: TaskName, request: Request) -> ModelMetadata:
-        """A task's versions, and the tensors of its live one."""
+    async def metadata(model: TaskOrAlias, request: Request) -> ModelMetadata:
+        """A task's versions, and the tensors of its live version."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, model))
 
     @routes.get("/models/{model}/versions/{version}", responses=of_models, openapi_extra=CHOOSING)
-    async def metadata_of_version(model: TaskName, version: Version, request: Request) -> ModelMetadata:
+    async def metadata_of_version(model: TaskOrAlias, version: VersionName, request: Request) -> ModelMetadata:
         """A task's versions, and the tensors of one of them."""
         return await asyncio.to_thread(_metadata, service, predictor.resolve(request, _named(model, version)))
 
     @routes.get("/models/{model}/ready", responses=of_models, openapi_extra=CHOOSING)
-    async def model_ready(model: TaskName, request: Request) -> ModelReady:
-        """Whether requests for a task are admitted. Its delta is loaded by the first of them."""
+    async def model_ready(model: TaskOrAlias, request: Request) -> ModelReady:
+        """Whether the replica takes requests for a task. The first of them loads the task's delta."""
         return _ready(service, predictor.resolve(request, model))
 
     @routes.get("/models/{model}/versions/{version}/ready", responses=of_models, openapi_extra=CHOOSING)
-    async def version_ready(model: TaskName, version: Version, request: Request) -> ModelReady:
-        """Whether requests for a version of a task are admitted."""
+    async def version_ready(model: TaskOrAlias, version: VersionName, request: Request) -> ModelReady:
+        """Whether the replica takes requests for a version of a task."""
         return _ready(service, predictor.resolve(request, _named(model, version)))
 
     @routes.post(
@@ -190,7 +185,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         responses=of_inference,
         openapi_extra=body_of(InferRequest),
     )
-    async def infer(model: TaskName, request: Request) -> Response:
+    async def infer(model: TaskOrAlias, request: Request) -> Response:
         """Answer a tensor of texts with a task's live version."""
         return await _infer(predictor, request, model)
 
@@ -200,7 +195,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
         responses=of_inference,
         openapi_extra=body_of(InferRequest),
     )
-    async def infer_of_version(model: TaskName, version: Version, request: Request) -> Response:
+    async def infer_of_version(model: TaskOrAlias, version: VersionName, request: Request) -> Response:
         """Answer a tensor of texts with a version of a task."""
         return await _infer(predictor, request, _named(model, version))
 
@@ -208,7 +203,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail with these statuses."""
     return responses(*statuses, schema=Failed, media_type="application/json")
 
 
@@ -217,7 +212,7 @@ def _named(model: str, version: str) -> str:
 
 
 def _ready(service: Service, found: Resolved) -> ModelReady:
-    service.admit()
+    service.admission.check_open()
     service.check()
     return ModelReady(name=found.task, ready=True)
 
@@ -234,12 +229,12 @@ def _metadata(service: Service, found: Resolved) -> ModelMetadata:
 
 
 def _kind(service: Service, digest: str) -> str:
-    """What a delta answers by itself, from the nearest that knows."""
+    """The kind that a delta answers by itself: read from the device, else from the store, else from the disk."""
     for loaded in service.engine.tiers.held():
         if loaded.digest == digest:
             return loaded.kind
     try:
-        described = service.store.manifest(digest)
+        described = service.store.deltas.manifest(digest)
     except StoreError:
         if not service.cache.files.holds(digest):
             raise
@@ -248,7 +243,7 @@ def _kind(service: Service, digest: str) -> str:
         return default_kind(found.kind, found.embedding is not None)
     if described is None:
         raise StoreError(f"the store does not hold delta {digest}")
-    says = described.get("embedding") or described.get("pooling")  # which deltas of earlier formats have
+    says = described.get("embedding") or described.get("pooling")  # deltas of earlier formats have `pooling`
     return default_kind(described["kind"], bool(says))
 
 
@@ -261,14 +256,14 @@ async def _infer(predictor: Predictor, request: Request, named: str) -> Response
 
 
 class _Reading:
-    """Reads a request's body into a question, and keeps what its answer needs of it."""
+    """Reads a request's body into a query, and keeps the body, on which the form of the answer depends."""
 
     body: InferRequest
 
     def __init__(self, request: Request) -> None:
         self._request = request
 
-    async def __call__(self) -> Question:
+    async def __call__(self) -> TaskQuery:
         if "inference-header-content-length" in self._request.headers:
             raise BinaryTensorError("the header Inference-Header-Content-Length")
         self.body = await read_body(self._request, InferRequest)
@@ -276,20 +271,20 @@ class _Reading:
         parameters = dict(self.body.parameters)
         if parameters.pop("binary_data_output", False):
             raise BinaryTensorError(
-                "the parameter binary_data_output, which tritonclient sets where no outputs are named"
+                "the parameter binary_data_output, which tritonclient sets if a request names no outputs"
             )
         kind = parameters.pop("kind", None)
         if kind is not None and not isinstance(kind, str):
             raise BadRequestError(f"parameters.kind is {kind!r}; expected the name of a kind")
-        return Question(items_of(self.body.inputs), parameters, kind)
+        return TaskQuery(items_of(self.body.inputs), parameters, kind)
 
 
-def _present(answered: Answered, asked: InferRequest) -> Response:
-    answer = answered.answer
+def _present(answered: TaskAnswer, asked: InferRequest) -> Response:
+    prediction = answered.prediction
     content = {
         "model_name": answered.task,
-        "model_version": answer.digest,
-        "outputs": [output.tensor(answer.outputs) for output in chosen(asked.outputs, answer.kind)],
+        "model_version": prediction.digest,
+        "outputs": [output.tensor(prediction.outputs) for output in chosen(asked.outputs, prediction.kind)],
     }
     if asked.id is not None:
         content["id"] = asked.id
@@ -298,7 +293,7 @@ def _present(answered: Answered, asked: InferRequest) -> Response:
 
 def failed(failure: Failure) -> JSONResponse:
     """A failure in this protocol's form."""
-    return JSONResponse({"error": failure.detail}, failure.status, headers(failure))
+    return JSONResponse({"error": failure.detail}, failure.status, headers_of(failure))
 
 
 PROTOCOL = Protocol(router, ("/v2",), failed, failing)

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: texts out of a request's, and a kind's answers as tensors."""
+"""Tensors of the Open Inference Protocol: from a request's tensors to texts, and from a kind's outputs to tensors."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from pydantic import BaseModel, Field
 
 from serving.errors import BadRequestError
 from serving.incoming import Free, Incoming
-from serving.pipelines import PIPELINES, Pipeline
+from serving.kinds import KINDS
+from serving.pipelines import Pipeline
 
 _LISTS = frozenset({"texts"})
-"""Tensors of which an input has many elements."""
+"""Tensors that have many elements for each input."""
 
 
 class BinaryTensorError(BadRequestError):
-    """Somebody speaks the binary tensor extension."""
+    """The request uses the binary tensor extension."""
 
     def __init__(self, found: str) -> None:
         super().__init__(
-            f"found {found}: binary tensors are not understood; send and ask for JSON, in tritonclient with "
+            f"found {found}: the server does not read or write binary tensors; use JSON, in tritonclient with "
             "binary_data=False for each InferInput.set_data_from_numpy and each InferRequestedOutput"
         )
 
@@ -32,7 +33,7 @@ class BinaryTensorError(BadRequestError):
 class TensorMetadata(BaseModel):
     name: str
     datatype: str
-    shape: list[int] = Field(description="-1 where the request decides")
+    shape: list[int] = Field(description="-1 for a dimension that the request decides")
 
 
 class RequestInput(Incoming):
@@ -42,7 +43,7 @@ class RequestInput(Incoming):
     shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
     datatype: str
     parameters: Free = Field({})
-    data: list[Any] | None = Field(None, description="row by row, flat or nested as the shape says")
+    data: list[Any] | None = Field(None, description="elements row by row, flat or nested as the shape is")
 
 
 class RequestOutput(Incoming):
@@ -51,16 +52,16 @@ class RequestOutput(Incoming):
 
 
 class ResponseOutput(TensorMetadata):
-    data: list[Any] = Field(description="row by row, flat")
+    data: list[Any] = Field(description="elements row by row, flat")
 
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor made of a kind's answers.
+    """A tensor made of a kind's outputs.
 
     Attributes:
-        rank: 1: a value an input; 2: as many for each.
-        values: of all answers, row by row.
+        rank: 1: one value for each input; 2: a row of values for each input, all rows of one length.
+        values: gives the values of all inputs' outputs, row by row.
     """
 
     name: str
@@ -73,34 +74,25 @@ class Output:
         return TensorMetadata(name=self.name, datatype=self.datatype, shape=[-1] * self.rank)
 
     def tensor(self, answers: Sequence[Any]) -> dict[str, Any]:
-        """What `ResponseOutput` describes."""
+        """The tensor as JSON, see `ResponseOutput`."""
         values = list(self.values(answers))
         shape = [len(answers)] if self.rank == 1 else [len(answers), len(values) // len(answers)]
         return {"name": self.name, "datatype": self.datatype, "shape": shape, "data": values}
 
 
 _JSON = Output("json", "BYTES", 1, lambda answers: (orjson.dumps(a).decode() for a in answers))
-"""Every kind's whole answers."""
-
-_OUTPUTS: Mapping[str, tuple[Output, ...]] = {
-    "text-classification": (
-        Output("label", "BYTES", 1, lambda answers: (a[0]["label"] for a in answers)),
-        Output("score", "FP32", 1, lambda answers: (a[0]["score"] for a in answers)),
-        Output("labels", "BYTES", 2, lambda answers: (one["label"] for a in answers for one in a)),
-        Output("scores", "FP32", 2, lambda answers: (one["score"] for a in answers for one in a)),
-    ),
-    "sentence-embeddings": (Output("embedding", "FP32", 2, chain.from_iterable),),
-}
+"""Whole outputs as JSON texts, which every kind has."""
 
 
 def outputs_of(kind: str) -> tuple[Output, ...]:
-    """What answers of a kind can be given as."""
-    return (*_OUTPUTS.get(kind, ()), _JSON)
+    """The tensors in which a kind's outputs can be returned."""
+    columns = KINDS[kind].columns
+    return (*(Output(column.name, column.datatype, column.rank, column.values) for column in columns), _JSON)
 
 
 def check_outputs(asked: Iterable[RequestOutput]) -> None:
-    """Raises `BadRequestError`: no kind has such an output, or it is asked for in a form that is not given."""
-    known = {output.name for kind in PIPELINES for output in outputs_of(kind)}
+    """Raises `BadRequestError`: no kind has such an output, or the server does not write the form that is asked for."""
+    known = {output.name for kind in KINDS for output in outputs_of(kind)}
     for output in asked:
         if output.name not in known:
             raise _unknown_output(output.name, sorted(known))
@@ -111,7 +103,7 @@ def check_outputs(asked: Iterable[RequestOutput]) -> None:
 
 
 def chosen(asked: Sequence[RequestOutput] | None, kind: str) -> list[Output]:
-    """The outputs a request asks for; None is all.
+    """The outputs that a request asks for; all if `asked` is None.
 
     Raises:
         BadRequestError: the kind has no such output.
@@ -129,7 +121,7 @@ def _unknown_output(name: str, known: Iterable[str]) -> BadRequestError:
 
 
 def inputs_of(pipeline: Pipeline) -> list[TensorMetadata]:
-    """One tensor of texts where an input may be a text, else one for each field it must have."""
+    """One tensor of texts if a kind's input may be a text, else one for each field that its input must have."""
     forms = get_args(pipeline.input) or (pipeline.input,)
     if str in forms:
         return [TensorMetadata(name="text", datatype="BYTES", shape=[-1])]
@@ -138,18 +130,22 @@ def inputs_of(pipeline: Pipeline) -> list[TensorMetadata]:
 
 
 def items_of(tensors: Sequence[RequestInput]) -> Sequence[object]:
-    """A kind's inputs: texts, or objects with a field for each tensor."""
+    """A kind's inputs: texts of a single tensor, or objects with a field for each of several tensors.
+
+    Raises:
+        BadRequestError: the tensors do not hold that.
+    """
     for tensor in tensors:
         _check_tensor(tensor)
     if len(tensors) == 1:
         return _texts(tensors[0])
     columns = {t.name: _lists(t) if t.name in _LISTS else _texts(t) for t in tensors}
     if len(columns) < len(tensors):
-        raise BadRequestError(f"two tensors have one name; found {', '.join(t.name for t in tensors)}")
+        raise BadRequestError(f"two tensors have the same name: found {', '.join(t.name for t in tensors)}")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} for {length}" for name, length in lengths.items())
-        raise BadRequestError(f"the tensors are for different numbers of inputs: {found}")
+        raise BadRequestError(f"the tensors have different numbers of inputs: {found}; expected one number")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -161,18 +157,18 @@ def _check_tensor(tensor: RequestInput) -> None:
     if tensor.datatype != "BYTES":
         raise BadRequestError(f"{where} has datatype {tensor.datatype[:40]!r}; expected BYTES, holding texts")
     if tensor.data is None:
-        raise BadRequestError(f"{where} has no data")
+        raise BadRequestError(f"{where} has no data; expected a list of texts")
 
 
 def _texts(tensor: RequestInput) -> list[str]:
-    """A text an input."""
+    """One text for each input."""
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]):
         raise _unfit(tensor, "[n] or [n, 1]")
     return _values(tensor)
 
 
 def _lists(tensor: RequestInput) -> list[list[str]]:
-    """Many texts an input; without a dimension of inputs, those of one."""
+    """A list of texts for each input. A tensor of one dimension is the list of one input."""
     if len(tensor.shape) not in (1, 2) or not tensor.shape[-1]:
         raise _unfit(tensor, "[n, k], or [k] for one input, k at least 1")
     values, (*_, each) = _values(tensor), tensor.shape
@@ -205,4 +201,6 @@ def _values(tensor: RequestInput) -> list[str]:
 
 def _refuse_parameters(where: str, found: Mapping[str, Any]) -> None:
     if found:
-        raise BadRequestError(f"{where} has the parameter {next(iter(found))!r}, which is not understood; leave it out")
+        raise BadRequestError(
+            f"{where} has the parameter {next(iter(found))!r}, which the server does not know; leave it out"
+        )

@@ -1,4 +1,4 @@
-"""Request ids, HEAD, the limits on bodies, and counting what is in flight: plain ASGI, around every route."""
+"""Request ids, HEAD, limits on bodies, and the count of requests in flight: plain ASGI, around every route."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.admission import Admission
 from serving.api.failures import Shape, failure_of
 from serving.errors import ServingError, SlowBodyError, TooLargeError
-from serving.service import Service
 from serving.telemetry import logs
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class RequestIds:
-    """Give every request an X-Request-Id, and echo it.
+    """Gives every request without a usable X-Request-Id a new one, and returns the id with the answer.
 
     Args:
-        echo: False where what stands in front (Ray Serve) adds the header to answers itself.
+        echo: False where Ray Serve, in front of this application, adds the header to answers itself.
     """
 
     def __init__(self, app: ASGIApp, echo: bool) -> None:
@@ -51,7 +51,7 @@ class RequestIds:
 
 
 class HeadAsGet:
-    """Answer HEAD as GET, without the body; a path that has no GET has no HEAD either."""
+    """Answers HEAD as GET, without the body. A path without GET has no HEAD either."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,11 +71,12 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Answer 413 to a body that is, or claims to be, longer than allowed, and 408 to one that does not arrive.
+    """Answers 413 to a body that is, or claims to be, longer than allowed, and 408 to a body that does not arrive.
 
     Args:
-        limit_of: bytes a body under a path may have.
-        seconds: from the first look at a body to its last byte.
+        limit_of: the most bytes that a body under a path may have.
+        seconds: the longest time from when a route begins to read a body to its last byte.
+        shape_of: gives the form of failures under a path.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class BodyLimit:
 
 
 class _Body:
-    """A request's messages: those of its body within a time, whatever follows it without one."""
+    """A request's messages. Those of its body must arrive within a time; messages after the body need not."""
 
     def __init__(self, receive: Receive, seconds: float) -> None:
         self._receive = receive
@@ -139,7 +140,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            slow = SlowBodyError(f"the body did not arrive within {self._seconds:g} s; {self.seen} bytes of it did")
+            slow = SlowBodyError(f"the body did not arrive within {self._seconds:g} s; only {self.seen} bytes did")
             raise UnreadBodyError(slow) from None
         if message["type"] == "http.disconnect":
             raise UnreadBodyError(None)
@@ -149,11 +150,11 @@ class _Body:
 
 
 class UnreadBodyError(BaseException):
-    """A body was not read to its end. Passes through the routes' own handlers.
+    """A body was not read to its end. No `Exception`, so that it passes through the routes' own handlers.
 
     Attributes:
-        error: what the client is told; None where it is gone.
-        status: 499, as proxies log it, where it is gone.
+        error: what the client is told; None if the client is gone.
+        status: of the error; 499, as proxies log it, if the client is gone.
     """
 
     def __init__(self, error: ServingError | None) -> None:
@@ -167,18 +168,15 @@ def too_long(limit: int) -> ServingError:
 
 
 class InFlight:
-    """Count requests from their start to the last byte of their answer, so that a drain can wait for them."""
+    """Counts requests from their start to the last byte of their answer, so that a drain can wait for them."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
-        self._service = service
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._service.in_flight += 1
-        try:
+        with self._admission.request():
             await self._app(scope, receive, send)
-        finally:
-            self._service.in_flight -= 1

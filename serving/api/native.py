@@ -1,4 +1,4 @@
-"""The project's own protocol: ``POST /v1/tasks/{task}/predict``."""
+"""The server's own protocol: ``POST /v1/tasks/{task}/predict``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.bodies import body_of, read_body
-from serving.api.predicting import Answered, Predictor, Question
+from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, responses
 from serving.api.protocol import Protocol
 from serving.incoming import Free, Incoming
@@ -18,33 +18,33 @@ from serving.service import Service
 
 
 class PredictRequest(Incoming):
-    """Inputs for a task, and its kind's parameters."""
+    """Inputs for a task, and the parameters of its kind."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"inputs": ["How far is it to Denver?"], "parameters": {"top_k": 1}}]},
     )
 
     inputs: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
-        description="one input or a list of them: texts, or objects of the fields the kind asks for"
+        description="one input or a list of inputs: texts, or objects with the fields of the kind"
     )
-    parameters: Free = Field({}, description="of the kind")
-    kind: str | None = Field(None, description="what to ask of the task; by default what it answers by itself")
+    parameters: Free = Field({}, description="the kind's parameters")
+    kind: str | None = Field(None, description="the kind to answer; by default the one that the task answers by itself")
 
     def listed(self) -> list[str | dict[str, Any]]:
         return self.inputs if isinstance(self.inputs, list) else [self.inputs]
 
 
 class PredictAnswer(BaseModel):
-    """One output an input, in order."""
+    """One output for each input, in order."""
 
     task: str
-    digest: str = Field(description="the delta that answered")
-    kind: str = Field(description="the kind of question that was answered")
+    digest: str = Field(description="sha256 of the delta that answered")
+    kind: str = Field(description="the kind that was answered")
     outputs: list[Any]
     truncated: list[int] = Field(description="positions of inputs that were cut to the model's length")
 
 
-TaskName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,255}$", description="a task, or task@alias")]
+TaskOrAlias = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,255}$", description="a task, or task@alias")]
 
 
 def router(service: Service, predictor: Predictor) -> APIRouter:
@@ -52,26 +52,26 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     routes = APIRouter(prefix="/v1/tasks", tags=["predict"], responses=responses(*PREDICTION_FAILURES))
 
     @routes.post("/{task}/predict", response_model=PredictAnswer, openapi_extra=body_of(PredictRequest))
-    async def predict(task: TaskName, request: Request) -> Response:
-        """Answer one or many inputs with a task's live version."""
+    async def predict(task: TaskOrAlias, request: Request) -> Response:
+        """Answer one or many inputs with a task."""
 
-        async def read() -> Question:
+        async def read() -> TaskQuery:
             body = await read_body(request, PredictRequest)
-            return Question(body.listed(), body.parameters, body.kind)
+            return TaskQuery(body.listed(), body.parameters, body.kind)
 
         return _present(await predictor(request, read, task))
 
     return routes
 
 
-def _present(answered: Answered) -> Response:
-    answer = answered.answer
+def _present(answered: TaskAnswer) -> Response:
+    prediction = answered.prediction
     content = {
         "task": answered.task,
-        "digest": answer.digest,
-        "kind": answer.kind,
-        "outputs": answer.outputs,
-        "truncated": answer.truncated,
+        "digest": prediction.digest,
+        "kind": prediction.kind,
+        "outputs": prediction.outputs,
+        "truncated": prediction.truncated,
     }
     return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")
 

@@ -1,23 +1,22 @@
-"""OpenAI's protocol: ``/v1/models`` and ``/v1/embeddings``, a task being a model."""
+"""OpenAI's protocol: ``/v1/models`` and ``/v1/embeddings``. A task is a model."""
 
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
+from serving.api.asking import ModelName, QueryBody, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.failures import Failure
-from serving.api.predicting import Predictor, Question
-from serving.api.problems import PREDICTION_FAILURES, headers, responses
+from serving.api.predicting import Predictor, TaskQuery
+from serving.api.problems import PREDICTION_FAILURES, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.errors import UnknownTaskError
 from serving.service import Service
@@ -25,7 +24,7 @@ from serving.service import Service
 _OWNER = "ken-serve"
 
 
-class EmbeddingsRequest(Asked):
+class EmbeddingsRequest(QueryBody):
     """Texts to embed."""
 
     model_config = ConfigDict(
@@ -33,24 +32,28 @@ class EmbeddingsRequest(Asked):
     )
 
     model: str = Field(description="a task, or task@alias")
-    input: Texts = Field(description="texts, not token ids; what is longer than the task takes is cut")
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32")
-    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    input: Texts = Field(description="texts, not token ids; a text longer than the task takes is cut")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: little-endian float32 numbers, encoded"
+    )
+    dimensions: int | None = Field(
+        None, ge=1, description="cut embeddings to this many numbers, for models trained for that"
+    )
     user: str | None = Field(
-        None, description="an end user, who gets the same version of a task throughout while its traffic is split"
+        None, description="an end user, who gets the same version throughout while a route splits the task's traffic"
     )
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         parameters = {} if self.dimensions is None else {"dimensions": self.dimensions}
-        return Question(self.input, parameters, "sentence-embeddings", self.model, self.user)
+        return TaskQuery(self.input, parameters, "sentence-embeddings", self.model, self.user)
 
 
 class EmbeddingsOfTokensRequest(EmbeddingsRequest):
     """Texts to embed, or the task's own token ids."""
 
     input: TextsOrTokenIds = Field(
-        description="texts, or token ids as the task's own tokenizer gives them, special ones included; what is longer "
-        "than the task takes is cut of a text, and refused of ids"
+        description="texts, or token ids as the task's own tokenizer gives them, special tokens included; of what is "
+        "longer than the task takes, texts are cut and token ids are refused"
     )
 
 
@@ -61,25 +64,25 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    prompt_tokens: int = Field(description="of all texts, special ones included")
+    prompt_tokens: int = Field(description="tokens of all texts, special tokens included")
     total_tokens: int
 
 
 class Embeddings(BaseModel):
-    """One embedding a text, in order."""
+    """One embedding for each text, in order."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
-    model: str = Field(description="as it was asked for")
+    model: str = Field(description="the model as the request names it")
     usage: Usage
 
 
 class Model(BaseModel):
     """A task."""
 
-    id: str = Field(description="the task, or task@alias where that was asked for")
+    id: str = Field(description="the task, or task@alias if the request names that")
     object: Literal["model"] = "model"
-    created: int = Field(default=0, description="not known: always 0")
+    created: int = Field(default=0, description="always 0, since it is not known")
     owned_by: str = _OWNER
 
 
@@ -91,7 +94,7 @@ class Models(BaseModel):
 class Error(BaseModel):
     message: str
     type: str
-    param: str | None = Field(description="the part of the request that is wrong, where it is one part")
+    param: str | None = Field(description="the field of the request that is wrong, if one is")
     code: str | None
 
 
@@ -118,26 +121,26 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         """Embed one or many texts with a task."""
         body, answered = await ask(predictor, request, form)
-        answer = answered.answer
+        prediction = answered.prediction
         encode = _base64 if body.encoding_format == "base64" else list
         content = {
             "object": "list",
             "data": [
                 {"object": "embedding", "index": i, "embedding": encode(vector)}
-                for i, vector in enumerate(answer.outputs)
+                for i, vector in enumerate(prediction.outputs)
             ],
             "model": body.model,
-            "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
+            "usage": {"prompt_tokens": prediction.tokens, "total_tokens": prediction.tokens},
         }
         return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 
     @routes.get("/models", responses=failing(401))
     async def models(request: Request) -> Models:
-        """All tasks the key may ask."""
+        """All tasks that the key may query."""
         return Models(data=[Model(id=task.name) for task in predictor.resolve.visible(request)])
 
     @routes.get("/models/{model}", responses=failing(401))
-    async def retrieve(model: Annotated[str, Path(description="a task, or task@alias")], request: Request) -> Model:
+    async def retrieve(model: ModelName, request: Request) -> Model:
         """One task."""
         if "@" in model:
             predictor.resolve(request, model)
@@ -153,22 +156,24 @@ def _base64(vector: Sequence[float]) -> str:
 
 
 _STATUSES = {422: 400, 501: 400}
-"""OpenAI answers 400 to whatever it cannot take, and its clients send again what got a 501."""
-_CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
-_PARAM = re.compile(rf"({'|'.join(EmbeddingsRequest.model_fields)})(?:s(?=\.\d))?\b[\w.]*: ")
-"""How a refusal begins; kinds speak of `inputs.3` in every protocol."""
+"""OpenAI answers 400 to every request that it cannot take, and its clients repeat requests that got a 501."""
 
 
 def shape(failure: Failure) -> JSONResponse:
     """A failure as OpenAI's clients read it."""
     status = _STATUSES.get(failure.status, failure.status)
-    code, param = _CODES.get(status), None
-    if failure.title == UnknownTaskError.title:
-        code, param = "model_not_found", "model"
-    elif found := _PARAM.match(failure.detail):
-        param = found[1]
-    error = Error(message=failure.detail, type=_type(status), param=param, code=code)
-    return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers(failure))
+    error = Error(message=failure.detail, type=_type(status), param=_param(failure), code=failure.code)
+    return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers_of(failure))
+
+
+def _param(failure: Failure) -> str | None:
+    """The field of the request that is wrong. Errors say ``inputs.3`` in every protocol; this one has an `input`."""
+    if failure.code == UnknownTaskError.code:
+        return "model"
+    field, _, inner = (failure.at or "").partition(".")
+    if field == "inputs" and inner[:1].isdigit():
+        return "input"
+    return field if field in EmbeddingsRequest.model_fields else None
 
 
 def _type(status: int) -> str:
@@ -178,7 +183,7 @@ def _type(status: int) -> str:
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail with these statuses."""
     told = (_STATUSES.get(status, status) for status in statuses)
     return responses(*told, schema=ErrorAnswer, media_type=_JSON)
 

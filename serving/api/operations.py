@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from serving.api.auth import Authenticator
-from serving.api.changes import Changes
+from serving.api.changes import AuditedChanges
 from serving.api.problems import responses
 from serving.service import Service
 from serving.telemetry import scrape
@@ -24,31 +24,31 @@ class Status(BaseModel):
 class BaseInfo(BaseModel):
     name: str
     fingerprint: str
-    bytes: int = Field(description="of the resident weights")
+    bytes: int = Field(description="size of the resident weights")
     replica: str
     trouble: str | None = Field(
-        description="why no further delta is loaded: its file was written to; none: all is well"
+        description="why no further delta can be loaded: the base's file was written to; null: all is well"
     )
 
 
 class ReplicaInfo(BaseModel):
     name: str
-    revision: int = Field(description="the store's revision it has seen")
-    metrics: str | None = Field(description="host and port of its own metrics")
+    revision: int = Field(description="the latest revision of the store that the replica has seen")
+    metrics: str | None = Field(description="host and port of the replica's own metrics")
 
 
 class Verification(BaseModel):
-    """Whether the reverted base is bit for bit the checkpoint."""
+    """Whether the base is bit for bit the checkpoint, in memory and in its file."""
 
-    tensors: int
-    differing: list[str] = Field(description="names of tensors that are not; empty when all is well")
+    tensors: int = Field(description="how many were compared")
+    differing: list[str] = Field(description="names of resident tensors that differ; empty when all is well")
     differing_in_file: list[str] = Field(
-        description="names of those whose values in the base's file are others by now: no further delta is loaded"
+        description="names of tensors that differ in the base's file: if there are any, no further delta is loaded"
     )
 
 
-def router(service: Service, authenticator: Authenticator, changes: Changes) -> APIRouter:
-    """Routes of operations; none needs a task."""
+def router(service: Service, authenticator: Authenticator, changes: AuditedChanges) -> APIRouter:
+    """Routes of operations. None needs a task."""
     routes = APIRouter(tags=["operations"], responses=responses(503))
 
     @routes.get("/healthz")
@@ -59,8 +59,8 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
 
     @routes.get("/readyz")
     async def readyz() -> Status:
-        """Whether new requests are admitted: 503 while starting or stopping."""
-        service.admit()
+        """Whether the replica takes requests; 503 while it starts or stops."""
+        service.admission.check_open()
         service.check()
         return Status(status="ready")
 
@@ -72,13 +72,15 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
     @routes.get("/metrics/targets")
     async def targets() -> list[TargetGroup]:
         """Every replica's own metrics port, as Prometheus' HTTP service discovery reads it."""
-        return scrape.targets(await asyncio.to_thread(service.store.addresses))
+        return scrape.targets(await asyncio.to_thread(service.store.replicas.addresses))
 
     @routes.get("/v1/replicas", responses=responses(401))
     async def replicas(request: Request) -> list[ReplicaInfo]:
-        """The replicas that reported to the store lately."""
+        """The replicas that reported to the store recently."""
         authenticator.require(request, "predict")
-        seen, addresses = await asyncio.to_thread(lambda: (service.store.replicas(), service.store.addresses()))
+        seen, addresses = await asyncio.to_thread(
+            lambda: (service.store.replicas.revisions(), service.store.replicas.addresses())
+        )
         return [ReplicaInfo(name=n, revision=seen[n], metrics=addresses.get(n)) for n in sorted(seen)]
 
     @routes.get("/v1/base", responses=responses(401))
@@ -96,7 +98,7 @@ def router(service: Service, authenticator: Authenticator, changes: Changes) -> 
 
     @routes.post("/v1/base/verify", responses=responses(401))
     async def verify(request: Request) -> Verification:
-        """Revert to the base between two batches and compare every tensor's sha256; those of the base's file too."""
+        """Revert to the base between two batches and compare the sha256 of all tensors, in memory and in the file."""
         authenticator.require(request, "admin")
         differing = await asyncio.wrap_future(service.engine.verify())
         in_file = await asyncio.to_thread(service.engine.verify_file)

@@ -1,4 +1,4 @@
-"""A prediction's way through a replica, the same for every protocol: admit, read, resolve, answer, measure."""
+"""The way of a prediction through a replica, the same for all protocols: admit, read, resolve, predict, measure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from fastapi import Request
 
 from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
-from serving.errors import BadRequestError, InvalidInputError, OverloadedError, ServingError
-from serving.service import Answer, Service
+from serving.errors import BadRequestError, OverloadedError, ServingError
+from serving.inference import Prediction
+from serving.service import Service
 
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a request asks, whatever protocol it came by.
+class TaskQuery:
+    """What a request asks of a task, in the form that all protocols share.
 
     Attributes:
-        inputs: plain JSON of the kind's inputs, or `TokenIds`, one an element.
+        inputs: one element for each input: plain JSON of the kind's inputs, or `TokenIds`.
         parameters: plain JSON of the kind's parameters.
-        kind: None: what the task answers by itself.
-        task: named in the body; None leaves it to the path or the header.
-        key: who asks, for a route that keeps each at one version; None leaves it to the header.
+        kind: the kind to answer; None: the one that the task answers by itself.
+        task: the task that the body names; None: the path or a header names it.
+        key: an end user, whom a route keeps at one version; None: a header may name one.
     """
 
     inputs: Sequence[object]
@@ -39,62 +40,62 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An answer and the task, without alias, that it is an answer of."""
+class TaskAnswer:
+    """A prediction and the name, without alias, of the task that made it."""
 
     task: str
-    answer: Answer
+    prediction: Prediction
 
     @property
     def headers(self) -> dict[str, str]:
-        """Which delta answered, and what the stages took (milliseconds)."""
-        stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.answer.timing.stages())
-        return {"X-Ken-Delta": self.answer.digest, "Server-Timing": stages}
+        """HTTP headers: which delta answered, and how long each stage took in milliseconds."""
+        stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.prediction.timing.stages())
+        return {"X-Ken-Delta": self.prediction.digest, "Server-Timing": stages}
 
 
 class Predictor:
-    """Answers the questions of all protocols.
+    """Answers the queries of all protocols.
 
     Attributes:
-        resolve: finds the delta that would answer a request.
+        resolve: finds the delta that answers a request.
     """
 
     def __init__(self, service: Service, resolver: Resolver) -> None:
         self._service = service
+        self._admission = service.admission
         self.resolve = resolver
-        self._running = 0
 
     async def __call__(
-        self, request: Request, read: Callable[[], Awaitable[Question]], task: str | None = None
-    ) -> Answered:
+        self, request: Request, read: Callable[[], Awaitable[TaskQuery]], task: str | None = None
+    ) -> TaskAnswer:
         """Answer a request.
 
         Args:
-            read: reads the body; called once the request was admitted.
-            task: where the path names it: an unknown one is refused before its body is read.
+            read: reads the body; called after the request is admitted.
+            task: the task, where the path names it; an unknown task is then refused before the body is read.
 
         Raises:
-            ServingError: in one of its forms, each with its HTTP status.
+            ServingError: the request is not answered; each subclass has an HTTP status of its own.
         """
         started = time.perf_counter()
         resolved: Resolved | None = None
         code = 500
         stages: Sequence[tuple[str, float]] = ()
         try:
-            self._service.admit()
-            self._refuse_if_full()
+            self._admission.check_open()
+            self._admission.check_free(self._service.engine)
             timeout = self._timeout(request)
             if task is None:
                 self.resolve.authenticate(request)
             else:
                 resolved = self.resolve(request, task)
-            question = await read()
-            resolved = resolved or self.resolve(request, question.task, question.key)
-            self._check_count(question.inputs)
-            answer = await self._answer(resolved, question, timeout)
-            code, stages = 200, answer.timing.stages()
-            self._shadow(resolved, question, answer)
-            return Answered(resolved.task, answer)
+            query = await read()
+            resolved = resolved or self.resolve(request, query.task, query.key)
+            self._admission.check_count(len(query.inputs))
+            prediction = await self._predict(resolved, query, timeout)
+            code, stages = 200, prediction.timing.stages()
+            self._shadow(resolved, query, prediction)
+            return TaskAnswer(resolved.task, prediction)
         except ServingError as error:
             code = error.status
             raise
@@ -120,41 +121,32 @@ class Predictor:
         if self._service.tracer is not None:
             self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
 
-    async def _answer(self, resolved: Resolved, question: Question, timeout: float) -> Answer:
-        """Only now does the request count as running: one whose body does not arrive holds nobody's place."""
-        self._refuse_if_full()
-        self._running += 1
+    async def _predict(self, resolved: Resolved, query: TaskQuery, timeout: float) -> Prediction:
+        """Ask the service. The request counts as running only from here on, when its body has arrived."""
         ends = time.monotonic() + timeout
         ask = partial(
             self._service.predict,
             resolved.digest,
-            question.inputs,
-            question.parameters,
-            kind=question.kind,
+            query.inputs,
+            query.parameters,
+            kind=query.kind,
             client=resolved.client,
         )
-        try:
-            return await ask(timeout=timeout)
-        except OverloadedError:
-            if not await self._service.shadows.clear():
-                raise
-            return await ask(timeout=ends - time.monotonic())
-        finally:
-            self._running -= 1
+        with self._admission.prediction(self._service.engine):
+            try:
+                return await ask(timeout=timeout)
+            except OverloadedError:
+                if not await self._service.shadows.clear():
+                    raise
+                return await ask(timeout=ends - time.monotonic())
 
-    def _shadow(self, resolved: Resolved, question: Question, answer: Answer) -> None:
+    def _shadow(self, resolved: Resolved, query: TaskQuery, prediction: Prediction) -> None:
         if resolved.shadow is not None:
             shadows = self._service.shadows
-            shadows.offer(resolved.task, resolved.shadow, question.inputs, question.parameters, answer)
-
-    def _refuse_if_full(self) -> None:
-        most = self._service.settings.max_requests
-        if self._running >= most:
-            seconds = self._service.engine.backlog_seconds()
-            raise OverloadedError(f"{most} requests are in flight already; try again in {seconds:g} s", seconds)
+            shadows.offer(resolved.task, resolved.shadow, query.inputs, query.parameters, prediction)
 
     def _timeout(self, request: Request) -> float:
-        """Seconds: what the client asks for, at most the server's own limit."""
+        """Seconds that the client asks for, at most the server's own limit."""
         most = self._service.settings.request_timeout_seconds
         asked = request.headers.get(_TIMEOUT_HEADER)
         if asked is None:
@@ -162,10 +154,3 @@ class Predictor:
         if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked)):
             raise BadRequestError(f"X-Request-Timeout-Ms is {asked[:40]!r}; expected whole milliseconds, at least 1")
         return min(int(asked) / 1000, most)
-
-    def _check_count(self, inputs: Sequence[object]) -> None:
-        most = self._service.settings.max_inputs
-        if not inputs:
-            raise InvalidInputError("inputs: expected at least one input")
-        if len(inputs) > most:
-            raise InvalidInputError(f"inputs: found {len(inputs)}, at most {most} are allowed in one request")

@@ -1,4 +1,4 @@
-"""What a protocol is: routes, the paths that are its own, and the shape of its failures."""
+"""What a protocol is: its routes, the paths that belong to it, and the form of its failures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Protocol:
 
     Attributes:
         router: makes its routes.
-        paths: how the paths begin whose failures take its shape, those of no route included.
-        failing: what the OpenAPI document says of failures in that shape.
+        paths: first parts of the paths that belong to it, whether a route has them or not.
+        shape: the form of failures under these paths.
+        failing: describes failures of that form in the OpenAPI document.
     """
 
     router: Callable[[Service, Predictor], APIRouter]
@@ -30,4 +31,5 @@ class Protocol:
     failing: Failing = responses
 
     def owns(self, path: str) -> bool:
+        """Whether a path belongs to the protocol."""
         return any(path == own or path.startswith(f"{own}/") for own in self.paths)

@@ -1,4 +1,4 @@
-"""Which task, and which of its deltas, a request is for: one rule for every protocol."""
+"""Which task, and which of its deltas, answers a request: one rule for all protocols."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ class Resolved:
     """The delta that answers a request.
 
     Attributes:
-        client: who asks, see `client_of`.
-        shadow: another one that is asked the same, only to compare; None: none.
+        task: its name, without alias.
+        digest: of the delta.
+        client: the client, see `client_of`.
+        shadow: digest of another delta that gets a copy of the request, only to compare the answers; None: no delta.
     """
 
     task: str
@@ -29,7 +31,7 @@ class Resolved:
 
 
 class Resolver:
-    """Finds the delta that answers a request, if the request's key may ask for it."""
+    """Finds the delta that answers a request, if the request's key may query the task."""
 
     def __init__(self, table: TaskTable, authenticator: Authenticator) -> None:
         self._table = table
@@ -38,22 +40,25 @@ class Resolver:
     def __call__(self, request: Request, named: str | None, key: str | None = None) -> Resolved:
         """Resolve a task given in the path or body, else in ``X-Ken-Task``.
 
-        ``name@alias`` chooses an alias; without one the task's route does, else ``live``. ``name@digest`` or
-        ``X-Ken-Delta`` pins one of the task's versions, by its digest or how that begins. ``X-Ken-Key`` keeps who sends
-        it at one of the versions that a route chooses from.
+        ``name@alias`` chooses an alias. Without an alias the task's route chooses a version, and without a route it is
+        ``live``. ``name@digest`` or ``X-Ken-Delta`` pins one of the task's versions, by its digest or the first digits
+        of it. All requests with the same ``X-Ken-Key`` get the same one of a route's versions.
 
         Args:
-            key: to stay by, where the protocol has a name of its own for it.
+            named: the task as the path or the body names it.
+            key: in place of ``X-Ken-Key``, where the protocol has a field of its own for it.
 
         Raises:
-            BadRequestError: no task is named anywhere.
-            UnauthorizedError, ForbiddenError: the request's key may not ask for it.
-            UnknownTaskError: no such task, alias or version.
-            InvalidInputError: several versions may be meant.
+            BadRequestError: the request names no task.
+            UnauthorizedError, ForbiddenError: the request's key may not query the task.
+            UnknownTaskError: there is no such task, alias or version.
+            InvalidInputError: several versions begin with the digits that the request gives.
         """
         named = named or request.headers.get("x-ken-task")
         if not named:
-            raise BadRequestError("no task is named; put it in the path, in the body's model, or in X-Ken-Task")
+            raise BadRequestError(
+                "the request names no task; name one in the path, in the body's model, or in X-Ken-Task"
+            )
         name, _, version = named.partition("@")
         who = self._authenticator.require(request, "predict", name)
         stay_by, pin = key or request.headers.get("x-ken-key"), request.headers.get("x-ken-delta")
@@ -62,15 +67,15 @@ class Resolver:
         return Resolved(name, digest, client_of(request, who), shadow if shadow != digest else None)
 
     def authenticate(self, request: Request) -> None:
-        """Raises `UnauthorizedError` or `ForbiddenError` unless the request may ask for some task."""
+        """Raises `UnauthorizedError` or `ForbiddenError` unless the request's key may query some task."""
         self._authenticator.require(request, "predict")
 
     def visible(self, request: Request) -> list[Task]:
-        """All tasks the request's key may ask for, by name."""
+        """All tasks that the request's key may query, in the order of their names."""
         principal = self._authenticator.require(request, "predict")
         return [task for name, task in sorted(self._table.current.tasks.items()) if principal.may("predict", name)]
 
     def find(self, request: Request, name: str) -> Task:
-        """One task; raises as resolving it does."""
+        """One task. Raises as resolving the task does."""
         who = self._authenticator.require(request, "predict", name)
         return self._table.find(name, who.sees)

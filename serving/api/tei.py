@@ -1,7 +1,7 @@
 """The protocol of Hugging Face's text-embeddings-inference: ``/embed``, ``/predict``, ``/rerank`` and ``/info``.
 
-Its servers hold one model each. Here the task is named by the path (``/models/{task}/embed``), the body's ``model`` or
-the header ``X-Ken-Task``.
+A server of text-embeddings-inference holds one model. Here the path (``/models/{task}/embed``), the body's ``model`` or
+the header ``X-Ken-Task`` names the task.
 """
 
 from __future__ import annotations
@@ -11,54 +11,55 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ken_core.embedding import PromptName
-from serving.api.asking import Asked, Texts, TextsOrTokenIds, ask
+from serving.api.asking import ModelName, QueryBody, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.document import CHOOSING
 from serving.api.examples import EMBEDDINGS, LABELS, RANKS
 from serving.api.failures import Failure
-from serving.api.predicting import Predictor, Question
-from serving.api.problems import PREDICTION_FAILURES, exemplified, headers, responses
+from serving.api.predicting import Predictor, TaskQuery
+from serving.api.problems import PREDICTION_FAILURES, exemplified, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.service import Service
 
-PROMPT_NAME = "which of the task's own prompts is put before every text; default: the task's default one"
-TaskName = Annotated[str, Path(description="a task, or task@alias")]
+PROMPT_NAME = (
+    "name of one of the task's own prompts, which is put before every text; by default the task's default prompt"
+)
 
 
 def _side(plain: Any) -> Any:
     return plain.lower() if isinstance(plain, str) else plain
 
 
-class Truncating(Asked):
-    """A question that says what becomes of inputs longer than the task takes."""
+class TruncatingBody(QueryBody):
+    """A query that may say what to do with inputs longer than the task takes."""
 
-    truncate: bool | None = Field(None, description="cut what is too long (the default), or refuse it")
+    truncate: bool | None = Field(None, description="cut inputs that are too long (the default), or refuse them")
     truncation_direction: Annotated[Literal["left", "right"] | None, BeforeValidator(_side)] = Field(
-        None, description="which end is cut: only the one that the task's tokenizer cuts"
+        None, description="the end that is cut: must be the one that the task's tokenizer cuts"
     )
 
     @property
     def truncation(self) -> dict[str, Any]:
-        """As parameters of a kind."""
+        """The fields as parameters of a kind."""
         asked = {"truncation": self.truncate, "truncation_side": self.truncation_direction}
         return {name: value for name, value in asked.items() if value is not None}
 
 
-class _Asked(Truncating):
-    model: str | None = Field(None, description="a task, or task@alias; where neither path nor header name it")
+class _TeiRequest(TruncatingBody):
+    model: str | None = Field(None, description="a task, or task@alias, if neither the path nor a header names one")
 
     @abstractmethod
     def present(self, outputs: Sequence[Any]) -> Any:
-        """The answer's content, of one output an input."""
+        """The content of the HTTP answer, made of one output for each input."""
 
 
-class EmbedRequest(_Asked):
+class EmbedRequest(_TeiRequest):
     """Texts to embed."""
 
     model_config = ConfigDict(
@@ -67,30 +68,32 @@ class EmbedRequest(_Asked):
 
     inputs: Texts
     normalize: bool = Field(True, description="scale embeddings to length 1")
-    dimensions: int | None = Field(None, ge=1, description="only the first so many, for models trained for that")
+    dimensions: int | None = Field(
+        None, ge=1, description="cut embeddings to this many numbers, for models trained for that"
+    )
     prompt_name: PromptName | None = Field(None, description=PROMPT_NAME)
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         parameters = {
             "normalize": self.normalize,
             "dimensions": self.dimensions,
             "prompt_name": self.prompt_name,
             **self.truncation,
         }
-        return Question(self.inputs, parameters, "sentence-embeddings", self.model)
+        return TaskQuery(self.inputs, parameters, "sentence-embeddings", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs
 
 
 class EmbedTokensRequest(EmbedRequest):
-    """Texts to embed, or the task's own token ids."""
+    """Texts to embed, or token ids of the task's own tokenizer."""
 
     inputs: TextsOrTokenIds
 
 
 def _sequences(plain: Any) -> Any:
-    """A text or a pair alone, or a list of texts and pairs, told apart as the servers do: a list of texts is a pair."""
+    """Refuses all but a text, a pair, or a list of these. As in TEI, a list of one or two texts is a text or a pair."""
     alone = isinstance(plain, str) or (isinstance(plain, list) and all(isinstance(item, str) for item in plain))
     found = [plain] if alone else plain
     if not isinstance(found, list):
@@ -112,7 +115,7 @@ Sequences = Annotated[
 ]
 
 
-class PredictRequest(_Asked):
+class ClassifyRequest(_TeiRequest):
     """Texts, or pairs of texts, to classify: ``[text, text]`` is one pair, ``[[text], [text]]`` are two texts."""
 
     model_config = ConfigDict(
@@ -120,13 +123,13 @@ class PredictRequest(_Asked):
     )
 
     inputs: Sequences
-    raw_scores: bool = Field(False, description="logits in place of probabilities")
+    raw_scores: bool = Field(False, description="give logits in place of probabilities")
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         sequences = [self.inputs] if self._alone else self.inputs
         parameters = {"function_to_apply": "none"} if self.raw_scores else {}
         inputs = [_classified(sequence) for sequence in sequences]
-        return Question(inputs, {**parameters, **self.truncation}, "text-classification", self.model)
+        return TaskQuery(inputs, {**parameters, **self.truncation}, "text-classification", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs[0] if self._alone else outputs
@@ -146,8 +149,8 @@ def _classified(sequence: str | list[str]) -> str | dict[str, str]:
             return {"text": sequence[0], "text_pair": sequence[1]}
 
 
-class RerankRequest(_Asked):
-    """Texts to put in the order in which they answer a query."""
+class RerankRequest(_TeiRequest):
+    """Texts to sort by how well they answer a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -157,40 +160,42 @@ class RerankRequest(_Asked):
 
     query: str
     texts: list[str] = Field(min_length=1)
-    raw_scores: bool = Field(False, description="logits in place of probabilities")
-    return_text: bool = Field(False, description="each text beside its score")
+    raw_scores: bool = Field(False, description="give logits in place of probabilities")
+    return_text: bool = Field(False, description="give each text beside its score")
 
-    def question(self) -> Question:
+    def task_query(self) -> TaskQuery:
         parameters = {"raw_scores": self.raw_scores, "return_text": self.return_text, **self.truncation}
-        return Question([{"query": self.query, "texts": self.texts}], parameters, "rerank", self.model)
+        return TaskQuery([{"query": self.query, "texts": self.texts}], parameters, "rerank", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:
         return outputs[0]
 
 
-class Prediction(BaseModel):
+class ScoredLabel(BaseModel):
     label: str
     score: float
 
 
 class Rank(BaseModel):
-    index: int = Field(description="of the text in the request")
+    index: int = Field(description="the text's position in the request")
     score: float
-    text: str | None = Field(None, description="only where it was asked for")
+    text: str | None = Field(None, description="the text, if return_text asks for it")
 
 
 class Info(BaseModel):
-    """The resident base, and what may be sent to the tasks on it."""
+    """The resident base or a task, and the limits on requests."""
 
-    model_id: str = Field(description="the base, or the task the path names")
+    model_id: str = Field(description="the base, or the task that the path names")
     model_sha: str = Field(description="the base's fingerprint, or the digest of the task's delta")
     model_dtype: str
     max_concurrent_requests: int
-    max_input_length: int = Field(description="tokens of one input: of a task its own, else the base's")
+    max_input_length: int = Field(description="most tokens of one input: the limit of the task, else of the base")
     max_batch_tokens: int
     max_batch_requests: int
-    max_client_batch_size: int = Field(description="inputs of one request")
-    auto_truncate: bool = Field(default=True, description="what is too long is cut unless a request says otherwise")
+    max_client_batch_size: int = Field(description="most inputs in one request")
+    auto_truncate: bool = Field(
+        default=True, description="always true: inputs that are too long are cut unless a request says otherwise"
+    )
     version: str
 
 
@@ -205,13 +210,13 @@ _JSON = "application/json"
 
 
 def shape(failure: Failure) -> JSONResponse:
-    """A failure as Hugging Face's clients read it, with the status it has in every protocol."""
+    """A failure as Hugging Face's clients read it, with the same status as in every protocol."""
     content = HubError(error=failure.detail, error_type=_type(failure.status))
-    return JSONResponse(content.model_dump(), failure.status, headers(failure))
+    return JSONResponse(content.model_dump(), failure.status, headers_of(failure))
 
 
 def failing(*statuses: int) -> dict[int | str, Any]:
-    """The ``responses`` of a route that may fail in these ways."""
+    """The ``responses`` of a route that may fail with these statuses."""
     return responses(*statuses, schema=HubError, media_type=_JSON)
 
 
@@ -228,16 +233,16 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     """Routes of text-embeddings-inference."""
     routes = APIRouter(tags=["text-embeddings-inference"])
 
-    def route(path: str, form: type[_Asked], answers: Any, example: Any) -> None:
+    def route(path: str, form: type[_TeiRequest], answers: Any, example: Any) -> None:
         async def anywhere(request: Request) -> Response:
             return await answer(request, None)
 
-        async def at_task(task: TaskName, request: Request) -> Response:
+        async def at_task(task: ModelName, request: Request) -> Response:
             return await answer(request, task)
 
         async def answer(request: Request, task: str | None) -> Response:
             body, answered = await ask(predictor, request, form, task)
-            content = body.present(answered.answer.outputs)
+            content = body.present(answered.prediction.outputs)
             return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 
         for place, handler in ((path, anywhere), (f"/models/{{task}}{path}", at_task)):
@@ -254,7 +259,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     embed = EmbedTokensRequest if service.settings.accept_token_ids else EmbedRequest
     route("/embed", embed, list[list[float]], EMBEDDINGS)
-    route("/predict", PredictRequest, list[Prediction] | list[list[Prediction]], LABELS)
+    route("/predict", ClassifyRequest, list[ScoredLabel] | list[list[ScoredLabel]], LABELS)
     route("/rerank", RerankRequest, list[Rank], RANKS)
 
     def info_of(request: Request, name: str, digest: str, longest: int) -> Info:
@@ -273,14 +278,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     @routes.get("/info", responses=failing(401))
     async def info(request: Request) -> Info:
-        """The resident base, and what may be sent to the tasks on it."""
+        """The resident base or a task, and the limits on requests."""
         predictor.resolve.authenticate(request)
         resident, longest = service.resident, service.engine.tiers.base_encoder.max_length
         return info_of(request, resident.checkpoint.folder.name, resident.fingerprint.digest, longest)
 
     @routes.get("/models/{task}/info", responses=failing(401), openapi_extra=CHOOSING)
-    async def task_info(task: TaskName, request: Request) -> Info:
-        """A task, and what may be sent to it."""
+    async def task_info(task: ModelName, request: Request) -> Info:
+        """A task, and the limits on requests to it."""
         found = predictor.resolve(request, task)
         return info_of(request, found.task, found.digest, await service.longest_input(found.digest))
 

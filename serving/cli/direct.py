@@ -29,15 +29,15 @@ class StoreBackend:
         self._store = store
 
     def listing(self) -> Listing:
-        found = self._store.table()
-        sizes = {d: self._store.size(d) or 0 for t in found.tasks.values() for d in t.versions}
+        found = self._store.tasks.table()
+        sizes = {d: self._store.deltas.size(d) or 0 for t in found.tasks.values() for d in t.versions}
         return Listing(found.revision, [_info(task) for task in found.tasks.values()], sizes)
 
     def task(self, name: str) -> TaskInfo:
-        return _info(self._store.known(name))
+        return _info(self._store.tasks.known(name))
 
     def history(self, name: str) -> list[HistoryEntry]:
-        return [HistoryEntry.model_validate(entry) for entry in self._store.history(name)]
+        return [HistoryEntry.model_validate(entry) for entry in self._store.history.of(name)]
 
     def publish(
         self,
@@ -50,7 +50,7 @@ class StoreBackend:
         progress: Callable[[int, int], None] | None = None,
     ) -> Change:
         opened = deltafile.open_file(delta)
-        revision = self._store.publish(
+        revision = self._store.tasks.publish(
             task, opened, alias, signatures=read_signatures(delta), allow_other_labels=allow_other_labels
         )
         change = self._seen(revision, wait, task)
@@ -67,17 +67,17 @@ class StoreBackend:
         allow_other_labels: bool = False,
         wait: float | None = None,
     ) -> Change:
-        revision = self._store.promote(task, digest, alias, allow_other_labels=allow_other_labels)
+        revision = self._store.tasks.promote(task, digest, alias, allow_other_labels=allow_other_labels)
         return self._seen(revision, wait, task)
 
     def rollback(self, task: str, alias: str = "live", *, wait: float | None = None) -> Change:
-        return self._seen(self._store.rollback(task, alias), wait, task)
+        return self._seen(self._store.tasks.rollback(task, alias), wait, task)
 
     def delete_version(self, task: str, digest: str, *, force: bool = False, wait: float | None = None) -> Change:
-        return self._seen(self._store.delete_version(task, digest, force=force), wait, task)
+        return self._seen(self._store.tasks.delete_version(task, digest, force=force), wait, task)
 
     def delete_task(self, task: str, *, force: bool = False, wait: float | None = None) -> Change:
-        return self._seen(self._store.delete(task, force=force), wait, task)
+        return self._seen(self._store.tasks.delete(task, force=force), wait, task)
 
     def set_route(
         self,
@@ -88,17 +88,19 @@ class StoreBackend:
         allow_other_labels: bool = False,
         wait: float | None = None,
     ) -> Change:
-        revision = self._store.set_route(task, Route(dict(weights), shadow), allow_other_labels=allow_other_labels)
+        revision = self._store.tasks.set_route(
+            task, Route(dict(weights), shadow), allow_other_labels=allow_other_labels
+        )
         return self._seen(revision, wait, task)
 
     def clear_route(self, task: str, *, wait: float | None = None) -> Change:
-        return self._seen(self._store.set_route(task, None), wait, task)
+        return self._seen(self._store.tasks.set_route(task, None), wait, task)
 
     def rollback_route(self, task: str, *, wait: float | None = None) -> Change:
-        return self._seen(self._store.rollback_route(task), wait, task)
+        return self._seen(self._store.tasks.rollback_route(task), wait, task)
 
     def keys(self) -> list[StoredKey]:
-        return [StoredKey.model_validate(key.record()) for key in readable(self._store.keys())]
+        return [StoredKey.model_validate(key.record()) for key in readable(self._store.keys.all())]
 
     def create_key(
         self,
@@ -111,19 +113,19 @@ class StoreBackend:
     ) -> NewKey:
         end = None if expires_in is None else int(time.time() + expires_in)
         key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # new_key checks them
-        notice = None if self._store.locked() else FIRST_KEY
-        change = self._seen(self._store.put_key(key.id, key.record()), wait)
+        notice = None if self._store.keys.locked() else FIRST_KEY
+        change = self._seen(self._store.keys.put(key.id, key.record()), wait)
         made = {"token": token, "revision": change.revision, "pending": change.pending, "notice": notice}
         return NewKey.model_validate(key.record() | made)
 
     def revoke_key(self, id: str, *, wait: float | None = None) -> Revoked:
-        change = self._seen(self._store.drop_key(id), wait)
-        return Revoked(**change.model_dump(), notice=None if self._store.keys() else LAST_KEY)
+        change = self._seen(self._store.keys.drop(id), wait)
+        return Revoked(**change.model_dump(), notice=None if self._store.keys.all() else LAST_KEY)
 
     def _seen(self, revision: int, wait: float | None, task: str | None = None) -> Change:
         behind: list[str] = []
-        if wait is not None and not self._store.wait(revision, wait):
-            behind = sorted(name for name, seen in self._store.replicas().items() if seen < revision)
+        if wait is not None and not self._store.replicas.wait(revision, wait):
+            behind = sorted(name for name, seen in self._store.replicas.revisions().items() if seen < revision)
         return Change(task=task, revision=revision, pending=tuple(behind))
 
 

@@ -226,7 +226,7 @@ def gc(
     Example: ken gc
     """
     with open_store(redis_url, data_dir, namespace) as store:
-        count, freed = store.gc()
+        count, freed = store.garbage.collect()
     if as_json:
         print_json({"deltas": count, "bytes": freed})
     else:

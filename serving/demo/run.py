@@ -20,8 +20,8 @@ from serving.client import Change, Client
 from serving.demo.prepare import DemoError, PreparedTask, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
 from serving.launch.server_process import ServerProcess
-from serving.store.connection import printable
 from serving.store.embedded import embedded_store
+from serving.store.urls import printable
 from serving.terminal import out, progress, say, size, table
 
 _NAMESPACE = "demo"

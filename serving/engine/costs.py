@@ -1,8 +1,8 @@
-"""What batches and switches cost, learned online from what they took. Pure: seconds in, seconds out."""
+"""What batches and switches cost, learned online from how long they took. Pure: seconds in, seconds out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _MEMORY = 0.05
 """Weight of a new batch: the last 20 count most."""
@@ -10,29 +10,28 @@ _SWITCH_MEMORY = 0.2
 _RIDGE = 0.01
 """How soon sizes that hardly differ stop telling the fixed part from the part per token."""
 _STALL = 4.0
-"""A measurement counts as at most this many times what was expected: a stall is not what a batch costs."""
+"""A measurement counts as at most this many times the expected seconds: a stall is not what a batch costs."""
 _LEAST = 1e-6
 """Seconds; no cost is learned to be nothing, from which it could not grow again."""
 
 
 @dataclass
-class Costs:
-    """Seconds of a switch, of a batch's fixed part, and of each of its tokens, padding included.
+class BatchCost:
+    """Seconds of a batch: a fixed part, and a part for each of its tokens, padding included.
 
-    A batch is `fixed + token * padded tokens`, fitted by least squares over recent batches: running moments, a slope
+    A batch costs `fixed + token * padded tokens`, fitted by least squares over recent batches: running moments, a slope
     that stays what it was as far as sizes do not vary, and an intercept through the means. Both parts are never
     negative, and together they give the mean batch its mean time.
     """
 
     # What MiniLM-L6 takes on 2 cores.
-    switch: float = 0.005
     fixed: float = 0.005
     token: float = 0.00013
 
     def __post_init__(self) -> None:
         self._seen = 0
         self._size = 256.0
-        self._seconds = self.batch(self._size)
+        self._seconds = self.of(self._size)
         self._variance = self._covariance = 0.0
 
     @property
@@ -40,19 +39,16 @@ class Costs:
         """Seconds of a recent batch, on average."""
         return self._seconds
 
-    def batch(self, padded: float) -> float:
-        """Seconds a batch of so many tokens is expected to take."""
+    def of(self, padded: float) -> float:
+        """Seconds that a batch of so many tokens is expected to take."""
         return self.fixed + self.token * padded
 
-    def learn_switch(self, seconds: float) -> None:
-        self.switch += _SWITCH_MEMORY * (min(seconds, _STALL * self.switch) - self.switch)
-        self.switch = max(self.switch, _LEAST)
-
-    def learn_batch(self, padded: int, seconds: float) -> None:
+    def learn(self, padded: int, seconds: float) -> None:
+        """Take in what a batch of so many tokens took."""
         padded = max(padded, 1)
         self._seen += 1
         weight = max(_MEMORY, 1 / (1 + self._seen))
-        longer = min(seconds, _STALL * self.batch(padded)) - self._seconds
+        longer = min(seconds, _STALL * self.of(padded)) - self._seconds
         larger = padded - self._size
         self._size += weight * larger
         self._seconds += weight * longer
@@ -62,3 +58,27 @@ class Costs:
         slope = (self._covariance + ridge * self.token) / (self._variance + ridge)
         self.token = min(max(slope, 0.0), self._seconds / self._size)
         self.fixed = max(self._seconds - self.token * self._size, _LEAST)
+
+
+@dataclass
+class SwitchCost:
+    """Seconds that the weights take to go from one task to another, and how many batches need that."""
+
+    # What MiniLM-L6 takes on 2 cores.
+    seconds: float = 0.005
+    share: float = field(default=0.0, init=False)
+    """Of recent batches: how many came with a switch."""
+
+    @property
+    def a_batch(self) -> float:
+        """Seconds of switching that one more batch costs, on average."""
+        return self.share * self.seconds
+
+    def note(self, switched: bool) -> None:
+        """Take in whether a batch came with a switch."""
+        self.share += _MEMORY * (switched - self.share)
+
+    def learn(self, seconds: float) -> None:
+        """Take in what a switch took."""
+        self.seconds += _SWITCH_MEMORY * (min(seconds, _STALL * self.seconds) - self.seconds)
+        self.seconds = max(self.seconds, _LEAST)

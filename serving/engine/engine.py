@@ -1,98 +1,58 @@
-"""The one thread that owns the weights: schedule, activate, run, answer.
+"""The one thread that owns the weights: it drops what is late, chooses a batch, runs it, hands out the results.
 
-Deltas are loaded and attached on other threads; tokenization and presentation have some of their own. A batch
-holds rows of one delta, which is known here and nowhere else.
+Deltas are loaded and attached on other threads; tokenization and presentation have threads of their own. What a batch
+consists of, and how it runs, its executor knows (`serving.engine.executor`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from ken_core import CheckpointChangedError, ExchangeError, KenError, PoisonedError, ResidentModel
+from ken_core import CheckpointChangedError, KenError, PoisonedError, ResidentModel
 from ken_core.tokenization import Encoded, collate
+from serving.admission import Admission
+from serving.engine.batch import Batch, Group
+from serving.engine.costs import BatchCost
+from serving.engine.exchange import Exchange
+from serving.engine.executor import Executor, Ran
 from serving.engine.integrity import IntegrityCheck
-from serving.engine.scheduler import Limits, Row, Scheduler
+from serving.engine.line import Line, Row
+from serving.engine.tickets import Ticket, Timing
+from serving.engine.window import Limits
 from serving.errors import (
     ChangedBaseError,
     DeadlineError,
     InternalError,
-    OverloadedError,
     ServingError,
     UnavailableError,
 )
 from serving.pipelines.base import Pipeline, Raw
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
-from serving.tiers.device import DeviceTiers, Loaded
+from serving.tiers.device import DeviceTiers
+from serving.tiers.loaded import Loaded
 
 _log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 
-@dataclass
-class Timing:
-    """Seconds a request spent in each stage: until its task was on the device, until its inputs were rows, and in its
-    slowest batch."""
-
-    load: float = 0.0
-    tokenize: float = 0.0
-    queue: float = 0.0
-    swap: float = 0.0
-    model: float = 0.0
-
-    def stages(self) -> tuple[tuple[str, float], ...]:
-        names = ("load", "tokenize", "queue", "swap", "model")
-        return tuple((name, getattr(self, name)) for name in names)
-
-    def at_least(self, queue: float, swap: float, model: float) -> None:
-        self.queue, self.swap, self.model = (
-            max(self.queue, queue),
-            max(self.swap, swap),
-            max(self.model, model),
-        )
-
-
-@dataclass
-class Ticket:
-    """A request's rows in the engine; `done` resolves on the caller's event loop, without polling."""
-
-    results: list[Raw | None]
-    done: asyncio.Future[None]
-    loop: asyncio.AbstractEventLoop
-    timing: Timing = field(default_factory=Timing)
-    missing: int = 0
-
-    def resolve(self, error: BaseException | None = None) -> None:
-        def finish() -> None:
-            if self.done.done():
-                return
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
-
-        try:
-            self.loop.call_soon_threadsafe(finish)
-        except RuntimeError:
-            _log.debug("the event loop that asked is closed")
-
-
 @dataclass(frozen=True)
-class _Work:
+class _Asked:
+    """A row in line: what it asks of which task, and where its result goes."""
+
     ticket: Ticket
     index: int
     encoded: Encoded
-    loaded: Loaded
+    task: Loaded
     pipeline: Pipeline
 
 
@@ -103,7 +63,7 @@ class Engine:
         resident: the weights; from `start` on they belong to the engine's thread.
         cache: gives decoded deltas.
         limits: of batches.
-        queue_rows: rows that may wait.
+        admission: refuses rows for which the line has no room.
         packed_bytes, materialised_bytes: budgets of the tasks on the device (`serving.tiers.device`).
         threads: CPU threads to compute with.
         verify_seconds: from one check of the idle base to the next.
@@ -115,7 +75,7 @@ class Engine:
         cache: DeltaCache,
         metrics: Metrics,
         limits: Limits | None = None,
-        queue_rows: int = 2048,
+        admission: Admission | None = None,
         packed_bytes: int = 2 << 30,
         materialised_bytes: int = 0,
         threads: int = 1,
@@ -123,22 +83,27 @@ class Engine:
     ) -> None:
         self._resident = resident
         self._metrics = metrics
-        self._limits = limits or Limits()
-        self._queue_rows = queue_rows
+        self._admission = admission or Admission()
         self._threads = threads
         self._changed = threading.Condition()
-        self._scheduler: Scheduler[_Work] = Scheduler(self._limits)
+        self._line: Line[_Asked] = Line()
         self._calls: list[Callable[[], None]] = []
         self._stopping = False
-        self._active_key: Hashable = None
         self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call)
+        self._executor: Executor = Exchange(resident, self.tiers.renew, limits or Limits(), BatchCost(), metrics)
         self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
-        self._thread = threading.Thread(target=self._run, name="ken-engine", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="ken-engine", daemon=True)
 
     @property
     def waiting(self) -> int:
-        """Rows in line."""
-        return len(self._scheduler)
+        """Rows in line, abandoned ones that are not dropped yet among them."""
+        return len(self._line)
+
+    @property
+    def wanted(self) -> int:
+        """Rows in line that are not abandoned."""
+        with self._changed:
+            return self._line.wanted
 
     def start(self) -> None:
         """Start the thread; returns when a forward pass has warmed every kernel."""
@@ -186,57 +151,44 @@ class Engine:
         """Names of tensors whose values in the base's file are not the base's any more; hashes all of them."""
         return self._resident.checkpoint.differing()
 
-    async def run(
-        self, loaded: Loaded, pipeline: Pipeline, rows: Sequence[Encoded], deadline: float
+    async def answer(
+        self, task: Loaded, pipeline: Pipeline, rows: Sequence[Encoded], deadline: float
     ) -> tuple[list[Raw], Timing]:
-        """Run encoded rows of one task through one kind's forward pass and wait for their results.
+        """Wait for the results of encoded rows that one kind asks of one task.
 
         Args:
             deadline: on the clock of `time.monotonic`.
 
         Raises:
-            OverloadedError: the queue is full; with the time the backlog will take.
+            OverloadedError: the line is full; with the seconds that what waits will take.
             DeadlineError: the deadline passed first.
         """
-        loop = asyncio.get_running_loop()
-        ticket = Ticket([None] * len(rows), loop.create_future(), loop, missing=len(rows))
-        now = time.monotonic()
-        key = (loaded.digest, pipeline.kind)
-        waiting = [Row(key, len(e), now, deadline, _Work(ticket, i, e, loaded, pipeline)) for i, e in enumerate(rows)]
+        ticket = Ticket.of(len(rows))
+        now, key = time.monotonic(), Group(task, pipeline, rows).key
+        asked = [Row(key, len(e), now, deadline, _Asked(ticket, i, e, task, pipeline)) for i, e in enumerate(rows)]
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
-            self.refuse_if_full(0, len(rows))
-            for row in waiting:
-                self._scheduler.add(row)
+            self._admission.check_line(self, len(asked))
+            for row in asked:
+                self._line.add(row)
             self._changed.notify()
         try:
             await ticket.done
         finally:
             with self._changed:
                 if time.monotonic() < deadline:  # later ones are dropped, and counted, as expired
-                    self._scheduler.abandon(waiting)
+                    self._line.abandon(asked)
         return [r for r in ticket.results if r is not None], ticket.timing
-
-    def refuse_if_full(self, elsewhere: int, rows: int) -> None:
-        """Raise `OverloadedError` if so many rows more, beside those in line here and elsewhere, are too many.
-
-        A request larger than the whole line is taken when nothing waits.
-        """
-        with self._changed:
-            waiting = self._scheduler.wanted + elsewhere
-            if waiting and waiting + rows > self._queue_rows:
-                seconds = self.backlog_seconds()
-                raise OverloadedError(f"{waiting} inputs wait already; try again in {seconds:g} s", seconds)
 
     def backlog_seconds(self) -> float:
         """How long what is in line will take, at least 1 s: when to try again."""
         with self._changed:
-            return max(1.0, round(self._scheduler.backlog_seconds(), 1))
+            return max(1.0, round(self._executor.backlog_seconds(self._line), 1))
 
     # On the engine's thread
 
-    def _run(self) -> None:
+    def _loop(self) -> None:
         torch.set_num_threads(self._threads)
         _limit_numba_threads(self._threads)
         with torch.inference_mode():
@@ -247,80 +199,59 @@ class Engine:
     def _step(self) -> bool:
         """One turn: calls, then one batch. False when stopping and nothing is left."""
         with self._changed:
-            while not (self._calls or self._scheduler or self._stopping):
-                if not self._changed.wait(self._integrity.seconds_until_due(time.monotonic())):
-                    break
+            self._wait_for_work()
             calls, self._calls = self._calls, []
             now = time.monotonic()
-            dropped = self._scheduler.drop(now)
-            batch = self._scheduler.next_batch(now, self._active_key)
+            late = self._line.drop(now)
+            rows = self._executor.choose(self._line, now)
+            self._line.take(rows, now)
         for call in calls:
             call()
-        self._drop(dropped)
-        if batch:
-            self._serve(batch, now)
+        self._refuse(late)
+        if rows:
+            self._run(rows, now)
             self._integrity.disturb(time.monotonic())
         elif not calls:
             self._integrity.step(now)
-        return bool(batch or calls or dropped) or not self._stopping
+        return bool(rows or calls or late) or not self._stopping
 
-    def _serve(self, batch: list[Row[_Work]], taken: float) -> None:
-        loaded, pipeline = batch[0].payload.loaded, batch[0].payload.pipeline
-        try:
-            swap = self._activate(loaded)
-            self._active_key = batch[0].key
-            started = time.perf_counter()
-            inputs = collate([r.payload.encoded for r in batch], loaded.spec.encoder.pad_id, self._resident.device)
-            results = pipeline.forward(loaded.model, inputs)
-            seconds = time.perf_counter() - started
-        except Exception as error:
-            self._fail(batch, error)
-            return
-        padded = len(batch) * max(r.tokens for r in batch)
-        self._scheduler.costs.learn_batch(padded, seconds)
-        self._metrics.batch_rows.observe(len(batch))
-        for row, result in zip(batch, results, strict=True):
-            ticket = row.payload.ticket
-            ticket.results[row.payload.index] = result
-            ticket.timing.at_least(taken - row.arrived, swap, seconds)
-            ticket.missing -= 1
-            if ticket.missing == 0:
-                ticket.resolve()
+    def _wait_for_work(self) -> None:
+        """Until there is something to do, be it the next step of checking the idle base."""
+        while not (self._calls or self._line or self._stopping):
+            if not self._changed.wait(self._integrity.seconds_until_due(time.monotonic())):
+                return
 
-    def _activate(self, loaded: Loaded) -> float:
-        """Make the weights answer for a task; seconds it took, 0 if they did already."""
-        if self._resident.active is loaded.attached:
-            return 0.0
-        started = time.perf_counter()
-        self._active_key = None
-        try:
-            self._resident.activate(loaded.attached)
-        except ExchangeError as error:
-            _log.warning("%s; attaching %s again", error, loaded.digest)
-            self.tiers.renew(loaded)
-            self._resident.activate(loaded.attached)
-        seconds = time.perf_counter() - started
-        self._scheduler.costs.learn_switch(seconds)
-        self._metrics.swaps.inc()
-        self._metrics.swap_seconds.observe(seconds)
-        return seconds
+    def _run(self, rows: list[Row[_Asked]], taken: float) -> None:
+        """Run rows as one batch, and hand out what came of each of its groups."""
+        by_key: dict[Hashable, list[Row[_Asked]]] = {}
+        for row in rows:
+            by_key.setdefault(row.key, []).append(row)
+        groups = list(by_key.values())
+        ran = self._executor.run(Batch([_group(group) for group in groups]))
+        for group, outcome in zip(groups, ran.outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail(group, outcome)
+            else:
+                _hand_out(group, outcome, taken, ran)
 
-    def _fail(self, batch: list[Row[_Work]], error: Exception) -> None:
+    def _fail(self, rows: list[Row[_Asked]], error: Exception) -> None:
+        """Answer a group's requests with its error."""
         if isinstance(error, PoisonedError):
             self._metrics.poisoned.set(1)
             error = UnavailableError("this replica's weights are in an unknown state; it is being replaced")
         elif isinstance(error, CheckpointChangedError):
             error = ChangedBaseError(str(error))
         elif not isinstance(error, ServingError):
-            _log.exception("a batch of %d inputs failed", len(batch), exc_info=error)
+            _log.exception("a batch of %d inputs failed", len(rows), exc_info=error)
         if not isinstance(error, KenError):
-            digest, unsaid = batch[0].payload.loaded.digest, error
+            digest, unsaid = rows[0].payload.task.digest, error
             error = InternalError(f"the model of delta {digest} failed on these inputs; the server's log says how")
             error.__cause__ = unsaid
-        for ticket in {id(r.payload.ticket): r.payload.ticket for r in batch}.values():
+        for ticket in {id(r.payload.ticket): r.payload.ticket for r in rows}.values():
             ticket.resolve(error)
 
-    def _drop(self, rows: list[Row[_Work]]) -> None:
+    def _refuse(self, rows: list[Row[_Asked]]) -> None:
+        """Answer requests whose deadline passed while they waited, or that nobody waits for."""
         for row in rows:
             self._metrics.dropped.labels("abandoned" if row.abandoned else "expired").inc()
             row.payload.ticket.resolve(DeadlineError("the deadline passed while the request waited its turn"))
@@ -335,6 +266,19 @@ class Engine:
             self._resident.revert()
         except Exception:
             _log.exception("the base could not be restored at the end")
+
+
+def _group(rows: Sequence[Row[_Asked]]) -> Group:
+    """Rows of one key as a group."""
+    first = rows[0].payload
+    return Group(first.task, first.pipeline, [row.payload.encoded for row in rows])
+
+
+def _hand_out(rows: Sequence[Row[_Asked]], results: Sequence[Raw], taken: float, ran: Ran) -> None:
+    for row, result in zip(rows, results, strict=True):
+        ticket = row.payload.ticket
+        ticket.timing.at_least(taken - row.arrived, ran.switching, ran.computing)
+        ticket.give(row.payload.index, result)
 
 
 def _limit_numba_threads(threads: int) -> None:

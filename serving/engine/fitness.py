@@ -1,4 +1,4 @@
-"""Whether a delta can be served here: everything that answering with it does, done before anybody can ask for it."""
+"""Whether a delta can be served here: tried with all that answering does, before anybody can ask for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from serving.errors import (
 )
 from serving.pipelines import PIPELINES, Parameters, Pipeline, default_kind
 from serving.pipelines.base import Prepared, Probe, TaskSpec, check, check_inputs
-from serving.tiers.device import Loaded
+from serving.tiers.loaded import Loaded
 from serving.workers.steps import finish
 from serving.workers.time_limit import within
 
@@ -52,18 +52,19 @@ _TEXTS = (
     "\U0001f44d\U0001f3fd ok \U0001f469\u200d\U0001f4bb\ufe0f a\u0301\u0323 \u200b\ufeff\x00\x07",
     "long: " + "the more rain there was, the later it got - " * 200,
 )
-"""Plain, short, nearly empty, of many scripts, of many code points a character, and longer than most models take."""
+"""A plain text, a short one, a nearly empty one, one of many scripts, one whose characters have many code points, and
+one that is longer than most models take."""
 _LONGEST_ROW = 1024
-"""Tokens. Longer rows are made but not run: a forward pass takes time with the square of their length."""
+"""Tokens. Longer rows are made but not run: the time of a forward pass grows with the square of their length."""
 _SECONDS = 60.0
-"""For each step: encoding all texts, running one, presenting its answer."""
+"""For each step of a kind: encoding all texts, running their rows, presenting the answers."""
 _MOST_REMEMBERED = 4096
 _TRANSIENT = (DeadlineError, OverloadedError, UnavailableError)
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A probe, ready to run."""
+    """A probe, encoded and ready to run."""
 
     parameters: Parameters
     prepared: Prepared
@@ -84,13 +85,14 @@ class Fitness:
     def check(self, path: Path) -> DeltaFile:
         """Open a delta, decode all of it, encode texts, run them, and write the answers as JSON.
 
-        Blocks; not for the engine's thread nor for an event loop's.
+        Blocks, so neither the engine's thread nor an event loop may call it.
 
         Raises:
-            InvalidInputError: it is no sound delta, of another base, of a kind that is not served here, or its model
-                does not answer.
-            ChangedBaseError: the base's file is not what it was, so that nothing can be decoded against it.
-            OverloadedError, DeadlineError, UnavailableError: the engine had no time for it; nothing is known yet.
+            InvalidInputError: the file is no valid delta, the delta is of another base or of a kind that is not served
+                here, or its model does not answer.
+            ChangedBaseError: the base's file has changed, so no delta can be decoded against it.
+            OverloadedError, DeadlineError, UnavailableError: the engine had no time for the delta, about which nothing
+                is known yet.
         """
         with self._turn:
             try:
@@ -99,12 +101,12 @@ class Fitness:
                 raise
             except (ExchangeError, PoisonedError) as error:
                 raise UnavailableError(
-                    f"the device failed while the delta was tried; publish it again: {error}"
+                    f"the device failed while the delta was tried; publish the delta again: {error}"
                 ) from error
             except CheckpointChangedError as error:
                 raise ChangedBaseError(f"no delta can be checked here at present: {error}") from error
             except KenError as error:
-                # a temporary file's name says nothing to whoever uploaded it
+                # the temporary file's name means nothing to the uploader
                 found = str(error).replace(path.name, "it")
                 raise InvalidInputError(f"the delta cannot be served here: {found}") from error
             self._found_fit[file.digest] = None
@@ -113,7 +115,7 @@ class Fitness:
             return file
 
     def found(self, digest: str) -> bool:
-        """Whether a delta was found fit lately."""
+        """Whether a delta was found fit, as far as this replica remembers."""
         return digest in self._found_fit
 
     def _checked(self, path: Path) -> DeltaFile:
@@ -136,7 +138,7 @@ class Fitness:
         """Have all questions of a kind answered, as one request of many inputs."""
         rows = [row for question in asked for row in question.prepared.rows]
         try:
-            raws, _ = asyncio.run(_until(self._engine.run(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
+            raws, _ = asyncio.run(_until(self._engine.answer(loaded, pipeline, rows, time.monotonic() + _SECONDS)))
         except InternalError as error:
             raise InternalError(f"its model fails on text: {reason(error.__cause__ or error)}") from error
 
@@ -153,12 +155,12 @@ class Fitness:
 
 
 def _in_time(what: str, work: Callable[[], R]) -> R:
-    """What code made of the delta's own files returns, and whatever it raises as one of our errors."""
+    """Run code that the delta's own files control, within a time limit. All its errors become `KenError`s."""
     try:
         return within(_SECONDS, partial(_guarded, what, work))
     except TimeoutError:
         raise DeadlineError(
-            f"{what} took longer than {_SECONDS:g} s to try: it is too slow to be served, or the server too busy"
+            f"{what} took longer than {_SECONDS:g} s to try: it is too slow to be served, or the server is too busy"
         ) from None
 
 
@@ -176,7 +178,7 @@ async def _until(run: Awaitable[R]) -> R:
 
 
 def _questions(delta: Delta, spec: TaskSpec) -> Questions:
-    """Questions for the probes of every kind that the head can answer."""
+    """Questions made of the probes of every kind that reads the delta's head."""
     usual = default_kind(delta.kind, delta.embedding is not None)
     found: dict[Pipeline, list[_Question]] = {}
     for pipeline in (p for p in PIPELINES.values() if p.head == delta.kind):
@@ -184,7 +186,7 @@ def _questions(delta: Delta, spec: TaskSpec) -> Questions:
         for probe in pipeline.probes(_TEXTS):
             try:
                 asked.append(_question(pipeline, probe, spec))
-            except InvalidInputError as error:  # a text without a token, a head that this kind cannot read
+            except InvalidInputError as error:  # a text without tokens, or a head that this kind cannot read
                 refusals.append(error)
         if pipeline.kind == usual and not asked:
             raise DeltaFormatError(f"its tokenizer can encode none of {len(refusals)} texts: {refusals[0]}")

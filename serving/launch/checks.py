@@ -17,7 +17,7 @@ from serving.launch.ports import can_listen
 from serving.security.exposure import check_exposure
 from serving.security.keys_file import KeysFile
 from serving.store import Store
-from serving.store.connection import connect, printable
+from serving.store.urls import connect, printable
 from serving.tasks import TaskTable
 
 
@@ -97,7 +97,7 @@ def check_keys(url: str, settings: Settings) -> None:
 def _store_has_keys(url: str, settings: Settings) -> bool:
     """Whether there is a key, in the store or, if the store is down, in the task table on disk."""
     try:
-        return bool(Store(url, settings.namespace).keys())
+        return bool(Store(url, settings.namespace).keys.all())
     except StoreError:
         table = TaskTable(_table_file(settings))
         return table.load_from_disk() and bool(table.current.keys)

@@ -1,30 +1,32 @@
-"""Task kinds, one file each. A new kind is a `Pipeline` in a file of its own, named in `PIPELINES`."""
+"""Task kinds as they are answered, one file each. `serving.kinds` names them."""
 
 from __future__ import annotations
 
-from serving.errors import InvalidInputError, UnsupportedKindError
-from serving.pipelines.base import Parameters, Pipeline
-from serving.pipelines.feature_extraction import FeatureExtraction
-from serving.pipelines.question_answering import QuestionAnswering
-from serving.pipelines.rerank import Rerank
-from serving.pipelines.sentence_embeddings import SentenceEmbeddings
-from serving.pipelines.text_classification import TextClassification
-from serving.pipelines.token_classification import TokenClassification
-from serving.pipelines.zero_shot import ZeroShotClassification
-from serving.routing.answer_form import own_kind
+from importlib import import_module
 
-_ALL: tuple[Pipeline, ...] = (
-    TextClassification(),
-    ZeroShotClassification(),
-    Rerank(),
-    TokenClassification(),
-    QuestionAnswering(),
-    FeatureExtraction(),
-    SentenceEmbeddings(),
-)
-PIPELINES: dict[str, Pipeline] = {pipeline.kind: pipeline for pipeline in _ALL}
+from serving.errors import InvalidInputError, UnsupportedKindError
+from serving.kinds import KINDS, own_kind
+from serving.pipelines.base import Parameters, Pipeline
 
 __all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "pipeline_for"]
+
+
+def _pipeline_of(kind: str) -> Pipeline:
+    """The pipeline that the table of kinds names.
+
+    Raises:
+        ImportError: there is none, it is of another kind, or no kind is what its head answers by itself.
+    """
+    module = f"{__name__}.{KINDS[kind].module}"
+    found: Pipeline | None = getattr(import_module(module), "PIPELINE", None)
+    if found is None or found.kind != kind:
+        raise ImportError(f"{module} has no PIPELINE of kind {kind!r}, which serving.kinds expects there")
+    if missing := {own_kind(found.head, embeds) for embeds in (False, True)} - KINDS.keys():
+        raise ImportError(f"serving.kinds has no kind {missing.pop()!r}, which a {found.head} head answers by itself")
+    return found
+
+
+PIPELINES: dict[str, Pipeline] = {kind: _pipeline_of(kind) for kind in KINDS}
 
 
 def default_kind(head: str, embeds: bool) -> str:

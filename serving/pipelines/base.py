@@ -1,7 +1,8 @@
 """What a task kind is: its inputs and parameters, and the way from one input to one answer.
 
-An input becomes one or more encoded rows (`prepare`), rows run through the model in batches that may hold rows of
-many requests (`forward`), and the results of an input's rows become its answer (`present`).
+An input becomes one or more encoded rows (`prepare`). Rows of many requests run through the backbone together, and the
+task's own head makes results of its rows of the backbone's output (`run_head`). The results of an input's rows become
+its answer (`present`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
 from ken_core.embedding import Embedder
 from ken_core.errors import TextTooLongError
 from ken_core.foreign import is_from_rust, reason
+from ken_core.heads import Grafted
 from ken_core.long_texts import Tokens
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Encoded, Encoder, Input, Part
 from serving.errors import InternalError, InvalidInputError, TooLargeError
 from serving.incoming import Incoming
@@ -60,6 +63,11 @@ class TaskSpec:
     embedder: Embedder | None = None
     """None: its folder does not say how token vectors become one, or it has a head."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that no other task shares: the embedder's."""
+        return 0 if self.embedder is None else self.embedder.nbytes
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -85,7 +93,7 @@ class Probe:
 
 
 class Pipeline(Protocol):
-    """One task kind. Everything but `forward` runs off the thread that owns the weights."""
+    """One task kind. Everything but `run_head` runs off the thread that owns the weights."""
 
     @property
     def kind(self) -> str:
@@ -114,8 +122,16 @@ class Pipeline(Protocol):
             TooLargeError: one that is too long for it, or that becomes too many rows.
         """
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
-        """Run a padded batch on the engine's thread; one float32 array a row, on the host."""
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
+        """Run a task's head on its rows of the backbone's output; one float32 array a row, on the host.
+
+        Args:
+            output: of the backbone, for `inputs`; None where the whole model has to run, see `Grafted.splits`.
+            inputs: rows of this task alone, padded to the longest of them: int64 tensors of shape (rows, tokens).
+
+        Raises:
+            WholeModelNeededError: an output was given, but the head needs its whole model.
+        """
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Any) -> Any:
         """One input's answer as JSON, from the results of its rows.
@@ -141,7 +157,8 @@ def check_side(parameters: Parameters, task: TaskSpec) -> None:
     side = task.encoder.truncation_side
     if parameters.truncation_side not in (None, side):
         raise InvalidInputError(
-            f"truncation_side: found {parameters.truncation_side!r}, but the task's tokenizer cuts inputs on the {side}"
+            f"found {parameters.truncation_side!r}, but the task's tokenizer cuts inputs on the {side}",
+            at="truncation_side",
         )
 
 
@@ -206,17 +223,17 @@ def refusing_too_long(where: str) -> Iterator[None]:
     try:
         yield
     except TextTooLongError as error:
-        raise TooLargeError(f"{where}: {error}") from None
+        raise TooLargeError(str(error), at=where) from None
 
 
 def refuse_unfit(row: Encoded, where: str, task: TaskSpec, parameters: Parameters) -> None:
     """Raises `InvalidInputError` for a row that has no token, or was cut where the parameters refuse that."""
     if not len(row):
-        raise InvalidInputError(f"{where}: the tokenizer finds no token in it; send a text that has one")
+        raise InvalidInputError("the tokenizer finds no token in it; send a text that has one", at=where)
     if row.truncated and not parameters.truncation:
         most = task.encoder.max_length
         raise InvalidInputError(
-            f"{where}: longer than the {most} tokens the model takes; shorten it, or allow truncation"
+            f"longer than the {most} tokens the model takes; shorten it, or allow truncation", at=where
         )
 
 
@@ -233,8 +250,9 @@ def refusing_what_its_tokenizer_cannot_read() -> Iterator[None]:
         if not is_from_rust(error):
             raise
         raise InvalidInputError(
-            f"inputs: the task's tokenizer cannot read one of them ({reason(error)}); send other texts, or publish the "
-            "task with a sound tokenizer"
+            f"the task's tokenizer cannot read one of them ({reason(error)}); send other texts, or publish the "
+            "task with a sound tokenizer",
+            at="inputs",
         ) from error
 
 
@@ -279,4 +297,4 @@ def _refusal(whole: str, error: ValidationError) -> InvalidInputError:
     where = ".".join(str(part) for part in first["loc"]) or whole
     prefix = "inputs." if first["loc"] and isinstance(first["loc"][0], int) else ""
     found = ", found null" if first["input"] is None else ""
-    return InvalidInputError(f"{prefix}{where}: {first['msg']}{found}")
+    return InvalidInputError(f"{first['msg']}{found}", at=f"{prefix}{where}")

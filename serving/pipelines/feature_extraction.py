@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
+from serving.pipelines.base import Parameters, Pipeline, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.workers.steps import Steps
 
@@ -24,9 +25,12 @@ class FeatureExtraction:
     def prepare(self, inputs: Sequence[str], task: TaskSpec, parameters: Parameters) -> Steps[list[Prepared]]:
         return encode_whole(inputs, task, parameters)
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Last hidden states, shape (tokens, width) a row."""
-        return last_hidden_states(model, batch)
+        return last_hidden_states(model, output, inputs)
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: Parameters) -> Any:
         return finite(raws[0]).tolist()
+
+
+PIPELINE: Pipeline = FeatureExtraction()

@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs, cut
 from serving.pipelines.base import Float64, Raw
 
 
-def classify(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+def classify(model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
     """Logits of a sequence classifier, shape (labels,) a row.
 
-    Decoders classify by a row's last token that is not the padding their own config names, and refuse a batch where it
-    names none. So rows are padded with that token here, or, where the model has no such token, run one by one.
+    The head of a decoder classifies by a row's last token that is not the padding token of the task's own config, and
+    refuses several rows where that config names no padding token. So this function gives the head rows padded with
+    that token, or, where the model has no such token, one row after the other.
     """
-    attention = batch["attention_mask"]
+    attention = inputs["attention_mask"]
     if len(attention) == 1:
-        return _logits(model, batch)
+        return _logits(model, output, inputs)
     config = model.config.get_text_config()
     padding = config.pad_token_id
     if padding is None or not 0 <= padding < config.vocab_size:
-        lengths = attention.sum(dim=1).tolist()
-        alone = [{n: t[i : i + 1, :length] for n, t in batch.items()} for i, length in enumerate(lengths)]
-        return [raw for one in alone for raw in _logits(model, one)]
-    padded = batch["input_ids"].masked_fill(attention == 0, padding)
-    return _logits(model, {**batch, "input_ids": padded})
+        return [raw for one in _rows(output, inputs) for raw in _logits(model, *one)]
+    padded = inputs["input_ids"].masked_fill(attention == 0, padding)
+    return _logits(model, output, {**inputs, "input_ids": padded})
 
 
-def classify_tokens(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+def classify_tokens(model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
     """Logits of a token classifier, shape (tokens, labels) a row, padding cut off."""
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
-    return [logits[:length] for logits, length in zip(_logits(model, batch), lengths, strict=True)]
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    return [logits[:length] for logits, length in zip(_logits(model, output, inputs), lengths, strict=True)]
 
 
-def _logits(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
-    return list(model(**batch).logits.float().cpu().numpy())
+def _logits(model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
+    return list(model(output, inputs).logits.float().cpu().numpy())
+
+
+def _rows(output: ModelOutput | None, inputs: Inputs) -> Iterator[tuple[ModelOutput | None, Inputs]]:
+    """Each row of a batch alone, without its padding, with its part of the backbone's output."""
+    for i, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+        row = slice(i, i + 1)
+        alone = {name: tensor[row, :length] for name, tensor in inputs.items()}
+        yield None if output is None else cut(output, row, length), alone
 
 
 def sigmoid(logits: Float64) -> Float64:

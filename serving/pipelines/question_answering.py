@@ -6,20 +6,23 @@ of Transformers' pipeline up to its release 4, the last that had one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Part, Window
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.answer_spans import Answer, Probabilities, best_answers, merged
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -77,8 +80,9 @@ class QuestionAnswering:
             truncated = question.whole > parameters.max_question_len
             if truncated and not parameters.truncation:
                 raise InvalidInputError(
-                    f"inputs.{where}.question: longer than {parameters.max_question_len} tokens; shorten it, raise "
-                    "max_question_len, or allow truncation"
+                    f"longer than {parameters.max_question_len} tokens; shorten it, raise max_question_len, or allow "
+                    "truncation",
+                    at=f"inputs.{where}.question",
                 )
             ids, room, stride = _beside(question, f"inputs.{where}", task, parameters)
             context = yield from encode_all(one.context, f"inputs.{where}.context", task, budget)
@@ -88,16 +92,16 @@ class QuestionAnswering:
                 windows.append(window)
             if not windows[0].offsets:
                 raise InvalidInputError(
-                    f"inputs.{where}.context: the tokenizer finds no token in it; send a text that has one"
+                    "the tokenizer finds no token in it; send a text that has one", at=f"inputs.{where}.context"
                 )
             prepared.append(Prepared([w.row for w in windows], truncated, _Source(one.context, windows)))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits of where the answer begins and where it ends, shape (2, tokens) a row."""
-        output = model(**batch)
-        both = torch.stack((output.start_logits, output.end_logits), dim=1).float().cpu().numpy()
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        found = model(output, inputs)
+        both = torch.stack((found.start_logits, found.end_logits), dim=1).float().cpu().numpy()
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
         return [logits[:, :length] for logits, length in zip(both, lengths, strict=True)]
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: AnswerParameters) -> Any:
@@ -115,26 +119,31 @@ class QuestionAnswering:
         return plain[0] if parameters.top_k == 1 else plain
 
 
+PIPELINE: Pipeline = QuestionAnswering()
+
+
 def _beside(question: Part, where: str, task: TaskSpec, parameters: AnswerParameters) -> tuple[Sequence[int], int, int]:
     """The question's token ids; how many of the context's a row has beside them, and by how many rows overlap."""
     encoder = task.encoder
     length = parameters.max_seq_len or min(encoder.max_length, _ROW)
     if length > encoder.max_length:
-        raise InvalidInputError(f"max_seq_len: found {length}, but the model takes {encoder.max_length} tokens")
+        raise InvalidInputError(f"found {length}, but the model takes {encoder.max_length} tokens", at="max_seq_len")
     ids = encoder.cut(question.ids, parameters.max_question_len)
     room = encoder.room_beside(len(ids), length)
     if room < 1:
         raise InvalidInputError(
-            f"{where}.question: its {len(ids)} tokens leave no room for the context in a row of {length}; shorten it, "
-            "lower max_question_len, or raise max_seq_len"
+            f"its {len(ids)} tokens leave no room for the context in a row of {length}; shorten it, "
+            "lower max_question_len, or raise max_seq_len",
+            at=f"{where}.question",
         )
     stride = parameters.doc_stride
     if stride is None:
         stride = min(length // 2, _STRIDE, room - 1)
     elif stride >= room:
         raise InvalidInputError(
-            f"doc_stride: found {stride}, but beside {where}.question a row of {length} takes {room} tokens of the "
-            "context; overlap by less"
+            f"found {stride}, but beside {where}.question a row of {length} takes {room} tokens of the "
+            "context; overlap by less",
+            at="doc_stride",
         )
     return ids, room, stride
 

@@ -6,18 +6,21 @@ sentence-transformers' `CrossEncoder`; answers have the form of text-embeddings-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -80,9 +83,9 @@ class Rerank:
             prepared.append(Prepared(rows, any(row.truncated for row in rows), one.texts))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """The logit, shape (1,) a row."""
-        return classify(model, batch)
+        return classify(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: RerankParameters
@@ -94,6 +97,9 @@ class Rerank:
         if parameters.return_text:
             ranked = [{**one, "text": prepared.source[one["index"]]} for one in ranked]
         return ranked
+
+
+PIPELINE: Pipeline = Rerank()
 
 
 def _refuse_unless_one_logit(config: PretrainedConfig) -> None:
@@ -116,8 +122,9 @@ def _gives_logits(parameters: RerankParameters, config: PretrainedConfig) -> boo
     activation = _activation(config)
     if activation not in _LOGITS | _SIGMOIDS:
         raise InvalidInputError(
-            f"raw_scores: this task's CrossEncoder makes scores with {activation[:100]!r}, which is not served; ask "
-            "with raw_scores true for logits or false for their sigmoid"
+            f"this task's CrossEncoder makes scores with {activation[:100]!r}, which is not served; ask "
+            "with raw_scores true for logits or false for their sigmoid",
+            at="raw_scores",
         )
     return activation in _LOGITS
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pydantic import Field, InstanceOf
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from ken_core.embedding import PLAIN, Embedder, Pooling, PromptName, PromptText
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from serving.errors import InvalidInputError
-from serving.pipelines.base import Parameters, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
+from serving.pipelines.base import Parameters, Pipeline, Prepared, Probe, Raw, TaskSpec, encode_whole, finite
 from serving.pipelines.hidden_states import last_hidden_states
 from serving.pipelines.token_ids import TokenIds, encode_ids
 from serving.workers.steps import Steps
@@ -48,7 +49,7 @@ class SentenceEmbeddings:
         """Encode texts, or take over token ids; a request has the one or the other."""
         given = [one for one in inputs if isinstance(one, TokenIds)]
         if given and len(given) < len(inputs):
-            raise InvalidInputError("inputs: found texts and token ids in one request; send the one or the other")
+            raise InvalidInputError("found texts and token ids in one request; send the one or the other", at="inputs")
         embedder = _embedder(task)
         _refuse_unfit(embedder, task, parameters)
         if given:
@@ -60,20 +61,21 @@ class SentenceEmbeddings:
         for where, one in enumerate(prepared):
             if len(one.rows[0]) <= skip:
                 raise InvalidInputError(
-                    f"inputs.{where}: nothing is left of it beside the prompt, whose tokens this task does not pool; "
-                    "send a text, and a shorter prompt"
+                    "nothing is left of it beside the prompt, whose tokens this task does not pool; "
+                    "send a text, and a shorter prompt",
+                    at=f"inputs.{where}",
                 )
         return [Prepared(one.rows, one.truncated, skip) for one in prepared]
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Last hidden states, shape (tokens, width) a row."""
-        return last_hidden_states(model, batch)
+        return last_hidden_states(model, output, inputs)
 
     def present(self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: EmbeddingParameters) -> Any:
         states, embedder = finite(raws[0]), _embedder(task)
         width, wanted = embedder.width(states.shape[-1], parameters.pooling), parameters.dimensions
         if wanted and wanted > width:
-            raise InvalidInputError(f"dimensions: found {wanted}, but the model's vectors have {width}")
+            raise InvalidInputError(f"found {wanted}, but the model's vectors have {width}", at="dimensions")
         vector = embedder(
             states,
             skip=prepared.source or 0,
@@ -82,6 +84,9 @@ class SentenceEmbeddings:
             dimensions=wanted,
         )
         return finite(vector).tolist()
+
+
+PIPELINE: Pipeline = SentenceEmbeddings()
 
 
 def _given(
@@ -94,11 +99,12 @@ def _given(
     """
     own = embedder.embedding
     if parameters.prompt or parameters.prompt_name:
-        raise InvalidInputError("prompt: cannot be put before token ids; send texts, or ids that begin with it")
+        raise InvalidInputError("cannot be put before token ids; send texts, or ids that begin with it", at="prompt")
     if own.default_prompt is not None and not own.include_prompt:
         raise InvalidInputError(
-            "inputs: this task does not pool the tokens of its prompt, which cannot be told from the others among "
-            "token ids; send texts"
+            "this task does not pool the tokens of its prompt, which cannot be told from the others among "
+            "token ids; send texts",
+            at="inputs",
         )
     return encode_ids(ids, task)
 
@@ -116,14 +122,14 @@ def _prompt(embedder: Embedder, parameters: EmbeddingParameters) -> str:
     own = embedder.embedding
     if parameters.prompt is not None:
         if parameters.prompt_name is not None:
-            raise InvalidInputError("prompt: give a prompt or the name of one, not both")
+            raise InvalidInputError("give a prompt or the name of one, not both", at="prompt")
         return parameters.prompt
     name = parameters.prompt_name or own.default_prompt
     if name is None:
         return ""
     if name not in own.prompts:
         known = ", ".join(map(repr, sorted(own.prompts))) or "none"
-        raise InvalidInputError(f"prompt_name: found {name!r}; the task has {known}")
+        raise InvalidInputError(f"found {name!r}; the task has {known}", at="prompt_name")
     return own.prompts[name]
 
 
@@ -132,6 +138,7 @@ def _refuse_unfit(embedder: Embedder, task: TaskSpec, parameters: EmbeddingParam
     takes = embedder.embedding.takes
     if parameters.pooling and takes not in (None, task.config.hidden_size):
         raise InvalidInputError(
-            f"pooling: the task's projection takes {takes} numbers, which {parameters.pooling!r} alone does not give; "
-            "leave it to the task"
+            f"the task's projection takes {takes} numbers, which {parameters.pooling!r} alone does not give; "
+            "leave it to the task",
+            at="pooling",
         )

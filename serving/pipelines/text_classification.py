@@ -6,12 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Input
-from serving.pipelines.base import Float64, Parameters, Prepared, Probe, Raw, TaskSpec, TextPair, encode_whole, finite
+from serving.pipelines.base import (
+    Float64,
+    Parameters,
+    Pipeline,
+    Prepared,
+    Probe,
+    Raw,
+    TaskSpec,
+    TextPair,
+    encode_whole,
+    finite,
+)
 from serving.pipelines.logits import classify, sigmoid, softmax
 from serving.routing.answer_form import score_function
 from serving.workers.steps import Steps
@@ -40,9 +52,9 @@ class TextClassification:
     ) -> Steps[list[Prepared]]:
         return encode_whole([_asked(item) for item in inputs], task, parameters)
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits, shape (labels,) a row."""
-        return classify(model, batch)
+        return classify(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: ClassificationParameters
@@ -52,6 +64,9 @@ class TextClassification:
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         labels: Mapping[Any, str] = task.config.id2label or {}
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order]
+
+
+PIPELINE: Pipeline = TextClassification()
 
 
 def _asked(item: str | TextPair) -> Input:

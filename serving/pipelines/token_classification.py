@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Window
 from serving.errors import InvalidInputError
 from serving.pipelines.base import (
     AT_ONCE,
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -76,9 +78,9 @@ class TokenClassification:
             prepared.append(Prepared(rows, any(row.truncated for row in rows), _Source(text, ours)))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits, shape (tokens, labels) a row."""
-        return classify_tokens(model, batch)
+        return classify_tokens(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: TokenParameters
@@ -95,6 +97,9 @@ class TokenClassification:
         return [_plain(entity) for entity in entities]
 
 
+PIPELINE: Pipeline = TokenClassification()
+
+
 def _kept_of(inputs: Sequence[str], task: TaskSpec) -> Steps[list[list[Window]]]:
     found: list[list[Window]] = []
     for some in together(list(map(len, inputs)), AT_ONCE):
@@ -108,7 +113,7 @@ def _kept_of(inputs: Sequence[str], task: TaskSpec) -> Steps[list[list[Window]]]
 def _all_of(inputs: Sequence[str], task: TaskSpec, stride: int) -> Steps[list[list[Window]]]:
     if stride >= task.encoder.room_alone:
         raise InvalidInputError(
-            f"stride: found {stride}, but a row takes {task.encoder.room_alone} tokens of a text; overlap by less"
+            f"found {stride}, but a row takes {task.encoder.room_alone} tokens of a text; overlap by less", at="stride"
         )
     budget = TokenBudget()
     found: list[list[Window]] = []

@@ -36,16 +36,17 @@ def encode_ids(inputs: Sequence[TokenIds], task: TaskSpec) -> Steps[list[Prepare
 def _check(given: TokenIds, where: str, task: TaskSpec) -> None:
     most = task.encoder.max_length
     if not given.ids:
-        raise InvalidInputError(f"{where}: there is no token id in it; send at least one")
+        raise InvalidInputError("there is no token id in it; send at least one", at=where)
     if len(given.ids) > most:
         raise InvalidInputError(
-            f"{where}: found {len(given.ids)} token ids, the model takes {most}, and ids are not cut; send fewer, or a "
-            "text"
+            f"found {len(given.ids)} token ids, the model takes {most}, and ids are not cut; send fewer, or a text",
+            at=where,
         )
     rows = task.config.get_text_config().vocab_size
     for position, token in enumerate(given.ids):
         if not (0 <= token < rows and task.encoder.has(token)):
             raise InvalidInputError(
-                f"{where}: {token} at {position} is no token of this task, whose vocabulary has {rows}; send ids of "
-                "the task's own tokenizer, or texts"
+                f"{token} at {position} is no token of this task, whose vocabulary has {rows}; send ids of "
+                "the task's own tokenizer, or texts",
+                at=where,
             )

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field, field_validator
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
+from ken_core.heads import Grafted
+from ken_core.stand_in import Inputs
 from ken_core.tokenization import Part
 from serving.errors import InvalidInputError, TooLargeError
 from serving.pipelines.base import (
     Parameters,
+    Pipeline,
     Prepared,
     Probe,
     Raw,
@@ -55,8 +58,9 @@ class ZeroShotParameters(Parameters):
         found = len(self.hypothesis_template) * len(self.candidate_labels) + sum(map(len, self.candidate_labels))
         if found > characters:
             raise TooLargeError(
-                f"candidate_labels: with the template they have {found} characters, at most {characters} are allowed; "
-                "send fewer or shorter labels, or a shorter template"
+                f"with the template they have {found} characters, at most {characters} are allowed; "
+                "send fewer or shorter labels, or a shorter template",
+                at="candidate_labels",
             )
 
     def hypotheses(self) -> list[str]:
@@ -108,9 +112,9 @@ class ZeroShotClassification:
             prepared.append(Prepared(rows, any(row.truncated for row in rows), text))
         return prepared
 
-    def forward(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[Raw]:
+    def run_head(self, model: Grafted, output: ModelOutput | None, inputs: Inputs) -> list[Raw]:
         """Logits, shape (labels of the head,) a row."""
-        return classify(model, batch)
+        return classify(model, output, inputs)
 
     def present(
         self, prepared: Prepared, raws: Sequence[Raw], task: TaskSpec, parameters: ZeroShotParameters
@@ -128,6 +132,9 @@ class ZeroShotClassification:
         }
 
 
+PIPELINE: Pipeline = ZeroShotClassification()
+
+
 def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Part]]:
     """Raises `InvalidInputError` if one is so long that the model could see nothing of a text beside it."""
     encoder = task.encoder
@@ -136,7 +143,8 @@ def _hypotheses(task: TaskSpec, parameters: ZeroShotParameters) -> Steps[list[Pa
     for where, part in enumerate(parts):
         if encoder.room_beside(part.whole) < 1:
             raise InvalidInputError(
-                f"candidate_labels.{where}: with its template it has {part.whole} tokens and leaves no room for a text "
-                f"in the {encoder.max_length} the model takes; shorten it"
+                f"with its template it has {part.whole} tokens and leaves no room for a text "
+                f"in the {encoder.max_length} the model takes; shorten it",
+                at=f"candidate_labels.{where}",
             )
     return parts

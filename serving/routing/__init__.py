@@ -1,1 +1,1 @@
-"""Which of a task's versions answers a request, and how its answers compare with another version's."""
+"""Which version of a task answers a request, and how the answers of two versions compare."""

@@ -1,4 +1,4 @@
-"""How far a shadow's answers agree with those that were given, by kind. Pure: outputs in, two facts out."""
+"""How far a shadow's answers agree with the answers that were given. Pure."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from typing import Any
 import numpy as np
 
 _SAME_DIRECTION = 0.99
-"""Cosine from which on two vectors count as agreeing: a convention; the differences themselves tell more."""
+"""Two vectors agree if their cosine is at least this. It is a convention; the differences say more."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two versions' answers to one request, side by side.
+    """How two versions' answers to one request compare.
 
     Attributes:
-        agreed: on what matters of every input: the best label or answer, the entities, the order; vectors point the
-            same way.
-        difference: the largest there is between two scores of the same thing; of vectors, 1 - cosine. None where the
-            answers have nothing in common to compare.
+        agreed: whether the answers to every input agree: on the best label, the best answer, the entities, the order of
+            texts, or the direction of vectors.
+        difference: the largest difference between two scores of the same thing; for vectors, 1 - cosine. None if the
+            answers have nothing in common that could be compared.
     """
 
     agreed: bool
     difference: float | None
 
 
-def compare(kind: str, given: Sequence[Any], shadowed: Sequence[Any]) -> Comparison:
-    """Compare outputs of one kind, one an input, in the form in which `Pipeline.present` gives them."""
-    found = [_OF_KIND[kind](ours, theirs) for ours, theirs in zip(given, shadowed, strict=True)]
+Compare = Callable[[Any, Any], Comparison]
+"""Compares two outputs for one input, which have the form that `Pipeline.present` of their kind gives them."""
+
+
+def compare_all(compare: Compare, given: Sequence[Any], shadowed: Sequence[Any]) -> Comparison:
+    """Compare the outputs of one request; one output per input."""
+    found = [compare(ours, theirs) for ours, theirs in zip(given, shadowed, strict=True)]
     differences = [one.difference for one in found if one.difference is not None]
     return Comparison(all(one.agreed for one in found), max(differences, default=None))
 
 
 @dataclass(frozen=True)
 class _Said:
-    """What an output comes down to, and the score of each thing that it scores."""
+    """The main statement of an output, and the score of each thing that the output scores."""
 
     verdict: object
     scores: Mapping[Hashable, float]
@@ -66,7 +70,7 @@ def _candidates(output: Mapping[str, Any]) -> _Said:
     return _Said(output["labels"][0], dict(zip(output["labels"], output["scores"], strict=True)))
 
 
-def _by(read: Callable[[Any], _Said]) -> Callable[[Any, Any], Comparison]:
+def _by(read: Callable[[Any], _Said]) -> Compare:
     def compared(given: Any, shadowed: Any) -> Comparison:
         ours, theirs = read(given), read(shadowed)
         common = ours.scores.keys() & theirs.scores.keys()
@@ -76,10 +80,10 @@ def _by(read: Callable[[Any], _Said]) -> Callable[[Any, Any], Comparison]:
     return compared
 
 
-def _vectors(given: Any, shadowed: Any) -> Comparison:
-    """Of one vector, or of as many as there are tokens: the pair that lies furthest apart."""
+def compare_vectors(given: Any, shadowed: Any) -> Comparison:
+    """Compare one vector per text, or one per token; the pair that is furthest apart counts."""
     ours, theirs = np.atleast_2d(given), np.atleast_2d(shadowed)
-    if ours.shape != theirs.shape:  # another tokenizer, so that no token has its like
+    if ours.shape != theirs.shape:  # the tokenizers differ, so tokens cannot be paired
         return Comparison(False, None)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     products = (ours * theirs).sum(axis=1)
@@ -88,12 +92,8 @@ def _vectors(given: Any, shadowed: Any) -> Comparison:
     return Comparison(least >= _SAME_DIRECTION, max(0.0, 1.0 - least))
 
 
-_OF_KIND: dict[str, Callable[[Any, Any], Comparison]] = {
-    "text-classification": _by(_labels),
-    "token-classification": _by(_entities),
-    "question-answering": _by(_answers),
-    "rerank": _by(_order),
-    "zero-shot-classification": _by(_candidates),
-    "feature-extraction": _vectors,
-    "sentence-embeddings": _vectors,
-}
+compare_labels = _by(_labels)
+compare_entities = _by(_entities)
+compare_answers = _by(_answers)
+compare_orders = _by(_order)
+compare_candidates = _by(_candidates)

@@ -1,13 +1,15 @@
-"""What callers of a task can rely on in its answers, whatever the texts: compared before another version gives them.
+"""The form of a task's answers: what callers rely on, whatever the texts. Pure.
 
-Versions may differ in method, budget and quality. The order in which a head has its labels is no part of the form
-either: every protocol names labels, and puts them in the order of their scores. Pure.
+Forms are compared before another version answers in place of the live one. Versions may differ in method, budget and
+quality. The order of a head's labels is no part of the form either, because every protocol names labels and orders them
+by score.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,21 +20,12 @@ _SHOWN = 5
 _LONGEST = 40
 
 
-def own_kind(head: str, embeds: bool) -> str:
-    """What a head answers by itself: a backbone that says how it pools gives one vector a text.
-
-    Args:
-        embeds: whether it says so.
-    """
-    return "sentence-embeddings" if head == "feature-extraction" and embeds else head
-
-
 def score_function(problem_type: str | None, labels: int | None) -> str:
-    """What makes scores of a text classifier's logits unless a request says otherwise.
+    """The function that makes scores of a text classifier's logits, unless a request asks for another one.
 
     Args:
-        problem_type: of the model's config.
-        labels: how many the head has.
+        problem_type: from the model's config.
+        labels: the number of the head's labels.
     """
     if problem_type == "regression":
         return "none"
@@ -44,11 +37,12 @@ class AnswerForm:
     """The form of a version's answers.
 
     Attributes:
-        kind: what it answers unless a request asks for another kind.
-        labels: their names, sorted; empty where the kind has none.
-        scores: what makes scores of logits (``softmax``, ``sigmoid``, ``none``); None where a request cannot tell.
-        vectors: how wide and how long a text's is, in words; None where there is not one vector a text.
-        base: fingerprint of the base it was made against. One server serves versions of one base.
+        kind: the kind that the version answers, unless a request asks for another kind.
+        labels: the names of labels, sorted; empty if the kind has none.
+        scores: the function that makes scores of logits (``softmax``, ``sigmoid``, ``none``); None for kinds whose
+            scores do not depend on the config.
+        vectors: the width and length of a text's vector, in words; None if the kind does not give one vector per text.
+        base: the fingerprint of the delta's base. One server serves versions of one base.
     """
 
     kind: str
@@ -57,23 +51,11 @@ class AnswerForm:
     vectors: str | None = None
     base: str = field(default="", compare=False)
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> AnswerForm:
-        """The form of a delta's answers, also where no kind of this server reads its head."""
-        kind = own_kind(manifest.kind, manifest.embedding is not None)
-        labels = tuple(sorted(manifest.labels))
-        scores = vectors = None
-        if kind == "text-classification":
-            scores = score_function(manifest.config.get("problem_type"), len(labels))
-        elif manifest.embedding is not None:
-            vectors = _vectors(manifest.embedding)
-        return cls(kind, labels, scores, vectors, manifest.base.fingerprint)
-
     def difference(self, other: AnswerForm, ours: str, theirs: str) -> str:
-        """What callers would notice if the other answered in place of this, in words; empty where there is nothing.
+        """What callers would notice if the other version answered in place of this one; empty if nothing.
 
         Args:
-            ours, theirs: what to call the two versions.
+            ours, theirs: names of the two versions in the text.
         """
         if self.base and other.base and self.base != other.base:
             return f"base: {self.base[:_LONGEST]} in {ours}, {other.base[:_LONGEST]} in {theirs}"
@@ -87,6 +69,27 @@ class AnswerForm:
         return "; ".join(filter(None, told))
 
 
+FormOf = Callable[[str, "Manifest"], AnswerForm]
+"""Gives the form of a delta's answers, from the kind that the delta answers by itself and its manifest."""
+
+
+def plain_form(kind: str, manifest: Manifest) -> AnswerForm:
+    """A form of kind and labels."""
+    return AnswerForm(kind, tuple(sorted(manifest.labels)), base=manifest.base.fingerprint)
+
+
+def scored_form(kind: str, manifest: Manifest) -> AnswerForm:
+    """A form of kind, labels and the function that makes their scores."""
+    function = score_function(manifest.config.get("problem_type"), len(manifest.labels))
+    return replace(plain_form(kind, manifest), scores=function)
+
+
+def embedding_form(kind: str, manifest: Manifest) -> AnswerForm:
+    """Callers rely on how wide and how long a text's vector is."""
+    vectors = None if manifest.embedding is None else _vectors(manifest.embedding)
+    return replace(plain_form(kind, manifest), vectors=vectors)
+
+
 def _vectors(embedding: Embedding) -> str:
     projected = [dense.outputs for dense in embedding.dense.values()]
     width, poolings = embedding.dimensions or (projected[-1] if projected else None), len(embedding.pooling)
@@ -95,7 +98,7 @@ def _vectors(embedding: Embedding) -> str:
 
 
 def _labels(first: AnswerForm, second: AnswerForm, ours: str, theirs: str) -> str:
-    one, other = Counter(first.labels), Counter(second.labels)  # a head may give one name to two labels
+    one, other = Counter(first.labels), Counter(second.labels)  # two labels of a head may have one name
     found = {ours: one - other, theirs: other - one}
     told = [f"only in {which}: {_listed(sorted(names.elements()))}" for which, names in found.items() if names]
     return f"labels: {'; '.join(told)}" if told else ""

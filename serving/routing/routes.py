@@ -1,4 +1,4 @@
-"""How a task's requests are split between its versions: weights, a choice that holds for a key, and a shadow."""
+"""How a task's requests are divided between its versions: by weights, with a stable choice per key, and a shadow."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ _EXPECTED = (
     f'expected {{"weights": {{"live": 90, "canary": 10}}}} with whole numbers from 1 to {MOST_WEIGHT}, '
     '{"shadow": "canary"}, or both'
 )
-_HASH_BITS = 52  # one less than a float64's significand holds, so that no hash rounds to 0 or 1
+_HASH_BITS = 52  # one less than a float64's significand has, so that no hash rounds to 0 or 1
 
 
 @dataclass(frozen=True)
 class Route:
-    """Shares of a task's requests, and who else gets a copy of them.
+    """Which versions of a task get which share of its requests, and which version gets a copy.
 
     Attributes:
-        weights: an alias or a digest to a whole number above 0; all to ``live`` if nothing else is said.
-        shadow: an alias or a digest that is asked the same, only to compare: its answers are never given. None: none.
+        weights: alias or digest to its weight, a whole number from 1 to `MOST_WEIGHT`. By default ``live`` gets all.
+        shadow: the alias or digest of a version that gets a copy of each request. Its answers are only compared, never
+            given. None for no shadow.
 
     Raises:
-        InvalidInputError: no target, a name no alias can have, or a weight that is no such number.
+        InvalidInputError: there is no target, a target's name is invalid, or a weight is no such number.
     """
 
     weights: dict[str, int] = field(default_factory=lambda: {"live": 1})
@@ -45,22 +46,17 @@ class Route:
             check_name("shadow", self.shadow)
 
     def plain(self) -> dict[str, Any]:
-        """What JSON can hold; `check_route` reads it."""
+        """The route as plain JSON; `check_route` reads it."""
         shadow = {} if self.shadow is None else {"shadow": self.shadow}
         return {"weights": dict(self.weights), **shadow}
 
-    def shares(self) -> dict[str, float]:
-        """Each target's part of the requests, from 0 to 1."""
-        total = sum(self.weights.values())
-        return {target: weight / total for target, weight in self.weights.items()}
-
     def choose(self, key: str | None, task: str) -> str:
-        """The target of one request.
+        """Choose the target of one request.
 
         Args:
-            key: requests of one key get one target, on every replica. Changing one weight moves keys only to or
-                from its target, and no more than the shares say. None: by chance.
-            task: keys of different tasks fall independently.
+            key: all requests of one key get the same target, on every replica. If one weight changes, keys move only to
+                or from its target, and no more of them than the shares require. None: the choice is random.
+            task: the choices for different tasks are independent.
         """
         if key is None:
             (chosen,) = random.choices(list(self.weights), list(self.weights.values()))  # noqa: S311 - no secret
@@ -69,12 +65,12 @@ class Route:
 
 
 def check_route(plain: Any) -> Route:
-    """A route from what JSON held, e.g. ``{"weights": {"live": 90, "canary": 10}, "shadow": "next"}``.
+    """Read a route from plain JSON, e.g. ``{"weights": {"live": 90, "canary": 10}, "shadow": "next"}``.
 
-    Either of the two may be left out, and the shadow may be null.
+    Weights or shadow may be absent, and the shadow may be null.
 
     Raises:
-        InvalidInputError: it has another form, or `Route` refuses it.
+        InvalidInputError: the JSON has another form, or `Route` refuses it.
     """
     known = {"weights": dict, "shadow": str}
     given = {k: v for k, v in plain.items() if (k, v) != ("shadow", None)} if isinstance(plain, dict) else {}

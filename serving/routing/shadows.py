@@ -1,4 +1,4 @@
-"""Copies of requests for versions whose answers nobody gets: asked after the real answer, compared, counted."""
+"""Shadows: versions that get a copy of a request after it was answered. Their answers are only compared and counted."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from serving.errors import OverloadedError
-from serving.routing.agreement import compare
+from serving.kinds import KINDS
+from serving.routing.agreement import compare_all
 from serving.telemetry.request_metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
 
 _MOST = 8
-"""Shadows at once: so few that what they leave in line is soon done, and enough to run some in one batch."""
+"""Shadow requests at once: few enough that their rows in the queue are soon done, enough to share batches."""
 
 
 class Answered(Protocol):
-    """What of an answer is compared."""
+    """The parts of an answer that are compared."""
 
     @property
     def kind(self) -> str: ...
@@ -27,7 +28,7 @@ class Answered(Protocol):
 
 
 class Predict(Protocol):
-    """`serving.service.Service.predict`."""
+    """`serving.inference.Inference`."""
 
     async def __call__(
         self, digest: str, inputs: Sequence[object], parameters: Mapping[str, Any], timeout: float, kind: str | None
@@ -35,14 +36,15 @@ class Predict(Protocol):
 
 
 class Shadows:
-    """Asks shadows in the background of the event loop that answers requests.
+    """Asks shadows in the background, on the event loop that answers requests.
 
-    They count as no request in flight, and whoever needs their places may take them at any time (`clear`). What
-    becomes of them is counted and nothing else: no failure is told to anybody, no input or answer is kept.
+    A shadow request does not count as a request in flight, and can be cancelled at any time (`clear`). Only its outcome
+    is counted: no failure is reported to anybody, and no input or answer is kept.
 
     Args:
-        busy: whether real requests would have to wait for a shadow more.
-        seconds: a shadow's deadline, of its own.
+        predict: answers a shadow's request.
+        busy: whether one more shadow would make real requests wait.
+        seconds: the deadline of a shadow request.
     """
 
     def __init__(self, predict: Predict, busy: Callable[[], bool], metrics: RequestMetrics, seconds: float) -> None:
@@ -53,13 +55,14 @@ class Shadows:
         self._running: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
+        """Shadow requests that are running."""
         return len(self._running)
 
     def offer(
         self, task: str, digest: str, inputs: Sequence[object], parameters: Mapping[str, Any], given: Answered
     ) -> None:
-        """Ask a version what another has answered, unless there is no room to; returns at once."""
-        if len(self._running) >= _MOST or self._busy():
+        """Ask a version the question that another one has answered, unless the server is busy; returns at once."""
+        if len(self) >= _MOST or self._busy():
             self._metrics.observe_shadow(task, digest, "skipped")
             return
         asking = asyncio.get_running_loop().create_task(self._ask(task, digest, inputs, parameters, given))
@@ -73,7 +76,7 @@ class Shadows:
         asking.add_done_callback(ended)
 
     async def clear(self) -> bool:
-        """Give up all shadows; False if there were none. Their places are free on return."""
+        """Cancel all shadow requests, and wait until their places are free; False if there were none."""
         running = list(self._running)
         for asking in running:
             asking.cancel()
@@ -86,7 +89,8 @@ class Shadows:
     ) -> None:
         try:
             shadowed = await self._predict(digest, inputs, parameters, self._seconds, given.kind)
-            found = await asyncio.to_thread(compare, given.kind, given.outputs, shadowed.outputs)
+            compare = KINDS[given.kind].compare
+            found = await asyncio.to_thread(compare_all, compare, given.outputs, shadowed.outputs)
         except OverloadedError:
             self._metrics.observe_shadow(task, digest, "skipped")
         except Exception as error:

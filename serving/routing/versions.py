@@ -1,4 +1,4 @@
-"""Which of a task's versions is meant: by its digest, by how the digest begins, or by an alias. Pure."""
+"""Which version of a task a name means: an alias, a digest, or the beginning of a digest. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from serving.names import is_digest
 from serving.routing.routes import Route
 
 SHORTEST = 12
-"""Digits of a digest that are enough if no other version of the task begins so: as many as tables and metrics show."""
+"""A beginning of this many digits names a version, if no other version of the task begins so. Tables and metrics show
+as many."""
 
 _BEGINNING = re.compile(rf"[0-9a-f]{{{SHORTEST},64}}")
 _DIGITS = re.compile(r"[0-9a-f]+")
@@ -20,7 +21,7 @@ _SHOWN = 80
 
 
 class Versioned(Protocol):
-    """A `serving.store.Task`, as far as names of versions go."""
+    """The part of a `serving.store.Task` that names versions."""
 
     @property
     def name(self) -> str: ...
@@ -31,16 +32,16 @@ class Versioned(Protocol):
 
 
 def version_of(task: Versioned, named: str) -> str:
-    """The whole digest of the version that is meant.
+    """The whole digest of the version that a name means.
 
-    A whole digest always means itself. Of what else looks like the beginning of one, an alias of that name comes first.
+    A whole digest always means itself. If a name could be an alias or the beginning of a digest, it means the alias.
 
     Args:
-        named: an alias, a digest, or `SHORTEST` or more of the digits that it begins with.
+        named: an alias, a digest, or at least the first `SHORTEST` digits of a digest.
 
     Raises:
         UnknownTaskError: the task has no such alias or version.
-        InvalidInputError: several versions begin so; the message names them.
+        InvalidInputError: the digests of several versions begin so; the message names them.
     """
     if is_alias(task, named):
         return task.aliases[named]
@@ -52,7 +53,7 @@ def version_of(task: Versioned, named: str) -> str:
 
 
 def pinned(task: Versioned, named: str) -> str:
-    """As `version_of`, where an alias does not count.
+    """As `version_of`, but the name cannot be an alias.
 
     Raises:
         UnknownTaskError, InvalidInputError: as `version_of` does.
@@ -75,21 +76,21 @@ def pinned(task: Versioned, named: str) -> str:
 
 
 def is_alias(task: Versioned, named: str) -> bool:
-    """Whether a name is to be read as an alias: the task has one of it, and it is no whole digest."""
+    """Whether a name means an alias: the task has this alias, and the name is no whole digest."""
     return named in task.aliases and not is_digest(named)
 
 
 def is_pin(task: Versioned, named: str) -> bool:
-    """Whether a name is to be read as a digest or its beginning."""
+    """Whether a name means a digest or its beginning."""
     return bool(_BEGINNING.fullmatch(named)) and not is_alias(task, named)
 
 
 def with_whole_digests(task: Versioned, route: Route) -> Route:
-    """A route whose targets are aliases, as they are, and whole digests, as it is kept.
+    """The route as it is stored: aliases stay, and beginnings of digests become whole digests.
 
     Raises:
         UnknownTaskError: a target, or the shadow, is neither an alias nor a version of the task.
-        InvalidInputError: one may be several versions, or two are the same one.
+        InvalidInputError: a target could be several versions, or two targets are the same version.
     """
     weights: dict[str, int] = {}
     for named, weight in route.weights.items():

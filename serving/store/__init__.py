@@ -1,33 +1,40 @@
-"""The delta store: deltas in chunks, tasks with aliases, routes and history, keys, and a stream of changes.
+"""The delta store: deltas in chunks, tasks with their aliases, routes and history, API keys, and a stream of changes.
 
-Keys, for namespace ``ns`` (control keys share one hash tag, so one Lua script may touch them all even in a
-cluster; blobs are tagged by digest, so they spread):
+The keys in Redis or Valkey, for namespace ``ns``. Control keys share one hash tag, ``{ns}``, so one Lua script may
+change all of them even in a cluster. Keys of a digest are tagged by the digest, so deltas spread over a cluster.
 
-- ``ken:{ns}:revision``             counts every change
-- ``ken:{ns}:tasks``                names, a set
-- ``ken:{ns}:task:<name>``          hash: alias -> digest, ``@revision``, and ``@route`` as JSON where there is one
-- ``ken:{ns}:versions:<name>``      digests published to the task, a sorted set by revision
-- ``ken:{ns}:stack:<name>:<alias>`` what the alias, or ``@route``, was before, newest first, for rollback
-- ``ken:{ns}:keys``                 hash: id of an API key -> JSON
-- ``ken:{ns}:locked``              there once was a key; it is never taken back
-- ``ken:{ns}:history:<name>``       who did what when, a capped list of JSON; of the keys: ``@keys``
-- ``ken:{ns}:events``               a capped stream (task or ``@keys``, revision): a hint that something changed
-- ``ken:{ns}:upload:<digest>``      leases of uploads in progress, or of ``gc``
-- ``ken:{ns}:replicas``             hash: replica -> revision it has seen, when, and its metrics' address
-- ``ken:ns:delta:{<digest>}``       hash: manifest, size, count, ``signature:<public key>``
-- ``ken:ns:blob:{<digest>}:<i>``    4 MiB chunks
-- ``ken:ns:parts:{<digest>}``       hash: chunks of an upload that is not complete, by position
-- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner alone; it expires
+- ``ken:{ns}:revision``             number of changes made so far
+- ``ken:{ns}:tasks``                set of the tasks' names
+- ``ken:{ns}:task:<name>``          hash: alias -> digest, ``@revision``, and ``@route`` as JSON where there is a route
+- ``ken:{ns}:versions:<name>``      sorted set of the digests published to the task, by revision
+- ``ken:{ns}:stack:<name>:<alias>`` list of earlier values of the alias, or of ``@route``, newest first, for rollback
+- ``ken:{ns}:keys``                 hash: id of an API key -> its record as JSON
+- ``ken:{ns}:locked``               exists once there was an API key, and is never deleted
+- ``ken:{ns}:history:<name>``       capped list of JSON: who changed the task when and how; ``@keys`` for API keys
+- ``ken:{ns}:events``               capped stream of (task or ``@keys``, revision): a hint that something changed
+- ``ken:{ns}:upload:<digest>``      sorted set of the leases of uploads, or of ``gc``, by the second each ends
+- ``ken:{ns}:replicas``             hash: replica -> revision it has seen, when it said so, address of its metrics
+- ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
+- ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB
+- ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete
+- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner's upload; expires
 """
 
 from serving.names import check_digest, check_name
-from serving.store.changes import Event
-from serving.store.deltas import CHUNK_BYTES
+from serving.store.connection import Connection
+from serving.store.deltas import CHUNK_BYTES, Deltas
+from serving.store.events import Event, Events
 from serving.store.garbage import Garbage
-from serving.store.keys import KEYS_CHANGED
+from serving.store.history import History
+from serving.store.keys import KEYS_CHANGED, Keys
+from serving.store.leases import Leases
+from serving.store.own_uploads import OwnUploads
+from serving.store.parts import MOST_CHUNKS, Upload
 from serving.store.replicas import Replicas
-from serving.store.tasks import Table, Task, Tasks
-from serving.store.uploads import MOST_CHUNKS, Upload
+from serving.store.signatures import Signatures
+from serving.store.table import Table, Task
+from serving.store.tasks import Tasks
+from serving.store.uploads import Uploads
 
 __all__ = [
     "CHUNK_BYTES",
@@ -43,8 +50,27 @@ __all__ = [
 ]
 
 
-class Store(Tasks, Garbage, Replicas):
-    """One namespace of a Redis or Valkey. Safe to share between threads.
+class Store:
+    """One namespace of a Redis or Valkey, with a part for each thing kept in it. Safe to share between threads.
 
-    Every method raises `StoreError` where the server cannot be reached.
+    Every method of every part raises `StoreError` where the server cannot be reached.
+
+    Args:
+        url: as `serving.store.urls.connect` takes it.
+        namespace: stores of different namespaces on one server do not see each other.
+        timeout: seconds for connecting, and for an answer.
     """
+
+    def __init__(self, url: str, namespace: str = "default", timeout: float = 5.0) -> None:
+        self.connection = Connection(url, namespace, timeout)
+        self.leases = Leases(self.connection)
+        self.deltas = Deltas(self.connection, self.leases)
+        self.signatures = Signatures(self.connection)
+        self.uploads = Uploads(self.connection, self.leases, self.deltas)
+        self.own_uploads = OwnUploads(self.connection, self.leases, self.deltas)
+        self.tasks = Tasks(self.connection, self.leases, self.deltas, self.signatures)
+        self.keys = Keys(self.connection)
+        self.history = History(self.connection)
+        self.events = Events(self.connection)
+        self.replicas = Replicas(self.connection)
+        self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks)

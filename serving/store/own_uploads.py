@@ -1,9 +1,10 @@
-"""Uploads that count for nobody but who sent them.
+"""Uploads that count only for the client that sent them.
 
-Whoever has all bytes of a delta has it. Whoever has its digest alone, from a log or a metric, must learn nothing by it:
-neither that the store holds the delta, nor that others are sending it. So these chunks lie apart from everybody
-else's, what the store holds is not looked at, and no lease is taken, which would wait for `gc` where there is something
-to collect: they expire by themselves.
+A client that sends all bytes of a delta proves that it has the delta. A client that knows only the digest, from a log
+or a metric, must learn nothing: neither that the store holds the delta, nor that another client is sending it. So each
+owner's chunks lie in a hash of their own, and these methods do not look at what the store holds. They take no lease
+for chunks either: taking one waits while `Garbage` collects the digest, which shows that there was something to
+collect. Instead, the chunks expire.
 """
 
 from __future__ import annotations
@@ -14,46 +15,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.names import check_digest
-from serving.store.leases import LEASE_SECONDS
-from serving.store.uploads import Upload, Uploads, check_chunk
+from serving.store.connection import Connection
+from serving.store.deltas import Deltas
+from serving.store.leases import LEASE_SECONDS, Leases
+from serving.store.parts import Parts, Upload, check_chunk
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
 
 COMMITTED_SECONDS = 60
-"""How long chunks of a delta that is complete stay: another commit may be reading them, or have to be repeated."""
+"""How long chunks stay after their commit: another commit may be reading them, or a client may repeat its commit."""
 
 
-class OwnUploads(Uploads):
-    """As `Uploads`, for one owner: any name that nobody else has."""
+class OwnUploads:
+    """Like `Uploads`, but each owner has uploads of its own. An owner is any name that identifies one client."""
 
-    def put_own_chunk(self, owner: str, digest: str, i: int, data: bytes) -> None:
-        """Keep chunk `i` for `LEASE_SECONDS` after the owner's latest; as `put_chunk` for the rest."""
-        check_chunk(digest, i, data)
-        self._run("chunk", [self._own_parts(owner, digest)], i, data, int(LEASE_SECONDS))
+    def __init__(self, connection: Connection, leases: Leases, deltas: Deltas) -> None:
+        self._connection = connection
+        self._leases = leases
+        self._deltas = deltas
 
-    def own_upload(self, owner: str, digest: str) -> Upload:
-        """What the owner has sent of a delta, kept for `LEASE_SECONDS` more. It is never complete before its commit."""
-        parts = self._own_parts(owner, check_digest(digest))
-        self._expire(parts, int(LEASE_SECONDS))
-        return self._progress(digest, parts)
-
-    def commit_own_upload(self, owner: str, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
-        """Make a delta of the owner's chunks, as `commit_upload` does, and do so whether the store holds it or not.
+    def put_chunk(self, owner: str, digest: str, i: int, data: bytes) -> None:
+        """Keep chunk `i`, counted from 0, of a delta, until `LEASE_SECONDS` after the owner's latest chunk of it.
 
         Raises:
-            InvalidInputError: as `commit_upload`; the same whatever others have sent or published.
+            InvalidInputError, TooLargeError: as `Uploads.put_chunk`.
         """
-        parts = self._own_parts(owner, check_digest(digest))
-        hold = partial(self._expire, parts, int(LEASE_SECONDS))
-        with self._assembled(digest, parts, check, folder, hold) as file, self._leased(digest):
-            self.put(file)
-            self._hold_for_upload(digest)
-        self._expire(parts, COMMITTED_SECONDS)
+        check_chunk(digest, i, data)
+        self._connection.run("chunk", [self._key(owner, digest)], i, data, int(LEASE_SECONDS))
 
-    def _expire(self, parts: str, seconds: int) -> None:
-        with self._with:
-            self._client.expire(parts, seconds)
+    def progress(self, owner: str, digest: str) -> Upload:
+        """What the owner has sent of a delta; the chunks are kept for `LEASE_SECONDS` more. Never says `complete`."""
+        key = self._key(owner, check_digest(digest))
+        self._expire(key, int(LEASE_SECONDS))
+        return Parts(self._connection, key, digest).upload()
 
-    def _own_parts(self, owner: str, digest: str) -> str:
-        return f"ken:{self._namespace}:own-parts:{{{digest}}}:{owner}"
+    def commit(self, owner: str, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
+        """Make a delta of the owner's chunks, as `Uploads.commit` does, even where the store already holds the delta.
+
+        Raises:
+            InvalidInputError: as `Uploads.commit`, whatever other clients have sent or published.
+        """
+        key = self._key(owner, check_digest(digest))
+        hold = partial(self._expire, key, int(LEASE_SECONDS))
+        parts = Parts(self._connection, key, digest)
+        with parts.assembled(check, folder, hold) as file, self._leases.shared(digest):
+            self._deltas.put(file)
+            self._leases.hold_for_upload(digest)
+        self._expire(key, COMMITTED_SECONDS)
+
+    def _expire(self, key: str, seconds: int) -> None:
+        with self._connection.store_errors:
+            self._connection.client.expire(key, seconds)
+
+    def _key(self, owner: str, digest: str) -> str:
+        return self._connection.digest_key("own-parts", digest, owner)

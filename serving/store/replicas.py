@@ -1,51 +1,56 @@
-"""Which replicas live, how far each has followed the store, and where its metrics are."""
+"""The live replicas: which revision each has seen, and where its metrics are."""
 
 from __future__ import annotations
 
 import time
 
-from serving.store.connected import Connected
+from serving.store.connection import Connection
 
 REPLICA_SECONDS = 15.0
 """A replica that has not reported for this long counts as gone."""
 
 
-class Replicas(Connected):
-    """What replicas say of themselves."""
+class Replicas:
+    """What replicas report about themselves."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._key = connection.control_key("replicas")
 
     def report(self, replica: str, revision: int, address: str = "") -> None:
-        """Say that a replica lives and has seen `revision`.
+        """Record that a replica is alive and has seen `revision`.
 
         Args:
-            address: ``host:port`` of its metrics, empty where it has none.
+            address: ``host:port`` of the replica's metrics; empty where there are none.
         """
-        with self._with:
-            self._client.hset(self._control("replicas"), replica, f"{revision}:{time.time()}:{address}")
+        with self._connection.store_errors:
+            self._connection.client.hset(self._key, replica, f"{revision}:{time.time()}:{address}")
 
     def retire(self, replica: str) -> None:
-        with self._with:
-            self._client.hdel(self._control("replicas"), replica)
+        """Take a replica off the list."""
+        with self._connection.store_errors:
+            self._connection.client.hdel(self._key, replica)
 
-    def replicas(self) -> dict[str, int]:
-        """Revision seen by each replica that reported lately."""
+    def revisions(self) -> dict[str, int]:
+        """The revision each live replica has seen, by the replica's name."""
         return {name: revision for name, (revision, _) in self._reported().items()}
 
     def addresses(self) -> dict[str, str]:
-        """``host:port`` of the metrics of each replica that reported lately and has some."""
+        """``host:port`` of each live replica's metrics, by the replica's name, of replicas that have metrics."""
         return {name: address for name, (_, address) in self._reported().items() if address}
 
     def wait(self, revision: int, timeout: float) -> bool:
-        """Wait until every live replica has seen `revision`; False when time ran out."""
+        """Wait up to `timeout` seconds until every live replica has seen `revision`; False where one has not."""
         deadline = time.monotonic() + timeout
-        while any(seen < revision for seen in self.replicas().values()):
+        while any(seen < revision for seen in self.revisions().values()):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True
 
     def _reported(self) -> dict[str, tuple[int, str]]:
-        with self._with:
-            rows = self._client.hgetall(self._control("replicas"))
+        with self._connection.store_errors:
+            rows = self._connection.client.hgetall(self._key)
         found = {}
         for name, value in rows.items():
             revision, when, *address = value.decode().split(":", 2)

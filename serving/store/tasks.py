@@ -1,25 +1,29 @@
-"""Tasks in the store: versions, aliases, routes and their history; every change is one script, all of it or nothing."""
+"""Tasks in the store: versions, aliases and routes. Every change is one script, so it is made whole or not at all."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from serving.errors import ConflictError, OtherLabelsError, StoreError, UnknownTaskError
+from serving.kinds import answer_form
 from serving.names import check_alias, check_digest, check_name
 from serving.routing.answer_form import AnswerForm
 from serving.routing.routes import Route, check_route
 from serving.routing.versions import version_of, with_whole_digests
 from serving.security.signatures import Signature, check_genuine
 from serving.store.comparison import Comparison, of_alias, of_promotion, of_route
-from serving.store.connected import whoami
-from serving.store.keys import Keys, read_keys
+from serving.store.connection import Connection
+from serving.store.deltas import Deltas
+from serving.store.history import whoami
+from serving.store.keys import read_keys
+from serving.store.leases import Leases
 from serving.store.signatures import Signatures
+from serving.store.table import Table, Task
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -27,40 +31,23 @@ if TYPE_CHECKING:
 
 _REVISION = "@revision"
 _ROUTE = "@route"
-"""The route lies beside the aliases, so that a reader gets both at once, and moves as they do."""
+"""The route is kept like an alias, in the task's hash: one read gets both, and the same script changes both."""
 _READ_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task as the store knows it; `aliases` maps alias to digest."""
+class Tasks:
+    """Which delta answers under which task's name.
 
-    name: str
-    revision: int
-    aliases: dict[str, str]
-    versions: tuple[str, ...]
-    """Digests, oldest first."""
-    route: Route | None = None
-    """How requests that name no alias are split, and who gets copies of them; None: all to ``live``, and nobody."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """All tasks and keys at one revision of the store."""
-
-    revision: int
-    tasks: dict[str, Task]
-    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
-    locked: bool = False
-    """There are keys, or were."""
-
-
-class Tasks(Keys, Signatures):
-    """Which delta answers for which name.
-
-    What would have a version answer a task's callers in another form than they get now (labels, kind) is refused with
-    `OtherLabelsError` unless `allow_other_labels` is said. Returning to what was before is always possible.
+    A change is refused with `OtherLabelsError` if a version would then answer the task's callers in another form
+    (labels, kind) than they get now, unless the change is made with `allow_other_labels`. A rollback is never refused
+    for its labels.
     """
+
+    def __init__(self, connection: Connection, leases: Leases, deltas: Deltas, signatures: Signatures) -> None:
+        self._connection = connection
+        self._leases = leases
+        self._deltas = deltas
+        self._signatures = signatures
 
     def publish(
         self,
@@ -71,16 +58,17 @@ class Tasks(Keys, Signatures):
         signatures: Sequence[Signature] = (),
         allow_other_labels: bool = False,
     ) -> int:
-        """Upload a delta, make it a version of the task and point the alias at it: all of it or nothing.
+        """Upload a delta, make it a version of the task and point the alias at it. Nothing of the task changes in part.
 
         Args:
-            signatures: of the delta, kept beside those by other keys that the store has already.
+            who: the author of the change, for the history; by default this process's user and host.
+            signatures: of the delta. They are kept beside signatures by other keys that the store already has.
 
         Returns:
             The store's revision after the change.
 
         Raises:
-            InvalidInputError: a name nothing can have, or a signature that is not of this delta.
+            InvalidInputError: not a valid name of a task or an alias, or a signature of another delta.
             OtherLabelsError: see `Tasks`.
         """
         check_name("task", task)
@@ -88,11 +76,11 @@ class Tasks(Keys, Signatures):
         check_genuine(file.digest, signatures)
         compare = partial(of_alias, alias=alias, digest=file.digest)
         accept = partial(self._accept, task, compare, allow_other_labels, {file.digest: file.manifest})
-        with self._leased(file.digest):
-            accept()  # before anything is sent
-            self.put(file)
-            self._add_signatures(file.digest, signatures)
-            return self._changed("publish", task, alias, file.digest, who, accept)
+        with self._leases.shared(file.digest):
+            accept()  # refuses before anything is uploaded
+            self._deltas.put(file)
+            self._signatures.add(file.digest, signatures)
+            return self._change("publish", task, alias, file.digest, who, accept)
 
     def publish_digest(
         self,
@@ -103,22 +91,22 @@ class Tasks(Keys, Signatures):
         signatures: Sequence[Signature] = (),
         allow_other_labels: bool = False,
     ) -> int:
-        """Make a delta the store holds a version of the task, and point the alias at it; returns the revision.
+        """Make a delta that the store holds a version of the task, and point the alias at it; returns the revision.
 
         Args:
-            signatures: as in `publish`.
+            who, signatures: as in `publish`.
 
         Raises:
             InvalidInputError, OtherLabelsError: as in `publish`.
-            UnknownTaskError: the store does not hold the delta whole.
+            UnknownTaskError: the store does not hold the delta.
         """
         check_name("task", task)
         check_alias(alias)
         check_genuine(digest, signatures)
-        with self._leased(check_digest(digest)):
-            self._add_signatures(self._complete(task, digest), signatures)
+        with self._leases.shared(check_digest(digest)):
+            self._signatures.add(self._complete(task, digest), signatures)
             accept = partial(self._accept, task, partial(of_alias, alias=alias, digest=digest), allow_other_labels)
-            return self._changed("publish", task, alias, digest, who, accept)
+            return self._change("publish", task, alias, digest, who, accept)
 
     def promote(
         self,
@@ -128,92 +116,95 @@ class Tasks(Keys, Signatures):
         who: str | None = None,
         allow_other_labels: bool = False,
     ) -> int:
-        """Point an alias at a version already published to this task; returns the revision.
+        """Point an alias at a version of the task; returns the revision.
 
         Args:
-            digest: the version's, or how it begins, or another alias that points at it: see `version_of`.
-
-        Raises:
-            UnknownTaskError: no such task, or none of its versions is meant.
-            InvalidInputError: several may be meant.
-            OtherLabelsError: see `Tasks`.
-        """
-        check_alias(alias)
-        # whether the store holds it is asked of versions alone: it must not show whether others published it
-        found = self._complete(task, version_of(self.known(task), digest))
-        accept = partial(self._accept, task, partial(of_promotion, alias=alias, digest=found), allow_other_labels)
-        return self._changed("promote", task, alias, found, who, accept)
-
-    def rollback(self, task: str, alias: str = "live", who: str | None = None) -> int:
-        """Point an alias at what it pointed at before; returns the revision.
-
-        Raises:
-            UnknownTaskError: no such task or alias.
-            ConflictError: nothing before the current version.
-        """
-        return self._changed("rollback", check_name("task", task), check_name("alias", alias), "", who)
-
-    def set_route(
-        self, task: str, route: Route | None, who: str | None = None, allow_other_labels: bool = False
-    ) -> int:
-        """Split the requests that name no alias, or send them all to ``live`` (None); returns the revision.
-
-        Args:
-            route: its digests may be beginnings; whole ones are kept.
-
-        Raises:
-            UnknownTaskError: no such task, or a target or the shadow is neither an alias nor a version of it.
-            InvalidInputError: a target may be several versions, or two are the same one.
-            OtherLabelsError: see `Tasks`.
-        """
-        known = self.known(task)
-        if route is None:
-            return self._changed("route", task, _ROUTE, "", who)
-        whole = with_whole_digests(known, route)
-        accept = partial(self._accept, task, partial(of_route, route=whole), allow_other_labels)
-        return self._changed("route", task, _ROUTE, orjson.dumps(whole.plain()).decode(), who, accept)
-
-    def rollback_route(self, task: str, who: str | None = None) -> int:
-        """Return to the route, or to none, that was before; returns the revision.
-
-        Raises:
-            UnknownTaskError: no such task.
-            ConflictError: nothing before the current one.
-        """
-        return self._changed("rollback-route", check_name("task", task), _ROUTE, "", who)
-
-    def delete(self, task: str, who: str | None = None, force: bool = False) -> int:
-        """Forget a task, its aliases and versions; `gc` frees the blobs. Returns the revision.
-
-        Raises:
-            UnknownTaskError: no such task.
-            ConflictError: an alias or the route points at one of its versions, and it is not forced.
-        """
-        return self._deleted("delete", check_name("task", task), "", who, force)
-
-    def delete_version(self, task: str, digest: str, who: str | None = None, force: bool = False) -> int:
-        """Forget one version of a task; `gc` frees its blobs. Returns the revision.
-
-        No rollback returns to it. Forced while it is in use, each alias that points at it goes back to what it
-        pointed at before, or goes away where there is nothing before; the route loses what is no more.
-
-        Args:
-            digest: the version's, or how it begins, or an alias that points at it: see `version_of`.
+            digest: the version's digest, or its first digits, or another alias that points at it: see `version_of`.
 
         Raises:
             UnknownTaskError: no such task or version.
             InvalidInputError: several versions may be meant.
-            ConflictError: an alias or the route points at it, and it is not forced.
+            OtherLabelsError: see `Tasks`.
         """
-        return self._deleted("delete-version", task, version_of(self.known(task), digest), who, force)
+        check_alias(alias)
+        # the store is searched only for the task's own versions: an answer must not show what other tasks published
+        found = self._complete(task, version_of(self.known(task), digest))
+        accept = partial(self._accept, task, partial(of_promotion, alias=alias, digest=found), allow_other_labels)
+        return self._change("promote", task, alias, found, who, accept)
 
-    def task(self, name: str) -> Task | None:
-        key = self._control("task", name)
+    def rollback(self, task: str, alias: str = "live", who: str | None = None) -> int:
+        """Point an alias at the version it pointed at before; returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task or alias.
+            ConflictError: the alias has no earlier version to return to.
+        """
+        return self._change("rollback", check_name("task", task), check_name("alias", alias), "", who)
+
+    def set_route(
+        self, task: str, route: Route | None, who: str | None = None, allow_other_labels: bool = False
+    ) -> int:
+        """Set how requests that name no alias are split; returns the revision.
+
+        Args:
+            route: None sends all requests to ``live``. Digests may be given by their first digits; the store keeps
+                them whole.
+
+        Raises:
+            UnknownTaskError: no such task, or a target or the shadow is neither an alias nor a version of the task.
+            InvalidInputError: a target may mean several versions, or two targets mean the same version.
+            OtherLabelsError: see `Tasks`.
+        """
+        known = self.known(task)
+        if route is None:
+            return self._change("route", task, _ROUTE, "", who)
+        whole = with_whole_digests(known, route)
+        accept = partial(self._accept, task, partial(of_route, route=whole), allow_other_labels)
+        return self._change("route", task, _ROUTE, orjson.dumps(whole.plain()).decode(), who, accept)
+
+    def rollback_route(self, task: str, who: str | None = None) -> int:
+        """Return to the route before the current one, which may be no route; returns the revision.
+
+        Raises:
+            UnknownTaskError: no such task.
+            ConflictError: the task has no earlier route to return to.
+        """
+        return self._change("rollback-route", check_name("task", task), _ROUTE, "", who)
+
+    def delete(self, task: str, who: str | None = None, force: bool = False) -> int:
+        """Delete a task with its aliases and versions; returns the revision. `Garbage` frees the deltas later.
+
+        Raises:
+            UnknownTaskError: no such task.
+            ConflictError: an alias or the route points at a version of the task, and `force` is not set.
+        """
+        return self._delete("delete", check_name("task", task), "", who, force)
+
+    def delete_version(self, task: str, digest: str, who: str | None = None, force: bool = False) -> int:
+        """Delete one version of a task; returns the revision. `Garbage` frees the delta later.
+
+        No rollback returns to a deleted version. If a version in use is deleted by force, each alias that points at
+        the version returns to the version before; an alias without one is deleted. The route loses each target that
+        no longer exists.
+
+        Args:
+            digest: the version's digest, or its first digits, or an alias that points at it: see `version_of`.
+
+        Raises:
+            UnknownTaskError: no such task or version.
+            InvalidInputError: several versions may be meant.
+            ConflictError: an alias or the route points at the version, and `force` is not set.
+        """
+        return self._delete("delete-version", task, version_of(self.known(task), digest), who, force)
+
+    def get(self, name: str) -> Task | None:
+        """The task of this name, None if there is none."""
+        key = self._connection.control_key("task", name)
         for _ in self._tries():
-            with self._with:
-                pipe = self._client.pipeline(transaction=False)
+            with self._connection.store_errors:
+                pipe = self._connection.client.pipeline(transaction=False)
                 pipe.hgetall(key)
-                pipe.zrange(self._control("versions", name), 0, -1)
+                pipe.zrange(self._connection.control_key("versions", name), 0, -1)
                 pipe.hget(key, _REVISION)
                 fields, versions, revision = pipe.execute()
             if fields.get(_REVISION.encode()) == revision:
@@ -221,28 +212,28 @@ class Tasks(Keys, Signatures):
         raise AssertionError
 
     def known(self, name: str) -> Task:
-        """A task; raises `UnknownTaskError` if there is none of this name."""
-        known = self.task(check_name("task", name))
+        """The task of this name; raises `UnknownTaskError` if there is none."""
+        known = self.get(check_name("task", name))
         if known is None:
             raise UnknownTaskError(f"there is no task {name!r}; see `ken tasks`")
         return known
 
     def table(self) -> Table:
-        """All tasks and keys, read again until no change came in between."""
-        counter = self._control("revision")
+        """All tasks and API keys at one revision: they are read again if something changed meanwhile."""
+        counter = self._connection.control_key("revision")
         for _ in self._tries():
-            with self._with:
-                pipe = self._client.pipeline(transaction=False)
+            with self._connection.store_errors:
+                pipe = self._connection.client.pipeline(transaction=False)
                 pipe.get(counter)
-                pipe.smembers(self._control("tasks"))
+                pipe.smembers(self._connection.control_key("tasks"))
                 before, members = pipe.execute()
                 names = sorted(name.decode() for name in members)
-                pipe = self._client.pipeline(transaction=False)
+                pipe = self._connection.client.pipeline(transaction=False)
                 for name in names:
-                    pipe.hgetall(self._control("task", name))
-                    pipe.zrange(self._control("versions", name), 0, -1)
-                pipe.hgetall(self._control("keys"))
-                pipe.exists(self._control("locked"))
+                    pipe.hgetall(self._connection.control_key("task", name))
+                    pipe.zrange(self._connection.control_key("versions", name), 0, -1)
+                pipe.hgetall(self._connection.control_key("keys"))
+                pipe.exists(self._connection.control_key("locked"))
                 pipe.get(counter)
                 *answers, keys, locked, after = pipe.execute()
             if after == before:
@@ -252,21 +243,25 @@ class Tasks(Keys, Signatures):
                 )
         raise AssertionError
 
+    def have_version(self, digest: str) -> bool:
+        """Whether a delta is a version of any task."""
+        client, control = self._connection.client, self._connection.control_key
+        with self._connection.store_errors:
+            names = [name.decode() for name in client.smembers(control("tasks"))]
+            return any(client.zscore(control("versions", name), digest) is not None for name in names)
+
     def _tries(self) -> Iterator[None]:
-        """Turns at reading, until it takes too long; not a transaction, for who reads may have the right to no more."""
+        """Attempts to read, for as long as reading may take.
+
+        Not a transaction, since a user of the server who may only read has no right to one.
+        """
         deadline = time.monotonic() + _READ_SECONDS
         while time.monotonic() < deadline:
             yield
-        raise StoreError(f"the store at {self.where} changes faster than it can be read")
-
-    def history(self, task: str, count: int = 20) -> list[dict[str, Any]]:
-        """The newest changes of a task, or of the keys (``@keys``), newest first."""
-        with self._with:
-            rows = self._client.lrange(self._control("history", task), 0, count - 1)
-        return [orjson.loads(row) for row in rows]
+        raise StoreError(f"the store at {self._connection.where} changes faster than it can be read")
 
     def _complete(self, task: str, digest: str) -> str:
-        if not self.has(check_digest(digest)):
+        if not self._deltas.has(check_digest(digest)):
             raise UnknownTaskError(f"task {task!r}: the store does not hold a delta {digest}; publish it first")
         return digest
 
@@ -277,20 +272,20 @@ class Tasks(Keys, Signatures):
         allow_other_labels: bool,
         manifests: Mapping[str, Manifest] | None = None,
     ) -> tuple[int, str]:
-        """Compare the versions that a change would have answer with those that answer now.
+        """Compare the versions that would answer after a change with those that answer now.
 
-        The manifests lie in other hash slots than the task, so no script could read them.
+        The script that makes the change cannot do this: manifests lie in other hash slots than the task.
 
         Args:
-            manifests: of deltas that the store may not hold yet, by digest.
+            manifests: digest -> manifest, of deltas that the store may not hold yet.
 
         Returns:
-            The task's revision that this holds for, 0 for no task, and what differs and is allowed, in words.
+            The task's revision at which they were compared, 0 for no task; and the allowed differences in words.
 
         Raises:
-            OtherLabelsError: something does, and is not allowed.
+            OtherLabelsError: the forms differ, and this is not allowed.
         """
-        known = self.task(task)
+        known = self.get(task)
         if known is None:
             return 0, ""
         differs = compare(known).difference(partial(self._form, manifests or {}))
@@ -302,15 +297,15 @@ class Tasks(Keys, Signatures):
         return known.revision, differs
 
     def _form(self, manifests: Mapping[str, Manifest], digest: str) -> AnswerForm | None:
-        """The form of a version's answers; None where the store's manifest of it is gone or damaged."""
-        from ken_core.manifest import Manifest  # needs torch, which who only lists tasks need not wait for
+        """The form of a version's answers; None where its manifest in the store is gone or damaged."""
+        from ken_core.manifest import Manifest  # imports torch, which is slow and not needed to list tasks
 
         try:
-            return AnswerForm.of(manifests.get(digest) or Manifest.model_validate(self.manifest(digest)))
+            return answer_form(manifests.get(digest) or Manifest.model_validate(self._deltas.manifest(digest)))
         except ValueError:
             return None
 
-    def _changed(
+    def _change(
         self,
         action: str,
         task: str,
@@ -319,25 +314,30 @@ class Tasks(Keys, Signatures):
         who: str | None,
         accept: Callable[[], tuple[int, str]] | None = None,
     ) -> int:
-        """Make a change. What is accepted only at the task's revision is accepted anew where others change the task."""
+        """Make a change; returns the store's revision.
+
+        Args:
+            accept: called before each attempt, see `_accept`. Its answer holds for one revision of the task; if the
+                task changed since, the script changes nothing and there is another attempt.
+        """
         for _ in self._tries():
-            revision = self._changed_once(action, task, pointer, value, who, *(accept() if accept else ("", "")))
+            revision = self._try_change(action, task, pointer, value, who, *(accept() if accept else ("", "")))
             if revision is not None:
                 return revision
         raise AssertionError
 
-    def _changed_once(
+    def _try_change(
         self, action: str, task: str, pointer: str, value: str, who: str | None, seen: int | str, other_labels: str
     ) -> int | None:
-        """None: the task is at another revision than the one seen."""
+        """The store's revision after the change; None if the task's revision is not `seen`, and nothing was changed."""
         keys = [
-            self._control("task", task),
-            self._control("versions", task),
-            self._control("stack", task, pointer),
-            self._control("tasks"),
-            *self._recorded(task),
+            self._connection.control_key("task", task),
+            self._connection.control_key("versions", task),
+            self._connection.control_key("stack", task, pointer),
+            self._connection.control_key("tasks"),
+            *self._connection.record_keys(task),
         ]
-        match self._run("change", keys, action, task, pointer, value, who or whoami(), seen, other_labels):
+        match self._connection.run("change", keys, action, task, pointer, value, who or whoami(), seen, other_labels):
             case [b"ok", revision]:
                 return int(revision)
             case [b"changed"]:
@@ -354,15 +354,15 @@ class Tasks(Keys, Signatures):
             raise ConflictError(f"task {task!r} had no other route before; nothing to return to")
         raise ConflictError(f"alias {pointer!r} of task {task!r} has no earlier version to return to")
 
-    def _deleted(self, action: str, task: str, digest: str, who: str | None, force: bool) -> int:
+    def _delete(self, action: str, task: str, digest: str, who: str | None, force: bool) -> int:
         keys = [
-            self._control("task", task),
-            self._control("versions", task),
-            self._control("stack", task),
-            self._control("tasks"),
-            *self._recorded(task),
+            self._connection.control_key("task", task),
+            self._connection.control_key("versions", task),
+            self._connection.control_key("stack", task),
+            self._connection.control_key("tasks"),
+            *self._connection.record_keys(task),
         ]
-        match self._run("delete", keys, action, task, digest, int(force), who or whoami()):
+        match self._connection.run("delete", keys, action, task, digest, int(force), who or whoami()):
             case [b"ok", revision]:
                 return int(revision)
             case [b"no-task"]:

@@ -1,170 +1,92 @@
-"""Uploads in chunks that may stop and go on: nothing is visible until all of it was checked.
-
-Chunks wait in a hash of their own, apart from what readers fetch, so that whoever may upload can damage no delta.
-"""
+"""Uploads in chunks, which may stop and go on later. A delta becomes visible only after all of it was checked."""
 
 from __future__ import annotations
 
-import hashlib
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ken_core.errors import KenError
-from serving.errors import DeadlineError, InvalidInputError, OverloadedError, TooLargeError, UnavailableError
+from serving.errors import InvalidInputError
 from serving.names import check_digest
-from serving.store.deltas import CHUNK_BYTES, Deltas
+from serving.store.connection import Connection
+from serving.store.deltas import Deltas
+from serving.store.leases import Leases
+from serving.store.parts import Parts, Upload, check_chunk
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
 
-MOST_CHUNKS = 1 << 14
-"""64 GiB in full chunks."""
 
+class Uploads:
+    """Uploads for clients that cannot reach the store themselves. All clients share the upload of a digest."""
 
-@dataclass(frozen=True)
-class Upload:
-    """How far an upload has come."""
-
-    digest: str
-    received: tuple[int, ...]
-    """Positions of the chunks that are there, in order."""
-    bytes: int
-    complete: bool
-    """The store holds the delta: nothing needs to be sent."""
-
-
-class Uploads(Deltas):
-    """A delta in, chunk by chunk, from whoever cannot reach the store."""
+    def __init__(self, connection: Connection, leases: Leases, deltas: Deltas) -> None:
+        self._connection = connection
+        self._leases = leases
+        self._deltas = deltas
 
     def put_chunk(self, digest: str, i: int, data: bytes) -> None:
-        """Keep chunk `i`, from 0, of a delta. Repeatable, in any order; ignored once the delta is complete.
+        """Keep chunk `i`, counted from 0, of a delta. Chunks may come in any order, and more than once.
 
-        Holds `gc` off the digest for `LEASE_SECONDS`.
+        A chunk of a complete delta is ignored. The digest is kept from being collected for `LEASE_SECONDS`.
 
         Raises:
-            InvalidInputError: no digest, no position of a chunk, or an empty chunk.
-            TooLargeError: more than `CHUNK_BYTES`.
+            InvalidInputError: not a digest, not a chunk's position, or an empty chunk.
+            TooLargeError: more than `CHUNK_BYTES` bytes.
         """
         check_chunk(digest, i, data)
-        self._hold_for_upload(digest)
-        if not self.has(digest):
-            with self._with:
-                self._client.hset(self._parts(digest), str(i), data)
+        self._leases.hold_for_upload(digest)
+        if not self._deltas.has(digest):
+            with self._connection.store_errors:
+                self._connection.client.hset(self._key(digest), str(i), data)
 
-    def uploaded(self, digest: str) -> Upload:
-        """What is there of a delta; holds `gc` off it for `LEASE_SECONDS`, so that it can be counted on."""
-        self._hold_for_upload(check_digest(digest))
-        with self._with:
-            size, count = self._client.hmget(self._delta(digest), "size", "count")
-            if size is not None and count is not None:
-                return Upload(digest, tuple(range(int(count))), int(size), complete=True)
-        return self._progress(digest, self._parts(digest))
+    def progress(self, digest: str) -> Upload:
+        """How far the upload of a delta has come.
 
-    def commit_upload(self, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
-        """Make a delta of the chunks 0 to n - 1, if that is what they are. Nothing to do where it is complete.
+        The digest is kept from being collected for `LEASE_SECONDS`, so that a client may rely on the answer.
+        """
+        self._leases.hold_for_upload(check_digest(digest))
+        extent = self._deltas.extent(digest)
+        if extent is None:
+            return self._parts(digest).upload()
+        size, count = extent
+        return Upload(digest, tuple(range(count)), size, complete=True)
 
-        `gc` leaves the delta alone for `LEASE_SECONDS` more: the time to publish it. The store holds it twice for
-        a moment.
+    def commit(self, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
+        """Make a delta of the chunks 0 to n - 1. Does nothing where the store already holds the delta.
+
+        The delta is kept from being collected for `LEASE_SECONDS`: the time to publish it. For a moment the store
+        holds its bytes twice.
 
         Args:
-            check: opens a file as a delta; whatever it raises refuses the upload.
-            folder: a folder with room for the file meanwhile.
+            check: opens a file as a delta. Any error it raises refuses the upload.
+            folder: a folder with room for the file.
 
         Raises:
-            InvalidInputError: chunks are missing, or their sha256 is not the digest: all are dropped then, because
-                any of them may be the wrong one.
+            InvalidInputError: chunks are missing; or their sha256 is not the digest, and all chunks are dropped,
+                because any of them may be the wrong one.
         """
-        self._hold_for_upload(check_digest(digest))
+        hold = partial(self._leases.hold_for_upload, check_digest(digest))
+        hold()
         parts = self._parts(digest)
         try:
-            with self._leased(digest):
-                if not self.has(digest):
-                    with self._assembled(digest, parts, check, folder, partial(self._hold_for_upload, digest)) as file:
-                        self.put(file)
-                self._drop(parts)
-                self._hold_for_upload(digest)
+            with self._leases.shared(digest):
+                if not self._deltas.has(digest):
+                    with parts.assembled(check, folder, hold) as file:
+                        self._deltas.put(file)
+                parts.drop()
+                hold()
         except InvalidInputError:
-            if not self.has(digest):  # else another commit of the same chunks took them, and all is well
+            if not self._deltas.has(digest):  # otherwise another commit took the same chunks and made the delta
                 raise
 
-    def _progress(self, digest: str, parts: str) -> Upload:
-        with self._with:
-            received = self._received(parts)
-            pipe = self._client.pipeline(transaction=False)
-            for i in received:
-                pipe.hstrlen(parts, str(i))
-            sizes = pipe.execute() if received else []
-        return Upload(digest, received, sum(sizes), complete=False)
+    def drop(self, digest: str) -> None:
+        """Delete the chunks of an upload."""
+        self._parts(digest).drop()
 
-    @contextmanager
-    def _assembled(
-        self, digest: str, parts: str, check: Callable[[Path], DeltaFile], folder: Path, hold: Callable[[], None]
-    ) -> Iterator[DeltaFile]:
-        """The file that chunks make, while it is needed. Chunks that make none are dropped.
+    def _parts(self, digest: str) -> Parts:
+        return Parts(self._connection, self._key(digest), digest)
 
-        Args:
-            hold: keeps the chunks for `LEASE_SECONDS` more.
-        """
-        path = folder / f".{digest}.{uuid.uuid4().hex}.partial"
-        try:
-            self._assemble(digest, parts, path, hold)
-            yield self._checked(parts, path, check)
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _assemble(self, digest: str, parts: str, path: Path, hold: Callable[[], None]) -> None:
-        received = self._received(parts)
-        missing = sorted(set(range(max(received, default=0) + 1)) - set(received))
-        sha, size = hashlib.sha256(), 0
-        with path.open("wb") as out:
-            for i in received if not missing else ():
-                hold()
-                with self._with:
-                    data = self._client.hget(parts, str(i))
-                if data is None:
-                    missing.append(i)
-                    break
-                sha.update(data)
-                size += out.write(data)
-        if missing:
-            few = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
-            raise InvalidInputError(f"upload {digest} lacks chunk {few}; send what is missing, then commit again")
-        if sha.hexdigest() != digest:
-            self._drop(parts)
-            raise InvalidInputError(
-                f"upload {digest}: its {len(received)} chunks, {size} bytes, have the sha256 {sha.hexdigest()}, so one "
-                "is wrong or the last are missing; they were dropped, send all of them again"
-            )
-
-    def _checked(self, parts: str, path: Path, check: Callable[[Path], DeltaFile]) -> DeltaFile:
-        try:
-            return check(path)
-        except (DeadlineError, OverloadedError, UnavailableError):
-            raise  # nothing is known of it yet
-        except KenError:
-            self._drop(parts)  # these bytes are what was meant, so sending them again would not help
-            raise
-
-    def _received(self, parts: str) -> tuple[int, ...]:
-        with self._with:
-            return tuple(sorted(int(i) for i in self._client.hkeys(parts)))
-
-    def _drop(self, parts: str) -> None:
-        with self._with:
-            self._client.delete(parts)
-
-
-def check_chunk(digest: str, i: int, data: bytes) -> None:
-    """Raises as `Uploads.put_chunk` says, before anything is asked of the store."""
-    check_digest(digest)
-    if not 0 <= i < MOST_CHUNKS:
-        raise InvalidInputError(f"chunk {i}: expected a position from 0 to {MOST_CHUNKS - 1}")
-    if not data:
-        raise InvalidInputError(f"chunk {i} of {digest} is empty; send its bytes")
-    if len(data) > CHUNK_BYTES:
-        raise TooLargeError(f"chunk {i} of {digest} has {len(data)} bytes; send at most {CHUNK_BYTES} at once")
+    def _key(self, digest: str) -> str:
+        return self._connection.digest_key("parts", digest)

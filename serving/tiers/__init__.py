@@ -1,1 +1,1 @@
-"""Where a delta lies: on disk, in host memory, on the device."""
+"""Where a delta is: on disk, in host memory, on the device."""

@@ -1,4 +1,4 @@
-"""The host tier: decoded deltas, loaded through the disk tier from the store."""
+"""The host tier: decoded deltas. A delta that is absent is loaded from the store through the disk tier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from serving.tiers.files import DeltaFiles
 
 @dataclass(frozen=True)
 class Found:
-    """A decoded delta, the nearest tier that held it, and what it took to have it."""
+    """A decoded delta and where it was found.
+
+    Attributes:
+        tier: the nearest tier that held the delta: ``host``, ``disk`` or ``store``.
+        fetch_seconds: time to fetch and open its file.
+        decode_seconds: time to decode the file.
+    """
 
     delta: Delta
     tier: str
@@ -27,12 +33,16 @@ class Found:
 
 
 class DeltaCache:
-    """Decoded deltas by digest, loaded through the disk tier from the store.
+    """Decoded deltas by digest, loaded from the store through the disk tier. Threads may share it.
 
     Args:
-        worth_keeping: whether a decoded delta is kept in host memory at all, within `host_budget`. Beside a GPU all
-            are; on a CPU a packed delta lies in the same memory, and keeping both would hold its values twice.
-        threads: to decode on; by default as many as torch may use.
+        files: the disk tier.
+        host_budget: bytes of decoded deltas in host memory.
+        base: the checkpoint that deltas are decoded against.
+        fingerprint: the base's.
+        worth_keeping: whether a decoded delta is kept in host memory at all. Beside a GPU every delta is kept. On a CPU
+            the packed delta is in the same memory, and keeping the decoded one too would hold its values twice.
+        threads: number of threads to decode on; by default as many as torch may use.
     """
 
     def __init__(
@@ -51,10 +61,10 @@ class DeltaCache:
         self._threads = threads
         self._lock = threading.Lock()
         self._host: ByteBudget[Delta] = ByteBudget(host_budget)
-        self.hits = {"host": 0, "disk": 0, "store": 0}
 
     @property
     def host_nbytes(self) -> int:
+        """Bytes of the decoded deltas in host memory."""
         return self._host.nbytes
 
     def tier_of(self, digest: str) -> str:
@@ -66,15 +76,16 @@ class DeltaCache:
         return "disk" if self.files.holds(digest) else "store"
 
     def load(self, digest: str) -> Found:
-        """A decoded delta; blocks while it is fetched. Call it through a `SingleFlight`.
+        """Load a decoded delta; blocks while the file is fetched and decoded.
+
+        Two calls for one digest at the same time do the work twice, so loaders call this through a `SingleFlight`.
 
         Raises:
-            StoreError, RefusedDeltaError, DeltaFormatError, BaseMismatchError, ConfigMismatchError: as the tiers
-                below do.
+            StoreError, RefusedDeltaError: as `DeltaFiles.open`.
+            DeltaFormatError, BaseMismatchError, ConfigMismatchError, CheckpointChangedError: as `deltafile.read`.
         """
         with self._lock:
             held = self._host.get(digest)
-            self.hits["host"] += held is not None
         if held is not None:
             return Found(held, "host")
         started = time.perf_counter()
@@ -83,9 +94,7 @@ class DeltaCache:
             fetched = time.perf_counter()
             delta = deltafile.read(file, self._base, self._fingerprint, self._threads)
         decoded = time.perf_counter()
-        tier = "disk" if on_disk else "store"
-        with self._lock:
-            self.hits[tier] += 1
-            if self._worth_keeping(delta):
+        if self._worth_keeping(delta):
+            with self._lock:
                 self._host.put(digest, delta, delta.nbytes)
-        return Found(delta, tier, fetched - started, decoded - fetched)
+        return Found(delta, "disk" if on_disk else "store", fetched - started, decoded - fetched)

@@ -1,4 +1,4 @@
-"""Tokenizers of tasks on a replica: tasks that encode alike share one."""
+"""Tokenizers of the tasks on a replica. Tasks that encode alike share one tokenizer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ken_core.tokenization import Encoder
 
 
 class Encoders:
-    """Gives tasks their tokenizers. May be called from many threads; a tokenizer lives as long as a task holds it.
+    """Gives tasks their tokenizers. Threads may share it. A tokenizer lives as long as a task holds it.
 
     Args:
-        base: whose tokenizer tasks have that bring none.
+        base: its tokenizer serves every task that encodes as the base does.
     """
 
     def __init__(self, base: Checkpoint) -> None:
@@ -24,10 +24,10 @@ class Encoders:
         self._shared: WeakValueDictionary[bytes, Encoder] = WeakValueDictionary()
 
     def of(self, delta: Delta) -> Encoder:
-        """A task's tokenizer.
+        """The tokenizer of a delta's task.
 
         Raises:
-            CheckpointError: what the delta brings is no usable one.
+            CheckpointError: the delta's tokenizer files make no usable tokenizer.
         """
         if not delta.encodes_otherwise:
             return self.of_base
@@ -40,7 +40,7 @@ class Encoders:
 
 
 def _key(delta: Delta) -> bytes:
-    """A digest of all that decides how a delta's texts are encoded on one base."""
+    """A digest of everything that decides how a delta's texts are encoded, given the base."""
     own = delta.embedding
     files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(delta.files.items())]
     limits = None if own is None else (own.max_length, own.lowercase)

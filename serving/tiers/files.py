@@ -1,4 +1,4 @@
-"""The disk tier: delta files, fetched from the store where they are absent."""
+"""The disk tier: delta files. A file that is absent is fetched from the store."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 class DeltaFiles:
-    """The disk tier: ``<folder>/<digest>``, checked against its name whenever it is opened. Survives restarts.
+    """Delta files on disk, which survive restarts. Threads may share it.
+
+    A delta's file is ``<folder>/<digest>``. Whenever it is opened, its sha256 is compared with its name.
 
     Args:
-        budget: bytes of delta files; the few hundred of each one's signatures are not counted.
-        signed: decides what may be opened; None: everything. Signatures lie beside the files, as ``<digest>.sig``.
+        budget: bytes of delta files. Signature files (``<digest>.sig``, a few hundred bytes each) do not count.
+        store: None: only files that are already in the folder can be opened.
+        signed: decides which deltas may be opened; None: all.
     """
 
     def __init__(self, folder: Path, budget: int, store: Store | None, signed: SignatureCheck | None = None) -> None:
@@ -43,11 +46,12 @@ class DeltaFiles:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all delta files."""
         return self._files.nbytes
 
     @contextmanager
     def held(self, digest: str) -> Iterator[None]:
-        """Keep a file from being evicted while it is read."""
+        """Keep a file on disk while it is read."""
         with self._lock:
             self._held[digest] += 1
         try:
@@ -60,12 +64,15 @@ class DeltaFiles:
         return digest in self._files
 
     def open(self, digest: str) -> tuple[DeltaFile, bool]:
-        """The delta's file and whether it was here already; fetched from the store if it was not.
+        """Open a delta's file, which is fetched from the store if it is not on disk.
+
+        Returns:
+            The file, and whether it was already on disk.
 
         Raises:
-            StoreError: it is not on disk and the store does not give it.
-            DeltaFormatError: the store gave a file that is no sound delta.
-            RefusedDeltaError: it must be signed, and no trusted key did.
+            StoreError: the file is not on disk, and the store does not deliver it.
+            DeltaFormatError: the file from the store is no valid delta.
+            RefusedDeltaError: deltas must be signed, and no trusted key signed this one.
         """
         path = self.folder / digest
         signatures = self._signed.check(path) if self._signed else ()
@@ -79,13 +86,13 @@ class DeltaFiles:
         if not path.is_file():
             return None
         try:
-            if _sha256(path) != path.name:  # found out before anything of it is believed
-                _log.warning("%s on disk does not have its digest any more; fetching it again", path.name)
+            if _sha256(path) != path.name:  # checked before the file's content is used
+                _log.warning("delta file %s on disk no longer has the sha256 of its name; fetching it again", path.name)
                 return None
             file = deltafile.open_file(path, path.name)
             os.utime(path)
         except (DeltaFormatError, OSError) as error:
-            _log.warning("%s on disk is damaged (%s); fetching it again", path.name, error)
+            _log.warning("delta file %s on disk is damaged (%s); fetching it again", path.name, error)
             return None
         with self._lock:
             self._files.get(path.name)
@@ -94,16 +101,16 @@ class DeltaFiles:
     def _fetch(self, path: Path) -> DeltaFile:
         if self._store is None:
             raise FileNotFoundError(path)
-        self._store.fetch(path.name, path)
+        self._store.deltas.fetch(path.name, path)
         with self._lock:
             self._admit(path)
-        return deltafile.open_file(path, path.name)  # fetching has compared the digest
+        return deltafile.open_file(path, path.name)  # the fetch has compared the digest
 
     def _complete(self) -> list[Path]:
-        """Delta files; what a killed process left beside them is cleared away."""
+        """All complete delta files. Deletes the partial files and lone signatures that a killed process left."""
         left = [s for s in self.folder.glob("*.sig") if not s.with_suffix("").exists()]
         for path in (*self.folder.glob(".*.partial"), *left):
-            if time.time() - path.stat().st_mtime > 600:  # younger ones may be another replica's
+            if time.time() - path.stat().st_mtime > 600:  # a younger file may belong to another replica's fetch
                 path.unlink(missing_ok=True)
         return [p for p in self.folder.iterdir() if len(p.name) == 64]
 

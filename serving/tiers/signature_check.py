@@ -1,7 +1,7 @@
-"""What a replica may load where it trusts only some: a delta that a trusted key signed, wherever its file lies.
+"""Which deltas a replica may load: if it has trusted keys, only deltas that one of these keys signed.
 
-A signature counts for as long as its key is trusted, so it is checked at each load; those beside the file save asking
-the store, and are asked for again where they do not do.
+A signature counts as long as its key is trusted, so signatures are checked at each load. Signatures are kept beside a
+delta's file, which saves a request to the store. If none of them is of a trusted key, the store is asked again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class SignatureCheck:
-    """Decides what may be loaded. Threads may share it."""
+    """Decides which deltas may be loaded. Threads may share it."""
 
     def __init__(self, trusted: TrustedKeys, store: Store, metrics: Metrics) -> None:
         self._trusted = trusted
@@ -28,22 +28,22 @@ class SignatureCheck:
         self._refused: set[str] = set()
 
     def check(self, path: Path) -> tuple[Signature, ...]:
-        """Let a delta pass that a trusted key signed; nothing of it is read.
+        """Check that a trusted key signed a delta. The delta itself is not read.
 
         Args:
-            path: of its file, which may not be there yet; its name is the digest.
+            path: of the delta's file, named by its digest. The file need not exist yet.
 
         Returns:
-            Signatures to keep beside the file; none where those that lie there do.
+            Signatures to keep beside the file; empty if the signatures that are there suffice.
 
         Raises:
-            RefusedDeltaError: no trusted key signed it.
-            StoreError: the signatures on disk do not do, and the store gives none.
+            RefusedDeltaError: no trusted key signed the delta.
+            StoreError: no signature on disk is of a trusted key, and the store cannot be asked.
         """
         digest = path.name
         if self._trusted.signer(digest, self._on_disk(path)) is not None:
             return ()
-        found = self._store.signatures(digest)
+        found = self._store.signatures.of(digest)
         try:
             self._trusted.check(digest, found)
         except UntrustedDeltaError as error:
@@ -55,12 +55,12 @@ class SignatureCheck:
         try:
             return read_signatures(path)
         except InvalidInputError as error:
-            _log.warning("%s; asking the store", error)
+            _log.warning("%s; asking the store for the signatures", error)
             return ()
 
     def _refusal(self, digest: str, error: UntrustedDeltaError) -> RefusedDeltaError:
         self._metrics.refused_deltas.inc()
         if digest not in self._refused:
             self._refused.add(digest)
-            _log.error("not loaded: %s", error)
+            _log.error("delta not loaded: %s", error)
         return RefusedDeltaError(str(error))

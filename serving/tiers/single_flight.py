@@ -1,4 +1,4 @@
-"""A function that runs once for each key, however many callers ask for that key meanwhile."""
+"""A function that runs once per key, however many callers ask for the key meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ V = TypeVar("V")
 
 
 class SingleFlight(Generic[V]):
-    """Runs a function on a pool, at most once at a time for each key; all who asked meanwhile share the result."""
+    """Runs a function on a pool of threads, at most once at a time per key. Callers of one key share its result.
+
+    Results are not kept: a call after the end of a run starts the next one.
+    """
 
     def __init__(self, work: Callable[[str], V], threads: int, name: str) -> None:
         self._work = work
@@ -26,12 +29,13 @@ class SingleFlight(Generic[V]):
             flight = self._flights.get(key)
             if flight is None:
                 flight = Future()
-                flight.set_running_or_notify_cancel()  # who gives up waiting must not cancel it for the others
+                flight.set_running_or_notify_cancel()  # a caller that gives up must not cancel it for the others
                 self._pool.submit(self._fly, key, flight)
                 self._flights[key] = flight
             return flight
 
     def close(self) -> None:
+        """Wait for what is running. Callers whose work has not begun get an `UnavailableError`."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             left, self._flights = self._flights, {}

@@ -1,4 +1,4 @@
-"""Deltas that can never be served here, remembered: nobody fetches and decodes them again to find out the same."""
+"""Deltas that can never be served here. They are remembered, so that no delta is fetched and decoded in vain twice."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from serving.errors import UnfitDeltaError, UnsupportedKindError
 _log = logging.getLogger(__name__)
 _MOST = 4096
 _FAULTS = (DeltaFormatError, BaseMismatchError, ConfigMismatchError)
-"""Of the delta's content, which its digest names: they do not pass. Those of the store and of the device do."""
+"""Errors of a delta's content. They last, because the digest names the content; errors of the store or device pass."""
 
 
 class Unfit:
-    """Reasons by digest, the latest few thousand. Callable from any thread."""
+    """The reasons why deltas cannot be served, by digest; the latest few thousand. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reasons: OrderedDict[str, UnfitDeltaError | UnsupportedKindError] = OrderedDict()
 
     def refuse(self, digest: str) -> None:
-        """Raise what was found out about a delta, if anything was."""
+        """Raise the error that is remembered for a delta, if there is one."""
         with self._lock:
             known = self._reasons.get(digest)
         if known is not None:
@@ -33,10 +33,11 @@ class Unfit:
 
     @contextmanager
     def noting(self, digest: str) -> Iterator[None]:
-        """Remember what is found to be wrong with a delta's content.
+        """Remember the errors that a delta's content raises in this block.
 
         Raises:
-            UnfitDeltaError: in the place of an error that says so.
+            UnfitDeltaError: in place of an error of the delta's content.
+            UnsupportedKindError: as it was raised in the block.
         """
         try:
             yield
@@ -45,7 +46,7 @@ class Unfit:
             raise
         except _FAULTS as error:
             unfit = UnfitDeltaError(f"delta {digest} cannot be served: {error}")
-            if not isinstance(error.__cause__, MemoryError):  # which may be this moment's fault
+            if not isinstance(error.__cause__, MemoryError):  # too little memory may be a matter of the moment
                 self._note(digest, unfit)
             raise unfit from error
 

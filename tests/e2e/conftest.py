@@ -88,4 +88,4 @@ def publish_all(url: str, published: list[PublishedTask]) -> None:
 
     store = Store(url)
     for task in published:
-        store.publish(task.name, deltafile.open_file(task.file))
+        store.tasks.publish(task.name, deltafile.open_file(task.file))

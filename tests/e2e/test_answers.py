@@ -53,8 +53,9 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     """The control: the same head on a backbone with another task's delta gives other probabilities."""
     import torch
 
-    from ken_core import ResidentModel, graft
+    from ken_core import ResidentModel
     from ken_core.fingerprint import fingerprint
+    from ken_core.heads import graft_split
     from ken_core.tokenization import Encoder, collate
     from serving.pipelines.base import TaskSpec
     from serving.pipelines.text_classification import TextClassification
@@ -65,7 +66,7 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     first, second = (deltafile.read(deltafile.open_file(t.file), base, identity) for t in published[:2])
     own, neighbour = resident.attach(first), resident.attach(second)
     task = published[0]
-    model = graft(resident.backbone, first.architecture, first.config, own.head)
+    model = graft_split(resident.backbone, first.architecture, first.config, own.head)
     kind = TextClassification()
     spec = TaskSpec(model.config, Encoder(base, model.config, {}))
     prepared = finish(kind.prepare(task.texts[:5], spec, kind.parameters()))
@@ -73,7 +74,8 @@ def test_a_neighbours_delta_would_fail_that_comparison(minilm: Path, published: 
     with torch.inference_mode():
         for name, delta in (("own", own), ("neighbour", neighbour)):
             resident.activate(delta)
-            raw = [kind.forward(model, collate(one.rows, 0, resident.device)) for one in prepared]
+            batches = [collate(one.rows, 0, resident.device) for one in prepared]
+            raw = [kind.run_head(model, resident.backbone(**b, return_dict=True), b) for b in batches]
             scored = [kind.present(p, r, spec, kind.parameters()) for p, r in zip(prepared, raw, strict=True)]
             answers[name] = [{o["label"]: o["score"] for o in outputs} for outputs in scored]
     expected = pipeline_scores(task, task.texts[:5])
@@ -104,24 +106,24 @@ def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
 ) -> None:
     store = Store(store_url)
     task, other = published[0], later
-    store.publish("flowing", deltafile.open_file(task.file))
-    store.wait(store.publish("flowing", deltafile.open_file(other.file), alias="next"), 10)
+    store.tasks.publish("flowing", deltafile.open_file(task.file))
+    store.replicas.wait(store.tasks.publish("flowing", deltafile.open_file(other.file), alias="next"), 10)
     digests: list[str] = []
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
 
             def ask(i: int) -> str:
                 if i == 60:
-                    store.promote("flowing", other.digest)
+                    store.tasks.promote("flowing", other.digest)
                 response = client.post("/v1/tasks/flowing/predict", json={"inputs": task.texts[i % 50]})
                 assert response.status_code == 200, response.text
                 return str(response.json()["digest"])
 
             digests = list(pool.map(ask, range(200)))
-            assert store.wait(store.revision(), 10)
+            assert store.replicas.wait(store.events.revision(), 10)
             after = [ask(0) for _ in range(5)]
     finally:
-        store.delete("flowing", force=True)
+        store.tasks.delete("flowing", force=True)
     assert set(digests) == {task.digest, other.digest}
     assert set(after) == {other.digest}
 
@@ -130,9 +132,9 @@ def test_a_version_can_be_pinned_and_an_alias_asked_for(
     server: ServerProcess, published: list[PublishedTask], later: PublishedTask, store_url: str
 ) -> None:
     store = Store(store_url)
-    store.publish("two", deltafile.open_file(published[0].file))
-    revision = store.publish("two", deltafile.open_file(later.file), alias="canary")
-    assert store.wait(revision, 10)
+    store.tasks.publish("two", deltafile.open_file(published[0].file))
+    revision = store.tasks.publish("two", deltafile.open_file(later.file), alias="canary")
+    assert store.replicas.wait(revision, 10)
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             body = {"inputs": "some text"}
@@ -141,7 +143,7 @@ def test_a_version_can_be_pinned_and_an_alias_asked_for(
             pinned = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": later.digest})
             foreign = client.post("/v1/tasks/two/predict", json=body, headers={"X-Ken-Delta": published[2].digest})
     finally:
-        store.delete("two", force=True)
+        store.tasks.delete("two", force=True)
     assert live.json()["digest"] == published[0].digest
     assert canary.json()["digest"] == pinned.json()["digest"] == later.digest
     assert foreign.status_code == 404

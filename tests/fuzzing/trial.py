@@ -96,7 +96,7 @@ class _Bench:
                             (prepared,) = finish(pipeline.prepare(inputs, loaded.spec, checked))
                     except InvalidInputError:
                         continue
-                    raws, _ = await self.engine.run(loaded, pipeline, prepared.rows, _FOREVER)
+                    raws, _ = await self.engine.answer(loaded, pipeline, prepared.rows, _FOREVER)
                     try:
                         with refusing_what_its_tokenizer_cannot_read():
                             answer = pipeline.present(prepared, raws, loaded.spec, checked)

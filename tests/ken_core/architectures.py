@@ -43,7 +43,8 @@ class Architecture:
     heads: tuple[str, ...]
     sizes: Mapping[str, Any] = field(hash=False)
     mixes_dtypes: bool = False
-    """transformers loads some weights of a halved one in float32 and can then not multiply them; cast whole it can."""
+    """Whether the model must be cast as a whole: saved in half precision, transformers loads some of its weights in
+    float32 and then cannot multiply them."""
 
     def config(self, **changes: Any) -> PretrainedConfig:
         """A config of its class; wide weights, so that every layer shows in the answers."""

@@ -57,7 +57,7 @@ def _shards(
 
 
 def _random(name: str, shape: torch.Size, *, moved: bool) -> torch.Tensor:
-    """The same values for the same name, in blocks of rows; plus a shift of a tenth of them."""
+    """Random values in blocks of rows, always the same for the same name; plus a shift of a tenth of them."""
     generator = torch.Generator().manual_seed(sum(name.encode()))
     out = torch.empty(shape, dtype=torch.bfloat16)
     for rows in out.reshape(shape[0], -1).split(4096):

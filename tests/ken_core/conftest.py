@@ -29,14 +29,14 @@ def _quiet() -> None:
 
 @pytest.fixture(autouse=True)
 def _single_threaded() -> None:
-    """For each test anew: when numba first starts its OpenMP threads, torch's number of threads is reset."""
+    """Set torch's number of threads for each test anew: numba resets it when it first starts its OpenMP threads."""
     numba.set_num_threads(1)
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def base(tiny_base: Path) -> Checkpoint:
-    """The tiny BERT, opened; read it only (a `ResidentModel` takes its parameters over: open another for that)."""
+    """The tiny BERT, opened for reading only; a `ResidentModel` would take over its parameters (use `fresh_base`)."""
     return open_base(str(tiny_base))
 
 

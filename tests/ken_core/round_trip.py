@@ -14,7 +14,7 @@ from ken_core import deltafile
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
 from ken_core.delta import Delta, apply, extract
-from ken_core.heads import graft
+from ken_core.heads import Grafted, graft_split
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
 
@@ -29,14 +29,26 @@ class RoundTrip:
     delta: Delta
     applied: Path
     resident: ResidentModel
-    model: PreTrainedModel
+    grafted: Grafted
     packed: Attached
     materialised: Attached
 
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.grafted.whole
+
     def served(self, attached: Attached | None, batch: dict[str, torch.Tensor]) -> Answers:
-        """What the resident model answers while `attached` is active; None is the base under the delta's head."""
+        """The resident model's answers while `attached` is active; None stands for the base with the delta's head."""
         self.resident.activate(attached)
         return answers(self.model, batch)
+
+    def served_by_the_head(self, attached: Attached | None, batch: dict[str, torch.Tensor]) -> Answers:
+        """The same, where the head answers from an output that the backbone has computed before."""
+        self.resident.activate(attached)
+        with torch.no_grad():
+            output = self.resident.backbone(**batch, return_dict=True)
+            answer = self.grafted(output, batch)
+        return {name: found for name, found in answer.items() if isinstance(found, torch.Tensor)}
 
 
 def round_trip(
@@ -64,7 +76,7 @@ def round_trip(
         delta=delta,
         applied=applied,
         resident=resident,
-        model=graft(resident.backbone, delta.architecture, delta.config, packed.head),
+        grafted=graft_split(resident.backbone, delta.architecture, delta.config, packed.head),
         packed=packed,
         materialised=resident.attach(delta, materialised=True),
     )
@@ -73,7 +85,7 @@ def round_trip(
 def answers_of_folder(
     auto_class: Any, folder: Path, batch: dict[str, torch.Tensor], *, dtype: torch.dtype, cast: bool = False
 ) -> Answers:
-    """What a model answers that transformers opened in `dtype`.
+    """The answers of a model that transformers opened in `dtype`.
 
     The weights are copied off the mapped file and want no gradients: for weights that lie unaligned or want gradients
     torch takes products whose additions have another order.
@@ -86,14 +98,14 @@ def answers_of_folder(
 
 
 def answers(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Answers:
-    """Every tensor a model answers with, by its name in transformers."""
+    """Every tensor in a model's answer, by its name in transformers."""
     with torch.no_grad():
         output = model(**batch)
     return {name: found for name, found in output.items() if isinstance(found, torch.Tensor)}
 
 
 def same_answers(found: Answers, expected: Answers) -> bool:
-    """Whether every answer that is expected was found, bit for bit; a resident base's pooler may give one more."""
+    """Whether all expected tensors were found, bit for bit; a resident base's pooler may give one more."""
     return bool(expected) and all(n in found and same_bits(found[n], t) for n, t in expected.items())
 
 

@@ -14,7 +14,7 @@ from ken_core.checkpoint import open_tuned
 
 
 def without_weights(folder: Path, out: Path) -> dict[str, torch.Tensor]:
-    """Copy everything but the weights. They are returned as torch saves them: tied ones under each of their names."""
+    """Copy everything but the weights, and return these as torch saves them: tied ones under each of their names."""
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"))
     return dict(open_tuned(str(folder)).model.state_dict())
 
@@ -24,7 +24,7 @@ def one_pickle(folder: Path, out: Path) -> None:
 
 
 def one_old_pickle(folder: Path, out: Path) -> None:
-    """As torch wrote them before 1.6: not a zip file."""
+    """Write the weights as torch did before 1.6: not as a zip file."""
     torch.save(without_weights(folder, out), out / "pytorch_model.bin", _use_new_zipfile_serialization=False)
 
 
@@ -38,7 +38,7 @@ def sharded_pickles(folder: Path, out: Path) -> None:
 
 
 def sharded_safetensors(folder: Path, out: Path) -> None:
-    """As transformers writes large checkpoints."""
+    """Write the weights as transformers writes large checkpoints: in shards with an index."""
     without_weights(folder, out)
     open_tuned(str(folder)).model.save_pretrained(out, max_shard_size="20KB")
     assert len(list(out.glob("*.safetensors"))) > 2

@@ -93,7 +93,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def assert_answers_as_merged(made: Made, batch: dict[str, torch.Tensor], out: Path, **options: Any) -> Any:
-    """Both places answers come from; the delta as its file gives it back."""
+    """The resident model and the applied folder, and the delta as read back from its file."""
     base = open_base(str(made.base))
     file = write(import_peft(made.folder, base, **options), base, out / "delta.ken")
     expected = made.answers(batch)

@@ -1,4 +1,4 @@
-"""Models larger than the memory that is at hand: tensors are streamed from the mapped files."""
+"""Models larger than the available memory: tensors are streamed from the mapped files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start_extract(base: Path, tuned: Path, out: Path, *options: str) -> subproce
 
 
 def own_bytes(pid: int) -> int:
-    """Memory of a process that is not a mapped file's: what the page cache cannot give back."""
+    """A process's memory without mapped files: the part that the page cache cannot give back."""
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return sum(int(fields.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
@@ -43,7 +43,7 @@ def peak_of(process: subprocess.Popen[str]) -> int:
 
 
 def interrupt(process: subprocess.Popen[str], tuned: Path) -> None:
-    """Ctrl-C while it selects, which takes minutes: a moment after the fine-tune was mapped."""
+    """Send Ctrl-C a moment after the fine-tune was mapped, while the command selects, which takes minutes."""
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and str(tuned) not in maps.read_text():
         time.sleep(0.1)

@@ -64,7 +64,7 @@ def test_the_fraction_is_found_by_bisection_and_not_by_trying_them_all(calibrate
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_winner_is_within_a_tenth_of_a_fraction_that_fails_in_its_own_codec(base, tuned, tmp_path, seed):
-    """A judge of thresholds: the lossy codecs need more kept than the lossless one, and still win on bytes."""
+    """A judge with thresholds: lossy codecs must keep more than the lossless one, and still win on bytes."""
     wanted = {n: t.clone() for n, t in tuned.backbone_tensors.items()}
     ours = base.backbone_tensors
     spread = sum(float((wanted[n] - ours[n]).square().sum()) for n in wanted)
@@ -113,7 +113,7 @@ def test_the_same_inputs_give_the_same_digest(base, tuned, agreement, tmp_path):
 
 
 def test_a_tolerance_of_nothing_is_met_by_all_that_changed(base, tuned, tmp_path):
-    """A judge whom only the fine-tune itself satisfies."""
+    """A judge that only the fine-tune itself satisfies."""
     wanted = {n: t.clone() for n, t in tuned.backbone_tensors.items()}
 
     def judge(model):

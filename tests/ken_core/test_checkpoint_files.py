@@ -45,7 +45,7 @@ def dtype(subject) -> torch.dtype:
 
 @pytest.fixture(scope="module")
 def whole(subject, dtype, save_random, save_noisy, tmp_path_factory) -> Files:
-    """One safetensors file each."""
+    """Base and fine-tune, one safetensors file each."""
     name, head, _ = subject
     made = save_random(AutoModel.from_config, BY_NAME[name].config(), dtype=dtype)
     folder = tmp_path_factory.mktemp("whole")
@@ -55,7 +55,7 @@ def whole(subject, dtype, save_random, save_noisy, tmp_path_factory) -> Files:
 
 @pytest.fixture(scope="module", params=FORMS)
 def formed(request, whole, tmp_path_factory) -> Files:
-    """The same two in another form, in folders of the same names."""
+    """Base and fine-tune in another form, in folders of the same names."""
     folder = tmp_path_factory.mktemp("formed")
     for source in whole:
         FORMS[request.param](source, folder / source.name)
@@ -87,7 +87,7 @@ def test_a_delta_is_the_same_file_whatever_form_it_came_from(whole, formed, tmp_
 
 
 def test_a_delta_is_served_as_it_is_applied_in_every_form(formed, subject, dtype, batch, tmp_path):
-    """And with all that changed, as the fine-tune itself answers."""
+    """With all changed weights kept, the answers are those of the fine-tune itself."""
     trip = round_trip(*formed, EVERYTHING, out=tmp_path)
     for folder in (trip.applied, formed[1]):
         expected = answers_of_folder(HEADS[subject[1]], folder, batch, dtype=dtype)

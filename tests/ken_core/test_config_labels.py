@@ -61,7 +61,7 @@ def test_labels_with_one_meaning_pass(config):
     check_labels(config, "config.json")
 
 
-# labels of data
+# labels in data files
 
 
 def test_a_new_classifier_numbers_integers_by_value_and_names_by_alphabet():

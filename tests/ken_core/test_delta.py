@@ -77,8 +77,8 @@ def tiny_gpt2() -> GPT2Config:
 
 def test_the_default_keeps_a_tenth_of_all_changed_elements(base, tuned):
     delta = extract(base, tuned)
-    assert delta.backbone == sum(t.numel() for t in base.backbone_tensors.values())
-    assert delta.candidates == delta.backbone  # every tensor moved
+    assert delta.backbone_parameters == sum(t.numel() for t in base.backbone_tensors.values())
+    assert delta.candidates == delta.backbone_parameters  # every tensor moved
     selected = sum(s.selected for s in delta.sparse.values())
     assert selected <= int(0.1 * delta.candidates + 0.5)
     assert delta.stored > 0.09 * delta.candidates

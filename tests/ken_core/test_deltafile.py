@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -23,12 +24,22 @@ from ken_core.delta import Delta, apply, extract, patched
 from ken_core.deltafile import open_file, read, write
 from ken_core.errors import BaseMismatchError, ConfigMismatchError, SelectionError
 from ken_core.fingerprint import fingerprint
+from ken_core.manifest import Manifest
 from ken_core.selection import ALLOWED_SCOPES, Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, PRESETS, TensorFilter
 
 
 def assert_same(found: Delta, expected: Delta) -> None:
-    for field in ("base_name", "base_fingerprint", "architecture", "selection", "candidates", "backbone", "embedding"):
+    plain = (
+        "base_name",
+        "base_fingerprint",
+        "architecture",
+        "selection",
+        "candidates",
+        "backbone_parameters",
+        "embedding",
+    )
+    for field in plain:
         assert getattr(found, field) == getattr(expected, field), field
     assert json.loads(json.dumps(dict(found.config))) == json.loads(json.dumps(dict(expected.config)))
     assert dict(found.files) == dict(expected.files)
@@ -140,6 +151,25 @@ def test_a_filter_that_covers_no_tensor_is_refused_naming_it(base, tuned):
         extract(base, tuned, Selection(tensors=TensorFilter(("*qeury*",))))
 
 
+def test_the_file_and_the_store_name_the_backbones_parameters_as_ever(base, tuned, tmp_path):
+    delta = extract(base, tuned, Selection("random", Budget("row", 0.5)))
+    file = write(delta, base, tmp_path / "d")
+    with safe_open(file.path, "np") as container:
+        manifest = json.loads(container.metadata()["ken"])
+    assert manifest["backbone"] == delta.backbone_parameters
+    assert manifest == file.manifest.plain()
+    assert Manifest.model_validate(manifest) == file.manifest
+
+
+@pytest.mark.parametrize("named", ["backbone_parameters", "both"])
+def test_a_file_that_names_them_otherwise_is_refused(named, base, tuned, tmp_path):
+    file = write(extract(base, tuned), base, tmp_path / "d")
+    plain = file.manifest.plain()
+    count = plain["backbone"] if named == "both" else plain.pop("backbone")
+    with pytest.raises(ValidationError, match="backbone"):
+        Manifest.model_validate({**plain, "backbone_parameters": count})
+
+
 def test_a_file_of_the_version_before_is_read(base, tuned, tmp_path):
     """Version 2 knew neither low-rank entries nor adapters."""
     delta = extract(base, tuned, Selection("random", Budget("row", 0.5)))
@@ -223,7 +253,7 @@ def test_both_counts_are_reported(base, tiny_tuned, tmp_path):
     tuned.__dict__["backbone_tensors"] = same
     delta = extract(base, tuned, Selection(budget=Budget(fraction=1.0)))
     manifest = write(delta, base, tmp_path / "d").manifest
-    assert manifest.selected == manifest.candidates == manifest.backbone
+    assert manifest.selected == manifest.candidates == manifest.backbone_parameters
     assert manifest.stored == delta.stored <= manifest.selected - 40 * 32
 
 

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from ken_core.density import bandwidths, density
 
 TOLERANCE = 1e-3
-"""Of the row's largest density: what the fast mode promises."""
+"""The error that the fast mode promises, as a share of the row's largest density."""
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -1,4 +1,4 @@
-"""Ten thousand activations of fifty deltas with failures at random moments: every answer is a dedicated model's."""
+"""Ten thousand activations of fifty deltas, with failures at random moments: every answer is a dedicated model's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ken_core.checkpoint import Checkpoint, open_base, open_tuned
 from ken_core.delta import Delta, apply, extract
 from ken_core.deltafile import CODECS, DeltaFile
 from ken_core.errors import DeltaFormatError, ExchangeError
-from ken_core.heads import graft
+from ken_core.heads import Grafted, graft_split
 from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
@@ -75,7 +75,7 @@ ERRORS: list[Callable[[], BaseException]] = [
 
 @dataclass(frozen=True)
 class Task:
-    """A delta file and what a dedicated model made from it answers."""
+    """A delta file, and the answers of a dedicated model made from it."""
 
     file: DeltaFile
     answers: dict[torch.dtype, torch.Tensor]
@@ -83,7 +83,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Estate:
-    """A base, what it answers itself, and its tasks."""
+    """A base, its own answers, and its tasks."""
 
     folder: Path
     answers: dict[torch.dtype, torch.Tensor]
@@ -95,8 +95,14 @@ def answer(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
         return model(**batch)[0].clone()
 
 
+def answer_of_the_head(model: Grafted, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """From an output that the backbone has computed before."""
+    with torch.inference_mode():
+        return model(model.whole.base_model(**batch, return_dict=True), batch)[0].clone()
+
+
 def dedicated(architecture: str, folder: Path, batch: dict[str, torch.Tensor]) -> dict[torch.dtype, torch.Tensor]:
-    """What a model of its own answers in each serving dtype."""
+    """The answers of a dedicated model in each serving dtype."""
     model = getattr(transformers, architecture).from_pretrained(folder).eval()
     stored = [(parameter, parameter.data) for parameter in model.parameters()]
     answers = {}
@@ -143,7 +149,7 @@ def estates(tiny_base, save_random, save_noisy, few_tokens, tmp_path_factory) ->
 
 
 class FailingExchanges:
-    """Gives real kernels; where an error is armed, the next exchange stops at a random word and raises it."""
+    """Gives real kernels; if an error is armed, the next exchange stops at a random word and raises that error."""
 
     def __init__(self, chance: random.Random) -> None:
         self.armed: BaseException | None = None
@@ -186,7 +192,7 @@ class FailingExchanges:
 
 @contextmanager
 def memory_for(allocations: float, error: BaseException | None = None) -> Iterator[list[int]]:
-    """Only so many arrays and tensors can be made within it; the one after raises. Yields how many were."""
+    """A block in which only so many arrays and tensors can be made; the next one raises. Yields how many were made."""
     made = [0]
 
     def limited(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,7 +211,7 @@ def memory_for(allocations: float, error: BaseException | None = None) -> Iterat
 
 
 class Life:
-    """A resident model whose deltas take turns, are attached anew, fail and are damaged, by chance."""
+    """A resident model whose deltas, at random, take turns, are attached anew, fail and are damaged."""
 
     def __init__(self, estate: Estate, dtype: torch.dtype, batch: dict[str, torch.Tensor], folder: Path) -> None:
         self.chance = random.Random(f"{estate.folder.name} {dtype}")
@@ -219,7 +225,7 @@ class Life:
         self.estate, self.dtype, self.batch = estate, dtype, batch
         self.damaged = folder / "damaged.ken"
         self.attached: list[Attached] = []
-        self.models: list[torch.nn.Module] = []
+        self.models: list[Grafted] = []
         for number in range(len(estate.tasks)):
             self.attached.append(self.attach(number))
             self.models.append(self.graft(number))
@@ -227,7 +233,7 @@ class Life:
         self.checked = self.failed_exchanges = self.failed_attachments = self.refused_files = 0
 
     def decoded(self, number: int) -> Delta:
-        """Read from its file, whatever is active in the arena meanwhile."""
+        """Read a delta from its file, whatever is active in the arena meanwhile."""
         return deltafile.read(
             self.estate.tasks[number].file, self.resident.checkpoint, self.resident.fingerprint.digest
         )
@@ -235,10 +241,10 @@ class Life:
     def attach(self, number: int) -> Attached:
         return self.resident.attach(self.decoded(number), materialised=self.chance.random() < 0.4)
 
-    def graft(self, number: int) -> torch.nn.Module:
+    def graft(self, number: int) -> Grafted:
         described = self.estate.tasks[number].file.manifest
         head = self.attached[number].head
-        return graft(self.resident.backbone, described.architecture, described.config, head)
+        return graft_split(self.resident.backbone, described.architecture, described.config, head)
 
     def renew(self, number: int) -> None:
         self.attached[number] = self.attach(number)
@@ -249,19 +255,21 @@ class Life:
         self.active = number
 
     def check(self) -> None:
-        """The answer is that of the active delta's own model, or of the base."""
+        """Check that the answer is that of the active delta's dedicated model, or of the base."""
         if self.active is None:
             assert self.resident.active is None
             found, expected = answer(self.resident.backbone, self.batch), self.estate.answers
         else:
             assert self.resident.active is self.attached[self.active]
-            found = answer(self.models[self.active], self.batch)
+            found = answer(self.models[self.active].whole, self.batch)
             expected = self.estate.tasks[self.active].answers
+            by_the_head = answer_of_the_head(self.models[self.active], self.batch)
+            assert same_bits(by_the_head, expected[self.dtype]), f"the head of task {self.active} answers otherwise"
         assert same_bits(found, expected[self.dtype]), f"task {self.active} answers otherwise than its own model"
         self.checked += 1
 
     def fail_an_exchange(self, number: int) -> None:
-        """On the way from what is active to another task; the base is back, and what was spoiled is attached anew."""
+        """Fail on the way from the active task to another: the base is back, and spoiled deltas are attached anew."""
         involved = {n for n in (self.active, number) if n is not None}
         if number == self.active or all(self.attached[n].materialised for n in involved):
             return
@@ -278,7 +286,7 @@ class Life:
         self.failed_exchanges += 1
 
     def run_out_of_memory(self, number: int) -> None:
-        """While a task is attached; the active one goes on."""
+        """Fail while a task is attached; the active task goes on."""
         delta, materialised = self.decoded(number), self.chance.random() < 0.4
         with memory_for(float("inf")) as needed:
             self.resident.attach(delta, materialised=materialised)
@@ -289,7 +297,7 @@ class Life:
         self.failed_attachments += 1
 
     def refuse_a_damaged_file(self, number: int) -> None:
-        """A bit of its streams is flipped; the active task goes on."""
+        """Flip a bit of a file's streams; the active task goes on."""
         data = bytearray(self.estate.tasks[number].file.path.read_bytes())
         streams = 8 + int.from_bytes(data[:8], "little")
         data[self.chance.randrange(streams, len(data))] ^= 1 << self.chance.randrange(8)
@@ -318,7 +326,7 @@ class Life:
 
 
 def test_a_whole_tensor_is_decoded_while_another_of_its_shape_is_active(estates):
-    """What a file may bring whole is decided by the base's shapes, not by those of whatever is active."""
+    """Which tensors a file may bring whole depends on the base's shapes, not on those of the active delta."""
     estate = estates["gpt2"]
     resident = ResidentModel(open_base(str(estate.folder)))
     files = [task.file for task in estate.tasks if "wte.weight" in task.file.manifest.dense]
@@ -335,7 +343,7 @@ def test_a_whole_tensor_is_decoded_while_another_of_its_shape_is_active(estates)
 
 
 def stored_bytes(resident: ResidentModel) -> dict[int, bytes]:
-    """All memory the backbone's weights lie in, to the last byte of padding."""
+    """All memory that holds the backbone's weights, to the last byte of padding."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in resident.backbone.state_dict().values()}
     return {at: torch.empty(0, dtype=torch.uint8).set_(s).numpy().tobytes() for at, s in storages.items()}
 

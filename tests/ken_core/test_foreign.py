@@ -1,4 +1,4 @@
-"""The guard around foreign files: everything but what is nobody's fault becomes one error, with the reason."""
+"""The guard around foreign files: every exception except the machine's own becomes one error, with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def deep() -> None:
 
 
 def panic(folder: Path) -> None:
-    """As a tokenizer does whose normalizer is not what it should be."""
+    """Panic as a tokenizer does whose normalizer is malformed."""
     write_tokenizer(folder)
     plain = json.loads((folder / "tokenizer.json").read_text())
     Tokenizer.from_str(json.dumps(plain | {"normalizer": PANICKING}))

@@ -12,7 +12,7 @@ from ken_core.selection import Budget, Selection, select
 
 
 def written_out(row: np.ndarray, k: int) -> np.ndarray:
-    """The authors' procedure as the paper's repository states it, one step a line, quadratic."""
+    """The authors' procedure as their repository states it: one step on each line, in quadratic time."""
     wide = row.astype(np.float64)
     h = 1.06 * wide.std() * row.size**-0.2
     points = np.linspace(row.min(), row.max(), k, dtype=row.dtype)

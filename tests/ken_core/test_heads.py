@@ -195,7 +195,7 @@ def test_a_head_tensor_of_no_place_is_refused_naming_it(refused, name):
     "name", ["bert.pooler.dense.bias", "bert.encoder.layer.0.output.dense.bias", "bert.embeddings.position_ids"]
 )
 def test_a_head_tensor_inside_the_shared_backbone_is_refused(refused, fresh_base, name):
-    """It would change the answers of every other task, for good."""
+    """Such a tensor would change the answers of every other task for good."""
     place = fresh_base.backbone.get_submodule(name.split(".", 1)[1].rpartition(".")[0])
     key = name.rpartition(".")[2]
     before = getattr(place, key)

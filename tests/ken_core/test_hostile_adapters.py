@@ -1,4 +1,4 @@
-"""Adapter folders that are damaged, lie, or hold what a delta cannot: each is refused, saying what was found."""
+"""Adapter folders that are damaged, lie, or hold what a delta cannot: each is refused with what was found in it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ LORA_LIES: dict[str, tuple[Edit, str]] = {
     "an alpha that overflows": (setting(lora_alpha=1e39), "by more than float32 can hold"),
     "another rank": (setting(r=3), "have rank 2; its config says 3"),
     "another rank of the module": (setting(rank_pattern={"query": 5}), "have rank 2; its config says 5"),
-    "a pattern that is none": (setting(alpha_pattern={"(query": 5}), "is no pattern"),
+    "a pattern that does not compile": (setting(alpha_pattern={"(query": 5}), "is not a regular expression"),
     "patterns that are no table": (setting(rank_pattern=["query"]), "rank_pattern"),
     "one factor": (without(B), "holds lora_A.weight of 'bert.encoder.layer.0.attention.self.query'; expected"),
     "no factors": (without(A, B), "no tensors of a LORA adapter"),
@@ -167,7 +167,7 @@ LORA_LIES: dict[str, tuple[Edit, str]] = {
             without(f"{HEAD}.weight")(c, t),
             t.update({f"{HEAD}.lora_A.weight": torch.ones(2, 8), f"{HEAD}.lora_B.weight": torch.ones(3, 2)}),
         ),
-        "shifts 'classifier.weight', which neither it nor the base's files hold",
+        "shifts 'classifier.weight', which is neither in the adapter nor in the base's files",
     ),
 }  # fmt: skip
 

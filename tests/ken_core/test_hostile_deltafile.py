@@ -52,7 +52,7 @@ def small_identity(small_base) -> str:
 
 @pytest.fixture(scope="module")
 def small_delta(small_base, save_noisy, tiny_base) -> Delta:
-    """With sparse entries in every tensor but one, a dense (resized) embedding, a head and tokenizer files."""
+    """A delta with sparse entries in every tensor but one, a dense (resized) embedding, a head and tokenizer files."""
     folder = save_noisy(BertForSequenceClassification, small_base.folder, resize=27, num_labels=3)
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
     return extract(small_base, open_tuned(str(folder)), Selection("random", Budget("row", 0.5)))
@@ -208,7 +208,7 @@ def flipped(file: DeltaFile, path: Path, place: int, mask: int) -> Path:
 @settings(max_examples=200)
 @given(place=st.integers(0, 10**9), mask=st.integers(1, 255))
 def test_a_flipped_byte_in_the_header_never_gives_other_tensors(either, attempt, tmp_path, place, mask):
-    """Such a file is refused, or is known by another digest and differs in words of the manifest alone."""
+    """A file with a flipped bit is refused, or it has another digest and differs only in words of the manifest."""
     (length,) = struct.unpack("<Q", either.path.read_bytes()[:8])
     path = flipped(either, tmp_path / "flipped.safetensors", place % (8 + length), mask)
     with suppress(*REFUSALS):

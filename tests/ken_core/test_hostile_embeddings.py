@@ -1,4 +1,4 @@
-"""What a delta file says about embeddings and tokenizer files is as hostile as the rest of it."""
+"""A delta file's embeddings and tokenizer files are read as hostile, like the rest of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a delta file may cost: a small multiple of the base's bytes and of its own, whatever it claims."""
+"""The memory that reading a delta may cost: a small multiple of the base's bytes and its own, whatever it claims."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ first, *others = sys.argv[2:]
 cost(first)
 print(json.dumps([cost(path) for path in others]))
 """
-"""What each file adds to the process's largest size so far, in bytes, and what is said of it."""
+"""For each file: the bytes that reading it adds to the process's largest size so far, and the error's message."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ BOMBS: dict[str, tuple[Edit, str]] = {
 
 @pytest.fixture(scope="module")
 def costs(folder) -> dict[str, tuple[int, str, int]]:
-    """Of each bomb: bytes by which reading it grew a process of its own, the refusal, and the file's size."""
+    """For each bomb: the bytes by which reading it grew a process of its own, the refusal, and the file's size."""
     paths = [folder / f"bomb-{i}" for i in range(len(BOMBS))]
     for path, (edit, _) in zip(paths, BOMBS.values(), strict=True):
         with safe_open(folder / "sound", "np") as container:

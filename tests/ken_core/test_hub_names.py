@@ -32,7 +32,7 @@ REPOSITORIES = {"one-safetensors": shutil.copytree, **FORMS}
 
 @pytest.fixture(scope="module")
 def folders(save_random, save_noisy) -> dict[str, Path]:
-    """A base and a fine-tune of it, in bfloat16 though their configs do not say so."""
+    """A base and a fine-tune of it, in bfloat16, which their configs do not say."""
     base = save_random(AutoModel.from_config, BY_NAME["bert"].config(), dtype=torch.bfloat16)
     tuned = save_noisy(HEADS["sequence"], base, dtype=torch.bfloat16)
     for folder in (base, tuned):
@@ -99,7 +99,7 @@ def test_a_name_that_is_not_in_the_cache_is_refused_while_offline(cache):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as fetching a public repository takes."""
+    """The part of the hub's HTTP interface that fetching a public repository needs."""
 
     repositories: dict[str, Path]
 
@@ -150,7 +150,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came of a repository: the folder in the cache, and the number of tensors it opened with or an error."""
+    """The result of opening a repository: the folder in the cache, and the number of tensors or an error."""
 
     folder: Path
     tensors: int | str

@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ken_core.bits import Bits, Mask, as_bits, from_bits, pack_mask, unpack_mask
-from ken_core.kernels import Exchange, Packed, Segment, cpu, exchange_for, pack, reference, switch_for
+from ken_core.kernels import (
+    Exchange,
+    Packed,
+    Segment,
+    cast_values,
+    cpu,
+    exchange_for,
+    pack,
+    packed_nbytes,
+    reference,
+    switch_for,
+)
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -46,7 +57,7 @@ TWICE = [
     else kernel
     for kernel in KERNELS
 ]
-"""What an interpreter does twice takes a minute, and nothing but two exchanges."""
+"""Kernels for tests that exchange twice; in the interpreter this takes a minute, so there it is slow."""
 
 sizes = st.one_of(
     st.integers(1, 200),
@@ -61,7 +72,7 @@ def _two_numba_threads(_single_threaded) -> None:
 
 
 def random_bits(rng: np.random.Generator, count: int, dtype: torch.dtype) -> Bits:
-    """Any bits: NaN of every kind, infinities and denormals among them."""
+    """Any bits, including every kind of NaN, infinities and denormals."""
     return np.frombuffer(rng.bytes(count * dtype.itemsize), f"u{dtype.itemsize}")
 
 
@@ -99,7 +110,7 @@ def unpacked(segment: Segment) -> Mask:
 
 
 def expected_exchange(weights: Bits, segments: list[Segment]) -> tuple[Bits, Bits]:
-    """What one exchange leaves in the weights and in the delta's buffer, written out with numpy."""
+    """The weights and the delta's buffer after one exchange, computed with numpy."""
     after, held = weights.copy(), []
     for segment in segments:
         positions = segment.start + np.flatnonzero(unpacked(segment))
@@ -117,7 +128,7 @@ def arena_of(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
 @given(arena=arenas())
 def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, arena):
     bits, segments, dtype = arena
-    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, CPU)
     exchange(weights, packed)
     after, held = expected_exchange(bits, segments)
     assert np.array_equal(as_bits(weights), after)
@@ -129,7 +140,7 @@ def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, aren
 @given(arena=arenas())
 def test_a_second_exchange_restores_the_weights_and_the_values(exchange: Exchange, arena):
     bits, segments, dtype = arena
-    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, CPU)
     for _ in range(2):
         exchange(weights, packed)
     assert np.array_equal(as_bits(weights), bits)
@@ -140,7 +151,7 @@ def test_a_second_exchange_restores_the_weights_and_the_values(exchange: Exchang
 @given(arena=arenas())
 def test_numba_and_the_reference_undo_each_other(arena):
     bits, segments, dtype = arena
-    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, CPU)
     cpu.exchange(weights, packed)
     reference.exchange(weights, packed)
     assert np.array_equal(as_bits(weights), bits)
@@ -151,8 +162,8 @@ def test_numba_and_the_reference_undo_each_other(arena):
 def test_a_switch_leaves_what_two_exchanges_leave(arena):
     bits, (first, second), dtype = arena
     weights, expected = arena_of(bits, dtype), arena_of(bits, dtype)
-    leaving, entering = (pack(s, dtype, dtype, CPU) for s in (first, second))
-    leaving2, entering2 = (pack(s, dtype, dtype, CPU) for s in (first, second))
+    leaving, entering = (pack(s, dtype, CPU) for s in (first, second))
+    leaving2, entering2 = (pack(s, dtype, CPU) for s in (first, second))
     for packed in (leaving2, leaving2, entering2):
         reference.exchange(expected, packed)
     cpu.exchange(weights, leaving)
@@ -165,7 +176,7 @@ def test_a_switch_leaves_what_two_exchanges_leave(arena):
 @given(arena=arenas_with(3), turns=st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_the_base_is_back_after_any_switches(arena, turns):
     bits, deltas, dtype = arena
-    weights, packed = arena_of(bits, dtype), [pack(s, dtype, dtype, CPU) for s in deltas]
+    weights, packed = arena_of(bits, dtype), [pack(s, dtype, CPU) for s in deltas]
     cpu.exchange(weights, packed[turns[0]])
     for leaving, entering in pairwise(turns):
         if leaving != entering:
@@ -180,8 +191,7 @@ def test_where_no_kernel_switches_in_one_pass_two_exchanges_do():
     switch = switch_for(CPU, torch.float8_e4m3fn)
     weights = torch.arange(4, dtype=torch.uint8).view(torch.float8_e4m3fn)
     first, second = (
-        pack([Segment(0, pack_mask(np.arange(4) < 2), np.full(2, 7 * n, np.uint8))], *[weights.dtype] * 2, CPU)
-        for n in (1, 2)
+        pack([Segment(0, pack_mask(np.arange(4) < 2), np.full(2, 7 * n, np.uint8))], weights.dtype, CPU) for n in (1, 2)
     )
     reference.exchange(weights, first)
     switch(weights, first, second)
@@ -195,9 +205,7 @@ def test_where_no_kernel_switches_in_one_pass_two_exchanges_do():
 def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size):
     weights = torch.arange(size, dtype=torch.float32)
     values = np.arange(size if full else 0, dtype=np.float32) + 0.5
-    packed = pack(
-        [Segment(0, pack_mask(np.full(size, full)), values.view(np.uint32))], torch.float32, torch.float32, CPU
-    )
+    packed = pack([Segment(0, pack_mask(np.full(size, full)), values.view(np.uint32))], torch.float32, CPU)
     exchange(weights, packed)
     assert torch.equal(weights, torch.arange(size) + (0.5 if full else 0.0))
     assert packed.values.tolist() == (list(range(size)) if full else [])
@@ -206,9 +214,7 @@ def test_empty_and_full_masks_trade_nothing_and_everything(exchange, full, size)
 @pytest.mark.parametrize("exchange", KERNELS)
 def test_the_padding_after_a_tensor_and_its_neighbours_are_not_touched(exchange):
     weights = torch.full((256,), 7.0)
-    packed = pack(
-        [Segment(64, pack_mask(np.ones(65, np.bool_)), np.zeros(65, np.uint32))], torch.float32, torch.float32, CPU
-    )
+    packed = pack([Segment(64, pack_mask(np.ones(65, np.bool_)), np.zeros(65, np.uint32))], torch.float32, CPU)
     exchange(weights, packed)
     assert (weights[:64] == 7).all()
     assert (weights[64:129] == 0).all()
@@ -222,7 +228,7 @@ def test_the_number_of_threads_changes_nothing(threads, dtype):
     bits = random_bits(rng, 1 << 19, dtype)
     mask = mask_of(rng, 1 << 19, 0.3)
     segments = [Segment(0, pack_mask(mask), random_bits(rng, int(mask.sum()), dtype))]
-    weights, packed = arena_of(bits, dtype), pack(segments, dtype, dtype, CPU)
+    weights, packed = arena_of(bits, dtype), pack(segments, dtype, CPU)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     cpu.exchange(weights, packed)
     after, held = expected_exchange(bits, segments)
@@ -231,7 +237,7 @@ def test_the_number_of_threads_changes_nothing(threads, dtype):
 
 
 def test_warming_a_kernel_leaves_torchs_number_of_threads_alone():
-    """In a process of its own: it is the first start of numba's OpenMP threads that resets it."""
+    """The test runs in a process of its own: only the first start of numba's OpenMP threads resets the number."""
     script = (
         "import torch; torch.set_num_threads(1)\n"
         "assert torch.get_num_threads() == 1  # torch's own threads are set up here\n"
@@ -250,7 +256,8 @@ def test_warming_a_kernel_leaves_torchs_number_of_threads_alone():
 def test_packing_casts_the_values_once_from_the_stored_to_the_serving_dtype(stored, serving, numbers):
     values = torch.tensor(numbers, dtype=torch.float64).to(stored)
     mask = np.ones(values.numel(), np.bool_)
-    packed = pack([Segment(0, pack_mask(mask), as_bits(values))], stored, serving, CPU)
+    segment = Segment(0, pack_mask(mask), cast_values(as_bits(values), stored, serving))
+    packed = pack([segment], serving, CPU)
     assert packed.values.dtype == serving
     assert np.array_equal(as_bits(packed.values), as_bits(values.to(serving)))
 
@@ -259,7 +266,7 @@ def test_packing_casts_the_values_once_from_the_stored_to_the_serving_dtype(stor
 def test_packing_leaves_the_deltas_own_values_as_they_were(arena):
     bits, segments, dtype = arena
     before = [s.values.copy() for s in segments]
-    packed = pack(segments, dtype, dtype, CPU)
+    packed = pack(segments, dtype, CPU)
     cpu.exchange(arena_of(bits, dtype), packed)
     assert all(np.array_equal(s.values, b) for s, b in zip(segments, before, strict=True))
 
@@ -267,7 +274,7 @@ def test_packing_leaves_the_deltas_own_values_as_they_were(arena):
 @given(arena=arenas())
 def test_a_packed_delta_takes_its_values_one_bit_per_weight_and_a_small_table(arena):
     _, segments, dtype = arena
-    packed = pack(segments, dtype, dtype, CPU)
+    packed = pack(segments, dtype, CPU)
     words = [ceil(s.positions.size / 8) for s in segments]
     assert packed.values.numel() == sum(int(unpacked(s).sum()) for s in segments)
     assert packed.words.numel() == sum(words)
@@ -276,9 +283,17 @@ def test_a_packed_delta_takes_its_values_one_bit_per_weight_and_a_small_table(ar
 
 
 @given(arena=arenas())
+def test_what_packing_takes_is_known_before(arena):
+    _, segments, dtype = arena
+    sizes = [(s.positions.size * 8, s.values.size) for s in segments]
+    expected = sum(packed_nbytes(numel, kept, dtype, CPU) for numel, kept in sizes)
+    assert pack(segments, dtype, CPU).nbytes == expected
+
+
+@given(arena=arenas())
 def test_the_chunks_cover_every_word_and_every_value_once(arena):
     _, segments, dtype = arena
-    packed = pack(segments, dtype, dtype, CPU)
+    packed = pack(segments, dtype, CPU)
     words, values = 0, 0
     for _, first, count, value in packed.chunks.tolist():
         assert (first, value) == (words, values)
@@ -294,7 +309,7 @@ def test_the_kernels_for_the_cpu_are_compiled_before_they_are_given_out(dtype):
     assert switch is cpu.switch
     signatures = len(cpu._kernel.signatures), len(cpu._switch_kernel.signatures)
     segments = [Segment(0, pack_mask(np.ones(3, np.bool_)), np.zeros(3, f"u{dtype.itemsize}"))]
-    leaving, entering = (pack(segments, dtype, dtype, CPU) for _ in range(2))
+    leaving, entering = (pack(segments, dtype, CPU) for _ in range(2))
     weights = torch.ones(3, dtype=dtype)
     exchange(weights, leaving)
     switch(weights, leaving, entering)
@@ -313,7 +328,7 @@ def test_the_kernel_for_a_gpu_is_tritons_and_compiled(dtype):
 @needs_triton
 @pytest.mark.parametrize("integer", ["i16", "i32", "i64"])
 def test_the_triton_kernel_compiles_for_a_gpu_and_keeps_everything_in_registers(integer, tmp_path, monkeypatch):
-    """What the interpreter accepts, the compiler need not; that needs no GPU."""
+    """The compiler may refuse what the interpreter accepts; compiling needs no GPU."""
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -342,5 +357,5 @@ def test_positions_are_those_of_the_masks_in_the_order_of_the_values():
         Segment(128, pack_mask(masks[0]), np.zeros(4, np.uint32)),
         Segment(0, pack_mask(masks[1]), np.zeros(1, np.uint32)),
     ]
-    packed: Packed = pack(segments, torch.float32, torch.float32, CPU)
+    packed: Packed = pack(segments, torch.float32, CPU)
     assert reference.selected_positions(packed).tolist() == [128, 191, 192, 197, 4]

@@ -1,4 +1,4 @@
-"""Switching keeps no second copy of the weights, not even for a moment: a process of its own counts bytes."""
+"""Switching makes no second copy of the weights, not even for a moment, as counted in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ exchange, switch = exchange_for(CPU, DTYPE), switch_for(CPU, DTYPE)
 
 def delta(byte):
     positions = np.full(WEIGHTS // 8, byte, np.uint8)
-    return pack([Segment(0, positions, np.zeros(WEIGHTS // 8, np.uint32))], DTYPE, DTYPE, CPU)
+    return pack([Segment(0, positions, np.zeros(WEIGHTS // 8, np.uint32))], DTYPE, CPU)
 
 first, second = delta(1), delta(2)
 weights = torch.ones(WEIGHTS)  # after the deltas: the peak so far is what is held now

@@ -1,4 +1,4 @@
-"""What is encoded of a long text is what the whole would have given, for every make of tokenizer; or it is refused."""
+"""A long text, encoded in part, has the tokens of the whole text, for every kind of tokenizer; or it is refused."""
 
 from __future__ import annotations
 

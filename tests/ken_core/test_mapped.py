@@ -1,4 +1,4 @@
-"""A checkpoint's file that is written to while its tensors are mapped: noticed, and never read as if it were not."""
+"""Writing to a checkpoint's file while its tensors are mapped is noticed, and changed values are never used."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ HALF = Selection(budget=Budget(fraction=0.5))
 
 
 def write_in_place(path: Path, times_too: bool = False) -> None:
-    """Other values for the second half of a file of weights: of the same size, in the same file.
+    """Write other values over the second half of a file of weights: the same file, of the same size.
 
     Args:
-        times_too: put the time of the last write back.
+        times_too: whether to set the time of the last write back as well.
     """
     before = path.stat()
     data = bytearray(path.read_bytes())
@@ -157,7 +157,7 @@ def test_what_moves_no_time_of_writing_is_no_change_though_nothing_was_hashed(
 def test_a_file_that_another_one_was_renamed_over_is_read_on(
     base: Checkpoint, delta: Delta, file: DeltaFile, folder: Path
 ) -> None:
-    """As updates should be made: the map keeps the old file."""
+    """This is how updates should be made: the map keeps the old file."""
     other = folder / "new.tmp"
     save_file({n: t + 1 for n, t in load_file(folder / WEIGHTS).items()}, other, {"format": "pt"})
     other.replace(folder / WEIGHTS)
@@ -168,7 +168,7 @@ def test_a_file_that_another_one_was_renamed_over_is_read_on(
 
 
 def test_what_no_time_tells_is_found_by_hashing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A process that goes on writing through a map of its own moves no time while its pages are not flushed."""
+    """A process that writes through a map of its own moves no time until its pages are flushed."""
     with (folder / WEIGHTS).open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as shared:
         shared[-4] = shared[-4]
         base = open_base(str(folder))
@@ -221,7 +221,7 @@ def test_a_fine_tune_is_not_extracted_from_files_that_change_meanwhile(
 def test_a_fine_tune_that_is_saved_over_while_it_is_open_is_refused(base: Checkpoint, tuned: Path) -> None:
     opened = open_tuned(str(tuned))
     write_in_place(tuned / WEIGHTS)
-    with pytest.raises(CheckpointChangedError, match="not noted"):
+    with pytest.raises(CheckpointChangedError, match="had not been hashed before"):
         extract(base, opened, HALF)
 
 

@@ -1,4 +1,4 @@
-"""Weights that are in the files under names the model does not know: undone exactly, or refused by name."""
+"""Weights in files under names that the model does not know: the wrapper is undone exactly, or the file is refused."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def checkpointed(model: nn.Module) -> nn.Module:
 
 
 class Sharded(nn.Module):
-    """Names as FullyShardedDataParallel gives them, which itself needs processes."""
+    """Names as FullyShardedDataParallel gives them; FSDP itself would need several processes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def normed_the_old_way(model: nn.Module) -> nn.Module:
 
 
 class Lightning(nn.Module):
-    """A module of one's own around the model."""
+    """A module of the user's own around the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_a_class_of_another_architecture_than_the_config_is_refused(tuned_folder
     folder = Path(shutil.copytree(tuned_folder, tmp_path / "copy"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["RobertaForSequenceClassification"]}))
-    with pytest.raises(CheckpointError, match="'bert', which a RobertaForSequenceClassification is not"):
+    with pytest.raises(CheckpointError, match="'bert', but the class it names, RobertaForSequenceClassification"):
         open_tuned(str(folder))
 
 
@@ -333,7 +333,7 @@ def test_a_head_of_another_size_is_refused_naming_tensors_and_both_shapes(tuned_
 
 
 def test_weights_beside_the_models_own_do_not_decide_its_dtype(tiny_base, tmp_path):
-    """An adapter, an optimiser's state or another format may lie in the folder, too."""
+    """The folder may hold other weights too: an adapter, an optimiser's state or another format."""
     folder = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
     narrow = {n: t.to(torch.bfloat16) for n, t in stored(folder).items()}
     save_file(narrow, folder / "model.safetensors", {"format": "pt"})

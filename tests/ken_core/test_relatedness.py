@@ -46,7 +46,7 @@ def test_a_model_trained_apart_is_told_from_a_fine_tune_of_the_base(base, save_r
 
 
 def test_a_model_whose_units_are_in_another_order_is_told_too(base, tiny_base, tmp_path):
-    """Equal in what it computes, but no delta of this base makes it small."""
+    """Such a model computes the same, but its delta to this base would not be small."""
     model = BertModel.from_pretrained(tiny_base)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

@@ -32,7 +32,7 @@ EVERYTHING = Selection(budget=Budget(fraction=1.0))
 
 
 class FaultyExchanges:
-    """Gives real kernels; the next exchange after `fail_next` was set raises before, in the middle of or after it."""
+    """Gives real kernels; if `fail_next` is set, the next exchange raises before, amid or after its work."""
 
     def __init__(self) -> None:
         self.fail_next: str | None = None
@@ -77,7 +77,7 @@ def gpt2_base(save_random) -> Path:
 
 @pytest.fixture(scope="module")
 def deltas(gpt2_base, save_noisy) -> dict[str, Delta]:
-    """Sparse and full, with tied weights, with a dense embedding of more and of fewer rows, and an empty one."""
+    """Deltas: sparse, full, with tied weights, with a dense embedding of more and of fewer rows, and an empty one."""
     base = open_base(str(gpt2_base))
     tied = open_tuned(str(save_noisy(GPT2LMHeadModel, gpt2_base, seed=1)))
     labels = open_tuned(str(save_noisy(GPT2ForSequenceClassification, gpt2_base, seed=2, num_labels=3)))
@@ -114,7 +114,7 @@ def original(resident: ResidentModel, dtype: torch.dtype | None = None) -> dict[
 
 
 class ResidentLife(RuleBasedStateMachine):
-    """Deltas come and go, exchanges fail; the weights are at every moment exactly what the active delta asks for."""
+    """Deltas come and go and exchanges fail; at every moment the weights are exactly those of the active delta."""
 
     folder: ClassVar[Path]
     deltas: ClassVar[dict[str, Delta]]
@@ -349,7 +349,7 @@ def test_verify_sees_a_sign_of_zero(resident):
 
 
 def test_verify_sees_a_parameter_that_no_longer_is_the_resident_one(resident):
-    """Whatever replaced it, the model would not answer from the weights that were checked."""
+    """If a weight was replaced by any other tensor, the model would not answer from the weights that were checked."""
     name = "h.0.ln_1.weight"
     resident.backbone.h[0].ln_1.weight = torch.nn.Parameter(resident.backbone.h[0].ln_1.weight.data + 1)
     assert resident.verify() == [name]
@@ -402,7 +402,7 @@ def test_bfloat16_answers_are_those_of_the_applied_folder_opened_in_bfloat16(
 
 
 def test_a_base_of_two_stored_dtypes_serves_in_one(gpt2_base, save_noisy):
-    """As transformers loads architectures that keep some modules in float32."""
+    """transformers loads architectures that keep some modules in float32 in this way."""
 
     def mixed(opened: Checkpoint) -> Checkpoint:
         for name, parameter in opened.backbone.named_parameters():

@@ -86,7 +86,7 @@ def test_a_tokenizer_that_cuts_on_the_left_does_so_in_pairs_too(tmp_path: Path) 
 
 
 def test_pairs_of_texts_of_any_length_are_encoded_beside_others_in_their_order(encoders: Encoders) -> None:
-    """`tokenizers` itself would build every combination of what is left over of both: 17 GB here."""
+    """`tokenizers` itself would build every combination of the cut-off parts of both texts: 17 GB here."""
     encoder, _ = encoders("word pieces")
     huge, some = "rain " * 20_000, "rain " * 100
     mixed = [(huge, huge), "rain", (huge, "sun"), ("sun", huge), huge, ("sun", "rain")]

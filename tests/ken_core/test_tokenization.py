@@ -182,7 +182,7 @@ def test_a_text_that_cannot_be_told_in_a_bound_of_characters_is_refused_unread(
     encoder: Encoder, handed: list[int], text: str
 ) -> None:
     for ask in (encoder, encoder.located, encoder.parts):
-        with pytest.raises(TextTooLongError, match=r"1000000 characters .* send at most 131072"):
+        with pytest.raises(TextTooLongError, match=r"1000000 characters; .* send at most 131072"):
             ask([text])
     with pytest.raises(TextTooLongError, match="1000000 characters"):
         encoder.long_texts.parts(text)
@@ -196,7 +196,7 @@ def test_a_text_within_the_bound_is_encoded_whole_where_it_must_be(encoder: Enco
 
 @pytest.mark.parametrize("text", ["rain " * 400_000, "rain " * 30 + " " * 2_000_000], ids=["words", "spaces"])
 def test_pairs_with_a_text_of_any_length_are_cut_exactly_or_refused(encoder: Encoder, text: str) -> None:
-    """A row of two has room for an odd number: which of two texts that are both cut is longer decides one token."""
+    """A row of two texts has room for an odd number of tokens; if both are cut, the longer text gets the odd one."""
     if text.endswith(" " * 9):
         with pytest.raises(TextTooLongError):
             encoder([(text, "sun")])
@@ -213,7 +213,7 @@ def test_a_text_that_is_read_whole_is_encoded_in_parts(encoder: Encoder, handed:
 
 
 def test_a_tokenizer_that_looks_up_words_of_any_length_is_refused(tmp_path: Path) -> None:
-    """It takes the cube of a word's length: a day for one word that a request may have."""
+    """The time grows with the cube of a word's length: a day for one word that a request may hold."""
     folder = write_base(tmp_path / "base")
     told = json.loads((folder / "tokenizer.json").read_text())
     told["model"]["max_input_chars_per_word"] = 100_000

@@ -1,4 +1,4 @@
-"""Texts become the tokens that AutoTokenizer makes of them in the fine-tune's own folder, whatever its files."""
+"""Texts become the tokens that AutoTokenizer makes with the fine-tune's own folder, whatever files that has."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.tiny_checkpoints import POSITIONS, TEXTS, WORDS, Tiny
 
 Change = Callable[[Path], None]
 FAMILIES = {"bert": "word pieces", "roberta": "bytes", "deberta-v2": "pieces", "qwen2": "bytes alone"}
-"""Architecture and how its models are told text."""
+"""Architecture and the kind of its tokenizer."""
 SETTINGS = 1000
-"""Bytes that settings alone take at most."""
+"""The most bytes that settings alone take."""
 
 
 def resaved(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -52,7 +52,7 @@ def add_tokens(folder: Path) -> None:
 
 
 def bake_in_truncation_and_padding(folder: Path) -> None:
-    """As a tokenizer saves itself that was used with both."""
+    """Save the tokenizer with truncation and padding, as one does that was used with both."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer(["rain"], padding="max_length", truncation=True, max_length=12)
     tokenizer.save_pretrained(folder)
@@ -74,7 +74,7 @@ def without_segments(folder: Path) -> None:
 
 
 def only_vocab_txt(folder: Path) -> None:
-    """As BERT was saved before there was a tokenizer.json, its words in another order."""
+    """Save the tokenizer as BERT's was before there was a tokenizer.json, with its words in another order."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -83,7 +83,7 @@ def only_vocab_txt(folder: Path) -> None:
 
 
 def only_vocab_and_merges(folder: Path) -> None:
-    """As RoBERTa and GPT-2 are saved to this day by some."""
+    """Save the tokenizer as some still save those of RoBERTa and GPT-2."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -104,7 +104,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "added tokens": (add_tokens, "whole"),
     "no template": (drop_template, "whole"),
 }
-"""What a fine-tune may do to its tokenizer, and what of it a delta carries at most."""
+"""The changes that a fine-tune may make to its tokenizer, and the most that a delta carries of each."""
 OWN_CHANGES: dict[str, dict[str, tuple[Change, str]]] = {
     "bert": {"vocab.txt": (only_vocab_txt, "whole"), "case": (keep_case, "whole")},
     "roberta": {"vocab.json and merges.txt": (only_vocab_and_merges, "whole")},

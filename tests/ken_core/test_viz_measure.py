@@ -1,4 +1,4 @@
-"""The measures behind the pictures, against numbers worked out by hand or the slow way."""
+"""The measures behind the pictures, against numbers worked out by hand or by a slow but simple computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever cannot be written is told as a KenError, and nothing half-written is left."""
+"""A file or folder that cannot be written raises a KenError, and nothing half-written is left."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def delta(base, tuned) -> Delta:
 
 @contextmanager
 def files_no_larger_than(count: int) -> Iterator[None]:
-    """To a writer this is what a full disk is: an error in the middle of its file."""
+    """A full disk, as a writer sees it: an error in the middle of its file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
     try:

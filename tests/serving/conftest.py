@@ -24,8 +24,8 @@ from serving.api import create_app
 from serving.config import load_settings
 from serving.service import Service
 from serving.store import Store
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas, Tiny, scores, write_tuned
 
 hypothesis.settings.register_profile("serving", deadline=None, database=None, print_blob=True)
@@ -109,7 +109,7 @@ def publish(embedded_url: str, namespace: str) -> Callable[..., None]:
     store = Store(embedded_url, namespace)
 
     def run(task: str, file: DeltaFile, alias: str = "live", allow_other_labels: bool = False) -> None:
-        assert store.wait(store.publish(task, file, alias, allow_other_labels=allow_other_labels), 10)
+        assert store.replicas.wait(store.tasks.publish(task, file, alias, allow_other_labels=allow_other_labels), 10)
 
     return run
 
@@ -153,8 +153,8 @@ def peers(
     namespace = f"peers-{uuid.uuid4().hex[:12]}"
     store = Store(embedded_url, namespace)
     for task, file in of_every_kind.items():
-        store.publish(task, file)
-    store.publish("spam", deltas.spam_2, "canary")
+        store.tasks.publish(task, file)
+    store.tasks.publish("spam", deltas.spam_2, "canary")
     settings = load_settings(
         base=str(tiny.base_folder),
         data_dir=tmp_path_factory.mktemp("peers"),

@@ -56,11 +56,11 @@ class Served:
     @contextmanager
     def draining(self) -> Iterator[None]:
         """Within it, the service is stopping."""
-        self.service.draining = True
+        self.service.admission.draining = True
         try:
             yield
         finally:
-            self.service.draining = False
+            self.service.admission.draining = False
 
 
 def alike(got: Any, expected: Any) -> bool:

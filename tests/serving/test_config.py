@@ -119,7 +119,7 @@ def test_the_environment_may_name_several_tasks_to_preload(monkeypatch: pytest.M
     ],
 )
 def test_a_setting_that_is_missing_wrong_or_unknown_is_named(flags: dict[str, Any], named: str) -> None:
-    with pytest.raises(StartError, match=rf"settings are not usable: .*\b{named}\b"):
+    with pytest.raises(StartError, match=rf"the settings cannot be used: .*\b{named}\b"):
         load_settings(**flags)
 
 

@@ -26,7 +26,7 @@ DIGEST = "0" * 64
 TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["rain"]}
 LEAST: dict[type[Incoming], dict[str, Any]] = {
     base.TextPair: {"text": "rain", "text_pair": "sun"},
-    huggingface.Comparison: {"source_sentence": "rain", "sentences": ["sun"]},
+    huggingface.SimilarityInput: {"source_sentence": "rain", "sentences": ["sun"]},
     huggingface.InferenceRequest: {"inputs": "rain"},
     keys.KeyRequest: {"name": "ci", "scopes": ["predict"]},
     kserve.InferRequest: {"inputs": [TENSOR]},
@@ -37,13 +37,13 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     openai.EmbeddingsRequest: {"model": "search", "input": "rain"},
     question_answering.Question: {"question": "why?", "context": "rain"},
     rerank.RerankInput: {"query": "rain", "texts": ["sun"]},
-    tasks.AliasOnly: {},
-    tasks.Publication: {"digest": DIGEST},
+    tasks.RollbackRequest: {},
+    tasks.PublishRequest: {"digest": DIGEST},
     tasks.RouteInfo: {},
-    tasks.Version: {"digest": DIGEST},
+    tasks.PromoteRequest: {"digest": DIGEST},
     tei.EmbedRequest: {"inputs": "rain"},
     tei.EmbedTokensRequest: {"inputs": [2, 3]},
-    tei.PredictRequest: {"inputs": "rain"},
+    tei.ClassifyRequest: {"inputs": "rain"},
     tei.RerankRequest: {"query": "rain", "texts": ["sun"]},
     PIPELINES["zero-shot-classification"].parameters: {"candidate_labels": ["sport"]},
 }
@@ -194,7 +194,7 @@ def test_changes_take_null_for_what_is_not_said(service: Service, talk: Callable
         key = await client.post("/v1/keys", json={"name": "ci", "scopes": ["admin"], "tasks": None, "expires_in": None})
         assert (key.status_code, key.json()["tasks"], key.json()["expires"]) == (201, ["*"], None)
         client.headers["X-Api-Key"] = key.json()["token"]
-        assert service.store.wait(key.json()["revision"], 10)
+        assert service.store.replicas.wait(key.json()["revision"], 10)
         task = "/v1/tasks/spam"
         digest = deltas.spam.digest
         again = {"digest": digest, "alias": None, "wait": None, "signatures": None}
@@ -204,7 +204,7 @@ def test_changes_take_null_for_what_is_not_said(service: Service, talk: Callable
         for route in ({"weights": None, "shadow": "canary"}, {"weights": {"live": 9, "canary": 1}, "shadow": None}):
             changed = await client.put(f"{task}/route", json=route)
             assert changed.status_code == 200
-            assert service.store.wait(changed.json()["revision"], 10)
+            assert service.store.replicas.wait(changed.json()["revision"], 10)
         assert (await client.get(f"{task}/route")).json() == {"weights": {"live": 9, "canary": 1}, "shadow": None}
         nothing = await client.post(f"{task}/rollback", json={"alias": None, "wait": None})
         assert nothing.status_code == 409

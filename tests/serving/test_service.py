@@ -29,10 +29,11 @@ from serving.errors import (
     UnknownTaskError,
     UnsupportedKindError,
 )
-from serving.service import Answer, Service
+from serving.inference import Prediction
+from serving.service import Service
 from serving.store import Store
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 Dedicated = Callable[[DeltaFile, str], dict[str, float]]
@@ -40,11 +41,11 @@ MakeService = Callable[..., Service]
 Metric = Callable[..., float]
 
 
-async def ask(service: Service, task: str, *texts: str, timeout: float = 20) -> Answer:
+async def ask(service: Service, task: str, *texts: str, timeout: float = 20) -> Prediction:
     return await service.predict(service.table.resolve(task), texts or TEXTS, {}, timeout)
 
 
-def is_answer_of(answer: Answer, file: DeltaFile, dedicated: Dedicated, *texts: str) -> bool:
+def is_answer_of(answer: Prediction, file: DeltaFile, dedicated: Dedicated, *texts: str) -> bool:
     expected = [dedicated(file, text) for text in texts or TEXTS]
     return answer.digest == file.digest and [scores(rows) for rows in answer.outputs] == [
         pytest.approx(row, abs=1e-5) for row in expected
@@ -59,7 +60,7 @@ def test_interleaved_requests_over_three_tasks_each_get_their_own_models_answer(
 ) -> None:
     tasks = ["emotion", "topic", "spam"] * 20
 
-    async def all_at_once() -> list[Answer]:
+    async def all_at_once() -> list[Prediction]:
         return await asyncio.gather(*(ask(service, task) for task in tasks))
 
     for task, answer in zip(tasks, asyncio.run(all_at_once()), strict=True):
@@ -107,10 +108,10 @@ def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
     chance = random.Random(0)
     tasks = chance.choices(["emotion", "topic", "spam"], k=1000)
 
-    async def in_turns() -> list[Answer]:
+    async def in_turns() -> list[Prediction]:
         limit = asyncio.Semaphore(16)
 
-        async def one(task: str) -> Answer:
+        async def one(task: str) -> Prediction:
             async with limit:
                 return await ask(service, task, TEXTS[len(task) % len(TEXTS)])
 
@@ -125,8 +126,8 @@ def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
 def test_a_new_version_takes_over_while_requests_flow_and_none_fails(
     service: Service, deltas: Deltas, dedicated: Dedicated, publish: Callable[..., None]
 ) -> None:
-    async def clients() -> list[Answer]:
-        answers: list[Answer] = []
+    async def clients() -> list[Prediction]:
+        answers: list[Prediction] = []
         done = asyncio.Event()
 
         async def client() -> None:
@@ -235,7 +236,7 @@ def test_an_input_the_model_cannot_take_fails_alone(
 ) -> None:
     publish("beyond", tiny.delta(tiny.beyond_its_words()))
 
-    async def both() -> tuple[Any, Answer]:
+    async def both() -> tuple[Any, Prediction]:
         return await asyncio.gather(ask(service, "beyond"), ask(service, "spam"), return_exceptions=True)  # type: ignore[return-value]
 
     failed, answer = asyncio.run(both())
@@ -304,7 +305,7 @@ def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_tak
     with embedded_store(tmp_path / "own") as url:
         service = make_service(url, namespace="default")
         store = Store(url)
-        assert store.wait(store.publish("spam", deltas.spam), 20)
+        assert store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20)
 
         async def hasty_and_patient() -> list[Any]:
             connect(url).client_pause(600)
@@ -314,7 +315,7 @@ def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_tak
         hasty, patient = asyncio.run(hasty_and_patient())
         service.stop()
     assert isinstance(hasty, DeadlineError)
-    assert isinstance(patient, Answer)
+    assert isinstance(patient, Prediction)
 
 
 def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
@@ -330,29 +331,30 @@ def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
 
     monkeypatch.setattr(service.cache, "load", load)
 
-    async def fill() -> list[Answer]:
+    async def fill() -> list[Prediction]:
         waiting = [asyncio.create_task(ask(service, "spam", text)) for text in ("rain", "sun", "snow")]
-        await until(lambda: service._preparing == 3)
+        await until(lambda: service.admission.preparing == 3)
         with pytest.raises(OverloadedError, match="3 inputs wait already"):
             await ask(service, "spam", "hail")
         may_load.set()
         return await asyncio.gather(*waiting)
 
     assert len(asyncio.run(fill())) == 3
-    assert service._preparing == 0
+    assert service.admission.preparing == 0
 
 
 # Life
 
 
 def test_preloaded_tasks_are_on_the_device_before_the_replica_is_ready(
-    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, embedded_url: str, namespace: str
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, metric: Callable[..., float]
 ) -> None:
     publish("spam", deltas.spam)
     publish("topic", deltas.topic)
     service = make_service(preload=("spam",))
-    assert service.ready
-    assert service.cache.hits["store"] == 1
+    assert service.admission.ready
+    assert metric(service, "ken_cache_hits_total", tier="store") == 1
+    assert service.engine.tiers.tier_of(deltas.topic.digest) == "store"
     assert service.engine.tiers.packed_nbytes > 0
 
 
@@ -363,25 +365,25 @@ def test_a_preloaded_task_that_is_unknown_stops_the_start(make_service: MakeServ
 
 def test_a_replica_admits_requests_only_between_start_and_drain(make_service: MakeService) -> None:
     service = make_service()
-    service.admit()
+    service.admission.check_open()
     service.check()
     assert asyncio.run(service.drain(1)) == 0
     with pytest.raises(UnavailableError, match="stopping"):
-        service.admit()
+        service.admission.check_open()
 
 
 def test_a_replica_that_has_not_started_admits_nothing(tiny: Tiny, embedded_url: str, tmp_path: Path) -> None:
     service = Service(load_settings(base=str(tiny.base_folder), data_dir=tmp_path), embedded_url)
     with pytest.raises(UnavailableError, match="starting"):
-        service.admit()
+        service.admission.check_open()
 
 
 def test_a_restarted_replica_serves_what_its_disk_holds_while_the_store_is_down(
     tmp_path: Path, make_service: MakeService, deltas: Deltas, dedicated: Dedicated
 ) -> None:
     with embedded_store(tmp_path / "own") as url:
-        Store(url).publish("spam", deltas.spam)
-        Store(url).publish("topic", deltas.topic)
+        Store(url).tasks.publish("spam", deltas.spam)
+        Store(url).tasks.publish("topic", deltas.topic)
         first = make_service(url, namespace="default")
         asyncio.run(ask(first, "spam"))
         first.stop()
@@ -400,14 +402,14 @@ def test_a_replica_goes_on_with_what_it_holds_when_the_store_goes_and_takes_up_c
     eventually: Callable[..., None],
 ) -> None:
     with embedded_store(tmp_path / "own") as url:
-        Store(url).publish("spam", deltas.spam)
+        Store(url).tasks.publish("spam", deltas.spam)
         service = make_service(url, namespace="default")
         asyncio.run(ask(service, "spam"))
         assert metric(service, "ken_store_up") == 1
     assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam, dedicated)
     eventually(lambda: metric(service, "ken_store_up") == 0)
     with embedded_store(tmp_path / "own"):
-        Store(url).publish("spam", deltas.spam_2)
+        Store(url).tasks.publish("spam", deltas.spam_2)
         eventually(lambda: service.table.resolve("spam") == deltas.spam_2.digest)
         assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam_2, dedicated)
         assert metric(service, "ken_store_up") == 1
@@ -424,7 +426,7 @@ def test_a_deleted_task_is_not_served_though_its_delta_is_still_on_the_device(
 ) -> None:
     asyncio.run(ask(service, "spam"))
     store = Store(embedded_url, namespace)
-    assert store.wait(store.delete("spam", force=True), 20)
+    assert store.replicas.wait(store.tasks.delete("spam", force=True), 20)
     with pytest.raises(UnknownTaskError):
         service.table.resolve("spam")
     with pytest.raises(UnknownTaskError):

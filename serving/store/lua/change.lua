@@ -1,5 +1,6 @@
--- Points an alias at a digest, or '@route' at a route: all of it, or nothing. Answers {status, revision or detail}.
--- `seen` is the task's revision on which the caller decided, 0 for no task: at another it answers 'changed'. '': any.
+-- Points an alias at a digest, or '@route' at a route: whole or not at all. Answers {status, revision or detail}.
+-- `seen` is the task's revision for which the caller decided, '0' for no task; at another revision the answer is
+-- 'changed', and nothing changes. '' stands for any revision.
 local ROUTE, STACK = '@route', 100
 local task, versions, stack, tasks = unpack(KEYS, 1, 4)
 local action, name, field, value, who, seen, other_labels = unpack(ARGV)

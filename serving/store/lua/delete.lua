@@ -1,4 +1,5 @@
--- Forgets a task, or one of its versions: all of it, or nothing. Answers {status, revision or who still uses it}.
+-- Deletes a task, or one of its versions: whole or not at all. Answers {status, revision}, or {'in-use', aliases and
+-- '@route' that point at a version...}.
 local ROUTE = '@route'
 local task, versions, stacks, tasks = unpack(KEYS, 1, 4)
 local action, name, digest, force, who = unpack(ARGV)
@@ -37,8 +38,8 @@ if action == 'delete' then
   return {'ok', record({unpack(KEYS, 5)}, name, who, {row})}
 end
 
--- What a field was, newest first, becomes what of it still stands, each value but once in a row: the first is what
--- the field now is, the others are its stack.
+-- Drops what no longer stands from a field's current and earlier values, newest first, and values that repeat the one
+-- before. The first value left becomes the field's current one, the others its stack.
 local function settle(field, current, standing)
   local kept = {}
   local values = redis.call('LRANGE', stack_of(field), 0, -1)

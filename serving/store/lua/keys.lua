@@ -1,4 +1,4 @@
--- Adds, replaces or drops the record of an API key, or remembers that there was one. Answers {status, revision}.
+-- Adds, replaces or drops the record of an API key, or only records that there was a key. Answers {status, revision}.
 local keys, locked = unpack(KEYS, 1, 2)
 local action, name, id, text, who = unpack(ARGV)
 if action == 'lock' and redis.call('EXISTS', locked) == 1 then

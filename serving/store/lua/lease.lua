@@ -1,4 +1,5 @@
--- Uploads share a digest; gc wants it alone. Members are holders, scores the second their lease runs out.
+-- Takes or drops a lease on a digest. Any number of uploads share a digest; 'gc' needs it alone. The key is a sorted set
+-- of holders by the second in which their lease ends. Answers 1 if the lease was taken or dropped, else 0.
 local key = KEYS[1]
 local action, holder, seconds = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = tonumber(redis.call('TIME')[1])

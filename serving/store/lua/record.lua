@@ -1,5 +1,7 @@
--- What every change ends with, put before each script: the change is counted, told of, and remembered.
--- Rows say what was done; who, when and the revision are added. Answers the revision.
+-- This file is put in front of each script.
+
+-- Every change ends with this: it counts the change, announces it in the stream, and adds its rows to the history.
+-- A row says what was done; author, time and revision are added to it. Answers the revision.
 local function record(keys, name, who, rows)
   local HISTORY, EVENTS = 1000, 10000
   local history, events, counter = unpack(keys)
@@ -13,7 +15,7 @@ local function record(keys, name, who, rows)
   return revision
 end
 
--- A route as it is kept (JSON, or '' for none) as a row of history.
+-- The row of history for a change of route. `route` and `previous` are JSON, or '' for no route.
 local function route_row(action, route, previous)
   local function decoded(text) return text ~= '' and cjson.decode(text) or {} end
   local now, before = decoded(route), decoded(previous)
@@ -24,7 +26,7 @@ local function route_row(action, route, previous)
   }
 end
 
--- A route's JSON, always the same for the same route; '' where no target is left of it.
+-- A route as JSON, with its targets sorted so that equal routes have equal texts; '' for a route without targets.
 local function route_text(weights, shadow)
   local targets, parts = {}, {}
   for target in pairs(weights) do targets[#targets + 1] = target end

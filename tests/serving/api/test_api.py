@@ -217,7 +217,7 @@ def test_a_body_longer_than_allowed_is_refused_declared_or_not(
         assert (await client.post(SPAM, json={"inputs": "rain"})).status_code == 200
 
     talk(service, conversation)
-    assert service.in_flight == 0
+    assert service.admission.requests == 0
 
 
 def test_a_body_that_is_too_long_is_not_counted_as_a_failure_of_the_server(
@@ -367,7 +367,7 @@ def test_a_drain_waits_for_what_was_accepted_and_refuses_what_comes(service: Ser
             accepted = asyncio.create_task(client.post(SPAM, json={"inputs": list(TEXTS)}))
             await until(lambda: service.engine.waiting == len(TEXTS))
             draining = asyncio.create_task(service.drain(20))
-            await until(lambda: service.draining)
+            await until(lambda: service.admission.draining)
             refused = await client.post(SPAM, json={"inputs": "rain"})
             assert is_problem(refused, 503, "stopping")
             assert int(refused.headers["retry-after"]) >= 1
@@ -396,8 +396,8 @@ def test_a_drain_that_runs_out_of_time_says_how_many_are_left(service: Service, 
 def orphan(tmp_path: Path, make_service: MakeService, deltas: Deltas, talk: Talk) -> Service:
     """A service that has answered for `spam`, knows `topic`, and lost its store."""
     with embedded_store(tmp_path / "own") as url:
-        Store(url).publish("spam", deltas.spam)
-        Store(url).publish("topic", deltas.topic)
+        Store(url).tasks.publish("spam", deltas.spam)
+        Store(url).tasks.publish("topic", deltas.topic)
         service = make_service(url, namespace="default")
 
         async def warm(client: Client) -> None:

@@ -52,9 +52,9 @@ def live(
 ) -> Iterator[Served]:
     """A server with the tasks of the page."""
     store = Store(embedded_url, "api-page")
-    store.publish("trec", tiny.delta(tiny.tuned("page-trec", LABELS, 90)))
-    store.publish("faq-search", of_every_kind["search"])
-    store.publish("passages", of_every_kind["ranks"])
+    store.tasks.publish("trec", tiny.delta(tiny.tuned("page-trec", LABELS, 90)))
+    store.tasks.publish("faq-search", of_every_kind["search"])
+    store.tasks.publish("passages", of_every_kind["ranks"])
     chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path_factory.mktemp("page"), "namespace": "api-page"}
     service = Service(load_settings(**chosen, threads=1), embedded_url)
     service.start()
@@ -76,7 +76,7 @@ class Reader:
         if "$KEN_API_KEY" in script and "KEN_API_KEY" not in self._env:
             key, self._env["KEN_API_KEY"] = new_key("ops", ["admin"])
             store = self._live.service.store
-            assert store.wait(store.put_key(key.id, key.record()), 10)
+            assert store.replicas.wait(store.keys.put(key.id, key.record()), 10)
         ended = subprocess.run(
             ["bash", "-euc", self._here(script)], cwd=self._folder, env=self._env, capture_output=True, text=True
         )
@@ -142,8 +142,9 @@ def test_everything_that_the_page_shows_is_so(
 def test_every_kind_is_described_with_its_parameters() -> None:
     common = Parameters.model_fields.keys()
     rows = (line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| `"))
-    cells = {row[0].strip(" `"): row[3] for row in rows if len(row) == 5}
-    told = {kind: set(re.findall(r"`(\w+)`", parameters)) for kind, parameters in cells.items()}
+    assert {row[0].strip(" `") for row in rows if len(row) == 4} == PIPELINES.keys()
+    items = re.findall(r"^- `([a-z-]+)`: (.+(?:\n  .+)*)", PAGE, re.MULTILINE)
+    told = {kind: set(re.findall(r"`(\w+)`", parameters)) for kind, parameters in items}
     assert told == {kind: made.parameters.model_fields.keys() - common for kind, made in PIPELINES.items()}
 
 

@@ -17,7 +17,7 @@ from problems import is_problem
 from serving.security.keys import new_key
 from serving.service import Service
 from serving.store import Store
-from serving.store.connection import connect
+from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
 Client = httpx.AsyncClient
@@ -408,7 +408,7 @@ def test_keys_are_listed_without_secrets_and_refused_once_revoked(
         assert [(k["name"], k["scopes"], k["tasks"]) for k in listed] == [("test", ["predict"], ["*"])]
         secret = token.split("_", 2)[2]
         assert secret not in json.dumps(listed)
-        assert secret not in json.dumps(Store(store_url, namespace).keys())
+        assert secret not in json.dumps(Store(store_url, namespace).keys.all())
         gone = await client.delete(f"/v1/keys/{listed[0]['id']}?wait=20", headers=ADMIN)
         assert gone.status_code == 200
         assert is_problem(await client.post(SPAM, json={"inputs": "rain"}, headers=key), 401)
@@ -484,7 +484,7 @@ def test_on_loopback_everything_is_open_until_there_is_a_key_and_never_again_by_
     talk(make_service(auth="off"), opened)
     key, token = new_key("back", ["admin"])
     back = make_service()
-    Store(embedded_url, namespace).wait(Store(embedded_url, namespace).put_key(key.id, key.record()), 20)
+    Store(embedded_url, namespace).replicas.wait(Store(embedded_url, namespace).keys.put(key.id, key.record()), 20)
 
     async def with_the_new_key(client: Client) -> None:
         assert (await client.get("/v1/keys", headers={"X-Api-Key": token})).status_code == 200

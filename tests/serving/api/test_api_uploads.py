@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from problems import is_problem
+from uploading import publish, upload
 
 from ken_core import DeltaFile
 from serving.service import Service
@@ -20,18 +21,6 @@ from tests.tiny_checkpoints import Deltas, Tiny, write_base, write_tuned
 Client = httpx.AsyncClient
 Talk = Callable[..., Any]
 MakeService = Callable[..., Service]
-
-
-async def upload(client: Client, data: bytes, chunk: int = CHUNK_BYTES) -> str:
-    digest = hashlib.sha256(data).hexdigest()
-    for i in range(0, len(data), chunk):
-        response = await client.put(f"/v1/uploads/{digest}/{i // chunk}", content=data[i : i + chunk])
-        assert response.status_code == 200, response.text
-    return digest
-
-
-async def publish(client: Client, task: str, digest: str, **body: Any) -> httpx.Response:
-    return await client.post(f"/v1/tasks/{task}/versions", json={"digest": digest, "wait": 20} | body)
 
 
 @pytest.fixture
@@ -167,6 +156,6 @@ def test_publishers_of_one_delta_at_once_all_succeed(
 
     talk(empty, conversation)
     store = Store(embedded_url, namespace)
-    assert {t.aliases["live"] for t in store.table().tasks.values()} == {deltas.topic.digest}
-    store.gc()
-    assert store.has(deltas.topic.digest)
+    assert {t.aliases["live"] for t in store.tasks.table().tasks.values()} == {deltas.topic.digest}
+    store.garbage.collect()
+    assert store.deltas.has(deltas.topic.digest)

@@ -114,7 +114,7 @@ def test_a_stream_that_was_cut_is_refused(encoding: str, kept: float) -> None:
 @pytest.mark.parametrize("behind", [b"x", b"\0" * 700, None])
 def test_what_follows_a_stream_is_refused(encoding: str, behind: bytes | None) -> None:
     packed = PACK[encoding](BODY)
-    with pytest.raises(BadRequestError, match=r"goes on for \d+ bytes"):
+    with pytest.raises(BadRequestError, match=r"\d+ bytes follow the end"):
         unpack(packed + (packed if behind is None else behind), encoding, 1000)
 
 
@@ -183,11 +183,11 @@ def test_a_body_may_come_in_parts_of_unknown_length(encoding: str, service: Serv
     [
         ("gzip", gzip.compress(bytes(1 << 24), mtime=0), 413, "16384"),
         ("zstd", zstandard.compress(bytes(1 << 24)), 413, "16384"),
-        ("gzip", BODY, 400, "no gzip"),
-        ("deflate", gzip.compress(BODY, mtime=0), 400, "no deflate"),
-        ("zstd", BODY, 400, "no zstd"),
+        ("gzip", BODY, 400, "not gzip"),
+        ("deflate", gzip.compress(BODY, mtime=0), 400, "not deflate"),
+        ("zstd", BODY, 400, "not zstd"),
         ("gzip", gzip.compress(BODY, mtime=0)[:-3], 400, "ends in the middle"),
-        ("gzip", gzip.compress(BODY, mtime=0) + b"more", 400, "goes on for 4 bytes"),
+        ("gzip", gzip.compress(BODY, mtime=0) + b"more", 400, "4 bytes follow the end"),
         ("br", BODY, 415, "gzip, deflate, zstd"),
         ("gzip, gzip", gzip.compress(gzip.compress(BODY, mtime=0), mtime=0), 415, "gzip, gzip"),
         ("gzip", b"", 400, "empty"),
@@ -281,10 +281,10 @@ def test_another_character_set_is_refused_by_name(charset: str, peers: Served) -
         (BODY.decode().encode("utf-16-be"), "UTF-16 or UTF-32"),
         (BODY.decode().encode("utf-32"), "UTF-16 or UTF-32"),
         ('{"inputs": "caf\u00e9"}'.encode("latin-1"), "not UTF-8 at byte 15"),
-        (gzip.compress(BODY, mtime=0), "looks like gzip, and no Content-Encoding says so"),
-        (zstandard.compress(BODY), "looks like zstd, and no Content-Encoding says so"),
-        (b'{"inputs": "\\ud800"}', "no JSON"),
-        (b"{", "no JSON"),
+        (gzip.compress(BODY, mtime=0), "looks like gzip, but has no Content-Encoding"),
+        (zstandard.compress(BODY), "looks like zstd, but has no Content-Encoding"),
+        (b'{"inputs": "\\ud800"}', "not JSON"),
+        (b"{", "not JSON"),
     ],
 )
 @pytest.mark.parametrize("path", [PREDICT, "/v1/embeddings", "/v2/models/spam/infer", "/v1/keys"])

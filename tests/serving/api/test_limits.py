@@ -93,7 +93,7 @@ def test_more_requests_than_may_run_are_told_when_to_come_again(limited: MakeLim
     async def conversation(client: Client) -> None:
         await client.post(SPAM, json=RAIN)
         with Blocked(service.engine):
-            service.engine._scheduler.costs.fixed = 5.0
+            service.engine._executor._cost.fixed = 5.0
             running = [asyncio.create_task(client.post(SPAM, json=RAIN)) for _ in range(2)]
             await until(lambda: service.engine.waiting == 2)
             refused = await client.post(SPAM, json=RAIN)
@@ -158,13 +158,13 @@ def test_clients_that_stall_hold_nobodys_place(limited: MakeLimited, talk: Talk)
     async def conversation(client: Client) -> None:
         over = asyncio.Event()
         stalling = [asyncio.create_task(client.post(SPAM, content=stalled(over))) for _ in range(20)]
-        await until(lambda: service.in_flight == 20)
+        await until(lambda: service.admission.requests == 20)
         assert [(await client.post(SPAM, json=RAIN)).status_code for _ in range(5)] == [200] * 5
         over.set()
         assert {(await one).status_code for one in stalling} == {400}
 
     talk(service, conversation)
-    assert service.in_flight == 0
+    assert service.admission.requests == 0
 
 
 @pytest.mark.parametrize("slow", [lambda: stalled(asyncio.Event()), dripping])
@@ -202,7 +202,7 @@ def test_a_client_that_goes_in_the_middle_of_its_body_is_no_failure_of_the_serve
     assert answered == []
     assert caplog.records == []
     assert metric(service, "ken_requests_total", code="499") == 1
-    assert service.in_flight == 0
+    assert service.admission.requests == 0
 
 
 # Stopping
@@ -219,7 +219,7 @@ def test_a_drain_waits_for_the_requests_of_every_protocol(limited: MakeLimited, 
             ]
             await until(lambda: service.engine.waiting == 2)
             draining = asyncio.create_task(service.drain(20))
-            await until(lambda: service.draining)
+            await until(lambda: service.admission.draining)
             refused = [await client.post(path, json=body) for path, body in ((SPAM, RAIN), (INFER, RAIN_TENSOR))]
         assert [r.status_code for r in refused] == [503, 503]
         assert all("stopping" in r.text and int(r.headers["retry-after"]) >= 1 for r in refused)

@@ -12,7 +12,8 @@ from over_http import Served, alike
 
 from ken_core.long_texts import LongTexts, Read
 from serving.errors import InvalidInputError, TooLargeError
-from serving.service import Answer, Service
+from serving.inference import Prediction
+from serving.service import Service
 from tests.tiny_checkpoints import Deltas
 
 LONG = "rain " * 350_000
@@ -32,7 +33,7 @@ def shorter(given: Any) -> Any:
             return list(map(shorter, given))
 
 
-def ask(service: Service, task: str, inputs: list[Any], parameters: dict[str, Any], kind: str | None) -> Answer:
+def ask(service: Service, task: str, inputs: list[Any], parameters: dict[str, Any], kind: str | None) -> Prediction:
     return asyncio.run(service.predict(service.table.resolve(task), inputs, parameters, 60, kind))
 
 
@@ -134,7 +135,7 @@ def test_six_clients_with_long_texts_keep_nobody_from_an_answer(
 ) -> None:
     held = Held(monkeypatch)
 
-    async def asking() -> list[Answer]:
+    async def asking() -> list[Prediction]:
         long = ["雨" * 20_000] * 3
         theirs = [
             asyncio.create_task(service.predict(deltas.spam.digest, long, {}, 20, client=f"client {i}"))
@@ -169,4 +170,4 @@ def test_texts_of_a_request_that_ended_are_not_encoded(
 
     asyncio.run(asking())
     assert (held.passed, len(service.workers)) == (2, 0)
-    assert service._preparing == 0
+    assert service.admission.preparing == 0

@@ -86,16 +86,16 @@ class Closed:
     def restore(self) -> None:
         """Every task back; `emotion` with versions and routes to return to; a key to revoke."""
         store = self.service.store
-        store.put_key(self.key.id, self.key.record())
+        store.keys.put(self.key.id, self.key.record())
         for name, file in self.tasks.items():
-            known = store.task(name)
+            known = store.tasks.get(name)
             if not known or known.aliases.get("live") != file.digest:
-                store.publish(name, file)
-        store.publish("emotion", self.later, "canary")
-        store.promote("emotion", self.later.digest)
-        store.promote("emotion", self.tasks["emotion"].digest)
-        store.set_route("emotion", Route({"live": 1}))
-        assert store.wait(store.set_route("emotion", Route({"live": 90, "canary": 10})), 10)
+                store.tasks.publish(name, file)
+        store.tasks.publish("emotion", self.later, "canary")
+        store.tasks.promote("emotion", self.later.digest)
+        store.tasks.promote("emotion", self.tasks["emotion"].digest)
+        store.tasks.set_route("emotion", Route({"live": 1}))
+        assert store.replicas.wait(store.tasks.set_route("emotion", Route({"live": 90, "canary": 10})), 10)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ken_core import DeltaFile
 from serving.security.signatures import public_key_of, sign
 from serving.service import Service
 from serving.store import Store
-from serving.store.connection import connect
+from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
 Client = httpx.AsyncClient
@@ -142,7 +142,7 @@ def test_of_a_digest_of_others_a_key_is_told_what_it_is_told_of_nobodys(
         return same
 
     assert talk(guarded, conversation) == dict.fromkeys(ASKED, True)
-    tasks = guarded.store.table().tasks
+    tasks = guarded.store.tasks.table().tasks
     assert {name: task.versions for name, task in tasks.items()} == {
         "spam": (deltas.spam.digest,),
         "topic": (digest,),
@@ -166,7 +166,6 @@ def test_a_digest_that_gc_is_about_to_free_is_told_apart_from_nobodys_by_no_answ
     guarded: Service, talk: Talk, deltas: Deltas, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.store.leases._PATIENCE_SECONDS", 0.1)
-    store._lease("take", deltas.emotion.digest, "gc")
 
     async def conversation(client: Client) -> None:
         key = await key_for(client, "spam*")
@@ -174,13 +173,14 @@ def test_a_digest_that_gc_is_about_to_free_is_told_apart_from_nobodys_by_no_answ
             response = await ASKED[asked](client, deltas.emotion.digest, key)
             assert told(response, deltas.emotion.digest) == told(await ASKED[asked](client, NOBODYS, key), NOBODYS)
 
-    talk(guarded, conversation)
+    with store.leases.alone(deltas.emotion.digest):
+        talk(guarded, conversation)
 
 
 def test_a_signature_that_the_store_has_vouches_for_nothing_of_others(
     make_service: MakeService, talk: Talk, deltas: Deltas, store: Store
 ) -> None:
-    store.publish("topic", deltas.topic, signatures=[sign(SIGNER, deltas.topic.digest)])
+    store.tasks.publish("topic", deltas.topic, signatures=[sign(SIGNER, deltas.topic.digest)])
     service = make_service(admin_token="open-sesame", trusted_keys=(public_key_of(SIGNER),))
 
     async def conversation(client: Client) -> None:
@@ -285,7 +285,7 @@ def test_what_cannot_be_served_is_refused_and_dropped(guarded: Service, talk: Ta
         assert (await client.get(f"/v1/uploads/{digest}", headers=key)).json()["received"] == []
 
     talk(guarded, conversation)
-    assert not guarded.store.has(digest)
+    assert not guarded.store.deltas.has(digest)
 
 
 def test_an_admin_of_some_tasks_must_have_what_it_publishes_too(guarded: Service, talk: Talk, deltas: Deltas) -> None:
@@ -320,12 +320,12 @@ def test_chunks_of_one_key_expire_and_gc_neither_counts_nor_frees_them(
 ) -> None:
     raw = connect(embedded_url)
     for i, chunk in enumerate(chunks_of(deltas.spam)):
-        store.put_own_chunk("team/1", deltas.spam.digest, i, chunk)
+        store.own_uploads.put_chunk("team/1", deltas.spam.digest, i, chunk)
     (parts,) = raw.scan_iter(f"ken:{namespace}:*", count=1000)
     assert 590 < raw.ttl(parts) <= 600
-    assert store.gc() == (0, 0)
+    assert store.garbage.collect() == (0, 0)
     raw.expire(parts, 100)
-    assert len(store.own_upload("team/1", deltas.spam.digest).received) == len(chunks_of(deltas.spam))
+    assert len(store.own_uploads.progress("team/1", deltas.spam.digest).received) == len(chunks_of(deltas.spam))
     assert raw.ttl(parts) > 100
     assert not raw.exists(f"ken:{{{namespace}}}:upload:{deltas.spam.digest}")
 
@@ -335,8 +335,8 @@ def test_what_one_key_committed_is_held_for_its_publication_and_its_chunks_for_a
 ) -> None:
     raw, file = connect(embedded_url), deltas.emotion
     for i, chunk in enumerate(chunks_of(file)):
-        store.put_own_chunk("team/1", file.digest, i, chunk)
-    store.commit_own_upload("team/1", file.digest, guarded.check_delta, guarded.cache.files.folder)
-    assert store.gc() == (0, 0)
+        store.own_uploads.put_chunk("team/1", file.digest, i, chunk)
+    store.own_uploads.commit("team/1", file.digest, guarded.vetting.fitness.check, guarded.cache.files.folder)
+    assert store.garbage.collect() == (0, 0)
     assert raw.ttl(f"ken:{namespace}:own-parts:{{{file.digest}}}:team/1") <= 60
-    assert store.publish_digest("spam", file.digest, allow_other_labels=True)
+    assert store.tasks.publish_digest("spam", file.digest, allow_other_labels=True)

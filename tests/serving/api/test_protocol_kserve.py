@@ -33,10 +33,10 @@ def shared_service(
 ) -> Iterator[Service]:
     """Tasks spam (two versions, the older one as `old`), topic, and places, which gives embeddings."""
     store = Store(embedded_url, "kserve")
-    store.publish("spam", deltas.spam, "old")
-    store.publish("spam", deltas.spam_2)
-    store.publish("topic", deltas.topic)
-    store.publish("places", tiny.delta(tiny.embedding("places-kserve", seed=80, pooling="mean_tokens")))
+    store.tasks.publish("spam", deltas.spam, "old")
+    store.tasks.publish("spam", deltas.spam_2)
+    store.tasks.publish("topic", deltas.topic)
+    store.tasks.publish("places", tiny.delta(tiny.embedding("places-kserve", seed=80, pooling="mean_tokens")))
     folder = tmp_path_factory.mktemp("kserve")
     settings = load_settings(base=str(tiny.base_folder), data_dir=folder, namespace="kserve", threads=1, max_inputs=16)
     service = Service(settings, embedded_url)
@@ -103,14 +103,14 @@ def test_the_server_says_its_name_and_that_it_speaks_no_extension(client: Any) -
 
 
 def test_a_draining_server_is_live_and_not_ready(client: Any, http: httpx.Client, shared_service: Service) -> None:
-    shared_service.draining = True
+    shared_service.admission.draining = True
     try:
         assert client.is_server_live()
         assert not client.is_server_ready()
         assert not client.is_model_ready("spam")
         assert is_failure(http.get("/v2/health/ready"), 503, "stopping")
     finally:
-        shared_service.draining = False
+        shared_service.admission.draining = False
 
 
 def test_a_model_is_ready_by_name_alias_and_digest(client: Any, deltas: Deltas) -> None:
@@ -151,7 +151,7 @@ def test_an_embedding_task_names_its_embedding(client: Any) -> None:
 
 def test_metadata_of_what_no_kind_answers_for_is_501(shared_service: Service, http: httpx.Client, tiny: Tiny) -> None:
     file = tiny.delta(tiny.filling("words-kserve", seed=81))
-    shared_service.store.wait(shared_service.store.publish("words", file), 10)
+    shared_service.store.replicas.wait(shared_service.store.tasks.publish("words", file), 10)
     assert is_failure(http.get("/v2/models/words"), 501, "fill-mask")
 
 
@@ -160,7 +160,7 @@ def test_metadata_without_the_store_comes_from_the_device_or_the_disk(
 ) -> None:
     with embedded_store(tmp_path / "own") as url:
         for task in ("spam", "topic", "emotion"):
-            Store(url).publish(task, getattr(deltas, task))
+            Store(url).tasks.publish(task, getattr(deltas, task))
         service = make_service(url, namespace="default")
         service.cache.files.open(deltas.topic.digest)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,17 @@ import pytest
 from holding import Blocked
 from over_http import Served
 
-from serving.api.failures import Failure
+from serving.api.failures import failure_of
 from serving.api.openai import EmbeddingsRequest, shape
+from serving.errors import (
+    ForbiddenError,
+    InternalError,
+    InvalidInputError,
+    ServingError,
+    TooLargeError,
+    UnauthorizedError,
+    UnsupportedKindError,
+)
 from tests.tiny_checkpoints import TEXTS
 
 
@@ -79,7 +90,7 @@ def test_the_answer_names_delta_stages_and_request(client: openai.OpenAI, peers:
 
 
 def test_the_end_user_is_the_key_that_splits_traffic() -> None:
-    assert EmbeddingsRequest(model="search", input="rain", user="u-7").question().key == "u-7"
+    assert EmbeddingsRequest(model="search", input="rain", user="u-7").task_query().key == "u-7"
 
 
 # Models
@@ -174,14 +185,46 @@ def test_a_deadline_that_passes_is_a_failure_of_the_server(client: openai.OpenAI
 
 
 @pytest.mark.parametrize(
-    ("status", "answered", "code"),
-    [(401, 401, "invalid_api_key"), (403, 403, "insufficient_permissions"), (501, 400, None), (500, 500, None)],
+    ("kind", "status", "answered", "code"),
+    [
+        (UnauthorizedError, 401, 401, "invalid_api_key"),
+        (ForbiddenError, 403, 403, "insufficient_permissions"),
+        (UnsupportedKindError, 501, 400, None),
+        (InternalError, 500, 500, None),
+    ],
 )
-def test_other_failures_have_statuses_and_codes_its_clients_know(status: int, answered: int, code: str | None) -> None:
-    made = shape(Failure(status, "Title", "what was wrong", "id", headers={"WWW-Authenticate": "Bearer"}))
+def test_other_failures_have_statuses_and_codes_its_clients_know(
+    kind: type[ServingError], status: int, answered: int, code: str | None
+) -> None:
+    failure = failure_of({"headers": []}, kind("what was wrong"))
+    assert failure.status == status
+    made = shape(replace(failure, headers={"WWW-Authenticate": "Bearer"}))
     assert made.status_code == answered
     assert f'"code":{f"{code!r}" if code else "null"}'.replace("'", '"') in made.body.decode()
     assert made.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("at", "param"),
+    [
+        ("input", "input"),
+        ("input.3", "input"),
+        ("inputs.3", "input"),
+        ("inputs.3.text", "input"),
+        ("dimensions", "dimensions"),
+        ("inputs", None),
+        ("body", None),
+        ("truncation_side", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("kind", [InvalidInputError, TooLargeError])
+def test_the_field_named_is_the_one_that_the_error_names(
+    kind: type[ServingError], at: str | None, param: str | None
+) -> None:
+    made = json.loads(shape(failure_of({"headers": []}, kind("dimensions: not what is wrong", at=at))).body)
+    message = "dimensions: not what is wrong" if at is None else f"{at}: dimensions: not what is wrong"
+    assert is_openai_error(made, message=message, param=param, code=None)
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def taking(
     namespace = f"ids-{uuid.uuid4().hex[:12]}"
     store = Store(embedded_url, namespace)
     for task in ("search", "spam", "emotion"):
-        store.publish(task, of_every_kind[task])
-    store.publish("more-words", with_more_words)
+        store.tasks.publish(task, of_every_kind[task])
+    store.tasks.publish("more-words", with_more_words)
     chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path_factory.mktemp("ids"), "namespace": namespace}
     service = Service(load_settings(**chosen, threads=1, max_tokens=512, accept_token_ids=True), embedded_url)
     service.start()
@@ -139,12 +139,12 @@ def test_each_task_has_a_vocabulary_of_its_own(client: openai.OpenAI, tiny: Tiny
         ([], "at least 1"),
         ([2] * (POSITIONS + 1), rf"found {POSITIONS + 1} token ids, the model takes {POSITIONS}"),
         ([2, "rain"], "token ids"),
-        (["rain", [2, 3]], "texts alone, or lists of token ids alone"),
-        ([[2, "rain"]], "lists of token ids alone"),
-        ([[2, True]], "lists of token ids alone"),
-        ([[2, 3.0]], "lists of token ids alone"),
-        ([[2, None]], "lists of token ids alone"),
-        ([[[2]]], "lists of token ids alone"),
+        (["rain", [2, 3]], "only texts, or only lists of token ids"),
+        ([[2, "rain"]], "only lists of token ids"),
+        ([[2, True]], "only lists of token ids"),
+        ([[2, 3.0]], "only lists of token ids"),
+        ([[2, None]], "only lists of token ids"),
+        ([[[2]]], "only lists of token ids"),
         ([True, False], "token ids"),
         ({"ids": [2]}, "a text or a list of texts"),
         ([{"ids": [2]}], "string"),

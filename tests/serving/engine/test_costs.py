@@ -8,75 +8,89 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.costs import Costs
+from serving.engine.costs import BatchCost, SwitchCost
 
 MACHINES = {"CPU": (0.005, 0.00013), "GPU": (0.006, 0.000002), "slow": (0.05, 0.003)}
 
 
-def taught(fixed: float, token: float, batches: int, seed: int = 0, noise: float = 0.05, stalls: float = 0.0) -> Costs:
-    """Costs after batches of mixed sizes on a machine that sometimes stalls for 10 times as long."""
-    chance, costs = random.Random(seed), Costs()
+def taught(
+    fixed: float, token: float, batches: int, seed: int = 0, noise: float = 0.05, stalls: float = 0.0
+) -> BatchCost:
+    """The cost of a batch after batches of mixed sizes on a machine that sometimes stalls for 10 times as long."""
+    chance, cost = random.Random(seed), BatchCost()
     for _ in range(batches):
         padded = chance.randrange(10, 3000)
         seconds = (fixed + token * padded) * chance.gauss(1, noise) * (10 if chance.random() < stalls else 1)
-        costs.learn_batch(padded, seconds)
-    return costs
+        cost.learn(padded, seconds)
+    return cost
 
 
 @pytest.mark.parametrize(("fixed", "token"), MACHINES.values(), ids=list(MACHINES))
 @pytest.mark.parametrize("seed", range(5))
 def test_both_parts_are_learned_from_noisy_measurements(fixed: float, token: float, seed: int) -> None:
-    costs = taught(fixed, token, 200, seed)
+    cost = taught(fixed, token, 200, seed)
     for padded in (300, 1500, 3000):
-        assert costs.batch(padded) == pytest.approx(fixed + token * padded, rel=0.15)
+        assert cost.of(padded) == pytest.approx(fixed + token * padded, rel=0.15)
 
 
 def test_without_noise_both_parts_are_exact() -> None:
-    costs = taught(0.006, 0.000002, 500, noise=0.0)
-    assert (costs.fixed, costs.token) == (pytest.approx(0.006, rel=1e-3), pytest.approx(0.000002, rel=1e-2))
+    cost = taught(0.006, 0.000002, 500, noise=0.0)
+    assert (cost.fixed, cost.token) == (pytest.approx(0.006, rel=1e-3), pytest.approx(0.000002, rel=1e-2))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_stall_in_fifty_batches_does_not_double_what_is_expected(seed: int) -> None:
-    costs = taught(0.005, 0.00013, 300, seed, stalls=0.02)
-    assert costs.batch(1000) < 2 * (0.005 + 0.13)
+    cost = taught(0.005, 0.00013, 300, seed, stalls=0.02)
+    assert cost.of(1000) < 2 * (0.005 + 0.13)
 
 
 def test_batches_of_one_size_give_their_mean_time() -> None:
-    costs = Costs()
+    cost = BatchCost()
     for _ in range(200):
-        costs.learn_batch(400, 0.1)
-    assert costs.batch(400) == pytest.approx(0.1, rel=1e-3)
-    assert costs.usual == pytest.approx(0.1, rel=1e-3)
+        cost.learn(400, 0.1)
+    assert cost.of(400) == pytest.approx(0.1, rel=1e-3)
+    assert cost.usual == pytest.approx(0.1, rel=1e-3)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.floats(0, 100)), max_size=60), st.lists(st.floats(0, 100)))
 def test_no_cost_is_ever_negative(batches: list[tuple[int, float]], switches: list[float]) -> None:
-    costs = Costs()
+    cost, switch = BatchCost(), SwitchCost()
     for padded, seconds in batches:
-        costs.learn_batch(padded, seconds)
-        assert costs.token >= 0
-        assert costs.fixed > 0
+        cost.learn(padded, seconds)
+        assert cost.token >= 0
+        assert cost.fixed > 0
     for seconds in switches:
-        costs.learn_switch(seconds)
-        assert costs.switch > 0
+        switch.learn(seconds)
+        assert switch.seconds > 0
 
 
 @pytest.mark.parametrize("seconds", [0.00001, 0.0005, 0.3])
 def test_the_switch_is_learned_whatever_it_was_taken_for(seconds: float) -> None:
-    costs = Costs()
+    switch = SwitchCost()
     for _ in range(60):
-        costs.learn_switch(seconds)
-    assert costs.switch == pytest.approx(seconds, rel=0.01)
+        switch.learn(seconds)
+    assert switch.seconds == pytest.approx(seconds, rel=0.01)
 
 
 def test_costs_recover_from_measurements_of_nothing() -> None:
-    costs = Costs()
+    cost, switch = BatchCost(), SwitchCost()
     for _ in range(5000):
-        costs.learn_switch(0.0)
-        costs.learn_batch(0, 0.0)
+        switch.learn(0.0)
+        cost.learn(0, 0.0)
     for _ in range(100):
-        costs.learn_switch(0.01)
-        costs.learn_batch(100, 0.05)
-    assert costs.switch == pytest.approx(0.01, rel=0.01)
-    assert costs.batch(100) == pytest.approx(0.05, rel=0.1)
+        switch.learn(0.01)
+        cost.learn(100, 0.05)
+    assert switch.seconds == pytest.approx(0.01, rel=0.01)
+    assert cost.of(100) == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_share_of_batches_with_a_switch_follows_recent_batches() -> None:
+    switch = SwitchCost(seconds=2.0)
+    assert (switch.share, switch.a_batch) == (0.0, 0.0)
+    for number in range(400):
+        switch.note(number % 4 == 0)
+    assert switch.share == pytest.approx(0.25, abs=0.05)
+    assert switch.a_batch == pytest.approx(0.5, abs=0.1)
+    for _ in range(200):
+        switch.note(True)
+    assert switch.share == pytest.approx(1.0, abs=0.01)

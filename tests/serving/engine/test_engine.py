@@ -16,8 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import DeltaFile, PoisonedError, ResidentModel, open_base
 from ken_core.kernels import Packed, exchange_for
+from serving.admission import Admission, AdmissionLimits
 from serving.engine.engine import Engine
-from serving.engine.scheduler import Limits
+from serving.engine.window import Limits
 from serving.errors import OverloadedError, UnavailableError
 from serving.pipelines import PIPELINES
 from serving.store import Store
@@ -95,7 +96,7 @@ class Bench:
         """Logits for texts."""
         loaded = await self.engine.tiers.acquire(file.digest)
         try:
-            results, _ = await self.engine.run(loaded, CLASSIFY, loaded.spec.encoder(texts or TEXTS), deadline)
+            results, _ = await self.engine.answer(loaded, CLASSIFY, loaded.spec.encoder(texts or TEXTS), deadline)
         finally:
             self.engine.tiers.release(loaded)
         return results
@@ -105,7 +106,7 @@ class Bench:
 def make_bench(tiny: Tiny, embedded_url: str, namespace: str, deltas: Deltas, tmp_path: Path) -> Iterator[Any]:
     store = Store(embedded_url, namespace)
     for file in (deltas.emotion, deltas.topic, deltas.spam, deltas.spam_2):
-        store.put(file)
+        store.deltas.put(file)
     made: list[Bench] = []
 
     def make(**options: Any) -> Bench:
@@ -223,11 +224,11 @@ def test_a_task_that_is_loaded_answers_while_another_is_loading(bench: Bench, de
 
 def test_a_load_that_failed_is_tried_again(bench: Bench, deltas: Deltas, embedded_url: str, namespace: str) -> None:
     store = Store(embedded_url, namespace)
-    store.gc()
+    store.garbage.collect()
 
     with pytest.raises(UnavailableError, match="does not hold"):
         asyncio.run(bench.ask(deltas.spam))
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     asyncio.run(bench.ask(deltas.spam))
 
 
@@ -295,7 +296,7 @@ def test_tasks_that_do_not_fit_together_all_get_answered(
 def test_a_full_queue_refuses_with_the_time_the_backlog_will_take(
     make_bench: Callable[..., Bench], deltas: Deltas
 ) -> None:
-    bench = make_bench(queue_rows=3)
+    bench = make_bench(admission=Admission(AdmissionLimits(queue_rows=3)))
 
     async def fill() -> None:
         await bench.ask(deltas.spam)
@@ -316,7 +317,7 @@ def test_a_full_queue_refuses_with_the_time_the_backlog_will_take(
 def test_a_request_larger_than_the_queue_is_answered_when_nothing_waits(
     make_bench: Callable[..., Bench], deltas: Deltas
 ) -> None:
-    bench = make_bench(queue_rows=2)
+    bench = make_bench(admission=Admission(AdmissionLimits(queue_rows=2)))
     assert len(asyncio.run(bench.ask(deltas.spam))) == len(TEXTS)
 
 
@@ -336,7 +337,7 @@ def test_what_was_queued_is_answered_before_the_engine_ends_and_nothing_after(
         assert len(await queued) == len(TEXTS)
         await asyncio.to_thread(stopping.join, 20)
         with pytest.raises(UnavailableError):
-            await bench.engine.run(loaded, CLASSIFY, loaded.spec.encoder(["rain"]), FOREVER)
+            await bench.engine.answer(loaded, CLASSIFY, loaded.spec.encoder(["rain"]), FOREVER)
         with pytest.raises(UnavailableError):
             bench.engine.check()
 
@@ -440,7 +441,7 @@ def test_a_task_asked_for_often_is_materialised_and_answers_the_same(
 
 def test_without_a_budget_nothing_is_materialised(bench: Bench, deltas: Deltas) -> None:
     ask_often(bench, deltas.spam, 20)
-    bench.engine.tiers._promote.close()
+    bench.engine.tiers._promotion.close()
     assert tier_of(bench, deltas.spam) == "packed"
     assert bench.engine.tiers.materialised_nbytes == 0
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import zstandard
 from problems import is_problem
-from test_api_uploads import publish as publish_over_http
-from test_api_uploads import upload
 from transformers import BertForQuestionAnswering
+from uploading import publish as publish_over_http
+from uploading import upload
 
 from ken_core import DeltaFile, ResidentModel, deltafile, extract, open_base, open_tuned
 from ken_core.checkpoint import TOKENIZER_FILES
@@ -26,6 +26,7 @@ from serving.engine.fitness import Fitness
 from serving.errors import InvalidInputError, OverloadedError, UnfitDeltaError, UnsupportedKindError
 from serving.service import Service
 from serving.store import Store
+from serving.store.deltas import Deltas as StoredDeltas
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles
@@ -209,7 +210,7 @@ def test_what_changes_no_answer_is_accepted_and_answers_as_ever(
 ) -> None:
     path = tmp_path / "odd"
     path.write_bytes(changed(deltas.spam, tiny, FIT[what]))
-    odd = service.check_delta(path)
+    odd = service.vetting.fitness.check(path)
     publish("odd", odd)
 
     async def ask(digest: str) -> list[Any]:
@@ -242,7 +243,7 @@ def test_deltas_are_tried_while_requests_flow_and_no_answer_is_another(
     def try_all() -> None:
         for path in files * 3:
             try:
-                service.check_delta(path)
+                service.vetting.fitness.check(path)
                 outcomes.append("fit")
             except InvalidInputError:
                 outcomes.append("unfit")
@@ -298,7 +299,7 @@ def test_what_came_straight_to_the_store_is_tried_when_it_is_published_over_http
     (tmp_path / "unfit.ken").write_bytes(changed(deltas.spam, tiny, edit))
     unfit, store = deltafile.open_file(tmp_path / "unfit.ken"), Store(embedded_url, namespace)
     for file in (unfit, deltas.spam):
-        store.put(file)
+        store.deltas.put(file)
 
     async def conversation(client: httpx.AsyncClient) -> None:
         assert is_problem(await publish_over_http(client, "spam", unfit.digest), 422, "cannot be served here", reason)
@@ -315,23 +316,23 @@ def test_fewer_rows_than_the_bases_tokenizer_has_ids_are_refused(service: Servic
     delta = extract(tiny.base, open_tuned(str(tmp_path / "shrunken")))
     file = deltafile.write(delta, tiny.base, tmp_path / "shrunken.ken")
     with pytest.raises(InvalidInputError, match="gives ids up to"):
-        service.check_delta(file.path)
+        service.vetting.fitness.check(file.path)
 
 
 def test_an_upload_that_there_was_no_time_to_try_is_kept(
     embedded_url: str, namespace: str, deltas: Deltas, tmp_path: Path
 ) -> None:
     store = Store(embedded_url, namespace)
-    store.put_chunk(deltas.spam.digest, 0, deltas.spam.path.read_bytes())
+    store.uploads.put_chunk(deltas.spam.digest, 0, deltas.spam.path.read_bytes())
 
     def busy(path: Path) -> DeltaFile:
         raise OverloadedError("the queue is full", 1.0)
 
     with pytest.raises(OverloadedError):
-        store.commit_upload(deltas.spam.digest, busy, tmp_path)
-    assert store.uploaded(deltas.spam.digest).received == (0,)
-    store.commit_upload(deltas.spam.digest, deltafile.open_file, tmp_path)
-    assert store.has(deltas.spam.digest)
+        store.uploads.commit(deltas.spam.digest, busy, tmp_path)
+    assert store.uploads.progress(deltas.spam.digest).received == (0,)
+    store.uploads.commit(deltas.spam.digest, deltafile.open_file, tmp_path)
+    assert store.deltas.has(deltas.spam.digest)
 
 
 # What was published past the server, on the store itself
@@ -356,26 +357,40 @@ def test_a_delta_that_can_never_be_served_is_found_out_once(
     assert first.value.retry_after is None
     (service.cache.files.folder / digest).unlink()
     store = Store(embedded_url, namespace)
-    store.delete("direct", force=True)
-    store.gc()
-    assert not store.has(digest)
+    store.tasks.delete("direct", force=True)
+    store.garbage.collect()
+    assert not store.deltas.has(digest)
     with pytest.raises(UnfitDeltaError, match=reason):  # and not that the store does not hold it
         asyncio.run(service.predict(digest, TEXTS, {}, 20))
 
 
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Digests of the deltas that were fetched from a store."""
+    found: list[str] = []
+    fetch = StoredDeltas.fetch
+
+    def fetching(store: StoredDeltas, digest: str, path: Path) -> None:
+        found.append(digest)
+        fetch(store, digest, path)
+
+    monkeypatch.setattr(StoredDeltas, "fetch", fetching)
+    return found
+
+
 def test_a_tokenizer_that_is_none_is_the_deltas_fault(
-    service: Service, tiny: Tiny, deltas: Deltas, publish: Callable[..., None], tmp_path: Path
+    service: Service, tiny: Tiny, deltas: Deltas, publish: Callable[..., None], tmp_path: Path, fetched: list[str]
 ) -> None:
     edit, reason = UNFIT["a tokenizer that panics on any text"]
     digest = published(changed(deltas.spam, tiny, edit), deltas, tmp_path, publish)
     for _ in range(2):
         with pytest.raises(UnfitDeltaError, match=reason):
             asyncio.run(service.predict(digest, TEXTS, {}, 20))
-    assert service.cache.hits["store"] == 1
+    assert fetched == [digest]
 
 
 def test_a_kind_that_is_not_served_is_found_out_once_too(
-    service: Service, tiny: Tiny, publish: Callable[..., None]
+    service: Service, tiny: Tiny, publish: Callable[..., None], fetched: list[str]
 ) -> None:
     file = tiny.delta(tiny.filling("words-once", seed=53))
     publish("words", file)
@@ -383,7 +398,7 @@ def test_a_kind_that_is_not_served_is_found_out_once_too(
         with pytest.raises(UnsupportedKindError, match="fill-mask"):
             asyncio.run(service.predict(file.digest, TEXTS, {}, 20))
         (service.cache.files.folder / file.digest).unlink(missing_ok=True)
-    assert service.cache.hits["store"] == 1
+    assert fetched == [file.digest]
 
 
 def test_a_tokenizer_that_panics_on_one_text_fails_that_request_alone(

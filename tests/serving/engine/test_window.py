@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from choosing import Choosing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.scheduler import Row, Scheduler
+from serving.engine.line import Row
 from serving.engine.window import Limits, batch_around
 
 FOREVER = 1e9
@@ -72,26 +73,26 @@ def mixed(count: int, seed: int) -> list[int]:
     return [min(128, max(6, round(math.exp(chance.gauss(3.2, 0.6))))) for _ in range(count)]
 
 
-def padding_of(scheduler: Scheduler[None], coming: list[int]) -> float:
+def padding_of(choosing: Choosing[None], coming: list[int]) -> float:
     """Share of padding over all batches until everything has run; a row comes for every one that runs."""
     tokens = padded = 0
-    while batch := scheduler.next_batch(0.0, "a"):
+    while batch := choosing.next_batch(0.0, "a"):
         tokens += sum(r.tokens for r in batch)
         padded += len(batch) * batch[-1].tokens
         for _ in batch:
             if coming:
-                scheduler.add(Row("a", coming.pop(), 0.0, FOREVER, None))
+                choosing.add(Row("a", coming.pop(), 0.0, FOREVER, None))
     return 1 - tokens / padded
 
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("coming", [0, 1000])
 def test_with_64_mixed_lengths_in_line_padding_stays_under_a_tenth(seed: int, coming: int) -> None:
-    scheduler: Scheduler[None] = Scheduler(Limits())
-    assert (scheduler.costs.fixed, scheduler.costs.token) == CPU
+    choosing: Choosing[None] = Choosing(Limits())
+    assert (choosing.cost.fixed, choosing.cost.token) == CPU
     for tokens in mixed(64, seed):
-        scheduler.add(Row("a", tokens, 0.0, FOREVER, None))
-    assert padding_of(scheduler, mixed(coming, seed + 100)) < 0.1
+        choosing.add(Row("a", tokens, 0.0, FOREVER, None))
+    assert padding_of(choosing, mixed(coming, seed + 100)) < 0.1
 
 
 @given(st.lists(st.integers(1, 128), min_size=32, max_size=64), st.integers(0, 31))

@@ -23,7 +23,7 @@ def test_beyond_loopback_a_key_in_the_store_lets_it_start(store_url: str, namesp
     with pytest.raises(StartError, match="ken keys create"):
         check_keys(store_url, settings)
     key, _ = new_key("ci", ["predict"])
-    store.put_key(key.id, key.record())
+    store.keys.put(key.id, key.record())
     check_keys(store_url, settings)
 
 
@@ -32,8 +32,8 @@ def test_with_the_store_down_the_keys_kept_on_disk_count(tmp_path: Path) -> None
     with embedded_store(tmp_path / "store") as url:
         store = Store(url)
         key, _ = new_key("ci", ["predict"])
-        store.put_key(key.id, key.record())
-        TaskTable(tmp_path / "tasks-default.json").replace(store.table())
+        store.keys.put(key.id, key.record())
+        TaskTable(tmp_path / "tasks-default.json").replace(store.tasks.table())
     check_keys(url, settings)
     (tmp_path / "tasks-default.json").unlink()
     with pytest.raises(StartError, match="ken keys create"):

@@ -14,14 +14,15 @@ from transformers import BertForSequenceClassification, pipeline
 
 from serving.config import load_settings
 from serving.errors import InternalError, InvalidInputError, UnsupportedKindError
+from serving.inference import Prediction
 from serving.pipelines import PIPELINES, default_kind, pipeline_for
-from serving.service import Answer, Service
+from serving.service import Service
 from serving.store import Store
 from tests.serving.pipelines.sameness import assert_same
 from tests.tiny_architectures import ArchitectureBase, FineTune
 from tests.tiny_checkpoints import TEXTS, WORDS, Tiny, scores, write_tokenizer
 
-Predict = Callable[..., Answer]
+Predict = Callable[..., Prediction]
 
 LONG = " ".join(WORDS)
 HEADS = {
@@ -59,13 +60,13 @@ def predict(
     namespace = f"kinds-{uuid.uuid4().hex[:12]}"
     store = Store(embedded_url, namespace)
     for name, fine_tune in fine_tunes.items():
-        store.publish(name, fine_tune.file)
+        store.tasks.publish(name, fine_tune.file)
     folder = fine_tunes["features"].base.path
     told = {"base": str(folder), "data_dir": tmp_path_factory.mktemp("service"), "namespace": namespace, "threads": 1}
     service = Service(load_settings(**told), embedded_url)
     service.start()
 
-    async def many(questions: list[tuple[str, str | None, list[Any], dict[str, Any]]]) -> list[Answer]:
+    async def many(questions: list[tuple[str, str | None, list[Any], dict[str, Any]]]) -> list[Prediction]:
         asked = [
             service.predict(service.table.resolve(task), inputs, parameters, 60, kind)
             for task, kind, inputs, parameters in questions

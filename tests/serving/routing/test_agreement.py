@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serving.pipelines import PIPELINES
-from serving.routing.agreement import _OF_KIND, Comparison, compare
+from serving.kinds import KINDS
+from serving.routing.agreement import Comparison, compare_all
 
 
 def labels(**scores: float) -> list[dict[str, Any]]:
@@ -73,14 +73,11 @@ def test_answers_of_a_kind_are_compared_by_what_matters_of_it(
 ) -> None:
     expected = None if difference is None else pytest.approx(difference, abs=1e-12)
     for ours, theirs in ((given, shadowed), (shadowed, given)):
-        assert compare(kind, [ours], [theirs]) == Comparison(agreed, expected)  # type: ignore[arg-type]
+        assert compare_all(KINDS[kind].compare, [ours], [theirs]) == Comparison(agreed, expected)  # type: ignore[arg-type]
 
 
 def test_a_request_agrees_if_each_of_its_inputs_does_and_differs_as_far_as_the_farthest() -> None:
     same, near, far = labels(spam=1.0), labels(spam=0.75), labels(ham=1.0, spam=0.5)
-    assert compare(CLASSES, [same, same], [same, near]) == Comparison(True, 0.25)
-    assert compare(CLASSES, [same, same], [far, near]) == Comparison(False, 0.5)
-
-
-def test_every_kind_that_is_answered_can_be_compared() -> None:
-    assert set(_OF_KIND) == set(PIPELINES)
+    compare = KINDS[CLASSES].compare
+    assert compare_all(compare, [same, same], [same, near]) == Comparison(True, 0.25)
+    assert compare_all(compare, [same, same], [far, near]) == Comparison(False, 0.5)

@@ -9,6 +9,7 @@ import pytest
 from ken_core import DeltaFile
 from ken_core.embedding import Dense, Embedding
 from ken_core.manifest import Manifest
+from serving.kinds import answer_form
 from serving.routing.answer_form import AnswerForm
 from tests.tiny_checkpoints import Deltas, Tiny
 
@@ -38,11 +39,11 @@ def told(first: AnswerForm, second: AnswerForm) -> str:
 def test_a_deltas_form_is_read_from_its_manifest(
     task: str, form: AnswerForm, of_every_kind: dict[str, DeltaFile]
 ) -> None:
-    assert AnswerForm.of(of_every_kind[task].manifest) == form
+    assert answer_form(of_every_kind[task].manifest) == form
 
 
 def test_a_head_that_no_kind_reads_has_a_form_too(tiny: Tiny) -> None:
-    assert AnswerForm.of(tiny.delta(tiny.filling("form-filling", 81)).manifest) == AnswerForm("fill-mask")
+    assert answer_form(tiny.delta(tiny.filling("form-filling", 81)).manifest) == AnswerForm("fill-mask")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_a_head_that_no_kind_reads_has_a_form_too(tiny: Tiny) -> None:
     ],
 )
 def test_what_makes_scores_of_logits_is_part_of_the_form(problem_type: str | None, scores: str, deltas: Deltas) -> None:
-    assert AnswerForm.of(configured(deltas, problem_type=problem_type)).scores == scores
+    assert answer_form(configured(deltas, problem_type=problem_type)).scores == scores
 
 
 def configured(deltas: Deltas, **config: object) -> Manifest:
@@ -64,13 +65,13 @@ def configured(deltas: Deltas, **config: object) -> Manifest:
 
 
 def test_labels_that_a_config_leaves_out_are_those_transformers_makes_up(deltas: Deltas) -> None:
-    assert AnswerForm.of(configured(deltas, id2label=None)).labels == ("LABEL_0", "LABEL_1")
+    assert answer_form(configured(deltas, id2label=None)).labels == ("LABEL_0", "LABEL_1")
 
 
 def test_the_order_of_labels_method_and_budget_are_no_part_of_it(
     deltas: Deltas, make: Callable[[Sequence[str], float], DeltaFile]
 ) -> None:
-    assert AnswerForm.of(make(["spam", "ham"], 0.05).manifest) == AnswerForm.of(deltas.spam.manifest)
+    assert answer_form(make(["spam", "ham"], 0.05).manifest) == answer_form(deltas.spam.manifest)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_another_kind_is_told_and_nothing_that_follows_from_it() -> None:
 def test_a_version_for_another_base_is_told_before_all_else(deltas: Deltas) -> None:
     ours = deltas.spam.manifest
     theirs = deltas.emotion.manifest.model_copy(update={"base": ours.base.model_copy(update={"fingerprint": "f" * 64})})
-    assert told(AnswerForm.of(ours), AnswerForm.of(theirs)) == (
+    assert told(answer_form(ours), answer_form(theirs)) == (
         f"base: {ours.base.fingerprint[:40]} in the live version, {'f' * 40} in version 5f3a"
     )
 
@@ -138,7 +139,7 @@ def test_scores_and_lengths_of_vectors_are_told(of_every_kind: dict[str, DeltaFi
         {"pooling": ("cls", "max"), "modules": (projected, "normalize")},
         {"pooling": ("mean",), "dimensions": 3},
     ]
-    plain, *others = [AnswerForm.of(search.model_copy(update={"embedding": Embedding(**way)})) for way in ways]
+    plain, *others = [answer_form(search.model_copy(update={"embedding": Embedding(**way)})) for way in ways]
     assert [told(plain, other) for other in others] == [
         f"vectors: as wide as the model, not scaled in the live version, {other} in version 5f3a"
         for other in (

@@ -11,8 +11,9 @@ import pytest
 from holding import Blocked, until
 
 from ken_core import DeltaFile
-from serving.service import Answer, Service
-from serving.store.connection import connect
+from serving.inference import Prediction
+from serving.service import Service
+from serving.store.urls import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
 
 Client = httpx.AsyncClient
@@ -54,7 +55,7 @@ async def shadows_end(service: Service) -> None:
     await until(lambda: len(service.shadows) == 0)
 
 
-async def given(service: Service, digest: str) -> Answer:
+async def given(service: Service, digest: str) -> Prediction:
     return await service.predict(digest, TEXTS, {}, 20)
 
 
@@ -238,7 +239,7 @@ def test_a_drain_gives_shadows_up_and_takes_no_more(
         with Blocked(service.engine):
             service.shadows.offer("spam", twin.digest, TEXTS, {}, before)
             await until(lambda: service.engine.waiting == len(TEXTS))
-            assert service.in_flight == 0
+            assert service.admission.requests == 0
             assert await service.drain(20) == 0
             assert len(service.shadows) == 0
             service.shadows.offer("spam", twin.digest, TEXTS, {}, before)

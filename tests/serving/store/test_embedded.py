@@ -15,8 +15,8 @@ import pytest
 
 from serving.errors import StartError
 from serving.store import Store
-from serving.store.connection import connect
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
 FORK = multiprocessing.get_context("fork")
@@ -73,11 +73,11 @@ def test_the_server_ends_with_the_block(tmp_path: Path) -> None:
 
 def test_data_survives_a_restart(tmp_path: Path, deltas: Deltas) -> None:
     with embedded_store(tmp_path) as url:
-        Store(url).publish("spam", deltas.spam)
+        Store(url).tasks.publish("spam", deltas.spam)
     with embedded_store(tmp_path) as url:
         store = Store(url)
-        assert store.table().tasks["spam"].aliases == {"live": deltas.spam.digest}
-        store.fetch(deltas.spam.digest, tmp_path / "fetched")
+        assert store.tasks.table().tasks["spam"].aliases == {"live": deltas.spam.digest}
+        store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
 
 
 def test_nobody_else_can_reach_the_socket(tmp_path: Path) -> None:
@@ -165,12 +165,12 @@ def test_a_killed_server_is_replaced_by_one_with_its_data(
 ) -> None:
     with embedded_store(tmp_path) as url:
         pid = server(url)
-        Store(url).publish("spam", deltas.spam)
+        Store(url).tasks.publish("spam", deltas.spam)
         psutil.Process(pid).kill()
         eventually(lambda: is_gone(pid))
         with embedded_store(tmp_path) as again:
             assert server(again) != pid
-            assert list(Store(again).table().tasks) == ["spam"]
+            assert list(Store(again).tasks.table().tasks) == ["spam"]
 
 
 def test_a_server_that_cannot_start_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import pytest
 from ken_core import DeltaFile
 from serving.routing.routes import Route
 from serving.store import Store, Table
-from serving.store.connection import connect
+from serving.store.urls import connect
 from serving.tasks import TaskTable
 from tests.tiny_checkpoints import Deltas
 
@@ -65,7 +65,7 @@ def test_a_reader_sees_only_whole_versions_while_200_are_published(
     store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile], tmp_path: Path
 ) -> None:
     files = [make_file(i) for i in range(200)]
-    store.publish("spam", files[0])
+    store.tasks.publish("spam", files[0])
     reading, published = FORK.Event(), FORK.Event()
     seen = FORK.Value("i", 0)
     ever = {f.digest for f in files}
@@ -75,11 +75,11 @@ def test_a_reader_sees_only_whole_versions_while_200_are_published(
         digests = set()
         while True:
             last = published.is_set()
-            task = own.table().tasks["spam"]
+            task = own.tasks.table().tasks["spam"]
             assert task.aliases["live"] in task.versions
             assert task.aliases["live"] in ever
             path = tmp_path / f"read-{os.getpid()}"
-            own.fetch(task.aliases["live"], path)
+            own.deltas.fetch(task.aliases["live"], path)
             assert hashlib.sha256(path.read_bytes()).hexdigest() == task.aliases["live"]
             digests.add(task.aliases["live"])
             seen.value = len(digests)
@@ -91,7 +91,7 @@ def test_a_reader_sees_only_whole_versions_while_200_are_published(
     with beside(read):
         assert reading.wait(20)
         for file in files[1:]:
-            store.publish("spam", file)
+            store.tasks.publish("spam", file)
         published.set()
     assert seen.value > 2
 
@@ -100,8 +100,8 @@ def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they
     store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile], tmp_path: Path
 ) -> None:
     live, canary = make_file(1), make_file(2)
-    store.publish("spam", live)
-    store.put(canary)
+    store.tasks.publish("spam", live)
+    store.deltas.put(canary)
     routes = [Route({"live": 90, "canary": 10}), Route({"canary": 1, canary.digest: 1}), Route({live.digest: 1})]
     whole = [None, *routes, Route({"live": 90})]  # the last is what a deletion leaves of the first
     reading, done = FORK.Event(), FORK.Event()
@@ -111,9 +111,9 @@ def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they
         own, table = Store(store_url, namespace), TaskTable(tmp_path / "table.json")
         met = set()
         while not done.is_set():
-            one = own.task("spam")
+            one = own.tasks.get("spam")
             assert one is not None
-            for task in (one, own.table().tasks["spam"]):
+            for task in (one, own.tasks.table().tasks["spam"]):
                 assert task.route in whole
                 met.add(whole.index(task.route))
                 table.replace(Table(task.revision, {"spam": task}))
@@ -126,9 +126,9 @@ def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they
         try:
             assert reading.wait(20)
             for i in range(90):
-                store.publish_digest("spam", canary.digest, alias="canary")
-                store.set_route("spam", routes[i % 3])
-                store.delete_version("spam", canary.digest, force=True)
+                store.tasks.publish_digest("spam", canary.digest, alias="canary")
+                store.tasks.set_route("spam", routes[i % 3])
+                store.tasks.delete_version("spam", canary.digest, force=True)
         finally:
             done.set()
     assert seen.value > 2
@@ -137,13 +137,13 @@ def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they
 def test_routes_set_from_several_processes_are_all_kept_for_rollback(
     store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile]
 ) -> None:
-    store.publish("spam", make_file(1))
+    store.tasks.publish("spam", make_file(1))
 
     def router(mine: int) -> Callable[[], None]:
         def work() -> None:
             own = Store(store_url, namespace)
             for i in range(20):
-                own.set_route("spam", Route({"live": mine * 20 + i + 1}))
+                own.tasks.set_route("spam", Route({"live": mine * 20 + i + 1}))
 
         return work
 
@@ -151,11 +151,11 @@ def test_routes_set_from_several_processes_are_all_kept_for_rollback(
         pass
     met = []
     for _ in range(40):
-        task = store.task("spam")
+        task = store.tasks.get("spam")
         assert task is not None
         assert task.route is not None
         met.append(task.route.weights["live"])
-        store.rollback_route("spam")
+        store.tasks.rollback_route("spam")
     assert sorted(met) == list(range(1, 41))
 
 
@@ -169,31 +169,31 @@ def test_publishers_in_several_processes_lose_no_revision(
         def work() -> None:
             own = Store(store_url, namespace)
             for i, file in enumerate(mine):
-                revisions.put(own.publish("shared" if i % 2 else f"own-{mine[0].digest[:8]}", file))
+                revisions.put(own.tasks.publish("shared" if i % 2 else f"own-{mine[0].digest[:8]}", file))
 
         return work
 
     with beside(*(publisher(files[i::4]) for i in range(4))):
         told = [revisions.get() for _ in files]
     assert sorted(told) == list(range(1, 61))
-    table = store.table()
+    table = store.tasks.table()
     assert table.revision == 60
     assert {d for t in table.tasks.values() for d in t.versions} == {f.digest for f in files}
-    logged = [h["revision"] for task in table.tasks for h in store.history(task, 100)]
+    logged = [h["revision"] for task in table.tasks for h in store.history.of(task, 100)]
     assert sorted(logged) == list(range(1, 61))
-    assert [e.revision for e in store.events("0", 0.1)] == list(range(1, 61))
+    assert [e.revision for e in store.events.after("0", 0.1)] == list(range(1, 61))
 
 
 def test_publishers_of_one_delta_at_once_all_succeed(
     store: Store, store_url: str, namespace: str, deltas: Deltas, tmp_path: Path
 ) -> None:
     def publisher(name: str) -> Callable[[], None]:
-        return lambda: drop(Store(store_url, namespace).publish(name, deltas.spam))
+        return lambda: drop(Store(store_url, namespace).tasks.publish(name, deltas.spam))
 
     with beside(*(publisher(f"task-{i}") for i in range(4))):
         pass
-    assert {t.aliases["live"] for t in store.table().tasks.values()} == {deltas.spam.digest}
-    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+    assert {t.aliases["live"] for t in store.tasks.table().tasks.values()} == {deltas.spam.digest}
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
 
 
 def drop(value: object) -> None:
@@ -219,23 +219,23 @@ def test_gc_beside_publishers_never_loses_a_published_delta(
     def collect() -> None:
         own = Store(store_url, namespace)
         while not stop.is_set():
-            count, _ = own.gc()
+            count, _ = own.garbage.collect()
             with collected.get_lock():
                 collected.value += count
 
     with beside(collect, collect):
         try:
             for i, file in enumerate(files):
-                store.publish("passing", file)
-                store.delete("passing", force=True)
+                store.tasks.publish("passing", file)
+                store.tasks.delete("passing", force=True)
                 if i == 0:
                     eventually(lambda: collected.value > 0)
-                store.publish(f"kept-{i}", file)
+                store.tasks.publish(f"kept-{i}", file)
         finally:
             stop.set()
     for i, file in enumerate(files):
-        assert store.task(f"kept-{i}") is not None
-        store.fetch(file.digest, tmp_path / "fetched")
+        assert store.tasks.get(f"kept-{i}") is not None
+        store.deltas.fetch(file.digest, tmp_path / "fetched")
 
 
 def test_an_upload_killed_halfway_is_held_until_its_lease_ends_and_then_collected(
@@ -248,7 +248,7 @@ def test_an_upload_killed_halfway_is_held_until_its_lease_ends_and_then_collecte
             started.set()
             signal.pause()
 
-        Store(store_url, namespace).put(deltas.spam, linger)
+        Store(store_url, namespace).deltas.put(deltas.spam, linger)
 
     child = FORK.Process(target=upload)
     child.start()
@@ -257,11 +257,11 @@ def test_an_upload_killed_halfway_is_held_until_its_lease_ends_and_then_collecte
     child.join()
     raw: Any = connect(store_url)
     blobs = f"ken:{namespace}:blob:*"
-    store.gc()
+    store.garbage.collect()
     assert list(raw.scan_iter(blobs))
-    assert not store.has(deltas.spam.digest)
+    assert not store.deltas.has(deltas.spam.digest)
     raw.delete(f"ken:{{{namespace}}}:upload:{deltas.spam.digest}")
-    store.gc()
+    store.garbage.collect()
     assert not list(raw.scan_iter(blobs))
 
 
@@ -270,7 +270,7 @@ def test_what_a_dead_uploader_left_is_collected_once_its_lease_has_ended(
 ) -> None:
     monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 0)
     collected: list[int] = []
-    store.put(deltas.spam, lambda size: collected.append(store.gc()[0]))
+    store.deltas.put(deltas.spam, lambda size: collected.append(store.garbage.collect()[0]))
     assert any(collected)
 
 
@@ -282,7 +282,7 @@ def test_an_upload_that_takes_longer_than_a_lease_is_not_collected_under_its_han
 
     def slow_line(size: int) -> None:
         time.sleep(0.8)
-        store.gc()
+        store.garbage.collect()
 
-    store.put(deltas.spam, slow_line)
-    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+    store.deltas.put(deltas.spam, slow_line)
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")

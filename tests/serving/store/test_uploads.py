@@ -13,7 +13,7 @@ import pytest
 from ken_core import DeltaFile, DeltaFormatError, deltafile
 from serving.errors import InvalidInputError, TooLargeError, UnknownTaskError
 from serving.store import CHUNK_BYTES, MOST_CHUNKS, Store, Upload
-from serving.store.connection import connect
+from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
 FORK = multiprocessing.get_context("fork")
@@ -28,7 +28,7 @@ def chunks_of(file: DeltaFile, size: int = SIZE) -> list[bytes]:
 def send(store: Store, file: DeltaFile, skip: tuple[int, ...] = ()) -> None:
     for i, chunk in enumerate(chunks_of(file)):
         if i not in skip:
-            store.put_chunk(file.digest, i, chunk)
+            store.uploads.put_chunk(file.digest, i, chunk)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def commit(store: Store, folder: Path) -> Callable[[DeltaFile], None]:
-    return lambda file: store.commit_upload(file.digest, deltafile.open_file, folder)
+    return lambda file: store.uploads.commit(file.digest, deltafile.open_file, folder)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def visible(store: Store, store_url: str, namespace: str) -> Callable[[DeltaFile
 
     def look(file: DeltaFile) -> bool:
         blobs = connect(store_url).scan_iter(f"ken:{namespace}:blob:*", count=1000)
-        return store.has(file.digest) or store.size(file.digest) is not None or bool(list(blobs))
+        return store.deltas.has(file.digest) or store.deltas.size(file.digest) is not None or bool(list(blobs))
 
     return look
 
@@ -65,40 +65,40 @@ def test_what_was_uploaded_and_committed_is_fetched_byte_for_byte(
 ) -> None:
     send(store, deltas.spam)
     commit(deltas.spam)
-    store.publish_digest("spam", deltas.spam.digest)
-    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+    store.tasks.publish_digest("spam", deltas.spam.digest)
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
     assert (tmp_path / "fetched").read_bytes() == deltas.spam.path.read_bytes()
-    assert store.manifest(deltas.spam.digest) == deltas.spam.manifest.model_dump(mode="json")
-    assert store.table().tasks["spam"].aliases == {"live": deltas.spam.digest}
+    assert store.deltas.manifest(deltas.spam.digest) == deltas.spam.manifest.model_dump(mode="json")
+    assert store.tasks.table().tasks["spam"].aliases == {"live": deltas.spam.digest}
 
 
 def test_nothing_is_visible_before_the_commit(store: Store, deltas: Deltas, visible: Visible) -> None:
     send(store, deltas.spam)
     assert not visible(deltas.spam)
     with pytest.raises(UnknownTaskError, match="does not hold a delta"):
-        store.publish_digest("spam", deltas.spam.digest)
-    assert store.table().tasks == {}
+        store.tasks.publish_digest("spam", deltas.spam.digest)
+    assert store.tasks.table().tasks == {}
 
 
 def test_after_a_cut_only_what_is_missing_needs_to_be_sent(store: Store, deltas: Deltas, commit: Commit) -> None:
     chunks = chunks_of(deltas.spam)
-    assert store.uploaded(deltas.spam.digest) == Upload(deltas.spam.digest, (), 0, complete=False)
+    assert store.uploads.progress(deltas.spam.digest) == Upload(deltas.spam.digest, (), 0, complete=False)
     send(store, deltas.spam, skip=(1, len(chunks) - 1))
-    there = store.uploaded(deltas.spam.digest)
+    there = store.uploads.progress(deltas.spam.digest)
     assert there.received == (0, *range(2, len(chunks) - 1))
     assert there.bytes == sum(len(chunks[i]) for i in there.received)
     assert not there.complete
     send(store, deltas.spam, skip=there.received)
     commit(deltas.spam)
-    there = store.uploaded(deltas.spam.digest)
+    there = store.uploads.progress(deltas.spam.digest)
     assert (there.bytes, there.complete) == (deltas.spam.size, True)
 
 
 def test_chunks_come_in_any_order_and_as_often_as_one_likes(store: Store, deltas: Deltas, commit: Commit) -> None:
     for i, chunk in reversed([*enumerate(chunks_of(deltas.spam))] * 2):
-        store.put_chunk(deltas.spam.digest, i, chunk)
+        store.uploads.put_chunk(deltas.spam.digest, i, chunk)
     commit(deltas.spam)
-    assert store.has(deltas.spam.digest)
+    assert store.deltas.has(deltas.spam.digest)
 
 
 def test_a_commit_names_the_chunks_it_lacks_and_keeps_the_others(
@@ -108,7 +108,7 @@ def test_a_commit_names_the_chunks_it_lacks_and_keeps_the_others(
     with pytest.raises(InvalidInputError, match="lacks chunk 0, 2;"):
         commit(deltas.spam)
     assert not visible(deltas.spam)
-    send(store, deltas.spam, skip=store.uploaded(deltas.spam.digest).received)
+    send(store, deltas.spam, skip=store.uploads.progress(deltas.spam.digest).received)
     commit(deltas.spam)
 
 
@@ -121,18 +121,18 @@ def test_a_wrong_chunk_has_all_of_them_dropped_and_sent_again(
     store: Store, deltas: Deltas, commit: Commit, visible: Visible
 ) -> None:
     send(store, deltas.spam)
-    store.put_chunk(deltas.spam.digest, 1, b"something else")
+    store.uploads.put_chunk(deltas.spam.digest, 1, b"something else")
     with pytest.raises(InvalidInputError, match="send all of them again"):
         commit(deltas.spam)
     assert not visible(deltas.spam)
-    assert store.uploaded(deltas.spam.digest).received == ()
+    assert store.uploads.progress(deltas.spam.digest).received == ()
     send(store, deltas.spam)
     commit(deltas.spam)
 
 
 def test_another_deltas_bytes_are_not_taken(store: Store, deltas: Deltas, commit: Commit, visible: Visible) -> None:
     for i, chunk in enumerate(chunks_of(deltas.topic)):
-        store.put_chunk(deltas.spam.digest, i, chunk)
+        store.uploads.put_chunk(deltas.spam.digest, i, chunk)
     with pytest.raises(InvalidInputError, match=f"have the sha256 {deltas.topic.digest}"):
         commit(deltas.spam)
     assert not visible(deltas.spam)
@@ -144,37 +144,37 @@ def test_what_is_no_delta_is_refused_and_dropped_though_its_digest_is_right(
 ) -> None:
     data = b"no delta at all"
     digest = hashlib.sha256(data).hexdigest()
-    store.put_chunk(digest, 0, data)
+    store.uploads.put_chunk(digest, 0, data)
     with pytest.raises(DeltaFormatError):
-        store.commit_upload(digest, deltafile.open_file, folder)
-    assert not store.has(digest)
+        store.uploads.commit(digest, deltafile.open_file, folder)
+    assert not store.deltas.has(digest)
     assert not list(connect(store_url).scan_iter(f"ken:{namespace}:*", count=1000))
 
 
 def test_a_chunk_that_is_too_long_is_refused(store: Store, deltas: Deltas) -> None:
-    store.put_chunk(deltas.spam.digest, 0, b"\0" * CHUNK_BYTES)
+    store.uploads.put_chunk(deltas.spam.digest, 0, b"\0" * CHUNK_BYTES)
     with pytest.raises(TooLargeError, match=f"{CHUNK_BYTES + 1} bytes; send at most {CHUNK_BYTES}"):
-        store.put_chunk(deltas.spam.digest, 1, b"\0" * (CHUNK_BYTES + 1))
-    assert store.uploaded(deltas.spam.digest).received == (0,)
+        store.uploads.put_chunk(deltas.spam.digest, 1, b"\0" * (CHUNK_BYTES + 1))
+    assert store.uploads.progress(deltas.spam.digest).received == (0,)
 
 
 @pytest.mark.parametrize("i", [-1, MOST_CHUNKS])
 def test_a_chunk_has_a_position(i: int, store: Store, deltas: Deltas) -> None:
     with pytest.raises(InvalidInputError, match=f"chunk {i}: expected a position from 0"):
-        store.put_chunk(deltas.spam.digest, i, b"data")
+        store.uploads.put_chunk(deltas.spam.digest, i, b"data")
 
 
 def test_an_empty_chunk_is_refused(store: Store, deltas: Deltas) -> None:
     with pytest.raises(InvalidInputError, match="is empty"):
-        store.put_chunk(deltas.spam.digest, 0, b"")
+        store.uploads.put_chunk(deltas.spam.digest, 0, b"")
 
 
 def test_what_is_no_digest_is_refused_everywhere(store: Store, folder: Path) -> None:
     for call in (
-        lambda: store.put_chunk("latest", 0, b"data"),
-        lambda: store.uploaded("latest"),
-        lambda: store.commit_upload("latest", deltafile.open_file, folder),
-        lambda: store.publish_digest("spam", "latest"),
+        lambda: store.uploads.put_chunk("latest", 0, b"data"),
+        lambda: store.uploads.progress("latest"),
+        lambda: store.uploads.commit("latest", deltafile.open_file, folder),
+        lambda: store.tasks.publish_digest("spam", "latest"),
     ):
         with pytest.raises(InvalidInputError, match="is no digest"):
             call()
@@ -186,30 +186,30 @@ def test_a_commit_may_be_repeated(store: Store, deltas: Deltas, commit: Commit, 
 
     send(store, deltas.spam)
     commit(deltas.spam)
-    store.commit_upload(deltas.spam.digest, never, folder)
-    assert store.has(deltas.spam.digest)
+    store.uploads.commit(deltas.spam.digest, never, folder)
+    assert store.deltas.has(deltas.spam.digest)
 
 
 def test_chunks_for_a_delta_that_is_there_change_nothing(
     store: Store, deltas: Deltas, commit: Commit, store_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    store.publish("spam", deltas.spam)
-    store.put_chunk(deltas.spam.digest, 0, b"something else")
+    store.tasks.publish("spam", deltas.spam)
+    store.uploads.put_chunk(deltas.spam.digest, 0, b"something else")
     assert not connect(store_url).exists(f"ken:{namespace}:parts:{{{deltas.spam.digest}}}")
     commit(deltas.spam)
-    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
 
 
 def test_a_committed_delta_becomes_a_version_of_several_tasks(store: Store, deltas: Deltas, commit: Commit) -> None:
     send(store, deltas.spam)
     commit(deltas.spam)
-    store.publish_digest("spam", deltas.spam.digest, who="ada")
-    store.publish_digest("ham", deltas.spam.digest, alias="canary")
-    assert {n: t.aliases for n, t in store.table().tasks.items()} == {
+    store.tasks.publish_digest("spam", deltas.spam.digest, who="ada")
+    store.tasks.publish_digest("ham", deltas.spam.digest, alias="canary")
+    assert {n: t.aliases for n, t in store.tasks.table().tasks.items()} == {
         "spam": {"live": deltas.spam.digest},
         "ham": {"canary": deltas.spam.digest},
     }
-    assert [(h["action"], h["who"]) for h in store.history("spam")] == [("publish", "ada")]
+    assert [(h["action"], h["who"]) for h in store.history.of("spam")] == [("publish", "ada")]
 
 
 # Beside gc
@@ -223,11 +223,11 @@ def test_gc_leaves_an_upload_alone_between_chunks_and_takes_it_once_its_lease_ha
     store: Store, deltas: Deltas, store_url: str, namespace: str
 ) -> None:
     send(store, deltas.spam, skip=(1,))
-    store.gc()
-    assert 0 in store.uploaded(deltas.spam.digest).received
+    store.garbage.collect()
+    assert 0 in store.uploads.progress(deltas.spam.digest).received
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.gc() == (1, 0)
-    assert store.uploaded(deltas.spam.digest).received == ()
+    assert store.garbage.collect() == (1, 0)
+    assert store.uploads.progress(deltas.spam.digest).received == ()
 
 
 def test_gc_leaves_a_committed_delta_alone_until_it_is_published(
@@ -235,20 +235,20 @@ def test_gc_leaves_a_committed_delta_alone_until_it_is_published(
 ) -> None:
     send(store, deltas.spam)
     commit(deltas.spam)
-    assert store.gc() == (0, 0)
-    store.publish_digest("spam", deltas.spam.digest)
+    assert store.garbage.collect() == (0, 0)
+    store.tasks.publish_digest("spam", deltas.spam.digest)
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.gc() == (0, 0)
+    assert store.garbage.collect() == (0, 0)
 
 
 def test_a_commit_of_what_is_there_already_holds_gc_off_too(
     store: Store, deltas: Deltas, commit: Commit, store_url: str, namespace: str
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     commit(deltas.spam)
-    assert store.gc() == (0, 0)
+    assert store.garbage.collect() == (0, 0)
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.gc() == (1, deltas.spam.size)
+    assert store.garbage.collect() == (1, deltas.spam.size)
 
 
 def test_a_commit_that_takes_longer_than_a_lease_still_leaves_time_to_publish(
@@ -259,19 +259,19 @@ def test_a_commit_that_takes_longer_than_a_lease_still_leaves_time_to_publish(
         return deltafile.open_file(path)
 
     send(store, deltas.spam)
-    store.commit_upload(deltas.spam.digest, check_slowly, folder)
-    assert store.gc() == (0, 0)
+    store.uploads.commit(deltas.spam.digest, check_slowly, folder)
+    assert store.garbage.collect() == (0, 0)
 
 
 def test_gc_drops_chunks_that_were_left_beside_a_published_delta(
     store: Store, deltas: Deltas, store_url: str, namespace: str
 ) -> None:
     send(store, deltas.spam, skip=(0,))
-    store.publish("spam", deltas.spam)
+    store.tasks.publish("spam", deltas.spam)
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.gc() == (0, 0)
+    assert store.garbage.collect() == (0, 0)
     assert not connect(store_url).exists(f"ken:{namespace}:parts:{{{deltas.spam.digest}}}")
-    assert store.has(deltas.spam.digest)
+    assert store.deltas.has(deltas.spam.digest)
 
 
 class Interrupted(Store):
@@ -279,8 +279,12 @@ class Interrupted(Store):
 
     happens: Callable[[], object] | None = None
 
-    def has(self, digest: str) -> bool:
-        found = super().has(digest)
+    def __init__(self, url: str, namespace: str) -> None:
+        super().__init__(url, namespace)
+        self._has, self.deltas.has = self.deltas.has, self._interrupted  # type: ignore[method-assign]
+
+    def _interrupted(self, digest: str) -> bool:
+        found = self._has(digest)
         happens, self.happens = self.happens, None
         if happens:
             happens()
@@ -290,11 +294,11 @@ class Interrupted(Store):
 def test_gc_does_not_come_between_looking_for_a_delta_and_publishing_it(
     store: Store, store_url: str, namespace: str, deltas: Deltas, tmp_path: Path
 ) -> None:
-    store.put(deltas.spam)
+    store.deltas.put(deltas.spam)
     publisher = Interrupted(store_url, namespace)
-    publisher.happens = store.gc
-    publisher.publish_digest("spam", deltas.spam.digest)
-    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+    publisher.happens = store.garbage.collect
+    publisher.tasks.publish_digest("spam", deltas.spam.digest)
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
 
 
 def test_a_commit_that_another_one_overtakes_ends_well(
@@ -303,8 +307,8 @@ def test_a_commit_that_another_one_overtakes_ends_well(
     send(store, deltas.spam)
     slow = Interrupted(store_url, namespace)
     slow.happens = lambda: commit(deltas.spam)
-    slow.commit_upload(deltas.spam.digest, deltafile.open_file, folder)
-    assert store.has(deltas.spam.digest)
+    slow.uploads.commit(deltas.spam.digest, deltafile.open_file, folder)
+    assert store.deltas.has(deltas.spam.digest)
 
 
 def test_uploaders_of_one_delta_in_several_processes_beside_gc_all_succeed(
@@ -315,13 +319,13 @@ def test_uploaders_of_one_delta_in_several_processes_beside_gc_all_succeed(
     def upload(task: str) -> None:
         own = Store(store_url, namespace)
         send(own, deltas.spam)
-        own.commit_upload(deltas.spam.digest, deltafile.open_file, folder)
-        own.publish_digest(task, deltas.spam.digest)
+        own.uploads.commit(deltas.spam.digest, deltafile.open_file, folder)
+        own.tasks.publish_digest(task, deltas.spam.digest)
 
     def collect() -> None:
         own = Store(store_url, namespace)
         while not stop.is_set():
-            own.gc()
+            own.garbage.collect()
 
     collector = FORK.Process(target=collect)
     uploaders = [FORK.Process(target=upload, args=(f"task-{i}",)) for i in range(4)]
@@ -332,6 +336,6 @@ def test_uploaders_of_one_delta_in_several_processes_beside_gc_all_succeed(
     stop.set()
     collector.join(60)
     assert [child.exitcode for child in (collector, *uploaders)] == [0] * 5
-    assert {t.aliases["live"] for t in store.table().tasks.values()} == {deltas.spam.digest}
-    assert len(store.table().tasks) == 4
-    store.fetch(deltas.spam.digest, tmp_path / "fetched")
+    assert {t.aliases["live"] for t in store.tasks.table().tasks.values()} == {deltas.spam.digest}
+    assert len(store.tasks.table().tasks) == 4
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")

@@ -190,7 +190,7 @@ def test_no_tensor_that_answers_lies_on_the_mapped_file(
     assert lies
     tensors = service.resident.checkpoint.backbone_tensors
     assert any(tensor.data_ptr() in part for tensor in tensors.values() for part in lies)
-    models = [loaded.model for loaded in service.engine.tiers.held()]
+    models = [loaded.model.whole for loaded in service.engine.tiers.held()]
     assert len(models) == 2
     for name, at in addresses(service.resident.backbone, *models):
         assert not any(at in part for part in lies), name

@@ -24,7 +24,7 @@ from serving.security.signature_file import read_signatures, signature_file, wri
 from serving.security.signatures import Signature, TrustedKeys, public_key_of, sign
 from serving.service import Service
 from serving.store import CHUNK_BYTES, Store
-from serving.store.connection import connect
+from serving.store.urls import connect
 from serving.telemetry.metrics import Metrics
 from serving.tiers.files import DeltaFiles
 from serving.tiers.signature_check import SignatureCheck
@@ -66,42 +66,42 @@ def test_a_server_does_not_start_with_keys_that_are_none(text: str, monkeypatch:
 
 def test_signatures_are_stored_with_their_delta_one_a_key(store: Store, deltas: Deltas) -> None:
     ours, theirs = (sign(key, deltas.spam.digest) for key in (OURS, THEIRS))
-    store.publish("spam", deltas.spam)
-    assert store.signatures(deltas.spam.digest) == ()
-    store.publish("spam", deltas.spam, signatures=[ours])
-    store.publish_digest("spam", deltas.spam.digest, "canary", signatures=[theirs, ours])
-    store.put(deltas.spam)
-    assert set(store.signatures(deltas.spam.digest)) == {ours, theirs}
+    store.tasks.publish("spam", deltas.spam)
+    assert store.signatures.of(deltas.spam.digest) == ()
+    store.tasks.publish("spam", deltas.spam, signatures=[ours])
+    store.tasks.publish_digest("spam", deltas.spam.digest, "canary", signatures=[theirs, ours])
+    store.deltas.put(deltas.spam)
+    assert set(store.signatures.of(deltas.spam.digest)) == {ours, theirs}
 
 
 def test_a_signature_of_another_delta_is_not_stored_and_nothing_is_published(store: Store, deltas: Deltas) -> None:
     of_topic = sign(OURS, deltas.topic.digest)
     with pytest.raises(InvalidInputError, match="is not of delta"):
-        store.publish("spam", deltas.spam, signatures=[of_topic])
-    assert not store.has(deltas.spam.digest)
-    store.put(deltas.spam)
+        store.tasks.publish("spam", deltas.spam, signatures=[of_topic])
+    assert not store.deltas.has(deltas.spam.digest)
+    store.deltas.put(deltas.spam)
     with pytest.raises(InvalidInputError, match="is not of delta"):
-        store.publish_digest("spam", deltas.spam.digest, signatures=[of_topic])
-    assert store.table().tasks == {}
-    assert store.signatures(deltas.spam.digest) == ()
+        store.tasks.publish_digest("spam", deltas.spam.digest, signatures=[of_topic])
+    assert store.tasks.table().tasks == {}
+    assert store.signatures.of(deltas.spam.digest) == ()
 
 
 def test_gc_takes_signatures_with_their_delta(store: Store, deltas: Deltas) -> None:
-    store.publish("spam", deltas.spam, signatures=[sign(OURS, deltas.spam.digest)])
-    store.delete("spam", force=True)
-    assert store.gc() == (1, deltas.spam.size)
+    store.tasks.publish("spam", deltas.spam, signatures=[sign(OURS, deltas.spam.digest)])
+    store.tasks.delete("spam", force=True)
+    assert store.garbage.collect() == (1, deltas.spam.size)
     with pytest.raises(StoreError, match="does not hold"):
-        store.signatures(deltas.spam.digest)
+        store.signatures.of(deltas.spam.digest)
 
 
 def test_what_others_wrote_in_place_of_signatures_is_left_out(
     store: Store, store_url: str, namespace: str, deltas: Deltas
 ) -> None:
     genuine = sign(OURS, deltas.spam.digest)
-    store.publish("spam", deltas.spam, signatures=[genuine])
+    store.tasks.publish("spam", deltas.spam, signatures=[genuine])
     fields = {"signature:nobody": "nothing", b"signature:\xff": b"\xff", f"signature:{public_key_of(THEIRS)}": "x"}
     connect(store_url).hset(f"ken:{namespace}:delta:{{{deltas.spam.digest}}}", mapping=fields)
-    assert store.signatures(deltas.spam.digest) == (genuine,)
+    assert store.signatures.of(deltas.spam.digest) == (genuine,)
 
 
 # The disk tier
@@ -127,7 +127,7 @@ Restarted = Callable[..., DeltaFiles]
 
 
 def signed(store: Store, file: DeltaFile, key: Ed25519PrivateKey = OURS) -> None:
-    store.publish("task", file, signatures=[sign(key, file.digest)])
+    store.tasks.publish("task", file, signatures=[sign(key, file.digest)])
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_what_no_trusted_key_signed_is_not_even_fetched(
     metrics: Metrics,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store.publish("spam", deltas.spam, signatures=[sign(key, deltas.spam.digest)] if key else [])
+    store.tasks.publish("spam", deltas.spam, signatures=[sign(key, deltas.spam.digest)] if key else [])
     files = restarted(OPS)
     for _ in range(3):
         with pytest.raises(RefusedDeltaError, match=f"{deltas.spam.digest} is .*signed") as refused:
@@ -168,7 +168,7 @@ def test_what_no_trusted_key_signed_is_not_even_fetched(
 def test_what_was_signed_meanwhile_is_loaded_without_a_restart(
     restarted: Restarted, store: Store, deltas: Deltas
 ) -> None:
-    store.publish("spam", deltas.spam)
+    store.tasks.publish("spam", deltas.spam)
     files = restarted(OPS)
     with pytest.raises(RefusedDeltaError):
         files.open(deltas.spam.digest)
@@ -180,7 +180,7 @@ def test_what_came_to_disk_before_keys_were_set_is_loaded_only_if_the_store_has_
     restarted: Restarted, store: Store, deltas: Deltas
 ) -> None:
     for file in (deltas.spam, deltas.spam_2):
-        store.publish("task", file)
+        store.tasks.publish("task", file)
         restarted().open(file.digest)
     signed(store, deltas.spam_2)
     files = restarted(OPS)
@@ -357,7 +357,7 @@ def test_a_replica_answers_500_for_what_others_published_unsigned(
         assert is_problem(refused, 500, deltas.spam.digest, "is not signed")
         assert "retry-after" not in refused.headers
         signature = sign(OURS, deltas.spam.digest)
-        Store(embedded_url, namespace).publish("spam", deltas.spam, signatures=[signature])
+        Store(embedded_url, namespace).tasks.publish("spam", deltas.spam, signatures=[signature])
         assert (await client.post(predict[0], json=predict[1])).status_code == 200
 
     talk(service, conversation)
@@ -377,7 +377,7 @@ def test_a_replica_that_trusts_everybody_keeps_signatures_for_those_who_do_not(
         assert (await client.post("/v1/tasks/spam/versions", json=good)).status_code == 200
 
     talk(service, conversation)
-    assert Store(embedded_url, namespace).signatures(deltas.spam.digest) == (sign(OURS, deltas.spam.digest),)
+    assert Store(embedded_url, namespace).signatures.of(deltas.spam.digest) == (sign(OURS, deltas.spam.digest),)
 
 
 def test_the_client_sends_the_signatures_that_lie_beside_a_file(

@@ -21,7 +21,7 @@ from ken_core import deltafile
 from serving.errors import ServingError, StartError, StoreError
 from serving.routing.routes import Route
 from serving.store import Store
-from serving.store.connection import connect, printable
+from serving.store.urls import connect, printable
 from tests.certificates import self_signed
 from tests.tiny_checkpoints import Deltas
 
@@ -138,36 +138,36 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 def use(store: Store, deltas: Deltas, folder: Path) -> None:
     """The life of a delta: everything the store does, in one go."""
-    store.publish("spam", deltas.spam)
-    store.publish("spam", deltas.spam_2)
-    store.publish("topic", deltas.topic)
-    assert sorted(store.table().tasks) == ["spam", "topic"]
-    store.fetch(deltas.spam_2.digest, folder / "fetched")
+    store.tasks.publish("spam", deltas.spam)
+    store.tasks.publish("spam", deltas.spam_2)
+    store.tasks.publish("topic", deltas.topic)
+    assert sorted(store.tasks.table().tasks) == ["spam", "topic"]
+    store.deltas.fetch(deltas.spam_2.digest, folder / "fetched")
     assert (folder / "fetched").read_bytes() == deltas.spam_2.path.read_bytes()
-    store.promote("spam", deltas.spam.digest)
-    store.rollback("spam")
-    store.delete("topic", force=True)
-    assert store.gc() == (1, deltas.topic.size)
-    assert store.has(deltas.spam.digest)
+    store.tasks.promote("spam", deltas.spam.digest)
+    store.tasks.rollback("spam")
+    store.tasks.delete("topic", force=True)
+    assert store.garbage.collect() == (1, deltas.topic.size)
+    assert store.deltas.has(deltas.spam.digest)
     for i, chunk in enumerate((deltas.emotion.path.read_bytes()[:1000], deltas.emotion.path.read_bytes()[1000:])):
-        store.put_chunk(deltas.emotion.digest, i, chunk)
-    assert store.uploaded(deltas.emotion.digest).received == (0, 1)
-    store.commit_upload(deltas.emotion.digest, deltafile.open_file, folder)
-    store.publish_digest("mood", deltas.emotion.digest)
-    store.set_route("spam", Route({"live": 9, deltas.spam.digest: 1}))
-    store.delete_version("spam", deltas.spam.digest, force=True)
-    store.rollback_route("spam")
-    store.put_key("one", {"name": "ada"})
-    revision = store.put_key("two", {"name": "bob"})
-    assert list(store.table().keys) == ["one", "two"]
-    assert [e.revision for e in store.events("0", 0.1)] == list(range(1, revision + 1))
-    assert store.events(store.last_event(), 0.05) == []
-    assert [h["action"] for h in store.history("spam")][-4:] == ["rollback", "promote", "publish", "publish"]
-    store.report("one", revision)
-    assert store.wait(revision, 1)
-    assert store.replicas() == {"one": revision}
-    assert store.warnings() == []
-    store.close()
+        store.uploads.put_chunk(deltas.emotion.digest, i, chunk)
+    assert store.uploads.progress(deltas.emotion.digest).received == (0, 1)
+    store.uploads.commit(deltas.emotion.digest, deltafile.open_file, folder)
+    store.tasks.publish_digest("mood", deltas.emotion.digest)
+    store.tasks.set_route("spam", Route({"live": 9, deltas.spam.digest: 1}))
+    store.tasks.delete_version("spam", deltas.spam.digest, force=True)
+    store.tasks.rollback_route("spam")
+    store.keys.put("one", {"name": "ada"})
+    revision = store.keys.put("two", {"name": "bob"})
+    assert list(store.tasks.table().keys) == ["one", "two"]
+    assert [e.revision for e in store.events.after("0", 0.1)] == list(range(1, revision + 1))
+    assert store.events.after(store.events.last_id(), 0.05) == []
+    assert [h["action"] for h in store.history.of("spam")][-4:] == ["rollback", "promote", "publish", "publish"]
+    store.replicas.report("one", revision)
+    assert store.replicas.wait(revision, 1)
+    assert store.replicas.revisions() == {"one": revision}
+    assert store.connection.warnings() == []
+    store.connection.close()
 
 
 def test_a_cluster_serves_as_a_store(cluster: str, deltas: Deltas, tmp_path: Path, namespace: str) -> None:
@@ -192,38 +192,38 @@ def test_a_server_with_tls_serves_as_a_store(
 
 def test_a_server_whose_certificate_is_not_trusted_is_refused(tls: str) -> None:
     with pytest.raises(StoreError, match="does not answer"):
-        Store(tls).ping()
+        Store(tls).connection.ping()
 
 
 def test_a_database_number_is_kept_to(tcp: int, deltas: Deltas, namespace: str) -> None:
-    Store(f"redis://:{SECRET}@127.0.0.1:{tcp}/3", namespace).put(deltas.spam)
-    assert not Store(f"redis://:{SECRET}@127.0.0.1:{tcp}/0", namespace).has(deltas.spam.digest)
+    Store(f"redis://:{SECRET}@127.0.0.1:{tcp}/3", namespace).deltas.put(deltas.spam)
+    assert not Store(f"redis://:{SECRET}@127.0.0.1:{tcp}/0", namespace).deltas.has(deltas.spam.digest)
 
 
 def test_an_unknown_sentinel_service_is_a_store_error(sentinel: str) -> None:
     with pytest.raises(StoreError):
-        Store(sentinel.replace("/deltas", "/other")).ping()
+        Store(sentinel.replace("/deltas", "/other")).connection.ping()
 
 
 def test_several_sentinels_may_be_named(sentinel: str) -> None:
-    Store(sentinel.replace("/deltas", f",127.0.0.1:{free_port()}/deltas")).ping()
+    Store(sentinel.replace("/deltas", f",127.0.0.1:{free_port()}/deltas")).connection.ping()
 
 
 def test_sentinels_are_found_under_ipv6_addresses(sentinel: str) -> None:
     over_six = sentinel.replace("127.0.0.1", "[::1]")
-    Store(over_six).ping()
-    Store(over_six.replace("/deltas", f",[::1]:{free_port()},127.0.0.1:{free_port()}/deltas")).ping()
+    Store(over_six).connection.ping()
+    Store(over_six.replace("/deltas", f",[::1]:{free_port()},127.0.0.1:{free_port()}/deltas")).connection.ping()
 
 
 def test_a_cluster_that_is_down_is_a_store_error() -> None:
     with pytest.raises(StoreError, match=re.escape("redis+cluster://127.0.0.1:1")) as found:
-        Store(f"redis+cluster://:{SECRET}@127.0.0.1:1", timeout=0.2).ping()
+        Store(f"redis+cluster://:{SECRET}@127.0.0.1:1", timeout=0.2).connection.ping()
     assert SECRET not in str(found.value)
 
 
 def test_a_server_that_is_no_cluster_is_a_store_error_under_a_cluster_url(tcp: int) -> None:
     with pytest.raises(StoreError):
-        Store(f"redis+cluster://:{SECRET}@127.0.0.1:{tcp}").ping()
+        Store(f"redis+cluster://:{SECRET}@127.0.0.1:{tcp}").connection.ping()
 
 
 BAD_URLS = [
@@ -271,7 +271,7 @@ def test_a_password_that_was_not_percent_encoded_is_not_printed(mark: str) -> No
     url = f"redis://ada:{SECRET}{mark}{SECRET}@host:6379/0"
     assert SECRET not in printable(url)
     with pytest.raises(ServingError) as found:
-        Store(url, timeout=0.2).ping()
+        Store(url, timeout=0.2).connection.ping()
     assert SECRET not in str(found.value)
 
 

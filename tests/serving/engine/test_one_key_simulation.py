@@ -1,4 +1,4 @@
-"""The scheduler on a simulated replica: its estimate of the backlog, and next to simpler policies."""
+"""The policy of one key a batch on a simulated replica: its estimate of the backlog, and next to simpler policies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.simulate import (
-    LIMITS,
     POLICIES,
     RECORDED,
     TIMES,
     Arrival,
+    Exchanging,
     Outcome,
     Replica,
+    Times,
     Trace,
     least_mean_latency,
     least_seconds,
@@ -22,21 +23,19 @@ from benchmarks.simulate import (
     read_trace,
     synthetic,
 )
-from serving.engine.costs import Costs
-from serving.engine.scheduler import Scheduler
 
-SCARCE = Costs(switch=1.0, fixed=1.0, token=1.0)
+SCARCE = Times(switch=1.0, fixed=1.0, token=1.0)
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=list(TIMES))
 @pytest.mark.parametrize(("tasks", "depth"), [(1, 200), (30, 64), (30, 1000), (1000, 256), (1000, 2000)])
-def test_the_backlog_is_estimated_within_a_factor_of_two(times: Costs, tasks: int, depth: int) -> None:
-    scheduler: Scheduler[int] = Scheduler(LIMITS)
-    replica = Replica(scheduler, times, patience=1e9, clients=depth)
+def test_the_backlog_is_estimated_within_a_factor_of_two(times: Times, tasks: int, depth: int) -> None:
+    exchanging = Exchanging()
+    replica = Replica(exchanging, times, patience=1e9, clients=depth)
     replica.run(synthetic(1500, 1.0, tasks))
-    waiting = Replica(scheduler, times, patience=1e9, clients=depth)
+    waiting = Replica(exchanging, times, patience=1e9, clients=depth)
     waiting.admit(deque(synthetic(depth, 1.0, tasks, seed=1)))
-    estimate = scheduler.backlog_seconds()
+    estimate = exchanging.policy.backlog_seconds(exchanging.line)
     took = waiting.run([]).seconds
     assert took / 2 < estimate < 2 * took
 
@@ -66,7 +65,7 @@ def test_under_load_the_slowest_answers_are_not_much_slower_than_in_order_of_age
 
 @pytest.mark.parametrize("policy", list(POLICIES))
 @pytest.mark.parametrize("times", TIMES.values(), ids=list(TIMES))
-def test_no_policy_beats_a_bound(policy: str, times: Costs) -> None:
+def test_no_policy_beats_a_bound(policy: str, times: Times) -> None:
     trace = synthetic(800, 50.0, tasks=40)
     together = [replace(a, at=0.0) for a in trace]
     drained = Replica(POLICIES[policy](), times, patience=1e9).run(together)
@@ -93,7 +92,7 @@ def test_rows_that_find_the_line_full_or_wait_too_long_are_lost() -> None:
 
 def test_on_the_recorded_trace_every_row_is_answered_in_no_more_switches_than_in_order_of_arrival() -> None:
     trace, measured = read_trace(RECORDED)
-    times = Costs(measured["switch"], measured["fixed"], measured["token"])
+    times = Times(measured["switch"], measured["fixed"], measured["token"])
     own, fifo = (Replica(POLICIES[policy](), times).run(trace) for policy in ("ken", "FIFO"))
     assert own.rows == len(trace) > 1000
     assert own.switches <= fifo.switches

@@ -1,4 +1,4 @@
-"""The scheduler's guarantees, over generated arrivals, sizes, patience and service times."""
+"""The guarantees of batches of one key, over generated arrivals, sizes, patience and service times."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
+from choosing import Choosing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.engine.scheduler import Limits, Row, Scheduler
+from serving.engine.line import Row
+from serving.engine.window import Limits
 
 FOREVER = 1e9
 
@@ -42,35 +44,36 @@ class Run:
 
 
 def run(arrivals: list[Arrival], limits: Limits, seconds: list[float]) -> Run:
-    """Play arrivals against a scheduler whose batches take the given times in turn."""
+    """Play arrivals against the policy whose batches take the given times in turn."""
     arrivals = sorted(arrivals, key=lambda a: a.at)
     rows = [Row(a.key, a.tokens, a.at, a.at + a.patience, i) for i, a in enumerate(arrivals)]
-    scheduler: Scheduler[int] = Scheduler(limits)
+    choosing: Choosing[int] = Choosing(limits)
     played = Run(rows)
     line: dict[Hashable, list[Row[int]]] = {}
     now, admitted, active = 0.0, 0, None
-    while admitted < len(rows) or len(scheduler):
-        if not len(scheduler):
+    while admitted < len(rows) or len(choosing.line):
+        if not len(choosing.line):
             now = max(now, rows[admitted].arrived)
         while admitted < len(rows) and rows[admitted].arrived <= now:
-            scheduler.add(rows[admitted])
+            choosing.add(rows[admitted])
             line.setdefault(rows[admitted].key, []).append(rows[admitted])
             admitted += 1
-        scheduler.abandon([row for row, arrival in zip(rows, arrivals, strict=True) if arrival.leaves_at <= now])
-        gone = scheduler.drop(now)
+        choosing.line.abandon([row for row, arrival in zip(rows, arrivals, strict=True) if arrival.leaves_at <= now])
+        gone = choosing.line.drop(now)
         played.dropped += gone
         line = {k: kept for k, q in line.items() if (kept := [r for r in q if r not in gone])}
-        batch = scheduler.next_batch(now, active)
+        batch = choosing.next_batch(now, active)
         if not batch:
             continue
         played.turns.append(Turn(now, line, batch))
         line = {k: kept for k, q in line.items() if (kept := [r for r in q if r not in batch])}
         active = batch[0].key
         took = seconds[len(played.turns) % len(seconds)]
-        scheduler.costs.learn_batch(len(batch) * batch[-1].tokens, took)
+        choosing.cost.learn(len(batch) * batch[-1].tokens, took)
         now += took
-        assert len(scheduler) == scheduler.rows == sum(map(len, line.values()))
-        assert scheduler.tokens == sum(r.tokens for q in line.values() for r in q)
+        waiting = {key: (queue.head, len(queue), queue.tokens) for key, queue in choosing.line.queues.items()}
+        assert len(choosing.line) == sum(map(len, line.values()))
+        assert waiting == {key: (q[0], len(q), sum(r.tokens for r in q)) for key, q in line.items()}
     return played
 
 
@@ -109,10 +112,10 @@ def test_a_batch_keeps_to_its_rows_and_padded_tokens(
 
 
 def test_a_row_longer_than_a_batch_may_be_runs_alone() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(rows=8, tokens=16))
+    choosing: Choosing[str] = Choosing(Limits(rows=8, tokens=16))
     for name, tokens in (("short", 4), ("long", 100), ("after", 4)):
-        scheduler.add(Row("a", tokens, 0.0, FOREVER, name))
-    batches = [[r.payload for r in scheduler.next_batch(0.0, None)] for _ in range(2)]
+        choosing.add(Row("a", tokens, 0.0, FOREVER, name))
+    batches = [[r.payload for r in choosing.next_batch(0.0, None)] for _ in range(2)]
     assert batches == [["short", "after"], ["long"]]
 
 
@@ -202,36 +205,13 @@ def test_rows_past_their_deadline_or_abandoned_are_dropped_and_never_in_a_batch(
     assert all(arrivals[r.payload].leaves_at < FOREVER or r.deadline < FOREVER for r in played.dropped)
 
 
-def test_a_row_that_is_neither_late_nor_abandoned_is_not_dropped() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    rows = [Row("a", 3, 0.0, deadline, name) for name, deadline in (("late", 1.0), ("left", 9.0), ("waits", 9.0))]
-    for row in rows:
-        scheduler.add(row)
-    scheduler.abandon([rows[1]])
-    assert {r.payload for r in scheduler.drop(now=2.0)} == {"late", "left"}
-    assert [r.payload for r in scheduler.next_batch(2.0, None)] == ["waits"]
-
-
-def test_abandoning_twice_or_after_its_batch_changes_nothing() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(rows=1))
-    ran, left = (Row("a", 3, 0.0, FOREVER, name) for name in ("ran", "left"))
-    scheduler.add(ran)
-    scheduler.add(left)
-    assert scheduler.next_batch(0.0, None) == [ran]
-    scheduler.abandon([ran, left])
-    scheduler.abandon([left])
-    assert scheduler.drop(1.0) == [left]
-    assert (ran.abandoned, left.abandoned) == (False, True)
-    assert (len(scheduler), scheduler.tokens) == (0, 0)
-
-
 def test_what_has_run_is_not_kept_alive_by_its_deadline() -> None:
-    scheduler: Scheduler[object] = Scheduler(Limits())
+    choosing: Choosing[object] = Choosing(Limits())
     payload = _Payload()
     gone = weakref.ref(payload)
-    scheduler.add(Row("a", 3, 0.0, FOREVER, payload))
+    choosing.add(Row("a", 3, 0.0, FOREVER, payload))
     del payload
-    scheduler.next_batch(0.0, None)
+    choosing.next_batch(0.0, None)
     assert gone() is None
 
 
@@ -239,105 +219,105 @@ class _Payload: ...
 
 
 def test_nothing_in_line_gives_no_batch() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    assert scheduler.next_batch(0.0, "a") == []
-    assert not scheduler
+    choosing: Choosing[str] = Choosing(Limits())
+    assert choosing.next_batch(0.0, "a") == []
+    assert not choosing.line
 
 
 @given(st.integers(1, 8), st.integers(1, 40))
 def test_it_stays_with_the_active_queue_when_another_is_no_better(rows: int, tokens: int) -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(rows=4, tokens=4096))
+    choosing: Choosing[str] = Choosing(Limits(rows=4, tokens=4096))
     for key in ("other", "active"):
         for _ in range(rows):
-            scheduler.add(Row(key, tokens, 0.0, FOREVER, ""))
-    assert scheduler.next_batch(0.2, "active")[0].key == "active"
+            choosing.add(Row(key, tokens, 0.0, FOREVER, ""))
+    assert choosing.next_batch(0.2, "active")[0].key == "active"
 
 
 def test_it_does_not_stay_for_ever_with_an_active_queue_that_grows_again() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(max_wait=1e6))
-    scheduler.add(Row("other", 5, 0.0, FOREVER, ""))
+    choosing: Choosing[str] = Choosing(Limits(max_wait=1e6))
+    choosing.add(Row("other", 5, 0.0, FOREVER, ""))
     for turn in range(100):
         for _ in range(32):
-            scheduler.add(Row("active", 5, turn / 10, FOREVER, ""))
-        if scheduler.next_batch(turn / 10 + 0.1, "active")[0].key == "other":
+            choosing.add(Row("active", 5, turn / 10, FOREVER, ""))
+        if choosing.next_batch(turn / 10 + 0.1, "active")[0].key == "other":
             return
     pytest.fail("the other queue never ran")
 
 
 def test_of_equally_old_queues_the_one_that_gets_more_rows_a_second_done_comes_first() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    scheduler.add(Row("little", 5, 0.0, FOREVER, ""))
+    choosing: Choosing[str] = Choosing(Limits())
+    choosing.add(Row("little", 5, 0.0, FOREVER, ""))
     for _ in range(10):
-        scheduler.add(Row("much", 5, 0.0, FOREVER, ""))
-    assert scheduler.next_batch(0.2, "elsewhere")[0].key == "much"
+        choosing.add(Row("much", 5, 0.0, FOREVER, ""))
+    assert choosing.next_batch(0.2, "elsewhere")[0].key == "much"
 
 
 def test_a_clearly_older_queue_comes_before_a_larger_one() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    scheduler.add(Row("little", 5, 0.0, FOREVER, ""))
+    choosing: Choosing[str] = Choosing(Limits())
+    choosing.add(Row("little", 5, 0.0, FOREVER, ""))
     for _ in range(10):
-        scheduler.add(Row("much", 5, 0.9, FOREVER, ""))
-    assert scheduler.next_batch(1.0, "elsewhere")[0].key == "little"
+        choosing.add(Row("much", 5, 0.9, FOREVER, ""))
+    assert choosing.next_batch(1.0, "elsewhere")[0].key == "little"
 
 
 def test_an_overdue_head_comes_before_the_active_queue() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(max_wait=0.5))
-    scheduler.add(Row("waits", 5, 0.0, FOREVER, ""))
-    scheduler.add(Row("active", 5, 0.1, FOREVER, ""))
-    assert scheduler.next_batch(0.55, "active")[0].key == "waits"
+    choosing: Choosing[str] = Choosing(Limits(max_wait=0.5))
+    choosing.add(Row("waits", 5, 0.0, FOREVER, ""))
+    choosing.add(Row("active", 5, 0.1, FOREVER, ""))
+    assert choosing.next_batch(0.55, "active")[0].key == "waits"
 
 
 def test_what_is_due_soonest_comes_before_the_active_queue() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(max_wait=0.5))
-    scheduler.add(Row("active", 5, 0.0, FOREVER, ""))
-    scheduler.add(Row("soon", 5, 0.1, 0.28, ""))
-    scheduler.add(Row("sooner", 5, 0.1, 0.25, ""))
-    order = [scheduler.next_batch(0.2, "active")[0].key for _ in range(3)]
+    choosing: Choosing[str] = Choosing(Limits(max_wait=0.5))
+    choosing.add(Row("active", 5, 0.0, FOREVER, ""))
+    choosing.add(Row("soon", 5, 0.1, 0.28, ""))
+    choosing.add(Row("sooner", 5, 0.1, 0.25, ""))
+    order = [choosing.next_batch(0.2, "active")[0].key for _ in range(3)]
     assert order == ["sooner", "soon", "active"]
 
 
 def test_a_row_that_cannot_meet_its_deadline_any_more_does_not_come_first() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits())
-    scheduler.add(Row("active", 5, 0.0, FOREVER, ""))
-    scheduler.add(Row("hopeless", 5, 0.1, 0.2 + scheduler.costs.switch, ""))
-    assert scheduler.next_batch(0.2, "active")[0].key == "active"
+    choosing: Choosing[str] = Choosing(Limits())
+    choosing.add(Row("active", 5, 0.0, FOREVER, ""))
+    choosing.add(Row("hopeless", 5, 0.1, 0.2 + choosing.switch.seconds, ""))
+    assert choosing.next_batch(0.2, "active")[0].key == "active"
 
 
 def test_a_deadline_far_away_does_not_cause_a_switch() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(max_wait=0.5))
-    scheduler.add(Row("active", 5, 0.0, FOREVER, ""))
-    scheduler.add(Row("later", 5, 0.0, 30.0, ""))
-    assert scheduler.next_batch(0.2, "active")[0].key == "active"
+    choosing: Choosing[str] = Choosing(Limits(max_wait=0.5))
+    choosing.add(Row("active", 5, 0.0, FOREVER, ""))
+    choosing.add(Row("later", 5, 0.0, 30.0, ""))
+    assert choosing.next_batch(0.2, "active")[0].key == "active"
 
 
 def test_a_row_that_is_due_runs_from_behind_its_window_in_a_batch_it_has_time_for() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(window=8))
+    choosing: Choosing[str] = Choosing(Limits(window=8))
     for _ in range(20):
-        scheduler.add(Row("a", 50, 0.0, FOREVER, "patient"))
-    scheduler.add(Row("a", 50, 0.0, 0.05, "due"))
-    scheduler.costs.fixed, scheduler.costs.token = 0.005, 0.0002
-    batch = scheduler.next_batch(0.0, "a")
+        choosing.add(Row("a", 50, 0.0, FOREVER, "patient"))
+    choosing.add(Row("a", 50, 0.0, 0.05, "due"))
+    choosing.cost.fixed, choosing.cost.token = 0.005, 0.0002
+    batch = choosing.next_batch(0.0, "a")
     assert "due" in [r.payload for r in batch]
-    assert scheduler.costs.batch(len(batch) * 50) <= 0.05
+    assert choosing.cost.of(len(batch) * 50) <= 0.05
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=1, max_size=20))
 def test_the_backlog_grows_with_every_row_and_is_zero_when_all_are_served(rows: list[tuple[str, int]]) -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(rows=4, tokens=64))
-    seen = [scheduler.backlog_seconds()]
+    choosing: Choosing[str] = Choosing(Limits(rows=4, tokens=64))
+    seen = [choosing.backlog_seconds()]
     for key, tokens in rows:
-        scheduler.add(Row(key, tokens, 0.0, FOREVER, ""))
-        seen.append(scheduler.backlog_seconds())
+        choosing.add(Row(key, tokens, 0.0, FOREVER, ""))
+        seen.append(choosing.backlog_seconds())
     assert seen[0] == 0.0
     assert all(before < after for before, after in pairwise(seen))
-    while scheduler.next_batch(0.0, None):
+    while choosing.next_batch(0.0, None):
         pass
-    assert scheduler.backlog_seconds() == 0.0
+    assert choosing.backlog_seconds() == 0.0
 
 
 def test_the_backlog_counts_tokens_batches_and_switches() -> None:
-    scheduler: Scheduler[str] = Scheduler(Limits(rows=2))
-    scheduler.costs.token, scheduler.costs.fixed, scheduler.costs.switch = 0.01, 0.1, 0.5
+    choosing: Choosing[str] = Choosing(Limits(rows=2))
+    choosing.cost.token, choosing.cost.fixed, choosing.switch.seconds = 0.01, 0.1, 0.5
     for key in "aaab":
-        scheduler.add(Row(key, 10, 0.0, FOREVER, ""))
-    assert scheduler.backlog_seconds() == pytest.approx(40 * 0.01 + 3 * 0.1 + 2 * 0.5)
+        choosing.add(Row(key, 10, 0.0, FOREVER, ""))
+    assert choosing.backlog_seconds() == pytest.approx(40 * 0.01 + 3 * 0.1 + 2 * 0.5)

@@ -1,0 +1,113 @@
+"""Running batches by exchange: one task's delta is put into the weights, then that task's rows run.
+
+This module and its policy (`serving.engine.one_key`) are the only ones that know that the weights answer for one task
+at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+from ken_core import ExchangeError, ResidentModel
+from ken_core.errors import WholeModelNeededError
+from serving.engine.batch import Batch, Group
+from serving.engine.costs import BatchCost, SwitchCost
+from serving.engine.executor import Outcome, Ran
+from serving.engine.line import Line, Row
+from serving.engine.one_key import OneKeyPolicy
+from serving.engine.window import Limits
+from serving.pipelines.base import Raw
+from serving.telemetry.metrics import Metrics
+from serving.tiers.loaded import Loaded
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Exchange:
+    """The executor that exchanges deltas. It chooses batches of one group; of several, it runs one after the other.
+
+    Args:
+        resident: the weights.
+        renew: attaches a task again whose buffers a failed exchange has spoiled.
+        cost: of a batch; learned from every group that runs.
+    """
+
+    def __init__(
+        self,
+        resident: ResidentModel,
+        renew: Callable[[Loaded], None],
+        limits: Limits,
+        cost: BatchCost,
+        metrics: Metrics,
+    ) -> None:
+        self._resident = resident
+        self._renew = renew
+        self._cost = cost
+        self._metrics = metrics
+        self._switch = SwitchCost()
+        self._policy = OneKeyPolicy(limits, cost, self._switch)
+        self._active: Hashable = None
+
+    def choose(self, line: Line[T], now: float) -> list[Row[T]]:
+        return self._policy.choose(line, now, self._active)
+
+    def backlog_seconds(self, line: Line[T]) -> float:
+        return self._policy.backlog_seconds(line)
+
+    def run(self, batch: Batch) -> Ran:
+        ran = [self._run(group) for group in batch.groups]
+        outcomes, switching, computing = zip(*ran, strict=True)
+        return Ran(outcomes, sum(switching), sum(computing))
+
+    def _run(self, group: Group) -> tuple[Outcome, float, float]:
+        """A group's outcome, its seconds of switching, and its seconds of the model."""
+        switching = 0.0
+        try:
+            switching = self._activate(group)
+            started = time.perf_counter()
+            results = self._answer(group)
+            computing = time.perf_counter() - started
+            if len(results) != len(group.rows):
+                raise ValueError(f"a model gave {len(results)} results for {len(group.rows)} rows")
+        except Exception as error:
+            return error, switching, 0.0
+        self._cost.learn(group.padded, computing)
+        self._metrics.batch_rows.observe(len(group.rows))
+        return results, switching, computing
+
+    def _activate(self, group: Group) -> float:
+        """Make the weights answer for a group's task; seconds it took, 0 if they did already."""
+        task, resident = group.task, self._resident
+        self._switch.note(group.key != self._active)
+        if resident.active is task.attached:
+            self._active = group.key
+            return 0.0
+        started = time.perf_counter()
+        self._active = None
+        try:
+            resident.activate(task.attached)
+        except ExchangeError as error:
+            _log.warning("%s; attaching %s again", error, task.digest)
+            self._renew(task)
+            resident.activate(task.attached)
+        seconds = time.perf_counter() - started
+        self._active = group.key
+        self._switch.learn(seconds)
+        self._metrics.swaps.inc()
+        self._metrics.swap_seconds.observe(seconds)
+        return seconds
+
+    def _answer(self, group: Group) -> list[Raw]:
+        """Results of a group's rows, with the weights as they are."""
+        inputs, model = group.inputs(self._resident.device), group.task.model
+        if model.splits:
+            output = self._resident.backbone(**inputs, return_dict=True)
+            try:
+                return group.pipeline.run_head(model, output, inputs)
+            except WholeModelNeededError as error:
+                _log.info("the whole model of %s runs from now on: %s", group.task.digest, error)
+        return group.pipeline.run_head(model, None, inputs)

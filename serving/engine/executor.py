@@ -1,0 +1,50 @@
+"""How batches run: what an executor does, and what running a batch gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from serving.engine.batch import Batch
+from serving.engine.line import Line, Row
+from serving.pipelines.base import Raw
+
+T = TypeVar("T")
+Outcome = Sequence[Raw] | Exception
+"""Of a group: one result a row, in the order of its rows; or why there is none."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What running a batch gave.
+
+    Attributes:
+        outcomes: one a group, in the order of the batch's groups.
+        switching: seconds in which the weights changed task.
+        computing: seconds in which backbone and heads ran.
+    """
+
+    outcomes: Sequence[Outcome]
+    switching: float
+    computing: float
+
+
+class Executor(Protocol):
+    """A way to run batches. What a batch may consist of only its executor knows, which therefore chooses the rows too.
+
+    The thread that owns the weights calls all of it.
+    """
+
+    def choose(self, line: Line[T], now: float) -> list[Row[T]]:
+        """The rows of the next batch. They stay in line; empty only when nothing waits.
+
+        Args:
+            now: on the clock of the rows' times, in seconds.
+        """
+
+    def backlog_seconds(self, line: Line[T]) -> float:
+        """How long running all that waits will take, by what batches have taken so far."""
+
+    def run(self, batch: Batch) -> Ran:
+        """Run a batch. Raises nothing: a group that fails has its error as its outcome, and no other group's fails."""

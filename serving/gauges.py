@@ -1,0 +1,38 @@
+"""What a replica's metrics show of its present state, read anew at each scrape."""
+
+from __future__ import annotations
+
+from ken_core import ResidentModel
+from serving.admission import Admission
+from serving.engine.engine import Engine
+from serving.telemetry.metrics import Metrics
+from serving.tiers.cache import DeltaCache
+
+
+def add_gauges(
+    metrics: Metrics, resident: ResidentModel, cache: DeltaCache, engine: Engine, admission: Admission
+) -> None:
+    """Add gauges of a replica's parts to its metrics."""
+
+    def tier_bytes() -> dict[str, float]:
+        return {
+            "disk": cache.files.nbytes,
+            "host": cache.host_nbytes,
+            "packed": engine.tiers.packed_nbytes,
+            "materialised": engine.tiers.materialised_nbytes,
+        }
+
+    metrics.resident_bytes.set(resident.nbytes)
+    metrics.gauge("ken_queue_rows", "Inputs waiting for a forward pass", lambda: engine.waiting)
+    metrics.gauge(
+        "ken_loading_rows",
+        "Inputs waiting for their task to be on the device, or for their turn to be encoded",
+        lambda: admission.preparing,
+    )
+    metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: admission.requests)
+    metrics.gauge(
+        "ken_base_file_changed",
+        "Whether the base's file was found to hold other weights than the resident ones",
+        lambda: resident.checkpoint.files.trouble is not None,
+    )
+    metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)

@@ -1,0 +1,49 @@
+"""A task on the device, ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ken_core import Attached, Delta
+from ken_core.heads import Grafted
+from serving.pipelines.base import TaskSpec
+
+DeviceTier = Literal["packed", "materialised"]
+"""Packed: mask words and values, activated by an exchange. Materialised: full tensors, activated by re-pointing."""
+
+
+def first_tier(delta: Delta) -> DeviceTier:
+    """The tier that a delta comes into. A delta with low-rank factors cannot be packed."""
+    return "materialised" if delta.lowrank else "packed"
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A task ready to run: its delta on the device, its model around the shared backbone, its tokenizer.
+
+    Attributes:
+        digest: of the task's delta. A delta on trial has another name in its place.
+        head: the kind of head (`Manifest.kind`).
+        kind: the kind that the task answers, unless a request asks for another kind of the same head.
+        prepare_seconds: time to prepare the task, without waiting for room.
+        users: requests that hold the task on the device.
+    """
+
+    digest: str
+    attached: Attached
+    model: Grafted
+    head: str
+    kind: str
+    spec: TaskSpec
+    prepare_seconds: float = 0.0
+    users: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the task takes in its tier."""
+        return self.attached.nbytes + self.spec.nbytes
+
+    @property
+    def tier(self) -> DeviceTier:
+        return "materialised" if self.attached.materialised else "packed"

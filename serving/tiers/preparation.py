@@ -1,0 +1,89 @@
+"""From a decoded delta to a task that is ready to run: the same way for every task, within the device's budgets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ken_core import CheckpointChangedError, Delta, ResidentModel
+from ken_core.configs import restore
+from ken_core.embedding import Embedder
+from ken_core.errors import CheckpointError, DeltaFormatError
+from ken_core.foreign import reading
+from ken_core.foreign_tokenizer import check_ids
+from ken_core.heads import graft_split
+from ken_core.tokenization import Encoder
+from serving.pipelines import default_kind
+from serving.pipelines.base import TaskSpec
+from serving.tiers.device_memory import DeviceMemory
+from serving.tiers.encoders import Encoders
+from serving.tiers.loaded import DeviceTier, Loaded
+
+Reserve = Callable[[DeviceTier, str, int], float]
+"""`DeviceMemory.reserve` or `DeviceMemory.reserve_in_turn`."""
+
+
+class Preparation:
+    """Makes tasks of decoded deltas. May be used from any thread."""
+
+    def __init__(self, resident: ResidentModel, memory: DeviceMemory) -> None:
+        self._resident = resident
+        self._memory = memory
+        self._encoders = Encoders(resident.checkpoint)
+
+    @property
+    def base_encoder(self) -> Encoder:
+        return self._encoders.of_base
+
+    def spec(self, delta: Delta) -> TaskSpec:
+        """Make the part of a task that is not weights: its config, tokenizer and embedder.
+
+        Raises:
+            DeltaFormatError: the delta's files make no tokenizer that suits the model.
+        """
+        config = restore(dict(delta.config), self._resident.checkpoint.config)
+        try:
+            with reading("the delta's tokenizer"):
+                encoder = self._encoders.of(delta)
+                if encoder is not self.base_encoder or delta.dense:  # an embedding may have fewer rows
+                    check_ids(encoder, config)
+        except CheckpointChangedError:
+            raise
+        except CheckpointError as error:
+            raise DeltaFormatError(str(error)) from error
+        embedder = None if delta.embedding is None else Embedder(delta.embedding, delta.projections)
+        return TaskSpec(config, encoder, embedder)
+
+    def prepare_task(
+        self, name: str, delta: Delta, tier: DeviceTier, reserve: Reserve, spec: TaskSpec | None = None
+    ) -> Loaded:
+        """Make a task that is ready to run: its tokenizer, its values on the device, its head around the backbone.
+
+        The task's bytes are reserved before its values are attached. They stay reserved until `DeviceMemory.put`. If
+        anything fails, they are given back.
+
+        Args:
+            name: of the task in its tier.
+            tier: where the task will be. A delta with low-rank factors can only be materialised.
+            reserve: reserves the task's bytes.
+            spec: of the task, if it exists already; None: it is made here.
+
+        Raises:
+            DeltaFormatError, UnsupportedKindError, BaseMismatchError: the delta can never be served here.
+            CheckpointChangedError: the base's file was written to after it was opened.
+            UnavailableError: the server is stopping.
+        """
+        started = time.perf_counter()
+        spec = spec or self.spec(delta)
+        kind = default_kind(delta.kind, delta.embedding is not None)
+        materialised = tier == "materialised"
+        needed = self._resident.bytes_to_attach(delta, materialised=materialised) + spec.nbytes
+        waited = reserve(tier, name, needed)
+        try:
+            attached = self._resident.attach(delta, materialised=materialised)
+            model = graft_split(self._resident.backbone, delta.architecture, delta.config, attached.head)
+        except BaseException:
+            self._memory.give_back(tier, name)
+            raise
+        seconds = time.perf_counter() - started - waited
+        return Loaded(name, attached, model, delta.kind, kind, spec, seconds)

@@ -1,0 +1,297 @@
+"""The watch that keeps a replica's table equal to the store's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from serving.errors import StoreError, UnknownTaskError
+from serving.routing.routes import Route
+from serving.store import Store, Table, Task
+from serving.store.embedded import embedded_store
+from serving.store.urls import connect
+from serving.tasks import TaskTable, TaskWatch
+from tests.tiny_checkpoints import Deltas
+
+A = "a" * 64
+UNREACHABLE = "redis://127.0.0.1:1/0"
+
+Eventually = Callable[..., None]
+
+
+def table_of(task: str) -> Table:
+    return Table(7, {task: Task(task, 7, {"live": A}, (A,))})
+
+
+class Watching:
+    """A watch on a store, and what it said."""
+
+    def __init__(self, store: Store, file: Path, replica: str = "replica-1") -> None:
+        self.table = TaskTable(file)
+        self.told: list[bool] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.watch = TaskWatch(store, self.table, replica, self._hear)
+
+    def _hear(self, up: bool) -> None:
+        self.told.append(up)
+        self.hold.wait(20)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Callable[..., Watching]]:
+    with ExitStack() as stack:
+
+        def start(store: Store, **options: Any) -> Watching:
+            watching = Watching(store, tmp_path / f"tasks-{len(options)}.json", **options)
+            stack.callback(watching.watch.stop)
+            stack.callback(watching.hold.set)
+            watching.watch.start()
+            return watching
+
+        yield start
+
+
+@pytest.fixture
+def ended() -> Callable[[], bool]:
+    """Whether the threads of all watches have ended."""
+    return lambda: not any(t.name == "ken-tasks" for t in threading.enumerate())
+
+
+def test_a_watch_starts_with_what_the_store_holds(store: Store, deltas: Deltas, watch: Callable[..., Watching]) -> None:
+    store.tasks.publish("spam", deltas.spam)
+    watching = watch(store)
+    assert watching.table.current == store.tasks.table()
+    assert watching.watch.store_up
+
+
+def test_a_watch_follows_every_kind_of_change(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    watching = watch(store)
+    changes: list[Callable[[], int]] = [
+        lambda: store.tasks.publish("spam", deltas.spam),
+        lambda: store.tasks.publish("spam", deltas.spam_2),
+        lambda: store.tasks.promote("spam", deltas.spam.digest, alias="canary"),
+        lambda: store.tasks.rollback("spam"),
+        lambda: store.tasks.publish("topic", deltas.topic),
+        lambda: store.tasks.set_route("spam", Route({"live": 9, "canary": 1})),
+        lambda: store.keys.put("one", {"name": "ada"}),
+        lambda: store.keys.put("two", {"name": "bob"}),
+        lambda: store.keys.drop("one"),
+        lambda: store.tasks.delete_version("spam", deltas.spam_2.digest),
+        lambda: store.tasks.rollback_route("spam"),
+        lambda: store.tasks.delete("spam", force=True),
+    ]
+    for change in changes:
+        revision = change()
+        eventually(lambda revision=revision: watching.table.current.revision == revision)
+        assert watching.table.current == store.tasks.table()
+
+
+def test_a_watch_that_missed_an_event_reads_everything_again(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, store_url: str, namespace: str
+) -> None:
+    watching = watch(store)
+    watching.hold.clear()
+    store.tasks.publish("first", deltas.spam)
+    eventually(lambda: "first" in watching.table.current.tasks)
+    store.tasks.publish("missed", deltas.spam)
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.events.last_id())
+    store.tasks.publish("last", deltas.spam)
+    watching.hold.set()
+    eventually(lambda: watching.table.current.revision == 3)
+    assert watching.table.current == store.tasks.table()
+    assert set(watching.table.current.tasks) == {"first", "missed", "last"}
+
+
+def test_a_watch_that_missed_a_change_of_keys_reads_them_again(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually, store_url: str, namespace: str
+) -> None:
+    watching = watch(store)
+    watching.hold.clear()
+    store.keys.put("one", {"name": "ada"})
+    eventually(lambda: "one" in watching.table.current.keys)
+    store.keys.put("two", {"name": "bob"})
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.events.last_id())
+    watching.hold.set()
+    eventually(lambda: set(watching.table.current.keys) == {"one", "two"})
+
+
+def test_a_change_of_keys_can_be_waited_for(store: Store, watch: Callable[..., Watching]) -> None:
+    watching = watch(store)
+    store.keys.put("one", {"name": "ada"})
+    assert store.replicas.wait(store.keys.drop("one"), 20)
+    assert watching.table.current.keys == {}
+
+
+def test_a_deleted_version_can_no_longer_be_pinned_once_its_deletion_was_waited_for(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching]
+) -> None:
+    watching = watch(store)
+    store.tasks.publish("spam", deltas.spam)
+    assert store.replicas.wait(store.tasks.publish("spam", deltas.spam_2), 20)
+    assert watching.table.resolve("spam", digest=deltas.spam.digest) == deltas.spam.digest
+    assert store.replicas.wait(store.tasks.delete_version("spam", deltas.spam.digest), 20)
+    with pytest.raises(UnknownTaskError, match="is no version"):
+        watching.table.resolve("spam", digest=deltas.spam.digest)
+
+
+def test_a_watch_says_where_its_replicas_metrics_are(store: Store, tmp_path: Path) -> None:
+    watch = TaskWatch(store, TaskTable(tmp_path / "tasks.json"), "replica-1", address="10.0.0.7:9100")
+    watch.start()
+    assert store.replicas.addresses() == {"replica-1": "10.0.0.7:9100"}
+    watch.stop()
+
+
+def test_a_watch_finds_a_change_whose_event_never_came(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, store_url: str, namespace: str
+) -> None:
+    watching = watch(store)
+    watching.hold.clear()
+    store.tasks.publish("first", deltas.spam)
+    eventually(lambda: "first" in watching.table.current.tasks)
+    store.tasks.publish("missed", deltas.spam)
+    connect(store_url).xdel(f"ken:{{{namespace}}}:events", store.events.last_id())
+    watching.hold.set()
+    eventually(lambda: "missed" in watching.table.current.tasks)
+
+
+def test_a_watch_reports_what_it_has_seen_so_that_a_change_can_be_waited_for(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching]
+) -> None:
+    watching = watch(store)
+    revision = store.tasks.publish("spam", deltas.spam)
+    assert store.replicas.wait(revision, 20)
+    assert watching.table.resolve("spam") == deltas.spam.digest
+    assert store.replicas.revisions() == {"replica-1": revision}
+
+
+def test_a_change_is_not_waited_for_as_long_as_one_replica_has_not_seen_it(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching]
+) -> None:
+    watch(store)
+    slow = watch(store, replica="slow")
+    slow.hold.clear()
+    first = store.tasks.publish("first", deltas.spam)
+    assert store.replicas.wait(first, 20)
+    assert not store.replicas.wait(store.tasks.publish("second", deltas.spam), 0.2)
+
+
+def test_a_stopped_replica_is_no_longer_waited_for(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually, ended: Callable[[], bool]
+) -> None:
+    watching = watch(store)
+    assert store.replicas.revisions()
+    watching.watch.stop()
+    eventually(ended)
+    assert store.replicas.revisions() == {}
+
+
+def test_a_watch_goes_on_after_the_store_restarts(
+    tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).tasks.publish("before", deltas.spam)
+        watching = watch(Store(url))
+    eventually(lambda: watching.told[-1:] == [False])
+    assert not watching.watch.store_up
+    assert watching.table.resolve("before") == deltas.spam.digest
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).tasks.publish("after", deltas.topic)
+        eventually(lambda: "after" in watching.table.current.tasks)
+        eventually(lambda: watching.told[-1] is True)
+        assert watching.watch.store_up
+        watching.watch.stop()
+
+
+def test_a_watch_believes_a_store_that_came_back_empty(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store = Store(private_url)
+    store.tasks.publish("spam", deltas.spam)
+    watching = watch(store)
+    connect(private_url).flushall()
+    eventually(lambda: watching.table.current == Table(0, {}))
+
+
+def test_a_store_that_came_back_empty_is_locked_again_by_who_knew_its_keys(
+    private_url: str, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store = Store(private_url)
+    store.keys.put("one", {"name": "ada"})
+    watch(store)
+    connect(private_url).flushall()
+    eventually(store.keys.locked)
+    assert store.keys.all() == {}
+    newcomer = watch(store)
+    assert newcomer.table.locked
+    assert newcomer.table.current.keys == {}
+
+
+def test_with_keys_on_disk_and_the_store_empty_at_the_start_both_are_locked(
+    store: Store, watch: Callable[..., Watching], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks-0.json").write_bytes(orjson.dumps({"revision": 7, "tasks": {}, "keys": {"one": {"name": "a"}}}))
+    watching = watch(store)
+    assert watching.table.current.keys == {}
+    assert watching.table.locked
+    assert store.keys.locked()
+
+
+def test_a_key_that_one_replica_alone_knows_locks_the_others(
+    store: Store, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    """Such as one of its keys file, or its admin token."""
+    one, other = watch(store), watch(store)
+    assert not other.table.locked
+    one.table.lock()
+    eventually(lambda: other.table.locked)
+    assert store.keys.locked()
+    assert store.replicas.wait(store.events.revision(), 20)
+
+
+def test_with_the_store_down_a_watch_starts_with_the_table_on_disk(
+    tmp_path: Path, watch: Callable[..., Watching]
+) -> None:
+    kept = table_of("spam")
+    TaskTable(tmp_path / "tasks-0.json").replace(kept)
+    watching = watch(Store(UNREACHABLE, timeout=0.2))
+    assert watching.table.current == kept
+    assert not watching.watch.store_up
+
+
+def test_with_the_store_down_and_no_table_on_disk_a_watch_does_not_start(tmp_path: Path) -> None:
+    watching = Watching(Store(UNREACHABLE, timeout=0.2), tmp_path / "tasks.json")
+    with pytest.raises(StoreError, match="does not answer"):
+        watching.watch.start()
+
+
+def test_a_watch_that_started_from_disk_follows_the_store_once_it_is_there(
+    tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).tasks.publish("spam", deltas.spam)
+    TaskTable(tmp_path / "tasks-0.json").replace(table_of("old"))
+    watching = watch(Store(url))
+    assert set(watching.table.current.tasks) == {"old"}
+    with embedded_store(tmp_path / "data"):
+        eventually(lambda: set(watching.table.current.tasks) == {"spam"})
+        watching.watch.stop()
+    assert watching.told[0] is True
+
+
+def test_what_a_watch_saw_is_on_disk_for_the_next_start(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], tmp_path: Path
+) -> None:
+    watch(store)
+    assert store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20)
+    later = TaskTable(tmp_path / "tasks-0.json")
+    assert later.load_from_disk()
+    assert later.resolve("spam") == deltas.spam.digest
