@@ -28,6 +28,7 @@ FLOORS = (
     "tiers",
     "pipelines tasks",
     "client store workers",
+    "kinds",
     "routing",
     "telemetry",
     "config",
