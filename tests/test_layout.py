@@ -28,7 +28,6 @@ FLOORS = (
     "tiers",
     "pipelines tasks",
     "client store workers",
-    "kinds",
     "routing",
     "telemetry",
     "config",
