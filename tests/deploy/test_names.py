@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.admission import Admission
 from serving.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     from serving.tasks import TaskTable
 
     table = TaskTable(tmp_path_factory.mktemp("routes") / "tasks-default.json")
-    service = SimpleNamespace(settings=Settings(base="none"), store=None, table=table)
+    service = SimpleNamespace(settings=Settings(base="none"), store=None, table=table, admission=Admission())
     return set(create_app(cast(Service, service)).openapi()["paths"])
 
 

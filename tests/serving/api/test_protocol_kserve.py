@@ -336,7 +336,7 @@ def test_binary_tensors_are_refused_and_the_way_out_is_named(client: Any) -> Non
         ([plain(["rain"], data=None)], ("no data",)),
         ([plain(["rain"], parameters={"shared_memory_region": "a"})], ("shared_memory_region",)),
         ([plain(["rain"], parameters={"binary_data_size": 8})], ("binary_data=False",)),
-        ([plain(["rain"]), plain(["sun"])], ("one name",)),
+        ([plain(["rain"]), plain(["sun"])], ("same name",)),
         ([plain(["a"], "query"), plain([], "texts", shape=[2**40, 0])], ("k at least 1",)),
         ([plain(["rain"]), plain(["sun", "sky"], "text_pair")], ("text for 1", "text_pair for 2")),
     ],
