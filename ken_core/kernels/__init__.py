@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ken_core.kernels.correction import Correction
 from ken_core.kernels.packed import Packed, Segment, cast_values, pack, packed_nbytes
 
 Exchange = Callable[[torch.Tensor, Packed], None]
@@ -15,11 +16,13 @@ Switch = Callable[[torch.Tensor, Packed, Packed], None]
 """Takes the flat weights, the delta that is in them, and the delta that shall replace it."""
 
 __all__ = [
+    "Correction",
     "Exchange",
     "Packed",
     "Segment",
     "Switch",
     "cast_values",
+    "correction_for",
     "exchange_for",
     "pack",
     "packed_nbytes",
@@ -60,3 +63,20 @@ def switch_for(device: torch.device, dtype: torch.dtype) -> Switch:
         exchange(weights, entering)
 
     return one_after_the_other
+
+
+def correction_for(device: torch.device, dtype: torch.dtype) -> Correction:
+    """The fastest corrections for an arena's device and dtype, compiled before they are returned."""
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        from ken_core.kernels import correction_cpu
+
+        correction_cpu.warm(dtype)
+        return correction_cpu.CORRECTION
+    if device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16) and find_spec("triton"):
+        from ken_core.kernels import correction_cuda
+
+        correction_cuda.warm(device, dtype)
+        return correction_cuda.CORRECTION
+    from ken_core.kernels import correction_reference
+
+    return correction_reference.CORRECTION
