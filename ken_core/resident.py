@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from ken_core.kernels import (
     packed_nbytes,
     switch_for,
 )
+from ken_core.mixing.changes import Changes
 
 _ALIGNMENT = 64
 """Elements: so a mask word never spans two tensors, and rows start on a cache line."""
@@ -47,12 +49,23 @@ class Attached:
     materialised: bool
     spoiled: bool = field(default=False)
     """Its buffer may hold anything after a failed exchange: attach the delta again."""
+    changes: Changes | None = None
+    """What it changes in each module, for mixed batches (`ken_core.mixing`); None: it takes part in none."""
+    expanded: bool = True
+    """Whether its low-rank entries are whole tensors. Else only mixed batches can run it: it cannot be activated."""
+
+    @cached_property
+    def products(self) -> int:
+        """Multiplications that it costs a token in a mixed batch."""
+        return sum(change.products for change in (self.changes or {}).values())
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
         tensors = (*self.whole.values(), *self.head.values())
-        return sum(p.nbytes for p in self.packed.values()) + sum(t.nbytes for t in tensors)
+        changes = () if self.changes is None else self.changes.values()
+        parts = (*self.packed.values(), *tensors, *changes)
+        return sum(part.nbytes for part in parts)
 
 
 class ResidentModel:
@@ -112,26 +125,30 @@ class ResidentModel:
         """Bytes of the resident weights."""
         return sum(a.nbytes for a in self._arenas.values())
 
-    def attach(self, delta: Delta, *, materialised: bool = False) -> Attached:
+    def attach(self, delta: Delta, *, materialised: bool = False, expand: bool = True) -> Attached:
         """Put a decoded delta on the device, ready to be activated.
+
+        Args:
+            materialised: as full tensors.
+            expand: make whole tensors of low-rank entries. Without them it cannot be activated.
 
         Raises:
             BaseMismatchError: the delta was made against another base.
             CheckpointChangedError: the base's file was written to after it was opened.
         """
         check_base(delta, self.fingerprint.digest, self.checkpoint.name)
-        whole = {n: self._placed(t, n) for n, t in delta.dense.items()}
-        if materialised or delta.lowrank:
+        whole = {n: self.placed(t, n) for n, t in delta.dense.items()}
+        if materialised or (delta.lowrank and expand):
             whole |= self._made_of_the_base(delta, materialised)
         packed = {} if materialised else self._pack(delta)
-        head = {n: self._placed(t, n) for n, t in delta.head.items()}
+        head = {n: self.placed(t, n) for n, t in delta.head.items()}
         names = frozenset(self._home.keys() & {*delta.sparse, *whole})
-        return Attached(names, packed, whole, head, materialised)
+        return Attached(names, packed, whole, head, materialised, expanded=expand or not delta.lowrank)
 
-    def bytes_to_attach(self, delta: Delta, *, materialised: bool = False) -> int:
+    def bytes_to_attach(self, delta: Delta, *, materialised: bool = False, expand: bool = True) -> int:
         """Bytes on the device that `attach` will take: the `nbytes` of what it returns."""
         base = self.checkpoint.backbone_tensors
-        made = {n: base[n] for n in (*delta.lowrank, *(delta.sparse if materialised else ()))}
+        made = {n: base[n] for n in (*(delta.lowrank if expand else ()), *(delta.sparse if materialised else ()))}
         whole = (*made.items(), *delta.dense.items(), *delta.head.items())
         size = sum(t.numel() * self._serving_dtype(t, n).itemsize for n, t in whole)
         if not materialised:
@@ -143,9 +160,9 @@ class ResidentModel:
     def _made_of_the_base(self, delta: Delta, materialised: bool) -> dict[str, torch.Tensor]:
         base = self.checkpoint.backbone_tensors
         with self.checkpoint.unchanged():
-            made = {n: self._placed(expanded(base[n], e), n) for n, e in delta.lowrank.items()}
+            made = {n: self.placed(expanded(base[n], e), n) for n, e in delta.lowrank.items()}
             if materialised:
-                made |= {n: self._placed(patched(base[n], s), n) for n, s in delta.sparse.items()}
+                made |= {n: self.placed(patched(base[n], s), n) for n, s in delta.sparse.items()}
         return made
 
     def bytes_of(self, names: Iterable[str]) -> int:
@@ -163,6 +180,8 @@ class ResidentModel:
         self._refuse_if_poisoned()
         if attached is self._active:
             return
+        if attached is not None and not attached.expanded:
+            raise ExchangeError("this attached delta has low-rank factors alone; it runs in mixed batches only")
         if attached is not None and attached.spoiled:
             raise ExchangeError("this attached delta was spoiled by a failed exchange; attach the delta again")
         leaving, self._active = self._active, None
@@ -238,6 +257,19 @@ class ResidentModel:
             self._poisoned = f"tensors differ from the base after a failed exchange: {', '.join(wrong)}"
             self._refuse_if_poisoned()
 
+    @property
+    def arenas(self) -> Mapping[torch.dtype, torch.Tensor]:
+        """The flat weights, by dtype."""
+        return self._arenas
+
+    def start_of(self, name: str) -> int:
+        """The first element of a resident tensor in its dtype's arena."""
+        return self._start[name]
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which a tensor is served."""
+        return self._serving_dtype(self.checkpoint_tensor(name), name)
+
     def checkpoint_tensor(self, name: str) -> torch.Tensor:
         """A base tensor from the checkpoint's map: CPU, stored dtype."""
         return self.checkpoint.backbone_tensors[name]
@@ -281,7 +313,7 @@ class ResidentModel:
         """Other buffers follow the weights; weights the files do not hold (a random pooler) become zeros."""
         for name, weight in self._weights.items():
             if name not in self._home:
-                weight.data = self._placed(torch.zeros_like(weight), name)
+                weight.data = self.placed(torch.zeros_like(weight), name)
                 self._home[name] = weight.data
         for module in self.backbone.modules():
             for key, buffer in module._buffers.items():
@@ -289,7 +321,7 @@ class ResidentModel:
                     # in its own dtype: rotary frequencies lose the answer in bfloat16
                     module._buffers[key] = buffer.to(self.device, copy=True)
 
-    def _placed(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+    def placed(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """A copy on the device in the serving dtype."""
         return tensor.to(device=self.device, dtype=self._serving_dtype(tensor, name), copy=True)
 

@@ -1,0 +1,149 @@
+"""Which parameters of a backbone a mixed batch may change: those where mixing gives what changing the weights gives.
+
+Every parameter is tried, because code may read a weight without calling its module (slices, tied layers, fused paths),
+or call a module with something that is not the batch. Parameters that differ only in the number of their layer are
+tried together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ken_core.kernels.correction import Shift, conv1d_shift, linear_shift
+from ken_core.kernels.packed import Packed
+from ken_core.mixing.changes import Factors, ModuleChange, can_change, is_embedding, is_linear, with_parameters
+from ken_core.mixing.layout import ROWS, Layout
+from ken_core.mixing.mixer import Group, Mixer, Mixture
+
+_NUMBER = re.compile(r"\.\d+\.")
+_CHANGED = 1
+"""The row of the watched batch whose task changes something; its neighbours are the base's."""
+_OF_EFFECT = 0.05
+"""A mixed row may differ from the exchanged one by this share of what the change does."""
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""And by this share of the largest output."""
+
+
+def mixable(
+    backbone: nn.Module, mixer: Mixer, layouts: Mapping[str, Layout], batch: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
+    """Why a parameter cannot be changed by a mixture, by name; those that can are left out.
+
+    The weights must be the base's and nobody else's for that time.
+    """
+    refused = dict(_without_layout(backbone, layouts))
+    weights = dict(backbone.named_parameters())
+    plain = _outputs(backbone(**batch))
+    for names in _alike(name for name in weights if name not in refused):
+        why = _try(backbone, mixer, {name: weights[name] for name in names}, batch, plain)
+        refused |= dict.fromkeys(names, why) if why else {}
+    return refused
+
+
+def _without_layout(backbone: nn.Module, layouts: Mapping[str, Layout]) -> Iterator[tuple[str, str]]:
+    for name, _ in backbone.named_parameters():
+        module = name.rpartition(".")[0]
+        kind = type(backbone.get_submodule(module)).__name__
+        if module not in layouts:
+            yield name, f"its {kind} is not called with the batch's rows alone"
+        elif not can_change(backbone.get_submodule(module)):
+            yield name, f"its {kind} is neither a linear layer nor an embedding, and too large for a copy a task"
+
+
+def _alike(names: Iterator[str]) -> list[list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_NUMBER.sub(".*.", f".{name}"), []).append(name)
+    return list(found.values())
+
+
+def _try(
+    backbone: nn.Module,
+    mixer: Mixer,
+    weights: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    plain: Sequence[torch.Tensor],
+) -> str:
+    """Change some parameters in both ways; empty where one row, and it alone, comes out as it should."""
+    changes, tuned = _synthetic(backbone, weights)
+    try:
+        mixed = _outputs(
+            mixer.run(
+                Mixture([Group(*group) for group in (({}, _CHANGED), (changes, 1), ({}, ROWS - _CHANGED - 1))]), batch
+            )
+        )
+        with _pointed(weights, tuned):
+            exchanged = _outputs(backbone(**batch))
+    except Exception as error:
+        return f"a mixed batch fails on it: {error}"
+    rows = [i for i in range(ROWS) if i != _CHANGED]
+    for base, ours, theirs in zip(plain, mixed, exchanged, strict=True):
+        effect = float((theirs - base).abs().max())
+        allowed = _OF_EFFECT * effect + _ROUNDING.get(next(iter(weights.values())).dtype, 1e-4) * float(
+            base.abs().max()
+        )
+        if float((ours[_CHANGED] - theirs[_CHANGED]).abs().max()) > allowed:
+            return "a mixed batch does not answer as the exchanged weights do"
+        if float((ours[rows] - base[rows]).abs().max()) > allowed:
+            return "changing it for one row of a batch changes others"
+    return ""
+
+
+def _synthetic(
+    backbone: nn.Module, weights: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, ModuleChange], dict[str, torch.Tensor]]:
+    """A change as large as the parameters themselves, as a mixture has it and as new parameters."""
+    generator = torch.Generator().manual_seed(0)
+    tuned: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for name, weight in weights.items():
+        place, _, key = name.rpartition(".")
+        module, ours = backbone.get_submodule(place), parts.setdefault(place, {})
+        size = float(weight.detach().float().square().mean().sqrt()) or 0.1
+        if key == "weight" and (is_linear(module) or is_embedding(module)):
+            column, row = (torch.randn(n, generator=generator).to(weight.device) for n in weight.shape)
+            shift = size * column[:, None] * row
+            first, second = (row, column) if type(module) is nn.Linear else (column, row)
+            ours["factors"] = Factors((size * first[:, None]).to(weight.dtype), second[None].to(weight.dtype))
+        else:
+            shift = size * torch.randn(weight.shape, generator=generator).to(weight.device)
+        tuned[name] = (weight.detach().float() + shift).to(weight.dtype)
+        if key == "bias" and is_linear(module):
+            ours["shift"] = _of_bias(module, shift)
+        elif "factors" not in ours:
+            ours["own"] = with_parameters(module, {key: tuned[name]})
+    return {place: ModuleChange(**part) for place, part in parts.items()}, tuned
+
+
+def _of_bias(module: nn.Module, bias: torch.Tensor) -> Shift:
+    none = torch.empty(0, dtype=torch.int64, device=bias.device)
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    values = torch.empty(0, device=bias.device, dtype=weight.dtype)
+    place = (Packed(none, values, none.view(0, 4)), 0, (weight.shape[0], weight.shape[1]))
+    found = linear_shift(*place, bias) if type(module) is nn.Linear else conv1d_shift(*place, bias)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def _pointed(weights: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    before = {name: weight.data for name, weight in weights.items()}
+    for name, weight in weights.items():
+        weight.data = tuned[name]
+    try:
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = before[name]
+
+
+def _outputs(output: Any) -> list[torch.Tensor]:
+    """All tensors of an output that have a part for each row, float32."""
+    return [t.float() for t in output.values() if torch.is_tensor(t) and t.shape[0] == ROWS]
