@@ -85,6 +85,9 @@ class Settings(BaseSettings):
         description="budget of decoded deltas in host memory; on a CPU only low-rank deltas are kept there",
     )
     packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of packed deltas on the device")
+    mixed: Literal["auto", "off"] = Field(
+        "off", description="whether one forward pass may hold rows of several tasks; auto: where that is faster"
+    )
     materialised_bytes: int = Field(
         0,
         ge=0,
@@ -118,6 +121,7 @@ class Settings(BaseSettings):
         description="take token ids in place of texts to embed; they must come from the task's own tokenizer",
     )
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
+    max_tasks_per_request: int = Field(64, ge=1, description="most tasks that one request to many tasks may ask")
     metrics_host: str | None = Field(
         None,
         description="address of each replica's own metrics; by default loopback if host is, else all addresses",

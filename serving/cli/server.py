@@ -40,6 +40,10 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16; default auto")
     ] = None,
+    mixed: Annotated[
+        str | None,
+        typer.Option(help="auto or off: whether one forward pass may hold rows of several tasks; default off"),
+    ] = None,
     preload: Annotated[
         list[str] | None, typer.Option(help="task to load before the server reports ready; repeatable")
     ] = None,
@@ -70,7 +74,8 @@ def serve(
 
     flags = {"base": base, "redis_url": redis_url, "host": host, "port": port, "data_dir": data_dir}
     flags |= {"namespace": namespace, "replicas": replicas, "threads": threads, "device": device, "dtype": dtype}
-    flags |= {"auth": auth, "keys_file": keys_file, "tls_cert": tls_cert, "tls_key": tls_key, "log_format": log_format}
+    flags |= {"mixed": mixed, "auth": auth, "keys_file": keys_file, "log_format": log_format}
+    flags |= {"tls_cert": tls_cert, "tls_key": tls_key}
     settings = load_settings(**flags, preload=tuple(preload) if preload else None)
     sys.exit(launch(settings, say))
 

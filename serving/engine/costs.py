@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 _MEMORY = 0.05
 """Weight of a new batch: the last 20 count most."""
 _SWITCH_MEMORY = 0.2
@@ -11,6 +13,8 @@ _RIDGE = 0.01
 """How soon sizes that hardly differ stop telling the fixed part from the part per token."""
 _STALL = 4.0
 """A measurement counts as at most this many times the expected seconds: a stall is not what a batch costs."""
+_PRODUCTS, _GROUPS, _TRUST = 1e8, 8.0, 4.0
+"""A usual mixed batch, and how many of them what is assumed at the start counts for."""
 _LEAST = 1e-6
 """Seconds; no cost is learned to be nothing, from which it could not grow again."""
 
@@ -82,3 +86,35 @@ class SwitchCost:
         """Take in what a switch took."""
         self.seconds += _SWITCH_MEMORY * (min(seconds, _STALL * self.seconds) - self.seconds)
         self.seconds = max(self.seconds, _LEAST)
+
+
+@dataclass
+class MixedCost:
+    """Seconds that a mixed batch takes beside its base's pass: for each multiplication of a correction, and each group.
+
+    Fitted by least squares over recent batches, whose weight fades, and never negative.
+    """
+
+    # What a packed delta takes on 2 cores.
+    product: float = 6e-11
+    group: float = 0.0005
+
+    def __post_init__(self) -> None:
+        self._squares = np.diag([_TRUST * _PRODUCTS**2, _TRUST * _GROUPS**2])
+        self._sums = self._squares @ (self.product, self.group)
+
+    def of(self, products: float, groups: int) -> float:
+        """Seconds of so many multiplications and groups."""
+        return self.product * products + self.group * groups
+
+    def learn(self, products: float, groups: int, seconds: float) -> None:
+        """Take in how much longer a mixed batch took than its base's pass alone."""
+        seen = np.array([products, groups], float)
+        seconds = min(max(seconds, 0.0), _STALL * max(self.of(products, groups), _LEAST))
+        self._squares = (1 - _MEMORY) * self._squares + np.outer(seen, seen)
+        self._sums = (1 - _MEMORY) * self._sums + seen * seconds
+        ridge = np.diag(np.diag(self._squares)) * _RIDGE
+        known = np.array([self.product, self.group])
+        self.product, self.group = np.maximum(
+            np.linalg.solve(self._squares + ridge, self._sums + ridge @ known), 0.0
+        ).tolist()

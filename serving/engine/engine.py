@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from ken_core import CheckpointChangedError, KenError, PoisonedError, ResidentModel
+from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoded, collate
 from serving.admission import Admission
 from serving.engine.batch import Batch, Group
@@ -25,6 +26,7 @@ from serving.engine.exchange import Exchange
 from serving.engine.executor import Executor, Ran
 from serving.engine.integrity import IntegrityCheck
 from serving.engine.line import Line, Row
+from serving.engine.mixed import Mixed
 from serving.engine.tickets import Ticket, Timing
 from serving.engine.window import Limits
 from serving.errors import (
@@ -66,6 +68,7 @@ class Engine:
         admission: refuses rows for which the line has no room.
         packed_bytes, materialised_bytes: budgets of the tasks on the device (`serving.tiers.device`).
         threads: CPU threads to compute with.
+        mixed: runs batches that mix tasks; None: every batch is of one task.
         verify_seconds: from one check of the idle base to the next.
     """
 
@@ -80,6 +83,7 @@ class Engine:
         materialised_bytes: int = 0,
         threads: int = 1,
         verify_seconds: float = 300.0,
+        mixed: MixedModel | None = None,
     ) -> None:
         self._resident = resident
         self._metrics = metrics
@@ -89,10 +93,17 @@ class Engine:
         self._line: Line[_Asked] = Line()
         self._calls: list[Callable[[], None]] = []
         self._stopping = False
-        self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call)
-        self._executor: Executor = Exchange(resident, self.tiers.renew, limits or Limits(), BatchCost(), metrics)
+        self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call, mixed)
+        self._executor = self._executor_for(limits or Limits(), mixed)
         self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
         self._thread = threading.Thread(target=self._loop, name="ken-engine", daemon=True)
+
+    def _executor_for(self, limits: Limits, mixed: MixedModel | None) -> Executor:
+        resident, metrics, cost = self._resident, self._metrics, BatchCost()
+        exchange = Exchange(resident, self.tiers.renew, limits, cost, metrics)
+        if mixed is None:
+            return exchange
+        return Mixed(resident, mixed, self.tiers.base_encoder.pad_id, exchange, limits, cost, metrics)
 
     @property
     def waiting(self) -> int:
@@ -278,6 +289,7 @@ def _hand_out(rows: Sequence[Row[_Asked]], results: Sequence[Raw], taken: float,
     for row, result in zip(rows, results, strict=True):
         ticket = row.payload.ticket
         ticket.timing.at_least(taken - row.arrived, ran.switching, ran.computing)
+        ticket.timing.mixed |= ran.mixed
         ticket.give(row.payload.index, result)
 
 

@@ -63,6 +63,31 @@ class Exchange:
         outcomes, switching, computing = zip(*ran, strict=True)
         return Ran(outcomes, sum(switching), sum(computing))
 
+    @property
+    def switch_seconds(self) -> float:
+        """What putting a task into the weights takes, as learned so far."""
+        return self._switch.seconds
+
+    def revert(self) -> float:
+        """Put the base back; the seconds it took, 0 if it was there."""
+        if self._resident.active is None:
+            return 0.0
+        started = time.perf_counter()
+        self._active = None
+        try:
+            self._resident.revert()
+        except ExchangeError as error:
+            _log.warning("%s", error)  # the base is restored, and the delta is attached again when it is needed
+        return self._switched(started)
+
+    def _switched(self, started: float) -> float:
+        """Note a switch that has just ended; its seconds."""
+        seconds = time.perf_counter() - started
+        self._switch.learn(seconds)
+        self._metrics.swaps.inc()
+        self._metrics.swap_seconds.observe(seconds)
+        return seconds
+
     def _run(self, group: Group) -> tuple[Outcome, float, float]:
         """A group's outcome, its seconds of switching, and its seconds of the model."""
         switching = 0.0
@@ -94,12 +119,8 @@ class Exchange:
             _log.warning("%s; attaching %s again", error, task.digest)
             self._renew(task)
             resident.activate(task.attached)
-        seconds = time.perf_counter() - started
         self._active = group.key
-        self._switch.learn(seconds)
-        self._metrics.swaps.inc()
-        self._metrics.swap_seconds.observe(seconds)
-        return seconds
+        return self._switched(started)
 
     def _answer(self, group: Group) -> list[Raw]:
         """Results of a group's rows, with the weights as they are."""

@@ -9,8 +9,17 @@ from typing import Protocol, TypeVar
 from serving.engine.batch import Batch
 from serving.engine.line import Line, Row
 from serving.pipelines.base import Raw
+from serving.tiers.loaded import Loaded
 
-T = TypeVar("T")
+
+class Asked(Protocol):
+    """What a row in line carries: the task that it asks."""
+
+    @property
+    def task(self) -> Loaded: ...
+
+
+T = TypeVar("T", bound=Asked)
 Outcome = Sequence[Raw] | Exception
 """Of a group: one result a row, in the order of its rows; or why there is none."""
 
@@ -23,11 +32,13 @@ class Ran:
         outcomes: one a group, in the order of the batch's groups.
         switching: seconds in which the weights changed task.
         computing: seconds in which backbone and heads ran.
+        mixed: whether the weights were the base's, and each row was corrected beside it.
     """
 
     outcomes: Sequence[Outcome]
     switching: float
     computing: float
+    mixed: bool = False
 
 
 class Executor(Protocol):

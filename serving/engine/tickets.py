@@ -21,6 +21,8 @@ class Timing:
     queue: float = 0.0
     swap: float = 0.0
     model: float = 0.0
+    mixed: bool = False
+    """Whether some of its rows ran in a batch that mixes tasks."""
 
     def stages(self) -> tuple[tuple[str, float], ...]:
         names = ("load", "tokenize", "queue", "swap", "model")

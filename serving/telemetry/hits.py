@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 TIERS = ("materialised", "packed", "host", "disk", "store")
 """From the nearest to the farthest. ``store`` stands for a delta that no tier of the replica holds."""
@@ -23,6 +23,8 @@ class TaskTiers:
     """Number of requests since the replica started, by the tier they found their delta in. Has every tier as a key."""
     hit_rate: float | None
     """Share of the requests that found their delta on the device; None before the first request."""
+    unmixed: dict[str, str] = field(default_factory=dict)
+    """Why a version on the device takes part in no mixed batches, by digest; a version that does is left out."""
 
 
 class Hits:

@@ -38,6 +38,13 @@ class Metrics:
         own = CollectorRegistry()
         self.requests = RequestMetrics(own, most_tasks)
         self.batch_rows = Histogram("ken_batch_rows", "Inputs in a forward pass", buckets=_ROWS, registry=own)
+        self.batch_groups = Histogram(
+            "ken_batch_groups", "Tasks and kinds in a mixed forward pass", buckets=_ROWS, registry=own
+        )
+        self.correction_seconds = Counter(
+            "ken_correction_seconds", "Time of mixed forward passes that corrections took, by learned costs",
+            registry=own,
+        )  # fmt: skip
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
         self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)
         self.load_seconds = Histogram(
@@ -85,6 +92,12 @@ class Metrics:
             self._cache_misses.inc()
         else:
             self._cache_hits.labels(tier).inc()
+
+    def observe_mixed(self, rows: int, groups: int, seconds: float) -> None:
+        """Count a forward pass that mixed tasks, and how much of it corrections took."""
+        self.batch_rows.observe(rows)
+        self.batch_groups.observe(groups)
+        self.correction_seconds.inc(seconds)
 
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""

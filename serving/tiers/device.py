@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from ken_core import Delta, ResidentModel
+from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoder
 from serving.pipelines.base import TaskSpec
 from serving.telemetry.hits import Hits, TaskTiers, hit_rate
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache, Found
 from serving.tiers.device_memory import DeviceMemory
-from serving.tiers.loaded import Loaded, first_tier
+from serving.tiers.loaded import Loaded
 from serving.tiers.owner import OnOwner
 from serving.tiers.preparation import Preparation
 from serving.tiers.promotion import Promotion
@@ -34,6 +35,7 @@ class DeviceTiers:
 
     Args:
         cache: gives decoded deltas.
+        mixed: runs batches that mix tasks; None: tasks are attached for exchanges alone.
         packed_bytes, materialised_bytes: budgets of the tiers. A task in use stays even if its tier exceeds its budget.
     """
 
@@ -45,11 +47,12 @@ class DeviceTiers:
         packed_bytes: int,
         materialised_bytes: int,
         on_owner: OnOwner,
+        mixed: MixedModel | None = None,
     ) -> None:
         self._cache = cache
         self._metrics = metrics
         self._memory = DeviceMemory(resident, packed_bytes, materialised_bytes)
-        self._preparation = Preparation(resident, self._memory)
+        self._preparation = Preparation(resident, self._memory, mixed)
         self._trials = Trials(resident, self._memory, self._preparation, on_owner)
         self._promotion = Promotion(resident, self._memory, self._preparation, cache, on_owner)
         self._unfit = Unfit()
@@ -78,7 +81,10 @@ class DeviceTiers:
     def describe(self, digests: Sequence[str]) -> TaskTiers:
         """Where these deltas are now, and where requests found them."""
         hits = self.hits.of(digests)
-        return TaskTiers({digest: self.tier_of(digest) for digest in digests}, hits, hit_rate(hits))
+        tiers = {digest: self.tier_of(digest) for digest in digests}
+        here = ((digest, self._memory.find(digest)) for digest in digests)
+        unmixed = {digest: loaded.unmixed for digest, loaded in here if loaded is not None and loaded.unmixed}
+        return TaskTiers(tiers, hits, hit_rate(hits), unmixed)
 
     def tier_of(self, digest: str) -> str:
         """The nearest tier that holds a delta; ``store`` if no tier of this replica does."""
@@ -143,7 +149,7 @@ class DeviceTiers:
             return loaded.tier
         with self._unfit.noting(digest):
             found = self._cache.load(digest)
-            tier, in_turn = first_tier(found.delta), self._memory.reserve_in_turn
+            tier, in_turn = self._preparation.first_tier(found.delta), self._memory.reserve_in_turn
             loaded = self._preparation.prepare_task(digest, found.delta, tier, in_turn)
         self._memory.put(loaded)
         self._observe(found, loaded.prepare_seconds)

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ken_core import Attached, Delta
+from ken_core import Attached
 from ken_core.heads import Grafted
 from serving.pipelines.base import TaskSpec
 
 DeviceTier = Literal["packed", "materialised"]
 """Packed: mask words and values, activated by an exchange. Materialised: full tensors, activated by re-pointing."""
-
-
-def first_tier(delta: Delta) -> DeviceTier:
-    """The tier that a delta comes into. A delta with low-rank factors cannot be packed."""
-    return "materialised" if delta.lowrank else "packed"
 
 
 @dataclass(eq=False)
@@ -26,6 +21,7 @@ class Loaded:
         digest: of the task's delta. A delta on trial has another name in its place.
         head: the kind of head (`Manifest.kind`).
         kind: the kind that the task answers, unless a request asks for another kind of the same head.
+        unmixed: why its rows cannot run beside those of other tasks; empty where they can.
         prepare_seconds: time to prepare the task, without waiting for room.
         users: requests that hold the task on the device.
     """
@@ -36,6 +32,7 @@ class Loaded:
     head: str
     kind: str
     spec: TaskSpec
+    unmixed: str = ""
     prepare_seconds: float = 0.0
     users: int = 0
 
@@ -43,6 +40,11 @@ class Loaded:
     def nbytes(self) -> int:
         """Bytes that the task takes in its tier."""
         return self.attached.nbytes + self.spec.nbytes
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its rows can run beside those of other tasks, in one batch."""
+        return not self.unmixed and not self.attached.spoiled and self.model.splits
 
     @property
     def tier(self) -> DeviceTier:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ken_core import CheckpointChangedError, Delta, ResidentModel
+from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel
 from ken_core.configs import restore
 from ken_core.embedding import Embedder
 from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.foreign_tokenizer import check_ids
 from ken_core.heads import graft_split
+from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoder
 from serving.pipelines import default_kind
 from serving.pipelines.base import TaskSpec
@@ -19,16 +20,24 @@ from serving.tiers.device_memory import DeviceMemory
 from serving.tiers.encoders import Encoders
 from serving.tiers.loaded import DeviceTier, Loaded
 
+_MIXING_IS_OFF = "mixing is switched off"
+_FULL_TENSORS = "it has full tensors, which parameters are pointed at"
+
 Reserve = Callable[[DeviceTier, str, int], float]
 """`DeviceMemory.reserve` or `DeviceMemory.reserve_in_turn`."""
 
 
 class Preparation:
-    """Makes tasks of decoded deltas. May be used from any thread."""
+    """Makes tasks of decoded deltas. May be used from any thread.
 
-    def __init__(self, resident: ResidentModel, memory: DeviceMemory) -> None:
+    Args:
+        mixed: runs batches that mix tasks; None: none does.
+    """
+
+    def __init__(self, resident: ResidentModel, memory: DeviceMemory, mixed: MixedModel | None) -> None:
         self._resident = resident
         self._memory = memory
+        self._mixed = mixed
         self._encoders = Encoders(resident.checkpoint)
 
     @property
@@ -54,6 +63,10 @@ class Preparation:
         embedder = None if delta.embedding is None else Embedder(delta.embedding, delta.projections)
         return TaskSpec(config, encoder, embedder)
 
+    def first_tier(self, delta: Delta) -> DeviceTier:
+        """The tier that a delta comes into. Low-rank factors cannot be packed: they mix, or become full tensors."""
+        return "materialised" if delta.lowrank and self._why_unmixed(delta) else "packed"
+
     def prepare_task(
         self, name: str, delta: Delta, tier: DeviceTier, reserve: Reserve, spec: TaskSpec | None = None
     ) -> Loaded:
@@ -77,13 +90,27 @@ class Preparation:
         spec = spec or self.spec(delta)
         kind = default_kind(delta.kind, delta.embedding is not None)
         materialised = tier == "materialised"
-        needed = self._resident.bytes_to_attach(delta, materialised=materialised) + spec.nbytes
+        unmixed = _FULL_TENSORS if materialised and not delta.lowrank else self._why_unmixed(delta)
+        needed = self._bytes_to_attach(delta, materialised, unmixed) + spec.nbytes
         waited = reserve(tier, name, needed)
         try:
-            attached = self._resident.attach(delta, materialised=materialised)
+            attached = self._attach(delta, materialised, unmixed)
             model = graft_split(self._resident.backbone, delta.architecture, delta.config, attached.head)
         except BaseException:
             self._memory.give_back(tier, name)
             raise
         seconds = time.perf_counter() - started - waited
-        return Loaded(name, attached, model, delta.kind, kind, spec, seconds)
+        return Loaded(name, attached, model, delta.kind, kind, spec, unmixed, seconds)
+
+    def _why_unmixed(self, delta: Delta) -> str:
+        return _MIXING_IS_OFF if self._mixed is None else self._mixed.why_not(delta)
+
+    def _bytes_to_attach(self, delta: Delta, materialised: bool, unmixed: str) -> int:
+        if self._mixed is None or unmixed:
+            return self._resident.bytes_to_attach(delta, materialised=materialised)
+        return self._mixed.bytes_to_attach(delta)
+
+    def _attach(self, delta: Delta, materialised: bool, unmixed: str) -> Attached:
+        if self._mixed is None or unmixed:
+            return self._resident.attach(delta, materialised=materialised)
+        return self._mixed.attach(delta)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ken_core import Delta, ResidentModel
 from serving.pipelines.base import TaskSpec
 from serving.tiers.device_memory import DeviceMemory
-from serving.tiers.loaded import Loaded, first_tier
+from serving.tiers.loaded import Loaded
 from serving.tiers.owner import OnOwner
 from serving.tiers.preparation import Preparation
 
@@ -42,7 +42,7 @@ class Trials:
         """
         name = f"{digest} on trial"
         in_turn = self._memory.reserve_in_turn
-        loaded = self._preparation.prepare_task(name, delta, first_tier(delta), in_turn, spec)
+        loaded = self._preparation.prepare_task(name, delta, self._preparation.first_tier(delta), in_turn, spec)
         loaded.users = 1
         self._deltas[name] = delta
         self._memory.put(loaded)

@@ -1,0 +1,147 @@
+"""Batches that hold rows of several tasks: each row as its own task's dedicated model answers it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from holding import Blocked, until
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ken_core import DeltaFile, ResidentModel, open_base
+from ken_core.mixing.model import MixedModel
+from serving.engine.engine import Engine
+from serving.engine.mixed import Mixed
+from serving.pipelines import PIPELINES
+from serving.store import Store
+from serving.telemetry.metrics import Metrics
+from serving.tiers.cache import DeltaCache
+from serving.tiers.files import DeltaFiles
+from tests.tiny_checkpoints import TEXTS, Deltas, Tiny
+
+FOREVER = 1e12
+CLASSIFY = PIPELINES["text-classification"]
+
+
+class Bench:
+    """An engine that mixes, with its parts at hand."""
+
+    def __init__(self, tiny: Tiny, store: Store, folder: Path) -> None:
+        self.resident = ResidentModel(open_base(str(tiny.base_folder)))
+        files = DeltaFiles(folder / "deltas", 1 << 30, store)
+        cache = DeltaCache(files, 1 << 30, self.resident.checkpoint, self.resident.fingerprint.digest)
+        self.metrics = Metrics("bench")
+        self.mixed = MixedModel(self.resident)
+        self.engine = Engine(self.resident, cache, self.metrics, mixed=self.mixed)
+        self.engine.start()
+
+    async def ask(self, file: DeltaFile, *texts: str) -> tuple[list[np.ndarray], bool]:
+        """Logits for texts, and whether a mixed batch gave them."""
+        loaded = await self.engine.tiers.acquire(file.digest)
+        try:
+            rows = loaded.spec.encoder(texts or TEXTS)
+            results, timing = await self.engine.answer(loaded, CLASSIFY, rows, FOREVER)
+        finally:
+            self.engine.tiers.release(loaded)
+        return results, timing.mixed
+
+    def ask_all(self, asked: list[tuple[DeltaFile, str]]) -> list[tuple[np.ndarray, bool]]:
+        """All of them wait before the first one runs."""
+
+        async def run() -> list[tuple[np.ndarray, bool]]:
+            for digest in {file.digest for file, _ in asked}:
+                self.engine.tiers.release(await self.engine.tiers.acquire(digest))
+            with Blocked(self.engine):
+                waiting = [asyncio.create_task(self.ask(file, text)) for file, text in asked]
+                await until(lambda: self.engine.waiting == len(asked))
+            answers = await asyncio.gather(*waiting)
+            return [(results[0], mixed) for results, mixed in answers]
+
+        return asyncio.run(run())
+
+    def forward_passes(self) -> float:
+        return self.metrics.registry.get_sample_value("ken_batch_rows_count", {"replica": "bench"}) or 0.0
+
+
+@pytest.fixture
+def bench(tiny: Tiny, embedded_url: str, namespace: str, deltas: Deltas, tmp_path: Path) -> Iterator[Bench]:
+    store = Store(embedded_url, namespace)
+    for file in (deltas.emotion, deltas.topic, deltas.spam, deltas.spam_2):
+        store.deltas.put(file)
+    made = Bench(tiny, store, tmp_path)
+    yield made
+    made.engine.stop()
+
+
+@pytest.fixture(scope="session")
+def logits(tiny: Tiny) -> Callable[[DeltaFile, str], np.ndarray]:
+    """What a dedicated model says to a text."""
+
+    def ask(file: DeltaFile, text: str) -> np.ndarray:
+        folder = tiny.applied(file)
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        with torch.inference_mode():
+            found: np.ndarray = model(**AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")).logits.numpy()
+        return found[0]
+
+    return ask
+
+
+def test_rows_of_many_tasks_run_in_one_forward_pass(bench: Bench, deltas: Deltas, logits: Any) -> None:
+    files = [deltas.emotion, deltas.topic, deltas.spam, deltas.spam_2]
+    asked = [(files[n % 4], TEXTS[0]) for n in range(8)]
+    answers = bench.ask_all(asked)
+    assert bench.forward_passes() == 1
+    for (file, text), (ours, mixed) in zip(asked, answers, strict=True):
+        assert mixed
+        np.testing.assert_allclose(ours, logits(file, text), atol=1e-5)
+    assert not bench.engine.verify().result()
+
+
+def test_a_head_that_fails_fails_alone(
+    bench: Bench, deltas: Deltas, logits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks() -> None:
+        loaded = await bench.engine.tiers.acquire(deltas.topic.digest)
+        loaded.model.whole.classifier.weight.data = torch.zeros(1, 1)
+        bench.engine.tiers.release(loaded)
+
+    asyncio.run(breaks())
+
+    async def run() -> list[Any]:
+        bench.engine.tiers.release(await bench.engine.tiers.acquire(deltas.spam.digest))
+        with Blocked(bench.engine):
+            waiting = [asyncio.create_task(bench.ask(file, TEXTS[0])) for file in (deltas.topic, deltas.spam)]
+            await until(lambda: bench.engine.waiting == 2)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    broken, (sound, mixed) = asyncio.run(run())
+    assert isinstance(broken, Exception)
+    assert mixed
+    np.testing.assert_allclose(sound[0], logits(deltas.spam, TEXTS[0]), atol=1e-5)
+
+
+def test_one_task_alone_is_put_into_the_weights_once_that_pays(bench: Bench, deltas: Deltas) -> None:
+    assert isinstance(bench.engine._executor, Mixed)
+    for _ in range(200):
+        _, mixed = asyncio.run(bench.ask(deltas.topic, TEXTS[0]))
+        if not mixed:
+            break
+    assert not mixed
+    _, mixed = asyncio.run(bench.ask(deltas.topic, TEXTS[0]))
+    assert not mixed
+
+
+def test_a_mixed_batch_after_an_exchange_finds_the_base(bench: Bench, deltas: Deltas, logits: Any) -> None:
+    for _ in range(200):
+        if not asyncio.run(bench.ask(deltas.topic, TEXTS[0]))[1]:
+            break
+    assert bench.resident.active is not None
+    asked = [(deltas.topic, TEXTS[1]), (deltas.spam, TEXTS[2]), (deltas.emotion, TEXTS[0])] * 4
+    for (file, text), (ours, _) in zip(asked, bench.ask_all(asked), strict=True):
+        np.testing.assert_allclose(ours, logits(file, text), atol=1e-5)
