@@ -8,11 +8,15 @@ A prediction meets the checks in this order:
 | the request arrives | `request` | `requests`, until the last byte of the answer | |
 | before its key and its body are read | `check_open` | | 503, Retry-After: 1 s |
 | then | `check_free` | | 429, Retry-After: the backlog |
-| its body is read and its task is resolved | `check_count` | | 422 |
+| its body is read and its task is resolved | `check_tasks`, `check_count` | | 422 |
 | it begins to run | `prediction`, with `check_free` again | `predictions`, until it is answered | as above |
 | it waits for its task, then for its encoding | `preparation` | `preparing`, in inputs | 429 as above |
 | its inputs are encoded | `check_tokens` | | 413 |
 | its rows enter the engine's line | `check_line`, by the engine | the engine's line | 429 as above |
+
+A request to many tasks is one HTTP request, and a prediction for each task: each prediction waits, is refused and is
+counted like any other. The limits of one request hold for all its tasks together: each task has the inputs and their
+tokens again.
 
 A request whose body has not arrived is no prediction yet, so it takes no prediction's place. Copies of requests for a
 task's shadow count only in `preparing` and in the engine's line. They start only while the replica is not `is_busy`.
@@ -38,6 +42,7 @@ class AdmissionLimits:
         max_requests: predictions at the same time.
         max_inputs: inputs in one request.
         max_tokens: tokens in one request, all its inputs together.
+        max_tasks: tasks in one request.
         queue_rows: inputs that wait, whether for their task, their encoding or their batch.
         batch_rows: inputs in one forward pass; a replica with more of them waiting is busy.
     """
@@ -47,6 +52,7 @@ class AdmissionLimits:
     max_tokens: int = 262_144
     queue_rows: int = 2048
     batch_rows: int = 32
+    max_tasks: int = 64
 
 
 class Line(Protocol):
@@ -109,13 +115,28 @@ class Admission:
             seconds = line.backlog_seconds()
             raise OverloadedError(f"{most} requests are in flight already; try again in {seconds:g} s", seconds)
 
-    def check_count(self, inputs: int) -> None:
-        """Raises `InvalidInputError` for a request without an input, or with more than a request may have."""
+    def check_tasks(self, tasks: int) -> None:
+        """Raises `InvalidInputError` for more tasks than one request may name."""
+        most = self._limits.max_tasks
+        if tasks > most:
+            raise InvalidInputError(
+                f"found {tasks}, at most {most} are allowed in one request; name fewer, or raise "
+                "KEN_MAX_TASKS_PER_REQUEST on the server",
+                at="tasks",
+            )
+
+    def check_count(self, inputs: int, tasks: int = 1) -> None:
+        """Raises `InvalidInputError` for a request without an input, or with more than a request may have.
+
+        Args:
+            tasks: tasks that the request asks about its inputs. Each task's inputs count.
+        """
         most = self._limits.max_inputs
         if not inputs:
             raise InvalidInputError("expected at least one input", at="inputs")
-        if inputs > most:
-            raise InvalidInputError(f"found {inputs}, at most {most} are allowed in one request", at="inputs")
+        if inputs * tasks > most:
+            found = inputs if tasks == 1 else f"{inputs} for each of {tasks} tasks"
+            raise InvalidInputError(f"found {found}, at most {most} are allowed in one request", at="inputs")
 
     @contextmanager
     def prediction(self, line: Line) -> Iterator[None]:
@@ -145,12 +166,19 @@ class Admission:
         finally:
             self.preparing -= inputs
 
-    def check_tokens(self, tokens: int) -> None:
-        """Raises `TooLargeError` for more tokens than one request may have."""
+    def check_tokens(self, tokens: int, tasks: int = 1) -> None:
+        """Raises `TooLargeError` for more tokens than one request may have.
+
+        Args:
+            tokens: of one task's rows.
+            tasks: tasks that the request asks. Each may have an equal share of the request's tokens, so that all of
+                them together stay within the limit, whichever is encoded first.
+        """
         most = self._limits.max_tokens
-        if tokens > most:
+        if tokens * tasks > most:
+            found = f"{tokens} tokens" if tasks == 1 else f"{tokens} tokens for each of {tasks} tasks"
             raise TooLargeError(
-                f"the request has {tokens} tokens, at most {most} are allowed in one; send fewer or shorter inputs"
+                f"the request has {found}, at most {most} are allowed in one; send fewer or shorter inputs"
             )
 
     def check_line(self, line: Line, rows: int) -> None:

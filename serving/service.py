@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ken_core import KenError, ResidentModel, deltafile, open_base
+from ken_core.mixing.model import MixedModel
 from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
 from serving.engine.cores import usable_cores
@@ -180,10 +181,16 @@ def _engine(
         materialised_bytes=settings.materialised_bytes,
         threads=threads,
         verify_seconds=settings.verify_seconds,
+        mixed=MixedModel(resident) if settings.mixed == "auto" else None,
     )
 
 
 def _admission_limits(settings: Settings) -> AdmissionLimits:
     return AdmissionLimits(
-        settings.max_requests, settings.max_inputs, settings.max_tokens, settings.queue_rows, settings.batch_rows
+        settings.max_requests,
+        settings.max_inputs,
+        settings.max_tokens,
+        settings.queue_rows,
+        settings.batch_rows,
+        settings.max_tasks_per_request,
     )

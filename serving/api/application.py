@@ -13,6 +13,7 @@ from serving.api import (
     huggingface,
     keys,
     kserve,
+    many_tasks,
     native,
     openai,
     operations,
@@ -30,7 +31,7 @@ from serving.api.resolve import Resolver
 from serving.service import Service
 from serving.store import CHUNK_BYTES
 
-PROTOCOLS = (native.PROTOCOL, openai.PROTOCOL, huggingface.PROTOCOL, tei.PROTOCOL, kserve.PROTOCOL)
+PROTOCOLS = (native.PROTOCOL, many_tasks.PROTOCOL, openai.PROTOCOL, huggingface.PROTOCOL, tei.PROTOCOL, kserve.PROTOCOL)
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)

@@ -50,13 +50,16 @@ def _taken(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any
 _ALWAYS_TAKEN = _taken(
     "X-Request-Id", "names the request in answers, logs and the audit log; the server makes one if it is missing", _ID
 )
-_CHOOSING = (
-    _taken("X-Ken-Delta", "pins one of the task's versions, by its digest or the first digits of it", _BEGINNING),
+_STAYING = (
     _taken(
         "X-Ken-Key",
         "an end user; while a route splits the task's traffic, each end user gets the same version throughout",
         {"type": "string", "minLength": 1},
     ),
+)
+_CHOOSING = (
+    _taken("X-Ken-Delta", "pins one of the task's versions, by its digest or the first digits of it", _BEGINNING),
+    *_STAYING,
 )
 CHOOSING = {"parameters": list(_CHOOSING)}
 """``openapi_extra`` of a route that is no prediction but resolves a version too."""
@@ -67,10 +70,8 @@ _DEADLINE = _taken(
 )
 _TASK = _taken("X-Ken-Task", "the task, where the body does not name it", {"type": "string", "minLength": 1})
 
-_ANSWERED = {
-    "X-Ken-Delta": {"description": "digest of the delta that answered", "schema": _DIGEST},
-    "Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}},
-}
+_TIMED = {"Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}}}
+_ANSWERED = {"X-Ken-Delta": {"description": "digest of the delta that answered", "schema": _DIGEST}, **_TIMED}
 _RETRY = {
     "Retry-After": {"description": "seconds until trying again may help", "schema": {"type": "integer", "minimum": 1}}
 }
@@ -132,15 +133,16 @@ def _complete(path: str, operation: dict[str, Any], failing: Failing) -> None:
     added = {str(status): made for status, made in failing(*_statuses(path, operation, needs_key)).items()}
     operation["responses"] = responses = dict(sorted({**added, **responses}.items()))
     for status, response in responses.items():
-        answered = _ANSWERED if predicts and status == "200" else {}
+        answered = {} if not predicts or status != "200" else _TIMED if _asks_many(operation) else _ANSWERED
         response["headers"] = {**_ECHOED, **answered, **_GIVEN.get(status, {})}
 
 
 def _headers(path: str, operation: dict[str, Any], predicts: bool) -> Iterator[dict[str, Any]]:
     yield _ALWAYS_TAKEN
     if predicts:
-        yield from (*_CHOOSING, _DEADLINE)
-        if "{" not in path and "model" not in _body(operation).get("required", ()):
+        many = _asks_many(operation)
+        yield from (*(_STAYING if many else _CHOOSING), _DEADLINE)
+        if not many and "{" not in path and "model" not in _body(operation).get("required", ()):
             yield _TASK
 
 
@@ -148,6 +150,11 @@ def _body(operation: dict[str, Any]) -> dict[str, Any]:
     content = operation["requestBody"]["content"]
     schema: dict[str, Any] = next(iter(content.values()))["schema"]
     return schema
+
+
+def _asks_many(operation: dict[str, Any]) -> bool:
+    """Whether a prediction asks many tasks: then it names no task by a header, and no one delta answers."""
+    return "tasks" in _body(operation).get("required", ())
 
 
 def _statuses(path: str, operation: dict[str, Any], needs_key: bool) -> Iterator[int]:

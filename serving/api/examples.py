@@ -27,6 +27,25 @@ EMBEDDINGS = [[0.12, -0.03, 0.57]]
 LABELS = [{"label": "NUM", "score": 0.98}, {"label": "LOC", "score": 0.02}]
 RANKS = [{"index": 0, "score": 0.97}, {"index": 1, "score": 0.02}]
 
+_ANSWER = {
+    "task": "trec",
+    "digest": _LIVE,
+    "kind": "text-classification",
+    "outputs": [LABELS],
+    "truncated": [],
+}
+_FAILED = {
+    "task": "trek",
+    "error": {
+        "type": "about:blank",
+        "title": "Unknown task",
+        "status": 404,
+        "detail": "there is no task 'trek'; did you mean 'trec'?",
+        "request_id": "a650e05d403c49529ed7cb4abaf4a736",
+        "retry_after": None,
+    },
+}
+
 ANSWERS: dict[str, Any] = {
     "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA, "trouble": None},
     "HistoryEntry": {
@@ -60,6 +79,7 @@ ANSWERS: dict[str, Any] = {
     },
     "KeyInfo": _KEY,
     "Live": {"live": True},
+    "ManyTasksAnswer": {"results": [{**_ANSWER, "task": "trec@live"}, _FAILED]},
     "Model": {"id": "trec", "object": "model", "created": 0, "owned_by": "ken-serve"},
     "Models": {
         "object": "list",
@@ -83,13 +103,7 @@ ANSWERS: dict[str, Any] = {
         "pending": [],
         "notice": None,
     },
-    "PredictAnswer": {
-        "task": "trec",
-        "digest": _LIVE,
-        "kind": "text-classification",
-        "outputs": [LABELS],
-        "truncated": [],
-    },
+    "PredictAnswer": _ANSWER,
     "Ready": {"ready": True},
     "ReplicaInfo": {"name": _REPLICA, "revision": 17, "metrics": "10.0.3.7:40123"},
     "Revoked": {"task": None, "revision": 19, "pending": [], "notice": None},
@@ -102,7 +116,9 @@ ANSWERS: dict[str, Any] = {
         "tiers": {_LIVE: "packed", _CANARY: "disk"},
         "hits": {"packed": 940, "disk": 1},
         "hit_rate": 0.998,
+        "unmixed": {},
     },
+    "TaskFailure": _FAILED,
     "TaskInfo": _TASK,
     "UploadInfo": {"digest": _CANARY, "received": [0, 1], "bytes": 8388608, "complete": False},
     "Verification": {"tensors": 103, "differing": [], "differing_in_file": []},

@@ -69,14 +69,11 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
 
     @app.exception_handler(ServingError)
     async def on_serving_error(request: Request, error: ServingError) -> Response:
-        if isinstance(error, InternalError):
-            _log.error("request %s failed: %s", request_id(request.scope), error)
-        return answer(request, failure_of(request.scope, error))
+        return answer(request, failure_of(request.scope, logged(request.scope, error)))
 
     @app.exception_handler(KenError)
     async def on_ken_error(request: Request, error: KenError) -> Response:
-        _log.error("request %s failed: %s", request_id(request.scope), error)
-        return answer(request, failure_of(request.scope, InternalError(str(error))))
+        return answer(request, failure_of(request.scope, logged(request.scope, error)))
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -95,12 +92,20 @@ def install(app: FastAPI, shape_of: Callable[[str], Shape]) -> None:
 
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> Response:
-        found = request_id(request.scope)
-        _log.exception("request %s failed", found, exc_info=error, extra={"request_id": found})
-        hidden = InternalError("the server failed; its log names this request")
-        made = answer(request, failure_of(request.scope, hidden))
-        made.headers["X-Request-Id"] = found or ""
+        made = answer(request, failure_of(request.scope, logged(request.scope, error)))
+        made.headers["X-Request-Id"] = request_id(request.scope) or ""
         return made
+
+
+def logged(scope: Scope, error: Exception) -> ServingError:
+    """What a client is told of an exception. The log has every failure that is the server's fault."""
+    found = request_id(scope)
+    if not isinstance(error, KenError):
+        _log.exception("request %s failed", found, exc_info=error, extra={"request_id": found})
+        return InternalError("the server failed; its log names this request")
+    if isinstance(error, InternalError) or not isinstance(error, ServingError):
+        _log.error("request %s failed: %s", found, error)
+    return error if isinstance(error, ServingError) else InternalError(str(error))
 
 
 def allowed(app: FastAPI, scope: Scope) -> list[str]:

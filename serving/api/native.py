@@ -14,6 +14,7 @@ from serving.api.predicting import Predictor, TaskAnswer, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, responses
 from serving.api.protocol import Protocol
 from serving.incoming import Free, Incoming
+from serving.replica.inference import Prediction
 from serving.service import Service
 
 
@@ -64,15 +65,19 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     return routes
 
 
-def _present(answered: TaskAnswer) -> Response:
-    prediction = answered.prediction
-    content = {
-        "task": answered.task,
+def answer_of(task: str, prediction: Prediction) -> dict[str, Any]:
+    """A `PredictAnswer` as plain JSON."""
+    return {
+        "task": task,
         "digest": prediction.digest,
         "kind": prediction.kind,
         "outputs": prediction.outputs,
         "truncated": prediction.truncated,
     }
+
+
+def _present(answered: TaskAnswer) -> Response:
+    content = answer_of(answered.task, answered.prediction)
     return Response(orjson.dumps(content), headers=answered.headers, media_type="application/json")
 
 

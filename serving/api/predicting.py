@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,9 @@ from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, OverloadedError, ServingError
 from serving.replica.inference import Prediction
+from serving.replica.shared_rows import SharedRows
 from serving.service import Service
+from serving.telemetry.measured import Measured
 
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 
@@ -48,9 +51,9 @@ class TaskAnswer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers: which delta answered, and how long each stage took in milliseconds."""
-        stages = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in self.prediction.timing.stages())
-        return {"X-Ken-Delta": self.prediction.digest, "Server-Timing": stages}
+        """Which delta answered, what the stages took (milliseconds), and whether its batch mixed tasks."""
+        timing = self.prediction.timing
+        return {"X-Ken-Delta": self.prediction.digest, **server_timing(timing.stages(), timing.mixed)}
 
 
 class Predictor:
@@ -77,51 +80,82 @@ class Predictor:
         Raises:
             ServingError: the request is not answered; each subclass has an HTTP status of its own.
         """
-        started = time.perf_counter()
-        resolved: Resolved | None = None
-        code = 500
-        stages: Sequence[tuple[str, float]] = ()
+        measured = Measured()
         try:
-            self._admission.check_open()
-            self._admission.check_free(self._service.engine)
-            timeout = self._timeout(request)
-            if task is None:
-                self.resolve.authenticate(request)
-            else:
-                resolved = self.resolve(request, task)
-            query = await read()
-            resolved = resolved or self.resolve(request, query.task, query.key)
-            self._admission.check_count(len(query.inputs))
-            prediction = await self._predict(resolved, query, timeout)
-            code, stages = 200, prediction.timing.stages()
-            self._shadow(resolved, query, prediction)
-            return TaskAnswer(resolved.task, prediction)
-        except ServingError as error:
-            code = error.status
-            raise
-        except asyncio.CancelledError:
-            code = 499
-            raise
-        except UnreadBodyError as unread:
-            code = unread.status
-            raise
+            with timed(measured):
+                timeout = self.admit(request)
+                resolved: Resolved | None = None
+                if task is None:
+                    self.resolve.authenticate(request)
+                else:
+                    resolved = self._resolved(request, measured, task)
+                query = await read()
+                resolved = resolved or self._resolved(request, measured, query.task, query.key)
+                self._admission.check_count(len(query.inputs))
+                return TaskAnswer(resolved.task, await self._answer(resolved, query, timeout, measured))
         finally:
-            self._observe(request, resolved, code, time.perf_counter() - started, stages)
+            self.count(measured)
+            self.trace(request, measured)
 
-    def _observe(
-        self,
-        request: Request,
-        resolved: Resolved | None,
-        code: int,
-        seconds: float,
-        stages: Sequence[tuple[str, float]],
-    ) -> None:
-        task, digest = (resolved.task, resolved.digest) if resolved else (None, None)
-        self._service.metrics.requests.observe(task, digest, code, seconds, stages)
+    async def answer(
+        self, request: Request, task: str, query: TaskQuery, timeout: float, measured: Measured, shared: SharedRows
+    ) -> Prediction:
+        """Answer a request's question to one of its tasks, once the request was admitted.
+
+        Args:
+            timeout: seconds.
+            measured: is told to what the task resolves, and how long the stages took.
+            shared: rows of the request's tasks.
+
+        Raises:
+            ServingError: as `__call__`; it concerns this task alone.
+        """
+        resolved = self._resolved(request, measured, task)
+        return await self._answer(resolved, query, timeout, measured, shared)
+
+    def admit(self, request: Request) -> float:
+        """Let in a request whose key and body are not read yet; returns its deadline, in seconds from now.
+
+        Raises:
+            UnavailableError: the replica starts or drains.
+            OverloadedError: as many predictions run as may.
+            BadRequestError: the header that names a deadline has another form.
+        """
+        self._admission.check_open()
+        self._admission.check_free(self._service.engine)
+        return self._timeout(request)
+
+    def count(self, measured: Measured) -> None:
+        """Count a question to a task, or a request that came to no task."""
+        answers = self._service.metrics.requests
+        answers.observe(measured.task, measured.digest, measured.code, measured.seconds, measured.stages)
+
+    def trace(self, request: Request, measured: Measured, tasks: Sequence[Measured] = ()) -> None:
+        """Make a request's spans, where the server makes spans; see `Tracer.record`."""
         if self._service.tracer is not None:
-            self._service.tracer.record(request.headers, task, digest, code, seconds, stages)
+            self._service.tracer.record(request.headers, measured, tasks)
 
-    async def _predict(self, resolved: Resolved, query: TaskQuery, timeout: float) -> Prediction:
+    def _resolved(self, request: Request, measured: Measured, task: str | None, key: str | None = None) -> Resolved:
+        resolved = self.resolve(request, task, key)
+        measured.task, measured.digest = resolved.task, resolved.digest
+        return resolved
+
+    async def _answer(
+        self,
+        resolved: Resolved,
+        query: TaskQuery,
+        timeout: float,
+        measured: Measured,
+        shared: SharedRows | None = None,
+    ) -> Prediction:
+        prediction = await self._predict(resolved, query, timeout, shared)
+        measured.stages = prediction.timing.stages()
+        self._shadow(resolved, query, prediction)
+        return prediction
+
+    async def _predict(
+        self, resolved: Resolved, query: TaskQuery, timeout: float, shared: SharedRows | None
+    ) -> Prediction:
         """Ask the service. The request counts as running only from here on, when its body has arrived."""
         ends = time.monotonic() + timeout
         ask = partial(
@@ -131,6 +165,7 @@ class Predictor:
             query.parameters,
             kind=query.kind,
             client=resolved.client,
+            shared=shared,
         )
         with self._admission.prediction(self._service.engine):
             try:
@@ -154,3 +189,26 @@ class Predictor:
         if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked)):
             raise BadRequestError(f"X-Request-Timeout-Ms is {asked[:40]!r}; expected whole milliseconds, at least 1")
         return min(int(asked) / 1000, most)
+
+
+@contextmanager
+def timed(measured: Measured) -> Iterator[None]:
+    """Note how long what is within takes, and the HTTP status that it comes to."""
+    started = time.perf_counter()
+    try:
+        yield
+        measured.code = 200
+    except (ServingError, UnreadBodyError) as error:
+        measured.code = error.status
+        raise
+    except asyncio.CancelledError:
+        measured.code = 499
+        raise
+    finally:
+        measured.seconds = time.perf_counter() - started
+
+
+def server_timing(stages: Iterable[tuple[str, float]], mixed: bool) -> dict[str, str]:
+    """The header that says how long stages took, in milliseconds, and whether a batch mixed tasks."""
+    told = [f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages]
+    return {"Server-Timing": ", ".join([*told, f'batch;desc="{"mixed" if mixed else "one task"}"'])}

@@ -55,6 +55,9 @@ class TaskDetail(TaskInfo):
     tiers: dict[str, str] = Field(description="the tier that holds each version at present, by digest")
     hits: dict[str, int] = Field(description="requests since this replica started, by the tier that held their delta")
     hit_rate: float | None = Field(description="share of requests whose delta was on the device; null: no requests yet")
+    unmixed: dict[str, str] = Field(
+        description="why a version on the device never shares a forward pass with other tasks, by digest"
+    )
 
 
 class PromoteRequest(Incoming):

@@ -24,6 +24,7 @@ from serving.client.results import (
     KeyInfo,
     NewKey,
     Prediction,
+    Predictions,
     Replica,
     Revoked,
     RouteInfo,
@@ -117,6 +118,38 @@ def predict(
         _prediction,
         orjson.dumps(_given(asked)),
         headers=_given(pinned),
+        seconds=timeout,
+    )
+
+
+def predict_many(
+    tasks: str | Sequence[str],
+    inputs: Input | Sequence[Input],
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
+) -> Call[Predictions]:
+    """Put one question to many tasks at once. A task that fails does so alone, and raises nothing.
+
+    Args:
+        tasks: names, ``name@alias``, ``name@digest``, or patterns of names such as ``tox*`` and ``*``; a list of them,
+            or one. A task that is named twice answers once.
+        inputs: as in `predict`; every task gets all of them.
+        parameters: as in `predict`; every task gets all of them, and one whose kind does not take them fails.
+        key, timeout: as in `predict`.
+
+    Raises:
+        ApiError: the server refused the request as a whole, or no task could answer at the time.
+        UnreachableError: no answer came in time.
+    """
+    asked = {"tasks": tasks, "inputs": inputs, "parameters": parameters}
+    return Call(
+        "POST",
+        _path("predict"),
+        _predictions,
+        orjson.dumps(_given(asked)),
+        headers=_given({"X-Ken-Key": key}),
         seconds=timeout,
     )
 
@@ -351,9 +384,17 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _prediction(response: httpx.Response) -> Prediction:
+    return Prediction.model_validate({**orjson.loads(response.content), **_in_headers(response)})
+
+
+def _predictions(response: httpx.Response) -> Predictions:
+    return Predictions.model_validate({**orjson.loads(response.content), **_in_headers(response)})
+
+
+def _in_headers(response: httpx.Response) -> dict[str, Any]:
+    """What the headers of an answer say about the prediction."""
     stages = _STAGE.findall(response.headers.get("server-timing", ""))
-    beside = {
+    return {
         "timing": {name: float(milliseconds) / 1000 for name, milliseconds in stages},
         "request_id": response.headers.get("x-request-id"),
     }
-    return Prediction.model_validate({**orjson.loads(response.content), **beside})

@@ -25,6 +25,50 @@ class Prediction(Result):
     request_id: str | None = Field(description="names the request in the server's log")
 
 
+class TaskAnswer(Result):
+    """One task's answer to a question put to many: one output an input, in order."""
+
+    task: str = Field(description="as it was asked for")
+    digest: str = Field(description="the delta that answered")
+    kind: str = Field(description="the kind of question that was answered")
+    outputs: list[Any]
+    truncated: tuple[int, ...] = Field(description="positions of inputs that were cut to the model's length")
+
+
+class TaskError(Result):
+    """Why a task did not answer."""
+
+    status: int = Field(description="the HTTP status that the task alone would have been answered with")
+    title: str = Field(description="the kind of failure in a few words")
+    detail: str = Field(description="what was found, what was expected, what to do")
+    retry_after: float | None = Field(None, description="seconds; None where trying again later is of no use")
+
+
+class TaskFailure(Result):
+    """A task that did not answer a question put to many; the others may have."""
+
+    task: str = Field(description="as it was asked for")
+    error: TaskError
+
+
+class Predictions(Result):
+    """What came of a question put to many tasks: an answer or a failure a task."""
+
+    results: tuple[TaskAnswer | TaskFailure, ...] = Field(description="in the order asked; those of a pattern by name")
+    timing: dict[str, float] = Field(description="seconds: of each of the server's stages, the longest of any task")
+    request_id: str | None = Field(description="names the request in the server's log")
+
+    @property
+    def answers(self) -> dict[str, TaskAnswer]:
+        """By task, as it was asked for."""
+        return {result.task: result for result in self.results if isinstance(result, TaskAnswer)}
+
+    @property
+    def failures(self) -> dict[str, TaskError]:
+        """By task, as it was asked for; empty when all tasks answered."""
+        return {result.task: result.error for result in self.results if isinstance(result, TaskFailure)}
+
+
 class TaskInfo(Result):
     """A task's aliases and versions."""
 
@@ -43,6 +87,9 @@ class TaskDetail(TaskInfo):
     tiers: dict[str, str] = Field(description="the tier that holds each version now, by digest")
     hits: dict[str, int] = Field(description="requests since the replica started, by the tier their delta was in")
     hit_rate: float | None = Field(description="share of requests whose delta was on the device; None: no requests yet")
+    unmixed: dict[str, str] = Field(
+        default_factory=dict, description="why a version on the device never shares a forward pass, by digest"
+    )
 
 
 class RouteInfo(Result):

@@ -69,6 +69,7 @@ class Client:
         self._http = httpx.Client(**self._address.options(verify), transport=transport)
 
     predict = _sends(calls.predict)
+    predict_many = _sends(calls.predict_many)
     tasks = _sends(calls.tasks)
     task = _sends(calls.task)
     history = _sends(calls.history)

@@ -105,6 +105,10 @@ class Pipeline(Protocol):
         """The kind of head (`Manifest.kind`) it reads."""
 
     @property
+    def encodes_by_tokenizer_alone(self) -> bool:
+        """Whether `prepare` reads nothing of a task but its encoder, so that tasks with one encoder share rows."""
+
+    @property
     def input(self) -> Any:
         """The type of one input, as pydantic checks it."""
 

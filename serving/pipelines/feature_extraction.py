@@ -16,6 +16,7 @@ from serving.workers.steps import Steps
 
 class FeatureExtraction:
     kind = head = "feature-extraction"
+    encodes_by_tokenizer_alone = True
     input = str
     parameters = Parameters
 

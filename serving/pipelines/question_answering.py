@@ -64,6 +64,7 @@ class _Source:
 
 class QuestionAnswering:
     kind = head = "question-answering"
+    encodes_by_tokenizer_alone = True
     input = Question
     parameters = AnswerParameters
 

@@ -58,6 +58,7 @@ class RerankParameters(Parameters):
 class Rerank:
     kind = "rerank"
     head = "text-classification"
+    encodes_by_tokenizer_alone = False  # refuses heads of several labels
     input = RerankInput
     parameters = RerankParameters
 

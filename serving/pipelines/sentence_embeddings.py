@@ -37,6 +37,7 @@ class EmbeddingParameters(Parameters):
 class SentenceEmbeddings:
     kind = "sentence-embeddings"
     head = "feature-extraction"
+    encodes_by_tokenizer_alone = False  # puts the task's prompt before each text
     input = str | InstanceOf[TokenIds]  # no JSON is token ids by itself: a protocol makes them, where it may
     parameters = EmbeddingParameters
 

@@ -40,6 +40,7 @@ class ClassificationParameters(Parameters):
 
 class TextClassification:
     kind = head = "text-classification"
+    encodes_by_tokenizer_alone = True
     input = str | TextPair
     parameters = ClassificationParameters
 

@@ -58,6 +58,7 @@ class _Source:
 
 class TokenClassification:
     kind = head = "token-classification"
+    encodes_by_tokenizer_alone = True
     input = str
     parameters = TokenParameters
 

@@ -90,6 +90,7 @@ class _Verdicts:
 class ZeroShotClassification:
     kind = "zero-shot-classification"
     head = "text-classification"
+    encodes_by_tokenizer_alone = False  # refuses labels without entailment
     input = str
     parameters = ZeroShotParameters
 

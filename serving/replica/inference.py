@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from serving.pipelines.base import (
     check_side,
     refusing_what_its_tokenizer_cannot_read,
 )
+from serving.replica.shared_rows import SharedRows
 from serving.tiers.loaded import Loaded
 from serving.workers.pool import WorkerPool
 from serving.workers.steps import Steps, finish
@@ -72,6 +74,7 @@ class Inference:
         timeout: float,
         kind: str | None = None,
         client: Hashable = None,
+        shared: SharedRows | None = None,
     ) -> Prediction:
         """Answer a task's inputs.
 
@@ -82,6 +85,7 @@ class Inference:
             timeout: seconds.
             kind: of the question; None: the kind that the task answers by itself.
             client: who asks; clients take turns on the worker threads.
+            shared: rows of the other tasks that the same request asks the same. None: it asks one task.
 
         Raises:
             InvalidInputError: the task cannot answer this kind, or the kind does not take these inputs or parameters.
@@ -99,10 +103,10 @@ class Inference:
                 async with self.on_device(digest, len(inputs)) as loaded:
                     acquired = time.monotonic()
                     asked = _checked(loaded, kind, inputs, parameters)
-                    prepared = await self._encode(asked, client)
+                    prepared = await self._encode(asked, client, shared)
                     rows = [row for one in prepared for row in one.rows]
                     tokens = sum(map(len, rows))
-                    self._admission.check_tokens(tokens)
+                    self._admission.check_tokens(tokens, shared.tasks if shared else 1)
                     encoded = time.monotonic()
                     raws, timing = await self._engine.answer(loaded, asked.pipeline, rows, started + timeout)
                 outputs = await self._present(asked, prepared, raws, client)
@@ -132,12 +136,16 @@ class Inference:
         finally:
             self._engine.tiers.release(loaded)
 
-    async def _encode(self, asked: _Checked, client: Hashable) -> list[Prepared]:
+    async def _encode(self, asked: _Checked, client: Hashable, shared: SharedRows | None) -> list[Prepared]:
+        prepare = partial(self._prepare, asked, client)
+        with self._admission.preparation(self._engine, len(asked.inputs)):
+            if shared is None or not asked.pipeline.encodes_by_tokenizer_alone:
+                return await prepare()
+            return await shared.rows((asked.pipeline.kind, asked.spec.encoder), prepare)
+
+    async def _prepare(self, asked: _Checked, client: Hashable) -> list[Prepared]:
         steps = asked.pipeline.prepare(asked.inputs, asked.spec, asked.parameters)
-        with (
-            self._admission.preparation(self._engine, len(asked.inputs)),
-            refusing_what_its_tokenizer_cannot_read(),
-        ):
+        with refusing_what_its_tokenizer_cannot_read():
             return await self._workers.run(client, steps)
 
     async def _present(

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from serving.errors import StartError
+from serving.telemetry.measured import Measured
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import SpanKind
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _NANO = 1_000_000_000
@@ -37,44 +40,51 @@ class Tracer:
         self._tracer = self._provider.get_tracer("ken-serve", version("ken-serve"))
         self._context = TraceContextTextMapPropagator()
 
-    def record(
-        self,
-        headers: Mapping[str, str],
-        task: str | None,
-        digest: str | None,
-        code: int,
-        seconds: float,
-        stages: Iterable[tuple[str, float]],
-    ) -> None:
+    def record(self, headers: Mapping[str, str], request: Measured, tasks: Sequence[Measured] = ()) -> None:
         """Make the spans of a request that ends now.
 
         Args:
             headers: of the request.
-            task, digest: None if the request failed before they were known.
-            code: HTTP status; 499 if the client left before the answer.
-            seconds: from the request's arrival to its answer.
-            stages: names and seconds; each stage begins when the one before it ends.
+            request: the request as a whole.
+            tasks: its question to each task, where it asks many: a span each, below the request's. They begin about
+                when the request does, so their spans begin with its span.
         """
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+        from opentelemetry.trace import SpanKind
 
-        end = time.time_ns()
-        begin = end - int(seconds * _NANO)
-        facts = {"ken.task": task, "ken.delta": digest, "ken.request_id": headers.get("x-request-id")}
+        begin = time.time_ns() - int(request.seconds * _NANO)
+        context = self._context.extract({"traceparent": headers.get("traceparent", "")})
+        named = {"ken.request_id": headers.get("x-request-id")}
+        inside = self._span("predict", request, begin, context, SpanKind.SERVER, named)
+        for task in tasks:
+            self._span("task", task, begin, inside, SpanKind.INTERNAL, {})
+
+    def _span(
+        self,
+        name: str,
+        measured: Measured,
+        begin: int,
+        context: Context,
+        kind: SpanKind,
+        facts: Mapping[str, str | None],
+    ) -> Context:
+        """Make a span with its stages below it; returns the context of spans below it."""
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+
+        end = begin + int(measured.seconds * _NANO)
+        facts = {"ken.task": measured.task, "ken.delta": measured.digest, **facts}
+        known = {fact: value for fact, value in facts.items() if value is not None}
         span = self._tracer.start_span(
-            "predict",
-            self._context.extract({"traceparent": headers.get("traceparent", "")}),
-            SpanKind.SERVER,
-            {"http.response.status_code": code, **{name: fact for name, fact in facts.items() if fact is not None}},
-            start_time=begin,
+            name, context, kind, {"http.response.status_code": measured.code, **known}, start_time=begin
         )
-        inside, at = set_span_in_context(span), begin
-        for name, took in stages:
+        inside, at = set_span_in_context(span, context), begin
+        for stage, took in measured.stages:
             upto = min(end, at + int(took * _NANO))
-            self._tracer.start_span(name, inside, start_time=at).end(upto)
+            self._tracer.start_span(stage, inside, start_time=at).end(upto)
             at = upto
-        if code >= 500:
+        if measured.code >= 500:
             span.set_status(Status(StatusCode.ERROR))
         span.end(end)
+        return inside
 
     def close(self) -> None:
         """Send the remaining spans and stop."""

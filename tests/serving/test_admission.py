@@ -10,7 +10,7 @@ import pytest
 from serving.admission import Admission, AdmissionLimits
 from serving.errors import InvalidInputError, OverloadedError, ServingError, TooLargeError, UnavailableError
 
-LIMITS = AdmissionLimits(max_requests=2, max_inputs=3, max_tokens=10, queue_rows=4, batch_rows=2)
+LIMITS = AdmissionLimits(max_requests=2, max_inputs=3, max_tokens=10, queue_rows=4, batch_rows=2, max_tasks=2)
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,18 @@ def test_more_tokens_than_a_request_may_have_are_refused(admission: Admission) -
         admission.check_tokens(11)
 
 
+def test_the_limits_of_a_request_hold_for_all_its_tasks_together(admission: Admission) -> None:
+    admission.check_tasks(2)
+    with pytest.raises(InvalidInputError, match="tasks: found 3, at most 2"):
+        admission.check_tasks(3)
+    admission.check_count(1, tasks=3)
+    with pytest.raises(InvalidInputError, match="inputs: found 2 for each of 2 tasks, at most 3"):
+        admission.check_count(2, tasks=2)
+    admission.check_tokens(5, tasks=2)
+    with pytest.raises(TooLargeError, match="6 tokens for each of 2 tasks, at most 10"):
+        admission.check_tokens(6, tasks=2)
+
+
 # The line
 
 
@@ -171,6 +183,7 @@ def test_a_replica_is_busy_when_more_waits_than_a_batch_takes_or_it_drains(admis
     [
         (lambda a: Admission().check_open(), 503, 1.0),
         (lambda a: Admission(AdmissionLimits(max_requests=0)).check_free(Waiting(seconds=5.0)), 429, 5.0),
+        (lambda a: a.check_tasks(3), 422, None),
         (lambda a: a.check_count(0), 422, None),
         (lambda a: prepare(a, Waiting(4, seconds=5.0), 1), 429, 5.0),
         (lambda a: a.check_tokens(11), 413, None),

@@ -14,7 +14,7 @@ from listening import listening
 
 from ken_core import DeltaFile
 from serving.api import create_app
-from serving.client import ApiError, AsyncClient, Client, RouteInfo
+from serving.client import ApiError, AsyncClient, Client, RouteInfo, TaskAnswer
 from serving.service import Service
 from tests.tiny_checkpoints import TEXTS, Deltas, scores
 
@@ -49,6 +49,33 @@ def test_a_text_is_answered_as_by_a_server_of_its_own(
     assert set(found.timing) == {"load", "tokenize", "queue", "swap", "model"}
     assert 0 < found.timing["model"] < 60
     assert found.request_id
+
+
+@both
+def test_many_tasks_answer_or_fail_each_for_itself(ask: Ask, url: str, deltas: Deltas) -> None:
+    found = ask(url, "predict_many", ["spam@live", "topik", "e*"], TEXTS[:2], parameters={"top_k": 1})
+    assert [result.task for result in found.results] == ["spam@live", "topik", "emotion"]
+    assert list(found.answers) == ["spam@live", "emotion"]
+    for task, answer in found.answers.items():
+        assert isinstance(answer, TaskAnswer)
+        alone = ask(url, "predict", task, TEXTS[:2], parameters={"top_k": 1})
+        assert (answer.digest, answer.kind, answer.truncated) == (alone.digest, alone.kind, alone.truncated)
+        assert [scores(rows) for rows in answer.outputs] == [
+            pytest.approx(scores(rows), abs=1e-5) for rows in alone.outputs
+        ]
+    assert found.answers["spam@live"].digest == deltas.spam.digest
+    failed = found.failures["topik"]
+    assert (failed.status, failed.title, failed.retry_after) == (404, "Unknown task", None)
+    assert "did you mean 'topic'" in failed.detail
+    assert set(found.timing) == {"load", "tokenize", "queue", "swap", "model"}
+    assert found.request_id
+
+
+@both
+def test_a_question_to_too_many_tasks_is_refused_as_a_whole(ask: Ask, url: str) -> None:
+    with pytest.raises(ApiError, match="KEN_MAX_TASKS_PER_REQUEST") as refused:
+        ask(url, "predict_many", [f"task-{i}" for i in range(65)], "rain")
+    assert refused.value.status == 422
 
 
 def test_many_inputs_parameters_and_a_kind_are_passed_on(client: Client) -> None:

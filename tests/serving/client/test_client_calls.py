@@ -13,7 +13,17 @@ import pytest
 from listening import Say, Scripted
 
 from ken_core import KenError
-from serving.client import ApiError, AsyncClient, Client, ClientError, NewKey, ReplyError, calls
+from serving.client import (
+    ApiError,
+    AsyncClient,
+    Client,
+    ClientError,
+    NewKey,
+    ReplyError,
+    TaskAnswer,
+    TaskFailure,
+    calls,
+)
 from serving.client.calls import Call
 from serving.client.publishing import CHUNK_BYTES, publish
 from serving.store import CHUNK_BYTES as STORE_CHUNK_BYTES
@@ -25,6 +35,12 @@ SENT: list[tuple[Call[Any], str, Any]] = [
         calls.predict("spam", ["rain", {"text": "a", "text_pair": "b"}], parameters={"top_k": 1}, kind="embeddings"),
         "POST /v1/tasks/spam/predict",
         {"inputs": ["rain", {"text": "a", "text_pair": "b"}], "parameters": {"top_k": 1}, "kind": "embeddings"},
+    ),
+    (calls.predict_many("*", "rain"), "POST /v1/predict", {"tasks": "*", "inputs": "rain"}),
+    (
+        calls.predict_many(["spam@canary", "tox*"], ["rain"], parameters={"top_k": 1}),
+        "POST /v1/predict",
+        {"tasks": ["spam@canary", "tox*"], "inputs": ["rain"], "parameters": {"top_k": 1}},
     ),
     (calls.tasks(), "GET /v1/tasks", None),
     (calls.task("spam"), "GET /v1/tasks/spam", None),
@@ -104,6 +120,21 @@ def test_a_prediction_carries_its_timing_in_seconds_and_its_request() -> None:
     found = calls.predict("spam", "rain").read(answered(200, content, **timing, **{"X-Request-Id": "r1"}))
     assert found.timing == {"load": 0.0, "queue": 0.0015, "swap": 0.00025, "model": 0.012}
     assert (found.request_id, found.truncated) == ("r1", (0,))
+
+
+def test_answers_and_failures_of_many_tasks_are_told_apart() -> None:
+    answer = {"task": "spam", "digest": DIGEST, "kind": "k", "outputs": [[]], "truncated": []}
+    error = {"type": "about:blank", "title": "Busy", "status": 429, "detail": "wait", "retry_after": 2, "new": 1}
+    content = orjson.dumps({"results": [{"task": "slow", "error": error}, answer]})
+    found = calls.predict_many("*", "rain").read(answered(200, content, **{"X-Request-Id": "r1"}))
+    assert [type(result) for result in found.results] == [TaskFailure, TaskAnswer]
+    assert (found.failures["slow"].status, found.failures["slow"].retry_after) == (429, 2.0)
+    assert (found.answers["spam"].digest, found.timing, found.request_id) == (DIGEST, {}, "r1")
+
+
+def test_many_tasks_may_be_asked_for_somebody() -> None:
+    assert calls.predict_many("*", "rain", key="user 7", timeout=2.0).headers == {"X-Ken-Key": "user 7"}
+    assert calls.predict_many("*", "rain", timeout=2.0).seconds == 2.0
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"{}", b"null", b'[{"name": "spam"}]'])

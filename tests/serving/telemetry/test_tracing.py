@@ -86,6 +86,29 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_below(
     assert {a.key: a.value.int_value for a in refused.attributes}["http.response.status_code"] == 404
 
 
+def test_a_request_to_many_tasks_is_one_span_with_a_span_a_task_below(
+    collector: list[Any], service: Service, deltas: Deltas, talk: Callable[..., Any]
+) -> None:
+    async def conversation(client: httpx.AsyncClient) -> None:
+        await client.post("/v1/predict", json={"tasks": ["spam", "nobody"], "inputs": "rain"})
+
+    talk(service, conversation)
+    service.stop()
+    [whole] = [span for span in collector if span.name == "predict"]
+    tasks = [span for span in collector if span.name == "task"]
+    assert {span.trace_id for span in collector} == {whole.trace_id}
+    assert {span.parent_span_id for span in tasks} == {whole.span_id}
+    facts = [{a.key: a.value.string_value or a.value.int_value for a in span.attributes} for span in (whole, *tasks)]
+    assert facts[0].pop("ken.request_id")
+    assert facts == [
+        {"http.response.status_code": 200},
+        {"http.response.status_code": 200, "ken.task": "spam", "ken.delta": deltas.spam.digest},
+        {"http.response.status_code": 404},
+    ]
+    stages = {span.name for span in collector if span.parent_span_id == tasks[0].span_id}
+    assert stages == {"load", "tokenize", "queue", "swap", "model"}
+
+
 def test_without_an_endpoint_nothing_is_traced(
     make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
