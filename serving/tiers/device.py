@@ -127,7 +127,7 @@ class DeviceTiers:
         delta = self._trials.delta_of(loaded) or self._cache.load(loaded.digest).delta
         name, tier = f"{loaded.digest} renewed", loaded.tier
         made = self._preparation.prepare_task(name, delta, tier, self._memory.reserve, loaded.spec)
-        loaded.attached, loaded.model = made.attached, made.model
+        loaded.take_over(made)
         self._memory.give_back(tier, name)
 
     def close(self) -> None:

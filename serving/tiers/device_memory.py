@@ -148,7 +148,7 @@ class DeviceMemory:
             if loaded is None:
                 self.give_back(made.tier, made.digest)
                 return
-            loaded.attached, loaded.model = made.attached, made.model
+            loaded.take_over(made)
             self.put(loaded)
 
     def remove(self, loaded: Loaded) -> None:

@@ -36,6 +36,10 @@ class Loaded:
     prepare_seconds: float = 0.0
     users: int = 0
 
+    def take_over(self, made: Loaded) -> None:
+        """Have the values of the same task that were prepared anew. On the thread that owns the weights."""
+        self.attached, self.model, self.unmixed = made.attached, made.model, made.unmixed
+
     @property
     def nbytes(self) -> int:
         """Bytes that the task takes in its tier."""

@@ -90,7 +90,7 @@ class Preparation:
         spec = spec or self.spec(delta)
         kind = default_kind(delta.kind, delta.embedding is not None)
         materialised = tier == "materialised"
-        unmixed = _FULL_TENSORS if materialised and not delta.lowrank else self._why_unmixed(delta)
+        unmixed = self._why_unmixed(delta) or (_FULL_TENSORS if materialised else "")
         needed = self._bytes_to_attach(delta, materialised, unmixed) + spec.nbytes
         waited = reserve(tier, name, needed)
         try:

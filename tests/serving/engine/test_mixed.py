@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from holding import Blocked, until
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ken_core import DeltaFile, ResidentModel, open_base
+from ken_core import DeltaFile, ResidentModel, deltafile, extract, open_base, open_tuned
+from ken_core.delta import LowRank
 from ken_core.mixing.model import MixedModel
 from serving.engine.engine import Engine
 from serving.engine.mixed import Mixed
@@ -31,13 +33,13 @@ CLASSIFY = PIPELINES["text-classification"]
 class Bench:
     """An engine that mixes, with its parts at hand."""
 
-    def __init__(self, tiny: Tiny, store: Store, folder: Path) -> None:
+    def __init__(self, tiny: Tiny, store: Store, folder: Path, **options: Any) -> None:
         self.resident = ResidentModel(open_base(str(tiny.base_folder)))
         files = DeltaFiles(folder / "deltas", 1 << 30, store)
         cache = DeltaCache(files, 1 << 30, self.resident.checkpoint, self.resident.fingerprint.digest)
         self.metrics = Metrics("bench")
         self.mixed = MixedModel(self.resident)
-        self.engine = Engine(self.resident, cache, self.metrics, mixed=self.mixed)
+        self.engine = Engine(self.resident, cache, self.metrics, mixed=self.mixed, **options)
         self.engine.start()
 
     async def ask(self, file: DeltaFile, *texts: str) -> tuple[list[np.ndarray], bool]:
@@ -74,6 +76,30 @@ def bench(tiny: Tiny, embedded_url: str, namespace: str, deltas: Deltas, tmp_pat
     for file in (deltas.emotion, deltas.topic, deltas.spam, deltas.spam_2):
         store.deltas.put(file)
     made = Bench(tiny, store, tmp_path)
+    yield made
+    made.engine.stop()
+
+
+@pytest.fixture(scope="session")
+def low_rank(tiny: Tiny) -> DeltaFile:
+    """A delta with factors for one matrix."""
+    delta = extract(tiny.base, open_tuned(str(tiny.tuned("mixed-low-rank", ["no", "yes"], seed=74))))
+    name = "encoder.layer.0.attention.self.query.weight"
+    rows, columns = tiny.base.backbone_tensors[name].shape
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((2, columns), (rows, 2)))
+    sparse = {n: entry for n, entry in delta.sparse.items() if n != name}
+    made = replace(delta, sparse=sparse, lowrank={name: LowRank(a, b, 0.1)})
+    return deltafile.write(made, tiny.base, tiny.folder / "mixed-low-rank.ken")
+
+
+@pytest.fixture
+def roomy(tiny: Tiny, embedded_url: str, namespace: str, deltas: Deltas, low_rank: DeltaFile, tmp_path: Path) -> Any:
+    """One with room for full tensors."""
+    store = Store(embedded_url, namespace)
+    for file in (deltas.topic, deltas.spam, low_rank):
+        store.deltas.put(file)
+    made = Bench(tiny, store, tmp_path, materialised_bytes=1 << 30)
     yield made
     made.engine.stop()
 
@@ -145,3 +171,29 @@ def test_a_mixed_batch_after_an_exchange_finds_the_base(bench: Bench, deltas: De
     asked = [(deltas.topic, TEXTS[1]), (deltas.spam, TEXTS[2]), (deltas.emotion, TEXTS[0])] * 4
     for (file, text), (ours, _) in zip(asked, bench.ask_all(asked), strict=True):
         np.testing.assert_allclose(ours, logits(file, text), atol=1e-5)
+
+
+def test_a_low_rank_task_mixes_and_gives_the_answers_of_whole_matrices(
+    roomy: Bench, deltas: Deltas, low_rank: DeltaFile, logits: Any
+) -> None:
+    asked = [(low_rank, TEXTS[0]), (deltas.spam, TEXTS[0]), (low_rank, TEXTS[1])]
+    for (file, text), (ours, mixed) in zip(asked, roomy.ask_all(asked), strict=True):
+        assert mixed
+        np.testing.assert_allclose(ours, logits(file, text), atol=1e-5)
+
+
+def test_a_task_that_got_full_tensors_runs_by_exchange_and_its_neighbours_still_mix(
+    roomy: Bench, deltas: Deltas, low_rank: DeltaFile, logits: Any
+) -> None:
+    for file in (deltas.topic, low_rank):
+        for _ in range(200):
+            ours, _ = asyncio.run(roomy.ask(file, TEXTS[0]))
+            np.testing.assert_allclose(ours[0], logits(file, TEXTS[0]), atol=1e-5)
+            if roomy.engine.tiers.tier_of(file.digest) == "materialised":
+                break
+        assert roomy.engine.tiers.tier_of(file.digest) == "materialised"
+        assert "full tensors" in roomy.engine.tiers.describe([file.digest]).unmixed[file.digest]
+    asked = [(deltas.topic, TEXTS[0]), (deltas.spam, TEXTS[1]), (low_rank, TEXTS[2])]
+    for (file, text), (ours, _) in zip(asked, roomy.ask_all(asked), strict=True):
+        np.testing.assert_allclose(ours, logits(file, text), atol=1e-5)
+    assert not roomy.engine.verify().result()
