@@ -43,10 +43,15 @@ class MixedModel:
         vocabulary = int(resident.checkpoint.config.get_text_config().vocab_size)
         with torch.inference_mode():
             batch = watched_batch(vocabulary, resident.device)
-            layouts = layouts_of(backbone, batch)
+            try:
+                layouts = layouts_of(backbone, batch)
+            except Exception as error:  # it takes something else than token ids and a mask
+                why = f"the backbone does not run on a small batch of texts: {error}"
+                self.refused: Mapping[str, str] = {name: why for name, _ in backbone.named_parameters()}
+                return
             kernels = {d: (correction_for(resident.device, d), a) for d, a in resident.arenas.items()}
             self._mixer = Mixer(backbone, layouts, kernels)
-            self.refused: Mapping[str, str] = mixable(backbone, self._mixer, layouts, batch)
+            self.refused = mixable(backbone, self._mixer, layouts, batch)
 
     def why_not(self, delta: Delta) -> str:
         """Why a delta cannot take part in mixed batches, empty where it can."""

@@ -231,3 +231,11 @@ def bert_estate(save_random, save_noisy):
     estate = small(save_random, save_noisy, "bert")
     estate.attach()
     return estate
+
+
+def test_of_a_backbone_that_cannot_be_tried_nothing_mixes(save_random, save_noisy, monkeypatch):
+    base = save_random(AutoModel.from_config, BY_NAME["bert"].config())
+    resident = ResidentModel(open_base(str(base)))
+    monkeypatch.setattr(resident.backbone, "forward", lambda **inputs: inputs["pixel_values"])
+    delta = extract(open_base(str(base)), open_tuned(str(save_noisy(AutoModel, base))), KEPT)
+    assert "does not run on a small batch of texts" in MixedModel(resident).why_not(delta)
