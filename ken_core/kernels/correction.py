@@ -179,7 +179,7 @@ def check(
         shape: of the module's weight; None where any number will do.
     """
     rows, columns = shape
-    if out.stride(1) != 1 and out.shape[1] > 1:
+    if out.stride(1) != 1 and out.shape[1] > 1 and out.shape[0] > 0:
         raise ValueError(f"elements of a row of the result are {out.stride(1)} apart; expected rows in one piece")
     if (last := max((rows.stop for rows in groups.slices), default=0)) > out.shape[0]:
         raise ValueError(f"a group ends at row {last} of {out.shape[0]}")
