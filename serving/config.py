@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="CPU threads that a replica computes with; 0: as many as the process may use"
     )
+    concurrent_batches: int = Field(
+        0,
+        ge=0,
+        description="most forward passes at once on a CPU, each on an equal share of the threads; "
+        "0: as many as there are threads, 4 at most",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: the checkpoint's")
     disk_bytes: int = Field(20_000 * MIB, ge=0, description="budget of fetched delta files")

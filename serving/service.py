@@ -16,7 +16,7 @@ from ken_core import KenError, ResidentModel, deltafile, open_base
 from ken_core.mixing.model import MixedModel
 from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
-from serving.engine.cores import usable_cores
+from serving.engine.cores import concurrent_batches, usable_cores
 from serving.engine.engine import Engine
 from serving.engine.window import Limits
 from serving.errors import StartError
@@ -182,6 +182,7 @@ def _engine(
         threads=threads,
         verify_seconds=settings.verify_seconds,
         mixed=MixedModel(resident) if settings.mixed == "auto" else None,
+        batches=concurrent_batches(settings.concurrent_batches, threads, resident.device.type),
     )
 
 

@@ -31,17 +31,19 @@ class AllKeysPolicy:
         self._limits = limits
         self._cost = cost
 
-    def choose(self, line: Line[T], mixes: Callable[[Row[T]], bool]) -> list[Row[T]]:
+    def choose(self, line: Line[T], mixes: Callable[[Row[T]], bool], free: int = 1) -> list[Row[T]]:
         """The rows to run next; they stay in line. Empty when no row waits that mixes.
 
         Args:
             mixes: whether rows such as this one, of its key, can run in a mixed batch.
+            free: how many batches can begin now; what waits is divided among them.
         """
         queues = [queue for queue in line.queues.values() if mixes(queue.head)]
         window = list(islice(merge(*map(_by_age, queues), key=lambda row: row.number), self._limits.window))
         if len(window) < 2:
             return window
-        return batch_around(window[0], window, self._cost.fixed, self._cost.token, self._limits)
+        limits = self._limits.divided(sum(map(len, queues)), free)
+        return batch_around(window[0], window, self._cost.fixed, self._cost.token, limits)
 
 
 def _by_age(queue: Queue[T]) -> Iterator[Row[T]]:

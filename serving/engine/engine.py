@@ -1,7 +1,8 @@
-"""The one thread that owns the weights: it drops what is late, chooses a batch, runs it, hands out the results.
+"""The threads that run the model: each drops what is late, chooses a batch, runs it, hands out the results.
 
-Deltas are loaded and attached on other threads; tokenization and presentation have threads of their own. What a batch
-consists of, and how it runs, its executor knows (`serving.engine.executor`).
+Several batches run at once while all of them only read the weights (`serving.engine.crew`). Deltas are loaded and
+attached on other threads; tokenization and presentation have threads of their own. What a batch consists of, and how it
+runs, its executor knows (`serving.engine.executor`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ken_core.tokenization import Encoded, collate
 from serving.admission import Admission
 from serving.engine.batch import Batch, Group
 from serving.engine.costs import BatchCost
+from serving.engine.crew import Crew, Turn
 from serving.engine.exchange import Exchange
 from serving.engine.executor import Executor, Ran
 from serving.engine.integrity import IntegrityCheck
@@ -43,6 +45,8 @@ from serving.tiers.device import DeviceTiers
 from serving.tiers.loaded import Loaded
 
 _log = logging.getLogger(__name__)
+_BUSY_SECONDS = 1.0
+"""From one look to the next whether the base is idle."""
 
 R = TypeVar("R")
 
@@ -62,12 +66,13 @@ class Engine:
     """Runs the resident model.
 
     Args:
-        resident: the weights; from `start` on they belong to the engine's thread.
+        resident: the weights; from `start` on they belong to the engine's threads.
         cache: gives decoded deltas.
         limits: of batches.
         admission: refuses rows for which the line has no room.
         packed_bytes, materialised_bytes: budgets of the tasks on the device (`serving.tiers.device`).
         threads: CPU threads to compute with.
+        batches: how many batches may run at once, each on an equal share of the CPU threads.
         mixed: runs batches that mix tasks; None: every batch is of one task.
         verify_seconds: from one check of the idle base to the next.
     """
@@ -84,19 +89,26 @@ class Engine:
         threads: int = 1,
         verify_seconds: float = 300.0,
         mixed: MixedModel | None = None,
+        batches: int = 1,
     ) -> None:
         self._resident = resident
         self._metrics = metrics
         self._admission = admission or Admission()
-        self._threads = threads
-        self._changed = threading.Condition()
+        self._crew = Crew(batches, threads)
+        self._lock = self._crew.lock
         self._line: Line[_Asked] = Line()
         self._calls: list[Callable[[], None]] = []
         self._stopping = False
         self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call, mixed)
         self._executor = self._executor_for(limits or Limits(), mixed)
         self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
-        self._thread = threading.Thread(target=self._loop, name="ken-engine", daemon=True)
+        self._ended = float("-inf")
+        """When a batch last ended."""
+        names = ["ken-engine", *(f"ken-engine-{number}" for number in range(1, batches))]
+        self._threads = [
+            threading.Thread(target=self._loop, args=[number], name=name, daemon=True)
+            for number, name in enumerate(names)
+        ]
 
     def _executor_for(self, limits: Limits, mixed: MixedModel | None) -> Executor:
         resident, metrics, cost = self._resident, self._metrics, BatchCost()
@@ -113,32 +125,35 @@ class Engine:
     @property
     def wanted(self) -> int:
         """Rows in line that are not abandoned."""
-        with self._changed:
+        with self._lock:
             return self._line.wanted
 
     def start(self) -> None:
-        """Start the thread; returns when a forward pass has warmed every kernel."""
-        self._thread.start()
+        """Start the threads; returns when a forward pass has warmed every kernel."""
+        for thread in self._threads:
+            thread.start()
         self.call(self._warm).result()
 
     def stop(self) -> None:
-        """Let what is queued finish, revert to the base, end the thread."""
-        with self._changed:
+        """Let what is queued finish, revert to the base, end the threads."""
+        with self._lock:
             self._stopping = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._crew.wake_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        self._try_revert()
         self.tiers.close()
 
     def check(self) -> None:
-        """Raise unless the engine can answer: `PoisonedError`, or `UnavailableError` if its thread is gone."""
+        """Raise unless the engine can answer: `PoisonedError`, or `UnavailableError` if a thread is gone."""
         if self._resident.poisoned:
             raise PoisonedError(self._resident.poisoned)
-        if not self._thread.is_alive():
-            raise UnavailableError("the engine's thread has ended")
+        if not all(thread.is_alive() for thread in self._threads):
+            raise UnavailableError("a thread of the engine has ended")
 
     def call(self, work: Callable[[], R]) -> Future[R]:
-        """Run something on the thread that owns the weights, between two batches."""
+        """Run something on a thread of the engine that has the weights alone, between two batches."""
         future: Future[R] = Future()
 
         def run() -> None:
@@ -147,11 +162,11 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
             self._calls.append(run)
-            self._changed.notify()
+            self._crew.wake()
         return future
 
     def verify(self) -> Future[list[str]]:
@@ -177,68 +192,100 @@ class Engine:
         ticket = Ticket.of(len(rows))
         now, key = time.monotonic(), Group(task, pipeline, rows).key
         asked = [Row(key, len(e), now, deadline, _Asked(ticket, i, e, task, pipeline)) for i, e in enumerate(rows)]
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
             self._admission.check_line(self, len(asked))
             for row in asked:
                 self._line.add(row)
-            self._changed.notify()
+            self._crew.wake()
         try:
             await ticket.done
         finally:
-            with self._changed:
+            with self._lock:
                 if time.monotonic() < deadline:  # later ones are dropped, and counted, as expired
                     self._line.abandon(asked)
         return [r for r in ticket.results if r is not None], ticket.timing
 
     def backlog_seconds(self) -> float:
         """How long what is in line will take, at least 1 s: when to try again."""
-        with self._changed:
+        with self._lock:
             return max(1.0, round(self._executor.backlog_seconds(self._line), 1))
 
-    # On the engine's thread
+    # On the engine's threads
 
-    def _loop(self) -> None:
-        torch.set_num_threads(self._threads)
-        _limit_numba_threads(self._threads)
+    def _loop(self, number: int) -> None:
         with torch.inference_mode():
-            while self._step():
+            while self._step(number):
                 pass
-            self._try_revert()
 
-    def _step(self) -> bool:
-        """One turn: calls, then one batch. False when stopping and nothing is left."""
-        with self._changed:
-            self._wait_for_work()
-            calls, self._calls = self._calls, []
+    def _step(self, number: int) -> bool:
+        """One turn of a thread: for calls, for a batch, or for a step of the check. False when stopping and done."""
+        with self._lock:
+            has_work = self._crew.wait(number, lambda: self._has_work(number), self._seconds_until_due(number))
             now = time.monotonic()
             late = self._line.drop(now)
-            rows = self._executor.choose(self._line, now)
+            calls, self._calls = self._calls, []
+            rows = self._executor.choose(self._line, now, self._crew.free) if has_work and not calls else []
+            done = self._stopping and not (calls or rows or late)
+            turn = None if done else self._turn(calls, rows, has_work)
             self._line.take(rows, now)
-        for call in calls:
-            call()
+            self._wake_others(done)
         self._refuse(late)
-        if rows:
-            self._run(rows, now)
-            self._integrity.disturb(time.monotonic())
-        elif not calls:
-            self._integrity.step(now)
-        return bool(rows or calls or late) or not self._stopping
+        if rows and turn:
+            self._run(rows, now, turn)
+        elif turn:
+            self._attend(calls, now, turn)
+        return not done
 
-    def _wait_for_work(self) -> None:
-        """Until there is something to do, be it the next step of checking the idle base."""
-        while not (self._calls or self._line or self._stopping):
-            if not self._changed.wait(self._integrity.seconds_until_due(time.monotonic())):
-                return
+    def _has_work(self, number: int) -> bool:
+        """Whether a thread may begin with something, or is to end."""
+        waits = bool(self._calls or self._line)
+        return (waits and self._crew.may_begin(number)) or (self._stopping and not waits)
 
-    def _run(self, rows: list[Row[_Asked]], taken: float) -> None:
+    def _seconds_until_due(self, number: int) -> float | None:
+        """Until the first thread is to go on with the check of the idle base; the others wait for work alone."""
+        if number:
+            return None
+        seconds = self._integrity.seconds_until_due(time.monotonic())
+        return seconds if self._crew.is_idle else max(seconds, _BUSY_SECONDS)
+
+    def _turn(self, calls: Sequence[object], rows: Sequence[Row[_Asked]], has_work: bool) -> Turn | None:
+        """A turn for what is to be done, alone with the weights where that is known to be needed, or costs nobody."""
+        idle = self._crew.is_idle
+        if not (calls or rows or (idle and not has_work)):
+            return None
+        # Rows that came after the last batch ended, with none behind them, may have all CPU threads.
+        quiet = idle and len(rows) == len(self._line) and all(row.arrived >= self._ended for row in rows)
+        turn = self._crew.begin()
+        if quiet or not rows:
+            turn.own()
+        return turn
+
+    def _wake_others(self, done: bool) -> None:
+        if done:
+            self._crew.wake_all()
+        elif self._calls or self._line:
+            self._crew.wake()
+
+    def _attend(self, calls: Sequence[Callable[[], None]], now: float, turn: Turn) -> None:
+        """Run calls, or a step of the check of the idle base."""
+        with turn:
+            for call in calls:
+                call()
+            if not calls:
+                self._integrity.step(now)
+
+    def _run(self, rows: list[Row[_Asked]], taken: float, turn: Turn) -> None:
         """Run rows as one batch, and hand out what came of each of its groups."""
         by_key: dict[Hashable, list[Row[_Asked]]] = {}
         for row in rows:
             by_key.setdefault(row.key, []).append(row)
         groups = list(by_key.values())
-        ran = self._executor.run(Batch([_group(group) for group in groups]))
+        with turn:
+            ran = self._executor.run(Batch([_group(group) for group in groups]), turn)
+            self._ended = time.monotonic()
+            self._integrity.disturb(self._ended)
         for group, outcome in zip(groups, ran.outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._fail(group, outcome)
@@ -274,7 +321,8 @@ class Engine:
 
     def _try_revert(self) -> None:
         try:
-            self._resident.revert()
+            with torch.inference_mode():
+                self._resident.revert()
         except Exception:
             _log.exception("the base could not be restored at the end")
 
@@ -287,14 +335,5 @@ def _group(rows: Sequence[Row[_Asked]]) -> Group:
 
 def _hand_out(rows: Sequence[Row[_Asked]], results: Sequence[Raw], taken: float, ran: Ran) -> None:
     for row, result in zip(rows, results, strict=True):
-        ticket = row.payload.ticket
-        ticket.timing.at_least(taken - row.arrived, ran.switching, ran.computing)
-        ticket.timing.mixed |= ran.mixed
-        ticket.give(row.payload.index, result)
-
-
-def _limit_numba_threads(threads: int) -> None:
-    import numba
-
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set when numba is imported
-    numba.set_num_threads(max(1, min(threads, most)))
+        timing = Timing(queue=taken - row.arrived, swap=ran.switching, model=ran.computing, mixed=ran.mixed)
+        row.payload.ticket.give(row.payload.index, result, timing)

@@ -7,6 +7,7 @@ at a time.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import TypeVar
@@ -15,6 +16,7 @@ from ken_core import ExchangeError, ResidentModel
 from ken_core.errors import WholeModelNeededError
 from serving.engine.batch import Batch, Group
 from serving.engine.costs import BatchCost, SwitchCost
+from serving.engine.crew import Turn
 from serving.engine.executor import Outcome, Ran
 from serving.engine.line import Line, Row
 from serving.engine.one_key import OneKeyPolicy
@@ -34,6 +36,9 @@ class Exchange:
         resident: the weights.
         renew: attaches a task again whose buffers a failed exchange has spoiled.
         cost: of a batch; learned from every group that runs.
+
+    Attributes:
+        learning: held while costs are learned, which batches that run at once share.
     """
 
     def __init__(
@@ -48,18 +53,20 @@ class Exchange:
         self._renew = renew
         self._cost = cost
         self._metrics = metrics
+        self.learning = threading.Lock()
         self._switch = SwitchCost()
         self._policy = OneKeyPolicy(limits, cost, self._switch)
         self._active: Hashable = None
 
-    def choose(self, line: Line[T], now: float) -> list[Row[T]]:
-        return self._policy.choose(line, now, self._active)
+    def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
+        active = None if self._resident.active is None else self._active
+        return self._policy.choose(line, now, active, free)
 
     def backlog_seconds(self, line: Line[T]) -> float:
         return self._policy.backlog_seconds(line)
 
-    def run(self, batch: Batch) -> Ran:
-        ran = [self._run(group) for group in batch.groups]
+    def run(self, batch: Batch, turn: Turn) -> Ran:
+        ran = [self._run(group, turn) for group in batch.groups]
         outcomes, switching, computing = zip(*ran, strict=True)
         return Ran(outcomes, sum(switching), sum(computing))
 
@@ -68,10 +75,11 @@ class Exchange:
         """What putting a task into the weights takes, as learned so far."""
         return self._switch.seconds
 
-    def revert(self) -> float:
+    def revert(self, turn: Turn) -> float:
         """Put the base back; the seconds it took, 0 if it was there."""
         if self._resident.active is None:
             return 0.0
+        turn.own()
         started = time.perf_counter()
         self._active = None
         try:
@@ -88,11 +96,11 @@ class Exchange:
         self._metrics.swap_seconds.observe(seconds)
         return seconds
 
-    def _run(self, group: Group) -> tuple[Outcome, float, float]:
+    def _run(self, group: Group, turn: Turn) -> tuple[Outcome, float, float]:
         """A group's outcome, its seconds of switching, and its seconds of the model."""
         switching = 0.0
         try:
-            switching = self._activate(group)
+            switching = self._activate(group, turn)
             started = time.perf_counter()
             results = self._answer(group)
             computing = time.perf_counter() - started
@@ -100,14 +108,18 @@ class Exchange:
                 raise ValueError(f"a model gave {len(results)} results for {len(group.rows)} rows")
         except Exception as error:
             return error, switching, 0.0
-        self._cost.learn(group.padded, computing)
+        with self.learning:
+            self._cost.learn(group.padded, computing * turn.share)
         self._metrics.batch_rows.observe(len(group.rows))
         return results, switching, computing
 
-    def _activate(self, group: Group) -> float:
+    def _activate(self, group: Group, turn: Turn) -> float:
         """Make the weights answer for a group's task; seconds it took, 0 if they did already."""
         task, resident = group.task, self._resident
-        self._switch.note(group.key != self._active)
+        with self.learning:
+            self._switch.note(group.key != self._active)
+        if resident.active is not task.attached:
+            turn.own()
         if resident.active is task.attached:
             self._active = group.key
             return 0.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from serving.engine.batch import Batch
+from serving.engine.crew import Turn
 from serving.engine.line import Line, Row
 from serving.pipelines.base import Raw
 from serving.tiers.loaded import Loaded
@@ -44,18 +45,23 @@ class Ran:
 class Executor(Protocol):
     """A way to run batches. What a batch may consist of only its executor knows, which therefore chooses the rows too.
 
-    The thread that owns the weights calls all of it.
+    The engine's threads call all of it; `choose` and `backlog_seconds` one at a time.
     """
 
-    def choose(self, line: Line[T], now: float) -> list[Row[T]]:
+    def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
         """The rows of the next batch. They stay in line; empty only when nothing waits.
 
         Args:
             now: on the clock of the rows' times, in seconds.
+            free: how many batches can begin now; what waits is divided among them.
         """
 
     def backlog_seconds(self, line: Line[T]) -> float:
         """How long running all that waits will take, by what batches have taken so far."""
 
-    def run(self, batch: Batch) -> Ran:
-        """Run a batch. Raises nothing: a group that fails has its error as its outcome, and no other group's fails."""
+    def run(self, batch: Batch, turn: Turn) -> Ran:
+        """Run a batch. Raises nothing: a group that fails has its error as its outcome, and no other group's fails.
+
+        Args:
+            turn: at the weights. Other batches read them at the same time, unless the turn owns them.
+        """

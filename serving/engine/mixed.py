@@ -20,6 +20,7 @@ from ken_core.tokenization import collate
 from serving.engine.all_keys import AllKeysPolicy
 from serving.engine.batch import Batch, Group
 from serving.engine.costs import BatchCost, MixedCost
+from serving.engine.crew import Turn
 from serving.engine.exchange import Exchange
 from serving.engine.executor import Asked, Outcome, Ran
 from serving.engine.line import Line, Row
@@ -61,9 +62,9 @@ class Mixed:
         self._alone: tuple[Hashable, float] = (None, 0.0)
         """The key that ran alone in the last mixed batches, and the seconds that corrections took in them."""
 
-    def choose(self, line: Line[T], now: float) -> list[Row[T]]:
-        mixed = self._policy.choose(line, lambda row: row.payload.task.mixes)
-        exchanged = self._exchange.choose(line, now)
+    def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
+        mixed = self._policy.choose(line, lambda row: row.payload.task.mixes, free)
+        exchanged = self._exchange.choose(line, now, free)
         if not (mixed and exchanged and exchanged[0].payload.task.attached.expanded):
             return mixed or exchanged
         if {row.key for row in mixed} == {exchanged[0].key}:
@@ -73,14 +74,14 @@ class Mixed:
     def backlog_seconds(self, line: Line[T]) -> float:
         return self._exchange.backlog_seconds(line)
 
-    def run(self, batch: Batch) -> Ran:
+    def run(self, batch: Batch, turn: Turn) -> Ran:
         if self._is_for_exchange(batch):
-            return self._exchange.run(batch)
+            return self._exchange.run(batch, turn)
         try:
-            return self._run(batch)
+            return self._run(batch, turn)
         except Exception as error:
             _log.warning("a mixed batch of %d tasks failed; they run one after another: %s", len(batch.groups), error)
-            return self._exchange.run(batch)
+            return self._exchange.run(batch, turn)
 
     # Which way is faster
 
@@ -93,10 +94,11 @@ class Mixed:
             return False
         if self._resident.active is first.task.attached:
             return True
-        key, paid = self._alone
-        paid = paid if key == first.key else 0.0
         extra = self._extra.of(first.padded * first.task.attached.products, 1)
-        self._alone = first.key, paid + extra
+        with self._exchange.learning:
+            key, paid = self._alone
+            paid = paid if key == first.key else 0.0
+            self._alone = first.key, paid + extra
         return paid + extra + self._seconds_to_the_base() >= self._exchange.switch_seconds
 
     def _rate_mixed(self, rows: Sequence[Row[T]]) -> float:
@@ -116,8 +118,8 @@ class Mixed:
 
     # Running a batch
 
-    def _run(self, batch: Batch) -> Ran:
-        switching = self._exchange.revert()
+    def _run(self, batch: Batch, turn: Turn) -> Ran:
+        switching = self._exchange.revert(turn)
         started = time.perf_counter()
         inputs = collate(batch.rows, self._pad_id, self._resident.device)
         output = self._mixed.run([(group.task.attached, len(group.rows)) for group in batch.groups], inputs)
@@ -128,7 +130,7 @@ class Mixed:
             outcomes.append(self._head(group, output, {name: tensor[rows] for name, tensor in inputs.items()}, rows))
             at = rows.stop
         computing = time.perf_counter() - started
-        self._learn(batch, through)
+        self._learn(batch, through, turn.share)
         return Ran(outcomes, switching, computing, mixed=True)
 
     def _head(self, group: Group, output: ModelOutput, inputs: Inputs, rows: slice) -> Outcome:
@@ -141,13 +143,14 @@ class Mixed:
             return error
         return results
 
-    def _learn(self, batch: Batch, seconds: float) -> None:
-        rows, groups = len(batch.rows), batch.groups
-        longest = batch.padded // rows
-        products = sum(len(group.rows) * longest * group.task.attached.products for group in groups)
-        extra = self._extra.of(products, len(groups))
-        self._extra.learn(products, len(groups), seconds - self._cost.of(batch.padded))
-        self._cost.learn(batch.padded, max(seconds - extra, 0.0))
-        if len(groups) > 1:
-            self._alone = (None, 0.0)
-        self._metrics.observe_mixed(rows, len(groups), min(extra, seconds))
+    def _learn(self, batch: Batch, seconds: float, share: float) -> None:
+        """From how long the backbone took, on a share of the CPU threads; costs are those of all of them."""
+        rows, groups, padded = len(batch.rows), batch.groups, batch.padded
+        products = sum(len(group.rows) * (padded // rows) * group.task.attached.products for group in groups)
+        with self._exchange.learning:
+            extra = self._extra.of(products, len(groups))
+            self._extra.learn(products, len(groups), seconds * share - self._cost.of(padded))
+            self._cost.learn(padded, max(seconds * share - extra, 0.0))
+            if len(groups) > 1:
+                self._alone = (None, 0.0)
+        self._metrics.observe_mixed(rows, len(groups), min(extra / share, seconds))

@@ -47,23 +47,25 @@ class OneKeyPolicy:
         self._cost = cost
         self._switch = switch
 
-    def choose(self, line: Line[T], now: float, active: Hashable) -> list[Row[T]]:
+    def choose(self, line: Line[T], now: float, active: Hashable, free: int = 1) -> list[Row[T]]:
         """The rows to run next, shortest first; they stay in line. Empty when nothing waits.
 
         Args:
             active: the key the weights answer for at present.
+            free: how many batches of the active key can begin now; what waits of it is divided among them.
         """
         if not len(line):
             return []
-        return self._overdue(line, now) or self._due(line, now, active) or self._most_work(line, now, active)
+        row, affordable = self._overdue(line, now) or self._due(line, now, active) or self._most_work(line, now, active)
+        return self._batch(line.queues[row.key], row, affordable, free if row.key == active else 1)
 
     def backlog_seconds(self, line: Line[T]) -> float:
         """How long what waits will take, by the learned costs: full batches, no padding, a switch a queue."""
         return sum(self._seconds(queue) + self._switch.seconds for queue in line.queues.values())
 
-    # The three reasons to run a batch
+    # The three reasons to run a batch: each gives a row that it is to be around, and the padded tokens it may have
 
-    def _overdue(self, line: Line[T], now: float) -> list[Row[T]]:
+    def _overdue(self, line: Line[T], now: float) -> tuple[Row[T], int] | None:
         """Of the queue whose turn came first, if any turn has come.
 
         A queue's turn comes when its head is overdue; one that ran since goes to the end of the line.
@@ -71,11 +73,11 @@ class OneKeyPolicy:
         wait = self._limits.max_wait
         overdue = [queue for queue in line.queues.values() if queue.head.arrived + wait <= now]
         if not overdue:
-            return []
+            return None
         first = min(overdue, key=lambda queue: (max(queue.head.arrived + wait, queue.ran), queue.head.number))
-        return self._batch(first, first.head)
+        return first.head, self._limits.tokens
 
-    def _due(self, line: Line[T], now: float, active: Hashable) -> list[Row[T]]:
+    def _due(self, line: Line[T], now: float, active: Hashable) -> tuple[Row[T], int] | None:
         """Around the row with the first deadline, if it has to run now to meet it; no more than there is time for.
 
         A row that cannot meet its deadline any more is left to expire, which is soon.
@@ -84,11 +86,11 @@ class OneKeyPolicy:
         left = row.deadline - now - (0.0 if row.key == active else self._switch.seconds)
         spare = left - self._cost.of(row.tokens)
         if not 0 <= spare < 2 * (self._cost.usual + self._switch.seconds):
-            return []
+            return None
         affordable = (left - self._cost.fixed) / max(self._cost.token, 1e-9)
-        return self._batch(line.queues[row.key], row, int(affordable))
+        return row, min(int(affordable), self._limits.tokens)
 
-    def _most_work(self, line: Line[T], now: float, active: Hashable) -> list[Row[T]]:
+    def _most_work(self, line: Line[T], now: float, active: Hashable) -> tuple[Row[T], int]:
         """Of the queue whose head waited longest, weighed by the rows a second that the queue would get done."""
         switch, usual = self._switch.seconds, self._cost.usual
         most = float("-inf")
@@ -97,19 +99,24 @@ class OneKeyPolicy:
             worth = (now - queue.head.arrived + usual) * (len(queue.rows) / seconds) ** _SWAY
             if worth > most:
                 best, most = queue, worth
-        return self._batch(best, best.head)
+        return best.head, self._limits.tokens
 
     def _seconds(self, queue: Queue[T]) -> float:
         """Of the fewest batches that a queue's rows make."""
         return queue.tokens * self._cost.token + -(-len(queue.rows) // self._limits.rows) * self._cost.fixed
 
-    def _batch(self, queue: Queue[T], row: Row[T], most: int | None = None) -> list[Row[T]]:
-        """Rows of a queue's window to run together with one of its rows, of at most so many padded tokens."""
+    def _batch(self, queue: Queue[T], row: Row[T], tokens: int, parts: int) -> list[Row[T]]:
+        """Rows of a queue's window to run together with one of its rows.
+
+        Args:
+            tokens: at most, padding included.
+            parts: how many batches the queue's rows are divided among.
+        """
         window = list(islice(queue.rows.values(), self._limits.window))
         if row.number > window[-1].number:
             window.append(row)
         if len(window) == 1:
             return window
         again = self._cost.fixed + self._switch.a_batch
-        limits = self._limits if most is None else replace(self._limits, tokens=min(most, self._limits.tokens))
+        limits = replace(self._limits.divided(len(queue), parts), tokens=tokens)
         return batch_around(row, window, again, self._cost.token, limits)

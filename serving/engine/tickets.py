@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from dataclasses import dataclass, field
 
 from serving.pipelines.base import Raw
@@ -28,12 +29,12 @@ class Timing:
         names = ("load", "tokenize", "queue", "swap", "model")
         return tuple((name, getattr(self, name)) for name in names)
 
-    def at_least(self, queue: float, swap: float, model: float) -> None:
-        self.queue, self.swap, self.model = (
-            max(self.queue, queue),
-            max(self.swap, swap),
-            max(self.model, model),
-        )
+    def at_least(self, other: Timing) -> None:
+        """Have the engine's stages be no shorter than another's."""
+        self.queue = max(self.queue, other.queue)
+        self.swap = max(self.swap, other.swap)
+        self.model = max(self.model, other.model)
+        self.mixed |= other.mixed
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     missing: int
     timing: Timing = field(default_factory=Timing)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, rows: int) -> Ticket:
@@ -57,11 +59,17 @@ class Ticket:
         loop = asyncio.get_running_loop()
         return cls([None] * rows, loop.create_future(), loop, rows)
 
-    def give(self, index: int, result: Raw) -> None:
-        """The result of a row; with the last one the request is answered."""
-        self.results[index] = result
-        self.missing -= 1
-        if self.missing == 0:
+    def give(self, index: int, result: Raw, taken: Timing) -> None:
+        """The result of a row, and how long its batch took; with the last row the request is answered.
+
+        Batches that end at the same time may call it on their threads.
+        """
+        with self._lock:
+            self.timing.at_least(taken)
+            self.results[index] = result
+            self.missing -= 1
+            is_last = self.missing == 0
+        if is_last:
             self.resolve()
 
     def resolve(self, error: BaseException | None = None) -> None:

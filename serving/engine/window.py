@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol, TypeVar
 
@@ -41,6 +41,10 @@ class Limits:
     max_wait: float = 10.0
     window: int = 64
     padding: float = 0.1
+
+    def divided(self, waiting: int, parts: int) -> Limits:
+        """For one of so many batches that begin together, where so many rows wait: each may have its part of them."""
+        return replace(self, rows=min(self.rows, -(-waiting // parts)))
 
 
 def batch_around(row: S, window: Sequence[S], start: float, token: float, limits: Limits) -> list[S]:

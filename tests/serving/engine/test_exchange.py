@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ken_core import DeltaFile, ExchangeError, ResidentModel, open_base
 from ken_core.errors import WholeModelNeededError
 from serving.engine.batch import Batch, Group
+from serving.engine.crew import Turn
 from serving.engine.engine import Engine
 from serving.engine.exchange import Exchange
 from serving.engine.executor import Executor, Ran
@@ -95,8 +96,16 @@ def group_of(engine: Engine) -> Callable[..., Group]:
 
 @pytest.fixture
 def run(engine: Engine) -> Callable[..., Ran]:
-    """``run(*groups)``: as one batch, on the engine's thread."""
-    return lambda *groups: engine.call(lambda: engine._executor.run(Batch(groups))).result(20)
+    """``run(*groups)``: as one batch, on a thread of its own."""
+
+    def run(*groups: Group) -> Ran:
+        crew = engine._crew
+        with crew.lock:
+            turn = crew.begin()
+        with turn, torch.inference_mode():
+            return engine._executor.run(Batch(groups), turn)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -242,15 +251,15 @@ class AllThatWaits:
         self._exchange = exchange
         self.batches: list[Batch] = []
 
-    def choose(self, line: Line[T], now: float) -> list[Row[T]]:
+    def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
         return [row for queue in line.queues.values() for row in queue.rows.values()]
 
     def backlog_seconds(self, line: Line[T]) -> float:
         return self._exchange.backlog_seconds(line)
 
-    def run(self, batch: Batch) -> Ran:
+    def run(self, batch: Batch, turn: Turn) -> Ran:
         self.batches.append(batch)
-        return self._exchange.run(batch)
+        return self._exchange.run(batch, turn)
 
 
 def test_the_engine_runs_whatever_batches_its_executor_chooses(
