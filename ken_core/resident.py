@@ -71,7 +71,8 @@ class Attached:
 class ResidentModel:
     """The resident backbone of one base on one device.
 
-    `attach` may run on any thread; everything else belongs to the one thread that owns the weights.
+    `attach` may run on any thread. Everything else is for whoever has the weights alone; the backbone may run on several
+    threads at once while nobody changes them.
 
     Args:
         checkpoint: the base, whose mapped tensors are read again whenever a delta is decoded or materialised.

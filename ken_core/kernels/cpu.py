@@ -5,8 +5,7 @@ the hardware's prefetcher, the cache lines that a mask touches look random, so p
 than reading only the lines needed (one thread, 85 M float32, 1, 5 and 10 % kept: 11, 16 and 19 ms; without prefetching
 21, 27 and 20 ms).
 
-Only one thread at a time may run these kernels (the engine's), because numba's OpenMP layer must not be entered from
-several threads.
+Only one thread at a time may run these kernels: whoever has the weights alone.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ serves the oldest row that waits, and a row with n older ones runs within n + 1 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import TypeVar
@@ -44,6 +44,12 @@ class AllKeysPolicy:
             return window
         limits = self._limits.divided(sum(map(len, queues)), free)
         return batch_around(window[0], window, self._cost.fixed, self._cost.token, limits)
+
+
+    def backlog_seconds(self, queues: Sequence[Queue[T]]) -> float:
+        """How long the base's passes over queues will take, by the learned costs: full batches, no padding."""
+        batches = -(-sum(map(len, queues)) // self._limits.rows)
+        return batches * self._cost.fixed + sum(queue.tokens for queue in queues) * self._cost.token
 
 
 def _by_age(queue: Queue[T]) -> Iterator[Row[T]]:

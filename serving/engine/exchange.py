@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
 from ken_core import ExchangeError, ResidentModel
@@ -18,7 +18,7 @@ from serving.engine.batch import Batch, Group
 from serving.engine.costs import BatchCost, SwitchCost
 from serving.engine.crew import Turn
 from serving.engine.executor import Outcome, Ran
-from serving.engine.line import Line, Row
+from serving.engine.line import Line, Queue, Row
 from serving.engine.one_key import OneKeyPolicy
 from serving.engine.window import Limits
 from serving.pipelines.base import Raw
@@ -63,7 +63,11 @@ class Exchange:
         return self._policy.choose(line, now, active, free)
 
     def backlog_seconds(self, line: Line[T]) -> float:
-        return self._policy.backlog_seconds(line)
+        return self.seconds_of(line.queues.values())
+
+    def seconds_of(self, queues: Iterable[Queue[T]]) -> float:
+        """How long running some queues will take, one after another."""
+        return self._policy.backlog_seconds(queues)
 
     def run(self, batch: Batch, turn: Turn) -> Ran:
         ran = [self._run(group, turn) for group in batch.groups]

@@ -15,7 +15,7 @@ _QUIET_SECONDS = 1.0
 class IntegrityCheck:
     """A pass over the base's tensors from time to time, one tensor a step: a request waits for one tensor at most.
 
-    All steps run on the thread that owns the weights. A resident tensor that differs condemns the model: the health
+    All steps run on a thread that has the weights alone. A resident tensor that differs condemns the model: the health
     check fails and the replica is replaced. A tensor of the file that differs does not: the loaded weights stay right,
     and no further delta is decoded against that file.
 

@@ -72,7 +72,11 @@ class Mixed:
         return exchanged if self._rate_exchanged(exchanged) >= self._rate_mixed(mixed) else mixed
 
     def backlog_seconds(self, line: Line[T]) -> float:
-        return self._exchange.backlog_seconds(line)
+        mixing = [queue for queue in line.queues.values() if queue.head.payload.task.mixes]
+        others = (queue for queue in line.queues.values() if not queue.head.payload.task.mixes)
+        products = sum(queue.tokens * queue.head.payload.task.attached.products for queue in mixing)
+        extra = self._extra.of(products, len(mixing))
+        return self._policy.backlog_seconds(mixing) + extra + self._exchange.seconds_of(others)
 
     def run(self, batch: Batch, turn: Turn) -> Ran:
         if self._is_for_exchange(batch):

@@ -18,7 +18,7 @@ Choosing takes time in the number of queues, not of rows.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
@@ -59,9 +59,9 @@ class OneKeyPolicy:
         row, affordable = self._overdue(line, now) or self._due(line, now, active) or self._most_work(line, now, active)
         return self._batch(line.queues[row.key], row, affordable, free if row.key == active else 1)
 
-    def backlog_seconds(self, line: Line[T]) -> float:
-        """How long what waits will take, by the learned costs: full batches, no padding, a switch a queue."""
-        return sum(self._seconds(queue) + self._switch.seconds for queue in line.queues.values())
+    def backlog_seconds(self, queues: Iterable[Queue[T]]) -> float:
+        """How long queues will take, by the learned costs: full batches, no padding, a switch a queue."""
+        return sum(self._seconds(queue) + self._switch.seconds for queue in queues)
 
     # The three reasons to run a batch: each gives a row that it is to be around, and the padded tokens it may have
 

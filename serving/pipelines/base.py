@@ -94,7 +94,7 @@ class Probe:
 
 
 class Pipeline(Protocol):
-    """One task kind. Everything but `run_head` runs off the thread that owns the weights."""
+    """One task kind. Everything but `run_head` runs off the engine's threads."""
 
     @property
     def kind(self) -> str:

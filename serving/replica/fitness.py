@@ -85,7 +85,7 @@ class Fitness:
     def check(self, path: Path) -> DeltaFile:
         """Open a delta, decode all of it, encode texts, run them, and write the answers as JSON.
 
-        Blocks, so neither the engine's thread nor an event loop may call it.
+        Blocks, so neither a thread of the engine nor an event loop may call it.
 
         Raises:
             InvalidInputError: the file is no valid delta, the delta is of another base or of a kind that is not served

@@ -113,7 +113,7 @@ class DeviceMemory:
     def reserve_in_turn(self, tier: DeviceTier, name: str, nbytes: int) -> float:
         """As `reserve`, but wait first while requests and reservations take all of the tier.
 
-        Not for the thread that owns the weights, which must never wait for requests.
+        Not for a thread that has the weights alone, which must never wait for requests.
 
         Returns:
             Seconds of waiting.

@@ -37,7 +37,7 @@ class Loaded:
     users: int = 0
 
     def take_over(self, made: Loaded) -> None:
-        """Have the values of the same task that were prepared anew. On the thread that owns the weights."""
+        """Have the values of the same task that were prepared anew. On a thread that has the weights alone."""
         self.attached, self.model, self.unmixed = made.attached, made.model, made.unmixed
 
     @property

@@ -6,4 +6,4 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 OnOwner = Callable[[Callable[[], None]], Future[None]]
-"""Runs something on the thread that owns the weights, between two batches."""
+"""Runs something on a thread that has the weights alone, between two batches."""

@@ -68,7 +68,7 @@ class Promotion:
             _log.warning("task %s could not be materialised and stays packed: %s", digest, error)
 
     def _move_to_full_tensors(self, digest: str) -> None:
-        """Prepare the task anew. The thread that owns the weights then replaces its packed values."""
+        """Prepare the task anew. A thread that has the weights alone then replaces its packed values."""
         loaded = self._memory.find(digest)
         if loaded is None or loaded.tier != "packed":
             return

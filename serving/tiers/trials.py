@@ -52,7 +52,7 @@ class Trials:
             self._on_owner(lambda: self._remove(loaded)).result()
 
     def _remove(self, loaded: Loaded) -> None:
-        """Take a task out of its tier, and its values out of the weights. On the thread that owns the weights."""
+        """Take a task out of its tier, and its values out of the weights. On a thread that has the weights alone."""
         try:
             if self._resident.active is loaded.attached:
                 self._resident.revert()

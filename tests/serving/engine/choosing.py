@@ -31,4 +31,4 @@ class Choosing(Generic[T]):
         return rows
 
     def backlog_seconds(self) -> float:
-        return self.policy.backlog_seconds(self.line)
+        return self.policy.backlog_seconds(self.line.queues.values())

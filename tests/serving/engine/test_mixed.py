@@ -149,3 +149,25 @@ def test_a_task_that_got_full_tensors_runs_by_exchange_and_its_neighbours_still_
     for (file, text), (ours, _) in zip(asked, roomy.ask_all(asked), strict=True):
         np.testing.assert_allclose(ours, logits(file, text), atol=1e-5)
     assert not roomy.engine.verify().result()
+
+
+def test_what_waits_is_expected_to_take_less_where_it_can_mix(
+    bench: Bench, deltas: Deltas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> tuple[float, float]:
+        files = [deltas.emotion, deltas.topic, deltas.spam, deltas.spam_2]
+        for file in files:
+            bench.engine.tiers.release(await bench.engine.tiers.acquire(file.digest))
+        executor = bench.engine._executor
+        with Blocked(bench.engine):
+            waiting = [asyncio.create_task(bench.ask(file, TEXTS[0])) for file in files * 2]
+            await until(lambda: bench.engine.waiting == 8)
+            mixing = executor.backlog_seconds(bench.engine._line)
+            with monkeypatch.context() as patch:
+                patch.setattr("serving.tiers.loaded.Loaded.mixes", False)
+                alone = executor.backlog_seconds(bench.engine._line)
+        await asyncio.gather(*waiting)
+        return mixing, alone
+
+    mixing, alone = asyncio.run(run())
+    assert 0 < mixing < alone / 2

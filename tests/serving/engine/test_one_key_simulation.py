@@ -35,7 +35,7 @@ def test_the_backlog_is_estimated_within_a_factor_of_two(times: Times, tasks: in
     replica.run(synthetic(1500, 1.0, tasks))
     waiting = Replica(exchanging, times, patience=1e9, clients=depth)
     waiting.admit(deque(synthetic(depth, 1.0, tasks, seed=1)))
-    estimate = exchanging.policy.backlog_seconds(exchanging.line)
+    estimate = exchanging.policy.backlog_seconds(exchanging.line.queues.values())
     took = waiting.run([]).seconds
     assert took / 2 < estimate < 2 * took
 
