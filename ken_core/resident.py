@@ -71,8 +71,8 @@ class Attached:
 class ResidentModel:
     """The resident backbone of one base on one device.
 
-    `attach` may run on any thread. Everything else is for whoever has the weights alone; the backbone may run on several
-    threads at once while nobody changes them.
+    `attach` may run on any thread. Everything else is for whoever has the weights alone. The backbone may run on
+    several threads at once while nobody changes the weights.
 
     Args:
         checkpoint: the base, whose mapped tensors are read again whenever a delta is decoded or materialised.

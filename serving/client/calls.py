@@ -38,6 +38,7 @@ from serving.security.signatures import Signature
 T = TypeVar("T")
 Input = str | Mapping[str, Any]
 
+_MIXED = 'batch;desc="mixed"'
 _STAGE = re.compile(r"([\w-]+);dur=([\d.]+)")
 _JSON, _BYTES = "application/json", "application/octet-stream"
 _ALL_TO_LIVE: Mapping[str, int] = {"live": 1}
@@ -396,5 +397,6 @@ def _in_headers(response: httpx.Response) -> dict[str, Any]:
     stages = _STAGE.findall(response.headers.get("server-timing", ""))
     return {
         "timing": {name: float(milliseconds) / 1000 for name, milliseconds in stages},
+        "mixed": _MIXED in response.headers.get("server-timing", ""),
         "request_id": response.headers.get("x-request-id"),
     }

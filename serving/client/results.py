@@ -22,6 +22,7 @@ class Prediction(Result):
     outputs: list[Any]
     truncated: tuple[int, ...] = Field(description="positions of the inputs that were cut to the model's length")
     timing: dict[str, float] = Field(description="seconds in each of the server's stages: load, queue, swap, model")
+    mixed: bool = Field(False, description="whether inputs ran in a batch that may hold rows of several tasks")
     request_id: str | None = Field(description="names the request in the server's log")
 
 
@@ -56,6 +57,7 @@ class Predictions(Result):
 
     results: tuple[TaskAnswer | TaskFailure, ...] = Field(description="in the order asked; those of a pattern by name")
     timing: dict[str, float] = Field(description="seconds: of each of the server's stages, the longest of any task")
+    mixed: bool = Field(False, description="whether inputs ran in batches that may hold rows of several tasks")
     request_id: str | None = Field(description="names the request in the server's log")
 
     @property

@@ -26,6 +26,7 @@ from serving.terminal import out, progress, say, size, table
 
 _NAMESPACE = "demo"
 _WAIT_SECONDS = 10.0
+_IN_A_BLOCK = 100
 _PAPER_FRACTIONS = (0.25, 0.50, 0.75)
 
 
@@ -161,6 +162,7 @@ class Demo:
         self._check_replies(prepared, replies)
         self._show_serving(prepared, replies, elapsed)
         self._swap_versions(prepared[0], requests)
+        self._in_blocks(prepared)
         self._verify()
 
     def _check_replies(self, prepared: list[PreparedTask], replies: list[Reply]) -> None:
@@ -181,12 +183,10 @@ class Demo:
         for p in prepared:
             own = [r for r in replies if r.task == p.task.name]
             served = sum(r.right for r in own) / len(own)
-            swaps = [r.swap for r in own if r.swap]
             times = sorted(r.seconds for r in own)
             rows.append([
                 p.task.name, f"{p.tuned_accuracy:.3f}", f"{served:.3f}",
-                size(p.file.size), size(self._checkpoint_bytes),
-                f"{statistics.median(swaps) * 1000:.1f} ms" if swaps else "none",
+                size(p.file.size), size(self._checkpoint_bytes), _share_mixed(own),
                 f"{_quantile(times, 0.5) * 1000:.0f} ms", f"{_quantile(times, 0.99) * 1000:.0f} ms",
                 f"{len(own) / elapsed:.0f}",
             ])  # fmt: skip
@@ -195,7 +195,7 @@ class Demo:
                     f"{p.task.name} has accuracy {served:.3f} as served and {p.tuned_accuracy:.3f} as a full "
                     "fine-tune; expected a difference of at most 0.01"
                 )
-        columns = ["task", "tuned acc.", "served acc.", "delta", "checkpoint", "swap", "p50", "p99", "req/s"]
+        columns = ["task", "tuned acc.", "served acc.", "delta", "checkpoint", "mixed", "p50", "p99", "req/s"]
         out.print(table(f"{len(replies)} requests, {len(replies) / elapsed:.0f} a second in all", columns, rows))
         say("  every answer came from its task's delta")
 
@@ -234,8 +234,27 @@ class Demo:
             f"{count[p.file.digest]} by the old version, then {count[newer.digest]} by the new one"
         )
 
+    def _in_blocks(self, prepared: list[PreparedTask]) -> None:
+        """Ask one task after another: what a task alone asks, runs with its delta in the weights."""
+        _heading(6, f"requests from {self._clients} clients to one task after another")
+        rows = []
+        for p in prepared:
+            asked = [(p.task.name, example) for example in p.held_out[:_IN_A_BLOCK]]
+            replies = asyncio.run(send_all(self._url, asked, self._clients))
+            digest = self._client.task(p.task.name).aliases["live"]
+            if any(r.status != 200 or r.digest != digest for r in replies):
+                raise DemoError(f"expected {len(replies)} answers by the delta {digest} of {p.task.name}")
+            swaps = {r.swap for r in replies if r.swap}
+            times = sorted(r.seconds for r in replies)
+            rows.append([
+                p.task.name, _share_mixed(replies),
+                f"{statistics.median(swaps) * 1000:.1f} ms" if swaps else "none",
+                f"{_quantile(times, 0.5) * 1000:.0f} ms",
+            ])  # fmt: skip
+        out.print(table("", ["task", "mixed", "swap", "p50"], rows))
+
     def _verify(self) -> None:
-        _heading(6, "verify the base")
+        _heading(7, "verify the base")
         found = self._client.verify()
         if found.differing:
             raise DemoError(f"these tensors in memory differ from the base: {', '.join(found.differing)}")
@@ -267,6 +286,11 @@ def _seen_by_all(change: Change) -> None:
 
 def _heading(number: int, text: str) -> None:
     out.print(f"\n[bold]{number}.[/] {text}", highlight=False)
+
+
+def _share_mixed(replies: list[Reply]) -> str:
+    """The share of requests that ran beside requests to other tasks."""
+    return f"{sum(r.mixed for r in replies) / len(replies):.0%}"
 
 
 def _quantile(ordered: list[float], share: float) -> float:

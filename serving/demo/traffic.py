@@ -20,6 +20,7 @@ class Reply:
         right: whether the predicted label is the example's.
         seconds: from sending to the answer.
         swap: seconds that the change of weights took; 0 if the task was active already.
+        mixed: whether it ran beside requests to other tasks, in one forward pass.
         sent: when it was sent, in seconds of `time.perf_counter`.
     """
 
@@ -29,6 +30,7 @@ class Reply:
     right: bool
     seconds: float
     swap: float
+    mixed: bool
     sent: float
 
 
@@ -81,7 +83,7 @@ async def ask(client: AsyncClient, task: str, example: Example) -> Reply:
         answer = await client.predict(task, example.text, parameters={"top_k": 1})
     except ClientError as error:
         status = error.status if isinstance(error, ApiError) else 0
-        return Reply(task, status, "", False, time.perf_counter() - sent, 0.0, sent)
+        return Reply(task, status, "", False, time.perf_counter() - sent, 0.0, False, sent)
     seconds = time.perf_counter() - sent
     right = answer.outputs[0][0]["label"] == example.label
-    return Reply(task, 200, answer.digest, right, seconds, answer.timing.get("swap", 0.0), sent)
+    return Reply(task, 200, answer.digest, right, seconds, answer.timing.get("swap", 0.0), answer.mixed, sent)

@@ -45,7 +45,6 @@ class AllKeysPolicy:
         limits = self._limits.divided(sum(map(len, queues)), free)
         return batch_around(window[0], window, self._cost.fixed, self._cost.token, limits)
 
-
     def backlog_seconds(self, queues: Sequence[Queue[T]]) -> float:
         """How long the base's passes over queues will take, by the learned costs: full batches, no padding."""
         batches = -(-sum(map(len, queues)) // self._limits.rows)

@@ -123,7 +123,10 @@ class DeviceTiers:
         return self._trials.on_trial(digest, delta, spec)
 
     def renew(self, loaded: Loaded) -> None:
-        """Attach a task anew, after a failed exchange has spoiled its buffers. On a thread that has the weights alone."""
+        """Attach a task anew, after a failed exchange has spoiled its buffers.
+
+        On a thread that has the weights alone.
+        """
         delta = self._trials.delta_of(loaded) or self._cache.load(loaded.digest).delta
         name, tier = f"{loaded.digest} renewed", loaded.tier
         made = self._preparation.prepare_task(name, delta, tier, self._memory.reserve, loaded.spec)
