@@ -18,9 +18,7 @@ BLOOM_1B7 = BloomConfig(hidden_size=2048, n_layer=24, n_head=16, vocab_size=250_
 _SHARD_BYTES = 400_000_000
 
 
-def write_pair(
-    folder: Path, config: BloomConfig = BLOOM_1B7, shard_bytes: int = _SHARD_BYTES
-) -> tuple[Path, Path]:
+def write_pair(folder: Path, config: BloomConfig = BLOOM_1B7, shard_bytes: int = _SHARD_BYTES) -> tuple[Path, Path]:
     """Write `folder`/base and `folder`/tuned in bfloat16; every weight of the fine-tune has moved a little."""
     base, tuned = folder / "base", folder / "tuned"
     _write(base, config, BloomModel, shard_bytes, moved=False)
