@@ -63,7 +63,11 @@ def masks(base, files) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def report(base, files, tmp_path_factory) -> Report:
-    return visualize(base, files, tmp_path_factory.mktemp("gallery") / "out")
+    """Of each delta one kind of matrix across layers and one matrix for itself; more of them are drawn alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "_MOST_KINDS", 1)
+        patch.setattr(gallery, "_MOST_MATRICES", len(files))
+        return visualize(base, files, tmp_path_factory.mktemp("gallery") / "out")
 
 
 class Page(HTMLParser):
@@ -163,8 +167,10 @@ def test_a_delta_overlaps_itself_completely(base, files, tmp_path):
     assert pair.overall.jaccard_by_chance < 0.5
 
 
-def test_there_is_a_picture_of_every_view(report):
-    views = [picture.view for picture in report.pictures]
+@pytest.mark.usefixtures("blank_pictures")
+def test_there_is_a_picture_of_every_view(base, files, report, tmp_path):
+    assert {picture.view for picture in report.pictures} == {"fractions", "overlap", "layers", "matrix"}
+    views = [picture.view for picture in visualize(base, files, tmp_path / "out").pictures]
     assert views.count("fractions") == 3
     assert views.count("overlap") == 2
     assert views.count("layers") == 3 * 6  # query, key, value, attention's output, feed-forward in and out
