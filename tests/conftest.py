@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -56,6 +57,18 @@ _WORDS = [
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOCABULARY = [*_SPECIAL, *_LETTERS.replace("a", ""), *(f"##{c}" for c in _LETTERS), *"0123456789.,?!'", *_WORDS]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every later collection of garbage, which otherwise takes up to a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At its exit the interpreter tears all down that it can, and some libraries complain about what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +152,20 @@ def tiny_tuned(tiny_base: Path, make_fine_tune: Callable[..., Path]) -> dict[str
         "mood": make_fine_tune(tiny_base, ["bad", "good"], seed=2, name="mood"),
         "stars": make_fine_tune(tiny_base, ["1", "2", "3", "4", "5"], seed=3, name="stars"),
     }
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are blank, for tests of what stands beside them; drawing takes longest by far."""
+    from PIL import Image
+
+    from ken_core.viz import pictures
+    from ken_core.viz.canvas import Drawing
+    from ken_core.viz.palette import png
+
+    blank = Drawing(png(Image.new("RGB", (2, 2))), 1)
+    for name in ("draw_fractions", "draw_layer_overlaps", "draw_layers", "draw_matrix", "draw_overlap_matrix"):
+        monkeypatch.setattr(pictures, name, lambda *content: blank)
 
 
 def _tokenizer() -> Any:

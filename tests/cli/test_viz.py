@@ -41,7 +41,9 @@ def deltas(make_delta: Callable[..., Path]) -> list[Path]:
 ONE = ("--tensor", "*.1.*query.weight")
 
 
-def test_viz_writes_pictures_and_a_page_and_says_so(tiny_base: Path, deltas: list[Path], tmp_path: Path) -> None:
+def test_viz_writes_pictures_and_a_page_and_prints_what_is_kept_and_the_overlap(
+    tiny_base: Path, deltas: list[Path], tmp_path: Path
+) -> None:
     ended = ken("viz", *deltas, "--base", tiny_base, "--out", tmp_path / "out", *ONE)
     assert ended.returncode == 0, ended.stderr
     pictures = list((tmp_path / "out").glob("*.png"))
@@ -49,22 +51,20 @@ def test_viz_writes_pictures_and_a_page_and_says_so(tiny_base: Path, deltas: lis
     assert f"wrote {len(pictures)} pictures" in ended.stderr
     assert "index.html" in ended.stderr
     assert "wrote" not in ended.stdout
-
-
-def test_viz_prints_what_is_kept_by_kind_and_the_overlap(tiny_base: Path, deltas: list[Path], tmp_path: Path) -> None:
-    ended = ken("viz", *deltas, "--base", tiny_base, "--out", tmp_path / "out", *ONE)
     for text in ("attention.self.query.bias", "embeddings.word_embeddings", "topics", "mood", "all", "10.0%"):
         assert text in ended.stdout
     assert "topics and mood" in ended.stdout
     assert "by chance" in ended.stdout
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_viz_of_one_delta_prints_no_overlap(tiny_base: Path, deltas: list[Path], tmp_path: Path) -> None:
     ended = ken("viz", deltas[0], "--base", tiny_base, "--out", tmp_path / "out", *ONE)
     assert ended.returncode == 0, ended.stderr
     assert "overlap" not in ended.stdout
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_viz_as_json_has_every_figure(tiny_base: Path, deltas: list[Path], tmp_path: Path) -> None:
     ended = ken("viz", *deltas, "--base", tiny_base, "--out", tmp_path / "out", *ONE, "--json")
     assert ended.returncode == 0, ended.stderr
@@ -86,6 +86,7 @@ def test_viz_as_json_has_every_figure(tiny_base: Path, deltas: list[Path], tmp_p
     assert {part["layer"] for part in pair["by_layer"]} == {None, 0, 1}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_viz_tells_deltas_of_one_file_name_apart(
     tiny_base: Path, make_delta: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_viz_tells_deltas_of_one_file_name_apart(
     assert [row["delta"] for row in found["deltas"]] == [f"{path.parent.name}/task" for path in same]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_viz_of_many_deltas_prints_a_row_each_and_the_largest_overlaps(
     tiny_base: Path, deltas: list[Path], tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_viz_of_many_deltas_prints_a_row_each_and_the_largest_overlaps(
     assert "attention.self" not in ended.stdout
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_viz_prints_a_file_name_that_looks_like_markup_as_it_is(
     tiny_base: Path, make_delta: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -18,22 +18,24 @@ BLOOM_1B7 = BloomConfig(hidden_size=2048, n_layer=24, n_head=16, vocab_size=250_
 _SHARD_BYTES = 400_000_000
 
 
-def write_pair(folder: Path, config: BloomConfig = BLOOM_1B7) -> tuple[Path, Path]:
+def write_pair(folder: Path, config: BloomConfig = BLOOM_1B7, shard_bytes: int = _SHARD_BYTES) -> tuple[Path, Path]:
     """Write `folder`/base and `folder`/tuned in bfloat16; every weight of the fine-tune has moved a little."""
     base, tuned = folder / "base", folder / "tuned"
-    _write(base, config, BloomModel, moved=False)
-    _write(tuned, config, BloomForSequenceClassification, moved=True)
+    _write(base, config, BloomModel, shard_bytes, moved=False)
+    _write(tuned, config, BloomForSequenceClassification, shard_bytes, moved=True)
     return base, tuned
 
 
-def _write(folder: Path, config: PretrainedConfig, model_class: type[PreTrainedModel], *, moved: bool) -> None:
+def _write(
+    folder: Path, config: PretrainedConfig, model_class: type[PreTrainedModel], shard_bytes: int, *, moved: bool
+) -> None:
     folder.mkdir(parents=True)
     config.architectures = [model_class.__name__]
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     places: dict[str, str] = {}
     total = 0
-    for number, shard in enumerate(_shards(config, model_class, moved=moved)):
+    for number, shard in enumerate(_shards(config, model_class, shard_bytes, moved=moved)):
         name = f"model-{number:05d}.safetensors"
         save_file(shard, folder / name, {"format": "pt"})
         places |= dict.fromkeys(shard, name)
@@ -43,14 +45,14 @@ def _write(folder: Path, config: PretrainedConfig, model_class: type[PreTrainedM
 
 
 def _shards(
-    config: PretrainedConfig, model_class: type[PreTrainedModel], *, moved: bool
+    config: PretrainedConfig, model_class: type[PreTrainedModel], shard_bytes: int, *, moved: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in model_class(config).named_parameters()}
     shard: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         shard[name] = _random(name.removeprefix("transformer."), shape, moved=moved)
-        if sum(t.nbytes for t in shard.values()) > _SHARD_BYTES:
+        if sum(t.nbytes for t in shard.values()) > shard_bytes:
             yield shard
             shard = {}
     yield shard

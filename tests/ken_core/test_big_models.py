@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import BloomConfig
 
-from ken_core import deltafile
+from ken_core import deltafile, extract, open_base, open_tuned
 from tests.ken_core.big_pair import BLOOM_1B7, write_pair
 
 GIB = 1 << 30
@@ -82,50 +84,37 @@ def _bloom_1b7(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return _PAIR[0]
 
 
-@pytest.fixture(scope="module")
-def middling_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A pair in several shards, large enough to be interrupted in the middle of it."""
+def test_an_interrupted_extraction_leaves_the_file_that_was_there_before_and_no_other(tmp_path):
     config = BloomConfig(hidden_size=512, n_layer=6, n_head=8, vocab_size=60_000, num_labels=3, pad_token_id=3)
-    return write_pair(tmp_path_factory.mktemp("middling"), config)
-
-
-def test_an_interrupted_extraction_leaves_no_file_behind(middling_pair, tmp_path):
-    base, tuned = middling_pair
-    process = start_extract(base, tuned, tmp_path / "delta.ken", "--method", "ken-grid", "--k", "200")
+    base, tuned = write_pair(tmp_path / "pair", config)
+    out = tmp_path / "out" / "delta.ken"
+    out.parent.mkdir()
+    out.write_bytes(b"the one before")
+    process = start_extract(base, tuned, out, "--method", "ken-grid", "--k", "200")
     interrupt(process, tuned)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(out.parent) == ["delta.ken"]
+    assert out.read_bytes() == b"the one before"
 
 
-def test_a_file_that_was_there_before_survives_an_interrupted_extraction(middling_pair, tmp_path):
-    base, tuned = middling_pair
-    (tmp_path / "delta.ken").write_bytes(b"the one before")
-    process = start_extract(base, tuned, tmp_path / "delta.ken", "--method", "ken-grid", "--k", "200")
-    interrupt(process, tuned)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (tmp_path / "delta.ken").read_bytes() == b"the one before"
+def test_sharded_pairs_give_the_delta_that_unsharded_ones_give(tmp_path):
+    config = BloomConfig(hidden_size=64, n_layer=3, n_head=4, vocab_size=3000, num_labels=3, pad_token_id=3)
+    sharded = write_pair(tmp_path / "sharded", config, shard_bytes=100_000)
+    for folder in sharded:
+        assert len(list(folder.glob("*.safetensors"))) > 2
+    whole = [joined(folder, tmp_path / folder.name) for folder in sharded]
+    digests = set()
+    for base, tuned in (sharded, whole):
+        opened = open_base(str(base))
+        digests.add(deltafile.write(extract(opened, open_tuned(str(tuned))), opened, tmp_path / "delta.ken").digest)
+    assert len(digests) == 1
 
 
-def test_sharded_pairs_give_the_delta_that_unsharded_ones_give(middling_pair, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    digests = []
-    for whole in (False, True):
-        folders = []
-        for folder in middling_pair:
-            if whole:
-                joined = tmp_path / folder.name
-                shutil.copytree(folder, joined, ignore=shutil.ignore_patterns("*.safetensors*"))
-                tensors = {n: t for f in sorted(folder.glob("*.safetensors")) for n, t in load_file(f).items()}
-                save_file(tensors, joined / "model.safetensors", {"format": "pt"})
-            folders.append(tmp_path / folder.name if whole else folder)
-        process = start_extract(*folders, tmp_path / f"{whole}.ken")
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        digests.append(deltafile.open_file(tmp_path / f"{whole}.ken").digest)
-    assert digests[0] == digests[1]
+def joined(folder: Path, out: Path) -> Path:
+    """The same checkpoint in one file."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors = {n: t for f in sorted(folder.glob("*.safetensors")) for n, t in load_file(f).items()}
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out

@@ -353,6 +353,19 @@ def test_the_result_may_be_part_of_a_wider_tensor_but_its_rows_lie_in_one_piece(
         correction_cpu.linear(torch.zeros(200, case.out.shape[0]).T, turned, case.arena, case.shifts)
 
 
+@pytest.mark.parametrize("strides", [(0, 0), (5, 2)])
+@pytest.mark.parametrize("correction", FAST)
+def test_an_empty_result_is_taken_however_its_strides_are_told(correction: Correction, strides):
+    """Numpy gives an empty array strides of 0, and torch keeps them."""
+    packed = pack([Segment(64, pack_mask(np.ones(15, np.bool_)), np.zeros(15, np.uint32))], torch.float32, CPU)
+    shifts = [linear_shift(packed, 64, (5, 3))]
+    out = torch.empty(0).as_strided((0, 5), strides)
+    correction.linear(
+        out, correction.tokens(torch.empty(0, 3), correction.groups([slice(0, 0)])), torch.ones(128), shifts
+    )
+    assert out.shape == (0, 5)
+
+
 def test_what_does_not_fit_together_is_refused():
     case = a_batch()
     groups = correction_cpu.groups(case.slices)

@@ -1,4 +1,4 @@
-"""Ten thousand activations of fifty deltas, with failures at random moments: every answer is a dedicated model's."""
+"""Thousands of activations of fifty deltas, with failures at random moments: every answer is a dedicated model's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection
 
-ACTIVATIONS = 10_000
+ACTIVATIONS = [2_400, pytest.param(10_000, marks=pytest.mark.slow)]
+"""Of all bases and dtypes together."""
 DELTAS_OF_A_BASE = 25
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BASES = ["gpt2", "bert"]
@@ -350,15 +351,18 @@ def stored_bytes(resident: ResidentModel) -> dict[int, bytes]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("base", BASES)
-def test_every_task_answers_as_its_own_model_whatever_failed_before(base, dtype, estates, few_tokens, tmp_path):
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_every_task_answers_as_its_own_model_whatever_failed_before(
+    activations, base, dtype, estates, few_tokens, tmp_path
+):
     life = Life(estates[base], dtype, few_tokens, tmp_path)
     first = stored_bytes(life.resident)
     life.check()
-    turns = ceil(ACTIVATIONS / len(BASES) / len(DTYPES))
+    turns = ceil(activations / len(BASES) / len(DTYPES))
     for _ in range(turns):
         life.take_a_turn()
     assert life.checked > turns
-    assert min(life.failed_exchanges, life.failed_attachments, life.refused_files) > 5
+    assert min(life.failed_exchanges, life.failed_attachments, life.refused_files) >= turns // 400
     assert life.resident.verify() == []
     assert life.resident.poisoned is None
     assert stored_bytes(life.resident) == first

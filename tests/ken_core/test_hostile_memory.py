@@ -108,9 +108,9 @@ def vocabulary(count: int) -> Edit:
     return edit
 
 
-def file(name: str, data: bytes) -> Edit:
+def file(name: str, before: bytes, repeated: bytes, times: int, after: bytes) -> Edit:
     def edit(manifest: Manifest, streams: Streams) -> None:
-        manifest["files"][name], streams[f"files/{name}"] = stream(data)
+        manifest["files"][name], streams[f"files/{name}"] = stream(before + repeated * times + after)
 
     return edit
 
@@ -127,6 +127,10 @@ def config(**keys: Any) -> Edit:
     return lambda manifest, streams: manifest["config"].update(keys)
 
 
+def junk(count: int) -> Edit:
+    return lambda manifest, streams: manifest["config"].update(junk=[[] for _ in range(count)])
+
+
 BOMBS: dict[str, tuple[Edit, str]] = {
     "a head nobody asked for": (whole("head", "nowhere", 100, 1 << 20), "has no 'nowhere'"),
     "a head of another shape": (whole("head", "classifier.weight", 1 << 20, 100), "its config asks for"),
@@ -137,9 +141,9 @@ BOMBS: dict[str, tuple[Edit, str]] = {
     "a million layers": (config(num_hidden_layers=1_000_000), "num_hidden_layers"),
     "layers of another architecture": (config(model_type="qwen2", num_hidden_layers=10**6), "qwen2"),
     "a mask of gaps": (gaps, "at most"),
-    "millions of values in the config": (config(junk=[[] for _ in range(3_000_000)]), "values"),
-    "a tokenizer of millions of values": (file("tokenizer.json", b'{"a":[' + b"[]," * 5_000_000 + b"[]]}"), "values"),
-    "a tokenizer of a hundred megabytes": (file("tokenizer.json", b'{"a":"' + b"x" * (100 << 20) + b'"}'), "at most"),
+    "millions of values in the config": (junk(3_000_000), "values"),
+    "a tokenizer of millions of values": (file("tokenizer.json", b'{"a":[', b"[],", 5_000_000, b"[]]}"), "values"),
+    "a tokenizer of a hundred megabytes": (file("tokenizer.json", b'{"a":"', b"x", 100 << 20, b'"}'), "at most"),
 }
 
 

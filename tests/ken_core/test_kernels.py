@@ -51,13 +51,13 @@ KERNELS = [
     pytest.param(triton_on_a_gpu, id="triton", marks=[needs_triton, needs_a_gpu]),
 ]
 
-TWICE = [
+SLOW_IN_THE_INTERPRETER = [
     pytest.param(*kernel.values, id=kernel.id, marks=[*kernel.marks, pytest.mark.slow])
     if kernel.id == "triton-interpreted"
     else kernel
     for kernel in KERNELS
 ]
-"""Kernels for tests that exchange twice; in the interpreter this takes a minute, so there it is slow."""
+"""Kernels, of which the interpreted one takes a minute for as many examples as the others; so there it is slow."""
 
 sizes = st.one_of(
     st.integers(1, 200),
@@ -123,11 +123,7 @@ def arena_of(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
     return from_bits(bits.copy(), dtype)
 
 
-@pytest.mark.parametrize("exchange", KERNELS)
-@settings(max_examples=50)
-@given(arena=arenas())
-def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, arena):
-    bits, segments, dtype = arena
+def assert_exchanged(exchange: Exchange, bits: Bits, segments: list[Segment], dtype: torch.dtype) -> None:
     weights, packed = arena_of(bits, dtype), pack(segments, dtype, CPU)
     exchange(weights, packed)
     after, held = expected_exchange(bits, segments)
@@ -135,7 +131,22 @@ def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, aren
     assert np.array_equal(as_bits(packed.values), held)
 
 
-@pytest.mark.parametrize("exchange", TWICE)
+@pytest.mark.parametrize("exchange", SLOW_IN_THE_INTERPRETER)
+@settings(max_examples=50)
+@given(arena=arenas())
+def test_an_exchange_trades_exactly_the_masked_elements(exchange: Exchange, arena):
+    assert_exchanged(exchange, *arena)
+
+
+@needs_triton
+@settings(max_examples=10)
+@given(arena=arenas())
+def test_the_triton_kernel_trades_exactly_the_masked_elements(arena):
+    """In the interpreter, as above, with fewer examples."""
+    assert_exchanged(triton_interpreter.exchange, *arena)
+
+
+@pytest.mark.parametrize("exchange", SLOW_IN_THE_INTERPRETER)
 @settings(max_examples=40)
 @given(arena=arenas())
 def test_a_second_exchange_restores_the_weights_and_the_values(exchange: Exchange, arena):

@@ -22,7 +22,7 @@ from ken_core.deltafile import DeltaFile
 from ken_core.errors import BaseMismatchError, DeltaFormatError, KenError
 from ken_core.fingerprint import fingerprint
 from ken_core.selection import Budget, Selection
-from ken_core.viz import MissingMatplotlibError, NoSuchTensorError, Report, visualize
+from ken_core.viz import MissingMatplotlibError, NoSuchTensorError, Report, gallery, visualize
 from ken_core.viz.names import place
 
 PAPER = Selection("ken", Budget("row", 0.25))
@@ -63,7 +63,11 @@ def masks(base, files) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def report(base, files, tmp_path_factory) -> Report:
-    return visualize(base, files, tmp_path_factory.mktemp("gallery") / "out")
+    """Of each delta one kind of matrix across layers and one matrix for itself; more of them are drawn alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "_MOST_KINDS", 1)
+        patch.setattr(gallery, "_MOST_MATRICES", len(files))
+        return visualize(base, files, tmp_path_factory.mktemp("gallery") / "out")
 
 
 class Page(HTMLParser):
@@ -102,6 +106,7 @@ def test_every_layer_and_kind_has_the_fraction_its_masks_have(base, report, mask
             assert (tally.kept, tally.elements) == (np.count_nonzero(own), own.size)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_tensor_of_which_nothing_is_kept_counts_with_all_its_elements(base, tiny_tuned, tmp_path):
     file = write(base, tiny_tuned["mood"], tmp_path / "few.ken", Selection(budget=Budget(fraction=0.0001)))
     report = visualize(base, [file], tmp_path / "out")
@@ -112,14 +117,23 @@ def test_a_tensor_of_which_nothing_is_kept_counts_with_all_its_elements(base, ti
     assert subject.overall.kept == file.manifest.stored
 
 
+@pytest.fixture
+def _one_kind(monkeypatch) -> None:
+    """One kind of matrix across layers in place of six."""
+    monkeypatch.setattr(gallery, "_MOST_KINDS", 1)
+
+
+@pytest.mark.usefixtures("_one_kind")
 def test_a_delta_that_keeps_nothing_at_all_is_drawn(base, tiny_tuned, tmp_path):
     file = write(base, tiny_tuned["mood"], tmp_path / "none.ken", Selection(budget=Budget(fraction=0.0)))
-    report = visualize(base, [file, file], tmp_path / "out")
+    report = visualize(base, [file, file], tmp_path / "out", tensors=["*.0.*query.weight"])
     assert report.subjects[0].overall.kept == 0
     assert np.isnan(report.pairs[0].overall.jaccard)
+    assert {picture.view for picture in report.pictures} == {"fractions", "overlap", "layers", "matrix"}
     assert (tmp_path / "out" / "index.html").is_file()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_resized_embedding_counts_as_kept_in_full_and_has_no_positions(base, tiny_base, save_noisy, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
@@ -145,6 +159,7 @@ def test_overlaps_are_those_of_the_masks_overall_and_by_layer(report, masks):
             assert found.both_by_chance == pytest.approx(chance)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_delta_overlaps_itself_completely(base, files, tmp_path):
     (pair,) = visualize(base, [files[0], files[0]], tmp_path / "out").pairs
     assert pair.first != pair.second
@@ -152,8 +167,10 @@ def test_a_delta_overlaps_itself_completely(base, files, tmp_path):
     assert pair.overall.jaccard_by_chance < 0.5
 
 
-def test_there_is_a_picture_of_every_view(report):
-    views = [picture.view for picture in report.pictures]
+@pytest.mark.usefixtures("blank_pictures")
+def test_there_is_a_picture_of_every_view(base, files, report, tmp_path):
+    assert {picture.view for picture in report.pictures} == {"fractions", "overlap", "layers", "matrix"}
+    views = [picture.view for picture in visualize(base, files, tmp_path / "out").pictures]
     assert views.count("fractions") == 3
     assert views.count("overlap") == 2
     assert views.count("layers") == 3 * 6  # query, key, value, attention's output, feed-forward in and out
@@ -178,6 +195,7 @@ def test_two_deltas_of_one_file_name_are_told_apart(report):
     assert len({picture.file.lower() for picture in report.pictures}) == len(report.pictures)
 
 
+@pytest.mark.usefixtures("_one_kind")
 def test_the_same_deltas_give_the_same_files(base, files, tmp_path):
     first, second = (visualize(base, files[:1], tmp_path / name, tensors=["*.0.*query.weight"]) for name in "ab")
     assert [p.file for p in first.pictures] == [p.file for p in second.pictures]
@@ -185,6 +203,7 @@ def test_the_same_deltas_give_the_same_files(base, files, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_single_delta_has_no_overlap(base, files, tmp_path):
     report = visualize(base, files[:1], tmp_path / "out")
     assert report.pairs == ()
@@ -192,6 +211,7 @@ def test_a_single_delta_has_no_overlap(base, files, tmp_path):
     assert "Overlap" not in page_of(report).text
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_patterns_choose_the_matrices_that_are_drawn_for_themselves(base, files, tmp_path):
     report = visualize(base, files[:1], tmp_path / "out", tensors=["*.1.*.query.*", "embeddings.LayerNorm.weight"])
     assert [picture.title for picture in report.pictures if picture.view == "matrix"] == [
@@ -259,6 +279,7 @@ def test_the_page_has_colours_for_light_and_dark_screens(report):
     assert text.count("--ink:") == text.count("--ground:") == 2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_names_from_files_are_text_on_the_page_and_nothing_else(tiny_base, make_fine_tune, tmp_path):
     folder = tmp_path / f"base {HOSTILE}".replace("/", "")
     shutil.copytree(tiny_base, folder)
@@ -294,6 +315,7 @@ def test_a_delta_of_another_base_is_refused_before_anything_is_drawn(
     assert left_in_tmp_path() == ["other"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_damaged_delta_after_a_sound_one_leaves_nothing_half_written(base, files, tmp_path, left_in_tmp_path):
     damaged = tmp_path / "damaged.ken"
     data = bytearray(files[1].path.read_bytes())
@@ -312,6 +334,7 @@ def test_a_damaged_delta_after_a_sound_one_leaves_nothing_half_written(base, fil
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_ctrl_c_leaves_nothing(base, files, tmp_path, left_in_tmp_path):
     def interrupt(done: int, pictures: int, last: str) -> None:
         if done == 3:
@@ -329,6 +352,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(base, files, tmp_path, left_in
     assert left_in_tmp_path() == ["mine.txt"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_empty_folder_is_filled(base, files, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -337,6 +361,7 @@ def test_an_empty_folder_is_filled(base, files, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_progress_counts_the_pictures(base, files, tmp_path):
     steps = []
     report = visualize(base, files[:2], tmp_path / "out", progress=lambda *step: steps.append(step))

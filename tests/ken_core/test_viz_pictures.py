@@ -72,19 +72,19 @@ def test_every_block_of_a_matrix_is_seen_where_it_is(shape):
     assert np.array_equal(points(pixels(draw_matrix("t", "n", view)), *view.kept.shape), view.kept > 0)
 
 
-@pytest.mark.parametrize("place", [(0, 0), (25_087, 2_047), (12_345, 777)])
-def test_a_single_kept_element_of_a_huge_matrix_is_seen(place):
-    view = view_of(with_element((25_088, 2_048), place))
+def test_single_kept_elements_of_a_huge_matrix_are_seen():
+    places = [(0, 0), (12_345, 777), (25_087, 2_047)]
+    view = view_of(with_element((25_088, 2_048), *places))
     seen = points(pixels(draw_matrix("t", "n", view)), *view.kept.shape)
-    assert np.argwhere(seen).tolist() == [[place[0] // view.block[0], place[1] // view.block[1]]]
+    assert np.argwhere(seen).tolist() == [[row // view.block[0], column // view.block[1]] for row, column in places]
 
 
 def test_a_single_kept_element_is_seen_in_the_last_of_many_layers():
     shape = (1200, 900)
     empty, one = (view_of(with_element(shape, *places), 160) for places in ([], [(1199, 899)]))
-    views = [(0, view_of(with_element(shape, (0, 0)), 160)), *((layer, empty) for layer in range(1, 24))]
+    views = [(0, view_of(with_element(shape, (0, 0)), 160)), *((layer, empty) for layer in range(1, 14))]
     without = pixels(draw_layers("t", "n", views))
-    picture = pixels(draw_layers("t", "n", [*views[:-1], (23, one)]))
+    picture = pixels(draw_layers("t", "n", [*views[:-1], (13, one)]))
     assert (np.abs(picture - without).max(axis=2) > 20).sum() >= 8  # a block of both views, two pixels each way
 
 
@@ -101,10 +101,10 @@ def test_pictures_fit_a_screen():
 
 
 def test_more_kept_is_a_different_colour():
-    kept = np.random.default_rng(2).random((2048, 2048)) < 0.1
+    kept = np.random.default_rng(2).random((1024, 1024)) < 0.1
     half = kept.copy()
-    half[:, 1024:] |= np.random.default_rng(3).random((2048, 1024)) < 0.3
-    picture = pixels(draw_matrix("t", "n", view_of(half)))
+    half[:, 512:] |= np.random.default_rng(3).random((1024, 512)) < 0.3
+    picture = pixels(draw_matrix("t", "n", view_of(half, 128)))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 60
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socketserver
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,6 +42,14 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever KEN_* the developer's shell has must not change what is tested."""
     for name in [n for n in os.environ if n.startswith("KEN_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_that_stop_at_once() -> Iterator[None]:
+    """`socketserver` looks every half second whether it should stop, and hundreds of tests stop a service."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
+        yield
 
 
 @pytest.fixture(scope="session")

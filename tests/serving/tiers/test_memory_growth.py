@@ -16,7 +16,7 @@ from transformers import BertForSequenceClassification
 
 from ken_core import Budget, Delta, Selection, deltafile, extract, open_base, wrap
 
-TASKS = 64
+TASKS = 32
 KEPT = 0.05
 
 
