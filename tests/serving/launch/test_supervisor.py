@@ -56,10 +56,16 @@ def supervised(tmp_path: Path) -> Iterator[Callable[[str], Supervised]]:
 
 
 def is_gone(pid: int) -> bool:
+    """Whether a process has ended, or ends in a moment: a killed process takes its time on a busy machine."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        for _ in range(200):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.01)
     except psutil.NoSuchProcess:
         return True
+    return False
 
 
 @pytest.mark.parametrize(
