@@ -66,10 +66,14 @@ BARS = (
 BY_NAME: Mapping[str, Bar] = {bar.name: bar for bar in BARS}
 
 
-def bars_table(rows: Iterable[Row]) -> Table:
-    """Every bar with the figure that these rows have for it, and whether it was met."""
+def bars_table(rows: Iterable[Row], note: str = "") -> Table:
+    """Every bar with the figure that these rows have for it, and whether it was met.
+
+    Args:
+        note: behind the title: where this run differs from what the bars say.
+    """
     values = {row.name: row.value for row in rows}
-    table = Table(title="bars", title_justify="left")
+    table = Table(title=f"bars{note}", title_justify="left")
     for column, justify in (("bar", "left"), ("what", "left"), ("value", "right"), ("wanted", "left"), ("", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for bar in BARS:
