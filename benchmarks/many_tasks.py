@@ -1,10 +1,14 @@
-"""Deriving any number of tasks from one fine-tune, each with a delta of its own.
+"""Deriving any number of tasks from one fine-tune, each with a delta of its own: kept elements, or low-rank factors.
 
 A fine-tune's selection is extracted once, with the defaults: 10 % of all elements, one threshold. Task i keeps as many
 values of every tensor, at the same distances from one another, but shifted: its masks are the selection's, rolled by a
 random offset, and its values are the fine-tune's at the new positions. So digests, masks and values differ between any
 two tasks, and a switch exchanges as much as a switch between real tasks does. The answers are those of a model, though
 not of a good one.
+
+A low-rank task shifts every Linear of the backbone by the first factors of the singular value decomposition of what the
+fine-tune changed there. For task i the rows of one factor and the columns of the other are rolled by random offsets, so
+the shift is as large as the fine-tune's and differs between any two tasks.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ken_core import Checkpoint, Delta, deltafile, extract
 from ken_core.bits import as_bits, pack_mask
+from ken_core.delta import LowRank
 from serving.store import Store
 
 
@@ -44,6 +50,32 @@ def derive(base: Checkpoint, tuned: Checkpoint, count: int) -> Iterator[Delta]:
             rolled = np.roll(mask, int(dice.integers(mask.size)))
             sparse[name] = replace(whole.sparse[name], positions=pack_mask(rolled), values=bits[name][rolled])
         yield replace(whole, sparse=sparse)
+
+
+def derive_low_rank(base: Checkpoint, tuned: Checkpoint, count: int, rank: int = 16) -> Iterator[Delta]:
+    """Yield `count` deltas of the fine-tune that hold factors for every Linear, and nothing else beside the head."""
+    whole = extract(base, tuned)
+    factors = {name: _factors(base, tuned, name, rank) for name in whole.sparse if _is_of_a_linear(base, name)}
+    for seed in range(count):
+        dice = np.random.default_rng(seed)
+        lowrank = {name: _rolled(entry, dice) for name, entry in factors.items()}
+        yield replace(whole, sparse={}, lowrank=lowrank, adapter="lora")
+
+
+def _is_of_a_linear(base: Checkpoint, name: str) -> bool:
+    module, _, parameter = name.rpartition(".")
+    return parameter == "weight" and isinstance(base.backbone.get_submodule(module), torch.nn.Linear)
+
+
+def _factors(base: Checkpoint, tuned: Checkpoint, name: str, rank: int) -> LowRank:
+    shift = tuned.backbone_tensors[name].float() - base.backbone_tensors[name].float()
+    left, sizes, right = torch.linalg.svd(shift, full_matrices=False)
+    return LowRank(right[:rank].contiguous(), (left[:, :rank] * sizes[:rank]).contiguous(), 1.0)
+
+
+def _rolled(entry: LowRank, dice: np.random.Generator) -> LowRank:
+    rows, columns = (int(dice.integers(size)) for size in entry.shape)
+    return LowRank(entry.a.roll(columns, 1), entry.b.roll(rows, 0), entry.scale)
 
 
 def publish(delta: Delta, name: str, base: Checkpoint, store: Store, folder: Path) -> Published:

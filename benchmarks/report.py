@@ -18,12 +18,13 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `against` names the row a ratio divides by."""
+    """One figure. `against` names the row a ratio divides by; `bar` is what is asked of the figure, if anything is."""
 
     name: str
     value: float
     unit: str
     against: str | None = None
+    bar: str | None = None
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -45,8 +46,15 @@ def report(title: str, rows: list[Row], file: Path | None, tables: Sequence[Tabl
     for table in tables or [_plain(title, rows)]:
         Console(width=140).print(table)
     if file:
-        content = {"title": title, "machine": _machine(), "rows": [asdict(row) for row in rows]}
+        content = {"title": title, "machine": _machine(), "rows": [_content(row) for row in rows]}
         file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _content(row: Row) -> dict[str, object]:
+    content = asdict(row)
+    if row.bar is None:
+        del content["bar"]
+    return content
 
 
 def _plain(title: str, rows: list[Row]) -> Table:

@@ -1,4 +1,4 @@
-"""Closed-loop clients in a process of their own: each client sends its next request when the last one was answered.
+"""Closed-loop clients in a process of their own: each sends its next requests when its last ones were answered.
 
     python -m benchmarks.peers.clients < load.json > replies.json
 
@@ -79,31 +79,41 @@ class _Run:
         order = self.load.order
         self.queue = iter(order) if self.load.seconds is None else itertools.cycle(order)
 
-    def next(self) -> int | None:
+    def next(self) -> list[int]:
         if self.load.seconds is not None and time.perf_counter() >= self.begin + self.load.seconds:
-            return None
-        return next(self.queue, None)
+            return []
+        return list(itertools.islice(self.queue, self.load.at_once))
+
+
+Connections = dict[int, _Connection]
+"""One for each port."""
 
 
 async def _client(run: _Run) -> None:
-    connections: dict[int, _Connection] = {}
-    loop = asyncio.get_running_loop()
-    while (index := run.next()) is not None:
-        request = run.load.requests[index]
-        connection = connections.get(request.port)
-        sent = time.perf_counter()
-        status, body = 0, b""
-        try:
-            if connection is None or not connection.usable:
-                _, connection = await loop.create_connection(_Connection, "127.0.0.1", request.port)
-                connections[request.port] = connection
-            status, body = await connection.ask(request.data)
-        except OSError:
-            await asyncio.sleep(0.05)
-        except asyncio.CancelledError:
-            run.replies.append(Reply(index, 0, sent - run.begin, time.perf_counter() - sent, b""))
-            raise
-        run.replies.append(Reply(index, status, sent - run.begin, time.perf_counter() - sent, body))
+    places: list[Connections] = [{} for _ in range(run.load.at_once)]
+    while indices := run.next():
+        asked = [_ask(run, index, connections) for index, connections in zip(indices, places, strict=False)]
+        # one request alone needs no task of its own, which would cost this process time
+        run.replies += [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+
+
+async def _ask(run: _Run, index: int, connections: Connections) -> Reply:
+    request = run.load.requests[index]
+    connection = connections.get(request.port)
+    sent = time.perf_counter()
+    status, body = 0, b""
+    try:
+        if connection is None or not connection.usable:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(_Connection, "127.0.0.1", request.port)
+            connections[request.port] = connection
+        status, body = await connection.ask(request.data)
+    except OSError:
+        await asyncio.sleep(0.05)
+    except asyncio.CancelledError:
+        run.replies.append(Reply(index, 0, sent - run.begin, time.perf_counter() - sent, b""))
+        raise
+    return Reply(index, status, sent - run.begin, time.perf_counter() - sent, body)
 
 
 async def _send(load: Load) -> Replies:

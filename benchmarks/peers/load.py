@@ -20,9 +20,9 @@ Draw = Literal["uniform", "Zipf"]
 
 @dataclass(frozen=True)
 class Request:
-    """One request as bytes, the port it goes to, and the indices of the task and the text it asks about."""
+    """One request as bytes, the port it goes to, and the indices of the tasks and the text it asks about."""
 
-    task: int
+    tasks: tuple[int, ...]
     text: int
     port: int
     data: bytes
@@ -33,7 +33,7 @@ class Load:
     """Requests in the order they are sent.
 
     Args:
-        order: indices into `requests`; every client takes the next index from it.
+        order: indices into `requests`; every client takes the next indices from it.
         lead: seconds at the start that do not count.
         seconds: how long to send after the lead, repeating `order`; None sends `order` once.
     """
@@ -43,6 +43,8 @@ class Load:
     clients: int
     lead: float
     seconds: float | None
+    at_once: int = 1
+    """How many requests a client sends at once, on as many connections; it then waits for all their answers."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Replies:
-    """All answers, and the processor seconds that the clients' process took in `wall` seconds."""
+    """All answers, and the processor seconds that the clients' process took in `wall` seconds.
+
+    Requests that were sent at once have their answers one behind the other.
+    """
 
     replies: list[Reply]
     processor: float
@@ -79,11 +84,11 @@ class Figures:
     clients_share: float
 
 
-def draw(tasks: Sequence[int], texts: int, how: Draw, count: int, seed: int) -> list[tuple[int, int]]:
+def draw(tasks: Sequence[int], texts: Sequence[int], how: Draw, count: int, seed: int) -> list[tuple[int, int]]:
     """Random pairs (task, text). Texts are drawn uniformly; tasks too, or by 1 / rank in the order of `tasks`."""
     dice = random.Random(seed)
     weights = [1.0 if how == "uniform" else 1.0 / rank for rank in range(1, len(tasks) + 1)]
-    return [(task, dice.randrange(texts)) for task in dice.choices(tasks, weights, k=count)]
+    return [(task, dice.choice(texts)) for task in dice.choices(tasks, weights, k=count)]
 
 
 def post(port: int, path: str, body: bytes, *headers: str) -> bytes:
@@ -107,6 +112,14 @@ def figures(answered: Replies, seconds: float | None) -> Figures:
     latencies = sorted(r.seconds for r in counted)
     share = answered.processor / answered.wall
     return Figures(in_time / end, _quantile(latencies, 0.5), _quantile(latencies, 0.99), share)
+
+
+def seconds_at_once(answered: Replies, at_once: int) -> list[float]:
+    """Of requests that were sent at once after the lead: from the first one's sending to the last one's answer."""
+    replies = answered.replies
+    together = [replies[i : i + at_once] for i in range(0, len(replies), at_once)]
+    spans = [(min(r.sent for r in some), max(r.sent + r.seconds for r in some)) for some in together]
+    return [end - begin for begin, end in spans if begin >= 0]
 
 
 def median(runs: Sequence[Figures]) -> Figures:

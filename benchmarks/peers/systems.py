@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,23 @@ each other most of the time (a tenth of the rate, measured)."""
 
 @dataclass(frozen=True)
 class Batches:
-    """Counts of forward passes, of the rows in them, and of the switches before them."""
+    """Counts of forward passes, of the rows in them, of switches, and of the passes that mixed tasks.
+
+    Attributes:
+        groups: of all mixed passes: how many tasks they had.
+    """
 
     count: float
     rows: float
     switches: float
+    mixed: float
+    groups: float
 
     def since(self, before: Batches) -> Batches:
-        return Batches(self.count - before.count, self.rows - before.rows, self.switches - before.switches)
+        return Batches(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
+
+
+_COUNTS = ("batch_rows_count", "batch_rows_sum", "swaps_total", "batch_groups_count", "batch_groups_sum")
 
 
 @dataclass(frozen=True)
@@ -55,25 +64,41 @@ class System:
     versions: str = ""
     """Versions of the packages, for a system that runs in an environment of its own."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's server, be it with other settings or parts."""
+        return self.ask is _ask_ken
+
     def batches(self) -> Batches | None:
         """The counts of this project's replica so far; None for other systems."""
-        if self.ask is not _ask_ken:
+        if not self.is_ours:
             return None
-        counted = dict(
-            re.findall(
-                r"^(ken_batch_rows_(?:sum|count)|ken_swaps_total)(?:{.*?})? (.+)$",
-                self.servers[0].get("/metrics"),
-                re.M,
-            )
-        )
-        return Batches(*(float(counted[f"ken_{n}"]) for n in ("batch_rows_count", "batch_rows_sum", "swaps_total")))
+        counted = dict(re.findall(r"^ken_(\w+)(?:{.*?})? (.+)$", self.servers[0].get("/metrics"), re.M))
+        return Batches(*(float(counted[name]) for name in _COUNTS))
 
     def request(self, task: int, name: str, text: int, words: str) -> Request:
+        """A request to one task."""
         port = self.servers[task % len(self.servers)].port
-        return Request(task, text, port, self.ask(name, words, port))
+        return Request((task,), text, port, self.ask(name, words, port))
 
-    def answer(self, body: bytes) -> Answer:
-        return self.read(json.loads(body))
+    def request_to_many(self, tasks: Sequence[int], names: Sequence[str], text: int, words: str) -> Request:
+        """One request to many tasks, which only this project's server takes."""
+        port = self.servers[0].port
+        content = {"tasks": list(names), "inputs": words, "parameters": {"top_k": 1}}
+        return Request(tuple(tasks), text, port, post(port, "/v1/predict", _json(content)))
+
+    def answers(self, body: bytes) -> list[Answer]:
+        """One for each task that was asked.
+
+        Raises:
+            ValueError: one of many tasks did not answer.
+        """
+        content = json.loads(body)
+        if "results" not in content:
+            return [self.read(content)]
+        if failed := [result for result in content["results"] if "error" in result]:
+            raise ValueError(f"{len(failed)} of {len(content['results'])} tasks failed, the first: {failed[0]}")
+        return [self.read(result) for result in content["results"]]
 
     def memory(self) -> int:
         """Memory of all the system's processes in bytes (PSS)."""
@@ -100,10 +125,10 @@ class Whole:
 
 
 @contextmanager
-def ken(settings: Mapping[str, str], log: Path) -> Iterator[System]:
+def ken(settings: Mapping[str, str], log: Path, name: str = "ken") -> Iterator[System]:
     """This project's server."""
-    with _started("ken", ["-m", "serving.cli", "serve"], _settings(settings), log) as server:
-        yield System("ken", [server], _ask_ken, _read_ken)
+    with _started(name, ["-m", "serving.cli", "serve"], _settings(settings), log) as server:
+        yield System(name, [server], _ask_ken, _read_ken)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, embedded_store(Path(folder) / "store") as url:
         names = [f"t{i}" for i in range(options.tasks)]
         _publish(names, Store(url), Path(folder))
-        service = Service(load_settings(base=demo_base(), data_dir=Path(folder), preload=names), url)
+        service = Service(load_settings(base=demo_base(), data_dir=Path(folder), preload=names, mixed="off"), url)
         recorded = _record(service.engine)
         service.start()
         latencies = asyncio.run(_send(service, names, options.rate, options.seconds))
