@@ -611,10 +611,10 @@ def _unpack_rows(words, first_bit, last_bit, count, positions):  # type: ignore[
 
 
 # A turn is one block of one group. As a rule the turns of a group follow one another, so that its tokens stay in the
-# nearest caches (8 groups of 256 tokens, 768 x 768: twice as fast as taking the groups by turns). Where no group has more
-# than one tile, the groups take the same block of a Linear one after the other, and the block of the base's weights is
-# what stays there (16 groups of 16 tokens, 10 % kept: a tenth faster with BERT-base's matrices, as fast with 384 x 384).
-# Threads take equal shares of the work, whatever the groups' lengths.
+# nearest caches (8 groups of 256 tokens, 768 x 768: twice as fast as taking the groups by turns). Where no group has
+# more than one tile, the groups take the same block of a Linear one after the other, so that the block of the base's
+# weights stays there (16 groups of 16 tokens, 10 % kept: a tenth faster with BERT-base's matrices, as fast with 384 x
+# 384). Threads take equal shares of the work, whatever the groups' lengths.
 
 
 @numba.njit(nogil=True, cache=True)
