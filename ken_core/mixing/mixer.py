@@ -187,7 +187,7 @@ class Mixer:
 def _by_row(tensor: torch.Tensor, rows: int, layout: Layout) -> torch.Tensor:
     """A module's input or output with a first dimension of rows."""
     if layout is Layout.FLAT:
-        return tensor.unflatten(0, (rows, -1))
+        return tensor.reshape(rows, -1, *tensor.shape[1:])
     return tensor.expand(rows, *tensor.shape[1:]) if layout is Layout.SHARED else tensor
 
 
