@@ -16,8 +16,7 @@ alone. The groups are contiguous ranges of token rows (batch times sequence, fla
         tokens = correction.tokens(arguments[0].flatten(0, -2), groups)  # once an input: q, k and v share it
         correction.linear(result.flatten(0, -2), tokens, arena, shifts)
 
-A bias is corrected by the same call: `linear_shift` takes the bias's shift. LayerNorm and RMSNorm multiply by their
-own task's vector, which `tuned_vector` gives.
+A bias is corrected by the same call: `linear_shift` takes the bias's shift.
 
 Preconditions that nothing here can check: the arena holds the base, the packed delta holds tuned values (nothing is
 exchanged in), neither changes during the call, slices are disjoint. Weights and values must be finite. Nothing is
@@ -71,6 +70,11 @@ class Shift:
         return self.offsets.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     @cached_property
+    def kind(self) -> tuple[int, int, torch.dtype]:
+        """Rows, columns and dtype of the weight that it shifts."""
+        return (*self.shape, self.packed.values.dtype)
+
+    @cached_property
     def row(self) -> npt.NDArray[np.int64]:
         """What a kernel is told: addresses of the matrix's first mask word, value and offset and of the bias (0 where
         there is none), start, rows, columns."""
@@ -99,6 +103,11 @@ class Groups:
     tiles: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
     padded: int
+
+    @cached_property
+    def end(self) -> int:
+        """The row behind the last one of any group."""
+        return max((rows.stop for rows in self.slices), default=0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def linear_shift(packed: Packed, start: int, shape: tuple[int, int], bias: torch
     """What a packed delta does to a Linear's weight, stored (outputs, features) from `start` on in the arena.
 
     Args:
-        bias: float32, (outputs,): the shift of the module's bias (`vector_shift`).
+        bias: float32, (outputs,): the shift of the module's bias.
 
     Returns:
         None where the delta touches neither weight nor bias.
@@ -181,44 +190,13 @@ def check(
     rows, columns = shape
     if out.stride(1) != 1 and out.shape[1] > 1 and out.shape[0] > 0:
         raise ValueError(f"elements of a row of the result are {out.stride(1)} apart; expected rows in one piece")
-    if (last := max((rows.stop for rows in groups.slices), default=0)) > out.shape[0]:
-        raise ValueError(f"a group ends at row {last} of {out.shape[0]}")
-    for shift in shifts:
-        if shift is None:
-            continue
-        if shift.shape[1] != columns or rows not in (None, shift.shape[0]):
-            raise ValueError(f"the shift is of a weight of shape {shift.shape}; expected {shape}")
-        if shift.packed.values.dtype != weights.dtype:
-            raise ValueError(f"the shift's values are {shift.packed.values.dtype}, the arena is {weights.dtype}")
-
-
-def tuned_vector(packed: Packed, start: int, base: torch.Tensor) -> torch.Tensor | None:
-    """A one-dimensional tensor with a packed delta's values in place, on the packed delta's device.
-
-    Args:
-        start: the tensor's first element in the arena.
-        base: the base's tensor, in the arena's dtype. Taken from the checkpoint's map where another delta may be in the
-            arena.
-
-    Returns:
-        A new tensor of base's shape and dtype; None where the delta does not touch it.
-    """
-    found = _place(packed, start)
-    if found is None:
-        return None
-    word, value = found
-    words = packed.words[word : word + -(-base.numel() // WORD_BITS)]
-    bit = torch.arange(WORD_BITS, device=words.device)
-    positions = ((words[:, None] >> bit) & 1).reshape(-1).nonzero().reshape(-1)
-    tuned = base.detach().to(packed.values.device).reshape(-1).clone()
-    tuned[positions] = packed.values[value : value + positions.numel()]
-    return tuned.view(base.shape)
-
-
-def vector_shift(packed: Packed, start: int, base: torch.Tensor) -> torch.Tensor | None:
-    """Tuned minus base of a one-dimensional tensor, dense, float32; arguments and None as in `tuned_vector`."""
-    tuned = tuned_vector(packed, start, base)
-    return None if tuned is None else tuned.float() - base.detach().to(tuned.device).float()
+    if groups.end > out.shape[0]:
+        raise ValueError(f"a group ends at row {groups.end} of {out.shape[0]}")
+    for kind in {shift.kind for shift in shifts if shift is not None}:
+        if kind[1] != columns or rows not in (None, kind[0]):
+            raise ValueError(f"the shift is of a weight of shape {kind[:2]}; expected {shape}")
+        if kind[2] != weights.dtype:
+            raise ValueError(f"the shift's values are {kind[2]}, the arena is {weights.dtype}")
 
 
 def _place(packed: Packed, start: int) -> tuple[int, int] | None:

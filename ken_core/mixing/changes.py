@@ -63,6 +63,9 @@ class ModuleChange:
         return own + sum(part.nbytes for part in (self.shift, self.factors) if part is not None)
 
 
+NO_CHANGE = ModuleChange()
+"""Of a delta that leaves a module as the base has it."""
+
 Changes = Mapping[str, ModuleChange]
 """What one delta changes, by module."""
 

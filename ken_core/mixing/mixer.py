@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from ken_core.kernels.correction import Correction, Groups, Shift, Tokens
-from ken_core.mixing.changes import Changes, Factors, is_embedding
+from ken_core.mixing.by_row import by_row, has_vectors_alone
+from ken_core.mixing.changes import NO_CHANGE, Changes, ModuleChange, is_embedding
 from ken_core.mixing.layout import Layout, given_to
+from ken_core.mixing.products import add_products
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,26 @@ class Mixture:
         self._touched = set().union(*(group.changes.keys() for group in groups))
         self._laid_out: tuple[torch.Tensor, Tokens] | None = None
         self._by_entries: dict[int, Groups] = {}
+        self._group_of_row: torch.Tensor | None = None
 
     def touches(self, module: str) -> bool:
         """Whether some task changes a module."""
         return module in self._touched
 
-    def shifts(self, module: str) -> list[Shift | None]:
+    def changes(self, module: str) -> list[ModuleChange]:
         """Of every group."""
-        found = (group.changes.get(module) for group in self._groups)
-        return [None if change is None else change.shift for change in found]
+        return [group.changes.get(module, NO_CHANGE) for group in self._groups]
+
+    def with_rows(self, parts: Sequence[P | None]) -> list[tuple[slice, P]]:
+        """Of every group that has one of these parts, its rows and the part."""
+        return [(rows, part) for rows, part in zip(self._slices, parts, strict=True) if part is not None]
+
+    def group_of_row(self, device: torch.device) -> torch.Tensor:
+        """int64, (rows,): the number of each row's group."""
+        if self._group_of_row is None:
+            rows = torch.tensor([group.rows for group in self._groups])
+            self._group_of_row = torch.arange(len(rows)).repeat_interleave(rows).to(device)
+        return self._group_of_row
 
     def groups(self, entries: int, kernels: Correction) -> Groups:
         """As kernels want them, where each row has so many entries, one behind the other."""
@@ -59,22 +74,6 @@ class Mixture:
             slices = [slice(rows.start * entries, rows.stop * entries) for rows in self._slices]
             found = self._by_entries[entries] = kernels.groups(slices)
         return found
-
-    def own(self, module: str) -> list[tuple[slice, nn.Module]]:
-        """Modules that stand in the base's place, with the rows that each is for."""
-        return [
-            (rows, change.own)
-            for rows, group in zip(self._slices, self._groups, strict=True)
-            if (change := group.changes.get(module)) is not None and change.own is not None
-        ]
-
-    def factors(self, module: str) -> list[tuple[slice, Factors]]:
-        """Low-rank shifts, with the rows that each is for."""
-        return [
-            (rows, change.factors)
-            for rows, group in zip(self._slices, self._groups, strict=True)
-            if (change := group.changes.get(module)) is not None and change.factors is not None
-        ]
 
     def tokens(self, given: torch.Tensor, kernels: Correction) -> Tokens:
         """A module's input as kernels want it: modules with the same input (queries, keys, values) share it."""
@@ -92,6 +91,10 @@ class Mixer:
     Args:
         layouts: of the modules that a mixture may change.
         kernels: the corrections, by the dtype of a weight, and the arena that it lies in.
+
+    Attributes:
+        stacking: modules that compute all rows at once with each row's own vectors; others run once a task. Begins with
+            all that have nothing but vectors.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Mixer:
         self._backbone = backbone
         self._kernels = kernels
         self._running = threading.local()
+        self.stacking = {name for name in layouts if has_vectors_alone(backbone.get_submodule(name))}
         for name, layout in layouts.items():
             module = backbone.get_submodule(name)
             module.forward = self._in_front_of(module.forward, module, name, layout)
@@ -129,40 +133,47 @@ class Mixer:
             given = given_to(args, kwargs)
             if given is None:
                 raise RuntimeError(f"{name} was called with one tensor when it was watched, and is not now")
-            return self._apply(mixture, given, forward, module, name, layout)
+            rows = _by_row(given, mixture.rows, layout)
+            if rows.shape[0] != mixture.rows:
+                raise RuntimeError(f"{name} was called with {tuple(given.shape)} for a batch of {mixture.rows} rows")
+            changes = mixture.changes(name)
+            if name in self.stacking:
+                modules = [module if change.own is None else change.own for change in changes]
+                output = by_row(module, rows, modules, mixture.group_of_row(given.device))
+            else:
+                own = mixture.with_rows([change.own for change in changes])
+                output = _by_row(forward(_known(given, module) if own else given), mixture.rows, layout)
+                output = output.contiguous() if layout is Layout.SHARED else output
+                self._correct(mixture, rows, output, changes, own, module)
+            return output.flatten(0, 1) if layout is Layout.FLAT else output
 
         return changed
 
-    def _apply(
+    def _correct(
         self,
         mixture: Mixture,
         given: torch.Tensor,
-        forward: Callable[..., Any],
+        output: torch.Tensor,
+        changes: Sequence[ModuleChange],
+        own: Sequence[tuple[slice, nn.Module]],
         module: nn.Module,
-        name: str,
-        layout: Layout,
-    ) -> torch.Tensor:
-        own = mixture.own(name)
-        output = forward(_known(given, module) if own else given)
-        entry = given
-        if layout is Layout.FLAT:
-            entry, output = given.unflatten(0, (mixture.rows, -1)), output.unflatten(0, (mixture.rows, -1))
-        elif layout is Layout.SHARED:
-            entry = given.expand(mixture.rows, *given.shape[1:])
-            output = output.expand(mixture.rows, *output.shape[1:]).contiguous()
-        if entry.shape[0] != mixture.rows or output.shape[0] != mixture.rows:
-            raise RuntimeError(f"{name} was called with {tuple(given.shape)} for a batch of {mixture.rows} rows")
+    ) -> None:
+        """Add to the base's output, or put in its place, what each task's rows have other than the base."""
         for rows, instead in own:
-            output[rows] = instead(entry[rows])
-        self._shift(mixture, entry, output, module, name)
-        _add_products(output, entry, mixture.factors(name))
-        whole: torch.Tensor = output.flatten(0, 1) if layout is Layout.FLAT else output
-        return whole
+            output[rows] = instead(given[rows])
+        shifts = [change.shift for change in changes]
+        if any(shifts):
+            self._shift(mixture, given, output, shifts, module)
+        add_products(output, given, mixture.with_rows([change.factors for change in changes]))
 
-    def _shift(self, mixture: Mixture, given: torch.Tensor, output: torch.Tensor, module: nn.Module, name: str) -> None:
-        shifts = mixture.shifts(name)
-        if all(shift is None for shift in shifts):
-            return
+    def _shift(
+        self,
+        mixture: Mixture,
+        given: torch.Tensor,
+        output: torch.Tensor,
+        shifts: Sequence[Shift | None],
+        module: nn.Module,
+    ) -> None:
         kernels, arena = self._kernels[module.weight.dtype]  # type: ignore[index]
         flat = output.view(-1, output.shape[-1])
         if is_embedding(module):
@@ -173,28 +184,13 @@ class Mixer:
             correct(flat, mixture.tokens(given, kernels), arena, shifts)
 
 
+def _by_row(tensor: torch.Tensor, rows: int, layout: Layout) -> torch.Tensor:
+    """A module's input or output with a first dimension of rows."""
+    if layout is Layout.FLAT:
+        return tensor.reshape(rows, -1, *tensor.shape[1:])
+    return tensor.expand(rows, *tensor.shape[1:]) if layout is Layout.SHARED else tensor
+
+
 def _known(ids: torch.Tensor, module: nn.Module) -> torch.Tensor:
     """A task's own embedding may have rows for tokens that the base has none of: the base looks up another there."""
     return ids.clamp(max=module.num_embeddings - 1) if isinstance(module, nn.Embedding) else ids
-
-
-def _add_products(output: torch.Tensor, given: torch.Tensor, shifts: Sequence[tuple[slice, Factors]]) -> None:
-    """Low-rank shifts, each on its own task's rows. Those of one rank are multiplied together."""
-    by_rank: dict[int, list[tuple[slice, Factors]]] = {}
-    for rows, factors in shifts:
-        by_rank.setdefault(factors.up.shape[0], []).append((rows, factors))
-    for alike in by_rank.values():
-        if len(alike) == 1 or given.dim() != 3:
-            for rows, factors in alike:
-                _add_product(output[rows], given[rows], factors)
-            continue
-        places = torch.cat([torch.arange(rows.start, rows.stop, device=output.device) for rows, _ in alike])
-        down = torch.cat([f.down.expand(rows.stop - rows.start, -1, -1) for rows, f in alike])
-        up = torch.cat([f.up.expand(rows.stop - rows.start, -1, -1) for rows, f in alike])
-        output.index_add_(0, places, torch.bmm(torch.bmm(given[places], down), up))
-
-
-def _add_product(output: torch.Tensor, given: torch.Tensor, factors: Factors) -> None:
-    narrow = given @ factors.down if given.is_floating_point() else factors.down[given]
-    flat = output.view(-1, output.shape[-1])
-    torch.addmm(flat, narrow.reshape(-1, narrow.shape[-1]), factors.up, out=flat)

@@ -35,13 +35,19 @@ def mixable(
 ) -> dict[str, str]:
     """Why a parameter cannot be changed by a mixture, by name; those that can are left out.
 
+    Modules that do not compute all rows at once are taken out of `mixer.stacking`, and run once a task from then on.
+
     The weights must be the base's and nobody else's for that time.
     """
     refused = dict(_without_layout(backbone, layouts))
     weights = dict(backbone.named_parameters())
     plain = _outputs(backbone(**batch))
     for names in _alike(name for name in weights if name not in refused):
-        why = _try(backbone, mixer, {name: weights[name] for name in names}, batch, plain)
+        alike = {name: weights[name] for name in names}
+        why = _try(backbone, mixer, alike, batch, plain)
+        if why and (stacked := mixer.stacking & {name.rpartition(".")[0] for name in names}):
+            mixer.stacking -= stacked
+            why = _try(backbone, mixer, alike, batch, plain)
         refused |= dict.fromkeys(names, why) if why else {}
     return refused
 

@@ -26,8 +26,6 @@ from ken_core.kernels.correction import (
     conv1d_shift,
     embedding_shift,
     linear_shift,
-    tuned_vector,
-    vector_shift,
 )
 
 CPU = torch.device("cpu")
@@ -268,8 +266,6 @@ def test_a_delta_that_does_not_touch_a_module_has_no_shift_of_it():
     assert linear_shift(packed, 64, (3, 3)) is None
     assert conv1d_shift(packed, 64, (3, 3)) is None
     assert embedding_shift(packed, 64, (3, 3)) is None
-    assert tuned_vector(packed, 64, torch.zeros(3)) is None
-    assert vector_shift(packed, 64, torch.zeros(3)) is None
 
 
 @given(
@@ -287,24 +283,6 @@ def test_offsets_count_the_values_before_every_block_of_every_row(seed, shape, k
     counts = [int(mask[r, c : c + block].sum()) for r in range(shape[0]) for c in range(0, shape[1], block)]
     assert shift.offsets.tolist() == [0, *np.cumsum(counts).tolist()]
     assert shift.nbytes == 4 * (len(counts) + 1)
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-@given(seed=st.integers(0, 2**32 - 1), size=sides, kept=shares)
-def test_a_vector_has_the_tuned_values_in_place_and_its_shift_is_the_difference(dtype, seed, size, kept):
-    rng = np.random.default_rng(seed)
-    base = numbers(rng, size, torch.float16).to(dtype)
-    mask = rng.random(size) < kept
-    values = numbers(rng, int(mask.sum()), torch.float16).to(dtype)
-    segments = [Segment(0, pack_mask(np.ones(5, np.bool_)), as_bits(torch.ones(5, dtype=dtype)))]
-    segments.append(Segment(128, pack_mask(mask), as_bits(values)))
-    packed = pack(segments, dtype, CPU)
-    expected = base.clone()
-    expected[torch.from_numpy(mask)] = values
-    before = as_bits(base).copy()
-    assert np.array_equal(as_bits(tuned_vector(packed, 128, base)), as_bits(expected))
-    assert torch.equal(vector_shift(packed, 128, base), expected.float() - base.float())
-    assert np.array_equal(as_bits(base), before)
 
 
 @cache

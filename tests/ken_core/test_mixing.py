@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,8 +43,12 @@ class Estate:
     def __init__(self, base: Path, tuned: Sequence[Path], only: Callable[[Delta], Delta] = lambda delta: delta) -> None:
         self.resident = ResidentModel(open_base(str(base)))
         self.deltas = [only(extract(open_base(str(base)), open_tuned(str(folder)), KEPT)) for folder in tuned]
+        self.before()
         self.mixed = MixedModel(self.resident)
         self.attached: list[Attached] = []
+
+    def before(self) -> None:
+        """Whatever has to be done to the resident model before it is tried."""
 
     def attach(self) -> None:
         self.attached = [self.mixed.attach(delta) for delta in self.deltas]
@@ -176,6 +183,38 @@ def test_half_precision_mixes_within_its_rounding(dtype, allowed, save_random, s
     assert largest_difference(ours, theirs, batch) < allowed * float(theirs.abs().max())
 
 
+def test_norms_run_for_all_tasks_at_once(save_random, save_noisy):
+    estate = small(save_random, save_noisy, "llama")
+    norms = {n for n, m in estate.resident.backbone.named_modules() if "norm" in type(m).__name__.lower()}
+    assert norms
+    assert estate.mixed._mixer.stacking == norms
+
+
+class FusedNorm(torch.nn.LayerNorm):
+    """One that takes no more than one vector of weights."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def test_a_norm_that_takes_no_stack_of_vectors_runs_once_a_task(save_random, save_noisy):
+    base = save_random(AutoModel.from_config, BY_NAME["bert"].config())
+    tuned = [save_noisy(AutoModel, base, seed=seed) for seed in (6, 7)]
+
+    class Fused(Estate):
+        def before(self) -> None:
+            self.resident.backbone.get_submodule("encoder.layer.0.output.LayerNorm").__class__ = FusedNorm
+
+    estate = Fused(base, tuned)
+    estate.attach()
+    assert not estate.mixed.refused
+    assert "encoder.layer.0.output.LayerNorm" not in estate.mixed._mixer.stacking
+    assert "embeddings.LayerNorm" in estate.mixed._mixer.stacking
+    batch, tasks = batch_of(), [(0, 2), (1, 1), (None, 2), (0, 1)]
+    ours, theirs = estate.run(tasks, batch), expected(estate, tasks, batch)
+    assert largest_difference(ours, theirs, batch) < 1e-5 * float(theirs.abs().max())
+
+
 def test_nothing_writes_to_the_base_while_batches_mix(save_random, save_noisy):
     estate = small(save_random, save_noisy, "bert")
     estate.attach()
@@ -186,6 +225,17 @@ def test_nothing_writes_to_the_base_while_batches_mix(save_random, save_noisy):
     assert all(torch.equal(arena, before[dtype]) for dtype, arena in estate.resident.arenas.items())
     assert all(torch.equal(a.packed[torch.float32].values, v) for a, v in zip(estate.attached, values, strict=True))
     assert not estate.resident.verify()
+
+
+def test_batches_mix_on_bases_that_may_only_be_read(save_random, save_noisy):
+    folders: list[Path] = []
+    for name in ("bert", "gpt2", "llama"):
+        base = save_random(AutoModel.from_config, BY_NAME[name].config())
+        folders += [base, save_noisy(AutoModel, base)]
+    script = Path(__file__).with_name("write_protected.py")
+    ran = subprocess.run([sys.executable, script, *folders], capture_output=True, text=True, timeout=300)
+    assert ran.stdout == "ran\n" * 3, ran.stderr
+    assert ran.returncode == -signal.SIGSEGV  # of the exchange that follows, which writes
 
 
 def test_a_mixed_batch_is_refused_while_a_delta_is_in_the_weights(save_random, save_noisy):
