@@ -113,9 +113,11 @@ class Mixed:
         return len(rows) / (self._seconds_to_the_base() + self._cost.of(len(rows) * longest) + extra)
 
     def _rate_exchanged(self, rows: Sequence[Row[T]]) -> float:
-        active = rows[0].payload.task.attached is self._resident.active
+        """Rows a second. Whoever leaves the base pays for the way back, too: mixing goes on from there."""
         padded = len(rows) * max(row.tokens for row in rows)
-        return len(rows) / (self._cost.of(padded) + (0.0 if active else self._exchange.switch_seconds))
+        active = self._resident.active
+        switches = 0 if rows[0].payload.task.attached is active else 1 if active is not None else 2
+        return len(rows) / (self._cost.of(padded) + switches * self._exchange.switch_seconds)
 
     def _seconds_to_the_base(self) -> float:
         return 0.0 if self._resident.active is None else self._exchange.switch_seconds
