@@ -2,7 +2,7 @@
 
 Every parameter is tried, because code may read a weight without calling its module (slices, tied layers, fused paths),
 or call a module with something that is not the batch. Parameters that differ only in the number of their layer are
-tried together.
+tried together, as far as memory goes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ken_core.mixing.layout import ROWS, Layout
 from ken_core.mixing.mixer import Group, Mixer, Mixture
 
 _NUMBER = re.compile(r"\.\d+\.")
+_MOST_AT_ONCE = 1 << 26
+"""Elements of the parameters that are changed together; a larger one is changed alone."""
 _CHANGED = 1
 """The row of the watched batch whose task changes something; its neighbours are the base's."""
 _OF_EFFECT = 0.05
@@ -42,7 +44,7 @@ def mixable(
     refused = dict(_without_layout(backbone, layouts))
     weights = dict(backbone.named_parameters())
     plain = _outputs(backbone(**batch))
-    for names in _alike(name for name in weights if name not in refused):
+    for names in _alike({name: weight for name, weight in weights.items() if name not in refused}):
         alike = {name: weights[name] for name in names}
         why = _try(backbone, mixer, alike, batch, plain)
         if why and (stacked := mixer.stacking & {name.rpartition(".")[0] for name in names}):
@@ -62,11 +64,15 @@ def _without_layout(backbone: nn.Module, layouts: Mapping[str, Layout]) -> Itera
             yield name, f"its {kind} is neither a linear layer nor an embedding, and too large for a copy a task"
 
 
-def _alike(names: Iterator[str]) -> list[list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(_NUMBER.sub(".*.", f".{name}"), []).append(name)
-    return list(found.values())
+def _alike(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Names that differ only in the number of their layer, in parts that take little memory to change."""
+    found: dict[str, list[list[str]]] = {}
+    for name in weights:
+        parts = found.setdefault(_NUMBER.sub(".*.", f".{name}"), [[]])
+        if sum(weights[other].numel() for other in (*parts[-1], name)) > _MOST_AT_ONCE and parts[-1]:
+            parts.append([])
+        parts[-1].append(name)
+    return [part for parts in found.values() for part in parts]
 
 
 def _try(

@@ -19,6 +19,7 @@ from transformers import AutoModel
 
 from ken_core import Delta, ExchangeError, ResidentModel, open_base, open_tuned
 from ken_core.delta import LowRank, extract
+from ken_core.mixing import trial
 from ken_core.mixing.model import MixedModel
 from ken_core.resident import Attached
 from ken_core.selection import Budget, Selection
@@ -289,3 +290,18 @@ def test_of_a_backbone_that_cannot_be_tried_nothing_mixes(save_random, save_nois
     monkeypatch.setattr(resident.backbone, "forward", lambda **inputs: inputs["pixel_values"])
     delta = extract(open_base(str(base)), open_tuned(str(save_noisy(AutoModel, base))), KEPT)
     assert "does not run on a small batch of texts" in MixedModel(resident).why_not(delta)
+
+
+def test_parameters_are_tried_together_by_kind_as_far_as_memory_goes(monkeypatch):
+    monkeypatch.setattr(trial, "_MOST_AT_ONCE", 10)
+    weights = {f"layer.{n}.query": torch.zeros(4) for n in range(5)} | {
+        "words": torch.zeros(40),
+        "layer.0.key": torch.zeros(1),
+    }
+    assert trial._alike(weights) == [
+        ["layer.0.query", "layer.1.query"],
+        ["layer.2.query", "layer.3.query"],
+        ["layer.4.query"],
+        ["words"],
+        ["layer.0.key"],
+    ]
