@@ -223,12 +223,17 @@ class Engine:
         """One turn of a thread: for calls, for a batch, or for a step of the check. False when stopping and done."""
         with self._lock:
             has_work = self._crew.wait(number, lambda: self._has_work(number), self._seconds_until_due(number))
-            now = time.monotonic()
-            late = self._line.drop(now)
+            late = self._line.drop(time.monotonic())
             calls, self._calls = self._calls, []
-            rows = self._executor.choose(self._line, now, self._crew.free) if has_work and not calls else []
-            done = self._stopping and not (calls or rows or late)
-            turn = None if done else self._turn(calls, rows, has_work)
+            rows: list[Row[_Asked]] = []
+            turn = None
+            if calls or (not has_work and self._crew.is_idle):
+                turn = self._crew.begin()
+                turn.own()
+            elif self._line and has_work:
+                rows, turn = self._next_batch()
+            done = self._stopping and not (turn or late)
+            now = time.monotonic()
             self._line.take(rows, now)
             self._wake_others(done)
         self._refuse(late)
@@ -237,6 +242,19 @@ class Engine:
         elif turn:
             self._attend(calls, now, turn)
         return not done
+
+    def _next_batch(self) -> tuple[list[Row[_Asked]], Turn]:
+        """The rows to run next, which stay in line, and a turn for them."""
+        rows = self._executor.choose(self._line, time.monotonic(), self._crew.free)
+        # Rows that came after the last batch ended, with none behind them, may have all CPU threads.
+        quiet = self._crew.is_idle and len(rows) == len(self._line) and all(r.arrived >= self._ended for r in rows)
+        changes = self._executor.changes_weights(rows)
+        turn = self._crew.begin()
+        if changes or quiet:
+            turn.own()
+        if changes:  # the other batches have ended meanwhile, and more rows may have come
+            rows = self._executor.choose(self._line, time.monotonic(), free=1)
+        return rows, turn
 
     def _has_work(self, number: int) -> bool:
         """Whether a thread may begin with something, or is to end."""
@@ -249,18 +267,6 @@ class Engine:
             return None
         seconds = self._integrity.seconds_until_due(time.monotonic())
         return seconds if self._crew.is_idle else max(seconds, _BUSY_SECONDS)
-
-    def _turn(self, calls: Sequence[object], rows: Sequence[Row[_Asked]], has_work: bool) -> Turn | None:
-        """A turn for what is to be done, alone with the weights where that is known to be needed, or costs nobody."""
-        idle = self._crew.is_idle
-        if not (calls or rows or (idle and not has_work)):
-            return None
-        # Rows that came after the last batch ended, with none behind them, may have all CPU threads.
-        quiet = idle and len(rows) == len(self._line) and all(row.arrived >= self._ended for row in rows)
-        turn = self._crew.begin()
-        if quiet or not rows:
-            turn.own()
-        return turn
 
     def _wake_others(self, done: bool) -> None:
         if done:

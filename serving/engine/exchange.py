@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from ken_core import ExchangeError, ResidentModel
@@ -17,7 +17,7 @@ from ken_core.errors import WholeModelNeededError
 from serving.engine.batch import Batch, Group
 from serving.engine.costs import BatchCost, SwitchCost
 from serving.engine.crew import Turn
-from serving.engine.executor import Outcome, Ran
+from serving.engine.executor import Asked, Outcome, Ran
 from serving.engine.line import Line, Queue, Row
 from serving.engine.one_key import OneKeyPolicy
 from serving.engine.window import Limits
@@ -26,7 +26,7 @@ from serving.telemetry.metrics import Metrics
 from serving.tiers.loaded import Loaded
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
+T = TypeVar("T", bound=Asked)
 
 
 class Exchange:
@@ -61,6 +61,9 @@ class Exchange:
     def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
         active = None if self._resident.active is None else self._active
         return self._policy.choose(line, now, active, free)
+
+    def changes_weights(self, rows: Sequence[Row[T]]) -> bool:
+        return any(row.payload.task.attached is not self._resident.active for row in rows)
 
     def backlog_seconds(self, line: Line[T]) -> float:
         return self.seconds_of(line.queues.values())

@@ -45,7 +45,7 @@ class Ran:
 class Executor(Protocol):
     """A way to run batches. What a batch may consist of only its executor knows, which therefore chooses the rows too.
 
-    The engine's threads call all of it; `choose` and `backlog_seconds` one at a time.
+    The engine's threads call all of it, but only one at a time calls `choose`, `changes_weights` and `backlog_seconds`.
     """
 
     def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
@@ -55,6 +55,9 @@ class Executor(Protocol):
             now: on the clock of the rows' times, in seconds.
             free: how many batches can begin now; what waits is divided among them.
         """
+
+    def changes_weights(self, rows: Sequence[Row[T]]) -> bool:
+        """Whether rows that were chosen are known to change the weights: other batches have to end first."""
 
     def backlog_seconds(self, line: Line[T]) -> float:
         """How long running all that waits will take, by what batches have taken so far."""

@@ -30,6 +30,9 @@ from serving.telemetry.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=Asked)
+_WAYS = 4
+"""A task that runs alone is put into the weights once its corrections have cost as much as so many switches: that is
+the way there and back twice, since a task that is alone for a few batches only soon has neighbours again."""
 
 
 class Mixed:
@@ -59,17 +62,25 @@ class Mixed:
         self._extra = MixedCost()
         self._metrics = metrics
         self._policy = AllKeysPolicy(limits, cost)
-        self._alone: tuple[Hashable, float] = (None, 0.0)
+        self._sole: tuple[Hashable, float] = (None, 0.0)
         """The key that ran alone in the last mixed batches, and the seconds that corrections took in them."""
 
     def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
-        mixed = self._policy.choose(line, lambda row: row.payload.task.mixes, free)
         exchanged = self._exchange.choose(line, now, free)
+        if len(line.queues) == 1:
+            return exchanged
+        mixed = self._policy.choose(line, lambda row: row.payload.task.mixes, free)
         if not (mixed and exchanged and exchanged[0].payload.task.attached.expanded):
             return mixed or exchanged
         if {row.key for row in mixed} == {exchanged[0].key}:
             return exchanged  # the same task either way: its policy knows deadlines, too
         return exchanged if self._rate_exchanged(exchanged) >= self._rate_mixed(mixed) else mixed
+
+    def changes_weights(self, rows: Sequence[Row[T]]) -> bool:
+        if all(row.payload.task.mixes for row in rows):
+            active = self._resident.active
+            return active is not None and any(row.payload.task.attached is not active for row in rows)
+        return self._exchange.changes_weights(rows)
 
     def backlog_seconds(self, line: Line[T]) -> float:
         mixing = [queue for queue in line.queues.values() if queue.head.payload.task.mixes]
@@ -79,20 +90,20 @@ class Mixed:
         return self._policy.backlog_seconds(mixing) + extra + self._exchange.seconds_of(others)
 
     def run(self, batch: Batch, turn: Turn) -> Ran:
+        if not all(group.task.mixes for group in batch.groups):
+            return self._one_after_another(batch, turn)
         if self._is_for_exchange(batch):
             return self._exchange.run(batch, turn)
         try:
             return self._run(batch, turn)
         except Exception as error:
             _log.warning("a mixed batch of %d tasks failed; they run one after another: %s", len(batch.groups), error)
-            return self._exchange.run(batch, turn)
+            return self._one_after_another(batch, turn)
 
     # Which way is faster
 
     def _is_for_exchange(self, batch: Batch) -> bool:
         """Whether a batch is to run by exchange. One task alone is put into the weights once that has paid off."""
-        if not all(group.task.mixes for group in batch.groups):
-            return True
         (first, *others) = batch.groups
         if others or not first.task.attached.expanded:
             return False
@@ -100,10 +111,10 @@ class Mixed:
             return True
         extra = self._extra.of(first.padded * first.task.attached.products, 1)
         with self._exchange.learning:
-            key, paid = self._alone
+            key, paid = self._sole
             paid = paid if key == first.key else 0.0
-            self._alone = first.key, paid + extra
-        return paid + extra + self._seconds_to_the_base() >= self._exchange.switch_seconds
+            self._sole = first.key, paid + extra
+        return paid + extra >= _WAYS * self._exchange.switch_seconds
 
     def _rate_mixed(self, rows: Sequence[Row[T]]) -> float:
         """Rows a second."""
@@ -139,6 +150,20 @@ class Mixed:
         self._learn(batch, through, turn.share)
         return Ran(outcomes, switching, computing, mixed=True)
 
+    def _one_after_another(self, batch: Batch, turn: Turn) -> Ran:
+        """Each group by exchange; those that have no values to exchange in a batch of their own."""
+        ran = [self._alone_again(Batch([group]), turn) for group in batch.groups]
+        outcomes = [outcome for part in ran for outcome in part.outcomes]
+        return Ran(outcomes, sum(r.switching for r in ran), sum(r.computing for r in ran), any(r.mixed for r in ran))
+
+    def _alone_again(self, batch: Batch, turn: Turn) -> Ran:
+        if batch.groups[0].task.attached.expanded:
+            return self._exchange.run(batch, turn)
+        try:
+            return self._run(batch, turn)
+        except Exception as error:
+            return Ran([error], 0.0, 0.0, mixed=True)
+
     def _head(self, group: Group, output: ModelOutput, inputs: Inputs, rows: slice) -> Outcome:
         try:
             own = cut(output, rows, inputs["attention_mask"].shape[1])
@@ -158,5 +183,5 @@ class Mixed:
             self._extra.learn(products, len(groups), seconds * share - self._cost.of(padded))
             self._cost.learn(padded, max(seconds * share - extra, 0.0))
             if len(groups) > 1:
-                self._alone = (None, 0.0)
+                self._sole = (None, 0.0)
         self._metrics.observe_mixed(rows, len(groups), min(extra / share, seconds))

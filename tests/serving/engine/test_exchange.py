@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -253,6 +253,9 @@ class AllThatWaits:
 
     def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
         return [row for queue in line.queues.values() for row in queue.rows.values()]
+
+    def changes_weights(self, rows: Sequence[Row[T]]) -> bool:
+        return self._exchange.changes_weights(rows)
 
     def backlog_seconds(self, line: Line[T]) -> float:
         return self._exchange.backlog_seconds(line)
