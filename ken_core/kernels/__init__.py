@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -9,6 +10,8 @@ import torch
 
 from ken_core.kernels.correction import Correction
 from ken_core.kernels.packed import Packed, Segment, cast_values, pack, packed_nbytes
+
+_log = logging.getLogger(__name__)
 
 Exchange = Callable[[torch.Tensor, Packed], None]
 """Trades values between the flat weights of an arena and a packed delta for this arena."""
@@ -66,17 +69,36 @@ def switch_for(device: torch.device, dtype: torch.dtype) -> Switch:
 
 
 def correction_for(device: torch.device, dtype: torch.dtype) -> Correction:
-    """The fastest corrections for an arena's device and dtype, compiled before they are returned."""
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16):
+    """The fastest corrections for an arena's device and dtype, compiled before they are returned.
+
+    Fast ones that do not give the reference's results on this device are left alone, with a warning.
+    """
+    from ken_core.kernels import correction_reference
+    from ken_core.kernels.correction_check import agrees
+
+    reference = correction_reference.CORRECTION
+    try:
+        fast = _fast_correction(device, dtype)
+        if fast is None or agrees(fast, reference, device, dtype):
+            return fast or reference
+        why = "they do not give the reference's results"
+    except Exception as error:
+        why = str(error)
+    _log.warning("the fast corrections for %s on %s are not used: %s", dtype, device, why)
+    return reference
+
+
+def _fast_correction(device: torch.device, dtype: torch.dtype) -> Correction | None:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return None
+    if device.type == "cpu":
         from ken_core.kernels import correction_cpu
 
         correction_cpu.warm(dtype)
         return correction_cpu.CORRECTION
-    if device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16) and find_spec("triton"):
+    if device.type == "cuda" and find_spec("triton"):
         from ken_core.kernels import correction_cuda
 
         correction_cuda.warm(device, dtype)
         return correction_cuda.CORRECTION
-    from ken_core.kernels import correction_reference
-
-    return correction_reference.CORRECTION
+    return None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -431,3 +432,41 @@ def test_the_triton_kernels_compile_for_a_gpu_and_keep_everything_in_registers(l
     compiled = compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": True})
     assert "ld.local" not in compiled.asm["ptx"]
     assert ("mma" in compiled.asm["ptx"]) == (integer == "i16" and layer != "embedding")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_fast_corrections_of_this_machine_are_used(dtype: torch.dtype) -> None:
+    assert correction_for(CPU, dtype) is correction_cpu.CORRECTION
+
+
+def wrong(layer: str) -> Correction:
+    """The fast corrections, one of which forgets the last group."""
+
+    right = correction_cpu.CORRECTION
+
+    def forgetful(out: torch.Tensor, given: object, *rest: object) -> None:
+        *rest, shifts = rest
+        getattr(right, layer)(out, given, *rest, [*shifts[:-1], None])
+
+    return dataclasses.replace(right, **{layer: forgetful})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_corrections_that_differ_from_the_reference_are_not_used(
+    layer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(correction_cpu, "CORRECTION", wrong(layer))
+    assert correction_for(CPU, dtype) is correction_reference.CORRECTION
+    assert "do not give the reference's results" in caplog.text
+
+
+def test_corrections_that_cannot_be_compiled_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warm(dtype: torch.dtype) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(correction_cpu, "warm", warm)
+    assert correction_for(CPU, torch.float32) is correction_reference.CORRECTION
+    assert "no such instruction" in caplog.text
