@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     )
     packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of packed deltas on the device")
     mixed: Literal["auto", "off"] = Field(
-        "off", description="whether one forward pass may hold rows of several tasks; auto: where that is faster"
+        "auto", description="whether one forward pass may hold rows of several tasks; auto: where that is faster"
     )
     materialised_bytes: int = Field(
         0,
@@ -231,5 +231,11 @@ def load_settings(**flags: Any) -> Settings:
     except SettingsError as error:
         raise StartError(f"the settings cannot be used: {error}") from None
     except ValidationError as error:
-        problems = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
+        problems = "; ".join(_problem(e["type"], ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
         raise StartError(f"the settings cannot be used: {problems}") from None
+
+
+def _problem(kind: str, setting: str, message: str) -> str:
+    if kind == "missing":
+        return f"{setting} is not set: give --{setting.replace('_', '-')}, or KEN_{setting.upper()} in the environment"
+    return f"{setting}: {message}" if setting else message

@@ -42,7 +42,7 @@ def serve(
     ] = None,
     mixed: Annotated[
         str | None,
-        typer.Option(help="auto or off: whether one forward pass may hold rows of several tasks; default off"),
+        typer.Option(help="auto or off: whether one forward pass may hold rows of several tasks; default auto"),
     ] = None,
     preload: Annotated[
         list[str] | None, typer.Option(help="task to load before the server reports ready; repeatable")

@@ -90,6 +90,11 @@ def test_the_environment_may_name_several_tasks_to_preload(monkeypatch: pytest.M
     assert load_settings(base="minilm").preload == ("spam", "topic")
 
 
+def test_a_base_that_was_not_given_is_asked_for() -> None:
+    with pytest.raises(StartError, match=r"base is not set: give --base, or KEN_BASE in the environment$"):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
