@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from serving.api import (
+    docs_page,
     document,
     failures,
     headers,
@@ -48,6 +49,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         version=_version(),
         description=document.DESCRIPTION,
         openapi_tags=document.TAGS,
+        docs_url=None,
         redoc_url=None,
     )
     failures.install(app, lambda path: protocol_of(path).shape)
@@ -58,6 +60,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
+    docs_page.install(app)
     app.add_middleware(Unpacked, limit_of=lambda path: body_limit(service, path))
     app.add_middleware(
         BodyLimit,

@@ -7,6 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.api import docs_page
 from serving.config import Settings
 
 _ALWAYS = {
@@ -16,13 +17,11 @@ _ALWAYS = {
     "Cache-Control": "no-store",
 }
 _POLICY = "default-src 'none'; frame-ancestors 'none'"
-_DOCS = "/docs"
 _DOCS_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    "style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https://fastapi.tiangolo.com; "
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'"
 )
-"""What FastAPI's page of Swagger UI loads. Its script is inline; the page shows nothing that clients write."""
+"""What the page of Swagger UI loads. Its script is inline; the page shows nothing that clients write."""
 _HSTS = "max-age=31536000"
 
 _METHODS = ("GET", "POST", "PUT", "DELETE")
@@ -77,7 +76,7 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        policy = _DOCS_POLICY if scope["path"] == _DOCS else _POLICY
+        policy = _DOCS_POLICY if scope["path"] == docs_page.PATH else _POLICY
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
