@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,20 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         yield partial
         with writing(out):
+            _give_usual_modes(partial)
             if out.exists():
                 out.rmdir()
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _give_usual_modes(folder: Path) -> None:
+    """safetensors gives no one but the owner a file; all files get the mode that a new file gets here."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)

@@ -35,7 +35,10 @@ def new_file(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     with writing(out):
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             yield partial
+            partial.chmod(mode)  # safetensors gives no one but the owner a file
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)

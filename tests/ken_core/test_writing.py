@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,25 @@ def test_what_no_manifest_can_say_is_refused(base, tiny_tuned, tmp_path):
     with pytest.raises(DeltaFormatError, match="no JSON"):
         write(extract(base, wrap(model)), base, tmp_path / "d.ken")
     assert list(tmp_path.iterdir()) == []
+
+
+# modes
+
+
+@pytest.fixture
+def umask(request) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], indirect=True)
+def test_files_may_be_read_by_whom_a_new_file_here_may_be_read(base, delta, tiny_base, tmp_path, umask):
+    file = write(delta, base, tmp_path / "d.ken").path
+    apply(base, delta, tmp_path / "applied")
+    finetune(str(tiny_base), [Example("king", "yes"), Example("city", "no")], tmp_path / "tuned", QUICK)
+    written = [file, *(f for name in ("applied", "tuned") for f in (tmp_path / name).iterdir())]
+    assert {f.name: f.stat().st_mode & 0o777 for f in written} == {f.name: 0o666 & ~umask for f in written}
 
 
 # training
