@@ -32,6 +32,8 @@ from ken_core.placement import advice, check_places, inside
 from ken_core.sentence_transformer import holds_embeddings
 from ken_core.stored_weights import is_wrapped, stored_dtypes, unwrapped, weight_files
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_KEPT_IN_LFS = (".safetensors", ".bin", ".json", ".model", ".txt")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _POOLER = "pooler."
 """Name of a layer that bare backbones have on top of their token vectors; files saved from other classes lack it."""
@@ -278,13 +280,22 @@ def find_folder(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise CheckpointError(f"{path} has no config.json; expected a folder written by save_pretrained")
+            raise CheckpointError(f"{path} has no config.json; {_what_else(path)}")
         return path.resolve()
     if path.exists():
         raise CheckpointError(f"{path} is a file; expected a folder written by save_pretrained")
     if not _HUB_NAME.fullmatch(name_or_path) or name_or_path.startswith("."):
         raise CheckpointError(f"{path}: no such folder")
     return _from_hub(name_or_path)
+
+
+def _what_else(folder: Path) -> str:
+    """What to do with a folder that is no checkpoint itself."""
+    steps = [p for p in folder.glob("checkpoint-*") if (p / "config.json").is_file()]
+    if steps:
+        latest = max(steps, key=lambda p: p.stat().st_mtime)
+        return f"a Trainer wrote its checkpoints into folders of their own: give one of them, the latest is {latest}"
+    return "expected a folder written by save_pretrained"
 
 
 def _from_hub(name: str) -> Path:
@@ -303,6 +314,17 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def _refuse_pointers(folder: Path) -> None:
+    """Raise a `CheckpointError` if a clone without Git LFS left a note in place of a file."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _KEPT_IN_LFS and file.is_file():
+            with file.open("rb") as opened:
+                if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    raise CheckpointError(
+                        f"{file} is a pointer of Git LFS and not the file itself; fetch the files with `git lfs pull`"
+                    )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     """The content of config.json, which may not change where the weights come from or what they are.
 
@@ -310,6 +332,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it is no JSON object; it asks for Python code of its own, which is never run; or its weights
             are quantised, lie in other files, or would be changed by an adapter.
     """
+    _refuse_pointers(folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -213,12 +213,15 @@ def _extract(
         files=files,
         embedding=None if described is None else described.embedding,
         projections={} if described is None else described.projections,
-        warnings=tuple(_warnings(base, tuned, related)),
+        warnings=tuple(_warnings(base, tuned, related, bool(changed or whole))),
     )
 
 
-def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool) -> Iterator[str]:
+def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool, differs: bool) -> Iterator[str]:
     """Warnings about fine-tunes that can be extracted, but may not be what the user meant."""
+    if not differs:
+        holds = "its head alone" if tuned.head_tensors else "nothing, and answers as the base does"
+        yield f"no weight of {tuned.folder} differs from those of {base.name}: the delta holds {holds}"
     if not related:
         yield (
             f"this is hardly a fine-tune of {base.name}: nearly all of its weight matrices point in other directions "

@@ -81,6 +81,13 @@ def test_a_model_trained_apart_is_extracted_with_a_loud_warning(ken: Ken, tiny_b
     assert "warning" not in ken(*command).stdout
 
 
+def test_the_base_itself_is_extracted_with_a_warning(ken: Ken, tiny_base: Path, tmp_path: Path) -> None:
+    ended = ken("extract", "--base", tiny_base, "--tuned", tiny_base, "--out", tmp_path / "d.ken", "--json")
+    (warning,) = json.loads(ended.stdout)["warnings"]
+    assert f"no weight of {tiny_base} differs" in warning
+    assert "holds nothing, and answers as the base does" in warning
+
+
 def test_a_fine_tune_raises_no_warning(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
     ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d.ken", "--json")
     assert facts(ended)["warnings"] == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -177,6 +178,22 @@ class TestBothOpenersRefuse:
         weights.write_bytes(weights.read_bytes()[:keep])
         with pytest.raises(CheckpointError, match="safetensors file is damaged"):
             opener(str(copy))
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+    def test_a_file_that_git_lfs_did_not_fetch(self, opener, copy, name):
+        digest = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize 90888945\n"
+        (copy / name).write_text(pointer)
+        with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS .* `git lfs pull`"):
+            opener(str(copy))
+
+    def test_the_folder_that_a_trainer_keeps_its_checkpoints_in(self, opener, copy, tmp_path):
+        out = tmp_path / "trained"
+        for step, changed in ((500, 1), (1000, 3), (250, 2)):
+            shutil.copytree(copy, out / f"checkpoint-{step}")
+            os.utime(out / f"checkpoint-{step}", (changed, changed))
+        with pytest.raises(CheckpointError, match=r"trained has no config\.json.*the latest is .*checkpoint-1000$"):
+            opener(str(out))
 
     def test_weights_of_something_else(self, opener, copy):
         save_file({"something": torch.zeros(3)}, copy / "model.safetensors", {"format": "pt"})
