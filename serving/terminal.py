@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from rich.table import Table
 from ken_core.progress import Stage
 
 _PIPE_WIDTH = 140
+LINE_SECONDS = 15.0
+"""From one line of progress to the next, where there is no terminal for a bar."""
 
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
@@ -60,6 +63,11 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def counted(number: int, what: str) -> str:
+    """``1 key``, ``2 keys``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 @contextmanager
 def staged() -> Iterator[Callable[[Stage], None]]:
     """A progress bar for work on tensors in stages. Yields a callback that shows the stage and the tensor."""
@@ -69,12 +77,18 @@ def staged() -> Iterator[Callable[[Stage], None]]:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on a terminal, nothing in a pipe. Yields ``update(done, total, note)``."""
+    """A progress bar on a terminal, elsewhere a line now and then. Yields ``update(done, total, note)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=None)
+        told = time.monotonic()
 
         def update(done: int, total: int, note: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{what} {note}".lstrip())
+            nonlocal told
+            described = f"{what} {note}".strip()
+            bar.update(task, completed=done, total=total, description=described)
+            if not err.is_terminal and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                say(f"{described}: {done} of {total}")
 
         yield update

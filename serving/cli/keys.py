@@ -10,7 +10,7 @@ import typer
 from serving.cli.opening import open_backend
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url, Wait
 from serving.cli.outcome import tell_pending
-from serving.terminal import out, print_json, say, table
+from serving.terminal import counted, out, print_json, say, table
 
 if TYPE_CHECKING:
     from serving.client import KeyInfo
@@ -85,7 +85,7 @@ def list_keys(
         print_json([key.model_dump() for key in keys])
         return
     rows = [[k.name, k.id, ", ".join(k.scopes), ", ".join(k.tasks), moment(k.created), _end(k)] for k in keys]
-    out.print(table(f"{len(keys)} keys", ["name", "id", "scopes", "tasks", "created", "expires"], rows))
+    out.print(table(counted(len(keys), "key"), ["name", "id", "scopes", "tasks", "created", "expires"], rows))
 
 
 def revoke(

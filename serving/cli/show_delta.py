@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.cli.delta_facts import facts
-from serving.terminal import out, print_json, size, table
+from serving.terminal import counted, out, print_json, size, table
 
 _ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
 
@@ -115,7 +115,11 @@ def show_calibration(found: Any, as_json: bool) -> None:
     ]
     columns = ["method", "scope", "kept", "codec", "bytes", record.metric, "within"]
     out.print(
-        table(f"{len(rows)} deltas tried; the fine-tune's {record.metric} is {record.tuned_score:.4f}", columns, rows)
+        table(
+            f"{counted(len(rows), 'delta')} tried; the fine-tune's {record.metric} is {record.tuned_score:.4f}",
+            columns,
+            rows,
+        )
     )
     show(facts(found.file), as_json=False)
 

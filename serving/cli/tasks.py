@@ -24,7 +24,7 @@ from serving.cli.options import (
 )
 from serving.cli.outcome import recorded, tell_pending
 from serving.cli.trusted_keys import check_signed, trusted_keys_of
-from serving.terminal import out, print_json, progress, say, size, table
+from serving.terminal import counted, out, print_json, progress, say, size, table
 
 if TYPE_CHECKING:
     from serving.client import HistoryEntry, TaskInfo
@@ -230,7 +230,7 @@ def gc(
     if as_json:
         print_json({"deltas": count, "bytes": freed})
     else:
-        say(f"deleted {count} deltas, {size(freed)}")
+        say(f"deleted {counted(count, 'delta')}, {size(freed)}")
 
 
 def _routed(task: TaskInfo) -> dict[str, list[str]]:

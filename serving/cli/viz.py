@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from serving.cli.options import BaseOption, JsonFlag
-from serving.terminal import out, print_json, progress, say, table
+from serving.terminal import counted, out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from ken_core.viz import Report
@@ -46,7 +46,7 @@ def viz(
     with progress("drawing") as update:
         report = visualize(ours, files, out_folder, tensors=tensor or (), progress=update)
     _show(report, as_json)
-    say(f"wrote {len(report.pictures)} pictures and {out_folder / 'index.html'}")
+    say(f"wrote {counted(len(report.pictures), 'picture')} and {out_folder / 'index.html'}")
 
 
 def _show(report: Report, as_json: bool) -> None:

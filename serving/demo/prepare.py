@@ -13,7 +13,7 @@ from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, Step, finetune
 from serving.demo.texts import TASKS, DemoTask
-from serving.terminal import progress, say, staged
+from serving.terminal import counted, progress, say, staged
 
 
 class DemoError(KenError):
@@ -70,7 +70,8 @@ def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask
     made_from = hashlib.sha256(f"{base.identity.digest} {recipe} {train}".encode()).hexdigest()[:12]
     tuned_folder = folder / f"{task.name}-{made_from}"
     if not tuned_folder.exists():
-        say(f"  fine-tuning {task.name}: {task.source}, {len(train)} examples, {task.epochs} epochs")
+        much = f"{counted(len(train), 'example')}, {counted(task.epochs, 'epoch')}"
+        say(f"  fine-tuning {task.name}: {task.source}, {much}")
         with progress(f"fine-tuning {task.name}") as update:
 
             def show(step: Step) -> None:

@@ -23,6 +23,7 @@ from serving.launch.haproxy_start import variables
 from serving.launch.listening import behind_haproxy, frontend, in_front, url
 from serving.launch.ray_messages import reason_of, show_replicas_only
 from serving.launch.ray_variables import for_launcher, forget_other_clusters
+from serving.launch.served import what_is_served
 from serving.launch.stop_signals import StopFlag, StoppedError
 from serving.telemetry.logs import configure
 
@@ -52,7 +53,7 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         _start_cluster(settings, folder)
         stop.install()  # again: ray.init replaces the handlers
         start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
-        _watch(settings, stop, say)
+        _watch(settings, store_url, stop, say)
         code = 0
     except (StoppedError, SystemExit):  # SystemExit comes from ray.init's own handler
         say("stopped before it was ready")
@@ -104,13 +105,15 @@ def _with_threads(settings: Settings) -> Settings:
     return settings.model_copy(update={"threads": threads})
 
 
-def _watch(settings: Settings, stop: StopFlag, say: Say) -> None:
+def _watch(settings: Settings, store_url: str, stop: StopFlag, say: Say) -> None:
     from ray import serve as ray_serve
 
     from serving.app import APP
 
     say(f"ready on {url(settings)}")
     stop.ready = True
+    for line in what_is_served(settings, store_url):
+        say(line)
     while not stop.asked:
         time.sleep(0.05)
     say(f"stopping: letting accepted requests finish, at most {settings.drain_seconds:g} s")
