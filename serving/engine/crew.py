@@ -8,6 +8,7 @@ other begins.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import numba
@@ -104,6 +105,7 @@ class Turn:
     def __init__(self, crew: Crew, cpu_threads: int) -> None:
         self._crew = crew
         self._alone = False
+        self._idle = 0.0
         self._compute_with(cpu_threads)
 
     @property
@@ -117,9 +119,16 @@ class Turn:
         Waits until the other turns have ended. One of them may have changed the weights.
         """
         if not self._alone:
+            started = time.perf_counter()
             self._crew._own()
             self._alone = True
+            self._idle += (time.perf_counter() - started) * self.share
             self._compute_with(self._crew._cpu_threads)
+
+    def idle_seconds(self) -> float:
+        """Seconds of all CPU threads that waiting for other turns has cost since this was last asked."""
+        idle, self._idle = self._idle, 0.0
+        return idle
 
     def __enter__(self) -> Turn:
         return self

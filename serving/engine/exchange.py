@@ -93,12 +93,13 @@ class Exchange:
             self._resident.revert()
         except ExchangeError as error:
             _log.warning("%s", error)  # the base is restored, and the delta is attached again when it is needed
-        return self._switched(started)
+        return self._switched(started, turn)
 
-    def _switched(self, started: float) -> float:
-        """Note a switch that has just ended; its seconds."""
+    def _switched(self, started: float, turn: Turn) -> float:
+        """Note a switch that has just ended; its seconds. CPU threads that stood idle for it are part of its cost."""
         seconds = time.perf_counter() - started
-        self._switch.learn(seconds)
+        with self.learning:
+            self._switch.learn(seconds + turn.idle_seconds())
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
         return seconds
@@ -139,7 +140,7 @@ class Exchange:
             self._renew(task)
             resident.activate(task.attached)
         self._active = group.key
-        return self._switched(started)
+        return self._switched(started, turn)
 
     def _answer(self, group: Group) -> list[Raw]:
         """Results of a group's rows, with the weights as they are."""

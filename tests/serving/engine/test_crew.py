@@ -84,6 +84,26 @@ def test_two_that_both_want_to_own_do_so_one_after_another(elsewhere: Callable[.
     assert inside in ([0, 0, 1, 1], [1, 1, 0, 0])
 
 
+def test_waiting_for_other_turns_costs_the_share_of_the_threads_that_stood_idle(
+    elsewhere: Callable[..., Future[Any]],
+) -> None:
+    crew, begins = Crew(2, 2), threading.Event()
+
+    def change() -> tuple[float, float]:
+        with begun(crew) as turn:
+            begins.set()
+            turn.own()
+            return turn.idle_seconds(), turn.idle_seconds()
+
+    with begun(crew):
+        waiting = elsewhere(change)
+        assert begins.wait(20)
+        threading.Event().wait(0.2)
+    idle, again = waiting.result(20)
+    assert idle >= 0.05
+    assert again == 0
+
+
 def test_owning_twice_is_owning_once() -> None:
     crew = Crew(2, 2)
     with begun(crew) as turn:
