@@ -37,6 +37,8 @@ import torch
 
 from ken_core.kernels.packed import WORD_BITS, Packed
 
+_ROW_BYTES = 7 * 8
+"""Of `Shift.row`."""
 COLUMN_BLOCK = 256
 """Columns of a Conv1D's weight that share an offset; kernels work on blocks of so many outputs."""
 
@@ -67,7 +69,7 @@ class Shift:
     @property
     def nbytes(self) -> int:
         """Bytes beside the packed delta's own."""
-        return self.offsets.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return self.offsets.nbytes + (0 if self.bias is None else self.bias.nbytes) + _ROW_BYTES
 
     @cached_property
     def kind(self) -> tuple[int, int, torch.dtype]:
@@ -172,7 +174,7 @@ def embedding_shift(packed: Packed, start: int, shape: tuple[int, int]) -> Shift
 def shift_nbytes(shape: Sequence[int], *, conv1d: bool) -> int:
     """Bytes of a matrix's `Shift`, its module's bias apart."""
     blocks = -(-shape[1] // COLUMN_BLOCK) if conv1d else 1
-    return 4 * (shape[0] * blocks + 1)
+    return 4 * (shape[0] * blocks + 1) + _ROW_BYTES
 
 
 def check(

@@ -43,12 +43,14 @@ class ModuleChange:
         factors: a low-rank shift of the weight.
         own: the module with the task's own parameters in it, which computes the task's rows in the base's place.
         looks_up: whether the module is an embedding.
+        own_nbytes: bytes of the task's own parameters in `own`; its other parameters are the base's.
     """
 
     shift: Shift | None = None
     factors: Factors | None = None
     own: nn.Module | None = None
     looks_up: bool = False
+    own_nbytes: int = 0
 
     @property
     def products(self) -> int:
@@ -59,8 +61,7 @@ class ModuleChange:
     @property
     def nbytes(self) -> int:
         """Bytes beside those of the packed delta."""
-        own = sum(p.nbytes for p in self.own.parameters(recurse=False)) if self.own is not None else 0
-        return own + sum(part.nbytes for part in (self.shift, self.factors) if part is not None)
+        return self.own_nbytes + sum(part.nbytes for part in (self.shift, self.factors) if part is not None)
 
 
 NO_CHANGE = ModuleChange()

@@ -132,7 +132,7 @@ class MixedModel:
         if matrix is not None or bias is not None:
             shift = self._shift(matrix or f"{module}.weight", bias, packed)
         instead = with_parameters(ours, own) if own else None
-        return ModuleChange(shift, factors, instead, looks_up=is_embedding(ours))
+        return ModuleChange(shift, factors, instead, is_embedding(ours), sum(t.nbytes for t in own.values()))
 
     def _shift(self, name: str, bias: torch.Tensor | None, packed: Mapping[torch.dtype, Packed]) -> Shift | None:
         """Of a matrix, and of the bias of its module."""

@@ -283,7 +283,7 @@ def test_offsets_count_the_values_before_every_block_of_every_row(seed, shape, k
     block = COLUMN_BLOCK if make is conv1d_shift else shape[1]
     counts = [int(mask[r, c : c + block].sum()) for r in range(shape[0]) for c in range(0, shape[1], block)]
     assert shift.offsets.tolist() == [0, *np.cumsum(counts).tolist()]
-    assert shift.nbytes == 4 * (len(counts) + 1)
+    assert shift.nbytes == 4 * (len(counts) + 1) + shift.row.nbytes
 
 
 @cache

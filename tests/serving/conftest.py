@@ -131,6 +131,14 @@ def service(make_service: Callable[..., Service], publish: Callable[..., None], 
     return make_service()
 
 
+@pytest.fixture
+def exchanging(make_service: Callable[..., Service], publish: Callable[..., None], deltas: Deltas) -> Service:
+    """The same, and its batches never mix tasks."""
+    for task in ("emotion", "topic", "spam"):
+        publish(task, getattr(deltas, task))
+    return make_service(mixed="off")
+
+
 @pytest.fixture(scope="session")
 def of_every_kind(tiny: Tiny, deltas: Deltas) -> dict[str, DeltaFile]:
     """A task a kind, by name."""

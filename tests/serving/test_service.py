@@ -103,7 +103,7 @@ def test_a_delta_answers_otherwise_than_the_fine_tune_it_was_cut_from(
 
 
 def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
-    service: Service, deltas: Deltas, dedicated: Dedicated, metric: Metric
+    exchanging: Service, deltas: Deltas, dedicated: Dedicated, metric: Metric
 ) -> None:
     chance = random.Random(0)
     tasks = chance.choices(["emotion", "topic", "spam"], k=1000)
@@ -113,14 +113,14 @@ def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
 
         async def one(task: str) -> Prediction:
             async with limit:
-                return await ask(service, task, TEXTS[len(task) % len(TEXTS)])
+                return await ask(exchanging, task, TEXTS[len(task) % len(TEXTS)])
 
         return await asyncio.gather(*(one(task) for task in tasks))
 
     for task, answer in zip(tasks, asyncio.run(in_turns()), strict=True):
         assert is_answer_of(answer, getattr(deltas, task), dedicated, TEXTS[len(task) % len(TEXTS)])
-    assert service.engine.verify().result(20) == []
-    assert metric(service, "ken_swaps_total") > 10
+    assert exchanging.engine.verify().result(20) == []
+    assert metric(exchanging, "ken_swaps_total") > 10
 
 
 def test_a_new_version_takes_over_while_requests_flow_and_none_fails(
@@ -155,8 +155,8 @@ def test_truncated_inputs_are_named_by_position(service: Service) -> None:
     assert answer.truncated == [1]
 
 
-def test_timing_tells_of_queue_swap_and_model(service: Service) -> None:
-    first, second = (asyncio.run(ask(service, "spam")).timing for _ in range(2))
+def test_timing_tells_of_queue_swap_and_model(exchanging: Service) -> None:
+    first, second = (asyncio.run(ask(exchanging, "spam")).timing for _ in range(2))
     assert first.model > 0
     assert first.swap > 0
     assert second.swap == 0
@@ -165,7 +165,7 @@ def test_timing_tells_of_queue_swap_and_model(service: Service) -> None:
 def test_a_service_in_bfloat16_answers_as_the_applied_model_cast_to_it(
     make_service: MakeService, publish: Callable[..., None], tiny: Tiny, deltas: Deltas
 ) -> None:
-    service = make_service(dtype="bfloat16")
+    service = make_service(dtype="bfloat16", mixed="off")
     publish("spam", deltas.spam)
     folder = tiny.applied(deltas.spam)
     inputs = AutoTokenizer.from_pretrained(folder)(TEXTS[0], return_tensors="pt")

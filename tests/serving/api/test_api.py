@@ -458,7 +458,7 @@ def test_a_replica_whose_engine_has_ended_is_not_healthy(service: Service, talk:
 
 
 def test_a_poisoned_replica_is_not_healthy_and_answers_503(
-    service: Service, talk: Talk, monkeypatch: pytest.MonkeyPatch, metric: Callable[..., float]
+    exchanging: Service, talk: Talk, monkeypatch: pytest.MonkeyPatch, metric: Callable[..., float]
 ) -> None:
     """An exchange that fails, and a checkpoint that cannot be read again."""
 
@@ -469,16 +469,16 @@ def test_a_poisoned_replica_is_not_healthy_and_answers_503(
         for task in ("spam", "topic"):
             assert (await client.post(f"/v1/tasks/{task}/predict", json={"inputs": "rain"})).status_code == 200
         for kernels in ("_exchanges", "_switches"):
-            monkeypatch.setattr(service.resident, kernels, dict.fromkeys(service.resident._exchanges, fail))
-        monkeypatch.setattr(service.resident, "checkpoint_tensor", fail)
+            monkeypatch.setattr(exchanging.resident, kernels, dict.fromkeys(exchanging.resident._exchanges, fail))
+        monkeypatch.setattr(exchanging.resident, "checkpoint_tensor", fail)
         for task in ("spam", "topic"):
             refused = await client.post(f"/v1/tasks/{task}/predict", json={"inputs": "rain"})
             assert is_problem(refused, 503, "unknown state")
         for path in ("/healthz", "/readyz"):
             assert (await client.get(path)).status_code >= 500
 
-    talk(service, conversation)
-    assert metric(service, "ken_poisoned") == 1
+    talk(exchanging, conversation)
+    assert metric(exchanging, "ken_poisoned") == 1
 
 
 def test_the_base_is_described_without_its_path(

@@ -240,7 +240,7 @@ def test_a_task_that_was_attached_again_after_a_failed_exchange_is_counted_once(
         exchange_for(weights.device, weights.dtype)(weights, packed)
 
     publish_all(everything)
-    service = make_service()
+    service = make_service(mixed="off")
     monkeypatch.setattr(service.resident, "_exchanges", {torch.float32: failing})
     monkeypatch.setattr(service.resident, "_switches", {})
     ask_for_all(service, everything)
@@ -417,8 +417,8 @@ class Attaching:
         self._attach = service.resident.attach
         monkeypatch.setattr(service.resident, "attach", self)
 
-    def __call__(self, delta: Delta, *, materialised: bool = False) -> Attached:
-        attached = self._attach(delta, materialised=materialised)
+    def __call__(self, delta: Delta, **options: bool) -> Attached:
+        attached = self._attach(delta, **options)
         self._live.add(attached)
         tiers = self._service.engine.tiers
         time.sleep(self.seconds)
@@ -467,7 +467,7 @@ def test_a_delta_counts_in_its_tier_while_it_is_attached(
     """For a request, on trial, with full tensors, and again after a failed exchange."""
     files = [*everything, lora]
     publish_all(files)
-    service = make_service(materialised_bytes=1 << 30)
+    service = make_service(mixed="off", materialised_bytes=1 << 30)
     attaching = Attaching(service, monkeypatch)
     ask_for_all(service, files)
     service.vetting.fitness.check(files[0].path)
@@ -487,8 +487,8 @@ def test_two_loads_at_once_do_not_exceed_a_budget_together(
     eight: list[DeltaFile], make_service: MakeService, publish_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_all(eight)
-    size = measured(make_service(data_dir=eight[0].path.parent / "measured"), eight[0])
-    service = make_service(packed_bytes=size * 3 // 2)
+    size = measured(make_service(mixed="off", data_dir=eight[0].path.parent / "measured"), eight[0])
+    service = make_service(mixed="off", packed_bytes=size * 3 // 2)
     attaching = Attaching(service, monkeypatch)
     tiers = service.engine.tiers
 
@@ -511,8 +511,8 @@ def test_a_trial_beside_a_load_does_not_exceed_a_budget_together(
     eight: list[DeltaFile], make_service: MakeService, publish_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_all(eight)
-    size = measured(make_service(data_dir=eight[0].path.parent / "measured"), eight[0])
-    service = make_service(packed_bytes=size)
+    size = measured(make_service(mixed="off", data_dir=eight[0].path.parent / "measured"), eight[0])
+    service = make_service(mixed="off", packed_bytes=size)
     attaching = Attaching(service, monkeypatch)
     attaching.seconds = 0.5
 
