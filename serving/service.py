@@ -60,7 +60,7 @@ class Service:
         # The store, and what it says of tasks
         self.store = Store(store_url, settings.namespace)
         self.table = TaskTable(folder / f"tasks-{settings.namespace}.json")
-        self._watch = TaskWatch(self.store, self.table, self.replica, self.metrics.store_up.set, self._scrape.address)
+        self.watch = TaskWatch(self.store, self.table, self.replica, self.metrics.store_up.set, self._scrape.address)
         # The base, and the deltas on it
         self.resident = _resident(settings)
         trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
@@ -79,13 +79,13 @@ class Service:
             settings.request_timeout_seconds,
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
-        add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission)
+        add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
 
     def start(self) -> None:
         """Follow the store, warm the engine, put the preloaded tasks on the device, take requests."""
-        self._watch.start()
-        self.metrics.store_up.set(self._watch.store_up)
-        if self._watch.store_up:
+        self.watch.start()
+        self.metrics.store_up.set(self.watch.store_up)
+        if self.watch.store_up:
             for warning in self.store.connection.warnings():
                 _log.warning("%s", warning)
         deltafile.warm({t.dtype for t in self.resident.checkpoint.backbone_tensors.values() if t.is_floating_point()})
@@ -99,7 +99,7 @@ class Service:
     def stop(self) -> None:
         """End all threads and close the ports. The engine answers the rows in its line first."""
         self.admission.ready = False
-        self._watch.stop()
+        self.watch.stop()
         self.workers.stop()
         self.engine.stop()
         self._scrape.close()
@@ -117,7 +117,7 @@ class Service:
         deadline = time.monotonic() + seconds
         while self.admission.requests and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
-        await asyncio.to_thread(self._watch.stop)
+        await asyncio.to_thread(self.watch.stop)
         return self.admission.requests
 
     async def longest_input(self, digest: str) -> int:

@@ -29,6 +29,7 @@ from serving.api.middleware import BodyLimit, HeadAsGet, InFlight, RequestIds
 from serving.api.predicting import Predictor
 from serving.api.protocol import Protocol
 from serving.api.resolve import Resolver
+from serving.api.store_notice import StoreNotice
 from serving.service import Service
 from serving.store import CHUNK_BYTES
 
@@ -69,6 +70,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         shape_of=lambda path: protocol_of(path).shape,
     )
     app.add_middleware(InFlight, admission=service.admission)
+    app.add_middleware(StoreNotice, notice=lambda: service.watch.notice)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     app.add_middleware(HeadAsGet)
     headers.install(app, service.settings)

@@ -24,7 +24,7 @@ _Records = Mapping[str, Mapping[str, Any]]
 
 class HasKeys(Protocol):
     @property
-    def keys(self) -> dict[str, dict[str, Any]]: ...
+    def keys(self) -> Mapping[str, dict[str, Any]]: ...
 
 
 class HasTable(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ from serving.errors import ServingError, StoreError
 from serving.security.keys import Principal, Scope
 from serving.service import Service
 from serving.store import Store
+from serving.store.replicas import Spread
 from serving.telemetry.audit import audit
 
 MOST_SECONDS = 60.0
@@ -33,12 +34,25 @@ AllowOtherLabels = Annotated[
 Force = Annotated[bool, Query(description="delete even if an alias or the route points at it")]
 
 
-class ChangeAnswer(BaseModel):
-    """A change that was made."""
+class SpreadAnswer(BaseModel):
+    """Which replicas answer by a change, if the call waited for them."""
+
+    seen: list[str] = Field([], description="replicas that answer by the change")
+    pending: list[str] = Field([], description="replicas not known to answer by it when the time to wait was over")
+    silent: dict[str, float] = Field(
+        {}, description="those pending that are out of touch with the store, and for how many seconds"
+    )
+
+
+class Changed(BaseModel):
+    """What was changed."""
 
     task: str | None = Field(None, description="the task that was changed; null for a change of no one task")
     revision: int = Field(description="the store's revision after the change")
-    pending: list[str] = Field([], description="replicas that had not seen the change when the time to wait was over")
+
+
+class ChangeAnswer(SpreadAnswer, Changed):
+    """A change that was made."""
 
 
 class AuditedChanges:
@@ -117,16 +131,15 @@ class PermittedChange:
         finally:
             told = {**detail, **learned}
             audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
-        return ChangeAnswer(task=self.task, revision=revision, pending=await self._pending(revision, wait))
+        return ChangeAnswer(task=self.task, revision=revision, **asdict(await self._spread(revision, wait)))
 
-    async def _pending(self, revision: int, seconds: float | None) -> list[str]:
-        """Replicas that have not seen a revision when the time is up. Sleeps on the event loop, to hold no thread."""
+    async def _spread(self, revision: int, seconds: float | None) -> Spread:
+        """Which replicas have seen a revision when the time is up. Sleeps on the event loop, to hold no thread."""
         if seconds is None:
-            return []
+            return Spread()
         deadline = time.monotonic() + seconds
         while True:
-            seen = await asyncio.to_thread(self.store.replicas.revisions)
-            behind = sorted(name for name, at in seen.items() if at < revision)
-            if not behind or time.monotonic() > deadline:
-                return behind
+            spread = await asyncio.to_thread(self.store.replicas.spread, revision)
+            if not spread.pending or time.monotonic() > deadline:
+                return spread
             await asyncio.sleep(_POLL_SECONDS)

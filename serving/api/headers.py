@@ -7,7 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api import docs_page
+from serving.api import docs_page, store_notice
 from serving.config import Settings
 
 _ALWAYS = {
@@ -35,7 +35,7 @@ _TAKEN = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_SHOWN = ("Retry-After", "Server-Timing", "X-Ken-Delta", "X-Request-Id")
+_SHOWN = ("Retry-After", "Server-Timing", "X-Ken-Delta", store_notice.HEADER, "X-Request-Id")
 
 
 def install(app: FastAPI, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.api.auth import Authenticator
 from serving.api.bodies import body_of, read_body
-from serving.api.changes import AuditedChanges, ChangeAnswer, Wait
+from serving.api.changes import AuditedChanges, ChangeAnswer, SpreadAnswer, Wait
 from serving.api.problems import responses
 from serving.incoming import Incoming
 from serving.security.exposure import FIRST_KEY, LAST_KEY
@@ -48,10 +48,9 @@ class KeyInfo(BaseModel):
     expires: int | None
 
 
-class NewKey(KeyInfo):
+class NewKey(SpreadAnswer, KeyInfo):
     token: str = Field(description="the key itself, which only this answer shows; the store keeps its hash")
     revision: int = Field(description="the store's revision from which on replicas know the key")
-    pending: list[str] = Field([], description="replicas that did not know the key when the time to wait was over")
     notice: str | None = Field(None, description="what else changes: from the first key on, requests need a key")
 
 
@@ -83,7 +82,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
         facts: dict[str, Any] = {"key": key.id, "name": key.name, "scopes": list(key.scopes), "tasks": list(key.tasks)}
         notice = None if await asyncio.to_thread(service.store.keys.locked) else FIRST_KEY
         changed = await change.make(partial(service.store.keys.put, key.id, key.record()), wait, **facts)
-        return NewKey(**_shown(key), token=token, revision=changed.revision, pending=changed.pending, notice=notice)
+        return NewKey(**_shown(key), **changed.model_dump(exclude={"task"}), token=token, notice=notice)
 
     @routes.delete("/{key}")
     async def revoke(key: KeyId, request: Request, wait: Wait = None) -> Revoked:

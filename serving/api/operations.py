@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from serving.api.auth import Authenticator
-from serving.api.changes import AuditedChanges
+from serving.api.changes import AuditedChanges, ChangeAnswer, Wait
 from serving.api.problems import responses
 from serving.service import Service
 from serving.telemetry import scrape
@@ -19,6 +19,23 @@ from serving.telemetry.scrape import TargetGroup
 
 class Status(BaseModel):
     status: str
+
+
+class StoreState(BaseModel):
+    """What a replica knows of the store. None of it keeps a replica from answering."""
+
+    reachable: bool
+    silent_seconds: float = Field(
+        description="how long the store has not answered, once that is long enough for others to notice; else 0"
+    )
+    other_history: bool = Field(
+        description="the store was emptied, restored or exchanged; the replica answers by what it knew before"
+    )
+    trouble: str | None = Field(description="what is wrong and what to do; null: all is well")
+
+
+class Readiness(Status):
+    store: StoreState
 
 
 class BaseInfo(BaseModel):
@@ -35,6 +52,8 @@ class ReplicaInfo(BaseModel):
     name: str
     revision: int = Field(description="the latest revision of the store that the replica has seen")
     metrics: str | None = Field(description="host and port of the replica's own metrics")
+    in_touch: bool = Field(description="false: it has not reported for 15 s, and may answer by an older revision")
+    age: float = Field(description="seconds since the replica reported, by the store's clock")
 
 
 class Verification(BaseModel):
@@ -58,11 +77,20 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
         return Status(status="ok")
 
     @routes.get("/readyz")
-    async def readyz() -> Status:
+    async def readyz() -> Readiness:
         """Whether the replica takes requests; 503 while it starts or stops."""
         service.admission.check_open()
         service.check()
-        return Status(status="ready")
+        watch = service.watch
+        return Readiness(
+            status="ready",
+            store=StoreState(
+                reachable=watch.store_up,
+                silent_seconds=watch.silent_seconds,
+                other_history=watch.other_history,
+                trouble=watch.trouble,
+            ),
+        )
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -72,16 +100,24 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
     @routes.get("/metrics/targets")
     async def targets() -> list[TargetGroup]:
         """Every replica's own metrics port, as Prometheus' HTTP service discovery reads it."""
-        return scrape.targets(await asyncio.to_thread(service.store.replicas.addresses))
+        reports = await asyncio.to_thread(service.store.replicas.reports)
+        return scrape.targets({name: report.address for name, report in reports.items()})
 
     @routes.get("/v1/replicas", responses=responses(401))
     async def replicas(request: Request) -> list[ReplicaInfo]:
-        """The replicas that reported to the store recently."""
+        """The replicas that reported to the store and did not end since."""
         authenticator.require(request, "predict")
-        seen, addresses = await asyncio.to_thread(
-            lambda: (service.store.replicas.revisions(), service.store.replicas.addresses())
-        )
-        return [ReplicaInfo(name=n, revision=seen[n], metrics=addresses.get(n)) for n in sorted(seen)]
+        reports = await asyncio.to_thread(service.store.replicas.reports)
+        return [
+            ReplicaInfo(
+                name=report.replica,
+                revision=report.revision,
+                metrics=report.address or None,
+                in_touch=report.in_touch,
+                age=report.age,
+            )
+            for report in reports.values()
+        ]
 
     @routes.get("/v1/base", responses=responses(401))
     async def base(request: Request) -> BaseInfo:
@@ -104,5 +140,14 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
         in_file = await asyncio.to_thread(service.engine.verify_file)
         tensors = len(service.resident.fingerprint.tensors)
         return Verification(tensors=tensors, differing=differing, differing_in_file=in_file)
+
+    @routes.post("/v1/store/adopt", responses=responses(401))
+    async def adopt(request: Request, wait: Wait = None) -> ChangeAnswer:
+        """Have all replicas answer by what the store holds, after it was emptied, restored or exchanged.
+
+        Until then each replica keeps the tasks and keys that it knew.
+        """
+        change = changes.begin(request, "admin", "adopt store")
+        return await change.make(service.store.adoptions.add, wait)
 
     return routes

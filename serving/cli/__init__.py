@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from serving.cli import keys, routes, server, signing, tasks, viz, weights
+from serving.cli import adopt_store, keys, routes, server, signing, tasks, viz, weights
 from serving.config import default_data_dir
 from serving.terminal import error_line
 
@@ -26,6 +26,7 @@ tasks.add_to(app)
 routes.add_to(app)
 keys.add_to(app)
 signing.add_to(app)
+adopt_store.add_to(app)
 server.add_to(app)
 
 

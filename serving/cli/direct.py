@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ken_core import deltafile
@@ -14,6 +15,7 @@ from serving.security.exposure import FIRST_KEY, LAST_KEY
 from serving.security.keys import new_key, readable
 from serving.security.signature_file import read_signatures
 from serving.store import Store, Task
+from serving.store.replicas import Spread
 
 
 class StoredKey(KeyInfo):
@@ -99,6 +101,9 @@ class StoreBackend:
     def rollback_route(self, task: str, *, wait: float | None = None) -> Change:
         return self._seen(self._store.tasks.rollback_route(task), wait, task)
 
+    def adopt_store(self, *, wait: float | None = None) -> Change:
+        return self._seen(self._store.adoptions.add(), wait)
+
     def keys(self) -> list[StoredKey]:
         return [StoredKey.model_validate(key.record()) for key in readable(self._store.keys.all())]
 
@@ -115,18 +120,16 @@ class StoreBackend:
         key, token = new_key(name, scopes, tasks, end)  # type: ignore[arg-type]  # new_key checks them
         notice = None if self._store.keys.locked() else FIRST_KEY
         change = self._seen(self._store.keys.put(key.id, key.record()), wait)
-        made = {"token": token, "revision": change.revision, "pending": change.pending, "notice": notice}
-        return NewKey.model_validate(key.record() | made)
+        made = {"token": token, "notice": notice}
+        return NewKey.model_validate(key.record() | change.model_dump(exclude={"task"}) | made)
 
     def revoke_key(self, id: str, *, wait: float | None = None) -> Revoked:
         change = self._seen(self._store.keys.drop(id), wait)
         return Revoked(**change.model_dump(), notice=None if self._store.keys.all() else LAST_KEY)
 
     def _seen(self, revision: int, wait: float | None, task: str | None = None) -> Change:
-        behind: list[str] = []
-        if wait is not None and not self._store.replicas.wait(revision, wait):
-            behind = sorted(name for name, seen in self._store.replicas.revisions().items() if seen < revision)
-        return Change(task=task, revision=revision, pending=tuple(behind))
+        spread = Spread() if wait is None else self._store.replicas.wait(revision, wait)
+        return Change(task=task, revision=revision, **asdict(spread))
 
 
 def _info(task: Task) -> TaskInfo:

@@ -56,7 +56,7 @@ def create(
     with open_backend(url, redis_url, data_dir, namespace) as backend:
         key = backend.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
         if as_json:
-            print_json(key.model_dump(exclude={"pending"}))
+            print_json(key.model_dump(exclude={"seen", "pending", "silent"}))
         else:
             typer.echo(key.token)
         say(f"key {key.id} of {key.name}: {_told(key)}; the token is shown only now and stored nowhere")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from serving.terminal import say
+from serving.terminal import counted, say
 
 if TYPE_CHECKING:
     from serving.cli.backend import Backend
@@ -33,7 +35,7 @@ def recorded(backend: Backend, task: str, change: Change, action: str | None = N
 
 
 def tell_pending(change: Change | NewKey, wait: float | None) -> None:
-    """Say that every replica has seen a change, if the command waited for that.
+    """Say how many replicas have seen a change, if the command waited for that.
 
     Args:
         wait: seconds that the command waited; None if it did not wait.
@@ -46,6 +48,18 @@ def tell_pending(change: Change | NewKey, wait: float | None) -> None:
     from serving.errors import UnavailableError
 
     if change.pending:
-        behind = ", ".join(change.pending)
-        raise UnavailableError(f"after {wait:g} s these replicas have not seen the change: {behind}")
-    say("seen by every replica")
+        behind = ", ".join(map(partial(_behind, change.silent), change.pending))
+        of = counted(len(change.seen) + len(change.pending), "replica")
+        raise UnavailableError(
+            f"the change was made, but after {wait:g} s only {len(change.seen)} of {of} answer by it; "
+            f"not known to: {behind}"
+        )
+    say(f"seen by {_all(len(change.seen))}")
+
+
+def _behind(silent: Mapping[str, float], replica: str) -> str:
+    return f"{replica} (silent for {silent[replica]:.0f} s)" if replica in silent else replica
+
+
+def _all(count: int) -> str:
+    return {0: "no replica, for none is running", 1: "the one replica"}.get(count, f"all {count} replicas")

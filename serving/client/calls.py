@@ -300,8 +300,16 @@ def verify() -> Call[Verification]:
 
 
 def replicas() -> Call[list[Replica]]:
-    """The replicas that reported to the store recently."""
+    """The replicas that reported to the store and did not end since."""
     return Call("GET", _path("replicas"), _reader(list[Replica]))
+
+
+def adopt_store(*, wait: float | None = None) -> Call[Change]:
+    """Have all replicas answer by what the store holds, after it was emptied, restored or exchanged.
+
+    `wait` as in `promote`.
+    """
+    return _changing(Call("POST", _path("store", "adopt"), _reader(Change)), wait)
 
 
 # Keys

@@ -126,12 +126,22 @@ class HistoryEntry(Result):
         return self.action.endswith("route") or bool(self.route or self.previous_route)
 
 
-class Change(Result):
+class Spread(Result):
+    """Which replicas answer by a change, if the call waited for them."""
+
+    seen: tuple[str, ...] = Field((), description="replicas that answer by the change")
+    pending: tuple[str, ...] = Field((), description="replicas not known to answer by it when `wait` ran out")
+    silent: dict[str, float] = Field(
+        default_factory=dict,
+        description="those pending that are out of touch with the store, and for how many seconds",
+    )
+
+
+class Change(Spread):
     """A change that was made."""
 
     task: str | None = Field(None, description="None: the change is not of a task")
     revision: int = Field(description="the store's revision after the change")
-    pending: tuple[str, ...] = Field((), description="replicas that had not seen the change when `wait` ran out")
 
 
 class Revoked(Change):
@@ -160,12 +170,11 @@ class KeyInfo(Result):
     expires: int | None = Field(None, description="None: the key does not expire")
 
 
-class NewKey(KeyInfo):
+class NewKey(KeyInfo, Spread):
     """A new key with its token, which the server does not show again."""
 
     token: str = Field(repr=False)
     revision: int = Field(description="the store's revision after the change; replicas that have seen it know the key")
-    pending: tuple[str, ...] = Field((), description="replicas that did not know the key when `wait` ran out")
     notice: str | None = Field(None, description="if this is the first key: what that means for access")
 
 
@@ -175,6 +184,8 @@ class Replica(Result):
     name: str
     revision: int = Field(description="the newest revision of the store that the replica has seen")
     metrics: str | None = Field(None, description="host and port of the replica's own metrics")
+    in_touch: bool = Field(True, description="False: not heard of for a while; it may answer by an older revision")
+    age: float = Field(0.0, description="seconds since the replica reported to the store")
 
 
 class BaseInfo(Result):

@@ -84,6 +84,7 @@ class Client:
     rollback_route = _sends(calls.rollback_route)
     base = _sends(calls.base)
     verify = _sends(calls.verify)
+    adopt_store = _sends(calls.adopt_store)
     replicas = _sends(calls.replicas)
     keys = _sends(calls.keys)
     create_key = _sends(calls.create_key)

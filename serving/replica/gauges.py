@@ -5,12 +5,18 @@ from __future__ import annotations
 from ken_core import ResidentModel
 from serving.admission import Admission
 from serving.engine.engine import Engine
+from serving.tasks import TaskWatch
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
 
 
 def add_gauges(
-    metrics: Metrics, resident: ResidentModel, cache: DeltaCache, engine: Engine, admission: Admission
+    metrics: Metrics,
+    resident: ResidentModel,
+    cache: DeltaCache,
+    engine: Engine,
+    admission: Admission,
+    watch: TaskWatch,
 ) -> None:
     """Add gauges of a replica's parts to its metrics."""
 
@@ -34,5 +40,10 @@ def add_gauges(
         "ken_base_file_changed",
         "Whether the base's file was found to hold other weights than the resident ones",
         lambda: resident.checkpoint.files.trouble is not None,
+    )
+    metrics.gauge(
+        "ken_store_other_history",
+        "Whether the store was emptied, restored or exchanged, so that the replica keeps what it knew",
+        lambda: watch.other_history,
     )
     metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)

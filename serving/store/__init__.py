@@ -13,7 +13,9 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 - ``ken:{ns}:history:<name>``       capped list of JSON: who changed the task when and how; ``@keys`` for API keys
 - ``ken:{ns}:events``               capped stream of (task or ``@keys``, revision): a hint that something changed
 - ``ken:{ns}:upload:<digest>``      sorted set of the leases of uploads, or of ``gc``, by the second each ends
-- ``ken:{ns}:replicas``             hash: replica -> revision it has seen, when it said so, address of its metrics
+- ``ken:{ns}:marks``                hash: revision -> mark, of the latest 1000 changes, and ``epoch``: see `Lineage`
+- ``ken:{ns}:adoptions``            set of ids, one for each time the store was adopted: see `Adoptions`
+- ``ken:{ns}:reports``              hash: replica -> when it last reported, and what, as JSON: see `Replicas`
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB
 - ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete
@@ -21,6 +23,7 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 """
 
 from serving.names import check_digest, check_name
+from serving.store.adoptions import STORE_ADOPTED, Adoptions
 from serving.store.connection import Connection
 from serving.store.deltas import CHUNK_BYTES, Deltas
 from serving.store.events import Event, Events
@@ -28,9 +31,10 @@ from serving.store.garbage import Garbage
 from serving.store.history import History
 from serving.store.keys import KEYS_CHANGED, Keys
 from serving.store.leases import Leases
+from serving.store.lineage import Lineage
 from serving.store.own_uploads import OwnUploads
 from serving.store.parts import MOST_CHUNKS, Upload
-from serving.store.replicas import Replicas
+from serving.store.replicas import Replicas, Report
 from serving.store.signatures import Signatures
 from serving.store.table import Table, Task
 from serving.store.tasks import Tasks
@@ -40,7 +44,10 @@ __all__ = [
     "CHUNK_BYTES",
     "KEYS_CHANGED",
     "MOST_CHUNKS",
+    "STORE_ADOPTED",
     "Event",
+    "Lineage",
+    "Report",
     "Store",
     "Table",
     "Task",
@@ -73,4 +80,5 @@ class Store:
         self.history = History(self.connection)
         self.events = Events(self.connection)
         self.replicas = Replicas(self.connection)
+        self.adoptions = Adoptions(self.connection)
         self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks)

@@ -10,7 +10,7 @@ import redis
 from serving.errors import StoreError
 from serving.store.urls import Client, connect, printable
 
-_SCRIPTS = ("change", "chunk", "delete", "keys", "lease")
+_SCRIPTS = ("adopt", "change", "chunk", "delete", "keys", "lease", "report", "reports")
 
 
 class Connection:
@@ -59,8 +59,8 @@ class Connection:
         return ":".join((f"ken:{{{self._namespace}}}", *parts))
 
     def record_keys(self, name: str) -> list[str]:
-        """The keys that `record.lua` writes: the history of a task (or ``@keys``), the events, the revision."""
-        return [self.control_key("history", name), self.control_key("events"), self.control_key("revision")]
+        """The keys that `record.lua` writes: the history of a task (or ``@keys``), events, revision, marks."""
+        return [self.control_key("history", name), *map(self.control_key, ("events", "revision", "marks"))]
 
     def digest_key(self, kind: str, digest: str, *parts: str) -> str:
         """A key in the digest's own hash slot.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.store.connection import Connection
@@ -14,7 +15,7 @@ class Event:
     id: str
     """Of the stream's entry."""
     task: str
-    """Name of the changed task, or ``@keys`` where API keys changed."""
+    """Name of the changed task; ``@keys`` where API keys changed, ``@store`` where the store was adopted."""
     revision: int
     """The store's revision after the change."""
 
@@ -32,6 +33,26 @@ class Events:
         """How many changes the store has seen."""
         with self._connection.store_errors:
             return int(self._connection.client.get(self._connection.control_key("revision")) or 0)
+
+    def is_at(self, revision: int, mark: str) -> bool:
+        """Whether the latest change is the one with this revision and mark.
+
+        Args:
+            mark: empty for a change that has none.
+        """
+        client, control = self._connection.client, self._connection.control_key
+        with self._connection.store_errors:
+            pipe = client.pipeline(transaction=False)
+            pipe.get(control("revision"))
+            pipe.hget(control("marks"), str(revision))
+            found, found_mark = pipe.execute()
+        return (int(found or 0), (found_mark or b"").decode()) == (revision, mark)
+
+    def marks(self, revisions: Sequence[int]) -> dict[int, str]:
+        """The marks of changes by the revisions they led to; empty for a change that has none, see `Lineage`."""
+        with self._connection.store_errors:
+            found = self._connection.client.hmget(self._connection.control_key("marks"), list(map(str, revisions)))
+        return {revision: (mark or b"").decode() for revision, mark in zip(revisions, found, strict=True)}
 
     def after(self, id: str, block_seconds: float) -> list[Event]:
         """Events after the stream entry `id`, at most 100; waits up to `block_seconds` for the first one.

@@ -1,59 +1,125 @@
-"""The live replicas: which revision each has seen, and where its metrics are."""
+"""The replicas: which revision each has seen, where its metrics are, and since when it is out of touch."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import orjson
 
 from serving.store.connection import Connection
 
-REPLICA_SECONDS = 15.0
-"""A replica that has not reported for this long counts as gone."""
+IN_TOUCH_SECONDS = 15.0
+"""A replica that has not reported for this long is out of touch: it may answer from what it knew before."""
+EXPECTED_SECONDS = 900.0
+"""A replica that has not reported for this long is no longer expected to."""
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of one replica."""
+
+    replica: str
+    revision: int
+    """The store's latest revision that the replica had seen when it reported."""
+    address: str
+    """``host:port`` of the replica's metrics; empty where there are none."""
+    age: float
+    """Seconds since the replica reported, by the clock of the store."""
+    host: str
+    process: int
+
+    @property
+    def in_touch(self) -> bool:
+        return self.age < IN_TOUCH_SECONDS
+
+    def has_seen(self, revision: int) -> bool:
+        """Whether the replica is known to answer by a revision. One out of touch is not known to have seen anything."""
+        return self.in_touch and self.revision >= revision
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Which of the expected replicas are known to answer by a revision. Each is in `seen` or in `pending`."""
+
+    seen: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    silent: dict[str, float] = field(default_factory=dict)
+    """Seconds since each replica that is out of touch reported."""
 
 
 class Replicas:
-    """What replicas report about themselves."""
+    """What replicas report about themselves. A replica is expected to report until it says that it ends.
+
+    All times are the store's, since the clocks of two hosts may differ.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._key = connection.control_key("replicas")
+        self._key = connection.control_key("reports")
 
     def report(self, replica: str, revision: int, address: str = "") -> None:
-        """Record that a replica is alive and has seen `revision`.
+        """Record that a replica, which runs in this process, is alive and has seen `revision`.
 
         Args:
             address: ``host:port`` of the replica's metrics; empty where there are none.
         """
-        with self._connection.store_errors:
-            self._connection.client.hset(self._key, replica, f"{revision}:{time.time()}:{address}")
+        told = {"revision": revision, "address": address, "host": os.uname().nodename, "process": os.getpid()}
+        self._connection.run("report", [self._key], replica, orjson.dumps(told))
 
     def retire(self, replica: str) -> None:
-        """Take a replica off the list."""
+        """No longer expect a replica."""
         with self._connection.store_errors:
             self._connection.client.hdel(self._key, replica)
 
-    def revisions(self) -> dict[str, int]:
-        """The revision each live replica has seen, by the replica's name."""
-        return {name: revision for name, (revision, _) in self._reported().items()}
+    def retire_dead(self) -> None:
+        """No longer expect replicas of this host whose process has ended without a word."""
+        host = os.uname().nodename
+        for report in self.reports().values():
+            if report.host == host and not _runs(report.process):
+                self.retire(report.replica)
 
-    def addresses(self) -> dict[str, str]:
-        """``host:port`` of each live replica's metrics, by the replica's name, of replicas that have metrics."""
-        return {name: address for name, (_, address) in self._reported().items() if address}
+    def reports(self) -> dict[str, Report]:
+        """The last report of each expected replica, by the replica's name, sorted."""
+        now, *rows = self._connection.run("reports", [self._key], EXPECTED_SECONDS)
+        found = (_report(name.decode(), row, float(now)) for name, row in zip(rows[::2], rows[1::2], strict=True))
+        return {report.replica: report for report in sorted(found, key=lambda report: report.replica)}
 
-    def wait(self, revision: int, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until every live replica has seen `revision`; False where one has not."""
+    def wait(self, revision: int, timeout: float) -> Spread:
+        """Wait up to `timeout` seconds until every expected replica has seen `revision`."""
         deadline = time.monotonic() + timeout
-        while any(seen < revision for seen in self.revisions().values()):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
+        while (spread := self.spread(revision)).pending and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return spread
 
-    def _reported(self) -> dict[str, tuple[int, str]]:
-        with self._connection.store_errors:
-            rows = self._connection.client.hgetall(self._key)
-        found = {}
-        for name, value in rows.items():
-            revision, when, *address = value.decode().split(":", 2)
-            if time.time() - float(when) < REPLICA_SECONDS:
-                found[name.decode()] = (int(revision), "".join(address))
-        return found
+    def spread(self, revision: int) -> Spread:
+        """Which replicas have seen `revision`."""
+        return _spread(self.reports().values(), revision)
+
+
+def _spread(reports: Iterable[Report], revision: int) -> Spread:
+    seen, pending, silent = list[str](), list[str](), dict[str, float]()
+    for report in reports:
+        (seen if report.has_seen(revision) else pending).append(report.replica)
+        if not report.in_touch:
+            silent[report.replica] = report.age
+    return Spread(tuple(seen), tuple(pending), silent)
+
+
+def _report(name: str, row: bytes, now: float) -> Report:
+    when, _, text = row.partition(b" ")
+    told = orjson.loads(text)
+    return Report(name, told["revision"], told["address"], max(0.0, now - float(when)), told["host"], told["process"])
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

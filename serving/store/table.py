@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from serving.routing.routes import Route
+from serving.store.lineage import Lineage
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Table:
 
     revision: int
     tasks: dict[str, Task]
-    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     locked: bool = False
     """Whether there ever was an API key."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """Tells the store's past from other stores' pasts that led to the same revision."""

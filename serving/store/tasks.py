@@ -22,6 +22,7 @@ from serving.store.deltas import Deltas
 from serving.store.history import whoami
 from serving.store.keys import read_keys
 from serving.store.leases import Leases
+from serving.store.lineage import Lineage
 from serving.store.signatures import Signatures
 from serving.store.table import Table, Task
 
@@ -234,13 +235,14 @@ class Tasks:
                     pipe.zrange(self._connection.control_key("versions", name), 0, -1)
                 pipe.hgetall(self._connection.control_key("keys"))
                 pipe.exists(self._connection.control_key("locked"))
+                pipe.hgetall(self._connection.control_key("marks"))
+                pipe.smembers(self._connection.control_key("adoptions"))
                 pipe.get(counter)
-                *answers, keys, locked, after = pipe.execute()
+                *answers, keys, locked, marks, adoptions, after = pipe.execute()
             if after == before:
                 found = zip(names, answers[::2], answers[1::2], strict=True)
-                return Table(
-                    int(before or 0), {n: _task(n, f, v) for n, f, v in found if f}, read_keys(keys), bool(locked)
-                )
+                tasks = {n: _task(n, f, v) for n, f, v in found if f}
+                return Table(int(before or 0), tasks, read_keys(keys), bool(locked), _lineage(marks, adoptions))
         raise AssertionError
 
     def have_version(self, digest: str) -> bool:
@@ -379,6 +381,13 @@ def _in_use(task: str, digest: str, holders: list[str]) -> str:
     if digest:
         return f"version {digest} of task {task!r} is in use by {named}; point them elsewhere first, or use force"
     return f"task {task!r} is in use by {named}; to delete it all the same, use force"
+
+
+def _lineage(fields: dict[bytes, bytes], adoptions: set[bytes]) -> Lineage:
+    plain = {field.decode(): mark.decode() for field, mark in fields.items()}
+    epoch = plain.pop("epoch", "")
+    marks = {int(revision): mark for revision, mark in plain.items()}
+    return Lineage(epoch, marks, frozenset(id.decode() for id in adoptions))
 
 
 def _task(name: str, fields: dict[bytes, bytes], versions: list[bytes]) -> Task:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import orjson
 from serving.errors import InvalidInputError, UnavailableError, UnknownTaskError
 from serving.routing.routes import check_route
 from serving.routing.versions import is_pin, pinned, version_of
-from serving.store import Table, Task
+from serving.store import Lineage, Table, Task
+
+_log = logging.getLogger(__name__)
 
 _LOCKED = "A server with this data directory had API keys once, so it asks for one for good. KEN_AUTH=off opens it.\n"
 
@@ -29,6 +33,7 @@ class TaskTable:
     Attributes:
         locked: whether any API key was ever known here. It has a file of its own, since the table's copy is replaced
             even by the table of a store that lost its data.
+        saved: whether the disk took the latest copy.
     """
 
     def __init__(self, file: Path) -> None:
@@ -36,6 +41,12 @@ class TaskTable:
         self._lock_file = file.with_suffix(".locked")
         self._table: Table | None = None
         self.locked = self._lock_file.exists()
+        self.saved = True
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a table to answer from."""
+        return self._table is not None
 
     @property
     def current(self) -> Table:
@@ -100,24 +111,39 @@ class TaskTable:
         return known
 
     def replace(self, table: Table) -> None:
-        """Answer from this table from now on, and keep it on disk.
+        """Answer from this table from now on, and keep it on disk if the disk takes it.
 
         The file is readable by its owner alone, since it has hashes of API keys.
         """
         self._table = table
-        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.{threading.get_ident()}.partial")
-        partial.unlink(missing_ok=True)
-        with open(partial, "xb", opener=_private) as out:
-            out.write(orjson.dumps(asdict(table)))
-        partial.replace(self._file)
+        self._save(self._file, orjson.dumps(_plain(table), option=orjson.OPT_NON_STR_KEYS))
         if table.keys or table.locked:
             self.lock()
 
     def lock(self) -> None:
         """Remember that there was an API key, over restarts too."""
-        if not self.locked:
-            self.locked = True
-            self._lock_file.write_text(_LOCKED)
+        self.locked = True
+        if not self._lock_file.exists():
+            self._save(self._lock_file, _LOCKED.encode())
+
+    def _save(self, file: Path, content: bytes) -> None:
+        """Write a file whole or not at all. A disk that is full must not stop a replica from answering."""
+        partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.partial")
+        try:
+            partial.unlink(missing_ok=True)
+            with open(partial, "xb", opener=_private) as out:
+                out.write(content)
+            partial.replace(file)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            if self.saved:
+                _log.error(
+                    "%s cannot be written: %s; a restart while the store is down would answer by less", file, error
+                )
+            self.saved = False
+        else:
+            self.saved = True
 
     def load_from_disk(self) -> bool:
         """Answer from the copy on disk; False where there is none that can be read."""
@@ -125,7 +151,7 @@ class TaskTable:
             plain = orjson.loads(self._file.read_bytes())
             tasks = {name: _task(task) for name, task in plain["tasks"].items()}
             keys, locked = dict(plain.get("keys", {})), bool(plain.get("locked", False))
-            self._table = Table(plain["revision"], tasks, keys, locked)
+            self._table = Table(plain["revision"], tasks, keys, locked, _lineage(plain.get("lineage", {})))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
             return False
         if keys or locked:
@@ -137,6 +163,24 @@ def _task(plain: dict[str, Any]) -> Task:
     """A task from its JSON on disk. Copies written before there were routes have no ``route``."""
     route = plain.get("route")
     return Task(**plain | {"versions": tuple(plain["versions"]), "route": check_route(route) if route else None})
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    lineage = table.lineage
+    adoptions = sorted(lineage.adoptions)
+    return {
+        "revision": table.revision,
+        "tasks": {name: asdict(task) for name, task in table.tasks.items()},
+        "keys": table.keys,
+        "locked": table.locked,
+        "lineage": {"epoch": lineage.epoch, "marks": lineage.marks, "adoptions": adoptions},
+    }
+
+
+def _lineage(plain: dict[str, Any]) -> Lineage:
+    """A lineage from its JSON on disk. Copies of earlier versions have none."""
+    marks = {int(revision): mark for revision, mark in plain.get("marks", {}).items()}
+    return Lineage(plain.get("epoch", ""), marks, frozenset(plain.get("adoptions", ())))
 
 
 def _private(path: str, flags: int) -> int:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from serving.errors import StoreError
-from serving.store import KEYS_CHANGED, Store, Table
+from serving.store import KEYS_CHANGED, STORE_ADOPTED, Event, Store, Table
+from serving.store.replicas import IN_TOUCH_SECONDS
+from serving.tasks.succession import carry_over, succeed
 from serving.tasks.table import TaskTable
 
 _log = logging.getLogger(__name__)
@@ -19,14 +23,18 @@ _RETRY_SECONDS = 0.5
 class TaskWatch:
     """A thread that follows the store's events. Events are a hint: after a gap in their revisions it reads everything.
 
+    A store that does not continue what the table knows, because it was emptied or restored from a backup, does not
+    replace the table: see `Succession`.
+
     Args:
         replica: the name under which it reports the revision it has seen.
         on_change: called with whether the store is up, after the table changed and when the store goes down or comes
             back. Runs on the watch's thread; the first time on the thread that calls `start`.
-        address: ``host:port`` of this replica's metrics, for `Replicas.addresses`.
+        address: ``host:port`` of this replica's metrics, for `Replicas.reports`.
 
     Attributes:
         store_up: whether the store answered the last time it was asked.
+        other_history: whether the store has another past than the table.
     """
 
     def __init__(
@@ -45,7 +53,37 @@ class TaskWatch:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ken-tasks", daemon=True)
         self._cursor = "0"
+        self._read = Table(0, {})  # as the store was last read; the table that answers differs after another history
+        self._heard = time.monotonic()
         self.store_up = False
+        self.other_history = False
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the store last answered; 0 while that is too short to matter to anybody."""
+        silent = time.monotonic() - self._heard
+        return silent if silent >= IN_TOUCH_SECONDS else 0.0
+
+    @property
+    def notice(self) -> str:
+        """What is wrong with the store in a word, for a header of answers; empty where nothing is."""
+        silent = self.silent_seconds
+        found = ["other-history"] * self.other_history + [f"unreachable; seconds={silent:.0f}"] * (silent > 0)
+        return ", ".join(found)
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the store, and what to do; None where nothing is."""
+        if self.other_history:
+            return (
+                f"the store was emptied, restored or exchanged: its revision {self._read.revision} has another past "
+                f"than revision {self._table.current.revision} that this replica knew. The replica keeps the tasks "
+                "and keys it knew, and takes over what is changed from now on. If what the store holds is right, run "
+                "`ken adopt-store`"
+            )
+        if not self.store_up:
+            return "the store does not answer; the replica answers by the tasks and keys it knew"
+        return None
 
     def start(self) -> None:
         """Read the table once, and follow its changes on the thread from then on.
@@ -56,6 +94,7 @@ class TaskWatch:
         on_disk = self._table.load_from_disk()  # before the store is read, which may have lost keys that the disk knows
         try:
             self._resync()
+            self._store.replicas.retire_dead()
         except StoreError:
             if not on_disk:
                 raise
@@ -90,27 +129,41 @@ class TaskWatch:
 
     def _resync(self) -> None:
         self._cursor = self._store.events.last_id()
-        self._take(self._store.tasks.table())
+        found = self._store.tasks.table()
+        known = self._table.current if self._table.loaded else None
+        succession = succeed(known, found, self.other_history)
+        self._take(found, succession.table)
+        self._note_history(succession.other_history)
 
     def _follow(self) -> None:
-        """Read again what the next events name; read everything where the events lack a revision."""
+        """Read again what the next events name; read everything where the events lack a change."""
         events = self._store.events.after(self._cursor, _BLOCK_SECONDS)
         if self._stopping.is_set():
             return
         if not events:
             self._share_lock(self._table.current)
             self._report()
-            if self._store.events.revision() != self._table.current.revision:
+            if not self._store.events.is_at(self._read.revision, self._mark()):
                 self._resync()
             return
         self._cursor = events[-1].id
-        known = self._table.current.revision
+        known = self._read.revision
         fresh = [e for e in events if e.revision > known]
-        if [e.revision for e in fresh] != list(range(known + 1, known + 1 + len(fresh))):
+        revisions = [e.revision for e in fresh]
+        marks = self._store.events.marks([known, *revisions])
+        lost = revisions != list(range(known + 1, known + 1 + len(fresh))) or marks.pop(known) != self._mark()
+        if lost or any(e.task == STORE_ADOPTED for e in fresh):
             self._resync()
-            return
-        changed = {e.task for e in fresh}
-        tasks, keys, locked = dict(self._table.current.tasks), self._table.current.keys, self._table.current.locked
+        elif fresh:
+            read = replace(
+                self._read_again(fresh), revision=revisions[-1], lineage=self._read.lineage.with_marks(marks)
+            )
+            self._take(read, carry_over(self._table.current, self._read, read) if self.other_history else read)
+
+    def _read_again(self, events: Sequence[Event]) -> Table:
+        """The store as it was last read, with everything that the events name as the store has it now."""
+        changed = {e.task for e in events}
+        tasks, keys, locked = dict(self._read.tasks), self._read.keys, self._read.locked
         if KEYS_CHANGED in changed:
             keys, locked = self._store.keys.all(), self._store.keys.locked()
         for name in changed - {KEYS_CHANGED}:
@@ -119,15 +172,26 @@ class TaskWatch:
                 tasks.pop(name, None)
             else:
                 tasks[name] = task
-        self._take(Table(fresh[-1].revision if fresh else known, tasks, keys, locked))
+        return replace(self._read, tasks=tasks, keys=keys, locked=locked)
 
-    def _take(self, table: Table) -> None:
+    def _take(self, read: Table, table: Table) -> None:
         self._table.replace(table)
-        self._share_lock(table)
+        self._read = read
+        self._share_lock(read)
         if not self._stopping.is_set():
             self._report()
         self.store_up = True
         self._on_change(True)
+
+    def _note_history(self, other: bool) -> None:
+        before, self.other_history = self.other_history, other
+        if other and not before:
+            _log.error("%s: %s", self._store.connection.where, self.trouble)
+        elif before and not other:
+            _log.warning("this replica answers again by what the store at %s holds", self._store.connection.where)
+
+    def _mark(self) -> str:
+        return self._read.lineage.marks.get(self._read.revision, "")
 
     def _share_lock(self, table: Table) -> None:
         """Lock the store, and so every replica, where this replica knew an API key that the store does not know of."""
@@ -138,4 +202,5 @@ class TaskWatch:
             self._store.keys.lock(self._replica)
 
     def _report(self) -> None:
-        self._store.replicas.report(self._replica, self._table.current.revision, self._address)
+        self._store.replicas.report(self._replica, self._read.revision, self._address)
+        self._heard = time.monotonic()

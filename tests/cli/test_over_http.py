@@ -62,7 +62,7 @@ def digests(ken: Ken, far: Ken, files: list[Path]) -> Iterator[list[str]]:
         ended = far("publish", "mood", file, "--alias", alias, "--wait", "20")
         assert ended.returncode == 0, ended.stderr
         assert f"mood@{alias} is {digest} (revision " in ended.stderr
-        assert "seen by every replica" in ended.stderr
+        assert "seen by the one replica" in ended.stderr
     yield found
     assert ken("rm", "mood", "--force", "--wait", "20").returncode == 0
 
@@ -194,3 +194,10 @@ def test_the_environment_names_the_server_and_the_key(ken: Ken, url: str, digest
         refused = ken("tasks")
     assert refused.returncode == 1
     assert "this needs a key" in refused.stderr
+
+
+def test_a_store_is_adopted_alike(ken: Ken, far: Ken) -> None:
+    assert told(ken("adopt-store", "--wait", "20")).startswith("replicas answer by ")
+    ended = far("adopt-store", "--wait", "20")
+    assert told(ended) == "replicas answer by what the store holds from now on"
+    assert "seen by the one replica" in ended.stderr

@@ -118,7 +118,9 @@ def publish(embedded_url: str, namespace: str) -> Callable[..., None]:
     store = Store(embedded_url, namespace)
 
     def run(task: str, file: DeltaFile, alias: str = "live", allow_other_labels: bool = False) -> None:
-        assert store.replicas.wait(store.tasks.publish(task, file, alias, allow_other_labels=allow_other_labels), 10)
+        assert not store.replicas.wait(
+            store.tasks.publish(task, file, alias, allow_other_labels=allow_other_labels), 10
+        ).pending
 
     return run
 

@@ -195,7 +195,7 @@ def test_changes_take_null_for_what_is_not_said(service: Service, talk: Callable
         key = await client.post("/v1/keys", json={"name": "ci", "scopes": ["admin"], "tasks": None, "expires_in": None})
         assert (key.status_code, key.json()["tasks"], key.json()["expires"]) == (201, ["*"], None)
         client.headers["X-Api-Key"] = key.json()["token"]
-        assert service.store.replicas.wait(key.json()["revision"], 10)
+        assert not service.store.replicas.wait(key.json()["revision"], 10).pending
         task = "/v1/tasks/spam"
         digest = deltas.spam.digest
         again = {"digest": digest, "alias": None, "wait": None, "signatures": None}
@@ -205,7 +205,7 @@ def test_changes_take_null_for_what_is_not_said(service: Service, talk: Callable
         for route in ({"weights": None, "shadow": "canary"}, {"weights": {"live": 9, "canary": 1}, "shadow": None}):
             changed = await client.put(f"{task}/route", json=route)
             assert changed.status_code == 200
-            assert service.store.replicas.wait(changed.json()["revision"], 10)
+            assert not service.store.replicas.wait(changed.json()["revision"], 10).pending
         assert (await client.get(f"{task}/route")).json() == {"weights": {"live": 9, "canary": 1}, "shadow": None}
         nothing = await client.post(f"{task}/rollback", json={"alias": None, "wait": None})
         assert nothing.status_code == 409

@@ -305,7 +305,7 @@ def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_tak
     with embedded_store(tmp_path / "own") as url:
         service = make_service(url, namespace="default")
         store = Store(url)
-        assert store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20)
+        assert not store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20).pending
 
         async def hasty_and_patient() -> list[Any]:
             connect(url).client_pause(600)
@@ -416,6 +416,31 @@ def test_a_replica_goes_on_with_what_it_holds_when_the_store_goes_and_takes_up_c
         service.stop()
 
 
+def test_a_replica_goes_on_with_its_tasks_when_the_store_was_emptied_and_says_so(
+    private_url: str,
+    make_service: MakeService,
+    deltas: Deltas,
+    dedicated: Dedicated,
+    metric: Metric,
+    eventually: Callable[..., None],
+) -> None:
+    store = Store(private_url)
+    store.tasks.publish("spam", deltas.spam)
+    service = make_service(private_url, namespace="default")
+    asyncio.run(ask(service, "spam"))
+    assert metric(service, "ken_store_other_history") == 0
+    connect(private_url).flushall()
+    eventually(lambda: metric(service, "ken_store_other_history") == 1)
+    assert is_answer_of(asyncio.run(ask(service, "spam")), deltas.spam, dedicated)
+    assert metric(service, "ken_store_up") == 1
+    assert not store.replicas.wait(store.tasks.publish("topic", deltas.topic), 20).pending
+    assert is_answer_of(asyncio.run(ask(service, "topic")), deltas.topic, dedicated)
+    assert not store.replicas.wait(store.adoptions.add(), 20).pending
+    assert metric(service, "ken_store_other_history") == 0
+    with pytest.raises(UnknownTaskError):
+        service.table.resolve("spam")
+
+
 def test_without_store_and_without_a_table_on_disk_a_replica_does_not_start(make_service: MakeService) -> None:
     with pytest.raises(StoreError, match="does not answer"):
         make_service("redis://127.0.0.1:1/0")
@@ -426,7 +451,7 @@ def test_a_deleted_task_is_not_served_though_its_delta_is_still_on_the_device(
 ) -> None:
     asyncio.run(ask(service, "spam"))
     store = Store(embedded_url, namespace)
-    assert store.replicas.wait(store.tasks.delete("spam", force=True), 20)
+    assert not store.replicas.wait(store.tasks.delete("spam", force=True), 20).pending
     with pytest.raises(UnknownTaskError):
         service.table.resolve("spam")
     with pytest.raises(UnknownTaskError):

@@ -1,11 +1,17 @@
 -- This file is put in front of each script.
 
--- Every change ends with this: it counts the change, announces it in the stream, and adds its rows to the history.
--- A row says what was done; author, time and revision are added to it. Answers the revision.
+-- Every change ends with this: it counts the change, marks it, announces it in the stream, and adds its rows to the
+-- history. A row says what was done; author, time and revision are added to it. A change's mark depends on the mark
+-- before and on the time, so it tells the same revision of two stores apart. Answers the revision.
 local function record(keys, name, who, rows)
-  local HISTORY, EVENTS = 1000, 10000
-  local history, events, counter = unpack(keys)
+  local HISTORY, EVENTS, MARKS = 1000, 10000, 1000
+  local history, events, counter, marks = unpack(keys)
   local revision, now = redis.call('INCR', counter), redis.call('TIME')
+  local before = redis.call('HGET', marks, revision - 1) or ''
+  local mark = string.sub(redis.sha1hex(table.concat({before, revision, now[1], now[2], name, who}, ' ')), 1, 16)
+  redis.call('HSET', marks, revision, mark)
+  redis.call('HSETNX', marks, 'epoch', mark)
+  redis.call('HDEL', marks, revision - MARKS)
   for _, row in ipairs(rows) do
     row.who, row.when, row.revision = who, tonumber(now[1]), revision
     redis.call('LPUSH', history, cjson.encode(row))

@@ -23,6 +23,7 @@ from serving.config import load_settings
 from serving.service import Service
 from serving.store import Store
 from serving.store.embedded import embedded_store
+from serving.store.urls import connect
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, write_tuned
 
 Client = httpx.AsyncClient
@@ -434,7 +435,35 @@ def test_with_the_store_down_a_change_is_503_and_says_that_nothing_was_changed(
 
 def test_health_and_readiness_are_ok_between_start_and_stop(get: Callable[..., httpx.Response]) -> None:
     assert get("/healthz").json() == {"status": "ok"}
-    assert get("/readyz").json() == {"status": "ready"}
+    well = {"reachable": True, "silent_seconds": 0, "other_history": False, "trouble": None}
+    assert get("/readyz").json() == {"status": "ready", "store": well}
+    assert "X-Ken-Store" not in get("/readyz").headers
+
+
+def test_every_answer_of_a_replica_whose_store_was_emptied_says_so(
+    private_url: str, make_service: MakeService, deltas: Deltas, talk: Talk, eventually: Callable[..., None]
+) -> None:
+    store = Store(private_url)
+    store.tasks.publish("spam", deltas.spam)
+    service = make_service(private_url, namespace="default")
+
+    async def conversation(client: Client) -> None:
+        assert "X-Ken-Store" not in (await client.post(SPAM, json={"inputs": "rain"})).headers
+        connect(private_url).flushall()
+        await asyncio.to_thread(eventually, lambda: service.watch.other_history)
+        answered = await client.post(SPAM, json={"inputs": "rain"})
+        assert answered.status_code == 200
+        for response in (answered, await client.get("/readyz"), await client.get("/v1/tasks/none")):
+            assert response.headers["X-Ken-Store"] == "other-history"
+        told = (await client.get("/readyz")).json()["store"]
+        assert told["other_history"]
+        assert "ken adopt-store" in told["trouble"]
+        adopted = await client.post("/v1/store/adopt", params={"wait": 20})
+        assert (adopted.json()["seen"], adopted.json()["pending"]) == ([service.replica], [])
+        assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 404)
+        assert "X-Ken-Store" not in (await client.get("/readyz")).headers
+
+    talk(service, conversation)
 
 
 def test_a_replica_that_has_not_started_is_not_ready(tiny: Tiny, embedded_url: str, tmp_path: Path, talk: Talk) -> None:

@@ -76,7 +76,7 @@ class Reader:
         if "$KEN_API_KEY" in script and "KEN_API_KEY" not in self._env:
             key, self._env["KEN_API_KEY"] = new_key("ops", ["admin"])
             store = self._live.service.store
-            assert store.replicas.wait(store.keys.put(key.id, key.record()), 10)
+            assert not store.replicas.wait(store.keys.put(key.id, key.record()), 10).pending
         ended = subprocess.run(
             ["bash", "-euc", self._here(script)], cwd=self._folder, env=self._env, capture_output=True, text=True
         )

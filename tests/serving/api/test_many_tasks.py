@@ -127,7 +127,7 @@ def test_aliases_digests_and_routes_choose_versions_as_for_one_task(
 ) -> None:
     publish("spam", deltas.spam_2, "canary")
     tasks = service.store.tasks
-    assert service.store.replicas.wait(tasks.set_route("spam", Route({"live": 1, "canary": 1})), 10)
+    assert not service.store.replicas.wait(tasks.set_route("spam", Route({"live": 1, "canary": 1})), 10).pending
     digests = [deltas.spam.digest, deltas.spam_2.digest]
 
     async def conversation(client: Client) -> None:
@@ -195,7 +195,7 @@ def test_a_pattern_chooses_among_the_tasks_that_the_key_may_ask(
         publish(task, getattr(deltas, task))
     scopes: list[Scope] = ["predict"]
     key, token = new_key("guard", scopes, ["t*", "s*"])
-    assert service.store.replicas.wait(service.store.keys.put(key.id, key.record()), 10)
+    assert not service.store.replicas.wait(service.store.keys.put(key.id, key.record()), 10).pending
 
     async def conversation(client: Client) -> None:
         body = {"tasks": ["*", "emotion", "e*"], "inputs": "rain"}
@@ -485,7 +485,7 @@ def test_a_routes_shadow_gets_its_copy(
 ) -> None:
     publish("spam", deltas.spam_2, "next")
     tasks = service.store.tasks
-    assert service.store.replicas.wait(tasks.set_route("spam", Route({"live": 1}, "next")), 10)
+    assert not service.store.replicas.wait(tasks.set_route("spam", Route({"live": 1}, "next")), 10).pending
 
     async def conversation(client: Client) -> None:
         await asked(client, ["spam", "spam@live", "topic"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ from serving.errors import ConflictError, InvalidInputError, StoreError, Unknown
 from serving.routing.routes import Route
 from serving.security.signatures import Signature
 from serving.store import Store
+from serving.store.replicas import Spread
 from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
@@ -513,28 +516,65 @@ def test_no_events_come_when_nothing_changed(store: Store, deltas: Deltas) -> No
 def test_waiting_ends_when_every_replica_has_seen_the_revision(store: Store) -> None:
     store.replicas.report("one", 3)
     store.replicas.report("two", 2)
-    assert not store.replicas.wait(3, 0.05)
+    assert store.replicas.wait(3, 0.05).pending
     store.replicas.report("two", 3)
-    assert store.replicas.wait(3, 0.05)
-    assert store.replicas.revisions() == {"one": 3, "two": 3}
+    assert not store.replicas.wait(3, 0.05).pending
+    assert store.replicas.spread(3) == Spread(("one", "two"), (), {})
 
 
 def test_a_retired_replica_is_not_waited_for(store: Store) -> None:
     store.replicas.report("one", 3)
     store.replicas.report("gone", 1)
     store.replicas.retire("gone")
-    assert store.replicas.wait(3, 0.05)
+    assert not store.replicas.wait(3, 0.05).pending
 
 
-def test_a_replica_that_has_been_silent_is_not_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.replicas.report("dead", 1)
-    monkeypatch.setattr("serving.store.replicas.REPLICA_SECONDS", 0.0)
-    assert store.replicas.revisions() == {}
-    assert store.replicas.wait(2, 0.05)
+def reported(store: Store, raw: Any, namespace: str, replica: str, seconds: float) -> None:
+    """Have a replica report, by the store's clock some seconds ago."""
+    store.replicas.report(replica, 3, "10.0.0.7:9100")
+    key = f"ken:{{{namespace}}}:reports"
+    when, text = raw.hget(key, replica).split(b" ", 1)
+    raw.hset(key, replica, b"%f %s" % (float(when) - seconds, text))
+
+
+def test_a_replica_that_is_out_of_touch_is_not_counted_as_having_seen_anything(
+    store: Store, raw: Any, namespace: str
+) -> None:
+    store.replicas.report("well", 3)
+    reported(store, raw, namespace, "silent", 34)
+    spread = store.replicas.wait(3, 0.0)
+    assert (spread.seen, spread.pending) == (("well",), ("silent",))
+    assert 34 <= spread.silent["silent"] < 44
+    assert store.replicas.reports()["silent"].address == "10.0.0.7:9100"
+    assert not store.replicas.reports()["silent"].in_touch
+
+
+def test_a_replica_that_has_been_silent_for_very_long_is_no_longer_expected(
+    store: Store, raw: Any, namespace: str
+) -> None:
+    reported(store, raw, namespace, "dead", 2000)
+    assert store.replicas.reports() == {}
+    assert not raw.exists(f"ken:{{{namespace}}}:reports")
+
+
+def test_times_are_the_stores_whatever_the_clock_of_a_host_says(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    store.replicas.report("one", 3)
+    monkeypatch.undo()
+    assert store.replicas.reports()["one"].in_touch
+
+
+def test_a_replica_whose_process_was_killed_is_no_longer_expected(store: Store, store_url: str, namespace: str) -> None:
+    store.replicas.report("here", 3)
+    made = "from serving.store import Store; import sys; Store(sys.argv[1], sys.argv[2]).replicas.report('killed', 1)"
+    subprocess.run([sys.executable, "-c", made, store_url, namespace], check=True)
+    assert set(store.replicas.reports()) == {"here", "killed"}
+    store.replicas.retire_dead()
+    assert set(store.replicas.reports()) == {"here"}
 
 
 def test_waiting_for_nobody_ends_at_once(store: Store) -> None:
-    assert store.replicas.wait(99, 0.0)
+    assert not store.replicas.wait(99, 0.0).pending
 
 
 # A store that does not answer
@@ -589,13 +629,17 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "keys.put": lambda: store.keys.put("one", {}),
         "keys.drop": lambda: store.keys.drop("one"),
         "history.of": lambda: store.history.of("spam"),
+        "adoptions.add": store.adoptions.add,
         "events.revision": store.events.revision,
+        "events.is_at": lambda: store.events.is_at(1, "mark"),
+        "events.marks": lambda: store.events.marks([1]),
         "events.after": lambda: store.events.after("0", 0.01),
         "events.last_id": store.events.last_id,
         "replicas.report": lambda: store.replicas.report("one", 1),
         "replicas.retire": lambda: store.replicas.retire("one"),
-        "replicas.revisions": store.replicas.revisions,
-        "replicas.addresses": store.replicas.addresses,
+        "replicas.retire_dead": store.replicas.retire_dead,
+        "replicas.reports": store.replicas.reports,
+        "replicas.spread": lambda: store.replicas.spread(1),
         "replicas.wait": lambda: store.replicas.wait(1, 0.0),
         "garbage.collect": store.garbage.collect,
     }

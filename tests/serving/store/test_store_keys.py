@@ -88,11 +88,5 @@ def test_replicas_that_have_metrics_say_where(store: Store) -> None:
     store.replicas.report("one", 3, "10.0.0.7:9100")
     store.replicas.report("two", 3, "[fd00::7]:9100")
     store.replicas.report("three", 3)
-    assert store.replicas.addresses() == {"one": "10.0.0.7:9100", "two": "[fd00::7]:9100"}
-    assert store.replicas.revisions() == {"one": 3, "two": 3, "three": 3}
-
-
-def test_a_replica_that_has_been_silent_has_no_address(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.replicas.report("dead", 1, "10.0.0.7:9100")
-    monkeypatch.setattr("serving.store.replicas.REPLICA_SECONDS", 0.0)
-    assert store.replicas.addresses() == {}
+    found = {replica: (report.revision, report.address) for replica, report in store.replicas.reports().items()}
+    assert found == {"one": (3, "10.0.0.7:9100"), "two": (3, "[fd00::7]:9100"), "three": (3, "")}

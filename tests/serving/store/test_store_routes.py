@@ -328,4 +328,4 @@ def test_a_deleted_task_leaves_nothing_but_its_history(split: Store, store_url: 
     split.tasks.delete("spam", force=True)
     raw: Any = connect(store_url)
     left = {key.decode().split("}:", 1)[1] for key in raw.scan_iter(f"ken:{{{namespace}}}:*", count=1000)}
-    assert left == {"history:spam", "events", "revision"}
+    assert left == {"history:spam", "events", "revision", "marks"}

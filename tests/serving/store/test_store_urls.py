@@ -164,8 +164,8 @@ def use(store: Store, deltas: Deltas, folder: Path) -> None:
     assert store.events.after(store.events.last_id(), 0.05) == []
     assert [h["action"] for h in store.history.of("spam")][-4:] == ["rollback", "promote", "publish", "publish"]
     store.replicas.report("one", revision)
-    assert store.replicas.wait(revision, 1)
-    assert store.replicas.revisions() == {"one": revision}
+    assert not store.replicas.wait(revision, 1).pending
+    assert store.replicas.spread(revision).seen == ("one",)
     assert store.connection.warnings() == []
     store.connection.close()
 

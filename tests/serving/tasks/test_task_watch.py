@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,8 +27,8 @@ UNREACHABLE = "redis://127.0.0.1:1/0"
 Eventually = Callable[..., None]
 
 
-def table_of(task: str) -> Table:
-    return Table(7, {task: Task(task, 7, {"live": A}, (A,))})
+def table_of(task: str, revision: int = 7) -> Table:
+    return Table(revision, {task: Task(task, revision, {"live": A}, (A,))})
 
 
 class Watching:
@@ -127,7 +129,7 @@ def test_a_watch_that_missed_a_change_of_keys_reads_them_again(
 def test_a_change_of_keys_can_be_waited_for(store: Store, watch: Callable[..., Watching]) -> None:
     watching = watch(store)
     store.keys.put("one", {"name": "ada"})
-    assert store.replicas.wait(store.keys.drop("one"), 20)
+    assert not store.replicas.wait(store.keys.drop("one"), 20).pending
     assert watching.table.current.keys == {}
 
 
@@ -136,9 +138,9 @@ def test_a_deleted_version_can_no_longer_be_pinned_once_its_deletion_was_waited_
 ) -> None:
     watching = watch(store)
     store.tasks.publish("spam", deltas.spam)
-    assert store.replicas.wait(store.tasks.publish("spam", deltas.spam_2), 20)
+    assert not store.replicas.wait(store.tasks.publish("spam", deltas.spam_2), 20).pending
     assert watching.table.resolve("spam", digest=deltas.spam.digest) == deltas.spam.digest
-    assert store.replicas.wait(store.tasks.delete_version("spam", deltas.spam.digest), 20)
+    assert not store.replicas.wait(store.tasks.delete_version("spam", deltas.spam.digest), 20).pending
     with pytest.raises(UnknownTaskError, match="is no version"):
         watching.table.resolve("spam", digest=deltas.spam.digest)
 
@@ -146,7 +148,7 @@ def test_a_deleted_version_can_no_longer_be_pinned_once_its_deletion_was_waited_
 def test_a_watch_says_where_its_replicas_metrics_are(store: Store, tmp_path: Path) -> None:
     watch = TaskWatch(store, TaskTable(tmp_path / "tasks.json"), "replica-1", address="10.0.0.7:9100")
     watch.start()
-    assert store.replicas.addresses() == {"replica-1": "10.0.0.7:9100"}
+    assert {r.replica: r.address for r in store.replicas.reports().values()} == {"replica-1": "10.0.0.7:9100"}
     watch.stop()
 
 
@@ -168,9 +170,9 @@ def test_a_watch_reports_what_it_has_seen_so_that_a_change_can_be_waited_for(
 ) -> None:
     watching = watch(store)
     revision = store.tasks.publish("spam", deltas.spam)
-    assert store.replicas.wait(revision, 20)
+    assert not store.replicas.wait(revision, 20).pending
     assert watching.table.resolve("spam") == deltas.spam.digest
-    assert store.replicas.revisions() == {"replica-1": revision}
+    assert store.replicas.spread(revision).seen == ("replica-1",)
 
 
 def test_a_change_is_not_waited_for_as_long_as_one_replica_has_not_seen_it(
@@ -180,18 +182,18 @@ def test_a_change_is_not_waited_for_as_long_as_one_replica_has_not_seen_it(
     slow = watch(store, replica="slow")
     slow.hold.clear()
     first = store.tasks.publish("first", deltas.spam)
-    assert store.replicas.wait(first, 20)
-    assert not store.replicas.wait(store.tasks.publish("second", deltas.spam), 0.2)
+    assert not store.replicas.wait(first, 20).pending
+    assert store.replicas.wait(store.tasks.publish("second", deltas.spam), 0.2).pending
 
 
 def test_a_stopped_replica_is_no_longer_waited_for(
     store: Store, watch: Callable[..., Watching], eventually: Eventually, ended: Callable[[], bool]
 ) -> None:
     watching = watch(store)
-    assert store.replicas.revisions()
+    assert store.replicas.reports()
     watching.watch.stop()
     eventually(ended)
-    assert store.replicas.revisions() == {}
+    assert store.replicas.reports() == {}
 
 
 def test_a_watch_goes_on_after_the_store_restarts(
@@ -211,14 +213,147 @@ def test_a_watch_goes_on_after_the_store_restarts(
         watching.watch.stop()
 
 
-def test_a_watch_believes_a_store_that_came_back_empty(
-    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+def test_a_watch_keeps_what_it_knew_of_a_store_that_was_emptied(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, tmp_path: Path
 ) -> None:
     store = Store(private_url)
     store.tasks.publish("spam", deltas.spam)
+    revision = store.tasks.publish("topic", deltas.topic)
     watching = watch(store)
     connect(private_url).flushall()
-    eventually(lambda: watching.table.current == Table(0, {}))
+    eventually(lambda: watching.watch.other_history)
+    assert watching.table.resolve("spam") == deltas.spam.digest
+    assert watching.watch.store_up
+    assert "ken adopt-store" in str(watching.watch.trouble)
+    assert watching.watch.notice == "other-history"
+    on_disk = TaskTable(tmp_path / "tasks-0.json")
+    assert on_disk.load_from_disk()
+    assert on_disk.current == watching.table.current
+    assert on_disk.current.revision == revision
+
+    assert not store.replicas.wait(store.tasks.publish("spam", deltas.spam_2), 20).pending
+    assert watching.table.resolve("spam") == deltas.spam_2.digest
+    assert watching.table.resolve("topic") == deltas.topic.digest
+
+    assert not store.replicas.wait(store.adoptions.add(), 20).pending
+    assert watching.table.current == store.tasks.table()
+    assert set(watching.table.current.tasks) == {"spam"}
+    assert not watching.watch.other_history
+    assert watching.watch.trouble is None
+    assert watching.watch.notice == ""
+
+
+def test_a_change_in_a_store_that_was_emptied_is_not_seen_before_it_is_taken_over(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    """Though its revision is far below the one that the replica knew."""
+    store = Store(private_url)
+    for _ in range(3):
+        store.tasks.publish("spam", deltas.spam)
+    watching = watch(store)
+    connect(private_url).flushall()
+    eventually(lambda: watching.watch.other_history)
+    watching.hold.clear()
+    store.tasks.publish("first", deltas.spam)
+    eventually(lambda: "first" in watching.table.current.tasks)
+    assert store.replicas.wait(store.tasks.publish("second", deltas.topic), 0.2).pending == ("replica-1",)
+
+
+def test_a_watch_that_starts_beside_a_store_that_was_emptied_keeps_what_the_disk_knew(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], tmp_path: Path
+) -> None:
+    store = Store(private_url)
+    store.tasks.publish("spam", deltas.spam)
+    store.tasks.publish("topic", deltas.topic)
+    TaskTable(tmp_path / "tasks-0.json").replace(store.tasks.table())
+    connect(private_url).flushall()
+    store.tasks.publish("topic", deltas.spam, allow_other_labels=True)
+    watching = watch(store)
+    assert watching.watch.other_history
+    assert watching.table.resolve("spam") == deltas.spam.digest
+    assert watching.table.resolve("topic") == deltas.spam.digest
+
+
+@pytest.mark.parametrize("later", [0, 1, 2], ids=["fewer", "as-many", "more"])
+def test_a_restored_backup_does_not_bring_back_old_versions_however_many_changes_follow(
+    tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, later: int
+) -> None:
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with embedded_store(data) as url:
+        store = Store(url)
+        store.tasks.publish("spam", deltas.spam)
+        store.tasks.publish("topic", deltas.topic)
+    shutil.copytree(data, backup)
+    with embedded_store(data):
+        store.tasks.publish("spam", deltas.spam_2)
+        watching = watch(Store(url))
+    eventually(lambda: not watching.watch.store_up)
+    shutil.rmtree(data)
+    backup.rename(data)
+    with embedded_store(data) as again:
+        assert again == url
+        for _ in range(later):
+            revision = store.tasks.publish("fresh", deltas.topic)
+        eventually(lambda: watching.watch.other_history)
+        assert watching.table.resolve("spam") == deltas.spam_2.digest
+        if later:
+            assert not store.replicas.wait(revision, 20).pending
+            assert watching.table.resolve("fresh") == deltas.topic.digest
+        assert not store.replicas.wait(store.adoptions.add(), 20).pending
+        assert watching.table.resolve("spam") == deltas.spam.digest
+        watching.watch.stop()
+
+
+def test_a_key_that_is_revoked_in_a_store_that_was_emptied_is_gone(
+    private_url: str, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store = Store(private_url)
+    store.keys.put("one", {"name": "ada"})
+    watching = watch(store)
+    connect(private_url).flushall()
+    eventually(lambda: watching.watch.other_history)
+    store.keys.put("two", {"name": "bob"})
+    assert not store.replicas.wait(store.keys.put("three", {"name": "cy"}), 20).pending
+    assert set(watching.table.current.keys) == {"one", "two", "three"}
+    assert not store.replicas.wait(store.keys.drop("two"), 20).pending
+    assert set(watching.table.current.keys) == {"one", "three"}
+
+
+def test_a_watch_out_of_touch_says_for_how_long(
+    tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    with embedded_store(tmp_path / "data") as url:
+        Store(url).tasks.publish("spam", deltas.spam)
+        watching = watch(Store(url))
+        assert watching.watch.silent_seconds == 0
+    eventually(lambda: not watching.watch.store_up)
+    assert "does not answer" in str(watching.watch.trouble)
+    assert watching.watch.silent_seconds == 0
+    watching.watch._heard -= 60
+    assert watching.watch.silent_seconds >= 60
+    assert re.fullmatch(r"unreachable; seconds=\d+", watching.watch.notice)
+
+
+def test_a_watch_goes_on_where_the_disk_takes_no_table(
+    store: Store,
+    deltas: Deltas,
+    watch: Callable[..., Watching],
+    tmp_path: Path,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watching = watch(store)
+    (tmp_path / "tasks-0.json").unlink()
+    (tmp_path / "tasks-0.json").mkdir()  # nothing can be renamed over a folder
+    for file in (deltas.spam, deltas.spam_2):
+        assert not store.replicas.wait(store.tasks.publish("spam", file), 20).pending
+        assert watching.table.resolve("spam") == file.digest
+    assert not watching.table.saved
+    assert caplog.text.count("cannot be written") == 1
+    (tmp_path / "tasks-0.json").rmdir()
+    assert not store.replicas.wait(store.tasks.publish("topic", deltas.topic), 20).pending
+    assert watching.table.saved
+    assert list(tmp_path.glob(".*partial")) == []
 
 
 def test_a_store_that_came_back_empty_is_locked_again_by_who_knew_its_keys(
@@ -230,7 +365,7 @@ def test_a_store_that_came_back_empty_is_locked_again_by_who_knew_its_keys(
     connect(private_url).flushall()
     eventually(store.keys.locked)
     assert store.keys.all() == {}
-    newcomer = watch(store)
+    newcomer = watch(store, replica="newcomer")
     assert newcomer.table.locked
     assert newcomer.table.current.keys == {}
 
@@ -240,7 +375,7 @@ def test_with_keys_on_disk_and_the_store_empty_at_the_start_both_are_locked(
 ) -> None:
     (tmp_path / "tasks-0.json").write_bytes(orjson.dumps({"revision": 7, "tasks": {}, "keys": {"one": {"name": "a"}}}))
     watching = watch(store)
-    assert watching.table.current.keys == {}
+    assert watching.table.current.keys == {"one": {"name": "a"}}
     assert watching.table.locked
     assert store.keys.locked()
 
@@ -254,7 +389,7 @@ def test_a_key_that_one_replica_alone_knows_locks_the_others(
     one.table.lock()
     eventually(lambda: other.table.locked)
     assert store.keys.locked()
-    assert store.replicas.wait(store.events.revision(), 20)
+    assert not store.replicas.wait(store.events.revision(), 20).pending
 
 
 def test_with_the_store_down_a_watch_starts_with_the_table_on_disk(
@@ -278,7 +413,7 @@ def test_a_watch_that_started_from_disk_follows_the_store_once_it_is_there(
 ) -> None:
     with embedded_store(tmp_path / "data") as url:
         Store(url).tasks.publish("spam", deltas.spam)
-    TaskTable(tmp_path / "tasks-0.json").replace(table_of("old"))
+    TaskTable(tmp_path / "tasks-0.json").replace(table_of("old", revision=1))
     watching = watch(Store(url))
     assert set(watching.table.current.tasks) == {"old"}
     with embedded_store(tmp_path / "data"):
@@ -291,7 +426,7 @@ def test_what_a_watch_saw_is_on_disk_for_the_next_start(
     store: Store, deltas: Deltas, watch: Callable[..., Watching], tmp_path: Path
 ) -> None:
     watch(store)
-    assert store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20)
+    assert not store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20).pending
     later = TaskTable(tmp_path / "tasks-0.json")
     assert later.load_from_disk()
     assert later.resolve("spam") == deltas.spam.digest

@@ -1,0 +1,38 @@
+"""`ken adopt-store`: a person's word that the store is right after it was emptied, restored or exchanged."""
+
+from __future__ import annotations
+
+import typer
+
+from serving.cli.opening import open_backend
+from serving.cli.options import DataDir, Namespace, RedisUrl, Url, Wait
+from serving.cli.outcome import tell_pending
+from serving.terminal import counted, say
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("adopt-store")(adopt_store)
+
+
+def adopt_store(
+    url: Url = None,
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+    namespace: Namespace = "default",
+    wait: Wait = None,
+) -> None:
+    """Have all replicas answer by what the store holds now, and by nothing else.
+
+    A replica whose store was emptied, restored from a backup or exchanged keeps the tasks and keys it knew, and says so
+    in its log, in /readyz and in answers. See first with `ken tasks` what the store holds: tasks and keys that it does
+    not hold are gone after this command.
+
+    Example: ken adopt-store --wait 10
+    """
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        change = backend.adopt_store(wait=wait)
+        # a server lists what one replica knows, which may not be the store's content yet
+        held = "what the store holds" if url else counted(len(backend.listing().tasks), "task")
+        say(f"replicas answer by {held} from now on (revision {change.revision})")
+        tell_pending(change, wait)
