@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint
-from ken_core.deltafile import DeltaFile
+from ken_core.container import DeltaFile
 from ken_core.fingerprint import Fingerprint
 from ken_core.new_folder import new_folder
 from ken_core.viz.choice import Shapes, layered_kinds, matching, typical

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ken_core.deltafile import DeltaFile
+from ken_core.container import DeltaFile
 from ken_core.viz.measure import Surroundings
 from ken_core.viz.names import place
 from ken_core.viz.overlap import Overlap

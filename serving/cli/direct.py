@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ken_core import deltafile
+from ken_core import open_file
 from serving.cli.backend import Listing
 from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 from serving.routing.routes import Route
@@ -49,7 +49,7 @@ class StoreBackend:
         wait: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Change:
-        opened = deltafile.open_file(delta)
+        opened = open_file(delta)
         revision = self._store.tasks.publish(
             task, opened, alias, signatures=read_signatures(delta), allow_other_labels=allow_other_labels
         )
