@@ -166,12 +166,23 @@ class TestTheServeConfiguration:
         assert not load_settings(**arguments).on_loopback
 
     def test_has_a_worker_and_its_cores_for_each_replica(
-        self, ray_service: Object, worker: Object, arguments: Object
+        self, ray_service: Object, worker: Object, serve_config: Object, arguments: Object
     ) -> None:
         (group,) = ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == arguments["replicas"]
+        (deployment,) = serve_config["applications"][0]["deployments"]
+        assert group["replicas"] == deployment["num_replicas"]
+        assert group["minReplicas"] <= 1
+        assert group["maxReplicas"] >= most(Settings, "replicas")
         assert group["rayStartParams"]["num-cpus"] == "1"
         assert worker["spec"]["containers"][0]["resources"]["limits"]["cpu"] == str(arguments["threads"])
+
+    def test_scales_where_serve_keeps_the_replicas_that_run(self, serve_config: Object, arguments: Object) -> None:
+        """Serve replaces every replica when `args` change."""
+        (deployment,) = serve_config["applications"][0]["deployments"]
+        application = (ROOT / "serving/app.py").read_text()
+        assert f'name="{deployment["name"]}"' in application
+        assert set(deployment) == {"name", "num_replicas"}
+        assert "replicas" not in arguments
 
     def test_budgets_fit_into_what_the_workers_get(self, worker: Object, arguments: Object) -> None:
         settings = load_settings(**arguments)
@@ -183,6 +194,11 @@ class TestTheServeConfiguration:
     def arguments(self, serve_config: Object) -> Object:
         (application,) = serve_config["applications"]
         return application["args"]
+
+
+def most(settings: type[Settings], name: str) -> int:
+    (bound,) = (m.le for m in settings.model_fields[name].metadata if hasattr(m, "le"))
+    return bound
 
 
 def volume_bytes(template: Object, path: str) -> int:
