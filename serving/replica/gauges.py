@@ -35,4 +35,9 @@ def add_gauges(
         "Whether the base's file was found to hold other weights than the resident ones",
         lambda: resident.checkpoint.files.trouble is not None,
     )
+    metrics.gauge(
+        "ken_disk_up",
+        "Whether fetched deltas are kept on disk; 0: the disk takes no files, and they are read from memory",
+        lambda: cache.files.trouble is None,
+    )
     metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)
