@@ -115,3 +115,17 @@ def store_of(embedded_url: str, namespace: str) -> Callable[[DeltaFile], Store]:
         return store
 
     return put
+
+
+def test_a_replica_starts_and_answers_where_its_data_folder_cannot_even_be_made(
+    make_service: Callable[..., Service], publish: Callable[..., None], deltas: Deltas, talk: Talk, tmp_path: Path
+) -> None:
+    publish("spam", deltas.spam)
+    (tmp_path / "in the way").write_bytes(b"")
+    service = make_service(data_dir=tmp_path / "in the way/data")
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        assert await ask(client, "spam") == [200]
+        assert await disk_up(client) == "0.0"
+
+    talk(service, conversation)
