@@ -94,7 +94,7 @@ def visualize(
         for number, (label, file) in enumerate(zip(labels_of([f.path for f in files]), files, strict=True), 1):
             found = survey(deltafile.read(file, base, digest), plan.shapes, plan.single, plan.layered)
             shelf.put(draw.views(number, label, found, plan.layers, short))
-            subjects.append(Subject(label, file, found.tallies, found.whole, found.surroundings))
+            subjects.append(Subject(label, file, found.tallies, found.whole, found.ranks, found.surroundings))
             masks.append(found.packed)
         pairs = _pairs(plan.shapes, subjects, masks)
         shelf.put(draw.fractions(subjects, short))
@@ -117,7 +117,8 @@ class _Shelf:
             with writing(self._folder):
                 (self._folder / picture.file).write_bytes(png)
             self.pictures.append(picture)
-            self._progress(len(self.pictures), self._expected, picture.view)
+            # a kind that has masks in some layers and low-rank shifts in others has a picture more
+            self._progress(len(self.pictures), max(self._expected, len(self.pictures)), picture.view)
 
 
 def _name(base: Checkpoint) -> str:

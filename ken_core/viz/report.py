@@ -42,6 +42,8 @@ class Subject:
     """The counts of every tensor of the base."""
     whole: tuple[str, ...]
     """Tensors of the base that change without a mask; they count as kept in full."""
+    ranks: Mapping[str, int]
+    """The ranks of the low-rank shifts among `whole`, by tensor."""
     surroundings: Mapping[str, Surroundings]
     """Kept neighbours in each matrix that is drawn on its own."""
 
