@@ -43,7 +43,7 @@ from ken_core import Budget, Delta, ResidentModel, Selection, deltafile, extract
 from ken_core.bits import as_bits
 from ken_core.blocks import rows_of
 from ken_core.checkpoint import Checkpoint
-from ken_core.codec import Codec
+from ken_core.codings import Codec
 from ken_core.compression import compress
 from ken_core.delta import Sparse
 from ken_core.evaluate import classify, label_ids

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from ken_core.adapters import import_peft
     from ken_core.calibration import Calibrated, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
+    from ken_core.container import DeltaFile, open_file
     from ken_core.delta import Delta, apply, extract, merge
-    from ken_core.deltafile import DeltaFile, load, open_file, write
+    from ken_core.deltafile import load, write
     from ken_core.errors import (
         BaseMismatchError,
         CheckpointChangedError,
@@ -44,7 +45,7 @@ _HOME = {
     "ConfigMismatchError": "ken_core.errors",
     "DataError": "ken_core.errors",
     "Delta": "ken_core.delta",
-    "DeltaFile": "ken_core.deltafile",
+    "DeltaFile": "ken_core.container",
     "DeltaFormatError": "ken_core.errors",
     "ExchangeError": "ken_core.errors",
     "Fingerprint": "ken_core.fingerprint",
@@ -64,7 +65,7 @@ _HOME = {
     "load": "ken_core.deltafile",
     "merge": "ken_core.delta",
     "open_base": "ken_core.checkpoint",
-    "open_file": "ken_core.deltafile",
+    "open_file": "ken_core.container",
     "open_tuned": "ken_core.checkpoint",
     "select": "ken_core.selection",
     "wrap": "ken_core.checkpoint",

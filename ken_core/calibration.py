@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base
-from ken_core.codec import Codec
+from ken_core.codings import Codec
+from ken_core.container import DeltaFile
 from ken_core.delta import Delta, extract
-from ken_core.deltafile import DeltaFile
 from ken_core.errors import KenError
 from ken_core.evaluate import classify, label_ids
 from ken_core.examples import Example

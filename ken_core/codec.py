@@ -11,19 +11,17 @@ and compressed. Small shifts leave the high planes nearly empty.
 from __future__ import annotations
 
 import struct
-from typing import Literal
 
 import numba
 import numpy as np
 import torch
 
 from ken_core.bits import Bits
+from ken_core.codings import Codec
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.errors import DeltaFormatError
 from ken_core.quantise import Levels, pack_codes, quantise, restore, unpack_codes
 
-Codec = Literal["raw", "zstd", "int8", "int4", "sign"]
-CODECS: tuple[Codec, ...] = ("raw", "zstd", "int8", "int4", "sign")
 CODE_BITS: dict[Codec, int] = {"int8": 8, "int4": 4, "sign": 1}
 """Bits per value of the lossy codecs."""
 _BLOCK = 1 << 18

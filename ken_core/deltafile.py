@@ -1,17 +1,14 @@
-"""The delta file: a ``.safetensors`` container with the manifest in ``__metadata__["ken"]``.
+"""The delta file, written and decoded. `ken_core.container` says what it holds, and opens it.
 
-Tensors are byte streams named ``sparse/<tensor>/mask``, ``sparse/<tensor>/values``, ``lowrank/<tensor>/a``,
-``lowrank/<tensor>/b``, ``dense/<tensor>``, ``head/<tensor>``, ``projections/<tensor>`` and ``files/<name>``. A reader
-treats the file as hostile: it checks every number against the file's size or the base's own shapes before it allocates
-anything of that size.
+A reader treats the file as hostile: what its container cannot show to be wrong is checked here against the base's own
+shapes, before anything of a claimed size is allocated.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ken_core import manifest as m
@@ -30,14 +27,15 @@ from ken_core.bits import as_bits, from_bits, pack_mask, take
 from ken_core.blocks import is_finite, workers
 from ken_core.checkpoint import Checkpoint
 from ken_core.claims import check_claims
-from ken_core.codec import CODECS, Codec, decode_values, decode_whole, encode_values, encode_whole
+from ken_core.codec import decode_values, decode_whole, encode_values, encode_whole
+from ken_core.codings import CODECS, Codec
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.configs import check_config, restore
+from ken_core.container import MAX_HEADER_BYTES, DeltaFile, open_file
 from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading
-from ken_core.foreign_json import parse
 from ken_core.foreign_tokenizer import check_content
 from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
@@ -46,25 +44,6 @@ from ken_core.tensor_filter import EVERYTHING, TensorFilter
 from ken_core.writing import new_file
 
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
-
-MAX_HEADER_BYTES = 16 << 20
-_MOST_VALUES = 1 << 20
-"""JSON values in a manifest. A parsed value takes up to 100 bytes, and a tensor has 20 values."""
-
-
-@dataclass(frozen=True)
-class DeltaFile:
-    """An opened delta file. Its manifest is checked; its streams are not decoded yet.
-
-    Attributes:
-        size: bytes of the whole file.
-        digest: sha256 of the whole file, which is the delta's name in the store.
-    """
-
-    path: Path
-    manifest: m.Manifest
-    size: int
-    digest: str
 
 
 @contextmanager
@@ -144,44 +123,6 @@ def write(
     with new_file(path) as partial:
         save_file(streams, partial, {"ken": text})
     return open_file(path)
-
-
-def open_file(path: Path, digest: str | None = None) -> DeltaFile:
-    """Open a delta file, and check everything that can be checked without its base.
-
-    Args:
-        digest: the file's sha256, if the caller has just computed it.
-
-    Raises:
-        DeltaFormatError: the file is truncated, altered, too large, or contradicts itself; the message says which.
-    """
-    size = _check_container(path)
-    with reading(path.name):
-        text, lengths, dtypes = _read_header(path)
-    if text is None:
-        raise DeltaFormatError(f"{path.name} is a safetensors file but no delta: it has no 'ken' metadata")
-    if dtypes - {"U8"}:
-        raise DeltaFormatError(f"{path.name} holds streams of type {sorted(dtypes)}; expected bytes (U8) only")
-    with reading(path.name):
-        described = _parse_manifest(path, text)
-        _check_streams(path, described, lengths)
-    return DeltaFile(path, described, size, digest or _sha256(path))
-
-
-def _read_header(path: Path) -> tuple[str | None, dict[str, list[int]], set[str]]:
-    """The manifest's text, the shapes of all streams by name, and the set of their dtypes."""
-    try:
-        with safe_open(path, "np") as container:
-            text = (container.metadata() or {}).get("ken")
-            lengths = {name: container.get_slice(name).get_shape() for name in container.keys()}  # noqa: SIM118
-            return text, lengths, {container.get_slice(name).get_dtype() for name in lengths}
-    except SafetensorError as error:
-        raise DeltaFormatError(f"{path.name} is no intact safetensors file: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(path: Path | str, base: Checkpoint) -> Delta:
@@ -338,82 +279,6 @@ def _write_file(name: str, data: bytes, codec: Codec, streams: dict[str, Bytes])
     if not packed.size < plain.size <= min(m.MAX_FILE_BYTES, m.MAX_FILE_RATIO * packed.size):
         return m.FileEntry(**_add(f"files/{name}", plain, streams).model_dump())
     return m.FileEntry(**_add(f"files/{name}", packed, streams).model_dump(), plain=plain.size)
-
-
-def _check_container(path: Path) -> int:
-    """Check that the safetensors header is complete and not too large; the size of the file in bytes."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise DeltaFormatError(f"{path} cannot be read: {error.strerror}") from error
-    if len(head) < 8:
-        raise DeltaFormatError(f"{path.name} is {size} bytes long; a delta file starts with an 8-byte header length")
-    (length,) = struct.unpack("<Q", head)
-    if length > MAX_HEADER_BYTES:
-        raise DeltaFormatError(
-            f"{path.name} is no delta file: it would begin with a header of {length} bytes, and at most "
-            f"{MAX_HEADER_BYTES} are allowed; give a file that `ken extract` wrote"
-        )
-    if 8 + length > size:
-        raise DeltaFormatError(f"{path.name} is truncated: its header claims {length} bytes, the file has {size}")
-    return size
-
-
-def _parse_manifest(path: Path, text: str) -> m.Manifest:
-    if sum(map(text.count, ",[{")) > _MOST_VALUES:
-        raise DeltaFormatError(f"{path.name}: the manifest holds more than {_MOST_VALUES} values")
-    try:
-        plain = parse(text)
-    except (ValueError, RecursionError) as error:
-        raise DeltaFormatError(f"{path.name}: the manifest cannot be read as JSON: {error}") from error
-    found = plain.get("format") if isinstance(plain, dict) else None
-    if found not in m.READABLE_VERSIONS:
-        readable = " or ".join(str(v) for v in m.READABLE_VERSIONS)
-        raise DeltaFormatError(f"{path.name} has format version {found!r}; this reader knows {readable}")
-    try:
-        return m.Manifest.model_validate(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DeltaFormatError(f"{path.name}: the manifest's {where or 'JSON'}: {first['msg']}") from error
-
-
-def _expected_streams(described: m.Manifest) -> dict[str, m.Stream]:
-    expected: dict[str, m.Stream] = {}
-    for name, entry in described.sparse.items():
-        expected[f"sparse/{name}/mask"] = entry.mask
-        expected[f"sparse/{name}/values"] = entry.values
-    for name, factors in described.lowrank.items():
-        expected |= {f"lowrank/{name}/a": factors.a, f"lowrank/{name}/b": factors.b}
-    for part, entries in described.whole.items():
-        expected |= {f"{part}/{name}": whole.data for name, whole in entries.items()}
-    return expected | {f"files/{name}": stream for name, stream in described.files.items()}
-
-
-def _check_streams(path: Path, described: m.Manifest, lengths: Mapping[str, list[int]]) -> None:
-    expected = _expected_streams(described)
-    if odd := sorted(set(expected) ^ set(lengths)):
-        raise DeltaFormatError(f"{path.name}: manifest and container disagree about stream {odd[0]!r}")
-    for name, stream in expected.items():
-        if lengths[name] != [stream.bytes]:
-            raise DeltaFormatError(f"{path.name}: stream {name!r} has shape {lengths[name]}, expected [{stream.bytes}]")
-    for name, nbytes in _raw_bytes(described).items():
-        if nbytes != expected[name].bytes:
-            raise DeltaFormatError(
-                f"{path.name}: {name!r} needs {nbytes} bytes by its shape, the file holds {expected[name].bytes}"
-            )
-
-
-def _raw_bytes(described: m.Manifest) -> dict[str, int]:
-    """The bytes that the streams of uncompressed tensors must have by their shapes."""
-    whole = described.whole.items()
-    needed = {f"{part}/{n}": e.nbytes for part, entries in whole for n, e in entries.items() if e.codec == "raw"}
-    for name, entry in described.lowrank.items():
-        if entry.codec == "raw":
-            needed |= {f"lowrank/{name}/{factor}": nbytes for factor, nbytes in entry.nbytes.items()}
-    return needed
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from ken_core.codec import Codec
+from ken_core.codings import Codec, Coding
 from ken_core.embedding import Embedding
-from ken_core.positions import Coding
 
 FORMAT_VERSION = 4
 READABLE_VERSIONS = (2, 3, 4)

@@ -7,17 +7,14 @@ kept element, so they win where few elements are kept.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from ken_core.bits import pack_mask, unpack_mask
+from ken_core.codings import Coding
 from ken_core.compression import Bytes, compress, decompress, decompress_at_most
 from ken_core.errors import DeltaFormatError
-
-Coding = Literal["bitmap", "gaps"]
 
 _GAPS_BELOW = 1 / 8
 """If a larger share is kept, gaps take more bytes than the bitmap even before compression."""

@@ -1,7 +1,7 @@
 """The Ray Serve application. Its one deployment is both ingress and engine, so that there is no hop between the two.
 
-A KubeRay ``serveConfigV2`` needs only ``import_path: serving.app:build`` and the settings as ``args``. Secrets come
-from the containers' environment.
+A KubeRay ``serveConfigV2`` needs only ``import_path: serving.app:build``, the settings as ``args``, and the number of
+replicas as ``num_replicas`` of the deployment ``Replica``. Secrets come from the containers' environment.
 """
 
 import logging
@@ -68,7 +68,11 @@ class Replica:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application for these settings of `serving.config.Settings`. Secrets are read from the environment only."""
+    """The application for these settings of `serving.config.Settings`. Secrets are read from the environment only.
+
+    In a ``serveConfigV2``, `args` are part of the application's version: Serve replaces every replica when they change.
+    So `args` with ``replicas`` are for programs only, which change nothing later.
+    """
     from serving.config import load_settings
     from serving.security.exposure import exposure_warning
 
@@ -78,4 +82,4 @@ def build(args: dict[str, Any]) -> serve.Application:
     gpus = 1 if settings.device.startswith("cuda") else 0
     options = {"num_cpus": 1, "num_gpus": gpus}
     deployment = Replica.options(num_replicas=settings.replicas, ray_actor_options=options)  # type: ignore[attr-defined]
-    return deployment.bind(settings.shareable())  # type: ignore[no-any-return]
+    return deployment.bind(settings.for_replicas())  # type: ignore[no-any-return]

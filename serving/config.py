@@ -23,6 +23,8 @@ from serving.errors import StartError
 from serving.security.signatures import TrustedKeys
 
 MIB = 1 << 20
+_NOT_FOR_REPLICAS = {"replicas", "port", "drain_seconds", "max_connections", "max_connections_per_source"}
+"""What only the launcher, Serve or HAProxy reads."""
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 
 
@@ -218,6 +220,10 @@ class Settings(BaseSettings):
     def shareable(self) -> dict[str, Any]:
         """Settings that were set, as plain values without secrets. A replica's environment decides about all others."""
         return self.model_dump(mode="json", exclude={"redis_url", "admin_token"}, exclude_unset=True)
+
+    def for_replicas(self) -> dict[str, Any]:
+        """Those of `shareable` that a replica reads. When one of them changes, Serve replaces every replica."""
+        return {name: value for name, value in self.shareable().items() if name not in _NOT_FOR_REPLICAS}
 
 
 def load_settings(**flags: Any) -> Settings:

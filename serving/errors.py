@@ -175,6 +175,13 @@ class StoreError(UnavailableError):
     title = "Store unavailable"
 
 
+class NoRoomError(UnavailableError):
+    """A file that is needed for the answer cannot be written: the disk is full, or takes no files."""
+
+    title = "No room on disk"
+    retry_after = 10.0
+
+
 class ChangedBaseError(UnavailableError):
     """The base's file was written to, so no further delta can be loaded. Deltas that are loaded still answer right."""
 

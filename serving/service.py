@@ -52,7 +52,10 @@ class Service:
         self.settings = settings
         self.replica = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
         folder = settings.data_dir.expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # the store has everything that would be kept there
+            _log.error("the data folder cannot be made, so nothing is kept over a restart: %s", error)
         threads = settings.threads or usable_cores()
         self.metrics = Metrics(self.replica, settings.metric_tasks)
         self._scrape = ScrapePort(self.metrics.registry, settings.metrics_address, settings.metrics_port)

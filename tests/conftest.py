@@ -164,7 +164,7 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     from ken_core.viz.palette import png
 
     blank = Drawing(png(Image.new("RGB", (2, 2))), 1)
-    for name in ("draw_fractions", "draw_layer_overlaps", "draw_layers", "draw_matrix", "draw_overlap_matrix"):
+    for name in (found for found in vars(pictures) if found.startswith("draw_")):
         monkeypatch.setattr(pictures, name, lambda *content: blank)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModel
 import ken_core
 from ken_core import Budget, Checkpoint, DeltaFile, ResidentModel, Selection, deltafile, open_base, open_tuned
 from ken_core.configs import restore
-from ken_core.embedding import Embedder
+from ken_core.embedder import Embedder
 from ken_core.heads import Grafted, graft_split
 from ken_core.resident import Attached
 from ken_core.tokenization import Encoder, collate

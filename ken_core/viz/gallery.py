@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint
-from ken_core.deltafile import DeltaFile
+from ken_core.container import DeltaFile
 from ken_core.fingerprint import Fingerprint
 from ken_core.new_folder import new_folder
 from ken_core.viz.choice import Shapes, layered_kinds, matching, typical
@@ -94,7 +94,7 @@ def visualize(
         for number, (label, file) in enumerate(zip(labels_of([f.path for f in files]), files, strict=True), 1):
             found = survey(deltafile.read(file, base, digest), plan.shapes, plan.single, plan.layered)
             shelf.put(draw.views(number, label, found, plan.layers, short))
-            subjects.append(Subject(label, file, found.tallies, found.whole, found.surroundings))
+            subjects.append(Subject(label, file, found.tallies, found.whole, found.ranks, found.surroundings))
             masks.append(found.packed)
         pairs = _pairs(plan.shapes, subjects, masks)
         shelf.put(draw.fractions(subjects, short))
@@ -117,7 +117,8 @@ class _Shelf:
             with writing(self._folder):
                 (self._folder / picture.file).write_bytes(png)
             self.pictures.append(picture)
-            self._progress(len(self.pictures), self._expected, picture.view)
+            # a kind that has masks in some layers and low-rank shifts in others has a picture more
+            self._progress(len(self.pictures), max(self._expected, len(self.pictures)), picture.view)
 
 
 def _name(base: Checkpoint) -> str:

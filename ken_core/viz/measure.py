@@ -1,4 +1,5 @@
-"""Measuring one mask: the kept fraction of blocks, and how many neighbours of an element are kept.
+"""Measuring one mask: the kept fraction of blocks, and how many neighbours of an element are kept. And the mean of
+blocks of any other plane.
 
 A mask is seen as a plane of rows and columns. A 1-D tensor is one row; in tensors of higher rank the last axis is the
 columns, and all other axes are the rows. Large planes are pooled: every element counts in the mean of its block, none
@@ -19,7 +20,8 @@ from ken_core.bits import Mask
 Plane = npt.NDArray[np.bool_]
 Pooled = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.uint8]
-Rows = Callable[[int, int], "Plane | Counts"]
+Sizes = npt.NDArray[np.float32]
+Rows = Callable[[int, int], "Plane | Counts | Sizes"]
 """``rows(top, bottom)``: the values of the rows from `top` to before `bottom`."""
 
 _BAND_ELEMENTS = 1 << 22
@@ -53,6 +55,11 @@ def block_shape(rows: int, columns: int, most: tuple[int, int]) -> tuple[int, in
 def pool(kept: Plane, block: tuple[int, int]) -> Pooled:
     """The kept fraction of each block of (height, width) elements: float32, 0 to 1; the last blocks may be smaller."""
     return _pool(lambda top, bottom: kept[top:bottom], kept.shape, block)
+
+
+def pool_rows(rows: Rows, shape: tuple[int, int], block: tuple[int, int]) -> Pooled:
+    """The mean of each block of a plane that is never held as a whole: float32, blocks as in `pool`."""
+    return _pool(rows, shape, block)
 
 
 def pool_neighbours(kept: Plane, block: tuple[int, int]) -> Pooled:
@@ -107,5 +114,6 @@ def _pool(rows: Rows, shape: tuple[int, ...], block: tuple[int, int]) -> Pooled:
     pooled = np.empty((len(tops), lefts.size), np.float32)
     for i, top in enumerate(tops):
         band = rows(top, min(top + height, shape[0]))
-        pooled[i] = np.add.reduceat(band.sum(axis=0, dtype=np.int64), lefts) / (band.shape[0] * widths)
+        exact = np.float64 if band.dtype == np.float32 else np.int64
+        pooled[i] = np.add.reduceat(band.sum(axis=0, dtype=exact), lefts) / (band.shape[0] * widths)
     return pooled

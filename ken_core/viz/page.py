@@ -84,7 +84,8 @@ def _introduction() -> str:
     return (
         "<p>A delta keeps the fine-tuned value of some parameters of a base; all others are the base's own. "
         "A parameter is <em>kept</em> where the delta holds a value for it: the selection chose it and it differs from "
-        "the base's. The views are those of KENviz (Mastromattei and Zanzotto, <cite>Less is KEN</cite>, ACL 2024, "
+        "the base's. A shift of low rank changes every parameter of its matrix; its size is drawn instead. "
+        "The views are those of KENviz (Mastromattei and Zanzotto, <cite>Less is KEN</cite>, ACL 2024, "
         "arXiv 2402.03142), with fractions and overlaps added.</p>\n"
     )
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ken_core.viz.draw_fractions import draw_fractions
 from ken_core.viz.draw_overlap import draw_layer_overlaps, draw_overlap_matrix
-from ken_core.viz.draw_views import draw_layers, draw_matrix
+from ken_core.viz.draw_views import draw_layer_shifts, draw_layers, draw_matrix, draw_shift
 from ken_core.viz.labels import safe_file_part
 from ken_core.viz.measure import Surroundings
 from ken_core.viz.report import Pair, Picture, Subject
-from ken_core.viz.survey import Survey, View
+from ken_core.viz.survey import Shift, Survey, View
 from ken_core.viz.tally import percent, total
 
 Made = tuple[Picture, bytes]
@@ -23,12 +23,16 @@ _NEIGHBOURS = (
     "for each element, kept itself or not, how many of the elements above, below, left and right of it are kept "
     "(0 to 4; outside the matrix nothing is)"
 )
+_SHIFTED = (
+    "How far each element is shifted, whatever the direction. A product of two factors of low rank is added to the "
+    "matrix, so every element changes, and none is kept or left out."
+)
 
 
 def views(
     number: int, label: str, found: Survey, layers: Mapping[str, Mapping[int, str]], short: Mapping[str, str]
 ) -> Iterator[Made]:
-    """The views of the paper, for one delta.
+    """The views of the paper, for one delta; and the sizes of its low-rank shifts, which have no kept elements.
 
     Args:
         number: the delta's number, from 1.
@@ -39,8 +43,13 @@ def views(
         alike = [(layer, found.layered[name]) for layer, name in names.items() if name in found.layered]
         if alike:
             yield _layers(number, label, short[kind], alike)
+        shifted = [(layer, found.layered_shifts[name]) for layer, name in names.items() if name in found.layered_shifts]
+        if shifted:
+            yield _layer_shifts(number, label, short[kind], shifted)
     for name, view in found.single.items():
         yield _matrix(number, label, view, found.surroundings[name])
+    for shift in found.single_shifts.values():
+        yield _shift(number, label, shift)
 
 
 def fractions(subjects: Sequence[Subject], short: Mapping[str, str]) -> Iterator[Made]:
@@ -101,6 +110,41 @@ def _layers(number: int, label: str, kind: str, alike: Sequence[tuple[int, View]
     return picture, drawing.png
 
 
+def _shift(number: int, label: str, shift: Shift) -> Made:
+    title = f"{label}: {shift.name}"
+    note = f"{shift.rows:,} × {shift.columns:,} elements (rows × columns), low rank {shift.rank}: changes every element"
+    drawing = draw_shift(title, note, shift)
+    picture = Picture(
+        file=f"matrix.{number:02d}-{safe_file_part(label)}.{safe_file_part(shift.name)}.png",
+        view="matrix",
+        delta=label,
+        title=title,
+        caption=f"{_SHIFTED} {_points(shift)}",
+        alt=f"{shift.name} of {label}, {note}; the mean size of the shift is {shift.sizes.mean():.3g}.",
+        width=drawing.width,
+    )
+    return picture, drawing.png
+
+
+def _layer_shifts(number: int, label: str, kind: str, shifts: Sequence[tuple[int, Shift]]) -> Made:
+    means = {layer: float(shift.sizes.mean()) for layer, shift in shifts}
+    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    title = f"{label}: shift of {kind} in every layer"
+    drawing = draw_layer_shifts(title, "of low rank: changes every element", shifts)
+    picture = Picture(
+        file=f"layers.{number:02d}-{safe_file_part(label)}.{safe_file_part(kind)}.shift.png",
+        view="layers",
+        delta=label,
+        title=title,
+        caption=f"{_SHIFTED} {_points(shifts[0][1])} "
+        "All layers share one scale of colours; another figure has its own.",
+        alt=f"Mean size of the shift of {kind} of {label} in {len(shifts)} layers: largest in layer {most} "
+        f"({means[most]:.3g}), smallest in layer {least} ({means[least]:.3g}).",
+        width=drawing.width,
+    )
+    return picture, drawing.png
+
+
 def _fractions(number: int, subject: Subject, short: Mapping[str, str], top: float) -> Made:
     title = f"{subject.label}: fraction kept by layer and kind of tensor"
     note = (
@@ -108,7 +152,10 @@ def _fractions(number: int, subject: Subject, short: Mapping[str, str], top: flo
     )
     by_kind = {short[kind]: one.fraction for kind, one in subject.by_kind.items()}
     most, least = max(by_kind, key=by_kind.__getitem__), min(by_kind, key=by_kind.__getitem__)
-    whole = f" Changed as a whole and counted as kept in full: {', '.join(subject.whole)}." if subject.whole else ""
+    named = ", ".join(
+        f"{name} (low rank {subject.ranks[name]})" if name in subject.ranks else name for name in subject.whole
+    )
+    whole = f" Changed as a whole and counted as kept in full: {named}." if named else ""
     drawing = draw_fractions(title, note, subject.tallies, short, top)
     picture = Picture(
         file=f"fractions.{number:02d}-{safe_file_part(subject.label)}.png",
@@ -166,6 +213,13 @@ def _overlap_matrix(labels: Sequence[str], pairs: Sequence[Pair]) -> Made:
 def _size(view: View) -> str:
     kept = f"{view.tally.kept:,} kept ({percent(view.tally.fraction)})"
     return f"{view.rows:,} × {view.columns:,} elements (rows × columns), {kept}"
+
+
+def _points(shift: Shift) -> str:
+    if not shift.pooled:
+        return "One point is one element."
+    height, width = shift.block
+    return f"One point is the mean of a block of {height} × {width} elements."
 
 
 def _blocks(view: View) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ken_core.deltafile import DeltaFile
+from ken_core.container import DeltaFile
 from ken_core.viz.measure import Surroundings
 from ken_core.viz.names import place
 from ken_core.viz.overlap import Overlap
@@ -42,6 +42,8 @@ class Subject:
     """The counts of every tensor of the base."""
     whole: tuple[str, ...]
     """Tensors of the base that change without a mask; they count as kept in full."""
+    ranks: Mapping[str, int]
+    """The ranks of the low-rank shifts among `whole`, by tensor."""
     surroundings: Mapping[str, Surroundings]
     """Kept neighbours in each matrix that is drawn on its own."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ken_core import deltafile
+from ken_core import open_file
 from serving.cli.backend import Listing
 from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 from serving.routing.routes import Route
@@ -51,7 +51,7 @@ class StoreBackend:
         wait: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Change:
-        opened = deltafile.open_file(delta)
+        opened = open_file(delta)
         revision = self._store.tasks.publish(
             task, opened, alias, signatures=read_signatures(delta), allow_other_labels=allow_other_labels
         )

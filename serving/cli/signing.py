@@ -48,13 +48,13 @@ def sign(
 
     Example: ken sign trec.ken --key signing.pem
     """
-    from ken_core import deltafile
+    from ken_core import open_file
     from serving.security.signature_file import read_signatures, signature_file, write_signatures
     from serving.security.signatures import sign as signed
     from serving.security.signing_key import read_signing_key
 
     holder = read_signing_key(key)
-    digest = deltafile.open_file(file).digest
+    digest = open_file(file).digest
     made = signed(holder, digest)
     others = [s for s in read_signatures(file) if s.key != made.key and s.is_of(digest)]
     write_signatures(file, [*others, made])

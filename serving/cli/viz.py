@@ -54,6 +54,12 @@ def _show(report: Report, as_json: bool) -> None:
         print_json(_facts(report))
         return
     out.print(_kinds(report))
+    for one in report.subjects:
+        if one.ranks:
+            ranks = " and ".join(map(str, sorted(set(one.ranks.values()))))
+            say(
+                f"{one.label}: a shift of low rank {ranks} changes every element of {counted(len(one.ranks), 'tensor')}"
+            )
     if report.pairs:
         out.print(_overlaps(report))
 
@@ -71,6 +77,7 @@ def _facts(report: Report) -> dict[str, Any]:
                 "file": printable(str(one.file.path)),
                 "digest": one.file.digest,
                 **_counts(one.overall),
+                "low_rank": [{"tensor": name, "rank": rank} for name, rank in one.ranks.items()],
                 "by_kind": [{"kind": kind, **_counts(found)} for kind, found in one.by_kind.items()],
                 "by_layer": [{"layer": layer, **_counts(found)} for layer, found in one.by_layer.items()],
                 "neighbours": [

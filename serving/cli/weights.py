@@ -234,9 +234,9 @@ def inspect(
 
     Example: ken inspect trec.ken --tensors
     """
-    from ken_core import deltafile
+    from ken_core import open_file
 
-    opened = deltafile.open_file(file)
+    opened = open_file(file)
     show(facts(opened), as_json, per_tensor(opened) if tensors else [])
 
 
@@ -280,11 +280,11 @@ def _filter(only: str | None, include: list[str] | None, exclude: list[str] | No
 
 
 def _check_codecs(codecs: list[str]) -> None:
-    from ken_core import deltafile
+    from ken_core.codings import CODECS
 
     for codec in codecs:
-        if codec not in deltafile.CODECS:
-            raise typer.BadParameter(f"found {codec!r}; choose {', '.join(deltafile.CODECS)}", param_hint="--codec")
+        if codec not in CODECS:
+            raise typer.BadParameter(f"found {codec!r}; choose {', '.join(CODECS)}", param_hint="--codec")
 
 
 def _check_parent(path: Path, option: str) -> None:

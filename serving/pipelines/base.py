@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
-from ken_core.embedding import Embedder
+from ken_core.embedder import Embedder
 from ken_core.errors import TextTooLongError
 from ken_core.foreign import is_from_rust, reason
 from ken_core.heads import Grafted

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field, InstanceOf
 from transformers.utils.generic import ModelOutput
 
-from ken_core.embedding import PLAIN, Embedder, Pooling, PromptName, PromptText
+from ken_core.embedder import Embedder
+from ken_core.embedding import PLAIN, Pooling, PromptName, PromptText
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs
 from serving.errors import InvalidInputError

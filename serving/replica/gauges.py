@@ -46,4 +46,9 @@ def add_gauges(
         "Whether the store was emptied, restored or exchanged, so that the replica keeps what it knew",
         lambda: watch.other_history,
     )
+    metrics.gauge(
+        "ken_disk_up",
+        "Whether fetched deltas are kept on disk; 0: the disk takes no files, and they are read from memory",
+        lambda: cache.files.trouble is None,
+    )
     metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from serving.errors import NoRoomError
 from serving.replica.fitness import Fitness
 from serving.security.signatures import Signature, TrustedKeys, check_genuine
 from serving.store import Store
@@ -48,12 +50,20 @@ class Vetting:
 
         Raises:
             InvalidInputError, OverloadedError, DeadlineError, UnavailableError: see `Fitness.check`.
+            NoRoomError: the folder does not take the delta's file.
         """
         if self.fitness.found(digest):
             return
         path = self._folder / f".{digest}.{uuid.uuid4().hex}.partial"
         try:
-            self._store.deltas.fetch(digest, path)
+            try:
+                self._store.deltas.fetch(digest, path)
+            except OSError as error:
+                raise NoRoomError(
+                    f"delta {digest} cannot be tried, for its file cannot be written: {error.strerror or error}; "
+                    "make room on the server's disk"
+                ) from error
             self.fitness.check(path)
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)

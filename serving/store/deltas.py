@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
@@ -64,29 +65,38 @@ class Deltas:
 
         Raises:
             StoreError: the store does not hold the delta, or holds it damaged.
+            OSError: the file cannot be written.
         """
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("wb") as out:
+                self.copy(digest, out)
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def copy(self, digest: str, out: BinaryIO) -> None:
+        """Write a delta to a new file. When this returns, its sha256 was compared with the digest.
+
+        Raises:
+            StoreError, OSError: as `fetch`. What was written is worth nothing.
+        """
         extent = self.extent(digest)
         if extent is None:
             raise not_held(digest, self._connection.where)
         size, count = extent
         sha = hashlib.sha256()
-        try:
-            with partial.open("wb") as out:
-                for i in range(count):
-                    with self._connection.store_errors:
-                        chunk = self._connection.client.get(self._chunk_key(digest, i))
-                    if chunk is None or out.tell() + len(chunk) > size:
-                        break
-                    sha.update(chunk)
-                    out.write(chunk)
-            if sha.hexdigest() != digest:
-                raise StoreError(
-                    f"delta {digest} in the store at {self._connection.where} is damaged; publish it again"
-                )
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        for i in range(count):
+            with self._connection.store_errors:
+                chunk = self._connection.client.get(self._chunk_key(digest, i))
+            if chunk is None or out.tell() + len(chunk) > size:
+                break
+            sha.update(chunk)
+            out.write(chunk)
+        out.flush()
+        if sha.hexdigest() != digest:
+            raise StoreError(f"delta {digest} in the store at {self._connection.where} is damaged; publish it again")
 
     def manifest(self, digest: str) -> dict[str, Any] | None:
         """A delta's manifest; None where the store does not hold the delta."""

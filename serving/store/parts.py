@@ -8,13 +8,20 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ken_core.errors import KenError
-from serving.errors import DeadlineError, InvalidInputError, OverloadedError, TooLargeError, UnavailableError
+from serving.errors import (
+    DeadlineError,
+    InvalidInputError,
+    NoRoomError,
+    OverloadedError,
+    TooLargeError,
+    UnavailableError,
+)
 from serving.names import check_digest
 from serving.store.connection import Connection
 from serving.store.deltas import CHUNK_BYTES
@@ -75,14 +82,22 @@ class Parts:
 
         Raises:
             InvalidInputError: chunks are missing; or the file's sha256 is not the digest, and all chunks are dropped.
+            NoRoomError: the folder does not take the file. The chunks stay.
             KenError: from `check`. All chunks are dropped, unless `check` had no time or room to judge the file.
         """
         path = folder / f".{self._digest}.{uuid.uuid4().hex}.partial"
         try:
-            self._assemble(path, hold)
+            try:
+                self._assemble(path, hold)
+            except OSError as error:
+                raise NoRoomError(
+                    f"upload {self._digest} cannot be checked, for its file cannot be written: "
+                    f"{error.strerror or error}; all chunks are kept: make room on the server's disk, then commit again"
+                ) from error
             yield self._checked(path, check)
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Delete all chunks."""

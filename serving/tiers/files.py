@@ -1,36 +1,50 @@
-"""The disk tier: delta files. A file that is absent is fetched from the store."""
+"""The disk tier: delta files. A file that is absent is fetched from the store; if no disk takes it, it is in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import re
+import shutil
+import stat
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ken_core import DeltaFile, deltafile
-from ken_core.errors import DeltaFormatError
+from ken_core import DeltaFile, open_file
+from ken_core.errors import DeltaFormatError, OutputError
+from ken_core.writing import new_file
+from serving.errors import NoRoomError
 from serving.security.signature_file import signature_file, write_signatures
 from serving.store import Store
 from serving.tiers.budget import ByteBudget
+from serving.tiers.memory_file import MemoryFile
 from serving.tiers.signature_check import SignatureCheck
 
 _log = logging.getLogger(__name__)
+_DIGEST = re.compile("[0-9a-f]{64}")
+_FETCH_SECONDS = 600
+"""A younger partial file may belong to another replica's fetch."""
 
 
 class DeltaFiles:
     """Delta files on disk, which survive restarts. Threads may share it.
 
-    A delta's file is ``<folder>/<digest>``. Whenever it is opened, its sha256 is compared with its name.
+    A delta's file is ``<folder>/<digest>``. Whenever it is opened, its sha256 is compared with its name. While the
+    folder takes no files (its disk is full or read-only), fetched deltas are opened from memory and not kept.
 
     Args:
         budget: bytes of delta files. Signature files (``<digest>.sig``, a few hundred bytes each) do not count.
         store: None: only files that are already in the folder can be opened.
         signed: decides which deltas may be opened; None: all.
+
+    Attributes:
+        trouble: why the folder does not take fetched deltas at present; None: it takes them.
     """
 
     def __init__(self, folder: Path, budget: int, store: Store | None, signed: SignatureCheck | None = None) -> None:
@@ -38,11 +52,15 @@ class DeltaFiles:
         self._store = store
         self._signed = signed
         self._lock = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+        self.trouble: str | None = None
         self._held: Counter[str] = Counter()
         self._files: ByteBudget[Path] = ByteBudget(budget, lambda path: self._held[path.name] > 0)
-        for path in sorted(self._complete(), key=lambda p: p.stat().st_mtime):
-            self._admit(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in self._complete():
+                self._admit(path)
+        except OSError as error:
+            self._note(error)
 
     @property
     def nbytes(self) -> int:
@@ -67,10 +85,11 @@ class DeltaFiles:
         """Open a delta's file, which is fetched from the store if it is not on disk.
 
         Returns:
-            The file, and whether it was already on disk.
+            The file, and whether it was already on disk. A file in memory can be read for as long as it is referred to.
 
         Raises:
             StoreError: the file is not on disk, and the store does not deliver it.
+            NoRoomError: neither the disk nor the memory takes the file.
             DeltaFormatError: the file from the store is no valid delta.
             RefusedDeltaError: deltas must be signed, and no trusted key signed this one.
         """
@@ -78,19 +97,23 @@ class DeltaFiles:
         signatures = self._signed.check(path) if self._signed else ()
         found = self._open_on_disk(path)
         file = found or self._fetch(path)
-        if signatures:
-            write_signatures(path, signatures)
+        if signatures and file.path == path:
+            try:
+                write_signatures(path, signatures)
+            except OutputError as error:
+                self._note(error)
         return file, found is not None
 
     def _open_on_disk(self, path: Path) -> DeltaFile | None:
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             if _sha256(path) != path.name:  # checked before the file's content is used
                 _log.warning("delta file %s on disk no longer has the sha256 of its name; fetching it again", path.name)
                 return None
-            file = deltafile.open_file(path, path.name)
-            os.utime(path)
+            file = open_file(path, path.name)
+            with suppress(OSError):  # only the order in which files leave depends on it
+                os.utime(path)
         except (DeltaFormatError, OSError) as error:
             _log.warning("delta file %s on disk is damaged (%s); fetching it again", path.name, error)
             return None
@@ -101,23 +124,90 @@ class DeltaFiles:
     def _fetch(self, path: Path) -> DeltaFile:
         if self._store is None:
             raise FileNotFoundError(path)
-        self._store.deltas.fetch(path.name, path)
-        with self._lock:
-            self._admit(path)
-        return deltafile.open_file(path, path.name)  # the fetch has compared the digest
+        if self.trouble is not None:
+            return self._fetch_into_memory(self._store, path)
+        try:
+            self._store.deltas.fetch(path.name, path)
+            with self._lock:
+                self._admit(path)
+        except OSError as error:
+            self._note(error)
+            return self._fetch_into_memory(self._store, path)
+        return open_file(path, path.name)  # the fetch has compared the digest
+
+    def _fetch_into_memory(self, store: Store, path: Path) -> DeltaFile:
+        """Fetch a delta into memory, and put it on disk if the disk takes files again."""
+        try:
+            memory = MemoryFile(path.name)
+        except OSError as error:
+            raise self._no_room(path.name, error) from error
+        try:
+            store.deltas.copy(path.name, memory.stream)
+            if self._copy_to_disk(memory, path):
+                memory.close()
+                return open_file(path, path.name)
+            file = open_file(memory.path, path.name)
+        except BaseException as error:
+            memory.close()
+            if isinstance(error, OSError):
+                raise self._no_room(path.name, error) from error
+            raise
+        weakref.finalize(file, memory.close)
+        return file
+
+    def _copy_to_disk(self, memory: MemoryFile, path: Path) -> bool:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as partial:
+                shutil.copyfile(memory.path, partial)
+            with self._lock:
+                self._admit(path)
+        except (OSError, OutputError) as error:
+            self._note(error)
+            return False
+        self._note(None)
+        return True
+
+    def _note(self, error: OSError | OutputError | None) -> None:
+        """Remember whether the folder takes files, and log a line when that changes."""
+        before, self.trouble = self.trouble, None if error is None else str(error)
+        if before is None and self.trouble is not None:
+            _log.error("fetched deltas cannot be kept on disk, and are read from memory instead: %s", self.trouble)
+        elif before is not None and self.trouble is None:
+            _log.info("fetched deltas are kept on disk again")
+
+    def _no_room(self, digest: str, error: OSError) -> NoRoomError:
+        return NoRoomError(
+            f"delta {digest} can be kept neither on disk ({self.trouble}) nor in memory ({error.strerror or error}); "
+            "make room on the server's disk"
+        )
 
     def _complete(self) -> list[Path]:
-        """All complete delta files. Deletes the partial files and lone signatures that a killed process left."""
-        left = [s for s in self.folder.glob("*.sig") if not s.with_suffix("").exists()]
-        for path in (*self.folder.glob(".*.partial"), *left):
-            if time.time() - path.stat().st_mtime > 600:  # a younger file may belong to another replica's fetch
-                path.unlink(missing_ok=True)
-        return [p for p in self.folder.iterdir() if len(p.name) == 64]
+        """All complete delta files, the one opened least recently first. Anything else in the folder is left alone,
+        except the partial files and lone signatures that a killed process left: they are deleted."""
+        found, now = [], time.time()
+        for path in self.folder.iterdir():
+            try:
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    continue
+                if _DIGEST.fullmatch(path.name):
+                    found.append((status.st_mtime, path))
+                elif _is_left_over(path) and now - status.st_mtime > _FETCH_SECONDS:
+                    path.unlink()
+            except OSError as error:  # a dangling link, or a file that another replica has just deleted
+                _log.warning("%s in the folder of deltas is left alone: %s", path.name, error.strerror)
+        return [path for _, path in sorted(found)]
 
     def _admit(self, path: Path) -> None:
         for old in self._files.put(path.name, path, path.stat().st_size):
             signature_file(old).unlink(missing_ok=True)
             old.unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    partial = path.name.startswith(".") and path.suffix == ".partial"
+    return partial or (path.suffix == ".sig" and not path.with_suffix("").exists())
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel
 from ken_core.configs import restore
-from ken_core.embedding import Embedder
+from ken_core.embedder import Embedder
 from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.foreign_tokenizer import check_ids

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Ken = Callable[..., "Ended"]
+ADMIN = "the-admins"
+"""A key with every scope for the server of these tests."""
 
 
 @dataclass(frozen=True)

@@ -86,3 +86,17 @@ def test_a_folder_that_is_no_adapter_is_refused(ken: Ken, tiny_base: Path, tmp_p
     ended = ken("import-peft", tiny_base, "--base", tiny_base, "--out", tmp_path / "d.ken")
     assert ended.returncode == 1
     assert "no adapter_config.json" in ended.stderr
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_viz_says_that_its_shifts_change_every_element_and_draws_them(
+    ken: Ken, tiny_base: Path, delta: Path, tmp_path: Path
+) -> None:
+    ended = ken("viz", delta, "--base", tiny_base, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    assert "mood: a shift of low rank 4 changes every element of 4 tensors" in ended.stderr
+    found = facts(ken("viz", delta, "--base", tiny_base, "--out", tmp_path / "again", "--json"))
+    (one,) = found["deltas"]  # type: ignore[misc]
+    assert {row["rank"] for row in one["low_rank"]} == {4}
+    drawn = [picture["title"] for picture in found["pictures"] if picture["view"] == "matrix"]  # type: ignore[attr-defined]
+    assert {f"mood: {row['tensor']}" for row in one["low_rank"]} <= set(drawn)

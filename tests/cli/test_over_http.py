@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.running import Ended, Ken, facts
-from tests.serving.listening import listening
-
-ADMIN = "the-admins"
-
-
-@pytest.fixture(scope="module")
-def url(ken: Ken, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on the commands' own store; it needs a key."""
-    from serving.api import create_app
-    from serving.config import load_settings
-    from serving.service import Service
-    from serving.store.embedded import embedded_store
-
-    settings = load_settings(
-        base=str(tiny_base), data_dir=tmp_path_factory.mktemp("server"), threads=1, auth="on", admin_token=ADMIN
-    )
-    with embedded_store(Path(os.environ["KEN_DATA_DIR"])) as store_url:
-        service = Service(settings, store_url)
-        service.start()
-        with listening(create_app(service)) as found:
-            yield found
-        service.stop()
+from tests.cli.running import ADMIN, Ended, Ken, facts
 
 
 @pytest.fixture

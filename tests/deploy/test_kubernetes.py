@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy/kubernetes"
 CRD = ROOT.parent / "shared/crds/ray.io_rayservices.yaml"
 KUBERNETES = kubernetes_validate.latest_version()
-UNITS = {"Gi": 1 << 30, "Mi": 1 << 20, "gb": 1 << 30}
+UNITS = {"Gi": 1 << 30, "Mi": 1 << 20, "gb": 1 << 30, "mb": 1 << 20}
 NOT_KUBERNETES = ("RayService", "Kustomization")
 
 Object = dict[str, Any]
@@ -49,15 +49,22 @@ def size(quantity: str) -> int:
     return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
-@pytest.fixture
-def redis() -> Object:
-    (found,) = objects("StatefulSet")
+def template_of(stateful_set: str) -> Object:
+    (found,) = (o for o in objects("StatefulSet") if o["metadata"]["name"] == stateful_set)
     return found["spec"]["template"]
 
 
+def redis_options(template: Object) -> dict[str, str]:
+    (container,) = template["spec"]["containers"]
+    return dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+
+
+each_redis = pytest.mark.parametrize("name", ["redis", "gcs-redis"])
+
+
 @pytest.fixture
-def templates(head: Object, worker: Object, redis: Object) -> list[Object]:
-    return [head, worker, redis]
+def templates(head: Object, worker: Object) -> list[Object]:
+    return [head, worker, template_of("redis"), template_of("gcs-redis")]
 
 
 class TestTheSchema:
@@ -108,8 +115,9 @@ class TestTheRayServiceDefinition:
             lambda spec: spec.update(serveConfig="x"),
             lambda spec: spec["rayClusterConfig"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
             lambda spec: spec["rayClusterConfig"]["workerGroupSpecs"][0].pop("groupName"),
+            lambda spec: spec["rayClusterConfig"]["gcsFaultToleranceOptions"].update(redisPort=6379),
         ],
-        ids=["no cluster", "unknown field", "a number where text belongs", "unnamed workers"],
+        ids=["no cluster", "unknown field", "a number where text belongs", "unnamed workers", "unknown option"],
     )
     def test_refuses_a_mistake(
         self, validator: jsonschema.Draft202012Validator, ray_service: Object, harm: Callable[[Object], None]
@@ -166,12 +174,23 @@ class TestTheServeConfiguration:
         assert not load_settings(**arguments).on_loopback
 
     def test_has_a_worker_and_its_cores_for_each_replica(
-        self, ray_service: Object, worker: Object, arguments: Object
+        self, ray_service: Object, worker: Object, serve_config: Object, arguments: Object
     ) -> None:
         (group,) = ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == arguments["replicas"]
+        (deployment,) = serve_config["applications"][0]["deployments"]
+        assert group["replicas"] == deployment["num_replicas"]
+        assert group["minReplicas"] <= 1
+        assert group["maxReplicas"] >= most(Settings, "replicas")
         assert group["rayStartParams"]["num-cpus"] == "1"
         assert worker["spec"]["containers"][0]["resources"]["limits"]["cpu"] == str(arguments["threads"])
+
+    def test_scales_where_serve_keeps_the_replicas_that_run(self, serve_config: Object, arguments: Object) -> None:
+        """Serve replaces every replica when `args` change."""
+        (deployment,) = serve_config["applications"][0]["deployments"]
+        application = (ROOT / "serving/app.py").read_text()
+        assert f'name="{deployment["name"]}"' in application
+        assert set(deployment) == {"name", "num_replicas"}
+        assert "replicas" not in arguments
 
     def test_budgets_fit_into_what_the_workers_get(self, worker: Object, arguments: Object) -> None:
         settings = load_settings(**arguments)
@@ -183,6 +202,11 @@ class TestTheServeConfiguration:
     def arguments(self, serve_config: Object) -> Object:
         (application,) = serve_config["applications"]
         return application["args"]
+
+
+def most(settings: type[Settings], name: str) -> int:
+    (bound,) = (m.le for m in settings.model_fields[name].metadata if hasattr(m, "le"))
+    return bound
 
 
 def volume_bytes(template: Object, path: str) -> int:
@@ -217,7 +241,7 @@ def weaknesses(spec: Object) -> list[str]:
 
 class TestPods:
     def test_have_no_weakness(self, templates: list[Object]) -> None:
-        assert [weaknesses(template["spec"]) for template in templates] == [[], [], []]
+        assert [weaknesses(template["spec"]) for template in templates] == [[], [], [], []]
 
     @pytest.mark.parametrize(
         ("where", "value", "weakness"),
@@ -262,13 +286,29 @@ class TestPods:
             wanted = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
             assert wanted <= claims
 
-    def test_of_the_store_never_evict_and_always_log(self, redis: Object) -> None:
-        (container,) = redis["spec"]["containers"]
-        options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    @each_redis
+    def test_of_a_redis_never_evict_and_always_log(self, name: str) -> None:
+        (container,) = template_of(name)["spec"]["containers"]
+        options = redis_options(template_of(name))
         assert options["--maxmemory-policy"] == "noeviction"
         assert options["--appendonly"] == "yes"
         assert options["--requirepass"] == f"$({container['env'][0]['name']})"
         assert size(options["--maxmemory"]) < size(container["resources"]["limits"]["memory"])
+
+    @each_redis
+    def test_of_a_redis_take_their_password_from_the_secret(self, name: str) -> None:
+        (secret,) = objects("Secret")
+        (variable,) = template_of(name)["spec"]["containers"][0]["env"]
+        source = variable["valueFrom"]["secretKeyRef"]
+        assert source == {"name": secret["metadata"]["name"], "key": f"{name}-password"}
+        assert source["key"] in secret["stringData"]
+
+    @each_redis
+    def test_of_a_redis_keep_their_data_on_a_volume_that_survives_them(self, name: str) -> None:
+        (found,) = (o for o in objects("StatefulSet") if o["metadata"]["name"] == name)
+        (claim,) = found["spec"]["volumeClaimTemplates"]
+        (mount,) = template_of(name)["spec"]["containers"][0]["volumeMounts"]
+        assert mount == {"name": claim["metadata"]["name"], "mountPath": redis_options(template_of(name))["--dir"]}
 
     def test_are_matched_by_what_selects_them(self, templates: list[Object]) -> None:
         given = [t["metadata"]["labels"] for t in templates]
@@ -295,6 +335,29 @@ def open_to_others(policies: list[Object], app: str) -> set[int | None]:
             if rule.get("from") != [{"podSelector": {"matchLabels": {"app": app}}}]:
                 ports |= {p["port"] for p in rule["ports"]} if "ports" in rule else {None}
     return ports
+
+
+class TestTheHeadsState:
+    """What a new head goes on with, kept outside of the head."""
+
+    @pytest.fixture
+    def options(self, ray_service: Object) -> Object:
+        return ray_service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+
+    def test_lies_in_a_redis_that_is_not_the_store(self, options: Object) -> None:
+        services = {o["metadata"]["name"]: o for o in objects("Service")}
+        host, _, port = options["redisAddress"].partition(":")
+        assert services[host]["spec"]["ports"][0]["port"] == int(port)
+        (secret,) = objects("Secret")
+        assert host not in secret["stringData"]["redis-url"]
+
+    def test_is_protected_by_that_redis_own_password(self, options: Object) -> None:
+        (variable,) = template_of("gcs-redis")["spec"]["containers"][0]["env"]
+        assert options["redisPassword"] == {"valueFrom": variable["valueFrom"]}
+
+    def test_is_each_clusters_own(self, options: Object) -> None:
+        """KubeRay replaces a cluster by another beside it, whose head must not find the state of the first."""
+        assert "externalStorageNamespace" not in options
 
 
 class TestTheNetwork:
@@ -324,11 +387,16 @@ class TestTheNetwork:
 
         assert [p["metadata"]["name"] for p in policies if opens(p, 8265)] == ["operator"]
 
-    def test_lets_only_ray_reach_the_store(self, policies: list[Object]) -> None:
-        (store,) = (
-            p["spec"]["ingress"] for p in policies if p["spec"]["podSelector"] == {"matchLabels": {"app": "redis"}}
-        )
-        assert store == [{"from": [{"podSelector": {"matchLabels": {"app": "ray"}}}], "ports": [{"port": 6379}]}]
+    @each_redis
+    def test_lets_ray_and_nothing_else_reach_a_redis(
+        self, policies: list[Object], head: Object, worker: Object, name: str
+    ) -> None:
+        redis, ray = ({"podSelector": {"matchLabels": {"app": app}}} for app in (name, "ray"))
+        (ingress,) = (p["spec"]["ingress"] for p in policies if p["spec"]["podSelector"] == redis["podSelector"])
+        assert ingress == [{"from": [ray], "ports": [{"port": 6379}]}]
+        (egress,) = (p["spec"]["egress"] for p in policies if p["metadata"]["name"] == "ray")
+        assert [rule["ports"] for rule in egress if redis in rule["to"]] == [[{"port": 6379}]]
+        assert {t["metadata"]["labels"]["app"] for t in (head, worker)} == {"ray"}
 
     @pytest.mark.parametrize("rule", [{"ports": [{"port": 8404}]}, {"from": [{"podSelector": {}}]}])
     def test_with_a_hole_is_found_out(self, policies: list[Object], rule: Object) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 VARIABLES = {f"KEN_{name.upper()}" for name in Settings.model_fields} | {"KEN_CONFIG", "KEN_SECRETS_DIR"}
 PORT = Settings.model_fields["port"].default
-OUR_SECRETS = ("redis-password", "redis-url", "admin-token", "REDIS_PASSWORD", "KEN_ADMIN_TOKEN")
+OUR_SECRETS = ("redis-password", "gcs-redis-password", "redis-url", "admin-token", "REDIS_PASSWORD", "KEN_ADMIN_TOKEN")
 PLACEHOLDER = "change-me"
 
 

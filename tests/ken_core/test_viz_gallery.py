@@ -7,23 +7,27 @@ import io
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import extract
+from ken_core.delta import LowRank, extract
 from ken_core.deltafile import DeltaFile
 from ken_core.errors import BaseMismatchError, DeltaFormatError, KenError
 from ken_core.fingerprint import fingerprint
 from ken_core.selection import Budget, Selection
 from ken_core.viz import MissingMatplotlibError, NoSuchTensorError, Report, gallery, visualize
+from ken_core.viz import survey as survey_module
 from ken_core.viz.names import place
+from ken_core.viz.survey import survey
 
 PAPER = Selection("ken", Budget("row", 0.25))
 HOSTILE = "\"'><script>alert(1)<!-- $\\frac{$ &amp; {0} _^"
@@ -386,3 +390,54 @@ def test_importing_the_package_does_not_import_matplotlib():
 
 def test_drawing_leaves_pyplot_alone(report):
     assert "matplotlib.pyplot" not in sys.modules
+
+
+# Low-rank shifts, which keep nothing and leave nothing out
+
+QUERY = "encoder.layer.{}.attention.self.query.weight"
+
+
+@pytest.fixture(scope="module")
+def adapted(base, files, tmp_path_factory) -> DeltaFile:
+    """A delta that shifts one kind of matrix in both layers, by factors of rank 2."""
+    make = torch.Generator().manual_seed(7)
+    a, b = torch.randn(2, 32, generator=make), torch.randn(32, 2, generator=make)
+    shifts = {QUERY.format(layer): LowRank(a, (layer + 1) * b, 0.5) for layer in (0, 1)}
+    plain = deltafile.read(files[1], base, fingerprint(base.backbone_tensors).digest)
+    delta = replace(plain, sparse={}, lowrank=shifts, adapter="lora")
+    return deltafile.write(delta, base, tmp_path_factory.mktemp("adapted") / "lora.ken")
+
+
+def test_of_a_low_rank_shift_the_size_at_each_element_is_measured(base, adapted, monkeypatch):
+    monkeypatch.setattr(survey_module, "LAYER_MOST", 8)
+    shapes = {name: tuple(tensor.shape) for name, tensor in base.backbone_tensors.items()}
+    delta = deltafile.load(adapted.path, base)
+    name = QUERY.format(0)
+    found = survey(delta, shapes, [name], [name])
+    sizes = (delta.lowrank[name].scale * delta.lowrank[name].b @ delta.lowrank[name].a).abs().numpy()
+    assert found.single_shifts[name].sizes == pytest.approx(sizes, rel=1e-5)
+    assert not found.single_shifts[name].pooled
+    blocks = sizes.reshape(8, 4, 8, 4).mean(axis=(1, 3))
+    assert found.layered_shifts[name].sizes == pytest.approx(blocks, rel=1e-5)
+    assert found.ranks == {QUERY.format(0): 2, QUERY.format(1): 2}
+
+
+@pytest.mark.usefixtures("_one_kind")
+def test_a_low_rank_shift_is_drawn_and_said_to_change_every_element(base, adapted, tmp_path):
+    report = visualize(base, [adapted], tmp_path / "out", tensors=["*.query.weight"])
+    shown = {picture.file: picture for picture in report.pictures if "query" in picture.title}
+    assert [picture.view for picture in shown.values()].count("matrix") == 2
+    text = page_of(report).text
+    for layer in (0, 1):
+        assert f"{QUERY.format(layer)} (low rank 2)" in text
+    for picture in shown.values():
+        assert "every element changes" in picture.caption
+        image = Image.open(report.folder / picture.file)
+        assert len(image.getcolors(1 << 20)) > 10
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_across_layers_the_largest_shift_is_named(base, adapted, tmp_path, monkeypatch):
+    report = visualize(base, [adapted], tmp_path / "out")
+    (picture,) = (p for p in report.pictures if p.view == "layers" and "query" in p.title)
+    assert "largest in layer 1" in picture.alt

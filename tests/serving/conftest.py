@@ -18,6 +18,7 @@ import pytest
 import transformers
 from over_http import Served, served
 from prometheus_client.parser import text_string_to_metric_families
+from small_disk import mounted
 from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from ken_core import DeltaFile
@@ -93,6 +94,13 @@ def store(store_url: str, namespace: str) -> Iterator[Store]:
     for pattern in (f"ken:{namespace}:*", f"ken:{{{namespace}}}:*"):
         for key in list(client.scan_iter(pattern, count=1000)):
             client.delete(key)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a real disk of half a megabyte."""
+    with mounted(tmp_path / "small") as folder:
+        yield folder
 
 
 @pytest.fixture

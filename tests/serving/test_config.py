@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from serving.config import Settings, default_data_dir, load_settings
 from serving.errors import StartError
 
 SECRET = "hunter2"
+SOURCES = Path(__file__).resolve().parents[2] / "serving"
 
 
 @pytest.fixture
@@ -187,6 +189,17 @@ def test_what_a_deployment_shows_gives_the_same_settings_but_for_the_secrets(sec
     assert again.shareable() == secretive.shareable()
     assert again.preload == ("spam",)
     assert again.redis_secret is None
+
+
+def test_replicas_get_nothing_that_they_do_not_read() -> None:
+    """Serve replaces replicas when what they get changes, so nobody waits for that in vain."""
+    told = {"base": "b", "threads": 2, "port": 9000, "drain_seconds": 5, "max_connections": 100}
+    one, more = (load_settings(**told, replicas=replicas, max_connections_per_source=9) for replicas in (1, 4))
+    assert one.for_replicas() == more.for_replicas() == {"base": "b", "threads": 2}
+    assert more.shareable()["replicas"] == 4
+    reads = re.compile(r"settings\.(replicas|port|drain_seconds|max_connections)")
+    readers = {p.relative_to(SOURCES).parts[0] for p in SOURCES.rglob("*.py") if reads.search(p.read_text())}
+    assert readers <= {"app.py", "cli", "launch"}
 
 
 @pytest.mark.parametrize("name", ["redis_url", "admin_token"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -595,6 +596,7 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "deltas.put": lambda: store.deltas.put(file),
         "deltas.has": lambda: store.deltas.has(file.digest),
         "deltas.fetch": lambda: store.deltas.fetch(file.digest, folder / "fetched"),
+        "deltas.copy": lambda: store.deltas.copy(file.digest, io.BytesIO()),
         "deltas.manifest": lambda: store.deltas.manifest(file.digest),
         "deltas.size": lambda: store.deltas.size(file.digest),
         "deltas.extent": lambda: store.deltas.extent(file.digest),

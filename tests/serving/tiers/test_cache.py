@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import subprocess
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import filled
 
 from ken_core import BaseMismatchError, DeltaFile, open_base
 from ken_core.fingerprint import fingerprint
@@ -345,6 +347,101 @@ def test_a_replica_that_starts_does_not_disturb_a_fetch_of_its_neighbour_in_the_
         assert not outcome.done()
     DeltaFiles(folder, 1 << 30, store)
     assert outcome.result(20).digest == deltas.spam.digest
+
+
+def sealed(folder: Path) -> None:
+    """A file in a folder's place: nobody, not even root, can write into it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_bytes(b"")
+
+
+def unsealed(folder: Path) -> None:
+    folder.unlink()
+
+
+def test_a_folder_that_takes_no_files_is_told_once_and_deltas_are_read_from_memory(
+    store: Store, deltas: Deltas, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in (deltas.spam, deltas.topic):
+        store.deltas.put(file)
+    sealed(tmp_path / "deltas")
+    files = DeltaFiles(tmp_path / "deltas", 1 << 30, store)
+    for wanted in (deltas.spam, deltas.topic, deltas.spam):
+        file, was_there = files.open(wanted.digest)
+        assert not was_there
+        assert file.path.read_bytes() == wanted.path.read_bytes()
+    assert not files.holds(deltas.spam.digest)
+    assert files.trouble is not None
+    assert len(caplog.records) == 1
+    unsealed(tmp_path / "deltas")
+    files.open(deltas.spam.digest)
+    assert files.trouble is None
+    assert files.open(deltas.spam.digest)[1]
+
+
+def test_what_is_read_from_memory_takes_memory_only_as_long_as_it_is_used(
+    store: Store, deltas: Deltas, tmp_path: Path
+) -> None:
+    store.deltas.put(deltas.spam)
+    sealed(tmp_path / "deltas")
+    files = DeltaFiles(tmp_path / "deltas", 1 << 30, store)
+    file, _ = files.open(deltas.spam.digest)
+    path = file.path
+    assert path.exists()
+    del file
+    assert not path.exists()
+
+
+def test_a_delta_that_is_nowhere_is_a_store_error_whatever_the_disk_takes(
+    deltas: Deltas, store: Store, tmp_path: Path
+) -> None:
+    sealed(tmp_path / "deltas")
+    files = DeltaFiles(tmp_path / "deltas", 1 << 30, store)
+    with pytest.raises(StoreError, match="does not hold"):
+        files.open(deltas.spam.digest)
+
+
+def test_a_disk_that_is_full_half_way_through_a_file_is_left_clean_and_is_used_again_when_it_has_room(
+    store: Store, deltas: Deltas, small_disk: Path
+) -> None:
+    store.deltas.put(deltas.spam)
+    files = DeltaFiles(small_disk, 1 << 30, store)
+    ballast = small_disk / "ballast"
+    filled(ballast, room=deltas.spam.size // 2)
+    file, _ = files.open(deltas.spam.digest)
+    assert file.path.read_bytes() == deltas.spam.path.read_bytes()
+    assert "No space left on device" in str(files.trouble)
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+    ballast.unlink()
+    files.open(deltas.spam.digest)
+    assert files.trouble is None
+    assert files.open(deltas.spam.digest)[1]
+
+
+def test_a_disk_that_is_read_only_still_gives_what_it_holds(store: Store, deltas: Deltas, small_disk: Path) -> None:
+    files = DeltaFiles(small_disk, 1 << 30, store)
+    for file in (deltas.spam, deltas.topic, deltas.emotion):
+        store.deltas.put(file)
+        if file is not deltas.emotion:
+            files.open(file.digest)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    files = DeltaFiles(small_disk, 1, store)
+    opened = [files.open(file.digest)[1] for file in (deltas.spam, deltas.topic, deltas.emotion)]
+    assert opened == [True, True, False]
+
+
+def test_odd_entries_of_the_folder_are_no_reason_not_to_start(store: Store, deltas: Deltas, tmp_path: Path) -> None:
+    store.deltas.put(deltas.spam)
+    folder = tmp_path / "deltas"
+    DeltaFiles(folder, 1 << 30, store).open(deltas.spam.digest)
+    (folder / ("a" * 64)).symlink_to(tmp_path / "gone")
+    (folder / ("b" * 64)).mkdir()
+    (folder / ".c.partial").symlink_to(tmp_path / "gone")
+    (folder / "d.sig").symlink_to(tmp_path / "gone")
+    os.mkfifo(folder / ("e" * 64))
+    again = DeltaFiles(folder, 1 << 30, store)
+    assert again.nbytes == deltas.spam.size
+    assert again.open(deltas.spam.digest)[1]
 
 
 # DeltaCache
