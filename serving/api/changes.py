@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
@@ -20,6 +20,7 @@ from serving.service import Service
 from serving.store import Store
 from serving.telemetry.audit import audit
 
+T = TypeVar("T")
 MOST_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
@@ -105,19 +106,34 @@ class PermittedChange:
             StoreError: the store does not answer.
             ServingError: the change was refused.
         """
-        outcome: Literal["done", "refused", "failed"] = "failed"
         try:
-            revision = await asyncio.to_thread(work, self.who)
-            outcome = "done"
+            revision = await self.audited(work, learned, **detail)
         except StoreError as error:
             raise StoreError(f"nothing was changed: {error}") from error
+        return ChangeAnswer(task=self.task, revision=revision, pending=await self._pending(revision, wait))
+
+    async def audited(
+        self, work: Callable[[str], T], learned: Mapping[str, object] = MappingProxyType({}), **detail: object
+    ) -> T:
+        """Do work that gives the store no revision, and return its result. Arguments as in `make`.
+
+        Raises:
+            StoreError: the store does not answer; the work may be done in part.
+            ServingError: the work was refused.
+        """
+        outcome: Literal["done", "refused", "failed"] = "failed"
+        try:
+            result = await asyncio.to_thread(work, self.who)
+            outcome = "done"
+            return result
+        except StoreError:
+            raise
         except ServingError:
             outcome = "refused"
             raise
         finally:
             told = {**detail, **learned}
             audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
-        return ChangeAnswer(task=self.task, revision=revision, pending=await self._pending(revision, wait))
 
     async def _pending(self, revision: int, seconds: float | None) -> list[str]:
         """Replicas that have not seen a revision when the time is up. Sleeps on the event loop, to hold no thread."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ken_core import deltafile
 from serving.cli.backend import Listing
-from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
+from serving.client import Change, Collected, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 from serving.routing.routes import Route
 from serving.security.exposure import FIRST_KEY, LAST_KEY
 from serving.security.keys import new_key, readable
@@ -98,6 +99,9 @@ class StoreBackend:
 
     def rollback_route(self, task: str, *, wait: float | None = None) -> Change:
         return self._seen(self._store.tasks.rollback_route(task), wait, task)
+
+    def collect_garbage(self) -> Collected:
+        return Collected(**asdict(self._store.garbage.collect()))
 
     def keys(self) -> list[StoredKey]:
         return [StoredKey.model_validate(key.record()) for key in readable(self._store.keys.all())]

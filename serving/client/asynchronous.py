@@ -73,6 +73,7 @@ class AsyncClient:
     base = _sends(calls.base)
     verify = _sends(calls.verify)
     replicas = _sends(calls.replicas)
+    collect_garbage = _sends(calls.collect_garbage)
     keys = _sends(calls.keys)
     create_key = _sends(calls.create_key)
     revoke_key = _sends(calls.revoke_key)

@@ -20,6 +20,7 @@ from serving.client.errors import ClientError, ReplyError, api_error
 from serving.client.results import (
     BaseInfo,
     Change,
+    Collected,
     HistoryEntry,
     KeyInfo,
     NewKey,
@@ -302,6 +303,11 @@ def verify() -> Call[Verification]:
 def replicas() -> Call[list[Replica]]:
     """The replicas that reported to the store recently."""
     return Call("GET", _path("replicas"), _reader(list[Replica]))
+
+
+def collect_garbage() -> Call[Collected]:
+    """Free the deltas that are no version of any task. What an upload holds is left until the upload is over."""
+    return Call("POST", _path("gc"), _reader(Collected), repeatable=False)
 
 
 # Keys

@@ -85,6 +85,7 @@ class Client:
     base = _sends(calls.base)
     verify = _sends(calls.verify)
     replicas = _sends(calls.replicas)
+    collect_garbage = _sends(calls.collect_garbage)
     keys = _sends(calls.keys)
     create_key = _sends(calls.create_key)
     revoke_key = _sends(calls.revoke_key)

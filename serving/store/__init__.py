@@ -24,7 +24,7 @@ from serving.names import check_digest, check_name
 from serving.store.connection import Connection
 from serving.store.deltas import CHUNK_BYTES, Deltas
 from serving.store.events import Event, Events
-from serving.store.garbage import Garbage
+from serving.store.garbage import Collected, Garbage
 from serving.store.history import History
 from serving.store.keys import KEYS_CHANGED, Keys
 from serving.store.leases import Leases
@@ -40,6 +40,7 @@ __all__ = [
     "CHUNK_BYTES",
     "KEYS_CHANGED",
     "MOST_CHUNKS",
+    "Collected",
     "Event",
     "Store",
     "Table",

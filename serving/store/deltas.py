@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,15 @@ class Deltas:
         with self._connection.store_errors:
             raw = self._connection.client.hget(self._key(digest), "size")
         return int(raw) if raw is not None else None
+
+    def stored_bytes(self, digest: str) -> int:
+        """Bytes that the store holds of a delta: all of them, or those of an upload that is not complete."""
+        size = self.size(digest)
+        if size is not None:
+            return size
+        with self._connection.store_errors:
+            lengths = (self._connection.client.strlen(self._chunk_key(digest, i)) for i in count())
+            return sum(takewhile(bool, lengths))
 
     def extent(self, digest: str) -> tuple[int, int] | None:
         """A delta's size in bytes and its number of chunks; None where the store does not hold the delta."""

@@ -81,6 +81,10 @@ class Uploads:
             if not self._deltas.has(digest):  # otherwise another commit took the same chunks and made the delta
                 raise
 
+    def stored_bytes(self, digest: str) -> int:
+        """Bytes of the chunks of an upload."""
+        return self._parts(digest).upload().bytes
+
     def drop(self, digest: str) -> None:
         """Delete the chunks of an upload."""
         self._parts(digest).drop()

@@ -73,6 +73,7 @@ SENT: list[tuple[Call[Any], str, Any]] = [
     (calls.base(), "GET /v1/base", None),
     (calls.verify(), "POST /v1/base/verify", None),
     (calls.replicas(), "GET /v1/replicas", None),
+    (calls.collect_garbage(), "POST /v1/gc", None),
     (calls.keys(), "GET /v1/keys", None),
     (
         calls.create_key("ci", ["publish"], ["team-*"], expires_in=60),

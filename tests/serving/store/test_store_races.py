@@ -219,7 +219,7 @@ def test_gc_beside_publishers_never_loses_a_published_delta(
     def collect() -> None:
         own = Store(store_url, namespace)
         while not stop.is_set():
-            count, _ = own.garbage.collect()
+            count = own.garbage.collect().deltas
             with collected.get_lock():
                 collected.value += count
 
@@ -270,7 +270,7 @@ def test_what_a_dead_uploader_left_is_collected_once_its_lease_has_ended(
 ) -> None:
     monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 0)
     collected: list[int] = []
-    store.deltas.put(deltas.spam, lambda size: collected.append(store.garbage.collect()[0]))
+    store.deltas.put(deltas.spam, lambda size: collected.append(store.garbage.collect().deltas))
     assert any(collected)
 
 
