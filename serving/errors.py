@@ -152,7 +152,7 @@ class UnavailableError(ServingError):
 
     status = 503
     title = "Unavailable"
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class UnsupportedKindError(ServingError):
@@ -173,6 +173,14 @@ class StoreError(UnavailableError):
     """The store cannot be reached, or lacks something that it should hold."""
 
     title = "Store unavailable"
+
+
+class StoreFullError(StoreError):
+    """The store has no room for a delta. Trying again does not help before somebody makes room."""
+
+    status = 507
+    title = "Store full"
+    retry_after = None
 
 
 class ChangedBaseError(UnavailableError):

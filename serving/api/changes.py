@@ -103,13 +103,13 @@ class PermittedChange:
             detail: facts for the audit log that are known before.
 
         Raises:
-            StoreError: the store does not answer.
+            StoreError: the store does not answer, or is full.
             ServingError: the change was refused.
         """
         try:
             revision = await self.audited(work, learned, **detail)
         except StoreError as error:
-            raise StoreError(f"nothing was changed: {error}") from error
+            raise type(error)(f"nothing was changed: {error}") from error
         return ChangeAnswer(task=self.task, revision=revision, pending=await self._pending(revision, wait))
 
     async def audited(

@@ -15,9 +15,9 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 - ``ken:{ns}:upload:<digest>``      sorted set of the leases of uploads, or of ``gc``, by the second each ends
 - ``ken:{ns}:replicas``             hash: replica -> revision it has seen, when it said so, address of its metrics
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
-- ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB
-- ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete
-- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner's upload; expires
+- ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB; expires unless the delta is complete
+- ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete; expires
+- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner's upload
 """
 
 from serving.names import check_digest, check_name

@@ -10,7 +10,7 @@ import redis
 from serving.errors import StoreError
 from serving.store.urls import Client, connect, printable
 
-_SCRIPTS = ("change", "chunk", "delete", "keys", "lease")
+_SCRIPTS = ("change", "chunk", "delete", "delta", "keys", "lease")
 
 
 class Connection:

@@ -278,6 +278,7 @@ def test_an_upload_that_takes_longer_than_a_lease_is_not_collected_under_its_han
     store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 2)
+    monkeypatch.setattr("serving.store.deltas.INCOMPLETE_SECONDS", 2)
     monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 20_000)
 
     def slow_line(size: int) -> None:
