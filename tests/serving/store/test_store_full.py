@@ -75,10 +75,14 @@ def test_chunks_sent_to_a_full_store_are_dropped_with_the_first_that_has_no_room
         lambda i, chunk: store.uploads.put_chunk(large.digest, i, chunk),
         lambda i, chunk: store.own_uploads.put_chunk("me", large.digest, i, chunk),
     ]
+
+    def send_all(send: Callable[[int, bytes], None]) -> None:
+        for i in range(16):
+            send(i, data[i * CHUNK : (i + 1) * CHUNK])
+
     for send in senders:
         with pytest.raises(StoreFullError, match=r"no room for chunk \d+ of delta"):
-            for i in range(16):
-                send(i, data[i * CHUNK : (i + 1) * CHUNK])
+            send_all(send)
         assert kept(raw) == []
 
 
