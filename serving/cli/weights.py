@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from serving.cli.delta_facts import facts, per_tensor
-from serving.cli.options import BaseOption, JsonFlag
+from serving.cli.options import BaseOption, JsonFlag, Overwrite
+from serving.cli.outputs import check_output_file, check_output_folder
 from serving.cli.show_delta import show, show_calibration
 from serving.terminal import progress, say, staged, warn
 
@@ -56,6 +57,7 @@ def finetune(
     from ken_core.finetune import Recipe, Step
     from ken_core.finetune import finetune as train
 
+    check_output_folder(out_folder, "--out")
     recipe = Recipe(epochs, batch_size, learning_rate, max_length=max_length, seed=seed)
     examples = read_examples(data)
     with progress("fine-tuning") as update:
@@ -92,6 +94,7 @@ def extract(
     seed: Annotated[int, typer.Option(help="seed of the method random")] = 0,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Select parameters of a fine-tune and write them as a delta file.
@@ -102,7 +105,7 @@ def extract(
 
     selection = _selection(method, keep, scope, k, seed, _filter(only, include, exclude, outside))
     _check_codecs([codec])
-    _check_parent(out_file, "--out")
+    check_output_file(out_file, "--out", overwrite)
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
         found = delta.extract(ours, theirs, selection, cast=cast, ignore_config=ignore_config or (), progress=watch)
@@ -121,6 +124,7 @@ def import_peft(
         str | None, typer.Option(help="Transformers class of the fine-tuned model, if the adapter does not name it")
     ] = None,
     cast: CastOption = False,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn a peft adapter into a delta that gives the same answers as peft's merged model.
@@ -130,7 +134,7 @@ def import_peft(
     from ken_core import deltafile, open_base
     from ken_core import import_peft as read_adapter
 
-    _check_parent(out_file, "--out")
+    check_output_file(out_file, "--out", overwrite)
     ours = open_base(base)
     names = None if labels is None else [label.strip() for label in labels.split(",")]
     with staged() as watch:
@@ -162,6 +166,7 @@ def calibrate(
     ] = None,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Find and write the smallest delta whose accuracy is within a tolerance of the fine-tune's.
@@ -177,10 +182,10 @@ def calibrate(
     codecs = codec or list(calibration.CODECS_TRIED)
     _check_codecs(codecs)
     methods = [_selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
-    _check_parent(out_file, "--out")
+    check_output_file(out_file, "--out", overwrite)
     if curve is not None:
         require_matplotlib()
-        _check_parent(curve, "--curve")
+        check_output_file(curve, "--curve", overwrite)
     texts, labels = read_texts(data)
     ours, theirs = open_base(base), open_tuned(tuned)
     metric, judge = calibration.judge_for(theirs, texts, labels)
@@ -220,6 +225,7 @@ def apply(
     from ken_core import apply as write_folder
     from ken_core import deltafile, open_base
 
+    check_output_folder(out_folder, "--out")
     ours = open_base(base)
     write_folder(ours, deltafile.load(delta, ours), out_folder)
     say(f"wrote {out_folder}")
@@ -285,8 +291,3 @@ def _check_codecs(codecs: list[str]) -> None:
     for codec in codecs:
         if codec not in deltafile.CODECS:
             raise typer.BadParameter(f"found {codec!r}; choose {', '.join(deltafile.CODECS)}", param_hint="--codec")
-
-
-def _check_parent(path: Path, option: str) -> None:
-    if not path.resolve().parent.is_dir():
-        raise typer.BadParameter(f"found no folder {path.resolve().parent}; create it first", param_hint=option)

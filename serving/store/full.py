@@ -29,5 +29,5 @@ def full_store(where: str, what: str, needed: int) -> Iterator[None]:
             raise
         raise StoreFullError(
             f"the store at {where} is full: it has no room for {what}, which needs {needed / 1e6:.1f} MB. Delete "
-            "versions with `ken rm` and free their bytes with `ken gc`, or raise the store's maxmemory, and publish again"
+            "versions with `ken rm` and free their bytes with `ken gc`, or raise the store's maxmemory; then try again"
         ) from error.__cause__

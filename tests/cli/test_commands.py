@@ -160,7 +160,7 @@ def test_apply_leaves_a_folder_alone_that_is_not_empty(
 ) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     ended = ken("apply", "--base", tiny_base, "--delta", deltas[0], "--out", tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "exists already" in ended.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
