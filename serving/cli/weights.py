@@ -12,7 +12,7 @@ from serving.cli.delta_facts import facts, per_tensor
 from serving.cli.options import BaseOption, JsonFlag, Overwrite
 from serving.cli.outputs import check_output_file, check_output_folder
 from serving.cli.show_delta import show, show_calibration
-from serving.terminal import progress, say, staged, warn
+from serving.terminal import counted, progress, say, staged, warn
 
 OnlyOption = Annotated[
     str | None, typer.Option(help="preset of the tensors to select from: all, attention or no-embeddings")
@@ -29,6 +29,8 @@ IgnoreConfigOption = Annotated[
 OutsideOption = Annotated[
     str, typer.Option(help="tensors not selected from: reset (to the base's values) or keep (in full)")
 ]
+
+_DEV_SHARE = 0.1
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,25 +50,43 @@ def finetune(
     learning_rate: Annotated[float, typer.Option(min=0, help="learning rate after warm-up")] = 1e-4,
     max_length: Annotated[int, typer.Option(min=8, help="most tokens of a text; longer texts are cut")] = 64,
     seed: Annotated[int, typer.Option(help="seed of the random numbers")] = 0,
+    dev: Annotated[
+        Path | None, typer.Option(help="labelled text to judge the model on; by default a part of --data is held out")
+    ] = None,
+    dev_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="share of --data that is held out and not trained on; default 0.1"),
+    ] = None,
 ) -> None:
-    """Fine-tune all weights of a base for text classification.
+    """Fine-tune all weights of a base for text classification, and print its accuracy on text it has not seen.
 
     Example: ken finetune --base ./minilm --data trec.jsonl --out ./minilm-trec
     """
     from ken_core.examples import read_examples
     from ken_core.finetune import Recipe, Step
     from ken_core.finetune import finetune as train
+    from ken_core.held_out import hold_out
 
+    if dev is not None and dev_share is not None:
+        raise typer.BadParameter("found --dev and --dev-share; give only one of them")
     check_output_folder(out_folder, "--out")
     recipe = Recipe(epochs, batch_size, learning_rate, max_length=max_length, seed=seed)
     examples = read_examples(data)
+    if dev is None:
+        examples, held_out = hold_out(examples, _DEV_SHARE if dev_share is None else dev_share, seed)
+    else:
+        held_out = read_examples(dev)
     with progress("fine-tuning") as update:
 
         def show(step: Step) -> None:
             update(step.number, step.total, f"loss {step.loss:.3f}")
 
-        train(base, examples, out_folder, recipe, show)
-    say(f"wrote {out_folder}")
+        accuracy = train(base, examples, out_folder, recipe, show, held_out)
+    say(f"wrote {out_folder}, trained on {counted(len(examples), 'example')}")
+    if accuracy is None:
+        say("its accuracy is not known, since no example was held out; give --dev FILE, or a larger --dev-share")
+    else:
+        say(f"accuracy {accuracy:.3f} on {counted(len(held_out), 'example')} that it was not trained on")
 
 
 def extract(
