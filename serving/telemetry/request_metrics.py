@@ -51,7 +51,7 @@ class RequestMetrics:
             ["task", "version", "outcome"], registry=registry,
         )  # fmt: skip
         self._shadow_difference = Histogram(
-            "ken_shadow_difference", "Largest difference of scores, or 1 - cosine, of an input's answer and its shadow's",
+            "ken_shadow_difference", "Largest difference of scores, or 1 - cosine, between an input's two answers",
             ["task"], buckets=_DIFFERENCES, registry=registry,
         )  # fmt: skip
         self._lock = threading.Lock()
