@@ -15,8 +15,8 @@ elseif action == 'complete' then
   local missing = 0
   for i = 2, #KEYS do missing = missing + 1 - redis.call('EXISTS', KEYS[i]) end
   if missing > 0 then return missing end
-  -- PERSIST comes first: a full store refuses a script's first write, but none that follows one it has taken
-  for i = 2, #KEYS do redis.call('PERSIST', KEYS[i]) end
+  -- HSET comes first: a store that the chunks have filled refuses it, as it would refuse to make the delta a version
   redis.call('HSET', delta, 'manifest', ARGV[2], 'size', ARGV[3], 'count', #KEYS - 1)
+  for i = 2, #KEYS do redis.call('PERSIST', KEYS[i]) end
 end
 return 0

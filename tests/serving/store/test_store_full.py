@@ -66,6 +66,22 @@ def test_a_publish_that_finds_the_store_full_says_what_to_do_and_leaves_room_for
     store.deltas.fetch(small.digest, tmp_path / "fetched")
 
 
+def test_a_delta_that_fills_the_store_to_its_last_byte_is_not_left_without_a_task(
+    raw: Any, private_url: str, made: Callable[[int], DeltaFile]
+) -> None:
+    store, file = Store(private_url), made(3 * CHUNK)
+    written: list[int] = []
+
+    def fill(size: int) -> None:
+        written.append(size)
+        if sum(written) == file.size:
+            limit(raw, -1)
+
+    with pytest.raises(StoreFullError):
+        store.deltas.put(file, fill)
+    assert kept(raw) == []
+
+
 def test_chunks_sent_to_a_full_store_are_dropped_with_the_first_that_has_no_room(
     raw: Any, private_url: str, made: Callable[[int], DeltaFile]
 ) -> None:
