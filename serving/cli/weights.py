@@ -86,7 +86,8 @@ def finetune(
     if accuracy is None:
         say("its accuracy is not known, since no example was held out; give --dev FILE, or a larger --dev-share")
     else:
-        say(f"accuracy {accuracy:.3f} on {counted(len(held_out), 'example')} that it was not trained on")
+        source = f"held out of {data}" if dev is None else f"of {dev}"
+        say(f"accuracy {accuracy:.3f} on {counted(len(held_out), 'example')} {source}")
 
 
 def extract(

@@ -188,10 +188,10 @@ def labelled(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "trained", "told"),
     [
-        ((), "18 examples", r"accuracy \d\.\d{3} on 2 examples that it was not trained on"),
+        ((), "18 examples", r"accuracy \d\.\d{3} on 2 examples held out of .*data\.jsonl"),
         (("--dev-share", "0.25"), "15 examples", r"accuracy \d\.\d{3} on 5 examples"),
         (("--dev-share", "0"), "20 examples", "its accuracy is not known"),
-        (("--dev", "DATA"), "20 examples", r"accuracy \d\.\d{3} on 20 examples"),
+        (("--dev", "DATA"), "20 examples", r"accuracy \d\.\d{3} on 20 examples of .*data\.jsonl"),
     ],
 )
 def test_finetune_holds_text_out_and_says_how_much_of_it_is_right(
