@@ -317,12 +317,18 @@ def _from_hub(name: str) -> Path:
 def _refuse_pointers(folder: Path) -> None:
     """Raise a `CheckpointError` if a clone without Git LFS left a note in place of a file."""
     for file in sorted(folder.iterdir()):
-        if file.suffix in _KEPT_IN_LFS and file.is_file():
-            with file.open("rb") as opened:
-                if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                    raise CheckpointError(
-                        f"{file} is a pointer of Git LFS and not the file itself; fetch the files with `git lfs pull`"
-                    )
+        if file.suffix in _KEPT_IN_LFS and file.is_file() and _is_pointer(file):
+            raise CheckpointError(
+                f"{file} is a pointer of Git LFS and not the file itself; fetch the files with `git lfs pull`"
+            )
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:  # whoever needs a file that cannot be read says so
+        return False
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

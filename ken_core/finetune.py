@@ -23,8 +23,9 @@ from transformers import (
 
 from ken_core.checkpoint import open_base, quiet
 from ken_core.errors import CheckpointError, DataError, KenError
+from ken_core.evaluate import accuracy
 from ken_core.examples import Example
-from ken_core.labels import names_of
+from ken_core.labels import names_of, numbers_of
 from ken_core.new_folder import new_folder
 from ken_core.tokenizer_files import copy_files
 from ken_core.writing import writing
@@ -62,14 +63,22 @@ def finetune(
     out: Path,
     recipe: Recipe | None = None,
     progress: Callable[[Step], None] = lambda step: None,
-) -> None:
+    dev: Sequence[Example] = (),
+) -> float | None:
     """Fine-tune all weights of `base` and write a plain Hugging Face folder to `out`.
 
     Integer labels are numbered by value and called "0", "1", and so on.
 
+    Args:
+        dev: examples to judge the fine-tune on, which are not trained on; see `ken_core.held_out`.
+
+    Returns:
+        The fine-tune's accuracy on `dev`: the share of its examples whose label gets the highest logit. None if `dev`
+        is empty.
+
     Raises:
         CheckpointError: the base cannot be opened.
-        DataError: the examples have fewer than two labels.
+        DataError: the examples have fewer than two labels, or `dev` has one that they do not have.
         OutputError: `out` exists and is not an empty folder, or cannot be written.
         TrainingError: the model does not take the texts, or training diverged.
     """
@@ -77,6 +86,7 @@ def finetune(
     labels = names_of([e.label for e in examples])
     if len(labels) < 2:
         raise DataError(f"a classifier needs at least two labels, found {labels}")
+    numbers_of([e.label for e in dev], dict(enumerate(labels)))  # refuses strange labels before the work
     opened = open_base(base)
     folder = opened.folder
     torch.manual_seed(recipe.seed)
@@ -96,6 +106,7 @@ def finetune(
         with quiet(folder), writing(out):
             model.save_pretrained(new)
         copy_files(folder, new)
+    return accuracy(model, opened, dev) if dev else None
 
 
 def _train(

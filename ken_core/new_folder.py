@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ken_core.errors import OutputExistsError
-from ken_core.writing import writing
+from ken_core.writing import usual_mode, writing
 
 
 @contextmanager
@@ -40,11 +39,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _give_usual_modes(folder: Path) -> None:
-    """safetensors gives no one but the owner a file; all files get the mode that a new file gets here."""
-    probe = folder / f".{uuid.uuid4().hex}"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
+    mode = usual_mode(folder)
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(mode)

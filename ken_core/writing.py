@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +37,18 @@ def new_file(out: Path) -> Iterator[Path]:
     with writing(out):
         try:
             partial.touch()
-            mode = partial.stat().st_mode
             yield partial
-            partial.chmod(mode)  # safetensors gives no one but the owner a file
+            partial.chmod(usual_mode(partial.parent))
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def usual_mode(folder: Path) -> int:
+    """The mode that a new file gets in a folder. Files that safetensors writes have another: only their owner's."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()

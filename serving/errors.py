@@ -152,7 +152,7 @@ class UnavailableError(ServingError):
 
     status = 503
     title = "Unavailable"
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class UnsupportedKindError(ServingError):
@@ -180,6 +180,14 @@ class NoRoomError(UnavailableError):
 
     title = "No room on disk"
     retry_after = 10.0
+
+
+class StoreFullError(StoreError):
+    """The store has no room for a delta. Trying again does not help before somebody makes room."""
+
+    status = 507
+    title = "Store full"
+    retry_after = None
 
 
 class ChangedBaseError(UnavailableError):

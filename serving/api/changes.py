@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
@@ -21,6 +21,7 @@ from serving.store import Store
 from serving.store.replicas import Spread
 from serving.telemetry.audit import audit
 
+T = TypeVar("T")
 MOST_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
@@ -116,22 +117,37 @@ class PermittedChange:
             detail: facts for the audit log that are known before.
 
         Raises:
-            StoreError: the store does not answer.
+            StoreError: the store does not answer, or is full.
             ServingError: the change was refused.
+        """
+        try:
+            revision = await self.audited(work, learned, **detail)
+        except StoreError as error:
+            raise type(error)(f"nothing was changed: {error}") from error
+        return ChangeAnswer(task=self.task, revision=revision, **asdict(await self._spread(revision, wait)))
+
+    async def audited(
+        self, work: Callable[[str], T], learned: Mapping[str, object] = MappingProxyType({}), **detail: object
+    ) -> T:
+        """Do work that gives the store no revision, and return its result. Arguments as in `make`.
+
+        Raises:
+            StoreError: the store does not answer; the work may be done in part.
+            ServingError: the work was refused.
         """
         outcome: Literal["done", "refused", "failed"] = "failed"
         try:
-            revision = await asyncio.to_thread(work, self.who)
+            result = await asyncio.to_thread(work, self.who)
             outcome = "done"
-        except StoreError as error:
-            raise StoreError(f"nothing was changed: {error}") from error
+            return result
+        except StoreError:
+            raise
         except ServingError:
             outcome = "refused"
             raise
         finally:
             told = {**detail, **learned}
             audit(self.action, self.who, outcome, task=self.task, request_id=self.request_id, **told)
-        return ChangeAnswer(task=self.task, revision=revision, **asdict(await self._spread(revision, wait)))
 
     async def _spread(self, revision: int, seconds: float | None) -> Spread:
         """Which replicas have seen a revision when the time is up. Sleeps on the event loop, to hold no thread."""

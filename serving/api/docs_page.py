@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 PATH = "/docs"
@@ -28,4 +28,9 @@ def install(app: FastAPI) -> None:
             swagger_favicon_url=f"{_ASSETS}/favicon-32x32.png",
         )
 
-    app.mount(_ASSETS, StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
+    files = StaticFiles(packages=[("fastapi_swagger", "resources")])
+
+    @app.get(f"{_ASSETS}/{{name:path}}", include_in_schema=False)
+    async def asset(name: str, request: Request) -> Response:
+        # mounted, they would have their own 405, which cannot name the methods that the path has
+        return await files.get_response(name, request.scope)

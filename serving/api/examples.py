@@ -59,6 +59,13 @@ ANSWERS: dict[str, Any] = {
     },
     "ChangeAnswer": {"task": "trec", "revision": 17, "seen": [_REPLICA], "pending": [], "silent": {}},
     "Chunk": {"digest": _CANARY, "index": 0, "bytes": 4194304},
+    "Collected": {
+        "deltas": 2,
+        "bytes": 16777216,
+        "held_deltas": 1,
+        "held_bytes": 8388608,
+        "held_until": 1767225600,
+    },
     "Embeddings": {
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": EMBEDDINGS[0]}],

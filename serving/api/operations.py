@@ -1,8 +1,9 @@
-"""Health, readiness, metrics, and the resident base."""
+"""Health, readiness, metrics, the resident base, and the store's garbage."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -63,6 +64,18 @@ class Verification(BaseModel):
     differing: list[str] = Field(description="names of resident tensors that differ; empty when all is well")
     differing_in_file: list[str] = Field(
         description="names of tensors that differ in the base's file: if there are any, no further delta is loaded"
+    )
+
+
+class Collected(BaseModel):
+    """What a collection of garbage freed, and what it left because uploads hold it."""
+
+    deltas: int = Field(description="deltas that were freed, and uploads that never completed")
+    bytes: int = Field(description="of these")
+    held_deltas: int = Field(description="deltas that no task has, and that uploads hold")
+    held_bytes: int = Field(description="of these")
+    held_until: int | None = Field(
+        description="unix seconds; from then on they can be freed if no upload goes on; null: nothing is held"
     )
 
 
@@ -149,5 +162,18 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
         """
         change = changes.begin(request, "admin", "adopt store")
         return await change.make(service.store.adoptions.add, wait)
+
+    @routes.post("/v1/store/gc", responses=responses(401))
+    async def gc(request: Request) -> Collected:
+        """Free the deltas that are no version of any task. What an upload holds is left until the upload is over."""
+        change = changes.begin(request, "admin", "collect garbage")
+        learned: dict[str, int] = {}
+
+        def collect(who: str) -> Collected:
+            found = service.store.garbage.collect()
+            learned.update(deltas=found.deltas, bytes=found.bytes)
+            return Collected(**asdict(found))
+
+        return await change.audited(collect, learned)
 
     return routes

@@ -54,6 +54,7 @@ _MEANINGS = {
     501: "The server has no answers for the kind of this task",
     503: "The server is starting or stopping, or the store does not answer; see Retry-After",
     504: "There was no answer in time",
+    507: "The store has no room for the delta",
 }
 
 

@@ -164,7 +164,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
             service.table.find(task, who.sees)
         return [HistoryEntry(**entry) for entry in entries]
 
-    @routes.post("/{task}/versions", responses=refused, openapi_extra=body_of(PublishRequest))
+    @routes.post("/{task}/versions", responses=responses(409, 507), openapi_extra=body_of(PublishRequest))
     async def publish(task: TaskName, request: Request) -> ChangeAnswer:
         """Make an uploaded delta a version of the task and point an alias at it, if the delta is fit to serve."""
         change = changes.begin(request, "publish", "publish", task)

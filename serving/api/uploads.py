@@ -49,7 +49,11 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
     routes = APIRouter(prefix=PREFIX, tags=["tasks"], responses=responses(401))
     possession = Possession(service)
 
-    @routes.put("/{digest}/{index}", openapi_extra={"requestBody": {"required": True, "content": _CHUNK}})
+    @routes.put(
+        "/{digest}/{index}",
+        responses=responses(507),
+        openapi_extra={"requestBody": {"required": True, "content": _CHUNK}},
+    )
     async def put(digest: Digest, index: Index, request: Request) -> Chunk:
         """Upload one chunk of the delta file whose sha256 is `digest`. May be repeated."""
         who = authenticator.require(request, "publish")

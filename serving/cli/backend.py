@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
+    from serving.client import Change, Collected, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Backend(Protocol):
     def clear_route(self, task: str, *, wait: float | None = ...) -> Change: ...
     def rollback_route(self, task: str, *, wait: float | None = ...) -> Change: ...
     def adopt_store(self, *, wait: float | None = ...) -> Change: ...
+    def collect_garbage(self) -> Collected: ...
     def keys(self) -> Sequence[KeyInfo]: ...
     def create_key(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ken_core import open_file
 from serving.cli.backend import Listing
-from serving.client import Change, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
+from serving.client import Change, Collected, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 from serving.routing.routes import Route
 from serving.security.exposure import FIRST_KEY, LAST_KEY
 from serving.security.keys import new_key, readable
@@ -103,6 +103,9 @@ class StoreBackend:
 
     def adopt_store(self, *, wait: float | None = None) -> Change:
         return self._seen(self._store.adoptions.add(), wait)
+
+    def collect_garbage(self) -> Collected:
+        return Collected(**asdict(self._store.garbage.collect()))
 
     def keys(self) -> list[StoredKey]:
         return [StoredKey.model_validate(key.record()) for key in readable(self._store.keys.all())]

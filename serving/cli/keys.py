@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.opening import open_backend
+from serving.cli.opening import open_backend, open_or_make_backend
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url, Wait
 from serving.cli.outcome import tell_pending
 from serving.terminal import counted, out, print_json, say, table
@@ -53,7 +53,7 @@ def create(
     Example: ken keys create mobile-app --scope predict --task 'trec*' --expires 90d
     """
     seconds = None if expires is None else _duration(expires)
-    with open_backend(url, redis_url, data_dir, namespace) as backend:
+    with open_or_make_backend(url, redis_url, data_dir, namespace) as backend:
         key = backend.create_key(name, scope or ["predict"], task or ["*"], expires_in=seconds, wait=wait)
         if as_json:
             print_json(key.model_dump(exclude={"seen", "pending", "silent"}))

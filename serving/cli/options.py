@@ -43,4 +43,5 @@ TrustedKeysOption = Annotated[
         "Default: the JSON list in KEN_TRUSTED_KEYS",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that exist already")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print the result as JSON")]

@@ -29,6 +29,8 @@ def create(file: Annotated[Path, typer.Argument(help="PEM file to write the priv
     from serving.security.signatures import public_key_of
     from serving.security.signing_key import create_signing_key
 
+    if file.exists():
+        raise typer.BadParameter(f"{file} exists already, and an overwritten key is lost; choose another name")
     public = public_key_of(create_signing_key(file))
     typer.echo(public)
     say(

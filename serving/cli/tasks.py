@@ -1,4 +1,4 @@
-"""Commands on tasks: publish, tasks, promote, rollback, rm and history; and gc, which works on the store only."""
+"""Commands on tasks: publish, tasks, promote, rollback, rm and history and gc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.opening import open_backend, open_store
+from serving.cli.opening import open_backend, open_or_make_backend
 from serving.cli.options import (
     Alias,
     AllowOtherLabels,
@@ -61,7 +61,7 @@ def publish(
     trusted = trusted_keys_of(trusted_keys)
     if trusted is not None:
         check_signed(file, trusted)
-    with open_backend(url, redis_url, data_dir, namespace) as backend:
+    with open_or_make_backend(url, redis_url, data_dir, namespace) as backend:
         with progress("uploading") as update:
             change = backend.publish(
                 task,
@@ -216,6 +216,7 @@ def history(
 
 
 def gc(
+    url: Url = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     namespace: Namespace = "default",
@@ -223,14 +224,22 @@ def gc(
 ) -> None:
     """Delete the deltas that are no version of any task, and free their bytes.
 
+    A delta that an upload holds is left until the upload is over: up to ten minutes after its last step.
+
     Example: ken gc
     """
-    with open_store(redis_url, data_dir, namespace) as store:
-        count, freed = store.garbage.collect()
+    with open_backend(url, redis_url, data_dir, namespace) as backend:
+        found = backend.collect_garbage()
     if as_json:
-        print_json({"deltas": count, "bytes": freed})
-    else:
-        say(f"deleted {counted(count, 'delta')}, {size(freed)}")
+        print_json(found.model_dump())
+        return
+    say(f"freed {counted(found.deltas, 'delta')}, {size(found.bytes)}")
+    if found.held_until is not None:
+        verb = "is" if found.held_deltas == 1 else "are"
+        say(
+            f"{found.held_deltas} more ({size(found.held_bytes)}) {verb} held by uploads until "
+            f"{_when(found.held_until)} at the latest, unless those go on"
+        )
 
 
 def _routed(task: TaskInfo) -> dict[str, list[str]]:

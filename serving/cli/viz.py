@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from serving.cli.options import BaseOption, JsonFlag
+from serving.cli.outputs import check_output_folder
 from serving.terminal import counted, out, print_json, progress, say, table
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def viz(
     from ken_core import deltafile, open_base
     from ken_core.viz import visualize
 
+    check_output_folder(out_folder, "--out")
     files = [deltafile.open_file(path) for path in deltas]
     ours = open_base(base)
     with progress("drawing") as update:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from serving.cli.delta_facts import facts, per_tensor
-from serving.cli.options import BaseOption, JsonFlag
+from serving.cli.options import BaseOption, JsonFlag, Overwrite
+from serving.cli.outputs import check_output_file, check_output_folder
 from serving.cli.show_delta import show, show_calibration
-from serving.terminal import progress, say, staged, warn
+from serving.terminal import counted, progress, say, staged, warn
 
 OnlyOption = Annotated[
     str | None, typer.Option(help="preset of the tensors to select from: all, attention or no-embeddings")
@@ -28,6 +29,8 @@ IgnoreConfigOption = Annotated[
 OutsideOption = Annotated[
     str, typer.Option(help="tensors not selected from: reset (to the base's values) or keep (in full)")
 ]
+
+_DEV_SHARE = 0.1
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,24 +50,44 @@ def finetune(
     learning_rate: Annotated[float, typer.Option(min=0, help="learning rate after warm-up")] = 1e-4,
     max_length: Annotated[int, typer.Option(min=8, help="most tokens of a text; longer texts are cut")] = 64,
     seed: Annotated[int, typer.Option(help="seed of the random numbers")] = 0,
+    dev: Annotated[
+        Path | None, typer.Option(help="labelled text to judge the model on; by default a part of --data is held out")
+    ] = None,
+    dev_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="share of --data that is held out and not trained on; default 0.1"),
+    ] = None,
 ) -> None:
-    """Fine-tune all weights of a base for text classification.
+    """Fine-tune all weights of a base for text classification, and print its accuracy on text it has not seen.
 
     Example: ken finetune --base ./minilm --data trec.jsonl --out ./minilm-trec
     """
     from ken_core.examples import read_examples
     from ken_core.finetune import Recipe, Step
     from ken_core.finetune import finetune as train
+    from ken_core.held_out import hold_out
 
+    if dev is not None and dev_share is not None:
+        raise typer.BadParameter("found --dev and --dev-share; give only one of them")
+    check_output_folder(out_folder, "--out")
     recipe = Recipe(epochs, batch_size, learning_rate, max_length=max_length, seed=seed)
     examples = read_examples(data)
+    if dev is None:
+        examples, held_out = hold_out(examples, _DEV_SHARE if dev_share is None else dev_share, seed)
+    else:
+        held_out = read_examples(dev)
     with progress("fine-tuning") as update:
 
         def show(step: Step) -> None:
             update(step.number, step.total, f"loss {step.loss:.3f}")
 
-        train(base, examples, out_folder, recipe, show)
-    say(f"wrote {out_folder}")
+        accuracy = train(base, examples, out_folder, recipe, show, held_out)
+    say(f"wrote {out_folder}, trained on {counted(len(examples), 'example')}")
+    if accuracy is None:
+        say("its accuracy is not known, since no example was held out; give --dev FILE, or a larger --dev-share")
+    else:
+        source = f"held out of {data}" if dev is None else f"of {dev}"
+        say(f"accuracy {accuracy:.3f} on {counted(len(held_out), 'example')} {source}")
 
 
 def extract(
@@ -92,6 +115,7 @@ def extract(
     seed: Annotated[int, typer.Option(help="seed of the method random")] = 0,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Select parameters of a fine-tune and write them as a delta file.
@@ -102,7 +126,7 @@ def extract(
 
     selection = _selection(method, keep, scope, k, seed, _filter(only, include, exclude, outside))
     _check_codecs([codec])
-    _check_parent(out_file, "--out")
+    check_output_file(out_file, "--out", overwrite)
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
         found = delta.extract(ours, theirs, selection, cast=cast, ignore_config=ignore_config or (), progress=watch)
@@ -121,6 +145,7 @@ def import_peft(
         str | None, typer.Option(help="Transformers class of the fine-tuned model, if the adapter does not name it")
     ] = None,
     cast: CastOption = False,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn a peft adapter into a delta that gives the same answers as peft's merged model.
@@ -130,7 +155,7 @@ def import_peft(
     from ken_core import deltafile, open_base
     from ken_core import import_peft as read_adapter
 
-    _check_parent(out_file, "--out")
+    check_output_file(out_file, "--out", overwrite)
     ours = open_base(base)
     names = None if labels is None else [label.strip() for label in labels.split(",")]
     with staged() as watch:
@@ -162,6 +187,7 @@ def calibrate(
     ] = None,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Find and write the smallest delta whose accuracy is within a tolerance of the fine-tune's.
@@ -177,10 +203,10 @@ def calibrate(
     codecs = codec or list(calibration.CODECS_TRIED)
     _check_codecs(codecs)
     methods = [_selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
-    _check_parent(out_file, "--out")
+    check_output_file(out_file, "--out", overwrite)
     if curve is not None:
         require_matplotlib()
-        _check_parent(curve, "--curve")
+        check_output_file(curve, "--curve", overwrite)
     texts, labels = read_texts(data)
     ours, theirs = open_base(base), open_tuned(tuned)
     metric, judge = calibration.judge_for(theirs, texts, labels)
@@ -220,6 +246,7 @@ def apply(
     from ken_core import apply as write_folder
     from ken_core import deltafile, open_base
 
+    check_output_folder(out_folder, "--out")
     ours = open_base(base)
     write_folder(ours, deltafile.load(delta, ours), out_folder)
     say(f"wrote {out_folder}")
@@ -285,8 +312,3 @@ def _check_codecs(codecs: list[str]) -> None:
     for codec in codecs:
         if codec not in CODECS:
             raise typer.BadParameter(f"found {codec!r}; choose {', '.join(CODECS)}", param_hint="--codec")
-
-
-def _check_parent(path: Path, option: str) -> None:
-    if not path.resolve().parent.is_dir():
-        raise typer.BadParameter(f"found no folder {path.resolve().parent}; create it first", param_hint=option)

@@ -11,6 +11,7 @@ from serving.client.errors import ApiError, ClientError, ReplyError, Unreachable
 from serving.client.results import (
     BaseInfo,
     Change,
+    Collected,
     HistoryEntry,
     KeyInfo,
     NewKey,
@@ -37,6 +38,7 @@ __all__ = [
     "Change",
     "Client",
     "ClientError",
+    "Collected",
     "HistoryEntry",
     "KeyInfo",
     "NewKey",

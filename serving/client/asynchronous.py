@@ -74,6 +74,7 @@ class AsyncClient:
     verify = _sends(calls.verify)
     adopt_store = _sends(calls.adopt_store)
     replicas = _sends(calls.replicas)
+    collect_garbage = _sends(calls.collect_garbage)
     keys = _sends(calls.keys)
     create_key = _sends(calls.create_key)
     revoke_key = _sends(calls.revoke_key)

@@ -20,6 +20,7 @@ from serving.client.errors import ClientError, ReplyError, api_error
 from serving.client.results import (
     BaseInfo,
     Change,
+    Collected,
     HistoryEntry,
     KeyInfo,
     NewKey,
@@ -310,6 +311,11 @@ def adopt_store(*, wait: float | None = None) -> Call[Change]:
     `wait` as in `promote`.
     """
     return _changing(Call("POST", _path("store", "adopt"), _reader(Change)), wait)
+
+
+def collect_garbage() -> Call[Collected]:
+    """Free the deltas that are no version of any task. What an upload holds is left until the upload is over."""
+    return Call("POST", _path("store", "gc"), _reader(Collected), repeatable=False)
 
 
 # Keys

@@ -188,6 +188,18 @@ class Replica(Result):
     age: float = Field(0.0, description="seconds since the replica reported to the store")
 
 
+class Collected(Result):
+    """What a collection of garbage freed, and what it left because uploads hold it."""
+
+    deltas: int = Field(description="deltas that were freed, and uploads that never completed")
+    bytes: int = Field(description="of these")
+    held_deltas: int = Field(description="deltas that no task has, and that uploads hold")
+    held_bytes: int = Field(description="of these")
+    held_until: int | None = Field(
+        description="Unix seconds; from then on they can be freed if no upload goes on; None: nothing is held"
+    )
+
+
 class BaseInfo(Result):
     """The base: the pretrained checkpoint that stays in memory."""
 

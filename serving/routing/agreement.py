@@ -14,11 +14,11 @@ _SAME_DIRECTION = 0.99
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two versions' answers to one request compare.
+    """How two versions' answers to one input compare.
 
     Attributes:
-        agreed: whether the answers to every input agree: on the best label, the best answer, the entities, the order of
-            texts, or the direction of vectors.
+        agreed: whether the answers agree: on the best label, the best answer, the entities, the order of texts, or the
+            direction of vectors.
         difference: the largest difference between two scores of the same thing; for vectors, 1 - cosine. None if the
             answers have nothing in common that could be compared.
     """
@@ -31,11 +31,9 @@ Compare = Callable[[Any, Any], Comparison]
 """Compares two outputs for one input, which have the form that `Pipeline.present` of their kind gives them."""
 
 
-def compare_all(compare: Compare, given: Sequence[Any], shadowed: Sequence[Any]) -> Comparison:
-    """Compare the outputs of one request; one output per input."""
-    found = [compare(ours, theirs) for ours, theirs in zip(given, shadowed, strict=True)]
-    differences = [one.difference for one in found if one.difference is not None]
-    return Comparison(all(one.agreed for one in found), max(differences, default=None))
+def compare_each(compare: Compare, given: Sequence[Any], shadowed: Sequence[Any]) -> list[Comparison]:
+    """Compare the outputs of one request, input by input."""
+    return [compare(ours, theirs) for ours, theirs in zip(given, shadowed, strict=True)]
 
 
 @dataclass(frozen=True)

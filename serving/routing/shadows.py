@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from serving.errors import OverloadedError
-from serving.routing.agreement import compare_all
+from serving.routing.agreement import compare_each
 from serving.routing.kinds import KINDS
 from serving.telemetry.request_metrics import RequestMetrics
 
@@ -38,8 +38,8 @@ class Predict(Protocol):
 class Shadows:
     """Asks shadows in the background, on the event loop that answers requests.
 
-    A shadow request does not count as a request in flight, and can be cancelled at any time (`clear`). Only its outcome
-    is counted: no failure is reported to anybody, and no input or answer is kept.
+    A shadow request does not count as a request in flight, and can be cancelled at any time (`clear`). Only what
+    became of its inputs is counted: no failure is reported to anybody, and no input or answer is kept.
 
     Args:
         predict: answers a shadow's request.
@@ -63,7 +63,7 @@ class Shadows:
     ) -> None:
         """Ask a version the question that another one has answered, unless the server is busy; returns at once."""
         if len(self) >= _MOST or self._busy():
-            self._metrics.observe_shadow(task, digest, "skipped")
+            self._metrics.observe_shadow(task, digest, {"skipped": len(inputs)})
             return
         asking = asyncio.get_running_loop().create_task(self._ask(task, digest, inputs, parameters, given))
         self._running.add(asking)
@@ -71,7 +71,7 @@ class Shadows:
         def ended(asked: asyncio.Task[None]) -> None:
             self._running.discard(asked)
             if asked.cancelled():
-                self._metrics.observe_shadow(task, digest, "skipped")
+                self._metrics.observe_shadow(task, digest, {"skipped": len(inputs)})
 
         asking.add_done_callback(ended)
 
@@ -90,11 +90,13 @@ class Shadows:
         try:
             shadowed = await self._predict(digest, inputs, parameters, self._seconds, given.kind)
             compare = KINDS[given.kind].compare
-            found = await asyncio.to_thread(compare_all, compare, given.outputs, shadowed.outputs)
+            found = await asyncio.to_thread(compare_each, compare, given.outputs, shadowed.outputs)
         except OverloadedError:
-            self._metrics.observe_shadow(task, digest, "skipped")
+            self._metrics.observe_shadow(task, digest, {"skipped": len(inputs)})
         except Exception as error:
             _log.debug("shadow %s of task %s failed: %s", digest, task, type(error).__name__)  # a message may quote
-            self._metrics.observe_shadow(task, digest, "failed")
+            self._metrics.observe_shadow(task, digest, {"failed": len(inputs)})
         else:
-            self._metrics.observe_shadow(task, digest, "agreed" if found.agreed else "differed", found.difference)
+            agreed = sum(one.agreed for one in found)
+            differences = [one.difference for one in found if one.difference is not None]
+            self._metrics.observe_shadow(task, digest, {"agreed": agreed, "differed": len(found) - agreed}, differences)

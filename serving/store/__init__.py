@@ -17,9 +17,9 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 - ``ken:{ns}:adoptions``            set of ids, one for each time the store was adopted: see `Adoptions`
 - ``ken:{ns}:reports``              hash: replica -> when it last reported, and what, as JSON: see `Replicas`
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
-- ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB
-- ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete
-- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner's upload; expires
+- ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB; expires unless the delta is complete
+- ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete; expires
+- ``ken:ns:own-parts:{<digest>}:<owner>``  the same, of one owner's upload
 """
 
 from serving.names import check_digest, check_name
@@ -27,7 +27,7 @@ from serving.store.adoptions import STORE_ADOPTED, Adoptions
 from serving.store.connection import Connection
 from serving.store.deltas import CHUNK_BYTES, Deltas
 from serving.store.events import Event, Events
-from serving.store.garbage import Garbage
+from serving.store.garbage import Collected, Garbage
 from serving.store.history import History
 from serving.store.keys import KEYS_CHANGED, Keys
 from serving.store.leases import Leases
@@ -45,6 +45,7 @@ __all__ = [
     "KEYS_CHANGED",
     "MOST_CHUNKS",
     "STORE_ADOPTED",
+    "Collected",
     "Event",
     "Lineage",
     "Report",

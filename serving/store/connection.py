@@ -10,7 +10,7 @@ import redis
 from serving.errors import StoreError
 from serving.store.urls import Client, connect, printable
 
-_SCRIPTS = ("adopt", "change", "chunk", "delete", "keys", "lease", "report", "reports")
+_SCRIPTS = ("adopt", "change", "chunk", "delete", "delta", "keys", "lease", "report", "reports")
 
 
 class Connection:

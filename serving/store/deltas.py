@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,13 +15,18 @@ import orjson
 
 from serving.errors import ConflictError, StoreError
 from serving.store.connection import Connection
-from serving.store.leases import Leases
+from serving.store.full import full_store
+from serving.store.leases import LEASE_SECONDS, Leases
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
 
 CHUNK_BYTES = 4 << 20
 """Most bytes of one chunk."""
+INCOMPLETE_SECONDS = int(LEASE_SECONDS)
+"""How long the chunks of a delta that is not complete stay after the latest sign of its uploader."""
+_REPEATS = 3
+"""How often a delta is written again, if other uploads of it that fail delete its chunks."""
 
 
 class Deltas:
@@ -32,28 +39,54 @@ class Deltas:
     def put(self, file: DeltaFile, progress: Callable[[int], None] = lambda size: None) -> None:
         """Upload a delta under a lease. The manifest is written last and completes the delta. May be repeated.
 
+        If it fails, its chunks are deleted, unless the delta was complete before or another upload completed it.
+
         Args:
             progress: called after each written chunk with the chunk's bytes.
 
         Raises:
             ConflictError: the file changed since it was opened.
+            StoreFullError: the store has no room for the delta.
         """
-        client = self._connection.client
-        with self._connection.store_errors, self._leases.shared(file.digest) as renew:
-            count = 0
-            sha = hashlib.sha256()
-            with file.path.open("rb") as stream:
-                while chunk := stream.read(CHUNK_BYTES):
-                    renew()
-                    client.set(self._chunk_key(file.digest, count), chunk)
-                    sha.update(chunk)
-                    count += 1
-                    progress(len(chunk))
-            if sha.hexdigest() != file.digest:
-                raise ConflictError(f"{file.path} changed since it was opened; open it again")
-            manifest = orjson.dumps(file.manifest.plain())
-            described = {"manifest": manifest, "size": file.size, "count": count}
-            client.hset(self._key(file.digest), mapping=described)
+        chunks = [self._chunk_key(file.digest, i) for i in range(-(-file.size // CHUNK_BYTES))]
+        full = full_store(self._connection.where, f"delta {file.digest}", file.size)
+        with full, self._leases.shared(file.digest) as renew:
+            try:
+                for report in (progress, *[lambda size: None] * _REPEATS):
+                    self._write(file, chunks, renew, report)
+                    if self._completed(file, chunks):
+                        return
+                raise StoreError(f"other uploads of delta {file.digest} kept failing beside this one; publish it again")
+            except BaseException:
+                with suppress(StoreError):  # the chunks expire
+                    self._step("abandon", file.digest, chunks)
+                raise
+
+    def _write(
+        self, file: DeltaFile, chunks: Sequence[str], renew: Callable[[], object], progress: Callable[[int], None]
+    ) -> None:
+        sha = hashlib.sha256()
+        kept = time.monotonic()
+        with file.path.open("rb") as stream:
+            for key in chunks:
+                renew()
+                if time.monotonic() - kept > INCOMPLETE_SECONDS / 2:
+                    self._step("keep", file.digest, chunks, INCOMPLETE_SECONDS)
+                    kept = time.monotonic()
+                chunk = stream.read(CHUNK_BYTES)
+                self._step("write", file.digest, [key], chunk, INCOMPLETE_SECONDS)
+                sha.update(chunk)
+                progress(len(chunk))
+        if sha.hexdigest() != file.digest:
+            raise ConflictError(f"{file.path} changed since it was opened; open it again")
+
+    def _completed(self, file: DeltaFile, chunks: Sequence[str]) -> bool:
+        """Make the delta visible; False where an upload of the same delta failed and deleted chunks meanwhile."""
+        manifest = orjson.dumps(file.manifest.plain())
+        return self._step("complete", file.digest, chunks, manifest, file.size) == 0
+
+    def _step(self, action: str, digest: str, chunks: Sequence[str], *arguments: bytes | int) -> int:
+        return int(self._connection.run("delta", [self._key(digest), *chunks], action, *arguments))
 
     def has(self, digest: str) -> bool:
         """Whether the store holds a complete delta of this digest."""
@@ -109,6 +142,15 @@ class Deltas:
         with self._connection.store_errors:
             raw = self._connection.client.hget(self._key(digest), "size")
         return int(raw) if raw is not None else None
+
+    def stored_bytes(self, digest: str) -> int:
+        """Bytes that the store holds of a delta: all of them, or those of an upload that is not complete."""
+        size = self.size(digest)
+        if size is not None:
+            return size
+        with self._connection.store_errors:
+            lengths = (self._connection.client.strlen(self._chunk_key(digest, i)) for i in count())
+            return sum(takewhile(bool, lengths))
 
     def extent(self, digest: str) -> tuple[int, int] | None:
         """A delta's size in bytes and its number of chunks; None where the store does not hold the delta."""

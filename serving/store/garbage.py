@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from serving.store.connection import Connection
 from serving.store.deltas import Deltas
 from serving.store.leases import Leases
 from serving.store.tasks import Tasks
 from serving.store.uploads import Uploads
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection freed, and what it left because uploads hold it.
+
+    Attributes:
+        deltas: digests freed.
+        bytes: of their deltas, and of the chunks of uploads that never completed.
+        held_deltas: digests that no task has, and that uploads hold.
+        held_bytes: of these.
+        held_until: the Unix second, by the store's clock, in which the last of their leases ends if no upload goes on;
+            None where nothing is held.
+    """
+
+    deltas: int = 0
+    bytes: int = 0
+    held_deltas: int = 0
+    held_bytes: int = 0
+    held_until: int | None = None
 
 
 class Garbage:
@@ -21,24 +42,30 @@ class Garbage:
         self._uploads = uploads
         self._tasks = tasks
 
-    def collect(self) -> tuple[int, int]:
-        """Delete each delta that is no task's version, and the chunks of uploads, unless an upload holds the digest.
-
-        Returns:
-            The number of digests freed, and the bytes of their deltas. An upload that never completed counts 0 bytes.
-        """
-        freed = count = 0
+    def collect(self) -> Collected:
+        """Delete each delta that is no task's version, and the chunks of uploads, unless an upload holds the digest."""
+        freed, held, ends = list[int](), list[int](), list[int]()
         for digest in self._digests():
             with self._leases.alone(digest) as alone:
-                if not alone:
+                if alone:
+                    freed += self._free(digest)
                     continue
-                self._uploads.drop(digest)
-                if self._tasks.have_version(digest):
-                    continue
-                freed += self._deltas.size(digest) or 0
-                count += 1
-                self._deltas.delete(digest)
-        return count, freed
+            end = self._leases.end_of_uploads(digest)
+            if end is not None and not self._tasks.have_version(digest):
+                held.append(self._bytes(digest))
+                ends.append(end)
+        return Collected(len(freed), sum(freed), len(held), sum(held), max(ends, default=None))
+
+    def _free(self, digest: str) -> list[int]:
+        """Free what no task has; returns its bytes, or nothing where a task has the delta."""
+        found = [] if self._tasks.have_version(digest) else [self._bytes(digest)]
+        self._uploads.drop(digest)
+        if found:
+            self._deltas.delete(digest)
+        return found
+
+    def _bytes(self, digest: str) -> int:
+        return self._deltas.stored_bytes(digest) + self._uploads.stored_bytes(digest)
 
     def _digests(self) -> set[str]:
         found = set()

@@ -65,6 +65,15 @@ class Leases:
             if taken:
                 self._drop(digest, _COLLECTOR)
 
+    def end_of_uploads(self, digest: str) -> int | None:
+        """The Unix second, by the store's clock, in which the last lease of an upload ends; None without such a lease.
+
+        Leases that have ended count until the next one is taken.
+        """
+        with self._connection.store_errors:
+            leases = self._connection.client.zrange(self._key(digest), 0, -1, withscores=True)
+        return max((int(end) for holder, end in leases if holder != _COLLECTOR.encode()), default=None)
+
     def _wait_for(self, digest: str, holder: str, patience: float) -> None:
         deadline = time.monotonic() + patience
         while not self._take(digest, holder):
@@ -79,5 +88,7 @@ class Leases:
         self._lease("drop", digest, holder)
 
     def _lease(self, action: str, digest: str, holder: str) -> bool:
-        key = self._connection.control_key("upload", digest)
-        return bool(self._connection.run("lease", [key], action, holder, LEASE_SECONDS))
+        return bool(self._connection.run("lease", [self._key(digest)], action, holder, LEASE_SECONDS))
+
+    def _key(self, digest: str) -> str:
+        return self._connection.control_key("upload", digest)

@@ -10,14 +10,13 @@ collect. Instead, the chunks expire.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.names import check_digest
 from serving.store.connection import Connection
 from serving.store.deltas import Deltas
-from serving.store.leases import LEASE_SECONDS, Leases
+from serving.store.leases import Leases
 from serving.store.parts import Parts, Upload, check_chunk
 
 if TYPE_CHECKING:
@@ -39,34 +38,28 @@ class OwnUploads:
         """Keep chunk `i`, counted from 0, of a delta, until `LEASE_SECONDS` after the owner's latest chunk of it.
 
         Raises:
-            InvalidInputError, TooLargeError: as `Uploads.put_chunk`.
+            InvalidInputError, TooLargeError, StoreFullError: as `Uploads.put_chunk`.
         """
         check_chunk(digest, i, data)
-        self._connection.run("chunk", [self._key(owner, digest)], i, data, int(LEASE_SECONDS))
+        self._parts(owner, digest).put(i, data)
 
     def progress(self, owner: str, digest: str) -> Upload:
         """What the owner has sent of a delta; the chunks are kept for `LEASE_SECONDS` more. Never says `complete`."""
-        key = self._key(owner, check_digest(digest))
-        self._expire(key, int(LEASE_SECONDS))
-        return Parts(self._connection, key, digest).upload()
+        parts = self._parts(owner, check_digest(digest))
+        parts.keep()
+        return parts.upload()
 
     def commit(self, owner: str, digest: str, check: Callable[[Path], DeltaFile], folder: Path) -> None:
         """Make a delta of the owner's chunks, as `Uploads.commit` does, even where the store already holds the delta.
 
         Raises:
-            InvalidInputError: as `Uploads.commit`, whatever other clients have sent or published.
+            InvalidInputError, StoreFullError: as `Uploads.commit`, whatever other clients have sent or published.
         """
-        key = self._key(owner, check_digest(digest))
-        hold = partial(self._expire, key, int(LEASE_SECONDS))
-        parts = Parts(self._connection, key, digest)
-        with parts.assembled(check, folder, hold) as file, self._leases.shared(digest):
+        parts = self._parts(owner, check_digest(digest))
+        with parts.assembled(check, folder, parts.keep) as file, self._leases.shared(digest):
             self._deltas.put(file)
             self._leases.hold_for_upload(digest)
-        self._expire(key, COMMITTED_SECONDS)
+        parts.keep(COMMITTED_SECONDS)
 
-    def _expire(self, key: str, seconds: int) -> None:
-        with self._connection.store_errors:
-            self._connection.client.expire(key, seconds)
-
-    def _key(self, owner: str, digest: str) -> str:
-        return self._connection.digest_key("own-parts", digest, owner)
+    def _parts(self, owner: str, digest: str) -> Parts:
+        return Parts(self._connection, self._connection.digest_key("own-parts", digest, owner), digest)

@@ -19,12 +19,15 @@ from serving.errors import (
     InvalidInputError,
     NoRoomError,
     OverloadedError,
+    StoreFullError,
     TooLargeError,
     UnavailableError,
 )
 from serving.names import check_digest
 from serving.store.connection import Connection
 from serving.store.deltas import CHUNK_BYTES
+from serving.store.full import full_store
+from serving.store.leases import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -59,6 +62,20 @@ class Parts:
         self._key = key
         self._digest = digest
 
+    def put(self, i: int, data: bytes) -> None:
+        """Keep a chunk. All chunks of the upload expire `LEASE_SECONDS` after the latest one.
+
+        Raises:
+            StoreFullError: the store has no room. All chunks are dropped, to leave room for other uploads.
+        """
+        with self._dropped_if_full(f"chunk {i} of delta {self._digest}", len(data)):
+            self._connection.run("chunk", [self._key], i, data, int(LEASE_SECONDS))
+
+    def keep(self, seconds: float = LEASE_SECONDS) -> None:
+        """Let the chunks expire after so many seconds from now."""
+        with self._connection.store_errors:
+            self._connection.client.expire(self._key, int(seconds))
+
     def upload(self) -> Upload:
         """How far the upload has come."""
         with self._connection.store_errors:
@@ -83,18 +100,16 @@ class Parts:
         Raises:
             InvalidInputError: chunks are missing; or the file's sha256 is not the digest, and all chunks are dropped.
             NoRoomError: the folder does not take the file. The chunks stay.
+            StoreFullError: raised in the block. All chunks are dropped.
             KenError: from `check`. All chunks are dropped, unless `check` had no time or room to judge the file.
         """
         path = folder / f".{self._digest}.{uuid.uuid4().hex}.partial"
         try:
-            try:
+            with self._room_for_file():
                 self._assemble(path, hold)
-            except OSError as error:
-                raise NoRoomError(
-                    f"upload {self._digest} cannot be checked, for its file cannot be written: "
-                    f"{error.strerror or error}; all chunks are kept: make room on the server's disk, then commit again"
-                ) from error
-            yield self._checked(path, check)
+            file = self._checked(path, check)
+            with self._dropped_if_full(f"delta {self._digest}", file.size):
+                yield file
         finally:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -103,6 +118,25 @@ class Parts:
         """Delete all chunks."""
         with self._connection.store_errors:
             self._connection.client.delete(self._key)
+
+    @contextmanager
+    def _dropped_if_full(self, what: str, needed: int) -> Iterator[None]:
+        try:
+            with full_store(self._connection.where, what, needed):
+                yield
+        except StoreFullError:
+            self.drop()
+            raise
+
+    @contextmanager
+    def _room_for_file(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise NoRoomError(
+                f"upload {self._digest} cannot be checked, for its file cannot be written: {error.strerror or error}; "
+                "all chunks are kept: make room on the server's disk, then commit again"
+            ) from error
 
     def _assemble(self, path: Path, hold: Callable[[], None]) -> None:
         received = self._received()

@@ -29,24 +29,25 @@ class Uploads:
     def put_chunk(self, digest: str, i: int, data: bytes) -> None:
         """Keep chunk `i`, counted from 0, of a delta. Chunks may come in any order, and more than once.
 
-        A chunk of a complete delta is ignored. The digest is kept from being collected for `LEASE_SECONDS`.
+        A chunk of a complete delta is ignored. The digest is kept from being collected for `LEASE_SECONDS`, and the
+        chunks expire then.
 
         Raises:
+            StoreFullError: the store has no room; all chunks of the upload are dropped.
             InvalidInputError: not a digest, not a chunk's position, or an empty chunk.
             TooLargeError: more than `CHUNK_BYTES` bytes.
         """
         check_chunk(digest, i, data)
         self._leases.hold_for_upload(digest)
         if not self._deltas.has(digest):
-            with self._connection.store_errors:
-                self._connection.client.hset(self._key(digest), str(i), data)
+            self._parts(digest).put(i, data)
 
     def progress(self, digest: str) -> Upload:
         """How far the upload of a delta has come.
 
-        The digest is kept from being collected for `LEASE_SECONDS`, so that a client may rely on the answer.
+        The digest and its chunks are kept for `LEASE_SECONDS`, so that a client may rely on the answer.
         """
-        self._leases.hold_for_upload(check_digest(digest))
+        self._hold(check_digest(digest))
         extent = self._deltas.extent(digest)
         if extent is None:
             return self._parts(digest).upload()
@@ -66,8 +67,9 @@ class Uploads:
         Raises:
             InvalidInputError: chunks are missing; or their sha256 is not the digest, and all chunks are dropped,
                 because any of them may be the wrong one.
+            StoreFullError: the store has no room; all chunks of the upload are dropped.
         """
-        hold = partial(self._leases.hold_for_upload, check_digest(digest))
+        hold = partial(self._hold, check_digest(digest))
         hold()
         parts = self._parts(digest)
         try:
@@ -81,9 +83,17 @@ class Uploads:
             if not self._deltas.has(digest):  # otherwise another commit took the same chunks and made the delta
                 raise
 
+    def stored_bytes(self, digest: str) -> int:
+        """Bytes of the chunks of an upload."""
+        return self._parts(digest).upload().bytes
+
     def drop(self, digest: str) -> None:
         """Delete the chunks of an upload."""
         self._parts(digest).drop()
+
+    def _hold(self, digest: str) -> None:
+        self._leases.hold_for_upload(digest)
+        self._parts(digest).keep()
 
     def _parts(self, digest: str) -> Parts:
         return Parts(self._connection, self._key(digest), digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -46,12 +46,12 @@ class RequestMetrics:
             "ken_version_seconds", "Time of a request, by the version it resolved to", ["task", "version"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
-        self._shadow_requests = Counter(
-            "ken_shadow_requests", "Copies of requests for a shadow, by what became of them",
+        self._shadow_inputs = Counter(
+            "ken_shadow_inputs", "Inputs of requests copied for a shadow, by what became of them",
             ["task", "version", "outcome"], registry=registry,
         )  # fmt: skip
         self._shadow_difference = Histogram(
-            "ken_shadow_difference", "Largest difference of scores, or 1 - cosine, between an answer and its shadow's",
+            "ken_shadow_difference", "Largest difference of scores, or 1 - cosine, between an input's two answers",
             ["task"], buckets=_DIFFERENCES, registry=registry,
         )  # fmt: skip
         self._lock = threading.Lock()
@@ -91,19 +91,23 @@ class RequestMetrics:
         self,
         task: str,
         digest: str,
-        outcome: Literal["agreed", "differed", "failed", "skipped"],
-        difference: float | None = None,
+        outcomes: Mapping[Literal["agreed", "differed", "failed", "skipped"], int],
+        differences: Iterable[float] = (),
     ) -> None:
-        """Count one copy of a request for a shadow. The request itself was answered and counted before.
+        """Count the inputs of one copy of a request for a shadow. The request itself was answered and counted before.
 
         Args:
             digest: of the shadow's version.
-            difference: see `serving.routing.agreement.Comparison`.
+            outcomes: how many of the inputs came to what.
+            differences: of inputs, see `serving.routing.agreement.Comparison`.
         """
         with self._lock:
             label = task if task in self._tasks else OTHER  # not a use: a shadow must not earn its task a label
-            self._child(self._shadow_requests, label, self._version_label(label, digest), outcome).inc()
-            if difference is not None:
+            version = self._version_label(label, digest)
+            for outcome, inputs in outcomes.items():
+                if inputs:
+                    self._child(self._shadow_inputs, label, version, outcome).inc(inputs)
+            for difference in differences:
                 self._child(self._shadow_difference, label).observe(difference)
 
     # Only to be called with the lock held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_apply_leaves_a_folder_alone_that_is_not_empty(
 ) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     ended = ken("apply", "--base", tiny_base, "--delta", deltas[0], "--out", tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "exists already" in ended.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -172,6 +173,44 @@ def test_finetune_names_the_line_that_is_wrong(ken: Ken, tiny_base: Path, tmp_pa
     assert ended.returncode == 1
     assert "line 2" in ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    rows = [
+        {"text": f"{word} {i}", "label": label} for word, label in (("who", "a"), ("where", "b")) for i in range(10)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "trained", "told"),
+    [
+        ((), "18 examples", r"accuracy \d\.\d{3} on 2 examples held out of .*data\.jsonl"),
+        (("--dev-share", "0.25"), "15 examples", r"accuracy \d\.\d{3} on 5 examples"),
+        (("--dev-share", "0"), "20 examples", "its accuracy is not known"),
+        (("--dev", "DATA"), "20 examples", r"accuracy \d\.\d{3} on 20 examples of .*data\.jsonl"),
+    ],
+)
+def test_finetune_holds_text_out_and_says_how_much_of_it_is_right(
+    ken: Ken, tiny_base: Path, tmp_path: Path, labelled: Path, options: tuple[str, ...], trained: str, told: str
+) -> None:
+    given = [labelled if option == "DATA" else option for option in options]
+    ended = ken("finetune", "--base", tiny_base, "--data", labelled, "--out", tmp_path / "out", "--epochs", 1, *given)
+    assert ended.returncode == 0, ended.stderr
+    assert f"trained on {trained}" in ended.stderr
+    assert re.search(told, ended.stderr)
+
+
+def test_finetune_takes_other_text_or_a_share_and_not_both(
+    ken: Ken, tiny_base: Path, tmp_path: Path, labelled: Path
+) -> None:
+    both = ("--dev", labelled, "--dev-share", "0.2")
+    ended = ken("finetune", "--base", tiny_base, "--data", labelled, "--out", tmp_path / "out", *both)
+    assert ended.returncode == 2
+    assert "give only one of them" in ended.stderr
 
 
 def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:

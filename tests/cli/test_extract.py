@@ -121,12 +121,12 @@ def test_weights_that_could_not_be_named_end_with_1(ken: Ken, tiny_base: Path, e
     assert not (tmp_path / "d.ken").exists()
 
 
-def test_a_delta_that_would_replace_a_folder_ends_with_1(
+def test_a_delta_that_would_replace_a_folder_ends_with_2(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
     ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path)
-    assert ended.returncode == 1
-    assert "cannot be written" in ended.stderr
+    assert ended.returncode == 2
+    assert "is a folder" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,53 @@ def other(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_facto
     file = tmp_path_factory.mktemp("deltas") / "topics.ken"
     assert ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["topics"], "--out", file).returncode == 0
     return file
+
+
+def test_garbage_is_collected_through_the_server_and_on_the_store_alike(
+    ken: Ken, far: Ken, digests: list[str], files: list[Path]
+) -> None:
+    _let_uploads_end()
+    ken("gc")
+    expected = []
+    for collecting in (ken, far):
+        assert far("publish", "passing", files[1]).returncode == 0
+        assert ken("rm", "mood", "--version", digests[1], "--force").returncode == 0
+        assert ken("rm", "passing", "--force").returncode == 0
+        held = collecting("gc")
+        assert held.returncode == 0
+        assert "freed 0 deltas, 0 B" in held.stderr
+        assert re.search(r"1 more \(\d+.* kB\) is held by uploads until \d{4}-\S+ \d\d:\d\d", held.stderr)
+        _let_uploads_end()
+        expected.append(facts(collecting("gc", "--json")))
+        assert ken("publish", "mood", files[1], "--alias", "canary").returncode == 0
+    near, through = expected
+    assert near == through
+    assert near == {
+        "deltas": 1,
+        "bytes": files[1].stat().st_size,
+        "held_deltas": 0,
+        "held_bytes": 0,
+        "held_until": None,
+    }
+
+
+def _let_uploads_end() -> None:
+    from serving.store.embedded import embedded_store
+    from serving.store.urls import connect
+
+    with embedded_store(Path(os.environ["KEN_DATA_DIR"])) as store_url:
+        client = connect(store_url)
+        for key in list(client.scan_iter("ken:{default}:upload:*")):
+            client.delete(key)
+
+
+def test_only_an_admin_collects_garbage(ken: Ken, far: Ken, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = facts(ken("keys", "create", "publishers", "--scope", "publish", "--wait", "20", "--json"))
+    monkeypatch.setenv("KEN_API_KEY", str(made["token"]))
+    refused = far("gc")
+    assert refused.returncode == 1
+    assert "needs the scope 'admin'" in refused.stderr
+    assert ken("keys", "revoke", made["id"]).returncode == 0
 
 
 def test_keys_are_made_listed_and_revoked(ken: Ken, far: Ken, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ def test_the_public_key_alone_is_on_stdout_and_the_private_one_nowhere(ken: Ken,
     assert f"KEN_TRUSTED_KEYS='[\"ops={public}\"]'" in ended.stderr
     private = (tmp_path / "ops.pem").read_text().splitlines()[1]
     assert private not in ended.stdout + ended.stderr
-    assert ken("signing-key", "create", tmp_path / "ops.pem").returncode == 1
+    assert ken("signing-key", "create", tmp_path / "ops.pem").returncode == 2
+    assert (tmp_path / "ops.pem").read_text().splitlines()[1] == private
 
 
 def test_a_signed_file_is_told_with_its_digest_and_signer(ken: Ken, delta: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_viz_refuses_a_delta_of_another_base(minilm: Path, deltas: list[Path], t
 def test_viz_leaves_a_folder_alone_that_is_not_empty(tiny_base: Path, deltas: list[Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     ended = ken("viz", deltas[0], "--base", tiny_base, "--out", tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "exists already" in ended.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -136,6 +136,12 @@ def test_a_real_base_opens_with_all_its_tensors(minilm):
 # refusals
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/mem cannot be read, even by root")
+def test_a_file_beside_the_checkpoint_that_cannot_be_read_does_not_matter(copy):
+    (copy / "notes.txt").symlink_to("/proc/self/mem")
+    assert open_base(str(copy)).backbone_tensors
+
+
 @pytest.mark.parametrize("opener", [open_base, open_tuned])
 class TestBothOpenersRefuse:
     @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "no/such/deep/folder", "../nothing"])

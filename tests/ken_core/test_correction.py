@@ -28,6 +28,7 @@ from ken_core.kernels.correction import (
     embedding_shift,
     linear_shift,
 )
+from ken_core.kernels.correction_check import agrees
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -470,3 +471,22 @@ def test_corrections_that_cannot_be_compiled_are_not_used(
     monkeypatch.setattr(correction_cpu, "warm", warm)
     assert correction_for(CPU, torch.float32) is correction_reference.CORRECTION
     assert "no such instruction" in caplog.text
+
+
+# What is tried before corrections are used
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("correction", FAST)
+def test_right_corrections_agree_with_the_reference(correction: Correction, dtype: torch.dtype) -> None:
+    assert agrees(correction, correction_reference.CORRECTION, CPU, dtype)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_wrong_corrections_of_any_layer_are_found_out(layer: str, value: float) -> None:
+    def wrong(out: torch.Tensor, *_: object) -> None:
+        out[3] = value
+
+    broken = dataclasses.replace(correction_reference.CORRECTION, **{layer: wrong})
+    assert not agrees(broken, correction_reference.CORRECTION, CPU, torch.float32)

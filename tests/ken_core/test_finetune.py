@@ -10,6 +10,7 @@ from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
 from ken_core.delta import extract
 from ken_core.errors import CheckpointError, DataError, KenError
+from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, Step, finetune
 
@@ -84,6 +85,27 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_base,
         runs[name] = weights(tmp_path / name)
     assert all(same_bits(runs["one"][n], t) for n, t in runs["two"].items())
     assert not same_bits(runs["one"]["classifier.weight"], runs["three"]["classifier.weight"])
+
+
+def test_the_accuracy_on_a_dev_part_is_that_of_the_folder_and_training_is_as_without_one(tiny_base, tmp_path):
+    recipe = Recipe(epochs=10, batch_size=5, learning_rate=5e-3)
+    dev = [*EXAMPLES[:6], Example("who is where", "number"), Example("how bad is the war", "person")]
+    found = finetune(str(tiny_base), EXAMPLES, tmp_path / "one", recipe, dev=dev)
+    opened = open_tuned(str(tmp_path / "one"))
+    assert found == accuracy(opened.model, opened, dev)
+    assert 0 < found < 1
+    assert finetune(str(tiny_base), EXAMPLES, tmp_path / "two", recipe) is None
+    others = weights(tmp_path / "two")
+    assert all(same_bits(tensor, others[name]) for name, tensor in weights(tmp_path / "one").items())
+
+
+def test_a_dev_part_with_a_strange_label_is_refused_before_the_work(tiny_base, tmp_path, left_in_tmp_path):
+    def never(step: Step) -> None:
+        raise AssertionError("it was trained")
+
+    with pytest.raises(DataError, match="'planet'; the model knows"):
+        finetune(str(tiny_base), EXAMPLES, tmp_path / "out", QUICK, never, [Example("what is it", "planet")])
+    assert left_in_tmp_path() == []
 
 
 def test_the_base_is_left_as_it_was(tiny_base, tmp_path):

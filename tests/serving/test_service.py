@@ -102,9 +102,19 @@ def test_a_delta_answers_otherwise_than_the_fine_tune_it_was_cut_from(
     assert found != pytest.approx({"ham": whole[0].item(), "spam": whole[1].item()}, abs=1e-3)
 
 
+@pytest.mark.parametrize(("mixed", "ran"), [("off", "ken_swaps_total"), ("auto", "ken_batch_groups_count")])
 def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
-    exchanging: Service, deltas: Deltas, dedicated: Dedicated, metric: Metric
+    mixed: str,
+    ran: str,
+    make_service: Callable[..., Service],
+    publish: Callable[..., None],
+    deltas: Deltas,
+    dedicated: Dedicated,
+    metric: Metric,
 ) -> None:
+    for task in ("emotion", "topic", "spam"):
+        publish(task, getattr(deltas, task))
+    service = make_service(mixed=mixed)
     chance = random.Random(0)
     tasks = chance.choices(["emotion", "topic", "spam"], k=1000)
 
@@ -113,14 +123,14 @@ def test_after_a_thousand_interleaved_requests_the_base_is_bit_for_bit_itself(
 
         async def one(task: str) -> Prediction:
             async with limit:
-                return await ask(exchanging, task, TEXTS[len(task) % len(TEXTS)])
+                return await ask(service, task, TEXTS[len(task) % len(TEXTS)])
 
         return await asyncio.gather(*(one(task) for task in tasks))
 
     for task, answer in zip(tasks, asyncio.run(in_turns()), strict=True):
         assert is_answer_of(answer, getattr(deltas, task), dedicated, TEXTS[len(task) % len(TEXTS)])
-    assert exchanging.engine.verify().result(20) == []
-    assert metric(exchanging, "ken_swaps_total") > 10
+    assert service.engine.verify().result(20) == []
+    assert metric(service, ran) > 10
 
 
 def test_a_new_version_takes_over_while_requests_flow_and_none_fails(

@@ -303,6 +303,27 @@ def test_every_change_leaves_one_line_done_or_refused(
     assert told == [("promote", "done", "spam", "a"), ("rollback", "refused", "spam", "b")]
 
 
+def test_garbage_is_collected_with_an_audit_line_that_says_what_was_freed(
+    service: Service, talk: Talk, deltas: Deltas, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.store.deltas.put(deltas.spam_2)
+    service.store.deltas.put(deltas.spam_3)
+    service.store.leases.hold_for_upload(deltas.spam_3.digest)
+
+    async def conversation(client: Client) -> None:
+        found = (await client.post("/v1/store/gc")).json()
+        assert (found["deltas"], found["bytes"]) == (1, deltas.spam_2.size)
+        assert (found["held_deltas"], found["held_bytes"]) == (1, deltas.spam_3.size)
+        assert found["held_until"] > 0
+
+    with caplog.at_level(logging.INFO, "ken.audit"):
+        talk(service, conversation)
+    (line,) = [record for record in caplog.records if record.name == "ken.audit"]
+    assert (line.action, line.outcome, line.task) == ("collect garbage", "done", None)  # type: ignore[attr-defined]
+    assert line.detail == {"deltas": 1, "bytes": deltas.spam_2.size}  # type: ignore[attr-defined]
+    assert service.store.deltas.has(deltas.spam.digest)
+
+
 # Keys
 
 
@@ -330,6 +351,7 @@ CHANGES = [
     ("GET", "/v1/keys"),
     ("DELETE", "/v1/keys/0123456789ab"),
     ("POST", "/v1/base/verify"),
+    ("POST", "/v1/store/gc"),
 ]
 
 

@@ -16,6 +16,7 @@ from uploading import publish, upload
 from ken_core import DeltaFile
 from serving.service import Service
 from serving.store import CHUNK_BYTES, Store
+from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas, Tiny, write_base, write_tuned
 
 Client = httpx.AsyncClient
@@ -159,3 +160,23 @@ def test_publishers_of_one_delta_at_once_all_succeed(
     assert {t.aliases["live"] for t in store.tasks.table().tasks.values()} == {deltas.topic.digest}
     store.garbage.collect()
     assert store.deltas.has(deltas.topic.digest)
+
+
+def test_a_store_without_room_is_answered_with_507(
+    make_service: MakeService, private_url: str, talk: Talk, deltas: Deltas
+) -> None:
+    service, raw = make_service(private_url), connect(private_url)
+
+    async def conversation(client: Client) -> None:
+        digest = await upload(client, deltas.spam.path.read_bytes())
+        raw.config_set("maxmemory", "1")
+        refused = await publish(client, "spam", digest)
+        assert is_problem(refused, 507, "nothing was changed")
+        assert "ken gc" in refused.json()["detail"]
+        assert "retry-after" not in refused.headers
+        chunk = await client.put(f"/v1/uploads/{digest}/0", content=b"data")
+        assert is_problem(chunk, 507, "no room for chunk 0")
+        raw.config_set("maxmemory", "0")
+        assert (await client.get(f"/v1/uploads/{digest}")).json()["received"] == []
+
+    talk(service, conversation)

@@ -489,10 +489,10 @@ def test_a_routes_shadow_gets_its_copy(
 
     async def conversation(client: Client) -> None:
         await asked(client, ["spam", "spam@live", "topic"])
-        await until(lambda: metric(service, "ken_shadow_requests_total") == 1)
+        await until(lambda: metric(service, "ken_shadow_inputs_total") == 1)
 
     talk(service, conversation)
-    assert metric(service, "ken_shadow_requests_total", task="spam") == 1
+    assert metric(service, "ken_shadow_inputs_total", task="spam") == 1
 
 
 def test_many_requests_to_many_tasks_at_once_never_mix_their_answers(every: Service, talk: Talk) -> None:

@@ -74,6 +74,7 @@ SENT: list[tuple[Call[Any], str, Any]] = [
     (calls.verify(), "POST /v1/base/verify", None),
     (calls.replicas(), "GET /v1/replicas", None),
     (calls.adopt_store(wait=2), "POST /v1/store/adopt?wait=2", None),
+    (calls.collect_garbage(), "POST /v1/store/gc", None),
     (calls.keys(), "GET /v1/keys", None),
     (
         calls.create_key("ci", ["publish"], ["team-*"], expires_in=60),

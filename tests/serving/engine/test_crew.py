@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,8 +86,10 @@ def test_two_that_both_want_to_own_do_so_one_after_another(elsewhere: Callable[.
 
 
 def test_waiting_for_other_turns_costs_the_share_of_the_threads_that_stood_idle(
-    elsewhere: Callable[..., Future[Any]],
+    elsewhere: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked_at = iter([10.0, 14.0])
+    monkeypatch.setattr("serving.engine.crew.time", SimpleNamespace(perf_counter=lambda: next(asked_at)))
     crew, begins = Crew(2, 2), threading.Event()
 
     def change() -> tuple[float, float]:
@@ -98,10 +101,7 @@ def test_waiting_for_other_turns_costs_the_share_of_the_threads_that_stood_idle(
     with begun(crew):
         waiting = elsewhere(change)
         assert begins.wait(20)
-        threading.Event().wait(0.2)
-    idle, again = waiting.result(20)
-    assert idle >= 0.05
-    assert again == 0
+    assert waiting.result(20) == (0.5 * 4.0, 0.0)
 
 
 def test_owning_twice_is_owning_once() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.routing.agreement import Comparison, compare_all
+from serving.routing.agreement import Comparison, compare_each
 from serving.routing.kinds import KINDS
 
 
@@ -73,11 +73,10 @@ def test_answers_of_a_kind_are_compared_by_what_matters_of_it(
 ) -> None:
     expected = None if difference is None else pytest.approx(difference, abs=1e-12)
     for ours, theirs in ((given, shadowed), (shadowed, given)):
-        assert compare_all(KINDS[kind].compare, [ours], [theirs]) == Comparison(agreed, expected)  # type: ignore[arg-type]
+        assert compare_each(KINDS[kind].compare, [ours], [theirs]) == [Comparison(agreed, expected)]  # type: ignore[arg-type]
 
 
-def test_a_request_agrees_if_each_of_its_inputs_does_and_differs_as_far_as_the_farthest() -> None:
+def test_each_input_of_a_request_agrees_or_differs_by_itself() -> None:
     same, near, far = labels(spam=1.0), labels(spam=0.75), labels(ham=1.0, spam=0.5)
-    compare = KINDS[CLASSES].compare
-    assert compare_all(compare, [same, same], [same, near]) == Comparison(True, 0.25)
-    assert compare_all(compare, [same, same], [far, near]) == Comparison(False, 0.5)
+    found = compare_each(KINDS[CLASSES].compare, [same, same, same], [same, far, near])
+    assert found == [Comparison(True, 0.0), Comparison(False, 0.5), Comparison(True, 0.25)]

@@ -20,7 +20,8 @@ Client = httpx.AsyncClient
 Talk = Callable[..., Any]
 Publish = Callable[..., None]
 Metric = Callable[..., float]
-COUNTED = "ken_shadow_requests_total"
+COUNTED = "ken_shadow_inputs_total"
+BATCH = len(TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,12 @@ def test_a_shadow_that_says_the_same_agrees_and_only_live_answers(
 
     talk(service, conversation)
     version = twin.digest[:12]
-    assert metric(service, COUNTED) == metric(service, COUNTED, task="spam", version=version, outcome="agreed") == 3
-    assert metric(service, "ken_shadow_difference_count", task="spam") == 3
+    assert (
+        metric(service, COUNTED)
+        == metric(service, COUNTED, task="spam", version=version, outcome="agreed")
+        == 3 * BATCH
+    )
+    assert metric(service, "ken_shadow_difference_count", task="spam") == 3 * BATCH
     assert metric(service, "ken_shadow_difference_sum") < 1e-4
     assert metric(service, "ken_version_requests_total") == 3
     assert metric(service, "ken_version_requests_total", version=version) == 0
@@ -91,8 +96,27 @@ def test_a_shadow_that_says_another_thing_differs(
         await shadows_end(service)
 
     talk(service, conversation)
-    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="differed") == 1
+    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="differed") == BATCH
     assert metric(service, "ken_shadow_difference_sum") > 1e-4
+
+
+def test_the_inputs_of_a_batch_that_agree_and_those_that_differ_are_counted_apart(
+    service: Service, talk: Talk, publish: Publish, metric: Metric, deltas: Deltas
+) -> None:
+    publish("spam", deltas.spam_2, "next")
+
+    async def conversation(client: Client) -> int:
+        ours, theirs = [await given(service, d) for d in (deltas.spam.digest, deltas.spam_2.digest)]
+        await routed(client, shadow="next")
+        await served(client)
+        await shadows_end(service)
+        best = [[answer[0]["label"] for answer in answers.outputs] for answers in (ours, theirs)]
+        return sum(one == other for one, other in zip(*best, strict=True))
+
+    agreed = talk(service, conversation)
+    assert 0 < agreed < BATCH
+    assert metric(service, COUNTED, outcome="agreed") == agreed
+    assert metric(service, COUNTED, outcome="differed") == BATCH - agreed
 
 
 def test_only_what_the_route_decides_about_is_copied_and_never_to_who_answered_it(
@@ -150,7 +174,7 @@ def test_a_shadow_that_cannot_be_loaded_is_counted_and_changes_nothing(
             await shadows_end(service)
 
     talk(service, conversation)
-    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="failed") == 2
+    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="failed") == 2 * BATCH
     assert metric(service, "ken_requests_total") == metric(service, "ken_requests_total", code="200") == 2
 
 
@@ -165,7 +189,7 @@ def test_a_shadow_of_another_kind_fails(
         await shadows_end(service)
 
     talk(service, conversation)
-    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="failed") == 1
+    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="failed") == BATCH
 
 
 # Room
@@ -188,7 +212,7 @@ def test_a_shadow_is_skipped_while_more_waits_than_one_batch_takes(
         await waiting
 
     talk(service, conversation)
-    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == 1
+    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == BATCH
 
 
 def test_more_shadows_than_may_run_at_once_are_skipped(
@@ -199,11 +223,11 @@ def test_more_shadows_than_may_run_at_once_are_skipped(
         for _number in range(11):
             service.shadows.offer("spam", deltas.emotion.digest, TEXTS, {}, before)
         assert len(service.shadows) == 8
-        assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == 3
+        assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == 3 * BATCH
         await shadows_end(service)
 
     talk(service, conversation)
-    assert metric(service, COUNTED, outcome="differed") == 8
+    assert metric(service, COUNTED, outcome="differed") == 8 * BATCH
 
 
 def test_a_request_that_finds_the_line_full_takes_the_places_of_shadows(
@@ -226,7 +250,7 @@ def test_a_request_that_finds_the_line_full_takes_the_places_of_shadows(
         assert await asked == deltas.spam.digest
 
     talk(service, conversation)
-    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == 1
+    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == BATCH
 
 
 def test_a_drain_gives_shadows_up_and_takes_no_more(
@@ -246,4 +270,4 @@ def test_a_drain_gives_shadows_up_and_takes_no_more(
             assert len(service.shadows) == 0
 
     talk(service, conversation)
-    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == 2
+    assert metric(service, COUNTED) == metric(service, COUNTED, outcome="skipped") == 2 * BATCH

@@ -219,7 +219,7 @@ def test_gc_beside_publishers_never_loses_a_published_delta(
     def collect() -> None:
         own = Store(store_url, namespace)
         while not stop.is_set():
-            count, _ = own.garbage.collect()
+            count = own.garbage.collect().deltas
             with collected.get_lock():
                 collected.value += count
 
@@ -270,7 +270,7 @@ def test_what_a_dead_uploader_left_is_collected_once_its_lease_has_ended(
 ) -> None:
     monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 0)
     collected: list[int] = []
-    store.deltas.put(deltas.spam, lambda size: collected.append(store.garbage.collect()[0]))
+    store.deltas.put(deltas.spam, lambda size: collected.append(store.garbage.collect().deltas))
     assert any(collected)
 
 
@@ -278,6 +278,7 @@ def test_an_upload_that_takes_longer_than_a_lease_is_not_collected_under_its_han
     store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.store.leases.LEASE_SECONDS", 2)
+    monkeypatch.setattr("serving.store.deltas.INCOMPLETE_SECONDS", 2)
     monkeypatch.setattr("serving.store.deltas.CHUNK_BYTES", 20_000)
 
     def slow_line(size: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from serving.errors import ConflictError, InvalidInputError, UnknownTaskError
 from serving.routing.routes import Route
-from serving.store import Store, Task
+from serving.store import Collected, Store, Task
 from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
@@ -191,7 +191,7 @@ def test_a_version_nobody_points_at_is_deleted_and_its_bytes_can_be_freed(split:
     revision = split.tasks.delete_version("spam", deltas.spam_3.digest)
     assert spam(split).versions == (deltas.spam.digest, deltas.spam_2.digest)
     assert spam(split).revision == split.events.revision() == revision
-    assert split.garbage.collect() == (1, deltas.spam_3.size)
+    assert split.garbage.collect() == Collected(1, deltas.spam_3.size)
 
 
 def test_no_alias_rolls_back_to_a_deleted_version(split: Store, deltas: Deltas) -> None:
@@ -275,7 +275,7 @@ def test_a_task_whose_last_version_was_forced_out_is_empty_and_can_be_published_
 def test_a_version_of_two_tasks_stays_the_others(split: Store, deltas: Deltas) -> None:
     split.tasks.publish("twin", deltas.spam_3)
     split.tasks.delete_version("spam", deltas.spam_3.digest)
-    assert split.garbage.collect() == (0, 0)
+    assert split.garbage.collect().deltas == 0
     assert split.tasks.table().tasks["twin"].versions == (deltas.spam_3.digest,)
 
 

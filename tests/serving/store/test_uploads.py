@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from ken_core import DeltaFile, DeltaFormatError, deltafile
 from serving.errors import InvalidInputError, TooLargeError, UnknownTaskError
-from serving.store import CHUNK_BYTES, MOST_CHUNKS, Store, Upload
+from serving.store import CHUNK_BYTES, MOST_CHUNKS, Collected, Store, Upload
+from serving.store.leases import LEASE_SECONDS
 from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
@@ -223,10 +225,14 @@ def test_gc_leaves_an_upload_alone_between_chunks_and_takes_it_once_its_lease_ha
     store: Store, deltas: Deltas, store_url: str, namespace: str
 ) -> None:
     send(store, deltas.spam, skip=(1,))
-    store.garbage.collect()
+    sent = store.uploads.progress(deltas.spam.digest).bytes
+    left = store.garbage.collect()
+    assert (left.deltas, left.held_deltas, left.held_bytes) == (0, 1, sent)
+    assert left.held_until is not None
+    assert 0 < left.held_until - time.time() <= LEASE_SECONDS + 1
     assert 0 in store.uploads.progress(deltas.spam.digest).received
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.garbage.collect() == (1, 0)
+    assert store.garbage.collect() == Collected(1, sent)
     assert store.uploads.progress(deltas.spam.digest).received == ()
 
 
@@ -235,10 +241,10 @@ def test_gc_leaves_a_committed_delta_alone_until_it_is_published(
 ) -> None:
     send(store, deltas.spam)
     commit(deltas.spam)
-    assert store.garbage.collect() == (0, 0)
+    assert store.garbage.collect().deltas == 0
     store.tasks.publish_digest("spam", deltas.spam.digest)
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.garbage.collect() == (0, 0)
+    assert store.garbage.collect().deltas == 0
 
 
 def test_a_commit_of_what_is_there_already_holds_gc_off_too(
@@ -246,9 +252,9 @@ def test_a_commit_of_what_is_there_already_holds_gc_off_too(
 ) -> None:
     store.deltas.put(deltas.spam)
     commit(deltas.spam)
-    assert store.garbage.collect() == (0, 0)
+    assert store.garbage.collect().deltas == 0
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.garbage.collect() == (1, deltas.spam.size)
+    assert store.garbage.collect() == Collected(1, deltas.spam.size)
 
 
 def test_a_commit_that_takes_longer_than_a_lease_still_leaves_time_to_publish(
@@ -260,7 +266,7 @@ def test_a_commit_that_takes_longer_than_a_lease_still_leaves_time_to_publish(
 
     send(store, deltas.spam)
     store.uploads.commit(deltas.spam.digest, check_slowly, folder)
-    assert store.garbage.collect() == (0, 0)
+    assert store.garbage.collect().deltas == 0
 
 
 def test_gc_drops_chunks_that_were_left_beside_a_published_delta(
@@ -269,7 +275,7 @@ def test_gc_drops_chunks_that_were_left_beside_a_published_delta(
     send(store, deltas.spam, skip=(0,))
     store.tasks.publish("spam", deltas.spam)
     let_the_lease_end(store_url, namespace, deltas.spam)
-    assert store.garbage.collect() == (0, 0)
+    assert store.garbage.collect().deltas == 0
     assert not connect(store_url).exists(f"ken:{namespace}:parts:{{{deltas.spam.digest}}}")
     assert store.deltas.has(deltas.spam.digest)
 

@@ -83,17 +83,23 @@ def test_a_task_with_the_name_of_a_shared_label_takes_no_place_and_removes_nothi
     assert counted(metrics, "ken_requests_total", "task") == {("other",): 2, ("unknown",): 1, ("topic",): 8}
 
 
-def test_a_shadow_counts_by_what_became_of_it_and_makes_its_task_no_more_asked_for() -> None:
+def test_a_shadow_counts_inputs_by_what_became_of_them_and_makes_its_task_no_more_asked_for() -> None:
     metrics = Metrics("r", most_tasks=1)
     metrics.requests.observe("spam", digest(1), 200, 0.01)
-    metrics.requests.observe_shadow("spam", digest(2), "agreed", 0.125)
-    metrics.requests.observe_shadow("spam", digest(2), "failed")
+    metrics.requests.observe_shadow("spam", digest(2), {"agreed": 3, "differed": 1}, [0.125, 0.5])
+    metrics.requests.observe_shadow("spam", digest(2), {"failed": 2})
     for _ in range(9):
-        metrics.requests.observe_shadow("topic", digest(3), "skipped")
-    shown = counted(metrics, "ken_shadow_requests_total", "task", "version", "outcome")
+        metrics.requests.observe_shadow("topic", digest(3), {"skipped": 1})
+    shown = counted(metrics, "ken_shadow_inputs_total", "task", "version", "outcome")
     version = digest(2)[:12]
-    assert shown == {("spam", version, "agreed"): 1, ("spam", version, "failed"): 1, ("other", "other", "skipped"): 9}
-    assert counted(metrics, "ken_shadow_difference_sum", "task") == {("spam",): 0.125}
+    assert shown == {
+        ("spam", version, "agreed"): 3,
+        ("spam", version, "differed"): 1,
+        ("spam", version, "failed"): 2,
+        ("other", "other", "skipped"): 9,
+    }
+    assert counted(metrics, "ken_shadow_difference_sum", "task") == {("spam",): 0.625}
+    assert counted(metrics, "ken_shadow_difference_count", "task") == {("spam",): 2}
     assert counted(metrics, "ken_requests_total", "task") == {("spam",): 1}
 
 
@@ -104,8 +110,8 @@ def test_a_task_that_grows_takes_the_place_of_the_least_used_whose_series_all_go
     metrics = Metrics("r", most_tasks=2)
     for task in ("a", "b", "a", "a", "c", "c"):
         metrics.requests.observe(task, digest(1), 200, 0.01, [("model", 0.01)])
-        metrics.requests.observe_shadow(task, digest(1), "agreed", 0.0)
-    for family in (*BY_TASK, "ken_shadow_requests", "ken_shadow_difference"):
+        metrics.requests.observe_shadow(task, digest(1), {"agreed": 1}, [0.0])
+    for family in (*BY_TASK, "ken_shadow_inputs", "ken_shadow_difference"):
         assert label_values(metrics, family, "task") == {("a",), ("c",), ("other",)}
     assert counted(metrics, "ken_requests_total", "task") == {("a",): 3, ("other",): 1, ("c",): 1}
 
@@ -234,7 +240,7 @@ def busy(
     talk(service, conversation)
     for number in range(30):
         service.metrics.requests.observe(tasks[number % 5], digest(number), 504, 31.0, [("load", 30.0)])
-        service.metrics.requests.observe_shadow(tasks[number % 5], digest(number), "differed", 0.5)
+        service.metrics.requests.observe_shadow(tasks[number % 5], digest(number), {"differed": 1}, [0.5])
     service.metrics.dropped.labels("expired").inc()
     eventually(lambda: service.engine.tiers.tier_of(deltas.spam.digest) == "materialised")
     return service

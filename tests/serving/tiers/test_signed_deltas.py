@@ -23,7 +23,7 @@ from serving.errors import InvalidInputError, RefusedDeltaError, StartError, Sto
 from serving.security.signature_file import read_signatures, signature_file, write_signatures
 from serving.security.signatures import Signature, TrustedKeys, public_key_of, sign
 from serving.service import Service
-from serving.store import CHUNK_BYTES, Store
+from serving.store import CHUNK_BYTES, Collected, Store
 from serving.store.urls import connect
 from serving.telemetry.metrics import Metrics
 from serving.tiers.files import DeltaFiles
@@ -89,7 +89,7 @@ def test_a_signature_of_another_delta_is_not_stored_and_nothing_is_published(sto
 def test_gc_takes_signatures_with_their_delta(store: Store, deltas: Deltas) -> None:
     store.tasks.publish("spam", deltas.spam, signatures=[sign(OURS, deltas.spam.digest)])
     store.tasks.delete("spam", force=True)
-    assert store.garbage.collect() == (1, deltas.spam.size)
+    assert store.garbage.collect() == Collected(1, deltas.spam.size)
     with pytest.raises(StoreError, match="does not hold"):
         store.signatures.of(deltas.spam.digest)
 
