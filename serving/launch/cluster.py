@@ -1,7 +1,8 @@
 """A private Ray cluster that runs the application: started, watched until a signal comes, and ended.
 
 Stopping means: admit no further requests (503 with Retry-After), let accepted requests finish, close the proxy, end the
-cluster.
+cluster. Each step has a time limit, since any of Ray's processes may be dead, and calls of it then never return. What a
+step leaves running, `supervisor` ends.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import secrets
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ import psutil
 from serving.config import Settings
 from serving.engine.cores import usable_cores
 from serving.launch.announcing import Say, as_configured
+from serving.launch.bounded import within
 from serving.launch.haproxy_start import variables
 from serving.launch.listening import behind_haproxy, frontend, in_front, url
+from serving.launch.ray_daemons import Daemons
 from serving.launch.ray_messages import reason_of, show_replicas_only
 from serving.launch.ray_variables import for_launcher, forget_other_clusters
 from serving.launch.served import what_is_served
@@ -28,6 +32,8 @@ from serving.launch.stop_signals import StopFlag, StoppedError
 from serving.telemetry.logs import configure
 
 _OBJECT_STORE_BYTES = 80 << 20
+_ANSWER_SECONDS, _END_SECONDS = 10.0, 10.0
+"""For answers of Ray's processes, and for the end of these processes."""
 
 
 def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder: Path, say: Say) -> int:
@@ -54,10 +60,10 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         _start_cluster(settings, folder)
         stop.install()  # again: ray.init replaces the handlers
         start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
-        _watch(settings, store_url, stop, say)
-        code = 0
+        stop.ready = True
+        code = _serve_until_stopped(settings, store_url, stop, say)
     except (StoppedError, SystemExit):  # SystemExit comes from ray.init's own handler
-        say("stopped before it was ready")
+        code = _stop_early(settings, say)
     except Exception as error:
         if stop.asked:
             say("stopped before it was ready")
@@ -67,6 +73,11 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         stop.ignore()
         _end(ray)
     return code
+
+
+def stop_seconds(settings: Settings) -> float:
+    """The most seconds from a signal to the end of `run_cluster`."""
+    return settings.drain_seconds + _ANSWER_SECONDS + 2 * _END_SECONDS
 
 
 def _start_cluster(settings: Settings, folder: Path) -> None:
@@ -106,42 +117,95 @@ def _with_threads(settings: Settings) -> Settings:
     return settings.model_copy(update={"threads": threads})
 
 
-def _watch(settings: Settings, store_url: str, stop: StopFlag, say: Say) -> None:
+def _serve_until_stopped(settings: Settings, store_url: str, stop: StopFlag, say: Say) -> int:
+    """Wait for a signal, or for the end of a process of Ray's that nothing replaces. Returns the exit code."""
+    daemons = Daemons()
+    say(f"ready on {url(settings)}")
+    for line in what_is_served(settings, store_url):
+        say(line)
+    while (ended := daemons.ended()) is None and not stop.asked:
+        time.sleep(0.1)
+    if ended is not None:
+        reason = f"{ended}, a process of Ray's, has ended; the server stops, since nothing can replace it"
+        as_configured(settings, say, logging.ERROR)(reason)
+        _wait_for_proxy(settings.drain_seconds)
+        return 1
+    return _drain(settings, say)
+
+
+def _stop_early(settings: Settings, say: Say) -> int:
+    """Stop after a signal during the start. Replicas answer before Serve reports that they do, so they may have
+    accepted requests. Returns the exit code."""
+    try:
+        answering = within(_ANSWER_SECONDS, _replicas_run)
+    except Exception:
+        answering = False
+    if answering:
+        return _drain(settings, say)
+    say("stopped before it was ready")
+    return 1
+
+
+def _replicas_run() -> bool:
+    import ray
     from ray import serve as ray_serve
 
     from serving.app import APP
 
-    say(f"ready on {url(settings)}")
-    stop.ready = True
-    for line in what_is_served(settings, store_url):
-        say(line)
-    while not stop.asked:
-        time.sleep(0.05)
-    say(f"stopping: letting accepted requests finish, at most {settings.drain_seconds:g} s")
+    if not ray.is_initialized():
+        return False
+    application = ray_serve.status().applications.get(APP)
+    deployments = application.deployments.values() if application else ()
+    return any(state == "RUNNING" for deployment in deployments for state in deployment.replica_states)
+
+
+def _drain(settings: Settings, say: Say) -> int:
+    """Let accepted requests finish. Returns the exit code."""
+    seconds = settings.drain_seconds
+    say(f"stopping: letting accepted requests finish, at most {seconds:g} s")
+    try:
+        cut = within(seconds + _ANSWER_SECONDS, lambda: _unanswered(seconds))
+    except Exception as error:
+        as_configured(settings, say, logging.ERROR)(f"stopped; replicas were not asked to finish ({error!r})")
+        return 1
+    say("stopped" if not cut else f"stopped; {cut} requests were cut off after {seconds:g} s")
+    return 0
+
+
+def _unanswered(seconds: float) -> int:
+    """Have every replica finish, and return how many requests none has answered after `seconds`."""
+    from ray import serve as ray_serve
+
+    from serving.app import APP
+
     handle = ray_serve.get_app_handle(APP)
-    left = handle.broadcast("drain", settings.drain_seconds).results(timeout_s=settings.drain_seconds + 10)
-    cut = sum(left)
-    say("stopped" if not cut else f"stopped; {cut} requests were cut off after {settings.drain_seconds:g} s")
+    return sum(handle.broadcast("drain", seconds).results(timeout_s=seconds + _ANSWER_SECONDS))
 
 
 def _end(ray: Any) -> None:
     """End the cluster. The application is not deleted first: the proxy would answer 404 until the end."""
-    _close_proxy()
+    _wait_for_proxy(0)
     try:
-        if ray.is_initialized():
-            ray.shutdown()
+        within(_END_SECONDS, ray.shutdown)
     except Exception:
         logging.getLogger(__name__).debug("ending the cluster failed; the supervisor ends it", exc_info=True)
 
 
-def _close_proxy() -> None:
-    """Stop HAProxy softly: it stops listening, so that late clients are refused at once and wait for no answer."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.name() == "haproxy":
-                process.send_signal(signal.SIGUSR1)
-        except psutil.Error:
-            continue
+def _wait_for_proxy(seconds: float) -> None:
+    """Stop HAProxy softly: it stops listening, so that late clients are refused at once and wait for no answer. Wait
+    until it has passed on the answers to accepted requests, at most `seconds`."""
+    proxies = [process for process in psutil.Process().children(recursive=True) if _is_haproxy(process)]
+    for process in proxies:
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(proxies, seconds)
+
+
+def _is_haproxy(process: psutil.Process) -> bool:
+    try:
+        return process.name() == "haproxy"
+    except psutil.Error:
+        return False
 
 
 def _new_token(folder: Path) -> Path:

@@ -21,9 +21,11 @@ class Supervised:
 
     def __init__(self, folder: Path, work: str) -> None:
         imports = "import os, signal, subprocess, sys, time\nfrom serving.launch import supervisor\n"
-        imports += "supervisor._GRACE_SECONDS = 1.0\n"
+        imports += "supervisor._GRACE_SECONDS = 1.0\nSTOP_SECONDS = 5.0\n"
         body = "".join(f"    {line}\n" for line in work.splitlines())
-        (folder / "script.py").write_text(f"{imports}def work():\n{body}sys.exit(supervisor.supervise(work))\n")
+        (folder / "script.py").write_text(
+            f"{imports}def work():\n{body}sys.exit(supervisor.supervise(work, STOP_SECONDS))\n"
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-u", str(folder / "script.py")],
             stdout=subprocess.PIPE,
