@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from serving.config import Settings
@@ -43,7 +44,8 @@ def serve(settings: Settings, say: Say) -> int:
         check_store(store_url, settings, say)
         check_keys(store_url, settings)
         folder = Path(stack.enter_context(_private_folder()))
-        return supervise(lambda: run_cluster(settings, haproxy, store_url, folder, say), stop_seconds(settings))
+        run = partial(run_cluster, settings, haproxy, store_url, folder, say)
+        return supervise(run, stop_seconds(settings), clean_up=stack.close)
 
 
 @contextmanager

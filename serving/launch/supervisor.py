@@ -3,7 +3,7 @@
 Ray's processes do not survive signals in the wrong order: a SIGTERM to the process group kills the raylet before the
 driver, and workers whose raylet was killed serve on. So the driver runs in a session of its own and gets SIGTERM when
 this process dies. Both the driver and this process end everything that is left below them, so that either may be
-killed.
+killed; the driver also cleans up in place of this process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serving.launch.process_ties import adopt_orphans, signal_when_parent_ends
 _GRACE_SECONDS = 3.0
 
 
-def supervise(work: Callable[[], int], stop_seconds: float) -> int:
+def supervise(work: Callable[[], int], stop_seconds: float, clean_up: Callable[[], None]) -> int:
     """Run `work` in a forked child and return its exit code. This process must have only one thread, since it forks.
 
     SIGTERM, SIGINT and SIGHUP are passed on to the child as SIGTERM. On Linux, every descendant of the child has
@@ -29,13 +29,14 @@ def supervise(work: Callable[[], int], stop_seconds: float) -> int:
 
     Args:
         stop_seconds: how long the child may take to end after a signal, before it is killed.
+        clean_up: what the caller does after this returned; the child does it if this process was killed.
     """
     adopt_orphans()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    supervisor, child = os.getpid(), os.fork()
     if child == 0:
-        _be_the_child(work)
+        _be_the_child(work, supervisor, clean_up)
     _pass_signals_on(child, stop_seconds)
     code = _wait_for(child)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -54,7 +55,7 @@ def _pass_signals_on(child: int, stop_seconds: float) -> None:
         signal.signal(number, stop)
 
 
-def _be_the_child(work: Callable[[], int]) -> None:
+def _be_the_child(work: Callable[[], int], supervisor: int, clean_up: Callable[[], None]) -> None:
     os.setsid()
     adopt_orphans()
     signal_when_parent_ends(signal.SIGTERM)
@@ -70,6 +71,8 @@ def _be_the_child(work: Callable[[], int]) -> None:
     finally:
         try:
             end_descendants()
+            if os.getppid() != supervisor:
+                clean_up()
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
