@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import psutil
 
+from serving.launch.process_ties import reap_orphans
+
 _NEEDED = ("raylet", "gcs_server")
 
 
@@ -11,11 +13,14 @@ class Daemons:
     """The needed daemons among the children of this process, which started the cluster."""
 
     def __init__(self) -> None:
-        self._all = {p.name(): p for p in psutil.Process().children() if p.name() in _NEEDED}
+        children = psutil.Process().children()
+        self._pids = {process.pid for process in children}
+        self._needed = {process.name(): process for process in children if process.name() in _NEEDED}
 
     def ended(self) -> str | None:
-        """The name of one that has ended; None while all run."""
-        return next((name for name, process in self._all.items() if not _runs(process)), None)
+        """The name of one that has ended; None while all run. Forgets orphans of the cluster that have ended."""
+        reap_orphans(self._pids)
+        return next((name for name, process in self._needed.items() if not _runs(process)), None)
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -41,7 +41,8 @@ def log_of(server: ServerProcess) -> str:
 
 def one_of(server: ServerProcess, name: str) -> psutil.Process:
     """The server's process whose program has a name, or whose title begins with it."""
-    (found,) = [p for p in processes_of(server) if p.name() == name or " ".join(p.cmdline()).startswith(name)]
+    alive = [p for p in processes_of(server) if p.status() != psutil.STATUS_ZOMBIE]
+    (found,) = [p for p in alive if p.name() == name or " ".join(p.cmdline()).startswith(name)]
     return found
 
 
