@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,12 @@ def fall_and_rise(server: ServerProcess) -> set[int]:
     return {status(answer) for answer in answers}
 
 
+def refuses(server: ServerProcess) -> bool:
+    """Whether nothing listens on the server's port any more."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", server.port)) != 0
+
+
 @pytest.mark.parametrize("name", ["haproxy", "ray::HAProxyManager"])
 def test_a_killed_proxy_is_replaced_and_no_route_is_said_to_be_unknown(name: str, server: ServerProcess) -> None:
     one_of(server, name).kill()
@@ -105,9 +112,18 @@ def test_a_request_to_a_replica_that_stands_still_ends(server: ServerProcess) ->
     fall_and_rise(server)
 
 
-def test_a_server_whose_node_died_ends_by_itself_and_says_so(server: ServerProcess) -> None:
+def test_a_server_whose_node_died_answers_what_it_has_accepted_and_ends(server: ServerProcess) -> None:
     processes = processes_of(server)
-    one_of(server, "raylet").kill()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as asking:
+        asking.sendall(b"POST /v1/tasks/news/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{")
+        time.sleep(0.1)  # until a replica has it
+        one_of(server, "raylet").kill()
+        deadline = time.monotonic() + 60
+        while not refuses(server):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        asking.sendall(b'"inputs": "x"}')
+        assert asking.recv(1000).startswith(b"HTTP/1.1 4")  # unknown task, or a body that came late
     assert server.process.wait(60) == 1
     assert still_running(processes) == []
     assert "raylet, a process of Ray's, has ended" in log_of(server)
