@@ -1,27 +1,17 @@
-"""A private Ray cluster that runs the application: started, watched until a signal comes, and ended.
-
-Stopping means: admit no further requests (503 with Retry-After), let accepted requests finish, close the proxy, end the
-cluster. Each step has a time limit, since any of Ray's processes may be dead, and calls of it then never return. What a
-step leaves running, `supervisor` ends.
-"""
+"""A private Ray cluster that runs the application: started, watched until a signal comes, and ended."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from serving.config import Settings
 from serving.engine.cores import usable_cores
 from serving.launch.announcing import Say, as_configured
-from serving.launch.bounded import within
 from serving.launch.haproxy_start import variables
 from serving.launch.listening import behind_haproxy, frontend, in_front, url
 from serving.launch.ray_daemons import Daemons
@@ -29,11 +19,10 @@ from serving.launch.ray_messages import reason_of, show_replicas_only
 from serving.launch.ray_variables import for_launcher, forget_other_clusters
 from serving.launch.served import what_is_served
 from serving.launch.stop_signals import StopFlag, StoppedError
+from serving.launch.stopping import close_proxy, drain, end_cluster, replicas_run
 from serving.telemetry.logs import configure
 
 _OBJECT_STORE_BYTES = 80 << 20
-_ANSWER_SECONDS, _END_SECONDS = 10.0, 10.0
-"""For answers of Ray's processes, and for the end of these processes."""
 
 
 def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder: Path, say: Say) -> int:
@@ -53,8 +42,6 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
     _let_workers_import_us()
     stop = StopFlag()
     stop.install()
-    import ray
-
     code = 1
     try:
         _start_cluster(settings, folder)
@@ -71,13 +58,8 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
             as_configured(settings, say, logging.ERROR)(f"the server did not start: {reason_of(error)}")
     finally:
         stop.ignore()
-        _end(ray)
+        end_cluster()
     return code
-
-
-def stop_seconds(settings: Settings) -> float:
-    """The most seconds from a signal to the end of `run_cluster`."""
-    return settings.drain_seconds + _ANSWER_SECONDS + 2 * _END_SECONDS
 
 
 def _start_cluster(settings: Settings, folder: Path) -> None:
@@ -128,84 +110,18 @@ def _serve_until_stopped(settings: Settings, store_url: str, stop: StopFlag, say
     if ended is not None:
         reason = f"{ended}, a process of Ray's, has ended; the server stops, since nothing can replace it"
         as_configured(settings, say, logging.ERROR)(reason)
-        _wait_for_proxy(settings.drain_seconds)
+        close_proxy(settings.drain_seconds)
         return 1
-    return _drain(settings, say)
+    return drain(settings, say)
 
 
 def _stop_early(settings: Settings, say: Say) -> int:
     """Stop after a signal during the start. Replicas answer before Serve reports that they do, so they may have
     accepted requests. Returns the exit code."""
-    try:
-        answering = within(_ANSWER_SECONDS, _replicas_run)
-    except Exception:
-        answering = False
-    if answering:
-        return _drain(settings, say)
+    if replicas_run():
+        return drain(settings, say)
     say("stopped before it was ready")
     return 1
-
-
-def _replicas_run() -> bool:
-    import ray
-    from ray import serve as ray_serve
-
-    from serving.app import APP
-
-    if not ray.is_initialized():
-        return False
-    application = ray_serve.status().applications.get(APP)
-    deployments = application.deployments.values() if application else ()
-    return any(state == "RUNNING" for deployment in deployments for state in deployment.replica_states)
-
-
-def _drain(settings: Settings, say: Say) -> int:
-    """Let accepted requests finish. Returns the exit code."""
-    seconds = settings.drain_seconds
-    say(f"stopping: letting accepted requests finish, at most {seconds:g} s")
-    try:
-        cut = within(seconds + _ANSWER_SECONDS, lambda: _unanswered(seconds))
-    except Exception as error:
-        as_configured(settings, say, logging.ERROR)(f"stopped; replicas were not asked to finish ({error!r})")
-        return 1
-    say("stopped" if not cut else f"stopped; {cut} requests were cut off after {seconds:g} s")
-    return 0
-
-
-def _unanswered(seconds: float) -> int:
-    """Have every replica finish, and return how many requests none has answered after `seconds`."""
-    from ray import serve as ray_serve
-
-    from serving.app import APP
-
-    handle = ray_serve.get_app_handle(APP)
-    return sum(handle.broadcast("drain", seconds).results(timeout_s=seconds + _ANSWER_SECONDS))
-
-
-def _end(ray: Any) -> None:
-    """End the cluster. The application is not deleted first: the proxy would answer 404 until the end."""
-    _wait_for_proxy(0)
-    try:
-        within(_END_SECONDS, ray.shutdown)
-    except Exception:
-        logging.getLogger(__name__).debug("ending the cluster failed; the supervisor ends it", exc_info=True)
-
-
-def _wait_for_proxy(seconds: float) -> None:
-    """Stop HAProxy softly: it stops listening, so that late clients are refused at once and wait for no answer. Wait
-    until it has passed on the answers to accepted requests, at most `seconds`."""
-    proxies = [process for process in psutil.Process().children(recursive=True) if _is_haproxy(process)]
-    for process in proxies:
-        with suppress(psutil.Error):
-            process.send_signal(signal.SIGUSR1)
-    psutil.wait_procs(proxies, seconds)
-
-
-def _is_haproxy(process: psutil.Process) -> bool:
-    try:
-        return process.name() == "haproxy"
-    except psutil.Error:
-        return False
 
 
 def _new_token(folder: Path) -> Path:

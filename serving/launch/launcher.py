@@ -16,7 +16,8 @@ from pathlib import Path
 from serving.config import Settings
 from serving.launch.announcing import Say, as_configured
 from serving.launch.checks import check_address, check_base, check_keys, check_store, check_tls, choose_proxy
-from serving.launch.cluster import run_cluster, stop_seconds
+from serving.launch.cluster import run_cluster
+from serving.launch.stopping import stop_seconds
 from serving.launch.supervisor import supervise
 from serving.store.embedded import embedded_store
 from serving.telemetry.logs import chosen_format, configure
