@@ -1,30 +1,25 @@
-"""A private Ray cluster that runs the application: started, watched until a signal comes, and ended.
-
-Stopping means: admit no further requests (503 with Retry-After), let accepted requests finish, close the proxy, end the
-cluster.
-"""
+"""A private Ray cluster that runs the application: started, watched until a signal comes, and ended."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-import signal
 import time
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from serving.config import Settings
 from serving.engine.cores import usable_cores
 from serving.launch.announcing import Say, as_configured
 from serving.launch.haproxy_start import variables
 from serving.launch.listening import behind_haproxy, frontend, in_front, url
+from serving.launch.ray_daemons import Daemons
 from serving.launch.ray_messages import reason_of, show_replicas_only
 from serving.launch.ray_variables import for_launcher, forget_other_clusters
 from serving.launch.served import what_is_served
 from serving.launch.stop_signals import StopFlag, StoppedError
+from serving.launch.stopping import close_proxy, drain, end_cluster, replicas_run
 from serving.telemetry.logs import configure
 
 _OBJECT_STORE_BYTES = 80 << 20
@@ -38,7 +33,8 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         folder: private to the server's owner, with a short path.
     """
     forget_other_clusters()
-    os.environ.update(for_launcher(folder, variables(haproxy, frontend(settings, folder)) if haproxy else None))
+    haproxys = variables(haproxy, frontend(settings, folder)) if haproxy else None
+    os.environ.update(for_launcher(folder, haproxys, settings.request_timeout_seconds))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_new_token(folder))
     os.environ["KEN_REDIS_URL"] = store_url
     if settings.admin_token:
@@ -46,17 +42,15 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
     _let_workers_import_us()
     stop = StopFlag()
     stop.install()
-    import ray
-
     code = 1
     try:
         _start_cluster(settings, folder)
         stop.install()  # again: ray.init replaces the handlers
         start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
-        _watch(settings, store_url, stop, say)
-        code = 0
+        stop.ready = True
+        code = _serve_until_stopped(settings, store_url, stop, say)
     except (StoppedError, SystemExit):  # SystemExit comes from ray.init's own handler
-        say("stopped before it was ready")
+        code = _stop_early(settings, say)
     except Exception as error:
         if stop.asked:
             say("stopped before it was ready")
@@ -64,7 +58,7 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
             as_configured(settings, say, logging.ERROR)(f"the server did not start: {reason_of(error)}")
     finally:
         stop.ignore()
-        _end(ray)
+        end_cluster()
     return code
 
 
@@ -105,42 +99,29 @@ def _with_threads(settings: Settings) -> Settings:
     return settings.model_copy(update={"threads": threads})
 
 
-def _watch(settings: Settings, store_url: str, stop: StopFlag, say: Say) -> None:
-    from ray import serve as ray_serve
-
-    from serving.app import APP
-
+def _serve_until_stopped(settings: Settings, store_url: str, stop: StopFlag, say: Say) -> int:
+    """Wait for a signal, or for the end of a process of Ray's that nothing replaces. Returns the exit code."""
+    daemons = Daemons()
     say(f"ready on {url(settings)}")
-    stop.ready = True
     for line in what_is_served(settings, store_url):
         say(line)
-    while not stop.asked:
-        time.sleep(0.05)
-    say(f"stopping: letting accepted requests finish, at most {settings.drain_seconds:g} s")
-    handle = ray_serve.get_app_handle(APP)
-    left = handle.broadcast("drain", settings.drain_seconds).results(timeout_s=settings.drain_seconds + 10)
-    cut = sum(left)
-    say("stopped" if not cut else f"stopped; {cut} requests were cut off after {settings.drain_seconds:g} s")
+    while (ended := daemons.ended()) is None and not stop.asked:
+        time.sleep(0.1)
+    if ended is not None:
+        reason = f"{ended}, a process of Ray's, has ended; the server stops, since nothing can replace it"
+        as_configured(settings, say, logging.ERROR)(reason)
+        close_proxy(settings.drain_seconds)
+        return 1
+    return drain(settings, say)
 
 
-def _end(ray: Any) -> None:
-    """End the cluster. The application is not deleted first: the proxy would answer 404 until the end."""
-    _close_proxy()
-    try:
-        if ray.is_initialized():
-            ray.shutdown()
-    except Exception:
-        logging.getLogger(__name__).debug("ending the cluster failed; the supervisor ends it", exc_info=True)
-
-
-def _close_proxy() -> None:
-    """Stop HAProxy softly: it stops listening, so that late clients are refused at once and wait for no answer."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.name() == "haproxy":
-                process.send_signal(signal.SIGUSR1)
-        except psutil.Error:
-            continue
+def _stop_early(settings: Settings, say: Say) -> int:
+    """Stop after a signal during the start. Replicas answer before Serve reports that they do, so they may have
+    accepted requests. Returns the exit code."""
+    if replicas_run():
+        return drain(settings, say)
+    say("stopped before it was ready")
+    return 1
 
 
 def _new_token(folder: Path) -> Path:

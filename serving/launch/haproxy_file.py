@@ -1,4 +1,4 @@
-"""Edits Ray's configuration of HAProxy: where HAProxy listens, limits on connections, error pages, timeouts.
+"""Edits Ray's configuration of HAProxy: where HAProxy listens, limits on connections, its own answers, timeouts.
 
 Ray has no settings for these, so lines of its file are found and replaced. Pure: text in, text out. `haproxy_start`
 calls it.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.errors import StartError
+from serving.launch.haproxy_answers import FORMS, NATIVE_TYPE, OWN_ANSWERS, OwnAnswer, map_name
 
 _SECTION = re.compile(r"\S")
 _KNOWN_SECTIONS = re.compile(r"global|defaults|frontend (prometheus|http_frontend)|backend \S+|listen stats")
@@ -20,6 +22,13 @@ _OPENING = re.compile(r"(bind|errorfile|stats (socket|admin))\b")
 _REQUEST_HEAD_SECONDS = 20
 _SOURCES = "100k"
 _SOURCE = "http-request set-header X-Forwarded-For %[src]"
+_APPLICATION = re.compile(r"backend (?!default_backend$)\S+")
+_CHANGE_SECONDS = 600
+_CHANGES = (
+    "acl ken_predicts path_end /predict",
+    "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys /v1/base/verify",
+    f"http-request set-timeout server {_CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
+)
 
 
 @dataclass(frozen=True)
@@ -39,28 +48,41 @@ class Frontend:
 
 @dataclass(frozen=True)
 class _Edit:
-    """A line of a section, and a function that makes the lines in its place from the match."""
+    """A line of a section, and a function that makes the lines in its place from the match.
 
-    section: str
+    Attributes:
+        optional: whether the file may lack the line; it must be there exactly once otherwise.
+    """
+
+    section: re.Pattern[str]
     line: re.Pattern[str]
     into: Callable[[re.Match[str]], list[str]]
+    optional: bool = False
 
 
-def edited(text: str, frontend: Frontend) -> str:
+def edited(text: str, frontend: Frontend, maps: Path) -> str:
     """Ray's configuration file with every edit made.
 
     - Statistics and HAProxy's own metrics listen on loopback, and only its owner can open the admin socket.
-    - HAProxy's own 502, 503 and 504 keep their status. Ray turns each of them into a 500.
+    - HAProxy's own 502, 503 and 504 keep their status and have the form that their path's clients expect
+      (`haproxy_answers`). Ray turns each of them into a 500 of plain text.
+    - Without a replica, clients get 503 at once. Ray passes their requests to a proxy of its own, where they wait or
+      fail. While HAProxy knows of no application, as after its restart, they get 503 too, and not Ray's 404.
+    - Changes may take 10 minutes: a publish tries the delta, and clients may wait for every replica. Ray has one time
+      limit for all requests.
     - The frontend listens on `frontend.binds`, limits the connections of each source, and sets ``X-Forwarded-For`` to
       the client's address, whatever the request contains.
     - A client that sends its headers too slowly is disconnected after 20 s. Ray sets no limit.
     - A client that disconnects is noticed. With ``splice-request``, which Ray sets, HAProxy 2.8 does not notice it if
       the body came after the headers, and the replica would compute inputs that nobody waits for.
 
+    Args:
+        maps: the folder with the files of `haproxy_answers.maps`.
+
     Raises:
         StartError: a line that an edit replaces is not there exactly once, or an unknown line opens a socket.
     """
-    edits = _edits(frontend)
+    edits = _edits(frontend, maps)
     made = [0] * len(edits)
     lines, section = [], ""
     for line in text.splitlines():
@@ -70,7 +92,7 @@ def edited(text: str, frontend: Frontend) -> str:
             if not _KNOWN_SECTIONS.fullmatch(section):
                 raise _unknown(f"a section `{section}`")
         for number, edit in enumerate(edits):
-            if edit.section == section and (found := edit.line.fullmatch(bare)):
+            if edit.section.fullmatch(section) and (found := edit.line.fullmatch(bare)):
                 made[number] += 1
                 lines += [f"    {new}" for new in edit.into(found)]
                 break
@@ -79,14 +101,17 @@ def edited(text: str, frontend: Frontend) -> str:
                 raise _unknown(f"`{bare}` under `{section}`")
             lines.append(line)
     for edit, times in zip(edits, made, strict=True):
-        if times != 1:
-            raise _unknown(f"{times} lines like `{edit.line.pattern}` under `{edit.section}`, expected 1")
+        if times != 1 and not (edit.optional and times == 0):
+            raise _unknown(f"{times} lines like `{edit.line.pattern}` under `{edit.section.pattern}`, expected 1")
     return "\n".join(lines) + "\n"
 
 
-def _edits(frontend: Frontend) -> list[_Edit]:
+def _edits(frontend: Frontend, maps: Path) -> list[_Edit]:
     def edit(section: str, line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
-        return _Edit(section, re.compile(line), into)
+        return _Edit(re.compile(section), re.compile(line), into)
+
+    def of_application(line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
+        return _Edit(_APPLICATION, re.compile(line), into, optional=True)
 
     return [
         edit(
@@ -95,15 +120,25 @@ def _edits(frontend: Frontend) -> list[_Edit]:
             lambda m: [f"stats socket {m[1]} mode 600 level admin expose-fd listeners"],
         ),
         edit("global", r"maxconn (\d+)", lambda m: [f"maxconn {frontend.connections or m[1]}"]),
-        edit("defaults", "option splice-request", lambda m: [f"timeout http-request {_REQUEST_HEAD_SECONDS}s"]),
+        edit(
+            "defaults",
+            "option splice-request",
+            lambda m: [
+                f"timeout http-request {_REQUEST_HEAD_SECONDS}s",
+                *(_own_answer(answer, maps) for answer in OWN_ANSWERS),
+            ],
+        ),
         *(edit("defaults", rf"errorfile {status} \S+", lambda m: []) for status in (502, 503, 504)),
         edit("frontend prometheus", r"bind :(\d+)", lambda m: [f"bind 127.0.0.1:{m[1]}"]),
         edit("listen stats", r"bind \*:(\d+)", lambda m: [f"bind 127.0.0.1:{m[1]}"]),
         edit(
             "frontend http_frontend",
             r"bind (\S+:\d+)",
-            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE],
+            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _types()],
         ),
+        edit("backend default_backend", r"http-request return status 404 .*", lambda m: []),
+        of_application(r"http-reuse always", lambda m: [m[0], *_CHANGES]),
+        of_application(r"server SERVE_PROXY_ACTOR-fallback-\S+ \S+ check backup", lambda m: []),
     ]
 
 
@@ -120,6 +155,18 @@ def _limits(frontend: Frontend) -> list[str]:
         "tcp-request connection track-sc0 src,ipmask(32,64)",
         f"tcp-request connection reject if {{ sc0_conn_cur gt {frontend.per_source} }}",
     ]
+
+
+def _own_answer(answer: OwnAnswer, maps: Path) -> str:
+    body = f'lf-string "%[capture.req.uri,map_beg({maps / map_name(answer)})]"'
+    again = "" if answer.retry_after is None else f" hdr Retry-After {answer.retry_after}"
+    return f"http-error status {answer.status} content-type {NATIVE_TYPE} {body}{again}"
+
+
+def _types() -> str:
+    """HAProxy's answers of one status share a type: that of the native form, which is not that of the others."""
+    ours, paths = f"{{ res.hdr(Content-Type) {NATIVE_TYPE} }}", f"{{ capture.req.uri -m beg {' '.join(FORMS)} }}"
+    return f"http-after-response set-header Content-Type application/json if {ours} {paths}"
 
 
 def _unknown(found: str) -> StartError:

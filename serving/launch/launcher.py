@@ -10,12 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from serving.config import Settings
 from serving.launch.announcing import Say, as_configured
 from serving.launch.checks import check_address, check_base, check_keys, check_store, check_tls, choose_proxy
 from serving.launch.cluster import run_cluster
+from serving.launch.stopping import stop_seconds
 from serving.launch.supervisor import supervise
 from serving.store.embedded import embedded_store
 from serving.telemetry.logs import chosen_format, configure
@@ -43,7 +45,8 @@ def serve(settings: Settings, say: Say) -> int:
         check_store(store_url, settings, say)
         check_keys(store_url, settings)
         folder = Path(stack.enter_context(_private_folder()))
-        return supervise(lambda: run_cluster(settings, haproxy, store_url, folder, say))
+        run = partial(run_cluster, settings, haproxy, store_url, folder, say)
+        return supervise(run, stop_seconds(settings), clean_up=stack.close)
 
 
 @contextmanager

@@ -6,11 +6,13 @@ launcher: the manifest sets them for the containers of head and workers, and a t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.config import Settings
 from serving.launch.ports import free_ports, free_range
 
 
@@ -19,6 +21,15 @@ class Variable:
     name: str
     value: str
     why: str
+
+
+_SERVER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+_LATER_THAN_THE_REPLICA = 5
+
+
+def server_timeout(request_timeout: float) -> str:
+    """Seconds that HAProxy waits for a replica: long enough for the replica's own answer that time is up."""
+    return str(math.ceil(request_timeout) + _LATER_THAN_THE_REPLICA)
 
 
 SHARED = (
@@ -34,6 +45,11 @@ SHARED = (
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",
         "60",
         "a client that sends nothing is disconnected; the default is an hour",
+    ),
+    Variable(
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S",
+        "1",
+        "Ray replaces a HAProxy that ended after three checks; the default is 10 s for each",
     ),
     Variable("RAY_worker_niceness", "0", "replicas keep their scheduling priority"),
     Variable("OMP_WAIT_POLICY", "PASSIVE", "waiting compute threads leave their cores to the event loop and HAProxy"),
@@ -53,6 +69,11 @@ LOCAL = (
 
 IN_CLUSTER = (
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "15", "load balancers need time to stop using a pod"),
+    Variable(
+        _SERVER_TIMEOUT,
+        server_timeout(Settings.model_fields["request_timeout_seconds"].default),
+        "requests to a lost node end; 5 s above the setting request_timeout_seconds",
+    ),
     Variable("HOME", "/home/ken", "Ray and numba write into it"),
     Variable(
         "RAY_SERVE_HAPROXY_BINARY_PATH", "/usr/local/bin/ken-haproxy", "the image's link to serving/launch/haproxy.sh"
@@ -66,12 +87,13 @@ def for_cluster() -> dict[str, str]:
     return {v.name: v.value for v in (*SHARED, *IN_CLUSTER)}
 
 
-def for_launcher(folder: Path, haproxy: Mapping[str, str] | None) -> dict[str, str]:
+def for_launcher(folder: Path, haproxy: Mapping[str, str] | None, request_timeout: float) -> dict[str, str]:
     """The variables of a private cluster. It gets its own ports and sockets, so that several clusters run side by side.
 
     Args:
         folder: private, with a short path, since HAProxy's sockets lie below it.
         haproxy: the variables that make Ray start HAProxy (`haproxy_start.variables`); None for Ray's stock proxy.
+        request_timeout: seconds that a prediction may take.
     """
     values = {v.name: v.value for v in (*SHARED, *LOCAL)}
     ports = free_ports()
@@ -89,6 +111,7 @@ def for_launcher(folder: Path, haproxy: Mapping[str, str] | None) -> dict[str, s
         place = folder / "h"
         values |= {
             **haproxy,
+            _SERVER_TIMEOUT: server_timeout(request_timeout),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(place / "haproxy.cfg"),

@@ -1,13 +1,13 @@
 """Runs a function in a child process with a session of its own, and ends every process that it leaves behind.
 
 Ray's processes do not survive signals in the wrong order: a SIGTERM to the process group kills the raylet before the
-driver, and a SIGKILL of the driver leaves HAProxy holding its port. So the driver runs in a session of its own and gets
-SIGTERM when this process dies, and this process ends everything that the driver leaves.
+driver, and workers whose raylet was killed serve on. So the driver runs in a session of its own and gets SIGTERM when
+this process dies. Both the driver and this process end everything that is left below them, so that either may be
+killed; the driver also cleans up in place of this process.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -16,32 +16,49 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
-_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
+from serving.launch.process_ties import adopt_orphans, signal_when_parent_ends
+
 _GRACE_SECONDS = 3.0
 
 
-def supervise(work: Callable[[], int]) -> int:
+def supervise(work: Callable[[], int], stop_seconds: float, clean_up: Callable[[], None]) -> int:
     """Run `work` in a forked child and return its exit code. This process must have only one thread, since it forks.
 
     SIGTERM, SIGINT and SIGHUP are passed on to the child as SIGTERM. On Linux, every descendant of the child has
-    ended when this returns. On other systems only the child has.
+    ended when this returns, and soon after this process was killed. On other systems only the child has.
+
+    Args:
+        stop_seconds: how long the child may take to end after a signal, before it is killed.
+        clean_up: what the caller does after this returned; the child does it if this process was killed.
     """
-    _prctl(_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    supervisor, child = os.getpid(), os.fork()
     if child == 0:
-        _be_the_child(work)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: _send(child, signal.SIGTERM))
+        _be_the_child(work, supervisor, clean_up)
+    _pass_signals_on(child, stop_seconds)
     code = _wait_for(child)
-    _end_descendants()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    end_descendants()
     return code if code >= 0 else 128 - code
 
 
-def _be_the_child(work: Callable[[], int]) -> None:
+def _pass_signals_on(child: int, stop_seconds: float) -> None:
+    def stop(*_: object) -> None:
+        if not any(signal.getitimer(signal.ITIMER_REAL)):
+            signal.setitimer(signal.ITIMER_REAL, stop_seconds)
+        _send(child, signal.SIGTERM)
+
+    signal.signal(signal.SIGALRM, lambda *_: _send(child, signal.SIGKILL))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+
+
+def _be_the_child(work: Callable[[], int], supervisor: int, clean_up: Callable[[], None]) -> None:
     os.setsid()
-    _prctl(_SET_PDEATHSIG, signal.SIGTERM)
+    adopt_orphans()
+    signal_when_parent_ends(signal.SIGTERM)
     code = 1
     try:
         code = work()
@@ -52,9 +69,14 @@ def _be_the_child(work: Callable[[], int]) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            end_descendants()
+            if os.getppid() != supervisor:
+                clean_up()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def _wait_for(child: int) -> int:
@@ -64,8 +86,8 @@ def _wait_for(child: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-def _end_descendants() -> None:
-    """Wait for the child's descendants, whose parent is this process now, and kill those that do not end in time."""
+def end_descendants() -> None:
+    """Wait a moment for this process's descendants, orphans among them, and kill those that do not end by then."""
     if not sys.platform.startswith("linux"):
         return
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -99,8 +121,3 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

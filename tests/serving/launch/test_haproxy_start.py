@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import psutil
 import pytest
+from fastapi import Response
 
+from serving.api.application import PROTOCOLS, protocol_of
+from serving.api.failures import Failure
 from serving.errors import StartError
 from serving.launch import haproxy_start as haproxystart
+from serving.launch.haproxy_answers import OWN_ANSWERS
 from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend
 from serving.launch.haproxy_start import ENTRY, check_startable, variables
@@ -32,7 +40,8 @@ defaults
     mode http
     timeout connect 5s
     timeout client 60s
-    timeout server 60s
+    timeout server 1s
+    option httplog
     option splice-request
     errorfile 502 {folder}/500.http
     errorfile 503 {folder}/500.http
@@ -42,10 +51,13 @@ frontend prometheus
 frontend http_frontend
     bind 0.0.0.0:{ports[1]}
     http-request return status 200 content-type text/plain string "up" if {{ path /-/healthz }}
-    default_backend http-ken
+    use_backend http-ken if {{ path_beg / }} !{{ path /-/nothing }}
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "not found"
 backend http-ken
     retries 0
-    server gone 127.0.0.1:1
+    server replica 127.0.0.1:{ports[3]}
 listen stats
     bind *:{ports[2]}
 """
@@ -59,7 +71,7 @@ def binary() -> str:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(4)]
     (tmp_path / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
     (tmp_path / "haproxy.cfg").write_text(FILE.format(folder=tmp_path, ports=ports))
     return tmp_path / "haproxy.cfg"
@@ -107,6 +119,24 @@ def test_the_process_ray_started_becomes_haproxy_with_the_arguments_it_was_given
         assert heard == {"127.0.0.1", "0.0.0.0"}
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tie a process to its parent")
+def test_haproxy_ends_with_the_process_that_started_it(file: Path, binary: str) -> None:
+    """Otherwise it would hold its port when its manager is killed."""
+    parent = f"import subprocess; subprocess.run({[str(ENTRY), '-db', '-f', str(file), '-dR']})"
+    with psutil.Popen([sys.executable, "-c", parent], env=environment(variables(binary, Frontend()))) as started:
+        deadline = time.monotonic() + 30
+        while not (file.parent / "admin.sock").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (haproxy,) = started.children()
+        started.kill()
+    try:
+        assert psutil.wait_procs([haproxy], timeout=10)[1] == []
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            haproxy.kill()
+
+
 def test_it_starts_with_an_interpreter_far_down_and_ignores_the_working_directory(
     file: Path, binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,18 +162,79 @@ def test_without_a_launcher_it_finds_haproxy_and_the_limits_by_itself(file: Path
         assert "maxconn 200" in file.read_text()
 
 
-def test_a_replica_that_is_gone_is_a_503_and_not_a_500(file: Path, binary: str) -> None:
+def like(answer: httpx.Response) -> Response:
+    """The failure that a replica would answer in an answer's place."""
+    path = answer.request.url.path
+    own = next(own for own in OWN_ANSWERS if own.status == answer.status_code)
+    failure = Failure(own.status, own.title, own.detail, None, retry_after=own.retry_after)
+    return protocol_of(path).shape(failure)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_haproxy_answers_by_itself_has_the_form_of_the_paths_protocol(
+    status: int, file: Path, binary: str
+) -> None:
+    """The replica is not there (503), hangs up without an answer (502), or never answers (504)."""
+    port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
+    assert replica is not None
+    paths = [path for protocol in PROTOCOLS for path in protocol.paths]
+    asked = ["/", "/readyz", "/v1/tasks/news/predict", *paths, *(f"{path}/some?x=1" for path in paths)]
+    with ExitStack() as stack:
+        if status != 503:
+            heard = stack.enter_context(socket.create_server((replica[1], int(replica[2]))))
+            stack.callback(heard.shutdown, socket.SHUT_RDWR)
+            Thread(target=take, args=(heard, status == 502), daemon=True).start()
+        stack.enter_context(started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))))
+        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
+        answers = stack.enter_context(ThreadPoolExecutor(8)).map(client.get, asked)
+        for answer in answers:
+            expected = like(answer)
+            assert answer.status_code == status
+            assert answer.json() == json.loads(expected.body)
+            assert answer.headers["content-type"] == expected.headers["content-type"]
+            assert answer.headers.get("retry-after") == expected.headers.get("retry-after")
+
+
+def take(heard: socket.socket, hang_up: bool) -> None:
+    """Take connections and answer nothing."""
+    held = []
+    with suppress(OSError):
+        while True:
+            taken, _ = heard.accept()
+            held.append(taken)
+            if hang_up:
+                taken.recv(65536)
+                taken.close()
+
+
+def test_a_path_without_an_application_is_unavailable_and_not_unknown(file: Path, binary: str) -> None:
     port = free_port()
     with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
-        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 503
+        answer = httpx.get(f"http://127.0.0.1:{port}/-/nothing")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert answer.json() == json.loads(like(answer).body)
+
+
+def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> None:
+    port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
+    assert replica is not None
+    file.write_text(file.read_text().replace("    retries 0", "    http-reuse always\n    retries 0"))
+    with (
+        socket.create_server((replica[1], int(replica[2]))) as heard,
+        started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=3) as client,
+    ):
+        Thread(target=take, args=(heard, False), daemon=True).start()
+        assert client.post("/v1/tasks/news/predict").status_code == 504
+        assert client.get("/v1/tasks/news").status_code == 504
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/tasks/news?wait=60")
 
 
 def test_a_request_cannot_say_that_it_came_from_elsewhere(file: Path, binary: str) -> None:
     port = free_port()
     told = 'http-request return status 200 content-type text/plain lf-string "%[req.hdr(x-forwarded-for)]"'
-    file.write_text(
-        file.read_text().replace("    default_backend http-ken", f"    {told}\n    default_backend http-ken")
-    )
+    file.write_text(file.read_text().replace("    default_backend default", f"    {told}\n    default_backend default"))
     with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
         forged = {"X-Forwarded-For": "192.0.2.7, 192.0.2.8"}
         with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as client:

@@ -11,13 +11,13 @@ from serving.launch.ray_variables import for_launcher, forget_other_clusters
 
 
 def test_a_private_cluster_asks_for_a_token_and_keeps_to_loopback(tmp_path: Path) -> None:
-    values = for_launcher(tmp_path, None)
+    values = for_launcher(tmp_path, None, 30.0)
     assert values["RAY_AUTH_MODE"] == "token"
     assert values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
 
 
 def test_haproxy_is_started_as_told_with_its_files_in_the_private_folder(tmp_path: Path) -> None:
-    values = for_launcher(tmp_path, {"RAY_SERVE_HAPROXY_BINARY_PATH": "/entry"})
+    values = for_launcher(tmp_path, {"RAY_SERVE_HAPROXY_BINARY_PATH": "/entry"}, 30.0)
     assert values["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert values["RAY_SERVE_HAPROXY_BINARY_PATH"] == "/entry"
     paths = [value for name, value in values.items() if name.startswith("RAY_SERVE_HAPROXY") and "/" in value[1:]]
@@ -25,8 +25,16 @@ def test_haproxy_is_started_as_told_with_its_files_in_the_private_folder(tmp_pat
     assert all(Path(path).is_relative_to(tmp_path) for path in paths)
 
 
+@pytest.mark.parametrize(("seconds", "waits"), [(30.0, "35"), (0.5, "6"), (120.2, "126")])
+def test_haproxy_gives_up_on_a_replica_a_little_later_than_the_replica_on_a_request(
+    seconds: float, waits: str, tmp_path: Path
+) -> None:
+    values = for_launcher(tmp_path, {"RAY_SERVE_HAPROXY_BINARY_PATH": "/entry"}, seconds)
+    assert values["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] == waits
+
+
 def test_without_haproxy_replicas_open_no_ports_of_their_own(tmp_path: Path) -> None:
-    values = for_launcher(tmp_path, None)
+    values = for_launcher(tmp_path, None, 30.0)
     assert (values["RAY_SERVE_ENABLE_HA_PROXY"], values["RAY_SERVE_ENABLE_DIRECT_INGRESS"]) == ("0", "0")
 
 

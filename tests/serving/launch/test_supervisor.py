@@ -21,9 +21,10 @@ class Supervised:
 
     def __init__(self, folder: Path, work: str) -> None:
         imports = "import os, signal, subprocess, sys, time\nfrom serving.launch import supervisor\n"
-        imports += "supervisor._GRACE_SECONDS = 1.0\n"
+        imports += "supervisor._GRACE_SECONDS = 1.0\nSTOP_SECONDS = 5.0\n"
         body = "".join(f"    {line}\n" for line in work.splitlines())
-        (folder / "script.py").write_text(f"{imports}def work():\n{body}sys.exit(supervisor.supervise(work))\n")
+        supervise = "supervisor.supervise(work, STOP_SECONDS, lambda: print('cleaned'))"
+        (folder / "script.py").write_text(f"{imports}def work():\n{body}sys.exit({supervise})\n")
         self.process = subprocess.Popen(
             [sys.executable, "-u", str(folder / "script.py")],
             stdout=subprocess.PIPE,
@@ -208,3 +209,44 @@ time.sleep(20)
     running.process.terminate()
     assert running.code() == 0
     assert (tmp_path / "drained").exists()
+
+
+def test_a_child_that_does_not_end_after_a_signal_is_killed(supervised: Callable[[str], Supervised]) -> None:
+    running = supervised(
+        """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
+time.sleep(60)
+"""
+    )
+    grandchild = int(running.line())
+    running.process.terminate()
+    assert running.code() == 128 + 9
+    assert is_gone(grandchild)
+
+
+ORPHANED = """
+def end(number, frame):
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+parent = "import subprocess; p = subprocess.Popen(['sleep', '60'], start_new_session=True); print(p.pid); p.wait()"
+child = subprocess.Popen([sys.executable, "-uc", parent], stdout=subprocess.PIPE)
+print(child.pid, int(child.stdout.readline()))
+time.sleep(20)
+"""
+
+
+def test_a_child_whose_supervisor_was_killed_ends_its_own_descendants_and_cleans_up(
+    supervised: Callable[[str], Supervised],
+) -> None:
+    running = supervised(ORPHANED)
+    pids = [int(pid) for pid in running.line().split()]
+    psutil.Process(pids[0]).kill()  # the other one has no parent of its own any more
+    running.process.kill()
+    assert running.line() == "cleaned"
+    assert [pid for pid in pids if not is_gone(pid)] == []
+
+
+def test_a_child_leaves_cleaning_up_to_its_supervisor(supervised: Callable[[str], Supervised]) -> None:
+    running = supervised("print('done'); return 0")
+    assert [running.line(), running.line()] == ["done", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -100,6 +101,31 @@ def test_a_socket_folder_that_others_may_enter_is_refused(tmp_path: Path, monkey
     folder.chmod(0o755)
     with pytest.raises(StartError, match="not private to this user"), embedded_store(tmp_path / "data"):
         pass
+
+
+def test_a_long_temporary_directory_does_not_make_the_socket_path_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with embedded_store(tmp_path / "data") as url:
+        assert connect(url).ping()
+        assert not Path(url.removeprefix("unix://")).is_relative_to(long)
+
+
+def test_processes_with_other_temporary_directories_share_one_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers would write into the same file."""
+    other = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        with embedded_store(tmp_path) as first:
+            monkeypatch.setattr(tempfile, "tempdir", str(other))
+            with embedded_store(tmp_path) as second:
+                assert second == first
+    finally:
+        shutil.rmtree(other)
 
 
 def test_a_long_data_path_does_not_make_the_socket_path_too_long(tmp_path: Path) -> None:
