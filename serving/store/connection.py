@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from serving.errors import StoreError
+from serving.errors import StoreError, StoreFullError
 from serving.store.urls import Client, connect, printable
 
 _SCRIPTS = ("adopt", "change", "chunk", "delete", "delta", "keys", "lease", "report", "reports")
@@ -95,5 +95,10 @@ class _StoreErrors:
             raise StoreError(f"the store at {self._where} refuses these credentials: {error}") from None
         if isinstance(error, redis.ConnectionError | redis.TimeoutError):
             raise StoreError(f"the store at {self._where} does not answer: {error}") from error
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
+            raise StoreFullError(
+                f"the store at {self._where} is full and takes no change: delete versions with `ken rm` and free their "
+                "bytes with `ken gc`, or raise the store's maxmemory; then try again"
+            ) from error
         if isinstance(error, redis.RedisError | redis.exceptions.RedisClusterException):
             raise StoreError(f"the store at {self._where} answered: {error}") from error

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from redis.exceptions import OutOfMemoryError
 
-from serving.errors import StoreError, StoreFullError
+from serving.errors import StoreFullError
 
 
 @contextmanager
 def full_store(where: str, what: str, needed: int) -> Iterator[None]:
-    """Turn the store's refusal to take more into an error that says what to do.
+    """Say what there was no room for, where the store is full.
 
     Args:
         where: the store, as `Connection.where` names it.
@@ -24,10 +24,10 @@ def full_store(where: str, what: str, needed: int) -> Iterator[None]:
     """
     try:
         yield
-    except StoreError as error:
-        if isinstance(error, StoreFullError) or not isinstance(error.__cause__, OutOfMemoryError):
+    except StoreFullError as error:
+        if not isinstance(error.__cause__, OutOfMemoryError):  # it already says what is being written
             raise
         raise StoreFullError(
             f"the store at {where} is full: it has no room for {what}, which needs {needed / 1e6:.1f} MB. Delete "
             "versions with `ken rm` and free their bytes with `ken gc`, or raise the store's maxmemory; then try again"
-        ) from error.__cause__
+        ) from error

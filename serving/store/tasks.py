@@ -300,7 +300,7 @@ class Tasks:
 
     def _form(self, manifests: Mapping[str, Manifest], digest: str) -> AnswerForm | None:
         """The form of a version's answers; None where its manifest in the store is gone or damaged."""
-        from ken_core.manifest import Manifest  # imports torch, which is slow and not needed to list tasks
+        from ken_core.manifest import Manifest  # pydantic builds its models slowly, and no list of tasks needs them
 
         try:
             return answer_form(manifests.get(digest) or Manifest.model_validate(self._deltas.manifest(digest)))

@@ -194,3 +194,18 @@ def test_what_was_uploaded_in_chunks_expires_until_it_is_committed(
     assert raw.ttl(parts) > 5
     store.uploads.commit(file.digest, lambda path: file, tmp_path)
     assert {raw.ttl(key) for key in kept(raw)} == {-1}
+
+
+def test_on_a_full_store_a_change_is_refused_with_what_to_do_but_a_rollback_is_made(
+    private_url: str, deltas: Deltas
+) -> None:
+    store, client = Store(private_url), connect(private_url)
+    for file in (deltas.spam, deltas.spam_2):
+        store.tasks.publish("spam", file)
+    limit(client, -1)
+    with pytest.raises(StoreFullError, match=r"takes no change: .*`ken rm`.*`ken gc`.*maxmemory"):
+        store.tasks.promote("spam", deltas.spam.digest)
+    store.tasks.rollback("spam")
+    assert store.tasks.known("spam").aliases["live"] == deltas.spam.digest
+    store.tasks.delete("spam", force=True)
+    assert store.garbage.collect().deltas == 2
