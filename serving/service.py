@@ -27,6 +27,7 @@ from serving.replica.vetting import Vetting
 from serving.routing.shadows import Shadows
 from serving.security.signatures import TrustedKeys
 from serving.store import Store
+from serving.store.urls import store_name
 from serving.tasks import TaskTable, TaskWatch
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.scrape import ScrapePort
@@ -62,7 +63,7 @@ class Service:
         self.tracer = tracer_from_environment(self.replica)
         # The store, and what it says of tasks
         self.store = Store(store_url, settings.namespace)
-        self.table = TaskTable(folder / f"tasks-{settings.namespace}.json")
+        self.table = TaskTable(folder / f"tasks-{settings.namespace}.json", store_name(store_url))
         self.watch = TaskWatch(self.store, self.table, self.replica, self.metrics.store_up.set, self._scrape.address)
         # The base, and the deltas on it
         self.resident = _resident(settings)

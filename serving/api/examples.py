@@ -114,7 +114,7 @@ ANSWERS: dict[str, Any] = {
     },
     "PredictAnswer": _ANSWER,
     "Ready": {"ready": True},
-    "ReplicaInfo": {"name": _REPLICA, "revision": 17, "metrics": "10.0.3.7:40123", "in_touch": True, "age": 0.4},
+    "ReplicaInfo": {"name": _REPLICA, "revision": 17, "metrics": "10.0.3.7:40123", "silent_seconds": 0.0},
     "Revoked": {"task": None, "revision": 19, "seen": [_REPLICA], "pending": [], "silent": {}, "notice": None},
     "ServerMetadata": {"name": "ken-serve", "version": "0.1.0", "extensions": []},
     "Readiness": {

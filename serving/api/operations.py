@@ -53,8 +53,9 @@ class ReplicaInfo(BaseModel):
     name: str
     revision: int = Field(description="the latest revision of the store that the replica has seen")
     metrics: str | None = Field(description="host and port of the replica's own metrics")
-    in_touch: bool = Field(description="false: it has not reported for 15 s, and may answer by an older revision")
-    age: float = Field(description="seconds since the replica reported, by the store's clock")
+    silent_seconds: float = Field(
+        description="how long it has not reported, if that is 15 s or more: it may answer by an older revision; else 0"
+    )
 
 
 class Verification(BaseModel):
@@ -126,8 +127,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
                 name=report.replica,
                 revision=report.revision,
                 metrics=report.address or None,
-                in_touch=report.in_touch,
-                age=report.age,
+                silent_seconds=0.0 if report.in_touch else round(report.age, 1),
             )
             for report in reports.values()
         ]

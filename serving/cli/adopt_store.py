@@ -7,7 +7,7 @@ import typer
 from serving.cli.opening import open_backend
 from serving.cli.options import DataDir, Namespace, RedisUrl, Url, Wait
 from serving.cli.outcome import tell_pending
-from serving.terminal import counted, say
+from serving.terminal import say
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,7 +32,5 @@ def adopt_store(
     """
     with open_backend(url, redis_url, data_dir, namespace) as backend:
         change = backend.adopt_store(wait=wait)
-        # a server lists what one replica knows, which may not be the store's content yet
-        held = "what the store holds" if url else counted(len(backend.listing().tasks), "task")
-        say(f"replicas answer by {held} from now on (revision {change.revision})")
+        say(f"every replica answers by what the store holds (revision {change.revision})")
         tell_pending(change, wait)

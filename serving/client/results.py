@@ -184,8 +184,9 @@ class Replica(Result):
     name: str
     revision: int = Field(description="the newest revision of the store that the replica has seen")
     metrics: str | None = Field(None, description="host and port of the replica's own metrics")
-    in_touch: bool = Field(True, description="False: not heard of for a while; it may answer by an older revision")
-    age: float = Field(0.0, description="seconds since the replica reported to the store")
+    silent_seconds: float = Field(
+        0.0, description="how long it has not reported, if long enough to matter: it may answer by an older revision"
+    )
 
 
 class Collected(Result):

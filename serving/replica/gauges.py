@@ -42,7 +42,7 @@ def add_gauges(
         lambda: resident.checkpoint.files.trouble is not None,
     )
     metrics.gauge(
-        "ken_store_other_history",
+        "ken_store_history_changed",
         "Whether the store was emptied, restored or exchanged, so that the replica keeps what it knew",
         lambda: watch.other_history,
     )

@@ -14,7 +14,7 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 - ``ken:{ns}:events``               capped stream of (task or ``@keys``, revision): a hint that something changed
 - ``ken:{ns}:upload:<digest>``      sorted set of the leases of uploads, or of ``gc``, by the second each ends
 - ``ken:{ns}:marks``                hash: revision -> mark, of the latest 1000 changes, and ``epoch``: see `Lineage`
-- ``ken:{ns}:adoptions``            set of ids, one for each time the store was adopted: see `Adoptions`
+- ``ken:{ns}:adoptions``            set of the times the store was adopted: see `Adoptions`
 - ``ken:{ns}:reports``              hash: replica -> when it last reported, and what, as JSON: see `Replicas`
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB; expires unless the delta is complete
@@ -81,5 +81,5 @@ class Store:
         self.history = History(self.connection)
         self.events = Events(self.connection)
         self.replicas = Replicas(self.connection)
-        self.adoptions = Adoptions(self.connection)
+        self.adoptions = Adoptions(self.connection, self.replicas)
         self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks)

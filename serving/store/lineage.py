@@ -17,7 +17,8 @@ class Lineage:
         epoch: drawn with the store's first change; empty before that, and where earlier versions made all changes.
         marks: revision -> the mark of the change that led to it. A mark depends on all changes before, so two stores
             with the same mark at a revision have the same past. A change by an earlier version has no mark.
-        adoptions: ids of the times when a person confirmed what the store holds, see `Adoptions`.
+        adoptions: the times when a person confirmed what the store holds, each with the epoch of the history that this
+            ended, see `Adoptions`.
     """
 
     epoch: str = ""
@@ -40,8 +41,8 @@ class Lineage:
         return revision > earlier_revision or self.epoch != earlier.epoch or self._parts_from(earlier, revision)
 
     def confirmed_since(self, earlier: Lineage) -> bool:
-        """Whether a person confirmed this store after it was `earlier`."""
-        return bool(self.adoptions - earlier.adoptions)
+        """Whether a person confirmed this store in place of `earlier`, after it was `earlier`."""
+        return any(told.partition(" ")[2] == earlier.epoch for told in self.adoptions - earlier.adoptions)
 
     def with_marks(self, marks: Mapping[int, str]) -> Lineage:
         """This lineage after further changes."""

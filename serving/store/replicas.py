@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import orjson
 
@@ -13,8 +14,8 @@ from serving.store.connection import Connection
 
 IN_TOUCH_SECONDS = 15.0
 """A replica that has not reported for this long is out of touch: it may answer from what it knew before."""
-EXPECTED_SECONDS = 900.0
-"""A replica that has not reported for this long is no longer expected to."""
+EXPECTED_SECONDS = 3600.0
+"""A replica that has not reported for this long is no longer expected to: its node is taken to be gone for good."""
 _POLL_SECONDS = 0.02
 
 
@@ -30,7 +31,10 @@ class Report:
     age: float
     """Seconds since the replica reported, by the clock of the store."""
     host: str
-    process: int
+    process: str
+    """Names the replica's process among all that the host ever runs."""
+    keeps: str | None = None
+    """The epoch of the earlier history that the replica keeps to, see `Lineage`; None where it answers by the store."""
 
     @property
     def in_touch(self) -> bool:
@@ -61,13 +65,14 @@ class Replicas:
         self._connection = connection
         self._key = connection.control_key("reports")
 
-    def report(self, replica: str, revision: int, address: str = "") -> None:
+    def report(self, replica: str, revision: int, address: str = "", keeps: str | None = None) -> None:
         """Record that a replica, which runs in this process, is alive and has seen `revision`.
 
         Args:
             address: ``host:port`` of the replica's metrics; empty where there are none.
+            keeps: the epoch of the earlier history that the replica keeps to, if it does.
         """
-        told = {"revision": revision, "address": address, "host": os.uname().nodename, "process": os.getpid()}
+        told = {"revision": revision, "address": address, "keeps": keeps, **_here()}
         self._connection.run("report", [self._key], replica, orjson.dumps(told))
 
     def retire(self, replica: str) -> None:
@@ -76,10 +81,14 @@ class Replicas:
             self._connection.client.hdel(self._key, replica)
 
     def retire_dead(self) -> None:
-        """No longer expect replicas of this host whose process has ended without a word."""
-        host = os.uname().nodename
+        """No longer expect replicas of this host whose process has ended without a word.
+
+        Of several containers with one host name, the processes of another one are taken to have ended: it is mostly an
+        earlier run of this container. A replica that runs there all the same reports again within a second.
+        """
+        here = _here()
         for report in self.reports().values():
-            if report.host == host and not _runs(report.process):
+            if report.host == here["host"] and _named(int(report.process.split()[0])) != report.process:
                 self.retire(report.replica)
 
     def reports(self) -> dict[str, Report]:
@@ -111,15 +120,31 @@ def _spread(reports: Iterable[Report], revision: int) -> Spread:
 
 def _report(name: str, row: bytes, now: float) -> Report:
     when, _, text = row.partition(b" ")
-    told = orjson.loads(text)
-    return Report(name, told["revision"], told["address"], max(0.0, now - float(when)), told["host"], told["process"])
+    return Report(replica=name, age=max(0.0, now - float(when)), **orjson.loads(text))
 
 
-def _runs(process: int) -> bool:
+def _here() -> dict[str, str]:
+    return {"host": os.uname().nodename, "process": _named(os.getpid()) or ""}
+
+
+def _named(process: int) -> str | None:
+    """A name of a process that no later process of the host has; None where it has ended. See proc(5)."""
+    try:
+        _, _, status = Path(f"/proc/{process}/stat").read_text().rpartition(") ")
+        state, *_, started = status.split()[:20]
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return _named_without_proc(process)
+    return None if state == "Z" else f"{process} {started} {namespace}"
+
+
+def _named_without_proc(process: int) -> str | None:
+    if Path("/proc/self/stat").exists():
+        return None
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return False
+        return None
     except PermissionError:
-        return True
-    return True
+        pass
+    return str(process)

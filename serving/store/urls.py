@@ -64,6 +64,11 @@ def printable(url: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
 
 
+def store_name(url: str) -> str:
+    """Tells one store from another. A store on this machine has one name, wherever its socket is."""
+    return "local" if url.startswith("unix:") else printable(url)
+
+
 def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")

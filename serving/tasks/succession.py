@@ -24,7 +24,7 @@ class Succession:
     other_history: bool
 
 
-def succeed(known: Table | None, found: Table, was_other: bool) -> Succession:
+def succeed(known: Table | None, found: Table, was_other: bool, read: Table | None = None) -> Succession:
     """Decide what becomes of the table that a replica knows.
 
     Args:
@@ -32,9 +32,12 @@ def succeed(known: Table | None, found: Table, was_other: bool) -> Succession:
         found: what the store holds.
         was_other: whether the store had another history when it was last read. Then only marks, or a person's word,
             show that it is the known store again.
+        read: what the store of the other history held when it was last read; None where this process did not read it.
     """
     if known is None or _is_successor(known, found, was_other):
         return Succession(found, other_history=False)
+    if was_other and read is not None and found.lineage.surely_continues(read.lineage, read.revision):
+        return Succession(carry_over(known, read, found), other_history=True)
     new = {
         name: task
         for name, task in found.tasks.items()

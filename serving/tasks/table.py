@@ -29,19 +29,24 @@ class TaskTable:
 
     Args:
         file: the table's copy on disk. Beside it lies a file with the suffix ``.locked`` once a key was known.
+        store: names the store. A copy of another store's table is not used: whoever names another store wants its
+            tasks, and its keys alone.
 
     Attributes:
         locked: whether any API key was ever known here. It has a file of its own, since the table's copy is replaced
             even by the table of a store that lost its data.
         saved: whether the disk took the latest copy.
+        other_history: whether the store has another history than the table, see `Succession`.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, store: str = "") -> None:
         self._file = file
+        self._store = store
         self._lock_file = file.with_suffix(".locked")
         self._table: Table | None = None
         self.locked = self._lock_file.exists()
         self.saved = True
+        self.other_history = False
 
     @property
     def loaded(self) -> bool:
@@ -110,13 +115,17 @@ class TaskTable:
             raise UnknownTaskError(f"there is no task {task!r}{hint}")
         return known
 
-    def replace(self, table: Table) -> None:
+    def replace(self, table: Table, other_history: bool = False) -> None:
         """Answer from this table from now on, and keep it on disk if the disk takes it.
+
+        Args:
+            other_history: whether the store has another history than the table, see `Succession`.
 
         The file is readable by its owner alone, since it has hashes of API keys.
         """
-        self._table = table
-        self._save(self._file, orjson.dumps(_plain(table), option=orjson.OPT_NON_STR_KEYS))
+        self._table, self.other_history = table, other_history
+        plain = {"store": self._store, "other_history": other_history, **_plain(table)}
+        self._save(self._file, orjson.dumps(plain, option=orjson.OPT_NON_STR_KEYS))
         if table.keys or table.locked:
             self.lock()
 
@@ -146,12 +155,18 @@ class TaskTable:
             self.saved = True
 
     def load_from_disk(self) -> bool:
-        """Answer from the copy on disk; False where there is none that can be read."""
+        """Answer from the copy on disk; False where there is none that can be read, or where it is of another store."""
         try:
             plain = orjson.loads(self._file.read_bytes())
+            if plain.get("store", self._store) != self._store:
+                _log.warning(
+                    "%s is not used: it is of the store %s, not of %s", self._file, plain["store"], self._store
+                )
+                return False
             tasks = {name: _task(task) for name, task in plain["tasks"].items()}
             keys, locked = dict(plain.get("keys", {})), bool(plain.get("locked", False))
             self._table = Table(plain["revision"], tasks, keys, locked, _lineage(plain.get("lineage", {})))
+            self.other_history = bool(plain.get("other_history", False))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
             return False
         if keys or locked:

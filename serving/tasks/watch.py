@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from serving.errors import StoreError
+from serving.errors import StoreError, StoreFullError
 from serving.store import KEYS_CHANGED, STORE_ADOPTED, Event, Store, Table
 from serving.store.replicas import IN_TOUCH_SECONDS
-from serving.tasks.succession import carry_over, succeed
+from serving.tasks.succession import Succession, carry_over, succeed
 from serving.tasks.table import TaskTable
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ class TaskWatch:
 
     Attributes:
         store_up: whether the store answered the last time it was asked.
-        other_history: whether the store has another past than the table.
     """
 
     def __init__(
@@ -54,9 +54,15 @@ class TaskWatch:
         self._thread = threading.Thread(target=self._run, name="ken-tasks", daemon=True)
         self._cursor = "0"
         self._read = Table(0, {})  # as the store was last read; the table that answers differs after another history
+        self._has_read = False
         self._heard = time.monotonic()
+        self._reporting = threading.Lock()  # no report may follow after this replica was taken off the list
         self.store_up = False
-        self.other_history = False
+
+    @property
+    def other_history(self) -> bool:
+        """Whether the store has another past than the table."""
+        return self._table.other_history
 
     @property
     def silent_seconds(self) -> float:
@@ -104,10 +110,8 @@ class TaskWatch:
     def stop(self) -> None:
         """Tell the thread to end at its next turn, and take this replica off the list of `Replicas`."""
         self._stopping.set()
-        try:
+        with self._reporting, suppress(StoreError):
             self._store.replicas.retire(self._replica)
-        except StoreError:
-            return
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -131,9 +135,10 @@ class TaskWatch:
         self._cursor = self._store.events.last_id()
         found = self._store.tasks.table()
         known = self._table.current if self._table.loaded else None
-        succession = succeed(known, found, self.other_history)
-        self._take(found, succession.table)
-        self._note_history(succession.other_history)
+        before = self.other_history
+        succession = succeed(known, found, before, self._read if self._has_read else None)
+        self._take(found, succession)
+        self._tell_history(before)
 
     def _follow(self) -> None:
         """Read again what the next events name; read everything where the events lack a change."""
@@ -158,7 +163,8 @@ class TaskWatch:
             read = replace(
                 self._read_again(fresh), revision=revisions[-1], lineage=self._read.lineage.with_marks(marks)
             )
-            self._take(read, carry_over(self._table.current, self._read, read) if self.other_history else read)
+            carried = carry_over(self._table.current, self._read, read) if self.other_history else read
+            self._take(read, Succession(carried, self.other_history))
 
     def _read_again(self, events: Sequence[Event]) -> Table:
         """The store as it was last read, with everything that the events name as the store has it now."""
@@ -174,20 +180,18 @@ class TaskWatch:
                 tasks[name] = task
         return replace(self._read, tasks=tasks, keys=keys, locked=locked)
 
-    def _take(self, read: Table, table: Table) -> None:
-        self._table.replace(table)
-        self._read = read
+    def _take(self, read: Table, succession: Succession) -> None:
+        self._table.replace(succession.table, succession.other_history)
+        self._read, self._has_read = read, True
         self._share_lock(read)
-        if not self._stopping.is_set():
-            self._report()
+        self._report()
         self.store_up = True
         self._on_change(True)
 
-    def _note_history(self, other: bool) -> None:
-        before, self.other_history = self.other_history, other
-        if other and not before:
+    def _tell_history(self, before: bool) -> None:
+        if self.other_history and not before:
             _log.error("%s: %s", self._store.connection.where, self.trouble)
-        elif before and not other:
+        elif before and not self.other_history:
             _log.warning("this replica answers again by what the store at %s holds", self._store.connection.where)
 
     def _mark(self) -> str:
@@ -199,8 +203,12 @@ class TaskWatch:
             _log.warning(
                 "this replica has known API keys, the store at %s has not; locking it", self._store.connection.where
             )
-            self._store.keys.lock(self._replica)
+            with suppress(StoreFullError):  # it is tried again with each report
+                self._store.keys.lock(self._replica)
 
     def _report(self) -> None:
-        self._store.replicas.report(self._replica, self._read.revision, self._address)
-        self._heard = time.monotonic()
+        keeps = self._table.current.lineage.epoch if self.other_history else None
+        with self._reporting:
+            if not self._stopping.is_set():
+                self._store.replicas.report(self._replica, self._read.revision, self._address, keeps)
+                self._heard = time.monotonic()

@@ -90,7 +90,7 @@ def test_an_interrupted_extraction_leaves_the_file_that_was_there_before_and_no_
     out = tmp_path / "out" / "delta.ken"
     out.parent.mkdir()
     out.write_bytes(b"the one before")
-    process = start_extract(base, tuned, out, "--method", "ken-grid", "--k", "200")
+    process = start_extract(base, tuned, out, "--method", "ken-grid", "--k", "200", "--overwrite")
     interrupt(process, tuned)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from histories import keeping
 from holding import Blocked, until
 from problems import is_problem
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +29,7 @@ from tests.tiny_checkpoints import TEXTS, Deltas, Tiny, scores, write_base, writ
 
 Client = httpx.AsyncClient
 Talk = Callable[..., Any]
+
 MakeService = Callable[..., Service]
 
 
@@ -450,7 +452,7 @@ def test_every_answer_of_a_replica_whose_store_was_emptied_says_so(
     async def conversation(client: Client) -> None:
         assert "X-Ken-Store" not in (await client.post(SPAM, json={"inputs": "rain"})).headers
         connect(private_url).flushall()
-        await asyncio.to_thread(eventually, lambda: service.watch.other_history)
+        await asyncio.to_thread(eventually, lambda: keeping(store))
         answered = await client.post(SPAM, json={"inputs": "rain"})
         assert answered.status_code == 200
         for response in (answered, await client.get("/readyz"), await client.get("/v1/tasks/none")):

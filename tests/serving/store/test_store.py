@@ -558,6 +558,17 @@ def reported(store: Store, raw: Any, namespace: str, replica: str, seconds: floa
     raw.hset(key, replica, b"%f %s" % (float(when) - seconds, text))
 
 
+def test_a_replica_of_an_earlier_run_of_this_container_is_no_longer_expected(
+    store: Store, raw: Any, namespace: str
+) -> None:
+    """Its process had the number of one that runs now, in another namespace of processes."""
+    store.replicas.report("here", 3)
+    key = f"ken:{{{namespace}}}:reports"
+    raw.hset(key, "before", raw.hget(key, "here").replace(b"pid:[", b"pid:[9"))
+    store.replicas.retire_dead()
+    assert set(store.replicas.reports()) == {"here"}
+
+
 def test_a_replica_that_is_out_of_touch_is_not_counted_as_having_seen_anything(
     store: Store, raw: Any, namespace: str
 ) -> None:
@@ -573,7 +584,7 @@ def test_a_replica_that_is_out_of_touch_is_not_counted_as_having_seen_anything(
 def test_a_replica_that_has_been_silent_for_very_long_is_no_longer_expected(
     store: Store, raw: Any, namespace: str
 ) -> None:
-    reported(store, raw, namespace, "dead", 2000)
+    reported(store, raw, namespace, "dead", 4000)
     assert store.replicas.reports() == {}
     assert not raw.exists(f"ken:{{{namespace}}}:reports")
 

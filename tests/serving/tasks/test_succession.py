@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serving.store import Lineage, Table, Task
+from serving.store.adoptions import adoption
 from serving.tasks.succession import carry_over, succeed
 
 OLD, NEW, NEWER = "a" * 64, "b" * 64, "c" * 64
@@ -105,17 +106,36 @@ def test_revisions_alone_do_not_make_another_store_the_known_one() -> None:
 
 def test_a_person_can_say_that_another_store_is_right() -> None:
     known = table(3, task("spam", 2), keys={"one": {"name": "ada"}})
-    adopted = table(2, task("topic", 1), lineage=replace(line("f", 2), adoptions=frozenset({"yes"})))
+    adopted = table(2, task("topic", 1), lineage=replace(line("f", 2), adoptions=frozenset({adoption("yes", "e")})))
     succession = succeed(known, adopted, was_other=True)
     assert succession.table is adopted
     assert not succession.other_history
 
 
 def test_a_word_given_before_a_backup_was_made_does_not_count_for_its_restoration() -> None:
-    said = frozenset({"yes"})
+    said = frozenset({adoption("yes", "e")})
     known = table(9, task("spam", 9, NEW), lineage=replace(line("e", 9), adoptions=said))
     backup = table(5, task("spam", 5), lineage=replace(line("e", 5), adoptions=said))
     assert succeed(known, backup, was_other=False).other_history
+
+
+def test_a_word_about_another_history_does_not_count() -> None:
+    """As where a server is pointed at a store that once replaced the store of other servers."""
+    known = table(3, task("spam", 2))
+    said = frozenset({adoption("yes", "others")})
+    found = table(5, task("topic", 1), lineage=replace(line("f", 5), adoptions=said))
+    assert succeed(known, found, was_other=False).other_history
+
+
+def test_what_was_changed_in_another_store_while_nobody_looked_is_carried_over_too() -> None:
+    known = table(9, task("spam", 9, NEW), task("topic", 4), keys={"one": {"name": "ada"}, "two": {"name": "bob"}})
+    read = table(6, task("spam", 5), task("topic", 4), lineage=line("e", 6, fork=5, name="x"), keys=known.keys)
+    found = table(8, task("spam", 5), lineage=line("e", 8, fork=5, name="x"), keys={"two": {"name": "bob"}})
+    succession = succeed(known, found, was_other=True, read=read)
+    assert succession.other_history
+    assert set(succession.table.tasks) == {"spam"}
+    assert succession.table.tasks["spam"] == task("spam", 9, NEW)
+    assert set(succession.table.keys) == {"two"}
 
 
 @pytest.mark.parametrize(

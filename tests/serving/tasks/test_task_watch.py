@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 import pytest
+from histories import keeping
 
 from serving.errors import StoreError, UnknownTaskError
 from serving.routing.routes import Route
-from serving.store import Store, Table, Task
+from serving.store import Event, Store, Table, Task
 from serving.store.embedded import embedded_store
 from serving.store.urls import connect
 from serving.tasks import TaskTable, TaskWatch
@@ -221,7 +222,8 @@ def test_a_watch_keeps_what_it_knew_of_a_store_that_was_emptied(
     revision = store.tasks.publish("topic", deltas.topic)
     watching = watch(store)
     connect(private_url).flushall()
-    eventually(lambda: watching.watch.other_history)
+    eventually(lambda: keeping(store) == {"replica-1"})
+    assert watching.watch.other_history
     assert watching.table.resolve("spam") == deltas.spam.digest
     assert watching.watch.store_up
     assert "ken adopt-store" in str(watching.watch.trouble)
@@ -294,7 +296,7 @@ def test_a_restored_backup_does_not_bring_back_old_versions_however_many_changes
         assert again == url
         for _ in range(later):
             revision = store.tasks.publish("fresh", deltas.topic)
-        eventually(lambda: watching.watch.other_history)
+        eventually(lambda: keeping(store) == {"replica-1"})
         assert watching.table.resolve("spam") == deltas.spam_2.digest
         if later:
             assert not store.replicas.wait(revision, 20).pending
@@ -317,6 +319,68 @@ def test_a_key_that_is_revoked_in_a_store_that_was_emptied_is_gone(
     assert set(watching.table.current.keys) == {"one", "two", "three"}
     assert not store.replicas.wait(store.keys.drop("two"), 20).pending
     assert set(watching.table.current.keys) == {"one", "three"}
+
+
+def test_a_key_that_was_revoked_while_nobody_looked_is_gone(
+    private_url: str,
+    watch: Callable[..., Watching],
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Store(private_url)
+    store.keys.put("one", {"name": "ada"})
+    watching = watch(store)
+    connect(private_url).flushall()
+    eventually(lambda: watching.watch.other_history)
+    store.keys.put("two", {"name": "bob"})
+    eventually(lambda: "two" in watching.table.current.keys)
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def lost(id: str, block_seconds: float) -> list[Event]:
+        waits.set()
+        goes_on.wait(20)
+        raise StoreError("the store does not answer")
+
+    monkeypatch.setattr(store.events, "after", lost)
+    assert waits.wait(20)
+    dropped = store.keys.drop("two")
+    goes_on.set()
+    assert not store.replicas.wait(dropped, 20).pending
+    assert set(watching.table.current.keys) == {"one"}
+
+
+def test_that_the_store_has_another_history_is_known_after_a_restart(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually, tmp_path: Path
+) -> None:
+    store = Store(private_url)
+    store.tasks.publish("spam", deltas.spam)
+    watching = watch(store)
+    connect(private_url).flushall()
+    eventually(lambda: watching.watch.other_history)
+    watching.watch.stop()
+    on_disk = TaskTable(tmp_path / "tasks-0.json")
+    assert on_disk.load_from_disk()
+    assert on_disk.other_history
+
+
+def test_the_table_of_another_store_is_not_used(tmp_path: Path) -> None:
+    """Neither its tasks nor, above all, its keys."""
+    TaskTable(tmp_path / "tasks.json", "redis://staging").replace(table_of("spam"))
+    assert not TaskTable(tmp_path / "tasks.json", "redis://production").load_from_disk()
+    assert TaskTable(tmp_path / "tasks.json", "redis://staging").load_from_disk()
+
+
+def test_a_watch_follows_a_full_store(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store, client = Store(private_url), connect(private_url)
+    for file in (deltas.spam, deltas.spam_2):
+        store.tasks.publish("spam", file)
+    watching = watch(store)
+    client.config_set("maxmemory", str(client.info("memory")["used_memory"] - 1))
+    assert not store.replicas.wait(store.tasks.rollback("spam"), 20).pending
+    assert watching.table.resolve("spam") == deltas.spam.digest
+    assert watching.watch.store_up
 
 
 def test_a_watch_out_of_touch_says_for_how_long(
