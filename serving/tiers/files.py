@@ -146,7 +146,7 @@ class DeltaFiles:
             if self._copy_to_disk(memory, path):
                 memory.close()
                 return open_file(path, path.name)
-            file = open_file(memory.path, path.name)
+            file = open_file(memory.path, path.name, name=path.name)
         except BaseException as error:
             memory.close()
             if isinstance(error, OSError):

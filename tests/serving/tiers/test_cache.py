@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import hashlib
 import os
 import subprocess
 import threading
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_disk import filled
 
-from ken_core import BaseMismatchError, DeltaFile, open_base
+from ken_core import BaseMismatchError, DeltaFile, DeltaFormatError, open_base
 from ken_core.fingerprint import fingerprint
 from serving.errors import StoreError
 from serving.store import Store
@@ -390,6 +391,24 @@ def test_what_is_read_from_memory_takes_memory_only_as_long_as_it_is_used(
     assert path.exists()
     del file
     assert not path.exists()
+
+
+@pytest.mark.parametrize("damage", ["no container", "a wrong stream"])
+def test_a_damaged_delta_that_is_read_from_memory_is_called_by_its_digest(
+    damage: str, store: Store, deltas: Deltas, make_cache: Callable[..., DeltaCache], tmp_path: Path
+) -> None:
+    data = bytearray(deltas.spam.path.read_bytes())
+    if damage == "no container":
+        data[:8] = b"damaged!"
+    else:
+        data[-1] ^= 1
+    path = tmp_path / "damaged.ken"
+    path.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    store.deltas.put(DeltaFile(path, deltas.spam.manifest, len(data), digest))
+    sealed(tmp_path / "sealed")
+    with pytest.raises(DeltaFormatError, match=f"^{digest}"):
+        make_cache(tier=DeltaFiles(tmp_path / "sealed", 1 << 30, store)).load(digest)
 
 
 def test_a_delta_that_is_nowhere_is_a_store_error_whatever_the_disk_takes(
