@@ -147,7 +147,7 @@ def read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int 
         DeltaFormatError: the manifest claims what the base or the head cannot have, or a stream contradicts it.
         CheckpointChangedError: the base's file was written to after it was opened.
     """
-    with reading(file.path.name):
+    with reading(file.name):
         return _read(file, base, base_fingerprint, threads)
 
 
@@ -180,7 +180,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
         def stream(name: str, expected: m.Stream) -> Bytes:
             data: Bytes = container.get_tensor(name)
             if hashlib.sha256(data.data).hexdigest() != expected.sha256:
-                raise DeltaFormatError(f"{file.path.name}: stream {name!r} does not have the sha256 it should")
+                raise DeltaFormatError(f"{file.name}: stream {name!r} does not have the sha256 it should")
             return data
 
         def encoded(name: str) -> _Encoded:

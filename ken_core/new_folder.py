@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ken_core.errors import OutputExistsError
-from ken_core.writing import usual_mode, writing
+from ken_core.writing import mode_of, writing
 
 
 @contextmanager
@@ -28,9 +28,11 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     try:
+        with writing(out):
+            mode = mode_of(partial) & 0o666  # what a new file gets here
         yield partial
         with writing(out):
-            _give_usual_modes(partial)
+            _give_mode(partial, mode)
             if out.exists():
                 out.rmdir()
             partial.rename(out)
@@ -38,8 +40,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _give_usual_modes(folder: Path) -> None:
-    mode = usual_mode(folder)
+def _give_mode(folder: Path, mode: int) -> None:
+    """Give each file a mode: those that safetensors writes have another one, only their owner's."""
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(mode)

@@ -37,18 +37,14 @@ def new_file(out: Path) -> Iterator[Path]:
     with writing(out):
         try:
             partial.touch()
+            mode = mode_of(partial)  # safetensors gives the files that it writes another one: only their owner's
             yield partial
-            partial.chmod(usual_mode(partial.parent))
+            partial.chmod(mode)
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def usual_mode(folder: Path) -> int:
-    """The mode that a new file gets in a folder. Files that safetensors writes have another: only their owner's."""
-    probe = folder / f".{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        return stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink()
+def mode_of(path: Path) -> int:
+    """The permissions of a file."""
+    return stat.S_IMODE(path.stat().st_mode)

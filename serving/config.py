@@ -90,7 +90,8 @@ class Settings(BaseSettings):
     host_bytes: int = Field(
         2_000 * MIB,
         ge=0,
-        description="budget of decoded deltas in host memory; on a CPU only low-rank deltas are kept there",
+        description="budget of decoded deltas in host memory; on a CPU only low-rank deltas are kept there. As many "
+        "bytes of delta files may be in memory at once while the disk takes none",
     )
     packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of packed deltas on the device")
     mixed: Literal["auto", "off"] = Field(

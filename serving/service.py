@@ -158,7 +158,8 @@ def _cache(
 ) -> DeltaCache:
     on_cpu = resident.device.type == "cpu"
     return DeltaCache(
-        DeltaFiles(folder / "deltas", settings.disk_bytes, store, signed),
+        # a file in memory is a delta in host memory too, for as long as it takes to decode it
+        DeltaFiles(folder / "deltas", settings.disk_bytes, store, signed, memory_budget=settings.host_bytes),
         settings.host_bytes,
         resident.checkpoint,
         resident.fingerprint.digest,

@@ -49,6 +49,6 @@ def add_gauges(
     metrics.gauge(
         "ken_disk_up",
         "Whether fetched deltas are kept on disk; 0: the disk takes no files, and they are read from memory",
-        lambda: cache.files.trouble is None,
+        lambda: cache.files.takes_deltas(),
     )
     metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
@@ -39,7 +39,8 @@ class Deltas:
     def put(self, file: DeltaFile, progress: Callable[[int], None] = lambda size: None) -> None:
         """Upload a delta under a lease. The manifest is written last and completes the delta. May be repeated.
 
-        If it fails, its chunks are deleted, unless the delta was complete before or another upload completed it.
+        If it fails, its chunks are deleted, unless the delta was complete before or another upload completed it. Only
+        bytes of the delta itself are written, so that a complete delta is at most repaired.
 
         Args:
             progress: called after each written chunk with the chunk's bytes.
@@ -48,37 +49,36 @@ class Deltas:
             ConflictError: the file changed since it was opened.
             StoreFullError: the store has no room for the delta.
         """
-        chunks = [self._chunk_key(file.digest, i) for i in range(-(-file.size // CHUNK_BYTES))]
+        chunks = {self._chunk_key(file.digest, i): sha for i, sha in enumerate(_chunk_hashes(file))}
         full = full_store(self._connection.where, f"delta {file.digest}", file.size)
         with full, self._leases.shared(file.digest) as renew:
             try:
                 for report in (progress, *[lambda size: None] * _REPEATS):
                     self._write(file, chunks, renew, report)
-                    if self._completed(file, chunks):
+                    if self._completed(file, list(chunks)):
                         return
                 raise StoreError(f"other uploads of delta {file.digest} kept failing beside this one; publish it again")
             except BaseException:
                 with suppress(StoreError):  # the chunks expire
-                    self._step("abandon", file.digest, chunks)
+                    self._step("abandon", file.digest, list(chunks))
                 raise
 
     def _write(
-        self, file: DeltaFile, chunks: Sequence[str], renew: Callable[[], object], progress: Callable[[int], None]
+        self, file: DeltaFile, chunks: Mapping[str, bytes], renew: Callable[[], object], progress: Callable[[int], None]
     ) -> None:
-        sha = hashlib.sha256()
+        """Write the chunks, given with their hashes."""
         kept = time.monotonic()
         with file.path.open("rb") as stream:
-            for key in chunks:
+            for key, sha in chunks.items():
                 renew()
                 if time.monotonic() - kept > INCOMPLETE_SECONDS / 2:
-                    self._step("keep", file.digest, chunks, INCOMPLETE_SECONDS)
+                    self._step("keep", file.digest, list(chunks), INCOMPLETE_SECONDS)
                     kept = time.monotonic()
                 chunk = stream.read(CHUNK_BYTES)
+                if hashlib.sha256(chunk).digest() != sha:
+                    raise _changed(file)
                 self._step("write", file.digest, [key], chunk, INCOMPLETE_SECONDS)
-                sha.update(chunk)
                 progress(len(chunk))
-        if sha.hexdigest() != file.digest:
-            raise ConflictError(f"{file.path} changed since it was opened; open it again")
 
     def _completed(self, file: DeltaFile, chunks: Sequence[str]) -> bool:
         """Make the delta visible; False where an upload of the same delta failed and deleted chunks meanwhile."""
@@ -171,6 +171,22 @@ class Deltas:
 
     def _chunk_key(self, digest: str, i: int) -> str:
         return self._connection.digest_key("blob", digest, str(i))
+
+
+def _chunk_hashes(file: DeltaFile) -> list[bytes]:
+    """The sha256 of each chunk of a file whose own sha256 is the digest still."""
+    whole, hashes = hashlib.sha256(), []
+    with file.path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            whole.update(chunk)
+            hashes.append(hashlib.sha256(chunk).digest())
+    if whole.hexdigest() != file.digest:
+        raise _changed(file)
+    return hashes
+
+
+def _changed(file: DeltaFile) -> ConflictError:
+    return ConflictError(f"{file.path} changed since it was opened; open it again")
 
 
 def not_held(digest: str, where: str) -> StoreError:

@@ -7,10 +7,8 @@ file while it uses the directory. The first process starts the server, the last 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +19,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from serving.errors import StartError
+from serving.store import embedded_sockets
 
 _START_SECONDS = 20.0
-_LONGEST_PATH = 103
-"""Bytes of a socket's path: 107 on Linux, 103 on macOS."""
-_SOCKET = "socket"
-"""The file with the path of the running server's socket."""
+_ANSWER_SECONDS = 10.0
 
 
 def store_folder(data_dir: Path) -> Path:
@@ -45,6 +41,7 @@ def embedded_store(data_dir: Path) -> Iterator[str]:
     folder = store_folder(data_dir)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:
+        place = folder.stat()
         with _locked(start):
             fcntl.flock(users, fcntl.LOCK_SH)
             socket = _running(folder) or _launch(folder)
@@ -52,17 +49,21 @@ def embedded_store(data_dir: Path) -> Iterator[str]:
             yield f"unix://{socket}"
         finally:
             with _locked(start):
-                _stop_if_last(users, socket)
+                _stop_if_last(users, socket, place)
+                embedded_sockets.forget(folder, socket)
 
 
-def _stop_if_last(users: object, socket: Path) -> None:
+def _stop_if_last(users: object, socket: Path, place: os.stat_result) -> None:
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
     except BlockingIOError:
         return
     try:
+        served = _served(socket)
+        if served is None or (served and not _is(served, place)):  # "": deleted, and nobody else will stop the server
+            return
         _client(socket).shutdown(save=False)
-    except redis.RedisError:
+    except (redis.RedisError, StartError):
         return
     deadline = time.monotonic() + 10
     while socket.exists() and time.monotonic() < deadline:
@@ -70,33 +71,45 @@ def _stop_if_last(users: object, socket: Path) -> None:
 
 
 def _running(folder: Path) -> Path | None:
-    """The socket of the server that runs on a folder. Whoever started it may have had another temporary directory."""
-    try:
-        socket = Path((folder / _SOCKET).read_text())
-    except FileNotFoundError:
-        return None
-    return socket if _answers(socket) else None
+    """The socket of the server that runs on a folder.
 
+    Whoever started it may have had another temporary directory, so the folder says where the socket is. But the folder
+    may be a copy of one whose server still runs, and a server of an earlier version is in no record.
 
-def _socket_path(folder: Path) -> Path:
-    """A path in a private folder of the temporary directory, or of /tmp if that of the temporary directory is long.
-
-    The data directory's own path could be too long as well.
+    Raises:
+        StartError: the server is there and does not answer. A second one would write into the same files.
     """
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    parents = (tempfile.gettempdir(), "/tmp")  # noqa: S108 - a private folder of it
-    paths = [Path(parent) / f"ken-{os.getuid()}" / f"{name}.sock" for parent in parents]
-    path = next(path for path in paths if len(os.fsencode(path)) <= _LONGEST_PATH)
-    place = path.parent
+    place = folder.stat()
+    for socket in embedded_sockets.possible(folder):
+        served = _served(socket)
+        if served and _is(served, place):
+            _wait_for(socket, folder)
+            embedded_sockets.record(folder, socket)
+            return socket
+    return None
+
+
+def _served(socket: Path) -> str | None:
+    """The folder that the server behind a socket works in, wherever it was moved; "" if it was deleted.
+
+    None: there is no server. A server that still reads its data answers too.
+
+    Raises:
+        StartError: the server does not answer.
+    """
     try:
-        place.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StartError(
-            f"{place} cannot be made ({error.strerror}); set TMPDIR to a folder with a short path"
-        ) from None
-    if place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077:
-        raise StartError(f"{place} is not private to this user; remove it, or set TMPDIR to another folder")
-    return path
+        return str(_client(socket).config_get("dir")["dir"])
+    except redis.TimeoutError:
+        raise StartError(f"the embedded store at {socket} does not answer; end its process, then try again") from None
+    except redis.RedisError:
+        return None
+
+
+def _is(path: str, place: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), place)
+    except OSError:
+        return False
 
 
 def _answers(socket: Path) -> bool:
@@ -107,7 +120,7 @@ def _answers(socket: Path) -> bool:
 
 
 def _client(socket: Path) -> redis.Redis:
-    return redis.Redis(unix_socket_path=str(socket), socket_timeout=10, retry=Retry(NoBackoff(), 0))
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=_ANSWER_SECONDS, retry=Retry(NoBackoff(), 0))
 
 
 def _launch(folder: Path) -> Path:
@@ -120,9 +133,8 @@ def _launch(folder: Path) -> Path:
         binary = get_binary_path()
     except ValkeyServerError as error:
         raise StartError(f"no embedded store for this platform ({error}); name one with --redis-url") from error
-    socket = _socket_path(folder)
-    socket.unlink(missing_ok=True)
-    (folder / _SOCKET).write_text(str(socket))
+    socket = embedded_sockets.free(folder, taken=lambda path: _served(path) is not None)
+    embedded_sockets.record(folder, socket)
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -144,10 +156,15 @@ def _launch(folder: Path) -> Path:
         start_new_session=True,
         check=False,
     )
+    _wait_for(socket, folder)
+    return socket
+
+
+def _wait_for(socket: Path, folder: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if _answers(socket):
-            return socket
+            return
         time.sleep(0.02)
     raise StartError(f"the embedded store did not start; see {folder / 'valkey.log'}")
 

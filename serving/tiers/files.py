@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -13,7 +14,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from ken_core import DeltaFile, open_file
@@ -22,14 +23,19 @@ from ken_core.writing import new_file
 from serving.errors import NoRoomError
 from serving.security.signature_file import signature_file, write_signatures
 from serving.store import Store
+from serving.store.deltas import not_held
 from serving.tiers.budget import ByteBudget
+from serving.tiers.disk_trouble import DiskTrouble
 from serving.tiers.memory_file import MemoryFile
+from serving.tiers.memory_room import MemoryRoom
 from serving.tiers.signature_check import SignatureCheck
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FETCH_SECONDS = 600
 """A younger partial file may belong to another replica's fetch."""
+_ROOM_SECONDS = 10.0
+"""How long a fetched delta waits for others to leave memory, which they do once they are decoded."""
 
 
 class DeltaFiles:
@@ -42,17 +48,24 @@ class DeltaFiles:
         budget: bytes of delta files. Signature files (``<digest>.sig``, a few hundred bytes each) do not count.
         store: None: only files that are already in the folder can be opened.
         signed: decides which deltas may be opened; None: all.
-
-    Attributes:
-        trouble: why the folder does not take fetched deltas at present; None: it takes them.
+        memory_budget: bytes of fetched deltas that are in memory at the same time because the folder takes no files;
+            by default as many as `budget`. Further ones wait for them. A delta that is larger is alone in memory.
     """
 
-    def __init__(self, folder: Path, budget: int, store: Store | None, signed: SignatureCheck | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        budget: int,
+        store: Store | None,
+        signed: SignatureCheck | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
         self.folder = folder
         self._store = store
         self._signed = signed
         self._lock = threading.Lock()
-        self.trouble: str | None = None
+        self._disk = DiskTrouble(folder)
+        self._memory = MemoryRoom(budget if memory_budget is None else memory_budget)
         self._held: Counter[str] = Counter()
         self._files: ByteBudget[Path] = ByteBudget(budget, lambda path: self._held[path.name] > 0)
         try:
@@ -60,7 +73,16 @@ class DeltaFiles:
             for path in self._complete():
                 self._admit(path)
         except OSError as error:
-            self._note(error)
+            self._disk.begin(error)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the folder does not take fetched deltas at present; None: it takes them, as far as is known."""
+        return self._disk.reason
+
+    def takes_deltas(self) -> bool:
+        """Whether fetched deltas are kept on disk. If the latest was not, this is tried out every few seconds."""
+        return not self._disk.lasts()
 
     @property
     def nbytes(self) -> int:
@@ -100,8 +122,8 @@ class DeltaFiles:
         if signatures and file.path == path:
             try:
                 write_signatures(path, signatures)
-            except OutputError as error:
-                self._note(error)
+            except OutputError as error:  # the store has them too
+                _log.warning("the signatures of delta %s cannot be kept beside it: %s", digest, error)
         return file, found is not None
 
     def _open_on_disk(self, path: Path) -> DeltaFile | None:
@@ -124,38 +146,44 @@ class DeltaFiles:
     def _fetch(self, path: Path) -> DeltaFile:
         if self._store is None:
             raise FileNotFoundError(path)
-        if self.trouble is not None:
-            return self._fetch_into_memory(self._store, path)
+        trouble = self.trouble
+        if trouble is None:
+            try:
+                self._store.deltas.fetch(path.name, path)
+                with self._lock:
+                    self._admit(path)
+                return open_file(path, path.name)  # the fetch has compared the digest
+            except OSError as error:
+                self._disk.begin(error)
+                trouble = str(error)
         try:
-            self._store.deltas.fetch(path.name, path)
-            with self._lock:
-                self._admit(path)
-        except OSError as error:
-            self._note(error)
             return self._fetch_into_memory(self._store, path)
-        return open_file(path, path.name)  # the fetch has compared the digest
+        except OSError as error:
+            raise NoRoomError(
+                f"delta {path.name} can be kept neither on disk ({self.trouble or trouble}) nor in memory "
+                f"({error.strerror or error}); make room on the server's disk"
+            ) from error
 
     def _fetch_into_memory(self, store: Store, path: Path) -> DeltaFile:
         """Fetch a delta into memory, and put it on disk if the disk takes files again."""
-        try:
-            memory = MemoryFile(path.name)
-        except OSError as error:
-            raise self._no_room(path.name, error) from error
-        try:
-            store.deltas.copy(path.name, memory.stream)
-            if self._copy_to_disk(memory, path):
-                memory.close()
+        size = store.deltas.size(path.name)
+        if size is None:
+            raise not_held(path.name, store.connection.where)
+        with ExitStack() as memory:
+            if not self._memory.take(size, _ROOM_SECONDS):
+                raise OSError(
+                    errno.ENOMEM, f"deltas that are being loaded take {self._memory.nbytes / 1e6:.1f} MB of it"
+                )
+            memory.callback(self._memory.give_back, size)
+            held = memory.enter_context(closing(MemoryFile(path.name)))
+            store.deltas.copy(path.name, held.stream)
+            if self._copy_to_disk(held, path, size):
                 return open_file(path, path.name)
-            file = open_file(memory.path, path.name)
-        except BaseException as error:
-            memory.close()
-            if isinstance(error, OSError):
-                raise self._no_room(path.name, error) from error
-            raise
-        weakref.finalize(file, memory.close)
-        return file
+            file = open_file(held.path, path.name, name=path.name)
+            weakref.finalize(file, memory.pop_all().close)
+            return file
 
-    def _copy_to_disk(self, memory: MemoryFile, path: Path) -> bool:
+    def _copy_to_disk(self, memory: MemoryFile, path: Path, size: int) -> bool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with new_file(path) as partial:
@@ -163,24 +191,10 @@ class DeltaFiles:
             with self._lock:
                 self._admit(path)
         except (OSError, OutputError) as error:
-            self._note(error)
+            self._disk.begin(error, size)
             return False
-        self._note(None)
+        self._disk.end()
         return True
-
-    def _note(self, error: OSError | OutputError | None) -> None:
-        """Remember whether the folder takes files, and log a line when that changes."""
-        before, self.trouble = self.trouble, None if error is None else str(error)
-        if before is None and self.trouble is not None:
-            _log.error("fetched deltas cannot be kept on disk, and are read from memory instead: %s", self.trouble)
-        elif before is not None and self.trouble is None:
-            _log.info("fetched deltas are kept on disk again")
-
-    def _no_room(self, digest: str, error: OSError) -> NoRoomError:
-        return NoRoomError(
-            f"delta {digest} can be kept neither on disk ({self.trouble}) nor in memory ({error.strerror or error}); "
-            "make room on the server's disk"
-        )
 
     def _complete(self) -> list[Path]:
         """All complete delta files, the one opened least recently first. Anything else in the folder is left alone,

@@ -51,8 +51,9 @@ class Unfit:
             raise unfit from error
 
     def _note(self, digest: str, error: UnfitDeltaError | UnsupportedKindError) -> None:
-        _log.error("%s", error)
+        reason = str(error)
+        _log.error("%s", reason)
         with self._lock:
-            self._reasons[digest] = error
+            self._reasons[digest] = type(error)(reason)  # the traceback of the error itself refers to the delta's file
             while len(self._reasons) > _MOST:
                 self._reasons.popitem(last=False)

@@ -70,11 +70,13 @@ def on_tasks_and_keys(ken: Ken, files: list[str]) -> list[list[str]]:
         ["keys", "create", "tests", "--scope", "predict"],
         ["keys", "list"],
         ["keys", "revoke", key],
+        ["adopt-store"],
+        ["gc"],
     ]
 
 
 def test_commands_on_the_store_import_no_torch(ken: Ken, files: list[str]) -> None:
-    run_all([*on_tasks_and_keys(ken, files), ["gc"]])
+    run_all(on_tasks_and_keys(ken, files))
 
 
 def test_commands_through_a_server_import_no_torch(ken: Ken, url: str, files: list[str]) -> None:

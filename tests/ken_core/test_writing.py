@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ken_core.deltafile import write
 from ken_core.errors import CheckpointError, DeltaFormatError, KenError, OutputError, OutputExistsError
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, TrainingError, finetune
+from ken_core.writing import new_file
 
 EXAMPLES = [Example("who is the king", "person"), Example("where is the city", "place")]
 QUICK = Recipe(epochs=1, batch_size=2)
@@ -136,6 +137,25 @@ def test_files_may_be_read_by_whom_a_new_file_here_may_be_read(base, delta, tiny
     finetune(str(tiny_base), [Example("king", "yes"), Example("city", "no")], tmp_path / "tuned", QUICK)
     written = [file, *(f for name in ("applied", "tuned") for f in (tmp_path / name).iterdir())]
     assert {f.name: f.stat().st_mode & 0o777 for f in written} == {f.name: 0o666 & ~umask for f in written}
+
+
+@contextmanager
+def no_new_files() -> Iterator[None]:
+    """A disk out of inodes, as a writer sees it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_file_that_was_written_needs_no_second_one_to_appear(tmp_path):
+    blocked = ExitStack()
+    with blocked, new_file(tmp_path / "out") as partial:
+        partial.write_text("all the work")
+        blocked.enter_context(no_new_files())
+    assert (tmp_path / "out").read_text() == "all the work"
 
 
 # training

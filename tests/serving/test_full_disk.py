@@ -79,6 +79,24 @@ def test_it_is_used_again_when_it_has_room(full: Service, disk: Path, talk: Talk
     assert [path.name for path in disk.iterdir()] == [deltas.topic.digest]
 
 
+def test_the_metric_says_that_it_has_room_again_though_no_delta_is_fetched(
+    full: Service, disk: Path, talk: Talk, deltas: Deltas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.tiers.disk_trouble._PROBE_SECONDS", 0)
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        assert await ask(client, "emotion") == [200]
+        assert await disk_up(client) == "0.0"
+        (disk / "ballast").unlink()
+        filled(disk / "ballast", room=deltas.emotion.size // 2)
+        assert await disk_up(client) == "0.0"
+        (disk / "ballast").unlink()
+        assert await disk_up(client) == "1.0"
+
+    talk(full, conversation)
+    assert list(disk.iterdir()) == []
+
+
 def test_publishing_is_refused_with_the_reason_and_the_chunks_are_kept_until_there_is_room(
     full: Service, disk: Path, talk: Talk, deltas: Deltas
 ) -> None:

@@ -128,6 +128,75 @@ def test_processes_with_other_temporary_directories_share_one_server(
         shutil.rmtree(other)
 
 
+def test_a_copy_of_a_directory_in_use_has_a_server_of_its_own(tmp_path: Path, deltas: Deltas) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    with embedded_store(original) as url:
+        Store(url).tasks.publish("spam", deltas.spam)
+        shutil.copytree(original, copy)
+        with embedded_store(copy) as other:
+            assert other != url
+            Store(other).tasks.delete("spam", force=True)
+        assert list(Store(url).tasks.table().tasks) == ["spam"]
+
+
+def test_a_directory_that_was_moved_keeps_its_server_and_leaves_its_place_to_another(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    with ExitStack() as block:
+        url = block.enter_context(embedded_store(here))
+        pid = server(url)
+        here.rename(there)
+        with embedded_store(there) as moved, embedded_store(here) as new:
+            assert server(moved) == pid
+            assert server(new) != pid
+        assert server(url) == pid
+        with embedded_store(here) as new:
+            successor = server(new)
+            block.close()
+            assert is_gone(pid)
+            assert not is_gone(successor)
+            with embedded_store(here) as again:
+                assert server(again) == successor
+    assert is_gone(successor)
+
+
+def test_the_server_of_a_deleted_directory_ends_with_its_last_user(tmp_path: Path) -> None:
+    with embedded_store(tmp_path / "data") as url:
+        pid = server(url)
+        shutil.rmtree(tmp_path / "data")
+    assert is_gone(pid)
+
+
+def test_a_server_of_an_earlier_version_is_shared(tmp_path: Path) -> None:
+    """It left no record of its socket."""
+    with embedded_store(tmp_path) as url:
+        pid = server(url)
+        (tmp_path / "store/socket").unlink()
+        with embedded_store(tmp_path) as found:
+            assert server(found) == pid
+            assert (tmp_path / "store/socket").read_text() == url.removeprefix("unix://")
+
+
+def test_nothing_tells_of_a_server_that_has_ended(tmp_path: Path) -> None:
+    with embedded_store(tmp_path):
+        pass
+    assert not (tmp_path / "store/socket").exists()
+
+
+def test_there_is_no_second_server_beside_one_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.store.embedded._ANSWER_SECONDS", 0.2)
+    with embedded_store(tmp_path) as url:
+        process = psutil.Process(server(url))
+        process.suspend()
+        try:
+            with pytest.raises(StartError, match="does not answer"), embedded_store(tmp_path):
+                pass
+        finally:
+            process.resume()
+        assert server(url) == process.pid
+
+
 def test_a_long_data_path_does_not_make_the_socket_path_too_long(tmp_path: Path) -> None:
     with embedded_store(tmp_path / ("long-" * 30) / "data") as url:
         assert connect(url).ping()

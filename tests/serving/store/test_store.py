@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ken_core import DeltaFile, KenError, deltafile
+from ken_core import DeltaFile, KenError, deltafile, open_file
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
 from serving.routing.routes import Route
 from serving.security.signatures import Signature
@@ -127,6 +128,23 @@ def test_publishing_again_repairs_a_damaged_delta_as_the_message_says(
     store.tasks.publish("spam", deltas.spam)
     store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
     assert (tmp_path / "fetched").read_bytes() == deltas.spam.path.read_bytes()
+
+
+def overwrite(file: DeltaFile, other: DeltaFile) -> None:
+    shutil.copyfile(other.path, file.path)
+
+
+@pytest.mark.parametrize("after", ["opening", "the first chunk"])
+def test_a_file_that_was_replaced_damages_no_delta(
+    after: str, store: Store, deltas: Deltas, tmp_path: Path, small_chunks: None
+) -> None:
+    store.tasks.publish("spam", deltas.spam)
+    file = open_file(Path(shutil.copy(deltas.spam.path, tmp_path / "spam.ken")))
+    if after == "opening":
+        overwrite(file, deltas.topic)
+    with pytest.raises(ConflictError, match="changed since it was opened"):
+        store.deltas.put(file, lambda size: overwrite(file, deltas.topic))
+    store.deltas.fetch(deltas.spam.digest, tmp_path / "fetched")
 
 
 def test_a_failed_fetch_leaves_an_older_file_as_it_was(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
+import hashlib
 import os
+import resource
 import subprocess
 import threading
 from collections import OrderedDict
@@ -18,14 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_disk import filled
 
-from ken_core import BaseMismatchError, DeltaFile, open_base
+from ken_core import BaseMismatchError, DeltaFile, DeltaFormatError, open_base
 from ken_core.fingerprint import fingerprint
-from serving.errors import StoreError
+from serving.errors import NoRoomError, StoreError, UnfitDeltaError
 from serving.store import Store
 from serving.tiers.budget import ByteBudget
 from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles
 from serving.tiers.single_flight import SingleFlight
+from serving.tiers.unfit import Unfit
 from tests.tiny_checkpoints import Deltas, Tiny, write_base
 
 # ByteBudget
@@ -390,6 +394,91 @@ def test_what_is_read_from_memory_takes_memory_only_as_long_as_it_is_used(
     assert path.exists()
     del file
     assert not path.exists()
+
+
+@pytest.fixture
+def in_memory(
+    store: Store, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., DeltaFiles]:
+    """Files that no disk takes, of three deltas, with room for one of them at a time."""
+    for file in (deltas.spam, deltas.topic, deltas.emotion):
+        store.deltas.put(file)
+    sealed(tmp_path / "sealed")
+
+    def make(seconds: float) -> DeltaFiles:
+        monkeypatch.setattr("serving.tiers.files._ROOM_SECONDS", seconds)
+        return DeltaFiles(tmp_path / "sealed", 1 << 30, store, memory_budget=1)
+
+    return make
+
+
+def test_files_in_memory_wait_for_each_other_within_a_budget(
+    in_memory: Callable[..., DeltaFiles], deltas: Deltas
+) -> None:
+    files = in_memory(60)
+    file, _ = files.open(deltas.spam.digest)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(files.open, deltas.topic.digest)
+        done, _ = concurrent.futures.wait([waiting], timeout=0.3)
+        assert not done
+        del file
+        assert waiting.result(20)[0].digest == deltas.topic.digest
+
+
+def test_a_file_that_finds_no_room_in_memory_is_refused_with_both_reasons(
+    in_memory: Callable[..., DeltaFiles], deltas: Deltas
+) -> None:
+    files = in_memory(0.1)
+    file, _ = files.open(deltas.spam.digest)
+    with pytest.raises(NoRoomError, match=r"on disk \(.*File exists.*\) nor in memory \(.*being loaded take"):
+        files.open(deltas.topic.digest)
+    del file
+    files.open(deltas.topic.digest)
+
+
+def test_a_delta_that_is_remembered_as_unfit_leaves_memory(
+    in_memory: Callable[..., DeltaFiles], tiny: Tiny, deltas: Deltas
+) -> None:
+    files = in_memory(0.1)
+    cache, unfit = DeltaCache(files, 1 << 30, tiny.base, "another base"), Unfit()
+    for file in (deltas.spam, deltas.topic):
+        with pytest.raises(UnfitDeltaError), unfit.noting(file.digest):
+            cache.load(file.digest)
+        gc.collect()
+    with pytest.raises(UnfitDeltaError, match=deltas.spam.digest):
+        unfit.refuse(deltas.spam.digest)
+
+
+def test_a_process_with_too_many_open_files_is_no_fault_of_the_disk(
+    files: DeltaFiles, store: Store, deltas: Deltas
+) -> None:
+    store.deltas.put(deltas.spam)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises((NoRoomError, StoreError), match="Too many open files"):
+            files.open(deltas.spam.digest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert files.trouble is None
+
+
+@pytest.mark.parametrize("damage", ["no container", "a wrong stream"])
+def test_a_damaged_delta_that_is_read_from_memory_is_called_by_its_digest(
+    damage: str, store: Store, deltas: Deltas, make_cache: Callable[..., DeltaCache], tmp_path: Path
+) -> None:
+    data = bytearray(deltas.spam.path.read_bytes())
+    if damage == "no container":
+        data[:8] = b"damaged!"
+    else:
+        data[-1] ^= 1
+    path = tmp_path / "damaged.ken"
+    path.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    store.deltas.put(DeltaFile(path, deltas.spam.manifest, len(data), digest))
+    sealed(tmp_path / "sealed")
+    with pytest.raises(DeltaFormatError, match=f"^{digest}"):
+        make_cache(tier=DeltaFiles(tmp_path / "sealed", 1 << 30, store)).load(digest)
 
 
 def test_a_delta_that_is_nowhere_is_a_store_error_whatever_the_disk_takes(

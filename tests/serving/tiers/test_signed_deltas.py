@@ -145,6 +145,17 @@ def test_a_signed_delta_is_loaded_and_its_signature_kept_beside_it(
     assert restarted(OPS, store=away).open(deltas.spam.digest)[1] is True
 
 
+def test_a_signature_that_cannot_be_kept_does_not_mean_that_the_disk_takes_no_deltas(
+    restarted: Restarted, store: Store, deltas: Deltas, caplog: pytest.LogCaptureFixture
+) -> None:
+    signed(store, deltas.spam)
+    files = restarted(OPS)
+    signature_file(files.folder / deltas.spam.digest).mkdir()
+    files.open(deltas.spam.digest)
+    assert files.trouble is None
+    assert f"signatures of delta {deltas.spam.digest} cannot be kept" in caplog.text
+
+
 @pytest.mark.parametrize("key", [None, THEIRS], ids=["unsigned", "signed by another"])
 def test_what_no_trusted_key_signed_is_not_even_fetched(
     key: Ed25519PrivateKey | None,
