@@ -22,6 +22,8 @@ _OPENING = re.compile(r"(bind|errorfile|stats (socket|admin))\b")
 _REQUEST_HEAD_SECONDS = 20
 _SOURCES = "100k"
 _SOURCE = "http-request set-header X-Forwarded-For %[src]"
+_PATH = "txn.ken_path"
+_REMEMBER_PATH = f"http-request set-var-fmt({_PATH}) %[path]/"
 _APPLICATION = re.compile(r"backend (?!default_backend$)\S+")
 _CHANGE_SECONDS = 600
 _CHANGES = (
@@ -134,7 +136,7 @@ def _edits(frontend: Frontend, maps: Path) -> list[_Edit]:
         edit(
             "frontend http_frontend",
             r"bind (\S+:\d+)",
-            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _types()],
+            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _REMEMBER_PATH, _types()],
         ),
         edit("backend default_backend", r"http-request return status 404 .*", lambda m: []),
         of_application(r"http-reuse always", lambda m: [m[0], *_CHANGES]),
@@ -158,14 +160,15 @@ def _limits(frontend: Frontend) -> list[str]:
 
 
 def _own_answer(answer: OwnAnswer, maps: Path) -> str:
-    body = f'lf-string "%[capture.req.uri,map_beg({maps / map_name(answer)})]"'
+    body = f'lf-string "%[var({_PATH}),map_beg({maps / map_name(answer)})]"'
     again = "" if answer.retry_after is None else f" hdr Retry-After {answer.retry_after}"
     return f"http-error status {answer.status} content-type {NATIVE_TYPE} {body}{again}"
 
 
 def _types() -> str:
     """HAProxy's answers of one status share a type: that of the native form, which is not that of the others."""
-    ours, paths = f"{{ res.hdr(Content-Type) {NATIVE_TYPE} }}", f"{{ capture.req.uri -m beg {' '.join(FORMS)} }}"
+    beginnings = " ".join(f"{parts}/" for parts in FORMS)
+    ours, paths = f"{{ res.hdr(Content-Type) {NATIVE_TYPE} }}", f"{{ var({_PATH}) -m beg {beginnings} }}"
     return f"http-after-response set-header Content-Type application/json if {ours} {paths}"
 
 

@@ -178,7 +178,8 @@ def test_what_haproxy_answers_by_itself_has_the_form_of_the_paths_protocol(
     port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
     assert replica is not None
     paths = [path for protocol in PROTOCOLS for path in protocol.paths]
-    asked = ["/", "/readyz", "/v1/tasks/news/predict", *paths, *(f"{path}/some?x=1" for path in paths)]
+    asked = ["/", "/readyz", "/v1/tasks/news/predict", *paths]
+    asked += [f"{path}{more}" for path in paths for more in ("/some?x=1", "?x=1", "x", "ormation/x")]
     with ExitStack() as stack:
         if status != 503:
             heard = stack.enter_context(socket.create_server((replica[1], int(replica[2]))))
@@ -193,6 +194,17 @@ def test_what_haproxy_answers_by_itself_has_the_form_of_the_paths_protocol(
             assert answer.json() == json.loads(expected.body)
             assert answer.headers["content-type"] == expected.headers["content-type"]
             assert answer.headers.get("retry-after") == expected.headers.get("retry-after")
+
+
+@pytest.mark.parametrize("target", ["*", "somewhere", "?x", "http://127.0.0.1:{port}"])
+def test_a_target_without_a_path_is_answered_in_the_native_form(target: str, file: Path, binary: str) -> None:
+    port = free_port()
+    with (
+        started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        answer = client.options("/", extensions={"target": target.format(port=port).encode()})
+        assert (answer.status_code, answer.json()) == (503, json.loads(like(answer).body))
 
 
 def take(heard: socket.socket, hang_up: bool) -> None:
