@@ -76,8 +76,8 @@ FORMS: Mapping[str, Callable[[OwnAnswer], Body]] = MappingProxyType(
 def maps() -> dict[str, str]:
     """The contents of HAProxy's map files by their names: from the beginning of a path to the body of an answer.
 
-    Both the path and its beginning end with a slash, so that ``/v2/`` is the beginning of ``/v2`` and not of ``/v2x``. A
-    target without a path, such as that of ``OPTIONS *``, counts as ``/``.
+    Both the path and its beginning end with a slash, so that ``/v2`` begins as ``/v2/`` and ``/v2x`` does not. A target
+    without a path, such as that of ``OPTIONS *``, counts as ``/``.
     """
     return {map_name(answer): _map(answer) for answer in OWN_ANSWERS}
 

@@ -56,6 +56,7 @@ frontend http_frontend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "not found"
 backend http-ken
+    http-reuse always
     retries 0
     server replica 127.0.0.1:{ports[3]}
 listen stats
@@ -230,7 +231,6 @@ def test_a_path_without_an_application_is_unavailable_and_not_unknown(file: Path
 def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> None:
     port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
     assert replica is not None
-    file.write_text(file.read_text().replace("    retries 0", "    http-reuse always\n    retries 0"))
     with (
         socket.create_server((replica[1], int(replica[2]))) as heard,
         started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
