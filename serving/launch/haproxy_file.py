@@ -35,8 +35,9 @@ _PATH = "txn.ken_path"
 _REMEMBER_PATH = f"http-request set-var-fmt({_PATH}) %[path]/"
 _CHANGE_SECONDS = 600
 _CHANGES = (
-    "acl ken_predicts path_end /predict",
-    "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys /v1/base/verify",
+    "acl ken_predicts path_reg ^/v1/tasks/[^/]+/predict$",
+    "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys/ /v1/base/ /v1/store/",
+    "acl ken_changes path /v1/keys",
     f"http-request set-timeout server {_CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
 )
 
