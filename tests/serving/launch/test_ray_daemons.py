@@ -59,3 +59,20 @@ while [p for p in psutil.Process().children() if p.pid != own.pid]:
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.stdout, ended.stderr) == ("7\n", "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only")
+def test_orphans_are_reaped_although_a_process_of_others_has_ended_before_that_nobody_waits_for() -> None:
+    script = """
+import os, subprocess, time, psutil
+from serving.launch.process_ties import adopt_orphans, reap_orphans
+adopt_orphans()
+own = subprocess.Popen(["true"])
+os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)
+subprocess.run(["sh", "-c", "sleep 0.1 & sleep 9 & exit 0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+while len(psutil.Process().children()) > 2:
+    reap_orphans({own.pid})
+print([process.status() for process in psutil.Process().children()], own.wait())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert ended.stdout == "['zombie', 'sleeping'] 0\n", ended.stderr
