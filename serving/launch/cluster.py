@@ -55,7 +55,7 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         code = _stop_early(settings, say)
     except Exception as error:
         if stop.asked:
-            say("stopped before it was ready")
+            code = _stop_early(settings, say)
         else:
             as_configured(settings, say, logging.ERROR)(f"the server did not start: {reason_of(error)}")
     finally:
