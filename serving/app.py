@@ -5,11 +5,14 @@ replicas as ``num_replicas`` of the deployment ``Replica``. Secrets come from th
 """
 
 import logging
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 
 APP = "ken"
+_SERVER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 _UNBOUNDED = 1_000_000
 
 
@@ -77,9 +80,26 @@ def build(args: dict[str, Any]) -> serve.Application:
     from serving.security.exposure import exposure_warning
 
     settings = load_settings(**args)
-    if (warning := exposure_warning(settings)) is not None:
-        logging.getLogger(__name__).warning("%s", warning)
+    for warning in (exposure_warning(settings), timeout_warning(settings.request_timeout_seconds, os.environ)):
+        if warning is not None:
+            logging.getLogger(__name__).warning("%s", warning)
     gpus = 1 if settings.device.startswith("cuda") else 0
     options = {"num_cpus": 1, "num_gpus": gpus}
     deployment = Replica.options(num_replicas=settings.replicas, ray_actor_options=options)  # type: ignore[attr-defined]
     return deployment.bind(settings.for_replicas())  # type: ignore[no-any-return]
+
+
+def timeout_warning(request_timeout: float, environment: Mapping[str, str]) -> str | None:
+    """A warning if HAProxy gives up on a replica before a request's time is up.
+
+    Args:
+        request_timeout: seconds that a request may take.
+        environment: with the variable that says how long HAProxy waits. Without it, HAProxy waits as long as it takes.
+    """
+    waits = environment.get(_SERVER_TIMEOUT)
+    if not waits or float(waits) > request_timeout:
+        return None
+    return (
+        f"request_timeout_seconds is {request_timeout:g}, but HAProxy answers 504 after {waits} s; "
+        f"set {_SERVER_TIMEOUT} to {request_timeout + 5:.0f} in every container of the cluster"
+    )

@@ -46,14 +46,16 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
     try:
         _start_cluster(settings, folder)
         stop.install()  # again: ray.init replaces the handlers
-        start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
-        stop.ready = True
-        code = _serve_until_stopped(settings, store_url, stop, say)
+        daemons = Daemons()
+        with daemons.needed():
+            start_application(settings, behind_haproxy(settings) if haproxy else in_front(settings))
+            stop.ready = True
+        code = _serve_until_stopped(settings, store_url, daemons, stop, say)
     except (StoppedError, SystemExit):  # SystemExit comes from ray.init's own handler
         code = _stop_early(settings, say)
     except Exception as error:
         if stop.asked:
-            say("stopped before it was ready")
+            code = _stop_early(settings, say)
         else:
             as_configured(settings, say, logging.ERROR)(f"the server did not start: {reason_of(error)}")
     finally:
@@ -99,9 +101,8 @@ def _with_threads(settings: Settings) -> Settings:
     return settings.model_copy(update={"threads": threads})
 
 
-def _serve_until_stopped(settings: Settings, store_url: str, stop: StopFlag, say: Say) -> int:
+def _serve_until_stopped(settings: Settings, store_url: str, daemons: Daemons, stop: StopFlag, say: Say) -> int:
     """Wait for a signal, or for the end of a process of Ray's that nothing replaces. Returns the exit code."""
-    daemons = Daemons()
     say(f"ready on {url(settings)}")
     for line in what_is_served(settings, store_url):
         say(line)

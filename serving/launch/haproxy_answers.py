@@ -70,14 +70,15 @@ FORMS: Mapping[str, Callable[[OwnAnswer], Body]] = MappingProxyType(
         "/v2": _kserve,
     }
 )
-"""The form of failures by the beginning of the path. All other paths have the native form."""
-
-_EVERY_TARGET = ("/", "http", "*")
-"""How targets of requests begin: a path, a whole URL, or the server itself."""
+"""The form of failures by the first parts of the path. All other paths have the native form."""
 
 
 def maps() -> dict[str, str]:
-    """The contents of HAProxy's map files by their names: from the beginning of a path to the body of an answer."""
+    """The contents of HAProxy's map files by their names: from the beginning of a path to the body of an answer.
+
+    Both the path and its beginning end with a slash, so that ``/v2`` begins as ``/v2/`` and ``/v2x`` does not. A target
+    without a path, such as that of ``OPTIONS *``, counts as ``/``.
+    """
     return {map_name(answer): _map(answer) for answer in OWN_ANSWERS}
 
 
@@ -87,7 +88,7 @@ def map_name(answer: OwnAnswer) -> str:
 
 
 def _map(answer: OwnAnswer) -> str:
-    forms = {**dict.fromkeys(_EVERY_TARGET, _native), **FORMS}
+    forms = {"/": _native, **{f"{parts}/": form for parts, form in FORMS.items()}}
     return "".join(f"{beginning} {_text(form(answer))}\n" for beginning, form in forms.items())
 
 

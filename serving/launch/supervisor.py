@@ -18,7 +18,7 @@ import psutil
 
 from serving.launch.process_ties import adopt_orphans, signal_when_parent_ends
 
-_GRACE_SECONDS = 3.0
+_GRACE_SECONDS, _KILL_SECONDS = 3.0, 2.0
 
 
 def supervise(work: Callable[[], int], stop_seconds: float, clean_up: Callable[[], None]) -> int:
@@ -56,11 +56,12 @@ def _pass_signals_on(child: int, stop_seconds: float) -> None:
 
 
 def _be_the_child(work: Callable[[], int], supervisor: int, clean_up: Callable[[], None]) -> None:
-    os.setsid()
-    adopt_orphans()
-    signal_when_parent_ends(signal.SIGTERM)
     code = 1
     try:
+        os.setsid()
+        adopt_orphans()
+        signal.signal(signal.SIGTERM, _leave)
+        signal_when_parent_ends(signal.SIGTERM, supervisor)
         code = work()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -79,6 +80,11 @@ def _be_the_child(work: Callable[[], int], supervisor: int, clean_up: Callable[[
             os._exit(code)
 
 
+def _leave(number: int, frame: object) -> None:
+    """Until `work` has a handler of its own: what was started is cleaned up."""
+    sys.exit(128 + number)
+
+
 def _wait_for(child: int) -> int:
     while True:
         pid, status = os.wait()
@@ -87,15 +93,19 @@ def _wait_for(child: int) -> int:
 
 
 def end_descendants() -> None:
-    """Wait a moment for this process's descendants, orphans among them, and kill those that do not end by then."""
+    """Wait a moment for this process's descendants, orphans among them, and kill those that do not end by then.
+
+    New ones that appear meanwhile are killed too. All have ended when this returns, unless two seconds are not enough:
+    for a killed process that waits for a disk, or where processes are forked faster than they are killed.
+    """
     if not sys.platform.startswith("linux"):
         return
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while list(_descendants()) and time.monotonic() < deadline:
+    started = time.monotonic()
+    while (left := list(_descendants())) and (waited := time.monotonic() - started) < _GRACE_SECONDS + _KILL_SECONDS:
+        for process in left if waited >= _GRACE_SECONDS else ():
+            _send(process.pid, signal.SIGKILL)
         _reap()
         time.sleep(0.02)
-    for process in _descendants():
-        _send(process.pid, signal.SIGKILL)
     _reap()
 
 

@@ -82,4 +82,4 @@ class Store:
         self.events = Events(self.connection)
         self.replicas = Replicas(self.connection)
         self.adoptions = Adoptions(self.connection, self.replicas)
-        self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks)
+        self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks, self.events)

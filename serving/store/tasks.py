@@ -245,12 +245,14 @@ class Tasks:
                 return Table(int(before or 0), tasks, read_keys(keys), bool(locked), _lineage(marks, adoptions))
         raise AssertionError
 
-    def have_version(self, digest: str) -> bool:
-        """Whether a delta is a version of any task."""
+    def versions(self) -> set[str]:
+        """The digests of all versions of all tasks."""
         client, control = self._connection.client, self._connection.control_key
         with self._connection.store_errors:
-            names = [name.decode() for name in client.smembers(control("tasks"))]
-            return any(client.zscore(control("versions", name), digest) is not None for name in names)
+            pipe = client.pipeline(transaction=False)
+            for name in client.smembers(control("tasks")):
+                pipe.zrange(control("versions", name.decode()), 0, -1)
+            return {digest.decode() for digests in pipe.execute() for digest in digests}
 
     def _tries(self) -> Iterator[None]:
         """Attempts to read, for as long as reading may take.

@@ -113,6 +113,7 @@ def test_a_request_to_a_replica_that_stands_still_ends(server: ServerProcess) ->
 
 
 def test_a_server_whose_node_died_answers_what_it_has_accepted_and_ends(server: ServerProcess) -> None:
+    """Whether it is also told to stop or not."""
     processes = processes_of(server)
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as asking:
         asking.sendall(b"POST /v1/tasks/news/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{")
@@ -122,6 +123,7 @@ def test_a_server_whose_node_died_answers_what_it_has_accepted_and_ends(server: 
         while not refuses(server):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        server.process.terminate()
         asking.sendall(b'"inputs": "x"}')
         assert asking.recv(1000).startswith(b"HTTP/1.1 4")  # unknown task, or a body that came late
     assert server.process.wait(60) == 1

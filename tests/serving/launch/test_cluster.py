@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,33 @@ def test_each_cluster_has_a_token_of_its_own_that_only_its_owner_reads(tmp_path:
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     assert len({file.read_text() for file in files}) == 2
     assert all(len(file.read_text()) == 64 for file in files)
+
+
+STOPPED_WHILE_IT_STARTS = """
+import os, signal, sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from serving.config import load_settings
+from serving.launch import cluster
+from serving.launch.stop_signals import StoppedError
+
+def start_application(*_):
+    with suppress(StoppedError):  # as code of Ray's that catches everything
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError("interrupted")
+
+cluster._start_cluster = cluster.end_cluster = lambda *_: None
+cluster.Daemons = lambda: SimpleNamespace(needed=nullcontext)
+cluster.start_application = start_application
+cluster.replicas_run = lambda: True
+cluster.drain = lambda settings, say: say("drained") or 0
+sys.exit(cluster.run_cluster(load_settings(base="b"), None, "redis://none", Path(sys.argv[1]), print))
+"""
+
+
+def test_replicas_are_drained_too_where_a_signal_during_the_start_ends_in_another_error(tmp_path: Path) -> None:
+    """In a process of its own, whose environment and signal handlers change."""
+    command = [sys.executable, "-c", STOPPED_WHILE_IT_STARTS, tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "drained\n"), ended.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,11 @@ MAPS = Path("/maps")
 
 @pytest.fixture(scope="module")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """Ray's file for one application with two replicas. Fields of Ray's configuration may be given."""
+    """Ray's file for applications with two replicas each. Fields of Ray's configuration may be given."""
     haproxy = pytest.importorskip("ray.serve._private.haproxy", reason="ray is not installed")
     from ray.serve.config import HTTPOptions
 
-    def rendered(application: bool = True, **fields: object) -> str:
+    def rendered(applications: Sequence[str] = ("ken",), fallback: bool = True, **fields: object) -> str:
         folder = tmp_path_factory.mktemp("h")
         config = haproxy.HAProxyConfig(
             socket_path=str(folder / "admin.sock"),
@@ -37,9 +37,14 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
             **fields,
         )
         servers = [haproxy.ServerConfig(f"replica-{i}", "127.0.0.1", 30000 + i) for i in range(2)]
-        fallback = haproxy.ServerConfig("SERVE_PROXY_ACTOR-fallback-0f", "127.0.0.1", 8500)
-        backend = haproxy.BackendConfig("http-ken", "/", servers=servers, fallback_server=fallback, app_name="ken")
-        api = haproxy.HAProxyApi(config, {"http-ken": backend} if application else {}, str(folder / "haproxy.cfg"))
+        proxy = haproxy.ServerConfig("SERVE_PROXY_ACTOR-fallback-0f", "127.0.0.1", 8500) if fallback else None
+        backends = {
+            f"http-{name}": haproxy.BackendConfig(
+                f"http-{name}", f"/{name}", servers=servers, fallback_server=proxy, app_name=name
+            )
+            for name in applications
+        }
+        api = haproxy.HAProxyApi(config, backends, str(folder / "haproxy.cfg"))
         api._generate_config_file_internal()
         return (folder / "haproxy.cfg").read_text()
 
@@ -54,7 +59,7 @@ def rays(render: Render) -> str:
 @pytest.fixture(scope="module")
 def before_routes(render: Render) -> str:
     """Ray's file at HAProxy's start, when Ray has not told it of the application yet."""
-    return render(application=False)
+    return render(applications=())
 
 
 def lines_with(word: str, text: str) -> list[str]:
@@ -126,6 +131,34 @@ def test_changes_have_more_time_than_predictions(render: Render, tmp_path: Path)
     assert not refused_by_haproxy(text, tmp_path)
 
 
+def test_every_application_gets_the_edits_of_an_application(render: Render, tmp_path: Path) -> None:
+    text = edited(render(applications=("ken", "other", "backup")), Frontend(), MAPS)
+    assert [line.split()[1] for line in lines_with("server", text)] == ["replica-0", "replica-1"] * 3
+    assert len(lines_with("http-request set-timeout", text)) == 3
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_an_application_may_be_known_before_the_proxy_that_ray_falls_back_to(render: Render, tmp_path: Path) -> None:
+    text = edited(render(fallback=False), Frontend(), MAPS)
+    assert len(lines_with("http-request set-timeout", text)) == 1
+    assert not refused_by_haproxy(text, tmp_path)
+
+
+def test_a_line_of_one_application_that_is_missing_or_there_twice_is_refused(render: Render) -> None:
+    text, line = render(applications=("ken", "other")), "    http-reuse always\n"
+    before, after = text.split("backend http-other\n")
+    for changed in (after.replace(line, ""), after.replace(line, 2 * line)):
+        with pytest.raises(StartError, match=r"lines like `http-reuse always` under `backend http-other`, expected 1"):
+            edited(f"{before}backend http-other\n{changed}", Frontend(), MAPS)
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_section_that_is_missing_or_there_twice_is_refused(times: int, rays: str) -> None:
+    before, after = rays.split("listen stats\n")
+    with pytest.raises(StartError, match=f"{times} sections `listen stats`, expected 1"):
+        edited(before + times * f"listen stats\n{after}", Frontend(), MAPS)
+
+
 def test_slow_heads_end_and_hanging_up_is_seen(rays: str) -> None:
     text = edited(rays, Frontend(), MAPS)
     assert lines_with("timeout http-request", text) == ["timeout http-request 20s"]
@@ -192,10 +225,12 @@ def test_a_line_that_is_missing_or_there_twice_is_refused(start: str, rays: str)
         ("mode 666 level admin", "mode 777 level admin", "mode 777"),
         ("bind *:8404", "bind *:8404 transparent", "bind *:8404 transparent"),
         ("    retries 1\n", "    retries 1\n    errorfile 408 /dev/null\n", "errorfile 408"),
-        ("backend default_backend\n", "backend default_backend\n    bind *:9\n", "bind *:9"),
+        ("\nbackend default_backend\n", "\nbackend default_backend\n    bind *:9\n", "bind *:9"),
         ("listen stats\n", "listen another\n", "listen another"),
         ("listen stats\n", "frontend more\n    bind *:9\nlisten stats\n", "frontend more"),
         ("stats enable\n", "stats enable\n  stats admin if TRUE\n", "stats admin if TRUE"),
+        ("check backup", "check inter 1s backup", "check inter 1s backup"),
+        ("SERVE_PROXY_ACTOR-fallback", "SERVE_FALLBACK", "server SERVE_FALLBACK-0f"),
     ],
 )
 def test_what_opens_something_unknown_is_refused_by_name(old: str, new: str, named: str, render: Render) -> None:

@@ -9,19 +9,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-from fastapi import Response
+from fastapi import APIRouter, Response
+from fastapi.routing import APIRoute
 
-from serving.api.application import PROTOCOLS, protocol_of
+from serving.admission import Admission
+from serving.api import create_app
+from serving.api.application import MANAGEMENT, PROTOCOLS, protocol_of
+from serving.api.auth import Authenticator
+from serving.api.changes import AuditedChanges
 from serving.api.failures import Failure
+from serving.api.predicting import Predictor
+from serving.api.resolve import Resolver
+from serving.config import Settings
 from serving.errors import StartError
 from serving.launch import haproxy_start as haproxystart
 from serving.launch.haproxy_answers import OWN_ANSWERS
@@ -29,6 +39,7 @@ from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend
 from serving.launch.haproxy_start import ENTRY, check_startable, variables
 from serving.launch.ports import free_port
+from serving.tasks import TaskTable
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE = """\
@@ -56,6 +67,7 @@ frontend http_frontend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "not found"
 backend http-ken
+    http-reuse always
     retries 0
     server replica 127.0.0.1:{ports[3]}
 listen stats
@@ -178,7 +190,8 @@ def test_what_haproxy_answers_by_itself_has_the_form_of_the_paths_protocol(
     port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
     assert replica is not None
     paths = [path for protocol in PROTOCOLS for path in protocol.paths]
-    asked = ["/", "/readyz", "/v1/tasks/news/predict", *paths, *(f"{path}/some?x=1" for path in paths)]
+    asked = ["/", "/readyz", "/v1/tasks/news/predict", *paths]
+    asked += [f"{path}{more}" for path in paths for more in ("/some?x=1", "?x=1", "x", "ormation/x")]
     with ExitStack() as stack:
         if status != 503:
             heard = stack.enter_context(socket.create_server((replica[1], int(replica[2]))))
@@ -193,6 +206,17 @@ def test_what_haproxy_answers_by_itself_has_the_form_of_the_paths_protocol(
             assert answer.json() == json.loads(expected.body)
             assert answer.headers["content-type"] == expected.headers["content-type"]
             assert answer.headers.get("retry-after") == expected.headers.get("retry-after")
+
+
+@pytest.mark.parametrize("target", ["*", "somewhere", "?x", "http://127.0.0.1:{port}"])
+def test_a_target_without_a_path_is_answered_in_the_native_form(target: str, file: Path, binary: str) -> None:
+    port = free_port()
+    with (
+        started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        answer = client.options("/", extensions={"target": target.format(port=port).encode()})
+        assert (answer.status_code, answer.json()) == (503, json.loads(like(answer).body))
 
 
 def take(heard: socket.socket, hang_up: bool) -> None:
@@ -218,7 +242,6 @@ def test_a_path_without_an_application_is_unavailable_and_not_unknown(file: Path
 def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> None:
     port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
     assert replica is not None
-    file.write_text(file.read_text().replace("    retries 0", "    http-reuse always\n    retries 0"))
     with (
         socket.create_server((replica[1], int(replica[2]))) as heard,
         started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
@@ -229,6 +252,44 @@ def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> 
         assert client.get("/v1/tasks/news").status_code == 504
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/tasks/news?wait=60")
+
+
+def operations(routers: Iterable[APIRouter]) -> set[tuple[str, str]]:
+    """The methods and paths of routes that are in the OpenAPI document, but for those that only read."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return {(method, route.path) for route in routes for method in route.methods if method != "GET"}
+
+
+def test_every_change_has_the_time_of_changes_and_no_prediction_has(file: Path, binary: str, tmp_path: Path) -> None:
+    """By the conditions of a real HAProxy, which says what it would do; names are such that they could be mistaken."""
+    table = TaskTable(tmp_path / "tasks-default.json")
+    service: Any = SimpleNamespace(settings=Settings(base="b"), store=None, table=table, admission=Admission())
+    authenticator = Authenticator(service.settings, table)
+    predictor = Predictor(service, Resolver(table, authenticator))
+    audited = AuditedChanges(service, authenticator)
+    changes = operations(router(service, authenticator, audited) for router in MANAGEMENT)
+    predictions = operations(protocol.router(service, predictor) for protocol in PROTOCOLS)
+    documented = {
+        (method.upper(), path)
+        for path, methods in create_app(service).openapi()["paths"].items()
+        for method in methods
+        if method != "get"
+    }
+    assert changes | predictions == documented
+    long = 'http-request return status 200 content-type text/plain string "long" if ken_changes !ken_predicts !METH_GET'
+    short = 'http-request return status 200 content-type text/plain string "short"'
+    file.write_text(file.read_text().replace("    retries 0", f"    {long}\n    {short}\n    retries 0"))
+    port = free_port()
+    with (
+        started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        for expected, asked in (("long", changes), ("short", predictions)):
+            for method, path in sorted(asked):
+                for name in ("predict", "news", "a.b-c"):
+                    assert client.request(method, re.sub(r"\{.*?\}", name, path)).text == expected, (method, path, name)
+        for unknown in ("/v1/keysx", "/v1/storex/gc", "/v1/predict"):
+            assert client.post(unknown).text == "short"
 
 
 def test_a_request_cannot_say_that_it_came_from_elsewhere(file: Path, binary: str) -> None:

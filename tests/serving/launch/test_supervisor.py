@@ -17,14 +17,18 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="su
 
 
 class Supervised:
-    """A supervisor that runs `work`, the body of a function, and whose output can be read line by line."""
+    """A supervisor that runs `work`, the body of a function, and whose output can be read line by line.
 
-    def __init__(self, folder: Path, work: str) -> None:
+    Args:
+        before: statements that run before the supervisor starts.
+    """
+
+    def __init__(self, folder: Path, work: str, before: str = "") -> None:
         imports = "import os, signal, subprocess, sys, time\nfrom serving.launch import supervisor\n"
         imports += "supervisor._GRACE_SECONDS = 1.0\nSTOP_SECONDS = 5.0\n"
         body = "".join(f"    {line}\n" for line in work.splitlines())
         supervise = "supervisor.supervise(work, STOP_SECONDS, lambda: print('cleaned'))"
-        (folder / "script.py").write_text(f"{imports}def work():\n{body}sys.exit({supervise})\n")
+        (folder / "script.py").write_text(f"{imports}{before}def work():\n{body}sys.exit({supervise})\n")
         self.process = subprocess.Popen(
             [sys.executable, "-u", str(folder / "script.py")],
             stdout=subprocess.PIPE,
@@ -42,11 +46,11 @@ class Supervised:
 
 
 @pytest.fixture
-def supervised(tmp_path: Path) -> Iterator[Callable[[str], Supervised]]:
+def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     made: list[Supervised] = []
 
-    def start(work: str) -> Supervised:
-        made.append(Supervised(tmp_path, work))
+    def start(*parts: str) -> Supervised:
+        made.append(Supervised(tmp_path, *parts))
         return made[-1]
 
     yield start
@@ -81,22 +85,22 @@ def is_gone(pid: int) -> bool:
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", 128 + 15),
     ],
 )
-def test_the_childs_end_is_passed_on(work: str, code: int, supervised: Callable[[str], Supervised]) -> None:
+def test_the_childs_end_is_passed_on(work: str, code: int, supervised: Callable[..., Supervised]) -> None:
     assert supervised(work).code() == code
 
 
-def test_the_error_a_child_dies_of_is_printed(supervised: Callable[[str], Supervised]) -> None:
+def test_the_error_a_child_dies_of_is_printed(supervised: Callable[..., Supervised]) -> None:
     _, error = supervised("raise ValueError('the reason')").process.communicate(timeout=30)
     assert "ValueError: the reason" in error
 
 
 def test_a_child_that_leaves_by_itself_without_arguments_is_a_success(
-    supervised: Callable[[str], Supervised],
+    supervised: Callable[..., Supervised],
 ) -> None:
     assert supervised("sys.exit()").code() == 0
 
 
-def test_the_message_a_child_leaves_with_is_printed(supervised: Callable[[str], Supervised]) -> None:
+def test_the_message_a_child_leaves_with_is_printed(supervised: Callable[..., Supervised]) -> None:
     _, error = supervised("sys.exit('no such base')").process.communicate(timeout=30)
     assert "no such base" in error
 
@@ -114,7 +118,7 @@ time.sleep(20)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_supervisor_reaches_the_child_as_sigterm(
-    number: signal.Signals, supervised: Callable[[str], Supervised]
+    number: signal.Signals, supervised: Callable[..., Supervised]
 ) -> None:
     running = supervised(LISTEN)
     assert running.line() == "up"
@@ -124,7 +128,7 @@ def test_a_signal_to_the_supervisor_reaches_the_child_as_sigterm(
 
 
 def test_a_ctrl_c_to_the_whole_group_reaches_the_child_once_and_as_sigterm(
-    supervised: Callable[[str], Supervised],
+    supervised: Callable[..., Supervised],
 ) -> None:
     running = supervised(LISTEN)
     assert running.line() == "up"
@@ -134,15 +138,39 @@ def test_a_ctrl_c_to_the_whole_group_reaches_the_child_once_and_as_sigterm(
     assert running.code() == 5
 
 
-def test_a_child_learns_of_it_when_its_supervisor_is_killed(supervised: Callable[[str], Supervised]) -> None:
+def test_a_child_learns_of_it_when_its_supervisor_is_killed(supervised: Callable[..., Supervised]) -> None:
     running = supervised(LISTEN)
     assert running.line() == "up"
     running.process.kill()
     assert running.line() == f"ended by {signal.SIGTERM.value}"
 
 
+KILL_THE_SUPERVISOR_FIRST = """
+def setsid():
+    supervisor = os.getppid()
+    os.kill(supervisor, signal.SIGKILL)
+    while os.getppid() == supervisor:
+        time.sleep(0.01)
+os.setsid = setsid
+"""
+
+
+def test_a_child_whose_supervisor_was_killed_before_the_child_could_be_tied_to_it_does_nothing_but_clean_up(
+    supervised: Callable[..., Supervised],
+) -> None:
+    running = supervised("print('worked')", KILL_THE_SUPERVISOR_FIRST)
+    assert [running.line(), running.line()] == ["cleaned", ""]
+
+
+def test_a_child_told_to_end_before_it_listens_for_signals_cleans_up(supervised: Callable[..., Supervised]) -> None:
+    running = supervised("print('up')\ntime.sleep(20)")
+    assert running.line() == "up"
+    running.process.kill()
+    assert [running.line(), running.line()] == ["cleaned", ""]
+
+
 def test_grandchildren_that_outlive_the_child_are_gone_when_the_supervisor_is(
-    supervised: Callable[[str], Supervised],
+    supervised: Callable[..., Supervised],
 ) -> None:
     """One process ignores SIGTERM, one has a session of its own, and one has a child."""
     running = supervised(
@@ -163,7 +191,7 @@ return 4
     assert [pid for pid in pids if not is_gone(pid)] == []
 
 
-def test_grandchildren_of_a_killed_child_are_gone_too(supervised: Callable[[str], Supervised]) -> None:
+def test_grandchildren_of_a_killed_child_are_gone_too(supervised: Callable[..., Supervised]) -> None:
     running = supervised(
         """
 print(os.getpid(), subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
@@ -176,8 +204,29 @@ time.sleep(60)
     assert is_gone(grandchild)
 
 
+def test_nothing_is_left_where_descendants_are_killed_neither_zombies_nor_what_was_forked_meanwhile() -> None:
+    """Eight that are told to end by nothing, and one that is replaced by its own child every few milliseconds."""
+    script = """
+import os, subprocess, sys, time, psutil
+from serving.launch import process_ties, supervisor
+process_ties.adopt_orphans()
+supervisor._GRACE_SECONDS = 0
+for _ in range(8):
+    subprocess.Popen(["sleep", "60"])
+if os.fork() == 0:
+    while True:
+        time.sleep(0.01)
+        if os.fork():
+            os._exit(0)
+supervisor.end_descendants()
+print([process.name() for process in psutil.Process().children()])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "[]\n", ended.stderr
+
+
 def test_a_grandchild_that_ends_by_itself_in_a_moment_may_do_so(
-    supervised: Callable[[str], Supervised], tmp_path: Path
+    supervised: Callable[..., Supervised], tmp_path: Path
 ) -> None:
     running = supervised(
         f"""
@@ -190,7 +239,7 @@ return 0
 
 
 def test_a_child_that_ends_on_sigterm_in_its_own_time_is_waited_for(
-    supervised: Callable[[str], Supervised], tmp_path: Path
+    supervised: Callable[..., Supervised], tmp_path: Path
 ) -> None:
     running = supervised(
         f"""
@@ -211,7 +260,7 @@ time.sleep(20)
     assert (tmp_path / "drained").exists()
 
 
-def test_a_child_that_does_not_end_after_a_signal_is_killed(supervised: Callable[[str], Supervised]) -> None:
+def test_a_child_that_does_not_end_after_a_signal_is_killed(supervised: Callable[..., Supervised]) -> None:
     running = supervised(
         """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -237,7 +286,7 @@ time.sleep(20)
 
 
 def test_a_child_whose_supervisor_was_killed_ends_its_own_descendants_and_cleans_up(
-    supervised: Callable[[str], Supervised],
+    supervised: Callable[..., Supervised],
 ) -> None:
     running = supervised(ORPHANED)
     pids = [int(pid) for pid in running.line().split()]
@@ -247,6 +296,6 @@ def test_a_child_whose_supervisor_was_killed_ends_its_own_descendants_and_cleans
     assert [pid for pid in pids if not is_gone(pid)] == []
 
 
-def test_a_child_leaves_cleaning_up_to_its_supervisor(supervised: Callable[[str], Supervised]) -> None:
+def test_a_child_leaves_cleaning_up_to_its_supervisor(supervised: Callable[..., Supervised]) -> None:
     running = supervised("print('done'); return 0")
     assert [running.line(), running.line()] == ["done", ""]

@@ -226,6 +226,38 @@ def _assert_nothing_collected(store: Store) -> None:
     assert store.garbage.collect().deltas == 0
 
 
+def test_gc_reads_the_versions_of_the_tasks_once_however_many_deltas_there_are(store: Store, deltas: Deltas) -> None:
+    for file in (deltas.spam, deltas.spam_2, deltas.topic):
+        store.deltas.put(file)
+    store.tasks.publish("emotion", deltas.emotion)
+    read, calls = store.tasks.versions, list[int]()
+    store.tasks.versions = lambda: calls.append(1) or read()  # type: ignore[method-assign,func-returns-value]
+    assert store.garbage.collect().deltas == 3
+    assert len(calls) == 1
+    assert store.tasks.versions() == {deltas.emotion.digest}
+
+
+def test_gc_keeps_what_became_a_version_while_it_ran(
+    store: Store, store_url: str, namespace: str, deltas: Deltas, tmp_path: Path
+) -> None:
+    """Each delta is published after gc has read the versions and before it comes to the delta."""
+    files = {file.digest: file for file in (deltas.spam, deltas.spam_2, deltas.topic)}
+    for file in files.values():
+        store.deltas.put(file)
+    publisher, delete = Store(store_url, namespace), store.deltas.delete
+
+    def publish_the_others_first(digest: str) -> None:
+        delete(digest)
+        for other in files.keys() - {digest}:
+            publisher.tasks.publish_digest(f"task-{other[:8]}", other)
+
+    store.deltas.delete = publish_the_others_first  # type: ignore[method-assign]
+    assert store.garbage.collect().deltas == 1
+    for digest in store.tasks.versions():
+        store.deltas.fetch(digest, tmp_path / digest)
+    assert len(store.tasks.versions()) == 2
+
+
 def test_gc_says_what_uploads_hold_and_until_when(store: Store, deltas: Deltas) -> None:
     store.tasks.publish("spam", deltas.spam)
     for file in (deltas.spam, deltas.topic, deltas.emotion):
@@ -676,7 +708,7 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "tasks.get": lambda: store.tasks.get("spam"),
         "tasks.known": lambda: store.tasks.known("spam"),
         "tasks.table": store.tasks.table,
-        "tasks.have_version": lambda: store.tasks.have_version(file.digest),
+        "tasks.versions": store.tasks.versions,
         "keys.all": store.keys.all,
         "keys.locked": store.keys.locked,
         "keys.lock": store.keys.lock,
