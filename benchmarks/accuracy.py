@@ -45,7 +45,7 @@ from ken_core.blocks import rows_of
 from ken_core.checkpoint import Checkpoint
 from ken_core.codings import Codec
 from ken_core.compression import compress
-from ken_core.delta import Sparse
+from ken_core.entries import Sparse
 from ken_core.evaluate import classify, label_ids
 from ken_core.examples import Example
 from ken_core.selection import Method, Scope, select

@@ -23,7 +23,7 @@ import torch
 
 from ken_core import Checkpoint, Delta, deltafile, extract
 from ken_core.bits import as_bits, pack_mask
-from ken_core.delta import LowRank
+from ken_core.entries import LowRank
 from serving.store import Store
 
 

@@ -45,7 +45,8 @@ from transformers.utils import logging
 from benchmarks.report import Row, arguments, report
 from ken_core import Checkpoint, Selection, open_base
 from ken_core.bits import as_bits, from_bits, pack_mask
-from ken_core.delta import Delta, Sparse
+from ken_core.delta import Delta
+from ken_core.entries import Sparse
 from ken_core.resident import ResidentModel
 
 KEPT = (0.01, 0.05, 0.10, 0.25, 0.50)

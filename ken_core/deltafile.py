@@ -32,7 +32,8 @@ from ken_core.codings import CODECS, Codec
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.configs import check_config, restore
 from ken_core.container import MAX_HEADER_BYTES, DeltaFile, open_file
-from ken_core.delta import Delta, LowRank, Sparse, check_base, overflows
+from ken_core.delta import Delta, check_base
+from ken_core.entries import LowRank, Sparse, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ken_core.checkpoint import Checkpoint, weights
-from ken_core.delta import Delta, check_base, expanded, patched
+from ken_core.delta import Delta, check_base
+from ken_core.entries import expanded, patched
 from ken_core.errors import ExchangeError, PoisonedError
 from ken_core.fingerprint import Fingerprint, TensorId, identify
 from ken_core.kernels import (

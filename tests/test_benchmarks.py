@@ -21,7 +21,7 @@ from benchmarks.many_tasks import derive_low_rank
 from benchmarks.peers.load import Load, Replies, Reply, Request, post, seconds_at_once, send
 from benchmarks.report import Row
 from ken_core import deltafile, open_base, open_tuned
-from ken_core.delta import expanded
+from ken_core.entries import expanded
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ken_core.delta import LowRank
+from ken_core.entries import LowRank
 from ken_core.kernels.correction import Shift
 
 _MOST_COPIED = 1 << 20

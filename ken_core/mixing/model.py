@@ -9,7 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
-from ken_core.delta import Delta, patched
+from ken_core.delta import Delta
+from ken_core.entries import patched
 from ken_core.errors import ExchangeError
 from ken_core.kernels import correction_for
 from ken_core.kernels.correction import Shift, conv1d_shift, embedding_shift, linear_shift, shift_nbytes

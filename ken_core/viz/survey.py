@@ -9,7 +9,8 @@ from math import prod
 import numpy as np
 
 from ken_core.bits import pack_mask
-from ken_core.delta import Delta, LowRank
+from ken_core.delta import Delta
+from ken_core.entries import LowRank
 from ken_core.viz.choice import Shapes
 from ken_core.viz.measure import (
     Plane,

@@ -13,7 +13,8 @@ import sys
 import torch
 
 from ken_core import ResidentModel, extract, open_base, open_tuned
-from ken_core.delta import Delta, LowRank
+from ken_core.delta import Delta
+from ken_core.entries import LowRank
 from ken_core.mixing.model import MixedModel
 from ken_core.resident import Attached
 from ken_core.selection import Budget, Selection

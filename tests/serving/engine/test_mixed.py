@@ -16,7 +16,7 @@ from mixing import Bench
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import DeltaFile, deltafile, extract, open_tuned
-from ken_core.delta import LowRank
+from ken_core.entries import LowRank
 from serving.engine.mixed import Mixed
 from serving.store import Store
 from tests.tiny_checkpoints import TEXTS, Deltas, Tiny

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from benchmarks.many_tasks import derive
 from ken_core import Checkpoint, Delta, ResidentModel, apply, open_base, open_tuned
-from ken_core.delta import LowRank
+from ken_core.entries import LowRank
 from ken_core.heads import graft_split
 from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoder

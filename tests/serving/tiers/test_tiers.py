@@ -22,8 +22,8 @@ from transformers import BertForSequenceClassification
 
 import ken_core
 from ken_core import Attached, Budget, Delta, DeltaFile, Selection, deltafile, open_tuned
-from ken_core.delta import LowRank
 from ken_core.embedding import Dense, Embedding
+from ken_core.entries import LowRank
 from ken_core.kernels import Packed, exchange_for
 from serving import service as service_module
 from serving.replica.inference import Prediction
