@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ken_core.calibration import Calibrated, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.container import DeltaFile, open_file
-    from ken_core.delta import Delta, apply, extract, merge
+    from ken_core.delta import Delta, apply, merge
     from ken_core.deltafile import load, write
     from ken_core.errors import (
         BaseMismatchError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PoisonedError,
         SelectionError,
     )
+    from ken_core.extraction import Extraction, extract
     from ken_core.fingerprint import Fingerprint
     from ken_core.heads import graft
     from ken_core.resident import Attached, ResidentModel
@@ -48,6 +49,7 @@ _HOME = {
     "DeltaFile": "ken_core.container",
     "DeltaFormatError": "ken_core.errors",
     "ExchangeError": "ken_core.errors",
+    "Extraction": "ken_core.extraction",
     "Fingerprint": "ken_core.fingerprint",
     "KenError": "ken_core.errors",
     "OutputError": "ken_core.errors",
@@ -59,7 +61,7 @@ _HOME = {
     "TensorFilter": "ken_core.tensor_filter",
     "apply": "ken_core.delta",
     "calibrate": "ken_core.calibration",
-    "extract": "ken_core.delta",
+    "extract": "ken_core.extraction",
     "graft": "ken_core.heads",
     "import_peft": "ken_core.adapters",
     "load": "ken_core.deltafile",
@@ -87,6 +89,7 @@ __all__ = [
     "DeltaFile",
     "DeltaFormatError",
     "ExchangeError",
+    "Extraction",
     "Fingerprint",
     "KenError",
     "OutputError",

@@ -24,9 +24,10 @@ from transformers.pytorch_utils import Conv1D
 from ken_core.adapter_folder import AdapterFolder, Factors, Shifts, open_adapter
 from ken_core.bits import same_bits
 from ken_core.checkpoint import Checkpoint, model_class_named, open_as, quiet
-from ken_core.delta import Delta, extract
+from ken_core.delta import Delta
 from ken_core.entries import LowRank, expanded, overflows
 from ken_core.errors import CheckpointError
+from ken_core.extraction import extract
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading
 from ken_core.progress import Progress, silent

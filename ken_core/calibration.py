@@ -22,10 +22,11 @@ from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base
 from ken_core.codings import Codec
 from ken_core.container import DeltaFile
-from ken_core.delta import Delta, extract
+from ken_core.delta import Delta
 from ken_core.errors import KenError
 from ken_core.evaluate import classify, label_ids
 from ken_core.examples import Example
+from ken_core.extraction import extract
 from ken_core.heads import graft
 from ken_core.labels import Label
 from ken_core.manifest import Calibration, Metric, Trial

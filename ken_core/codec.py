@@ -17,13 +17,11 @@ import numpy as np
 import torch
 
 from ken_core.bits import Bits
-from ken_core.codings import Codec
+from ken_core.codings import CODE_BITS, Codec
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.errors import DeltaFormatError
 from ken_core.quantise import Levels, pack_codes, quantise, restore, unpack_codes
 
-CODE_BITS: dict[Codec, int] = {"int8": 8, "int4": 4, "sign": 1}
-"""Bits per value of the lossy codecs."""
 _BLOCK = 1 << 18
 _LEVELS = struct.Struct("<dd")
 """The first bytes of a lossy stream: the smallest size and the step between sizes."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,13 +29,14 @@ from ken_core.blocks import is_finite, workers
 from ken_core.checkpoint import Checkpoint
 from ken_core.claims import check_claims
 from ken_core.codec import decode_values, decode_whole, encode_values, encode_whole
-from ken_core.codings import CODECS, Codec
+from ken_core.codings import CODE_BITS, CODECS, Codec, FactorCodec
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.configs import check_config, restore
 from ken_core.container import MAX_HEADER_BYTES, DeltaFile, open_file
 from ken_core.delta import Delta, check_base
 from ken_core.entries import LowRank, Sparse, overflows
 from ken_core.errors import DeltaFormatError, SelectionError
+from ken_core.factor_codec import decode_components, encode_components
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading
 from ken_core.foreign_tokenizer import check_content
@@ -90,7 +92,8 @@ def write(
         for done, (name, entry) in enumerate(delta.sparse.items()):
             progress(Stage("encoding", name, done, len(delta.sparse)))
             sparse[name] = _write_sparse(name, entry, base, codec, streams)
-    lowrank = {name: _write_lowrank(name, entry, codec, streams) for name, entry in delta.lowrank.items()}
+    factor_codec = _factor_codec(delta, codec)
+    lowrank = {name: _write_lowrank(name, entry, factor_codec, streams) for name, entry in delta.lowrank.items()}
     dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
     head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
     projections = {n: _write_whole(f"projections/{n}", t, codec, streams) for n, t in delta.projections.items()}
@@ -103,7 +106,7 @@ def write(
         architecture=delta.architecture,
         kind=delta.kind,
         method=delta.selection.method,
-        budget=m.Budget(scope=budget.scope, fraction=budget.fraction, k=budget.k),
+        budget=m.Budget(**asdict(budget)),
         seed=delta.selection.seed,
         tensors=None if tensors == EVERYTHING else m.Tensors(**asdict(tensors)),
         codec=codec,
@@ -248,20 +251,32 @@ def _write_sparse(name: str, entry: Sparse, base: Checkpoint, codec: Codec, stre
     )
 
 
-def _write_lowrank(name: str, entry: LowRank, codec: Codec, streams: dict[str, Bytes]) -> m.LowRankEntry:
-    a, b = (
-        _add(f"lowrank/{name}/{part}", encode_whole(as_bits(factor), codec), streams)
-        for part, factor in (("a", entry.a), ("b", entry.b))
-    )
+def _factor_codec(delta: Delta, codec: Codec) -> FactorCodec:
+    """How factors are stored: an adapter's as they are, those of a decomposition as the values beside them."""
+    if delta.selection.method == "svd" and codec in ("int8", "int4"):
+        return codec
+    return "raw" if codec == "raw" else "zstd"
+
+
+def _write_lowrank(name: str, entry: LowRank, codec: FactorCodec, streams: dict[str, Bytes]) -> m.LowRankEntry:
+    a, b = (_add(f"lowrank/{name}/{part}", _encode_factor(entry, part, codec), streams) for part in ("a", "b"))
     return m.LowRankEntry(
         shape=entry.shape,
         rank=entry.rank,
         scale=entry.scale,
-        dtype=dtype_name(entry.a.dtype),  # type: ignore[arg-type]  # checked by the model
+        dtype="float32" if codec in CODE_BITS else dtype_name(entry.a.dtype),  # type: ignore[arg-type]  # checked
         a=a,
         b=b,
-        codec="raw" if codec == "raw" else "zstd",
+        codec=codec,
     )
+
+
+def _encode_factor(entry: LowRank, part: Literal["a", "b"], codec: FactorCodec) -> Bytes:
+    factor = entry.a if part == "a" else entry.b
+    if codec not in CODE_BITS:
+        return encode_whole(as_bits(factor), codec)
+    components = factor if part == "a" else factor.T
+    return encode_components(components.float().numpy(), CODE_BITS[codec])
 
 
 def _write_whole(key: str, tensor: torch.Tensor, codec: Codec, streams: dict[str, Bytes]) -> m.WholeEntry:
@@ -309,11 +324,16 @@ def _read_sparse(found: _Encoded) -> Sparse:
 
 def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: torch.Tensor) -> LowRank:
     rows, columns = entry.shape
-    read = LowRank(
-        _read_tensor(name, (entry.rank, columns), entry.dtype, a, entry.codec),
-        _read_tensor(name, (rows, entry.rank), entry.dtype, b, entry.codec),
-        entry.scale,
-    )
+    if entry.codec == "int8" or entry.codec == "int4":
+        bits = CODE_BITS[entry.codec]
+        left, right = (decode_components(data, entry.rank, n, bits) for data, n in ((a, columns), (b, rows)))
+        read = LowRank(torch.from_numpy(left), torch.from_numpy(right).T.contiguous(), entry.scale)
+    else:
+        read = LowRank(
+            _read_tensor(name, (entry.rank, columns), entry.dtype, a, entry.codec),
+            _read_tensor(name, (rows, entry.rank), entry.dtype, b, entry.codec),
+            entry.scale,
+        )
     if overflows(base, read):
         raise DeltaFormatError(f"the delta's shift of {name!r} is too large for {dtype_name(base.dtype)}")
     return read
@@ -354,7 +374,7 @@ def _selection(described: m.Manifest) -> Selection:
     try:
         return Selection(
             described.method,  # type: ignore[arg-type]  # checked by the constructor
-            Budget(budget.scope, budget.fraction, budget.k),
+            Budget(**budget.model_dump()),
             described.seed,
             EVERYTHING if described.tensors is None else TensorFilter(**described.tensors.model_dump()),
         )

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from ken_core.codings import Codec, Coding
+from ken_core.codings import CODE_BITS, Codec, Coding, FactorCodec
 from ken_core.embedding import Embedding
 
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (2, 3, 4)
+FORMAT_VERSION = 5
+READABLE_VERSIONS = (2, 3, 4, 5)
 """Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
-and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files."""
+and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files. Format 5
+added quantised factors, and budgets of energy and bytes."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -104,14 +105,20 @@ class LowRankEntry(_Strict):
     rank: Length
     scale: Annotated[float, Field(allow_inf_nan=False)]
     dtype: FloatName
-    """The factors' dtype, which may differ from the base's."""
+    """The factors' dtype once decoded, which may differ from the base's."""
     a: Stream
     b: Stream
-    codec: Literal["raw", "zstd"]
+    codec: FactorCodec
+
+    @model_validator(mode="after")
+    def _quantised_factors_are_single(self) -> LowRankEntry:
+        if self.codec in CODE_BITS and self.dtype != "float32":
+            raise ValueError(f"factors of the codec {self.codec} are float32 once decoded, found {self.dtype}")
+        return self
 
     @property
     def nbytes(self) -> dict[Literal["a", "b"], int]:
-        """Bytes of the factors themselves."""
+        """Bytes of the factors themselves, once decoded."""
         row = self.rank * _ITEMSIZES[self.dtype]
         return {"a": row * self.shape[1], "b": row * self.shape[0]}
 
@@ -157,6 +164,8 @@ class Budget(_Strict):
     scope: Literal["global", "row"]
     fraction: float | None = None
     k: int | None = None
+    energy: float | None = None
+    nbytes: Size | None = None
 
 
 class Base(_Strict):

@@ -27,7 +27,7 @@ from ken_core.scores import KEY_BITS, Keys
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
 Result = TypeVar("Result")
-Method = Literal["ken", "ken-grid", "ken-shift", "magnitude", "random"]
+Method = Literal["ken", "ken-grid", "ken-shift", "magnitude", "random", "svd"]
 Scope = Literal["global", "row"]
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A base tensor and its fine-tuned counterpart: same dtype, same shape, floating point, CPU."""
@@ -43,29 +43,53 @@ ALLOWED_SCOPES: dict[str, tuple[Scope, ...]] = {
     "magnitude": ("global", "row"),
     "random": ("global", "row"),
 }
+"""Of the methods that choose elements."""
+DECOMPOSING = "svd"
+"""The method that keeps directions in place of elements, see `ken_core.truncation`."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many elements keep their fine-tuned value: `k` of each row, or a `fraction` of each row or of all elements.
+    """How much of the fine-tune is kept.
+
+    Attributes:
+        fraction: of the elements of each row, or of all, as the scope says.
+        k: elements of each row.
+        energy: the share of what fine-tuning added to all matrices, counted in squares; for the method `svd`.
+        nbytes: bytes of what is kept of all matrices; for the method `svd`.
 
     Raises:
-        SelectionError: neither or both of `k` and `fraction` are given, one is out of range, or `k` has a global scope.
+        SelectionError: not exactly one of them is given, it is out of range, or it does not go with the scope.
     """
 
     scope: Scope = "global"
     fraction: float | None = None
     k: int | None = None
+    energy: float | None = None
+    nbytes: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.fraction is None) == (self.k is None):
-            raise SelectionError("a budget is either a fraction or a number k per row; give exactly one")
+        if sum(part is not None for part in (self.fraction, self.k, self.energy, self.nbytes)) != 1:
+            raise SelectionError(
+                "a budget is a fraction, a number k per row, a share of the energy or bytes; give exactly one"
+            )
         if self.fraction is not None and not 0.0 <= self.fraction <= 1.0:
             raise SelectionError(f"the fraction kept must lie between 0 and 1, found {self.fraction}")
         if self.k is not None and self.k < 0:
             raise SelectionError(f"k must be 0 or more, found {self.k}")
         if self.k is not None and self.scope == "global":
             raise SelectionError("k counts elements of a row; with k, the scope must be 'row'")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise SelectionError(f"the share of the energy must lie above 0 and be at most 1, found {self.energy}")
+        if self.nbytes is not None and self.nbytes < 0:
+            raise SelectionError(f"a budget in bytes must be 0 or more, found {self.nbytes}")
+        if self.counts_no_elements and self.scope == "row":
+            raise SelectionError("energy and bytes are shared by all tensors; the scope must be 'global'")
+
+    @property
+    def counts_no_elements(self) -> bool:
+        """Whether it is a budget of energy or bytes, which only the method `svd` takes."""
+        return self.energy is not None or self.nbytes is not None
 
     def of(self, numel: int) -> int:
         """How many of `numel` elements are kept; `numel` counts a row or all tensors, as the scope says."""
@@ -89,13 +113,25 @@ class Selection:
     tensors: TensorFilter = EVERYTHING
 
     def __post_init__(self) -> None:
-        scopes = ALLOWED_SCOPES.get(self.method)
+        scopes = {**ALLOWED_SCOPES, DECOMPOSING: ("global",)}.get(self.method)
         if scopes is None:
-            raise SelectionError(f"unknown method {self.method!r}; choose one of {', '.join(ALLOWED_SCOPES)}")
+            raise SelectionError(
+                f"unknown method {self.method!r}; choose one of {', '.join((*ALLOWED_SCOPES, DECOMPOSING))}"
+            )
         if self.budget.scope not in scopes:
             raise SelectionError(
                 f"method {self.method!r} takes a budget per {' or '.join(scopes)}, found {self.budget.scope}: "
                 "densities of rows with different bandwidths do not compare"
+            )
+        if (self.method == DECOMPOSING) != self.budget.counts_no_elements:
+            raise SelectionError(
+                f"method {self.method!r} takes "
+                + (
+                    "a share of the energy, or bytes"
+                    if self.method == DECOMPOSING
+                    else "a fraction of the elements, or k"
+                )
+                + "; bytes and energy are budgets of the method 'svd' alone"
             )
         if self.method == "ken-grid" and self.budget.k is None:
             raise SelectionError("method 'ken-grid' lays k points over each row; give k rather than a fraction")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from serving.cli.delta_facts import facts, per_tensor
 from serving.cli.options import BaseOption, JsonFlag, Overwrite
 from serving.cli.outputs import check_output_file, check_output_folder
+from serving.cli.selecting import DEFAULT_PART, bytes_of, codecs_of, selection, tensor_filter
 from serving.cli.show_delta import show, show_calibration
 from serving.terminal import counted, progress, say, staged, warn
 
@@ -95,9 +96,21 @@ def extract(
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     method: Annotated[
-        str, typer.Option(help="how parameters are ranked: magnitude, ken, ken-grid, ken-shift or random")
+        str,
+        typer.Option(
+            help="how parameters are ranked: magnitude, ken, ken-grid, ken-shift or random; or svd, which keeps the "
+            "largest singular components of what fine-tuning added"
+        ),
     ] = "magnitude",
     keep: Annotated[float | None, typer.Option(help="fraction of the parameters to keep; default 0.10")] = None,
+    file_size: Annotated[
+        str | None,
+        typer.Option("--size", help="with svd: most bytes of the file, such as 1MB or 500kB; default 1/45 of the base"),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="with svd, in place of --size: share of the energy of what fine-tuning added, such as 0.9"),
+    ] = None,
     scope: Annotated[
         str | None,
         typer.Option(
@@ -106,8 +119,11 @@ def extract(
     ] = None,
     k: Annotated[int | None, typer.Option("--k", help="parameters to keep in each row, in place of --keep")] = None,
     codec: Annotated[
-        str, typer.Option(help="how values are stored: zstd or raw, or lossy as int8, int4 or sign")
-    ] = "zstd",
+        str | None,
+        typer.Option(
+            help="how values are stored: zstd or raw, or lossy as int8, int4 or sign; default zstd, with svd int4"
+        ),
+    ] = None,
     only: OnlyOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -122,15 +138,25 @@ def extract(
 
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
-    from ken_core import delta, deltafile, open_base, open_tuned
+    from ken_core import Extraction, deltafile, open_base, open_tuned
+    from ken_core.fitting import write_within
 
-    selection = _selection(method, keep, scope, k, seed, _filter(only, include, exclude, outside))
-    _check_codecs([codec])
+    tensors = tensor_filter(only, include, exclude, outside)
+    (stored,) = codecs_of([codec or ("int4" if method == "svd" else "zstd")])
+    most = bytes_of(method, stored, file_size, energy, keep is not None or k is not None)
+    chosen = None if method == "svd" and energy is None else selection(method, keep, scope, k, seed, tensors, energy)
     check_output_file(out_file, "--out", overwrite)
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
-        found = delta.extract(ours, theirs, selection, cast=cast, ignore_config=ignore_config or (), progress=watch)
-        file = deltafile.write(found, ours, out_file, codec, progress=watch)  # type: ignore[arg-type]  # checked above
+        extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
+        if chosen is None:
+            whole = sum(t.nbytes for t in ours.backbone_tensors.values())
+            found, file = write_within(
+                extraction, ours, most or whole // DEFAULT_PART, out_file, stored, tensors=tensors, progress=watch
+            )
+        else:
+            found = extraction.delta(chosen, stored)
+            file = deltafile.write(found, ours, out_file, stored, progress=watch)
     _show_written(file, found.warnings, as_json)
 
 
@@ -200,9 +226,8 @@ def calibrate(
     from ken_core.examples import read_texts
     from ken_core.viz.errors import require_matplotlib
 
-    codecs = codec or list(calibration.CODECS_TRIED)
-    _check_codecs(codecs)
-    methods = [_selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
+    codecs = codecs_of(codec or calibration.CODECS_TRIED)
+    methods = [selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
     check_output_file(out_file, "--out", overwrite)
     if curve is not None:
         require_matplotlib()
@@ -219,8 +244,8 @@ def calibrate(
             metric=metric,
             tolerance=tolerance,
             methods=methods,
-            codecs=codecs,  # type: ignore[arg-type]  # checked above
-            tensors=_filter(only, include, exclude, outside),
+            codecs=codecs,
+            tensors=tensor_filter(only, include, exclude, outside),
             cast=cast,
             ignore_config=ignore_config or (),
             progress=watch,
@@ -271,44 +296,3 @@ def _show_written(file: Any, warnings: Sequence[str], as_json: bool) -> None:
     for warning in warnings:
         warn(warning)
     show({**facts(file), "warnings": list(warnings)}, as_json)
-
-
-def _selection(method: str, keep: float | None, scope: str | None, k: int | None, seed: int, tensors: Any) -> Any:
-    from ken_core import Budget, Selection, SelectionError
-    from ken_core.selection import ALLOWED_SCOPES
-    from ken_core.tensor_filter import EVERYTHING
-
-    wide: Literal["global", "row"] = "global" if "global" in ALLOWED_SCOPES.get(method, ()) and k is None else "row"
-    if scope not in (None, "global", "row"):
-        raise typer.BadParameter(f"found {scope!r}; choose global or row", param_hint="--scope")
-    try:
-        fraction = keep if keep is not None or k is not None else 0.10
-        budget = Budget(scope or wide, fraction, k)  # type: ignore[arg-type]
-        return Selection(method, budget, seed, tensors or EVERYTHING)  # type: ignore[arg-type]
-    except SelectionError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _filter(only: str | None, include: list[str] | None, exclude: list[str] | None, outside: str) -> Any:
-    from ken_core import SelectionError
-    from ken_core.tensor_filter import PRESETS, TensorFilter
-
-    if only is not None and only not in PRESETS:
-        raise typer.BadParameter(f"found {only!r}; choose {', '.join(PRESETS)}", param_hint="--only")
-    preset = PRESETS[only or "all"]
-    try:
-        return TensorFilter(
-            include=tuple(include or preset.include),
-            exclude=(*preset.exclude, *(exclude or ())),
-            outside=outside,  # type: ignore[arg-type]  # the constructor checks it
-        )
-    except SelectionError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _check_codecs(codecs: list[str]) -> None:
-    from ken_core.codings import CODECS
-
-    for codec in codecs:
-        if codec not in CODECS:
-            raise typer.BadParameter(f"found {codec!r}; choose {', '.join(CODECS)}", param_hint="--codec")

@@ -25,6 +25,30 @@ def test_ken_grid_takes_k(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path]
     assert "give k" in ended.stderr
 
 
+def test_svd_takes_a_size_or_an_energy(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
+    sized = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d", "--method", "svd", "--size", "70kB")
+    assert (sized["method"], sized["codec"]) == ("svd", "int4")
+    assert (tmp_path / "d").stat().st_size == sized["bytes"] <= 70_000  # type: ignore[operator]
+    assert sized["lowrank"]["parameters"] > 0  # type: ignore[index]
+    shared = extract(
+        ken, tiny_base, tiny_tuned["mood"], tmp_path / "e", "--method", "svd", "--energy", "0.9", "--codec", "zstd"
+    )
+    assert shared["budget"] == {"scope": "global", "energy": 0.9}
+    ended = ken("apply", "--base", tiny_base, "--delta", tmp_path / "e", "--out", tmp_path / "applied")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_size_that_no_delta_can_have_is_refused(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+) -> None:
+    ended = ken(
+        "extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d", "--method", "svd"
+    )
+    assert ended.returncode == 1
+    assert "give a larger size" in ended.stderr
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_preset_and_globs_choose_the_tensors(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -57,7 +81,14 @@ def test_the_others_are_kept_in_full_where_asked(
         (["--only", "heads"], "choose all, attention, no-embeddings"),
         (["--outside", "drop"], "'reset' or 'keep'"),
         (["--codec", "int3"], "raw, zstd, int8, int4, sign"),
-        (["--method", "best"], "choose one of ken, ken-grid, ken-shift, magnitude, random"),
+        (["--method", "best"], "choose one of ken, ken-grid, ken-shift, magnitude, random, svd"),
+        (["--method", "svd", "--size", "1 cm"], "a number and a unit, such as 1MB"),
+        (["--method", "svd", "--size", "1MB", "--energy", "0.9"], "a size or an energy, not both"),
+        (["--method", "svd", "--energy", "2"], "at most 1"),
+        (["--method", "svd", "--keep", "0.1"], "svd keeps no single elements"),
+        (["--method", "svd", "--codec", "sign"], "svd takes raw, zstd, int8, int4"),
+        (["--size", "1MB"], "only the method svd takes a size"),
+        (["--method", "ken", "--energy", "0.9"], "only the method svd takes a size"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(

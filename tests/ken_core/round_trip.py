@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from ken_core import deltafile
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
-from ken_core.delta import Delta, apply, extract
+from ken_core.delta import Delta, apply
+from ken_core.extraction import extract
 from ken_core.heads import Grafted, graft_split
 from ken_core.resident import Attached, ResidentModel
 from ken_core.selection import Budget, Selection

@@ -25,8 +25,8 @@ from transformers import AutoModel, Llama4TextConfig, LukeConfig, NomicBertConfi
 
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.errors import BaseMismatchError, CheckpointError
+from ken_core.extraction import extract
 from ken_core.resident import ResidentModel
 from ken_core.selection import Budget, Selection
 

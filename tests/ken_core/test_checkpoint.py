@@ -22,9 +22,9 @@ from transformers import (
 
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned, wrap
-from ken_core.delta import extract
 from ken_core.deltafile import write
 from ken_core.errors import CheckpointError
+from ken_core.extraction import extract
 
 
 @pytest.fixture

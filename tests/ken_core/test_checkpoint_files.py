@@ -18,8 +18,8 @@ from transformers import AutoModel
 from ken_core import deltafile
 from ken_core.bits import same_bits
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.errors import CheckpointError
+from ken_core.extraction import extract
 
 Files = tuple[Path, Path]
 """Folders of a base and of a fine-tune."""

@@ -8,8 +8,8 @@ import pytest
 from transformers import BertForSequenceClassification
 
 from ken_core.checkpoint import open_tuned, wrap
-from ken_core.delta import extract
 from ken_core.errors import CheckpointError, DataError
+from ken_core.extraction import extract
 from ken_core.labels import check_labels, names_of, numbers_of
 
 NAMES = {0: "place", 1: "person", 2: "number"}

@@ -28,8 +28,9 @@ from transformers import (
 
 from ken_core.bits import as_bits, same_bits
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import Delta, apply, extract, merge
+from ken_core.delta import Delta, apply, merge
 from ken_core.errors import BaseMismatchError, CheckpointError, ConfigMismatchError
+from ken_core.extraction import extract
 from ken_core.fingerprint import fingerprint
 from ken_core.progress import Stage
 from ken_core.resident import ResidentModel

@@ -20,10 +20,11 @@ from transformers import BertForSequenceClassification, BertModel, GPT2Config, G
 from ken_core.bits import from_bits, same_bits
 from ken_core.checkpoint import open_base, open_tuned
 from ken_core.codings import CODECS
-from ken_core.delta import Delta, apply, extract
+from ken_core.delta import Delta, apply
 from ken_core.deltafile import open_file, read, write
 from ken_core.entries import patched
 from ken_core.errors import BaseMismatchError, ConfigMismatchError, SelectionError
+from ken_core.extraction import extract
 from ken_core.fingerprint import fingerprint
 from ken_core.manifest import Manifest
 from ken_core.selection import ALLOWED_SCOPES, Budget, Selection

@@ -30,9 +30,10 @@ from transformers import (
 from ken_core import deltafile
 from ken_core.bits import same_bits
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import Delta, apply, extract
+from ken_core.delta import Delta, apply
 from ken_core.deltafile import CODECS, DeltaFile
 from ken_core.errors import DeltaFormatError, ExchangeError
+from ken_core.extraction import extract
 from ken_core.heads import Grafted, graft_split
 from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel

@@ -8,10 +8,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.errors import CheckpointError, DataError, KenError
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
+from ken_core.extraction import extract
 from ken_core.finetune import Recipe, Step, finetune
 
 EXAMPLES = [

@@ -36,8 +36,9 @@ from transformers import (
 from ken_core.bits import same_bits
 from ken_core.checkpoint import open_base, open_tuned
 from ken_core.configs import portable
-from ken_core.delta import apply, extract
+from ken_core.delta import apply
 from ken_core.errors import DeltaFormatError
+from ken_core.extraction import extract
 from ken_core.heads import graft
 from ken_core.selection import Budget, Selection
 

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from ken_core.checkpoint import open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.deltafile import write
+from ken_core.extraction import extract
 from ken_core.selection import Budget, Selection
 
 Manifest = dict[str, Any]

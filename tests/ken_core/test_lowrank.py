@@ -20,10 +20,11 @@ from safetensors.numpy import save_file
 
 from ken_core.bits import as_bits, same_bits
 from ken_core.checkpoint import Checkpoint, open_base
-from ken_core.delta import Delta, extract, merge
+from ken_core.delta import Delta, merge
 from ken_core.deltafile import DeltaFile, open_file, read, write
 from ken_core.entries import LowRank, expanded, overflows
 from ken_core.errors import DeltaFormatError, ExchangeError
+from ken_core.extraction import extract
 from ken_core.fingerprint import fingerprint
 from ken_core.heads import graft
 from ken_core.kernels import Packed, exchange_for

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from ken_core import calibration, deltafile
 from ken_core.checkpoint import Checkpoint, open_as, open_base, open_tuned
-from ken_core.delta import Delta, apply, extract, merge
+from ken_core.delta import Delta, apply, merge
 from ken_core.deltafile import DeltaFile
 from ken_core.errors import CheckpointChangedError, DeltaFormatError, ExchangeError, PoisonedError
+from ken_core.extraction import extract
 from ken_core.fingerprint import fingerprint
 from ken_core.kernels import Exchange, Packed, exchange_for
 from ken_core.progress import Stage

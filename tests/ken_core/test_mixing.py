@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from ken_core import Delta, ExchangeError, ResidentModel, open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.entries import LowRank
+from ken_core.extraction import extract
 from ken_core.mixing import trial
 from ken_core.mixing.model import MixedModel
 from ken_core.resident import Attached

@@ -17,8 +17,8 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 
 from ken_core.bits import same_bits
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.errors import CheckpointError
+from ken_core.extraction import extract
 from ken_core.selection import Budget, Selection
 
 EVERYTHING = Selection(budget=Budget(fraction=1.0))

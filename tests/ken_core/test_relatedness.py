@@ -5,8 +5,8 @@ import torch
 from transformers import BertForSequenceClassification, BertModel
 
 from ken_core.checkpoint import open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.examples import Example
+from ken_core.extraction import extract
 from ken_core.finetune import Recipe, finetune
 from ken_core.relatedness import cosine, is_related
 

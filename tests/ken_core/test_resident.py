@@ -21,8 +21,9 @@ from transformers import (
 
 from ken_core.bits import same_bits
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import Delta, apply, extract, merge
+from ken_core.delta import Delta, apply, merge
 from ken_core.errors import ExchangeError, PoisonedError
+from ken_core.extraction import extract
 from ken_core.heads import graft
 from ken_core.kernels import Exchange, Packed, Switch, exchange_for, switch_for
 from ken_core.resident import Attached, ResidentModel

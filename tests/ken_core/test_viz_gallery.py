@@ -19,10 +19,10 @@ from PIL import Image
 
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
-from ken_core.delta import extract
 from ken_core.deltafile import DeltaFile
 from ken_core.entries import LowRank
 from ken_core.errors import BaseMismatchError, DeltaFormatError, KenError
+from ken_core.extraction import extract
 from ken_core.fingerprint import fingerprint
 from ken_core.selection import Budget, Selection
 from ken_core.viz import MissingMatplotlibError, NoSuchTensorError, Report, gallery, visualize

@@ -1,0 +1,97 @@
+"""What the options of `ken extract` and `ken calibrate` select: method, budget, tensors and codec, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from ken_core.codings import CODECS, FACTOR_CODECS, Codec
+
+if TYPE_CHECKING:
+    from ken_core import Selection, TensorFilter
+
+DEFAULT_PART = 45
+"""With svd, a file is by default this part of the base."""
+_UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+
+
+def bytes_of(method: str, codec: str, text: str | None, energy: float | None, elements: bool) -> int | None:
+    """The bytes of ``--size``; checks the options that go with the method `svd`.
+
+    Args:
+        elements: whether a number of elements was given, by ``--keep`` or ``--k``.
+    """
+    if method != "svd":
+        if text is not None or energy is not None:
+            raise typer.BadParameter(
+                "only the method svd takes a size or an energy; give --keep or --k", param_hint="--method"
+            )
+        return None
+    if codec not in FACTOR_CODECS:
+        raise typer.BadParameter(f"found {codec!r}; svd takes {', '.join(FACTOR_CODECS)}", param_hint="--codec")
+    if elements:
+        raise typer.BadParameter("svd keeps no single elements; give --size or --energy", param_hint="--method")
+    if text is not None and energy is not None:
+        raise typer.BadParameter("give a size or an energy, not both", param_hint="--size")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(B|kB|MB|GB)", text)
+    if found is None:
+        raise typer.BadParameter(
+            f"found {text!r}; expected a number and a unit, such as 1MB or 500kB", param_hint="--size"
+        )
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def selection(
+    method: str,
+    keep: float | None,
+    scope: str | None,
+    k: int | None,
+    seed: int,
+    tensors: TensorFilter | None,
+    energy: float | None = None,
+) -> Selection:
+    """What ``--method``, ``--keep``, ``--scope``, ``--k``, ``--seed`` and ``--energy`` say together."""
+    from ken_core import Budget, Selection, SelectionError
+    from ken_core.selection import ALLOWED_SCOPES
+    from ken_core.tensor_filter import EVERYTHING
+
+    scopes = ALLOWED_SCOPES.get(method, ("global",))
+    wide: Literal["global", "row"] = "global" if "global" in scopes and k is None else "row"
+    if scope not in (None, "global", "row"):
+        raise typer.BadParameter(f"found {scope!r}; choose global or row", param_hint="--scope")
+    try:
+        fraction = 0.10 if keep is None and k is None and energy is None else keep
+        budget = Budget(scope or wide, fraction, k, energy)  # type: ignore[arg-type]
+        return Selection(method, budget, seed, tensors or EVERYTHING)  # type: ignore[arg-type]
+    except SelectionError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def tensor_filter(only: str | None, include: list[str] | None, exclude: list[str] | None, outside: str) -> TensorFilter:
+    """What ``--only``, ``--include``, ``--exclude`` and ``--outside`` say together."""
+    from ken_core import PRESETS, SelectionError, TensorFilter
+
+    if only is not None and only not in PRESETS:
+        raise typer.BadParameter(f"found {only!r}; choose {', '.join(PRESETS)}", param_hint="--only")
+    preset = PRESETS[only or "all"]
+    try:
+        return TensorFilter(
+            include=tuple(include or preset.include),
+            exclude=(*preset.exclude, *(exclude or ())),
+            outside=outside,  # type: ignore[arg-type]  # the constructor checks it
+        )
+    except SelectionError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def codecs_of(names: Sequence[str]) -> list[Codec]:
+    """The codecs of these names."""
+    for name in names:
+        if name not in CODECS:
+            raise typer.BadParameter(f"found {name!r}; choose {', '.join(CODECS)}", param_hint="--codec")
+    return list(names)  # type: ignore[arg-type]  # each is one of the literals
