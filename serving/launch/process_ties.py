@@ -8,8 +8,6 @@ import sys
 from collections.abc import Container
 from contextlib import suppress
 
-import psutil
-
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -33,6 +31,8 @@ def reap_orphans(own: Container[int]) -> None:
     """Forget adopted processes that have ended, but none of `own`, which others wait for."""
     if not sys.platform.startswith("linux"):
         return
+    import psutil  # only here: `haproxy_start` starts sooner with the standard library alone
+
     ended = os.WEXITED | os.WNOHANG
     with suppress(ChildProcessError):
         while (found := os.waitid(os.P_ALL, 0, ended | os.WNOWAIT)) is not None and found.si_pid not in own:
