@@ -48,8 +48,8 @@ def ask(service: Service, file: DeltaFile) -> np.ndarray:
 
 
 def are_same(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Which texts share a batch changes the last digits."""
-    return bool(np.allclose(found, expected, atol=1e-6, rtol=0))
+    """Which texts share a batch, and whether it mixes tasks, changes the last digits."""
+    return bool(np.allclose(found, expected, atol=1e-5, rtol=0))
 
 
 def write_in_place(weights: Path) -> None:
