@@ -383,6 +383,33 @@ def test_a_watch_follows_a_full_store(
     assert watching.watch.store_up
 
 
+def test_a_promotion_is_not_said_to_be_seen_by_a_replica_that_lost_the_store(
+    private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
+) -> None:
+    store, client = Store(private_url), connect(private_url)
+    client.acl_setuser("cut", enabled=True, passwords=["+pw"], keys=["*"], channels=["*"], commands=["+@all"])
+    store.tasks.publish("spam", deltas.spam)
+    well, cut = watch(store), watch(Store(private_url.replace("unix://", "unix://cut:pw@")), replica="replica-2")
+    client.acl_setuser("cut", enabled=False)
+    client.execute_command("CLIENT", "KILL", "USER", "cut")
+    eventually(lambda: not cut.watch.store_up)
+
+    revision = store.tasks.publish("spam", deltas.spam_2)
+    spread = store.replicas.wait(revision, 0.5)
+    assert (spread.seen, spread.pending, spread.silent) == (("replica-1",), ("replica-2",), {})
+    assert well.table.resolve("spam") == deltas.spam_2.digest
+    assert cut.table.resolve("spam") == deltas.spam.digest
+
+    key = "ken:{default}:reports"
+    when, text = client.hget(key, "replica-2").split(b" ", 1)
+    client.hset(key, "replica-2", b"%f %s" % (float(when) - 34, text))
+    assert set(store.replicas.wait(revision, 0).silent) == {"replica-2"}
+
+    client.acl_setuser("cut", enabled=True)
+    assert not store.replicas.wait(revision, 20).pending
+    assert cut.table.resolve("spam") == deltas.spam_2.digest
+
+
 def test_a_watch_out_of_touch_says_for_how_long(
     tmp_path: Path, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
 ) -> None:
