@@ -48,6 +48,8 @@ class Delta:
     """The weights of the embedding's `Dense` modules, by the names of `Embedding.shapes`, in their stored dtype."""
     adapter: Adapter | None = None
     """The kind of adapter that the delta was imported from; None: it was extracted from a fine-tune."""
+    fitted: int | None = None
+    """How many texts the kept values were fitted to (`ken_core.scales`); None: they are the fine-tune's own."""
     warnings: tuple[str, ...] = ()
     """Warnings for the user who extracts the delta. They are no part of the file."""
 

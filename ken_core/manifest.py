@@ -190,6 +190,8 @@ class Manifest(_Strict):
     calibration: Calibration | None = None
     adapter: Adapter | None = None
     """The kind of peft adapter that the delta was imported from; None: it was extracted from a fine-tune."""
+    fitted: Size | None = None
+    """How many texts the kept values were fitted to (`ken_core.scales`); None: they are the fine-tune's own."""
     candidates: Size
     """Elements of the backbone tensors that fine-tuning changed, among which the method chose."""
     backbone_parameters: Size = Field(alias="backbone")

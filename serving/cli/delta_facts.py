@@ -26,6 +26,7 @@ def facts(file: Any) -> dict[str, Any]:
         "budget": m.budget.model_dump(exclude_none=True),
         "only": None if m.tensors is None else m.tensors.model_dump(),
         "codec": m.codec,
+        "fitted": m.fitted,
         "candidates": m.candidates,
         "selected": m.selected,
         "stored": m.stored,

@@ -37,6 +37,8 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
             f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
             f"{found['selected']:,} selected, the others equal the base"
         )
+    if found["fitted"] is not None:
+        lines["codec"] += f", after a fit of the kept values to {counted(found['fitted'], 'text')}"
     if found["adapter"]:
         lines["method"] = f"imported from a {_ADAPTERS[found['adapter']]} adapter of peft"
     if lowrank := found["lowrank"]:

@@ -124,6 +124,12 @@ def extract(
             help="how values are stored: zstd or raw, or lossy as int8, int4 or sign; default zstd, with svd int4"
         ),
     ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with the field `text` (JSON lines, CSV, TSV): kept values are scaled to do best on these texts"
+        ),
+    ] = None,
     only: OnlyOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -139,13 +145,18 @@ def extract(
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
     from ken_core import Extraction, deltafile, open_base, open_tuned
+    from ken_core.examples import read_texts
     from ken_core.fitting import write_within
+    from ken_core.scales import fit_scales
 
     tensors = tensor_filter(only, include, exclude, outside)
     (stored,) = codecs_of([codec or ("int4" if method == "svd" else "zstd")])
     most = bytes_of(method, stored, file_size, energy, keep is not None or k is not None)
     chosen = None if method == "svd" and energy is None else selection(method, keep, scope, k, seed, tensors, energy)
+    if fit is not None and method == "svd":
+        raise typer.BadParameter("svd keeps directions, which need no scales; leave --fit out", param_hint="--fit")
     check_output_file(out_file, "--out", overwrite)
+    texts = [] if fit is None else read_texts(fit)[0]
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
         extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
@@ -156,6 +167,8 @@ def extract(
             )
         else:
             found = extraction.delta(chosen, stored)
+            if texts:
+                found = fit_scales(ours, theirs, found, texts, watch)
             file = deltafile.write(found, ours, out_file, stored, progress=watch)
     _show_written(file, found.warnings, as_json)
 

@@ -38,6 +38,30 @@ def test_svd_takes_a_size_or_an_energy(ken: Ken, tiny_base: Path, tiny_tuned: di
     assert ended.returncode == 0, ended.stderr
 
 
+def test_kept_values_can_be_fitted_to_texts(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "the rain"}\n{"text": "a film"}\n')
+    plain = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d")
+    fitted = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "e", "--fit", str(tmp_path / "texts.jsonl"))
+    assert (plain["fitted"], fitted["fitted"]) == (None, 2)
+    assert plain["digest"] != fitted["digest"]
+    assert "after a fit of the kept values to 2 texts" in ken("inspect", tmp_path / "e").stdout
+    missing = ken(
+        "extract",
+        "--base",
+        tiny_base,
+        "--tuned",
+        tiny_tuned["mood"],
+        "--out",
+        tmp_path / "f",
+        "--fit",
+        tmp_path / "none",
+    )
+    assert missing.returncode == 1
+    assert not (tmp_path / "f").exists()
+
+
 def test_a_size_that_no_delta_can_have_is_refused(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -88,6 +112,7 @@ def test_the_others_are_kept_in_full_where_asked(
         (["--method", "svd", "--keep", "0.1"], "svd keeps no single elements"),
         (["--method", "svd", "--codec", "sign"], "svd takes raw, zstd, int8, int4"),
         (["--size", "1MB"], "only the method svd takes a size"),
+        (["--method", "svd", "--fit", "texts.jsonl"], "directions, which need no scales"),
         (["--method", "ken", "--energy", "0.9"], "only the method svd takes a size"),
     ],
 )
