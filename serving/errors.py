@@ -178,7 +178,7 @@ class StoreError(UnavailableError):
 class NoRoomError(UnavailableError):
     """A file that is needed for the answer cannot be written: the disk is full, or takes no files."""
 
-    title = "No room on disk"
+    title = "Disk takes no files"
     retry_after = 10.0
 
 

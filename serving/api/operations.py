@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -154,14 +155,14 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
         tensors = len(service.resident.fingerprint.tensors)
         return Verification(tensors=tensors, differing=differing, differing_in_file=in_file)
 
-    @routes.post("/v1/store/adopt", responses=responses(401))
+    @routes.post("/v1/store/adopt", responses=responses(401, 409))
     async def adopt(request: Request, wait: Wait = None) -> ChangeAnswer:
         """Have all replicas answer by what the store holds, after it was emptied, restored or exchanged.
 
         Until then each replica keeps the tasks and keys that it knew.
         """
         change = changes.begin(request, "admin", "adopt store")
-        return await change.make(service.store.adoptions.add, wait)
+        return await change.make(partial(service.store.adoptions.add, keeps=service.watch.keeps), wait)
 
     @routes.post("/v1/store/gc", responses=responses(401))
     async def gc(request: Request) -> Collected:

@@ -32,5 +32,5 @@ def adopt_store(
     """
     with open_backend(url, redis_url, data_dir, namespace) as backend:
         change = backend.adopt_store(wait=wait)
-        say(f"every replica answers by what the store holds (revision {change.revision})")
+        say(f"replicas that kept another history take over what the store holds (revision {change.revision})")
         tell_pending(change, wait)

@@ -18,7 +18,9 @@ DEFAULT_PART = 45
 _UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
-def bytes_of(method: str, codec: str, text: str | None, energy: float | None, elements: bool) -> int | None:
+def bytes_of(
+    method: str, codec: str, text: str | None, energy: float | None, scope: str | None, elements: bool
+) -> int | None:
     """The bytes of ``--size``; checks the options that go with the method `svd`.
 
     Args:
@@ -32,6 +34,8 @@ def bytes_of(method: str, codec: str, text: str | None, energy: float | None, el
         return None
     if codec not in FACTOR_CODECS:
         raise typer.BadParameter(f"found {codec!r}; svd takes {', '.join(FACTOR_CODECS)}", param_hint="--codec")
+    if scope not in (None, "global"):
+        raise typer.BadParameter("svd shares its size out over all tensors; leave --scope out", param_hint="--scope")
     if elements:
         raise typer.BadParameter("svd keeps no single elements; give --size or --energy", param_hint="--method")
     if text is not None and energy is not None:

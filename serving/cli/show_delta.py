@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import starmap
 from typing import Any
 
 from serving.cli.delta_facts import facts
@@ -23,7 +24,7 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         "base": f"{found['base']} ({found['fingerprint'][:16]}…)",
         "architecture": found["architecture"],
         "labels": ", ".join(found["labels"]) or "none",
-        "method": f"{found['method']}, {', '.join(f'{k} {v}' for k, v in found['budget'].items())}",
+        "method": f"{found['method']}, {', '.join(starmap(_budget_part, found['budget'].items()))}",
         "codec": found["codec"],
     }
     if found["tokenizer"] != "base":
@@ -132,3 +133,7 @@ def _calibration_line(found: dict[str, Any]) -> str:
         f"{found['examples']:,} examples. With {found['confidence']:.0%} confidence, it falls by at most "
         f"{found['tolerance']:g} on all such text. The delta was chosen on these examples: check it on others"
     )
+
+
+def _budget_part(name: str, value: Any) -> str:
+    return f"{size(value)} of factors before compression" if name == "nbytes" else f"{name} {value}"

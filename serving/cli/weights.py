@@ -151,7 +151,7 @@ def extract(
 
     tensors = tensor_filter(only, include, exclude, outside)
     (stored,) = codecs_of([codec or ("int4" if method == "svd" else "zstd")])
-    most = bytes_of(method, stored, file_size, energy, keep is not None or k is not None)
+    most = bytes_of(method, stored, file_size, energy, scope, keep is not None or k is not None)
     chosen = None if method == "svd" and energy is None else selection(method, keep, scope, k, seed, tensors, energy)
     if fit is not None and method == "svd":
         raise typer.BadParameter("svd keeps directions, which need no scales; leave --fit out", param_hint="--fit")

@@ -135,7 +135,7 @@ class Parts:
         except OSError as error:
             raise NoRoomError(
                 f"upload {self._digest} cannot be checked, for its file cannot be written: {error.strerror or error}; "
-                "all chunks are kept: make room on the server's disk, then commit again"
+                "all chunks are kept: make room on the server's disk, or make it writable, then commit again"
             ) from error
 
     def _assemble(self, path: Path, hold: Callable[[], None]) -> None:

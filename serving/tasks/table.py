@@ -125,7 +125,9 @@ class TaskTable:
         """
         self._table, self.other_history = table, other_history
         plain = {"store": self._store, "other_history": other_history, **_plain(table)}
-        self._save(self._file, orjson.dumps(plain, option=orjson.OPT_NON_STR_KEYS))
+        if not self._save(self._file, orjson.dumps(plain, option=orjson.OPT_NON_STR_KEYS)):
+            with suppress(OSError):  # by an outdated copy, a key that was revoked would be valid after a restart
+                self._file.unlink()
         if table.keys or table.locked:
             self.lock()
 
@@ -135,8 +137,8 @@ class TaskTable:
         if not self._lock_file.exists():
             self._save(self._lock_file, _LOCKED.encode())
 
-    def _save(self, file: Path, content: bytes) -> None:
-        """Write a file whole or not at all. A disk that is full must not stop a replica from answering."""
+    def _save(self, file: Path, content: bytes) -> bool:
+        """Write a file whole or not at all, and say which. A full disk must not stop a replica from answering."""
         partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.partial")
         try:
             partial.unlink(missing_ok=True)
@@ -153,6 +155,7 @@ class TaskTable:
             self.saved = False
         else:
             self.saved = True
+        return self.saved
 
     def load_from_disk(self) -> bool:
         """Answer from the copy on disk; False where there is none that can be read, or where it is of another store."""

@@ -65,6 +65,11 @@ class TaskWatch:
         return self._table.other_history
 
     @property
+    def keeps(self) -> str | None:
+        """The epoch of the earlier history that the table keeps to; None where it is the store's own."""
+        return self._table.current.lineage.epoch if self.other_history else None
+
+    @property
     def silent_seconds(self) -> float:
         """Seconds since the store last answered; 0 while that is too short to matter to anybody."""
         silent = time.monotonic() - self._heard
@@ -89,6 +94,11 @@ class TaskWatch:
             )
         if not self.store_up:
             return "the store does not answer; the replica answers by the tasks and keys it knew"
+        if not self._table.saved:
+            return (
+                "the table of tasks and keys cannot be kept on disk, so the replica could not start while the store "
+                "is down: make room in the data directory, or make it writable"
+            )
         return None
 
     def start(self) -> None:
@@ -100,10 +110,10 @@ class TaskWatch:
         on_disk = self._table.load_from_disk()  # before the store is read, which may have lost keys that the disk knows
         try:
             self._resync()
-            self._store.replicas.retire_dead()
         except StoreError:
             if not on_disk:
                 raise
+            self._heard -= IN_TOUCH_SECONDS  # nothing tells how old the copy on disk is
             _log.warning("the store at %s is down; serving what the disk holds", self._store.connection.where)
         self._thread.start()
 
@@ -132,6 +142,8 @@ class TaskWatch:
                 self._stopping.wait(_RETRY_SECONDS)
 
     def _resync(self) -> None:
+        if not self.store_up:
+            self._store.replicas.retire_dead()
         self._cursor = self._store.events.last_id()
         found = self._store.tasks.table()
         known = self._table.current if self._table.loaded else None
@@ -207,8 +219,7 @@ class TaskWatch:
                 self._store.keys.lock(self._replica)
 
     def _report(self) -> None:
-        keeps = self._table.current.lineage.epoch if self.other_history else None
         with self._reporting:
             if not self._stopping.is_set():
-                self._store.replicas.report(self._replica, self._read.revision, self._address, keeps)
+                self._store.replicas.report(self._replica, self._read.revision, self._address, self.keeps)
                 self._heard = time.monotonic()

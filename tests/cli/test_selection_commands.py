@@ -112,6 +112,7 @@ def test_the_others_are_kept_in_full_where_asked(
         (["--method", "svd", "--keep", "0.1"], "svd keeps no single elements"),
         (["--method", "svd", "--codec", "sign"], "svd takes raw, zstd, int8, int4"),
         (["--size", "1MB"], "only the method svd takes a size"),
+        (["--method", "svd", "--scope", "row"], "shares its size out over all tensors"),
         (["--method", "svd", "--fit", "texts.jsonl"], "directions, which need no scales"),
         (["--method", "ken", "--energy", "0.9"], "only the method svd takes a size"),
     ],

@@ -21,7 +21,8 @@ for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)
     except SystemExit as ended:
-        assert not ended.code, (arguments, ended.code)
+        refused = arguments[0] == "adopt-store"  # the store is the one that the server knows
+        assert ended.code == 1 if refused else not ended.code, (arguments, ended.code)
     assert not (found := [name for name in {HEAVY} if name in sys.modules]), (arguments, found)
 """
 
@@ -39,7 +40,7 @@ def files(
 
 
 def run_all(commands: list[list[str]]) -> None:
-    """Run commands one after another in a process of their own; each must succeed and import nothing heavy."""
+    """Run commands one after another in a process of their own; each must end as it should and import nothing heavy."""
     ended = subprocess.run(
         [sys.executable, "-c", RUN_ALL, json.dumps(commands)],
         env={**os.environ, "KEN_API_KEY": ADMIN},

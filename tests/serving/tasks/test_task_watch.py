@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -383,6 +386,44 @@ def test_a_watch_follows_a_full_store(
     assert watching.watch.store_up
 
 
+def test_a_copy_on_disk_that_cannot_be_replaced_is_deleted(
+    store: Store, deltas: Deltas, watch: Callable[..., Watching], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an outdated one, a key that was revoked since would be valid after a restart while the store is down."""
+    store.keys.put("one", {"name": "ada"})
+    watching = watch(store)
+    assert (tmp_path / "tasks-0.json").exists()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert not store.replicas.wait(store.keys.drop("one"), 20).pending
+    assert watching.table.current.keys == {}
+    assert not (tmp_path / "tasks-0.json").exists()
+
+
+def test_a_watch_that_never_reached_the_store_says_so_at_once(tmp_path: Path, watch: Callable[..., Watching]) -> None:
+    TaskTable(tmp_path / "tasks-0.json").replace(table_of("spam"))
+    watching = watch(Store(UNREACHABLE, timeout=0.2))
+    assert watching.watch.notice.startswith("unreachable; seconds=1")
+
+
+def test_replicas_that_were_killed_while_the_store_was_down_are_not_waited_for(
+    tmp_path: Path, watch: Callable[..., Watching], deltas: Deltas
+) -> None:
+    made = "from serving.store import Store; import sys; Store(sys.argv[1]).replicas.report('killed', 1)"
+    with embedded_store(tmp_path / "data") as url:
+        subprocess.run([sys.executable, "-c", made, url], check=True)
+        Store(url).tasks.publish("spam", deltas.spam)
+    TaskTable(tmp_path / "tasks-0.json").replace(table_of("spam", revision=0))
+    watching = watch(Store(url))  # starts while the store is down, as the killed replica's successor does
+    with embedded_store(tmp_path / "data"):
+        spread = Store(url).replicas.wait(Store(url).tasks.publish("spam", deltas.spam_2), 20)
+        assert (spread.seen, spread.pending) == (("replica-1",), ())
+        watching.watch.stop()
+
+
 def test_a_promotion_is_not_said_to_be_seen_by_a_replica_that_lost_the_store(
     private_url: str, deltas: Deltas, watch: Callable[..., Watching], eventually: Eventually
 ) -> None:
@@ -440,6 +481,7 @@ def test_a_watch_goes_on_where_the_disk_takes_no_table(
         assert not store.replicas.wait(store.tasks.publish("spam", file), 20).pending
         assert watching.table.resolve("spam") == file.digest
     assert not watching.table.saved
+    assert "cannot be kept on disk" in str(watching.watch.trouble)
     assert caplog.text.count("cannot be written") == 1
     (tmp_path / "tasks-0.json").rmdir()
     assert not store.replicas.wait(store.tasks.publish("topic", deltas.topic), 20).pending
