@@ -33,7 +33,7 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
     """Tasks with 5, 3 and 5 labels, trained briefly. Their scores are far from 0 and 1, so that errors are visible."""
     import torch
 
-    from ken_core import apply, delta, deltafile, open_base, open_tuned
+    from ken_core import apply, deltafile, extract, open_base, open_tuned
     from ken_core.finetune import Recipe, finetune
     from serving.demo.texts import TASKS
 
@@ -44,7 +44,7 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
         train, held_out = task.split()
         tuned = work / f"{task.name}-tuned"
         finetune(str(minilm), train[:64], tuned, Recipe(epochs=1, learning_rate=5e-4, max_length=32))
-        extracted = delta.extract(base, open_tuned(str(tuned)))
+        extracted = extract(base, open_tuned(str(tuned)))
         file = deltafile.write(extracted, base, work / f"{task.name}.ken")
         folder = work / f"{task.name}-applied"
         apply(base, extracted, folder)
@@ -55,11 +55,11 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
 @pytest.fixture(scope="session")
 def later(minilm: Path, work: Path, published: list[PublishedTask]) -> PublishedTask:
     """A later version of the first task: the same fine-tune with another budget."""
-    from ken_core import Budget, Selection, apply, delta, deltafile, open_base, open_tuned
+    from ken_core import Budget, Selection, apply, deltafile, extract, open_base, open_tuned
 
     first = published[0]
     base, tuned = open_base(str(minilm)), open_tuned(str(work / f"{first.name}-tuned"))
-    extracted = delta.extract(base, tuned, Selection(budget=Budget(fraction=0.02)))
+    extracted = extract(base, tuned, Selection(budget=Budget(fraction=0.02)))
     file = deltafile.write(extracted, base, work / f"{first.name}-later.ken")
     folder = work / f"{first.name}-later-applied"
     apply(base, extracted, folder)
