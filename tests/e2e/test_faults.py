@@ -125,7 +125,8 @@ def test_a_server_whose_node_died_answers_what_it_has_accepted_and_ends(server: 
             time.sleep(0.02)
         server.process.terminate()
         asking.sendall(b'"inputs": "x"}')
-        assert asking.recv(1000).startswith(b"HTTP/1.1 4")  # unknown task, or a body that came late
+        answer = asking.recv(1000)  # by the application: the task is there if other tests published it before
+        assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 404")), answer
     assert server.process.wait(60) == 1
     assert still_running(processes) == []
     assert "raylet, a process of Ray's, has ended" in log_of(server)
