@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from benchmarks.report import Row, report, with_shared_options
 from ken_core import Budget, DeltaFile, Extraction, Selection, deltafile, merge, open_base
 from ken_core.checkpoint import Checkpoint
-from ken_core.fitting import write_within
+from ken_core.file_size import write_within
 from ken_core.scales import fit_scales
 from ken_core.tokenization import Encoder, collate
 from serving.demo.prepare import PreparedTask, demo_base, prepare

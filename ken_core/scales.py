@@ -114,4 +114,5 @@ def _watched(effects: Mapping[str, _Effects], mask: torch.Tensor) -> Iterator[No
 
 def _tokens(given: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The inputs of real tokens; of one vector a text, as a pooler has it, all."""
-    return given[mask] if given.shape[:2] == mask.shape else given.reshape(-1, given.shape[-1])
+    by_token = given.ndim > 2 and given.shape[:2] == mask.shape
+    return given[mask] if by_token else given.reshape(-1, given.shape[-1])

@@ -146,7 +146,7 @@ def extract(
     """
     from ken_core import Extraction, deltafile, open_base, open_tuned
     from ken_core.examples import read_texts
-    from ken_core.fitting import write_within
+    from ken_core.file_size import write_within
     from ken_core.scales import fit_scales
 
     tensors = tensor_filter(only, include, exclude, outside)
@@ -161,10 +161,9 @@ def extract(
     with staged() as watch:
         extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
         if chosen is None:
-            whole = sum(t.nbytes for t in ours.backbone_tensors.values())
-            found, file = write_within(
-                extraction, ours, most or whole // DEFAULT_PART, out_file, stored, tensors=tensors, progress=watch
-            )
+            if most is None:
+                most = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
+            found, file = write_within(extraction, ours, most, out_file, stored, tensors=tensors, progress=watch)
         else:
             found = extraction.delta(chosen, stored)
             if texts:

@@ -150,7 +150,7 @@ class TaskTable:
                 partial.unlink(missing_ok=True)
             if self.saved:
                 _log.error(
-                    "%s cannot be written: %s; a restart while the store is down would answer by less", file, error
+                    "%s cannot be written: %s; without it, no start is possible while the store is down", file, error
                 )
             self.saved = False
         else:

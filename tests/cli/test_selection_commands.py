@@ -70,6 +70,8 @@ def test_a_size_that_no_delta_can_have_is_refused(
     )
     assert ended.returncode == 1
     assert "give a larger size" in ended.stderr
+    common = ("--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d", "--method", "svd")
+    assert "0 were asked for" in ken("extract", *common, "--size", "0B").stderr
     assert not (tmp_path / "d").exists()
 
 

@@ -117,6 +117,22 @@ def test_transposed_layers_are_scaled_by_column(tmp_path, tiny_base):
             assert torch.allclose(factors, factors[:1].expand_as(factors), rtol=2e-2), column
 
 
+def test_a_pooler_whose_vectors_are_as_long_as_the_texts_is_not_taken_for_tokens(base, tuned, delta):
+    words = " ".join(["r"] * 30)  # with the special tokens as many as a hidden vector has numbers
+    (row,) = Encoder.of(base, delta)([words])
+    assert len(row) == base.config.hidden_size
+    name, seen = "pooler.dense.weight", []
+    model = copy.deepcopy(tuned.model)
+    model.base_model.pooler.dense.register_forward_pre_hook(lambda _, given: seen.append(given[0].double()))
+    with torch.no_grad():
+        model(**collate([row], Encoder.of(base, delta).pad_id, torch.device("cpu")))
+    ours, theirs = (c.backbone_tensors[name].double() for c in (base, tuned))
+    plain, scaled = (merge(base, d)[name].double() for d in (delta, fit_scales(base, tuned, delta, [words])))
+    whole, kept, fitted = ((seen[0] @ (matrix - ours).T)[0] for matrix in (theirs, plain, scaled))
+    wanted = (whole / kept).clamp(0.0, 8.0) * kept  # one text: its effect is met exactly, as far as scales may go
+    assert torch.allclose(fitted[kept != 0], wanted[kept != 0], atol=1e-5)
+
+
 def test_without_texts_there_is_nothing_to_fit_to(base, tuned, delta):
     with pytest.raises(DataError, match="there is none"):
         fit_scales(base, tuned, delta, [])

@@ -14,7 +14,7 @@ from ken_core.deltafile import load, open_file, write
 from ken_core.entries import LowRank
 from ken_core.errors import SelectionError
 from ken_core.extraction import Extraction, extract
-from ken_core.fitting import write_within
+from ken_core.file_size import write_within
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import TensorFilter
 
