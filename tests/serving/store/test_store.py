@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,6 @@ from serving.routing.routes import Route
 from serving.security.signatures import Signature
 from serving.store import Collected, Store
 from serving.store.leases import LEASE_SECONDS
-from serving.store.replicas import Spread
 from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
@@ -582,81 +579,6 @@ def test_events_tell_task_and_revision_in_order(store: Store, deltas: Deltas) ->
 def test_no_events_come_when_nothing_changed(store: Store, deltas: Deltas) -> None:
     store.tasks.publish("spam", deltas.spam)
     assert store.events.after(store.events.last_id(), 0.05) == []
-
-
-def test_waiting_ends_when_every_replica_has_seen_the_revision(store: Store) -> None:
-    store.replicas.report("one", 3)
-    store.replicas.report("two", 2)
-    assert store.replicas.wait(3, 0.05).pending
-    store.replicas.report("two", 3)
-    assert not store.replicas.wait(3, 0.05).pending
-    assert store.replicas.spread(3) == Spread(("one", "two"), (), {})
-
-
-def test_a_retired_replica_is_not_waited_for(store: Store) -> None:
-    store.replicas.report("one", 3)
-    store.replicas.report("gone", 1)
-    store.replicas.retire("gone")
-    assert not store.replicas.wait(3, 0.05).pending
-
-
-def reported(store: Store, raw: Any, namespace: str, replica: str, seconds: float) -> None:
-    """Have a replica report, by the store's clock some seconds ago."""
-    store.replicas.report(replica, 3, "10.0.0.7:9100")
-    key = f"ken:{{{namespace}}}:reports"
-    when, text = raw.hget(key, replica).split(b" ", 1)
-    raw.hset(key, replica, b"%f %s" % (float(when) - seconds, text))
-
-
-def test_a_replica_of_an_earlier_run_of_this_container_is_no_longer_expected(
-    store: Store, raw: Any, namespace: str
-) -> None:
-    """Its process had the number of one that runs now, in another namespace of processes."""
-    store.replicas.report("here", 3)
-    key = f"ken:{{{namespace}}}:reports"
-    raw.hset(key, "before", raw.hget(key, "here").replace(b"pid:[", b"pid:[9"))
-    store.replicas.retire_dead()
-    assert set(store.replicas.reports()) == {"here"}
-
-
-def test_a_replica_that_is_out_of_touch_is_not_counted_as_having_seen_anything(
-    store: Store, raw: Any, namespace: str
-) -> None:
-    store.replicas.report("well", 3)
-    reported(store, raw, namespace, "silent", 34)
-    spread = store.replicas.wait(3, 0.0)
-    assert (spread.seen, spread.pending) == (("well",), ("silent",))
-    assert 34 <= spread.silent["silent"] < 44
-    assert store.replicas.reports()["silent"].address == "10.0.0.7:9100"
-    assert not store.replicas.reports()["silent"].in_touch
-
-
-def test_a_replica_that_has_been_silent_for_very_long_is_no_longer_expected(
-    store: Store, raw: Any, namespace: str
-) -> None:
-    reported(store, raw, namespace, "dead", 4000)
-    assert store.replicas.reports() == {}
-    assert not raw.exists(f"ken:{{{namespace}}}:reports")
-
-
-def test_times_are_the_stores_whatever_the_clock_of_a_host_says(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    store.replicas.report("one", 3)
-    monkeypatch.undo()
-    assert store.replicas.reports()["one"].in_touch
-
-
-def test_a_replica_whose_process_was_killed_is_no_longer_expected(store: Store, store_url: str, namespace: str) -> None:
-    store.replicas.report("here", 3)
-    made = "from serving.store import Store; import sys; Store(sys.argv[1], sys.argv[2]).replicas.report('killed', 1)"
-    subprocess.run([sys.executable, "-c", made, store_url, namespace], check=True)
-    assert set(store.replicas.reports()) == {"here", "killed"}
-    store.replicas.retire_dead()
-    assert set(store.replicas.reports()) == {"here"}
-
-
-def test_waiting_for_nobody_ends_at_once(store: Store) -> None:
-    assert not store.replicas.wait(99, 0.0).pending
 
 
 # A store that does not answer
