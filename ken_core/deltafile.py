@@ -329,7 +329,7 @@ def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: to
     if entry.codec == "int8" or entry.codec == "int4":
         bits = CODE_BITS[entry.codec]
         left, right = (decode_components(data, entry.rank, n, bits) for data, n in ((a, columns), (b, rows)))
-        read = LowRank(torch.from_numpy(left), torch.from_numpy(right).T.contiguous(), entry.scale)
+        read = LowRank(torch.from_numpy(left), torch.from_numpy(right).T.contiguous(), entry.scale, bits)
     else:
         read = LowRank(
             _read_tensor(name, (entry.rank, columns), entry.dtype, a, entry.codec),
