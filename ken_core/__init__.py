@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ken_core.adapters import import_peft
+    from ken_core.arithmetic import combine
     from ken_core.calibration import Calibrated, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.container import DeltaFile, open_file
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         DeltaFormatError,
         ExchangeError,
         KenError,
+        MergeError,
         OutputError,
         PoisonedError,
         SelectionError,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ken_core.extraction import Extraction, extract
     from ken_core.fingerprint import Fingerprint
     from ken_core.heads import graft
+    from ken_core.merge_parts import Part
+    from ken_core.merge_recipe import MergeRecipe
     from ken_core.resident import Attached, ResidentModel
     from ken_core.selection import Budget, Selection, select
     from ken_core.tensor_filter import PRESETS, TensorFilter
@@ -52,8 +56,11 @@ _HOME = {
     "Extraction": "ken_core.extraction",
     "Fingerprint": "ken_core.fingerprint",
     "KenError": "ken_core.errors",
+    "MergeError": "ken_core.errors",
+    "MergeRecipe": "ken_core.merge_recipe",
     "OutputError": "ken_core.errors",
     "PRESETS": "ken_core.tensor_filter",
+    "Part": "ken_core.merge_parts",
     "PoisonedError": "ken_core.errors",
     "ResidentModel": "ken_core.resident",
     "Selection": "ken_core.selection",
@@ -61,6 +68,7 @@ _HOME = {
     "TensorFilter": "ken_core.tensor_filter",
     "apply": "ken_core.delta",
     "calibrate": "ken_core.calibration",
+    "combine": "ken_core.arithmetic",
     "extract": "ken_core.extraction",
     "graft": "ken_core.heads",
     "import_peft": "ken_core.adapters",
@@ -92,7 +100,10 @@ __all__ = [
     "Extraction",
     "Fingerprint",
     "KenError",
+    "MergeError",
+    "MergeRecipe",
     "OutputError",
+    "Part",
     "PoisonedError",
     "ResidentModel",
     "Selection",
@@ -100,6 +111,7 @@ __all__ = [
     "TensorFilter",
     "apply",
     "calibrate",
+    "combine",
     "extract",
     "graft",
     "import_peft",

@@ -15,7 +15,7 @@ from ken_core.configs import restore
 from ken_core.embedding import Embedding
 from ken_core.entries import LowRank, Sparse, expanded, patched
 from ken_core.errors import BaseMismatchError, CheckpointError
-from ken_core.manifest import Adapter, task_kind
+from ken_core.manifest import Adapter, Merged, task_kind
 from ken_core.new_folder import new_folder
 from ken_core.selection import Selection
 from ken_core.sentence_transformer import Described
@@ -50,6 +50,8 @@ class Delta:
     """The kind of adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     fitted: int | None = None
     """How many texts the kept values were fitted to (`ken_core.scales`); None: they are the fine-tune's own."""
+    merged: Merged | None = None
+    """What the delta was merged from (`ken_core.arithmetic`); None: it was made of one fine-tune or adapter."""
     warnings: tuple[str, ...] = ()
     """Warnings for the user who extracts the delta. They are no part of the file."""
 

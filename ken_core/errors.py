@@ -17,6 +17,10 @@ class SelectionError(KenError):
     """A selection method and a budget do not go together, or the budget is out of range."""
 
 
+class MergeError(KenError):
+    """Deltas cannot be merged: they do not belong together, or the recipe is out of range."""
+
+
 class DeltaFormatError(KenError):
     """A delta file is damaged, hostile, or of a version this reader does not know."""
 
