@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from serving.api.bodies import body_of, read_body
 from serving.api.merging import MergedModel
@@ -40,6 +41,13 @@ class PredictRequest(Incoming):
         None,
         description="tasks to merge for this request, with the head of the path's task; by default that task alone",
     )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _is_no_name(cls, plain: Any) -> Any:
+        if isinstance(plain, str):
+            raise PydanticCustomError("merge", "the path names the task; expected an object that says what to merge")
+        return plain
 
     def listed(self) -> list[str | dict[str, Any]]:
         return self.inputs if isinstance(self.inputs, list) else [self.inputs]
