@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,7 +11,7 @@ from serving.cli.delta_facts import facts, per_tensor
 from serving.cli.options import BaseOption, JsonFlag, Overwrite
 from serving.cli.outputs import check_output_file, check_output_folder
 from serving.cli.selecting import DEFAULT_PART, bytes_of, codecs_of, selection, tensor_filter
-from serving.cli.show_delta import show, show_calibration
+from serving.cli.show_delta import show, show_calibration, show_written
 from serving.terminal import counted, progress, say, staged, warn
 
 OnlyOption = Annotated[
@@ -169,7 +168,7 @@ def extract(
             if texts:
                 found = fit_scales(ours, theirs, found, texts, watch)
             file = deltafile.write(found, ours, out_file, stored, progress=watch)
-    _show_written(file, found.warnings, as_json)
+    show_written(file, found.warnings, as_json)
 
 
 def import_peft(
@@ -199,7 +198,7 @@ def import_peft(
     with staged() as watch:
         found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
         file = deltafile.write(found, ours, out_file, progress=watch)
-    _show_written(file, found.warnings, as_json)
+    show_written(file, found.warnings, as_json)
 
 
 def calibrate(
@@ -302,9 +301,3 @@ def inspect(
 
     opened = open_file(file)
     show(facts(opened), as_json, per_tensor(opened) if tensors else [])
-
-
-def _show_written(file: Any, warnings: Sequence[str], as_json: bool) -> None:
-    for warning in warnings:
-        warn(warning)
-    show({**facts(file), "warnings": list(warnings)}, as_json)

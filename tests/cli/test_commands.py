@@ -226,6 +226,7 @@ def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:
         "finetune",
         "extract",
         "import-peft",
+        "merge",
         "calibrate",
         "apply",
         "inspect",
