@@ -15,6 +15,7 @@ from functools import partial
 from ken_core import Delta, ResidentModel
 from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoder
+from serving.errors import UnavailableError
 from serving.pipelines.base import TaskSpec
 from serving.routing.merges import Merge
 from serving.telemetry.hits import MERGED, TIERS, Hits, TaskTiers, hit_rate
@@ -173,7 +174,13 @@ class DeviceTiers:
     # On the loaders' threads
 
     def _bring_merge(self, digest: str) -> str:
-        """As `_bring`. Merges that lost their place leave the tiers first."""
+        """As `_bring`. Merges that lost their place leave the tiers first.
+
+        Raises:
+            UnavailableError: so did this one, since no request waits for it any more.
+        """
+        if self._merges.find(digest) is None:
+            raise UnavailableError(f"merge {digest} is not made, since nobody waits for it; ask for it again")
         for gone in self._merges.leaving():
             self._cache.drop(gone)
             self._on_owner(partial(self._drop, gone)).result()

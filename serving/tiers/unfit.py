@@ -56,11 +56,11 @@ class Unfit:
             raise unfit from error
 
     def _note(self, digest: str, error: Reason) -> None:
-        _log.error("%s", error)
+        _log.error("%s", str(error))  # the error itself would keep its traceback, and with it the delta's file
         self._remember(digest, error)
 
     def _remember(self, digest: str, error: Reason) -> None:
         with self._lock:
-            self._reasons[digest] = type(error)(str(error))  # the error's own traceback refers to the delta's file
+            self._reasons[digest] = type(error)(str(error))  # a new error, for the same reason
             while len(self._reasons) > _MOST:
                 self._reasons.popitem(last=False)
