@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import prod
 
 import numpy as np
 import torch
@@ -88,17 +89,22 @@ def _trimmed(base: Checkpoint, delta: Delta, recipe: MergeRecipe, progress: Prog
     """The delta's entries, with as many of their largest elements as the recipe's density leaves."""
     entries: dict[str, Entry] = {**delta.sparse, **delta.lowrank}
     ours = base.backbone_tensors
-    shifted = sum(ours[name].numel() for name in entries)
     room = recipe.density * sum(tensor.numel() for tensor in ours.values())
-    if not recipe.trims or shifted <= room:
+    if not recipe.trims or _changed(entries) <= room:
         return entries
 
     def pair(name: str) -> Pair:
         entry = entries[name]
         return ours[name], patched(ours[name], entry) if isinstance(entry, Sparse) else expanded(ours[name], entry)
 
-    largest = Selection("magnitude", Budget(fraction=room / shifted))
+    candidates = sum(ours[name].numel() for name in entries)
+    largest = Selection("magnitude", Budget(fraction=room / candidates))
     return {name: kept(*pair(name), mask) for name, mask in select(list(entries), pair, largest, progress)}
+
+
+def _changed(entries: Mapping[str, Entry]) -> int:
+    """The number of elements that entries change; a low-rank shift changes all of its matrix."""
+    return sum(e.values.size if isinstance(e, Sparse) else prod(e.shape) for e in entries.values())
 
 
 def _entries(

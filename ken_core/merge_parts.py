@@ -65,6 +65,8 @@ def check_parts(base: Checkpoint, parts: Sequence[Part], head: int) -> None:
         raise MergeError(f"the head is to be that of part {head}; there are {len(parts)} parts, counted from 0")
     if all(part.weight == 0 for part in parts):
         raise MergeError("all weights are 0, so nothing would be merged; give one of them another value")
+    if not math.isfinite(total := sum(abs(part.weight) for part in parts)):
+        raise MergeError(f"the sizes of the weights add up to {total}; give smaller weights")
     for part in parts:
         check_base(part.delta, base.identity.digest, base.name)
         _check_shifts(base, part)

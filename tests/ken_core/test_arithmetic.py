@@ -148,6 +148,14 @@ def test_ties_trims_elects_and_merges_what_agrees(case, density, normalize):
     assert_same(base, found, added(base, elected(shifts, WEIGHTS, normalize)))
 
 
+def test_deltas_that_were_trimmed_by_extraction_merge_as_whole_ones_at_their_density(base, tenths, wholes):
+    for density in (0.1, 0.02):
+        found, expected = (
+            merge(base, combine(base, parts_of(deltas), MergeRecipe("ties", density))) for deltas in (tenths, wholes)
+        )
+        assert all(same_bits(tensor, expected[name]) for name, tensor in found.items())
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_dare_ties_elects_among_what_was_not_dropped(base, wholes, normalize):
     parts, density = parts_of(wholes), 0.5

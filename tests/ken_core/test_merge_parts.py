@@ -79,6 +79,11 @@ def test_weights_that_are_all_0_are_refused(base, delta):
         combine(base, parts_of([delta, delta], [0.0, 0.0]), MergeRecipe())
 
 
+def test_weights_whose_sum_is_infinite_are_refused(base, delta):
+    with pytest.raises(MergeError, match="add up to inf; give smaller weights"):
+        combine(base, parts_of([delta, delta], [1e308, -1e308]), MergeRecipe(normalize=True))
+
+
 def test_a_delta_of_another_base_is_refused(base, delta):
     other = dataclasses.replace(delta, base_fingerprint="f" * 64)
     with pytest.raises(BaseMismatchError, match="f" * 64):
