@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ken_core.adapters import import_peft
-    from ken_core.calibration import Calibrated, calibrate
+    from ken_core.calibration import Calibrated, best_within, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.container import DeltaFile, open_file
     from ken_core.delta import Delta, apply, merge
     from ken_core.deltafile import load, write
     from ken_core.errors import (
         BaseMismatchError,
+        CalibrationError,
         CheckpointChangedError,
         CheckpointError,
         ConfigMismatchError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ken_core.extraction import Extraction, extract
     from ken_core.fingerprint import Fingerprint
     from ken_core.heads import graft
+    from ken_core.judges import Judges, judges_for
     from ken_core.resident import Attached, ResidentModel
     from ken_core.selection import Budget, Selection, select
     from ken_core.tensor_filter import PRESETS, TensorFilter
@@ -40,6 +42,7 @@ _HOME = {
     "BaseMismatchError": "ken_core.errors",
     "Budget": "ken_core.selection",
     "Calibrated": "ken_core.calibration",
+    "CalibrationError": "ken_core.errors",
     "Checkpoint": "ken_core.checkpoint",
     "CheckpointChangedError": "ken_core.errors",
     "CheckpointError": "ken_core.errors",
@@ -51,6 +54,7 @@ _HOME = {
     "ExchangeError": "ken_core.errors",
     "Extraction": "ken_core.extraction",
     "Fingerprint": "ken_core.fingerprint",
+    "Judges": "ken_core.judges",
     "KenError": "ken_core.errors",
     "OutputError": "ken_core.errors",
     "PRESETS": "ken_core.tensor_filter",
@@ -60,10 +64,12 @@ _HOME = {
     "SelectionError": "ken_core.errors",
     "TensorFilter": "ken_core.tensor_filter",
     "apply": "ken_core.delta",
+    "best_within": "ken_core.calibration",
     "calibrate": "ken_core.calibration",
     "extract": "ken_core.extraction",
     "graft": "ken_core.heads",
     "import_peft": "ken_core.adapters",
+    "judges_for": "ken_core.judges",
     "load": "ken_core.deltafile",
     "merge": "ken_core.delta",
     "open_base": "ken_core.checkpoint",
@@ -80,6 +86,7 @@ __all__ = [
     "BaseMismatchError",
     "Budget",
     "Calibrated",
+    "CalibrationError",
     "Checkpoint",
     "CheckpointChangedError",
     "CheckpointError",
@@ -91,6 +98,7 @@ __all__ = [
     "ExchangeError",
     "Extraction",
     "Fingerprint",
+    "Judges",
     "KenError",
     "OutputError",
     "PoisonedError",
@@ -99,10 +107,12 @@ __all__ = [
     "SelectionError",
     "TensorFilter",
     "apply",
+    "best_within",
     "calibrate",
     "extract",
     "graft",
     "import_peft",
+    "judges_for",
     "load",
     "merge",
     "open_base",
