@@ -30,6 +30,7 @@ METHODS: tuple[Method, ...] = ("svd", "magnitude")
 CODECS_TRIED: tuple[Codec, ...] = ("int4",)
 PARTS = (6, 11, 22, 45, 90, 182)
 """After the delta of all that changed, files of these parts of the base's bytes are tried, each about half the last."""
+_HARDLY_LARGER = 1.25
 _RECORD_BYTES = 800
 _TRIAL_BYTES = 500
 """Of a file, at most this is the record of a calibration, and of each delta that it tried."""
@@ -145,8 +146,8 @@ def _looks(candidates: Candidates, base: Checkpoint, among: Sequence[Way]) -> It
     yield look
     whole = sum(t.nbytes for t in base.backbone_tensors.values())
     for size in (whole // part for part in PARTS):
-        if look.trial.bytes <= size:
-            continue  # there is nothing more to keep than what was judged already
+        if look.trial.bytes <= _HARDLY_LARGER * size:
+            continue  # nothing more was left to keep; another look would hardly make the file smaller
         try:
             look = candidates.judge(candidates.nearest(size, among))
         except TooSmallError:

@@ -50,7 +50,6 @@ class Paired:
         return cls(int((first & ~second).sum()), int((second & ~first).sum()), first.size)
 
 
-@cache
 def holds(found: Paired, tolerance: float, confidence: float) -> bool:
     """Whether the loss can be promised to be at most `tolerance`.
 
@@ -60,9 +59,7 @@ def holds(found: Paired, tolerance: float, confidence: float) -> bool:
         tolerance: above 0 and below 1.
         confidence: at least 0.5 and below 1.
     """
-    return _most_likely(_order(found.lost, found.won, confidence), found.examples, tolerance, confidence) <= (
-        1 - confidence
-    )
+    return _order(found.lost, found.won, confidence) <= _last_that_holds(found.examples, tolerance, confidence)
 
 
 def upper_bound(found: Paired, confidence: float) -> float:
@@ -153,17 +150,24 @@ def _shares_won(examples: int, loss: float) -> Doubles:
     return least + (most - least) * np.concatenate([[0.0], near, 1 - near, [1.0]])
 
 
-def _chance(found: Paired, examples: int, tolerance: float, confidence: float) -> float:
-    """The probability that so many examples promise the tolerance, if the shares found are the true ones."""
-    promised, too_far = -1.0, examples * tolerance + 1.0
-    while too_far - promised > 0.01 * examples * tolerance:
+@cache
+def _last_that_holds(examples: int, tolerance: float, confidence: float) -> float:
+    """The least favourable place in the order, to a millionth, with which the tolerance can be promised."""
+    promised, too_far = -float(examples), float(examples)
+    while too_far - promised > _ENOUGH:
         middle = (promised + too_far) / 2
         if _most_likely(middle, examples, tolerance, confidence) <= 1 - confidence:
             promised = middle
         else:
             too_far = middle
+    return promised
+
+
+def _chance(found: Paired, examples: int, tolerance: float, confidence: float) -> float:
+    """The probability that so many examples promise the tolerance, if the shares found are the true ones."""
+    last = _last_that_holds(examples, tolerance, confidence)
     lost, won = (np.array([count / found.examples]) for count in (found.lost, found.won))
-    return float(_probabilities(promised, examples, lost, won, confidence)[0])
+    return float(_probabilities(last, examples, lost, won, confidence)[0])
 
 
 def _probabilities(order: float, examples: int, lost: Doubles, won: Doubles, confidence: float) -> Doubles:
@@ -175,31 +179,46 @@ def _probabilities(order: float, examples: int, lost: Doubles, won: Doubles, con
 def _up_to(order, z, examples, lost, won, log_factorials):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Probability of all samples whose `_order` is at most this one, for each pair of shares; float64, shape (pairs,).
 
-    Summed over the number m of examples that differ. Of these, as many as `most` may be lost; the probability of that
-    is carried from m to m + 1, where `most` grows by 0 or 1.
+    Summed over the number m of examples that differ, ten standard deviations around its mean; the rest is counted as
+    if it was favourable. Of m examples, as many as `most` may be lost; the probability of that is carried from m to
+    m + 1, where `most` grows by 0 or 1.
     """
     found = np.empty(lost.size)
     for i in range(lost.size):
         differing = min(lost[i] + won[i], 1.0)
         among = lost[i] / differing if differing > 0 else 0.0
+        around = 10 * math.sqrt(examples * differing * (1 - differing)) + 30
+        start = max(0, int(examples * differing - around))
+        most = _most_lost(order, start, z)
+        at_most = _binomial_up_to(start, most, among, log_factorials)
         total, rest = 0.0, 1.0
-        below, last, at_most = 0.0, -1.0, 0.0
-        end = min(examples, int(examples * differing + 10 * math.sqrt(examples * differing) + 30))
-        for m in range(end + 1):
-            most = math.floor((order + m - z * math.sqrt(m + z * z / 4)) / 2 + 1e-9)
-            at = _binomial(m, most, among, log_factorials)
-            if m == 0:
-                at_most = 1.0 if most >= 0 else 0.0
-            else:
-                at_most -= among * below
-                if most > last:
-                    at_most += at
-            below, last = at, most
+        for m in range(start, min(examples, int(examples * differing + around)) + 1):
+            if m > start:
+                at_most -= among * _binomial(m - 1, most, among, log_factorials)
+                grown = _most_lost(order, m, z)
+                if grown > most:
+                    at_most += _binomial(m, grown, among, log_factorials)
+                most = grown
             weight = _binomial(examples, m, differing, log_factorials)
             total += weight * min(max(at_most, 0.0), 1.0)
             rest -= weight
         found[i] = total + max(rest, 0.0)
     return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _most_lost(order, m, z):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """How many of m examples that differ may be lost; below 0 if not even none."""
+    return math.floor((order + m - z * math.sqrt(m + z * z / 4)) / 2 + 1e-9)
+
+
+@numba.njit(cache=True, nogil=True)
+def _binomial_up_to(n, k, share, log_factorials):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The probability of at most k successes in n trials."""
+    total = 0.0
+    for successes in range(min(k, n) + 1):
+        total += _binomial(n, successes, share, log_factorials)
+    return total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -209,6 +228,5 @@ def _binomial(n, k, share, log_factorials):  # type: ignore[no-untyped-def]  # p
         return 0.0
     if share <= 0.0 or share >= 1.0:
         return 1.0 if k == (0 if share <= 0.0 else n) else 0.0
-    k = int(k)
     among = log_factorials[n] - log_factorials[k] - log_factorials[n - k]
     return math.exp(among + k * math.log(share) + (n - k) * math.log1p(-share))

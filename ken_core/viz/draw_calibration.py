@@ -43,8 +43,9 @@ def draw_calibration(record: Calibration, out: Path) -> None:
 
 def _draw_scores(axes: Axes, record: Calibration) -> None:
     for trial in record.tried:
-        if trial.score is not None and trial.bound is not None:
-            _draw_score(axes, trial, trial.score, record.tuned_score - trial.bound)
+        if trial.score is not None:
+            worst = trial.score if trial.bound is None else record.tuned_score - trial.bound
+            _draw_score(axes, trial, trial.score, worst)
     if record.chosen is not None:
         size = record.tried[record.chosen].bytes
         axes.plot(size, record.score, "o", color=_BLACK, markersize=11, fillstyle="none", label="written")
@@ -53,11 +54,10 @@ def _draw_scores(axes: Axes, record: Calibration) -> None:
         limit = record.tuned_score - record.tolerance
         axes.axhline(limit, color=_BLACK, linewidth=1, linestyle=":", label=f"within {record.tolerance:g} of it")
     axes.set_ylabel(f"{record.metric} on {record.examples:,} examples")
-    axes.set_title(
-        f"Deltas that were judged, and their score at worst with {record.confidence:.4g} probability",
-        loc="left",
-        fontsize=10,
+    sure = (
+        "" if record.confidence is None else f", and their score at worst, {100 * record.confidence:.4g} % confidence"
     )
+    axes.set_title(f"Deltas that were judged{sure}", loc="left", fontsize=10)
 
 
 def _draw_score(axes: Axes, trial: Trial, score: float, worst: float) -> None:

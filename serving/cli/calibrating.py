@@ -112,7 +112,7 @@ def calibrate(
         warn(warning)
     repeated = len(texts) - found.record.examples - found.record.choosing
     if repeated:
-        warn(f"{counted(repeated, 'line')} of {data} repeat others; each example was counted once")
+        warn(f"found {counted(repeated, 'repeated line')} in {data}; each example was counted once")
     if curve is not None:
         from ken_core.viz.draw_calibration import draw_calibration
 

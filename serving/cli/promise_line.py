@@ -15,11 +15,12 @@ def promise_line(found: dict[str, Any]) -> str:
         )
     lost = max(0.0, found["promised"])
     return (
-        f"with {found['confidence']:.4g} probability it loses at most {points(lost)} of {found['metric']} on all such "
+        f"with {100 * found['confidence']:.4g} % confidence it loses at most {points(lost)} of {found['metric']} on all such "
         f"text. Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
     )
 
 
 def points(share: float) -> str:
     """A share of answers in points, such as ``0.5 points``."""
-    return f"{100 * share:.3g} points"
+    told = f"{100 * share:.3g}"
+    return f"{told} point" if told == "1" else f"{told} points"
