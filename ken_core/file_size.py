@@ -20,7 +20,7 @@ from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
 _CLOSE = 0.98
 """A file of this part of the size is not made larger."""
-_MOST_TRIES = 6
+_MOST_TRIES = 8
 
 
 def write_within(
@@ -116,8 +116,13 @@ class _Try:
 
 
 def _next_budget(smallest: int, fits: _Try, exceeds: _Try | None, size: int) -> int:
-    """A budget whose file should be a little smaller than `size`: sizes grow nearly evenly with budgets."""
+    """A budget whose file should be a little smaller than `size`: sizes grow nearly evenly with budgets.
+
+    The first elements of a tensor cost more, so that the even estimate may be too large again and again; while nothing
+    is known to fit but the smallest file, it is at least halved.
+    """
     aim = (1 + _CLOSE) / 2 * size - fits.size
     if exceeds is not None:
-        return fits.budget + int((exceeds.budget - fits.budget) * aim / (exceeds.size - fits.size))
+        even = aim / (exceeds.size - fits.size)
+        return fits.budget + int((exceeds.budget - fits.budget) * (even if fits.budget else min(even, 0.5)))
     return fits.budget + int(max(aim, 1) * fits.budget / max(1, fits.size - smallest))

@@ -15,8 +15,8 @@ def promise_line(found: dict[str, Any]) -> str:
         )
     lost = max(0.0, found["promised"])
     return (
-        f"with {100 * found['confidence']:.4g} % confidence it loses at most {points(lost)} of {found['metric']} on all such "
-        f"text. Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
+        f"with {100 * found['confidence']:.4g} % confidence it loses at most {points(lost)} of {found['metric']} on all "
+        f"such text. Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
     )
 
 
