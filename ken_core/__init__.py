@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ken_core.adapters import import_peft
     from ken_core.arithmetic import combine
-    from ken_core.calibration import Calibrated, calibrate
+    from ken_core.calibration import Calibrated, best_within, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.container import DeltaFile, open_file
     from ken_core.delta import Delta, apply, merge
     from ken_core.deltafile import load, write
     from ken_core.errors import (
         BaseMismatchError,
+        CalibrationError,
         CheckpointChangedError,
         CheckpointError,
         ConfigMismatchError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ken_core.extraction import Extraction, extract
     from ken_core.fingerprint import Fingerprint
     from ken_core.heads import graft
+    from ken_core.judges import Judges, judges_for
     from ken_core.merge_parts import Part
     from ken_core.merge_recipe import MergeRecipe
     from ken_core.resident import Attached, ResidentModel
@@ -44,6 +46,7 @@ _HOME = {
     "BaseMismatchError": "ken_core.errors",
     "Budget": "ken_core.selection",
     "Calibrated": "ken_core.calibration",
+    "CalibrationError": "ken_core.errors",
     "Checkpoint": "ken_core.checkpoint",
     "CheckpointChangedError": "ken_core.errors",
     "CheckpointError": "ken_core.errors",
@@ -55,6 +58,7 @@ _HOME = {
     "ExchangeError": "ken_core.errors",
     "Extraction": "ken_core.extraction",
     "Fingerprint": "ken_core.fingerprint",
+    "Judges": "ken_core.judges",
     "KenError": "ken_core.errors",
     "MergeError": "ken_core.errors",
     "MergeRecipe": "ken_core.merge_recipe",
@@ -67,11 +71,13 @@ _HOME = {
     "SelectionError": "ken_core.errors",
     "TensorFilter": "ken_core.tensor_filter",
     "apply": "ken_core.delta",
+    "best_within": "ken_core.calibration",
     "calibrate": "ken_core.calibration",
     "combine": "ken_core.arithmetic",
     "extract": "ken_core.extraction",
     "graft": "ken_core.heads",
     "import_peft": "ken_core.adapters",
+    "judges_for": "ken_core.judges",
     "load": "ken_core.deltafile",
     "merge": "ken_core.delta",
     "open_base": "ken_core.checkpoint",
@@ -88,6 +94,7 @@ __all__ = [
     "BaseMismatchError",
     "Budget",
     "Calibrated",
+    "CalibrationError",
     "Checkpoint",
     "CheckpointChangedError",
     "CheckpointError",
@@ -99,6 +106,7 @@ __all__ = [
     "ExchangeError",
     "Extraction",
     "Fingerprint",
+    "Judges",
     "KenError",
     "MergeError",
     "MergeRecipe",
@@ -110,11 +118,13 @@ __all__ = [
     "SelectionError",
     "TensorFilter",
     "apply",
+    "best_within",
     "calibrate",
     "combine",
     "extract",
     "graft",
     "import_peft",
+    "judges_for",
     "load",
     "merge",
     "open_base",

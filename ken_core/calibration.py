@@ -1,57 +1,39 @@
-"""Calibration: a search for the smallest delta whose score stays within a tolerance of the fine-tuned model's.
+"""Calibration: the smallest delta that can be promised to lose no more than a tolerance, or the promise for a size.
 
-Methods and codecs are tried one after another. Bisection on a logarithmic scale finds the fraction to keep, on the
-assumption that keeping more is not worse. The search gives up a method or codec that misses the tolerance wherever its
-delta is smaller than the best one so far.
+One part of the text chooses between the deltas of a size, the other judges the chosen one (`ken_core.judges`). What is
+promised holds for all text like the judging examples, with a given confidence (`ken_core.promise`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import numpy.typing as npt
-from transformers import PreTrainedModel
-
 from ken_core import deltafile
-from ken_core.checkpoint import Checkpoint, open_base
+from ken_core.candidates import Candidates, Judged, Way, checked, ways
+from ken_core.checkpoint import Checkpoint
 from ken_core.codings import Codec
 from ken_core.container import DeltaFile
-from ken_core.delta import Delta
-from ken_core.errors import KenError
-from ken_core.evaluate import classify, label_ids
-from ken_core.examples import Example
-from ken_core.extraction import extract
-from ken_core.heads import graft
-from ken_core.labels import Label
-from ken_core.manifest import Calibration, Metric, Trial
-from ken_core.progress import Progress, Stage, silent
-from ken_core.resident import ResidentModel
-from ken_core.selection import ALLOWED_SCOPES, Budget, Method, Selection
+from ken_core.errors import CalibrationError, TooSmallError
+from ken_core.judges import Judges, Right, lines_for
+from ken_core.manifest import Calibration, Trial
+from ken_core.progress import Progress, silent
+from ken_core.promise import Paired, examples_needed, holds, in_sequence, least_examples, upper_bound
+from ken_core.selection import Method
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
-from ken_core.tokenization import Encoder, Input
 from ken_core.writing import writing
 
-Right = npt.NDArray[np.bool_]
-"""Whether each example was answered correctly, shape (examples,)."""
-Judge = Callable[[PreTrainedModel], Right]
-"""Answers the examples with a model, always in the same order, and says which answers are right."""
-
-METHODS: tuple[Method, ...] = ("magnitude", "ken-shift", "ken")
-CODECS_TRIED: tuple[Codec, ...] = ("zstd", "int8", "int4", "sign")
-_PRECISION = 1.1
-"""Bisection ends when a fraction that holds the tolerance is within this factor of one that does not."""
-_SMALLEST = 1e-3
-_DRAWS = 100_000
-
-
-class CalibrationError(KenError):
-    """There is nothing to choose from, or the fine-tune is of a kind that cannot be judged here."""
+METHODS: tuple[Method, ...] = ("svd", "magnitude")
+CODECS_TRIED: tuple[Codec, ...] = ("int4",)
+PARTS = (6, 11, 22, 45, 90, 182)
+"""After the delta of all that changed, files of these parts of the base's bytes are tried, each about half the last."""
+_HARDLY_LARGER = 1.25
+_RECORD_BYTES = 800
+_TRIAL_BYTES = 500
+"""Of a file, at most this is the record of a calibration, and of each delta that it tried."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +42,8 @@ class Calibrated:
 
     file: DeltaFile
     record: Calibration
+    failed: Trial | None = None
+    """The next smaller delta, of which nothing could be promised."""
     warnings: tuple[str, ...] = ()
     """Warnings of the chosen delta (`Delta.warnings`)."""
 
@@ -67,11 +51,11 @@ class Calibrated:
 def calibrate(
     base: Checkpoint,
     tuned: Checkpoint,
-    judge: Judge,
+    judges: Judges,
     out: Path,
     *,
-    metric: Metric = "accuracy",
     tolerance: float = 0.005,
+    confidence: float = 0.9,
     methods: Sequence[Method] = METHODS,
     codecs: Sequence[Codec] = CODECS_TRIED,
     tensors: TensorFilter = EVERYTHING,
@@ -79,55 +63,163 @@ def calibrate(
     ignore_config: Collection[str] = (),
     progress: Progress = silent,
 ) -> Calibrated:
-    """Write the smallest delta whose score is at most `tolerance` below the fine-tune's.
+    """Write the smallest delta of which it can be promised that it loses at most `tolerance`.
+
+    All that changed is judged first, stored without loss; then one delta of about half the size after another, each
+    chosen from all methods and codecs, until the promise cannot be made. `promise.in_sequence` says why the probability
+    that the written delta loses more than `tolerance` is at most 1 - `confidence`.
 
     Args:
-        judge: answers examples with a model and says which answers are right.
-        metric: what the record calls the share of right answers.
-        tolerance: how far the score may fall, for example 0.005 for half a point.
-        methods: methods to try, each with the widest scope it allows; `ken-grid`, which takes no fraction, is left out.
-        codecs: codecs to try, lossless ones first.
+        tolerance: how far the share of right answers may fall, above 0; for example 0.005 for half a point.
+        confidence: the probability that the promise is kept, at least 0.5 and below 1.
+        methods: methods to try, each with the widest scope it allows.
+        codecs: codecs to try with each method; `svd` leaves out those that store no factors.
         ignore_config: as for `extract`.
         progress: told which delta is being tried.
 
     Raises:
-        CalibrationError: there is no method or codec to try, the fine-tune's files lack weights, or no delta that was
-            tried stays within the tolerance.
+        CalibrationError: there is no method or codec to try, or too few examples to promise anything; the fine-tune's
+            files lack weights; a judge returns something else than a bool for each example; or nothing can be promised
+            even of all that changed.
         OutputError: the delta cannot be written.
     """
-    usable = [m for m in methods if m != "ken-grid"]
-    if not usable or not codecs:
-        raise CalibrationError("calibration needs at least one method (other than ken-grid) and one codec to try")
+    among = _checked(tuned, confidence, methods, codecs)
+    _check_tolerance(tolerance)
+    right = checked(judges.judge(tuned.model))
+    _check_enough(right.size, tolerance, confidence)
+    with _folder_beside(out) as folder:
+        candidates = Candidates(
+            base, tuned, judges, right, folder, confidence=confidence, tensors=tensors, cast=cast,
+            ignore_config=ignore_config, looks=1 + len(PARTS) * len(among), progress=progress,
+        )  # fmt: skip
+        looks = _looks(candidates, base, among)
+        passed, failed = in_sequence(looks, lambda look: holds(look.found, tolerance, confidence))
+    needed = None if failed is None else examples_needed(failed.found, tolerance, confidence)
+    if failed is not None and not passed:
+        raise _nothing_holds(failed, tolerance, confidence)
+    chosen = passed[-1]
+    record = _record(judges, right, chosen, candidates, tolerance, promised=tolerance, needed=needed)
+    file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)
+    return Calibrated(file, record, None if failed is None else failed.trial, chosen.delta.warnings)
+
+
+def best_within(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    judges: Judges,
+    size: int,
+    out: Path,
+    *,
+    confidence: float = 0.9,
+    methods: Sequence[Method] = METHODS,
+    codecs: Sequence[Codec] = CODECS_TRIED,
+    tensors: TensorFilter = EVERYTHING,
+    cast: bool = False,
+    ignore_config: Collection[str] = (),
+    progress: Progress = silent,
+) -> Calibrated:
+    """Write the best delta of at most `size` bytes, record included, with a promise of how much it loses at most.
+
+    The other way round of `calibrate`: the size is given, and the record's `promised` is the upper bound of one look.
+
+    Args, Raises: as `calibrate`; and
+        TooSmallError: the parts that every delta needs are larger than `size`.
+    """
+    among = _checked(tuned, confidence, methods, codecs)
+    right = checked(judges.judge(tuned.model))
+    room = size - _RECORD_BYTES - _TRIAL_BYTES * len(among)
+    with _folder_beside(out) as folder:
+        candidates = Candidates(
+            base, tuned, judges, right, folder, confidence=confidence, tensors=tensors, cast=cast,
+            ignore_config=ignore_config, looks=len(among), progress=progress,
+        )  # fmt: skip
+        chosen = candidates.judge(candidates.nearest(room, among))
+    bound = upper_bound(chosen.found, confidence)
+    record = _record(judges, right, chosen, candidates, None, promised=bound, needed=None)
+    file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)
+    return Calibrated(file, record, None, chosen.delta.warnings)
+
+
+def _looks(candidates: Candidates, base: Checkpoint, among: Sequence[Way]) -> Iterator[Judged]:
+    """Deltas from the largest to the smallest, each chosen and judged when it is its turn."""
+    look = candidates.judge(candidates.lossless())
+    yield look
+    whole = sum(t.nbytes for t in base.backbone_tensors.values())
+    for size in (whole // part for part in PARTS):
+        if look.trial.bytes <= _HARDLY_LARGER * size:
+            continue  # nothing more was left to keep; another look would hardly make the file smaller
+        try:
+            look = candidates.judge(candidates.nearest(size, among))
+        except TooSmallError:
+            return
+        yield look
+
+
+def _record(
+    judges: Judges,
+    right: Right,
+    chosen: Judged,
+    candidates: Candidates,
+    tolerance: float | None,
+    *,
+    promised: float,
+    needed: int | None,
+) -> Calibration:
+    return Calibration(
+        metric=judges.metric,
+        examples=right.size,
+        choosing=judges.choosing,
+        tolerance=tolerance,
+        confidence=candidates.confidence,
+        promised=promised,
+        tuned_score=float(right.mean()),
+        score=chosen.score,
+        needed=needed,
+        chosen=candidates.tried.index(chosen.trial),
+        tried=tuple(candidates.tried),
+    )
+
+
+def _checked(tuned: Checkpoint, confidence: float, methods: Sequence[Method], codecs: Sequence[Codec]) -> list[Way]:
+    if not 0.5 <= confidence < 1.0:
+        raise CalibrationError(f"found a confidence of {confidence:g}; expected at least 0.5 and less than 1")
     if tuned.lacking:
         raise CalibrationError(
             f"{tuned.folder} lacks {tuned.lacking[0]!r}, which transformers would make up at random, so the model "
             "that was fine-tuned cannot be judged: save all its weights, or use `ken extract`"
         )
-    right = judge(tuned.model)
-    making = partial(extract, base, tuned, cast=cast, ignore_config=ignore_config)
-    search = _Search(base, making, judge, float(right.mean()) - tolerance, tensors, progress)
-    with _folder_beside(out) as search.folder:
-        for codec in codecs:
-            for method in usable if codec == codecs[0] else [search.best_method(usable[0])]:
-                search.smallest(method, codec)
-    best = search.best
-    if best is None:
+    return ways(methods, codecs)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0.0 < tolerance < 1.0:
         raise CalibrationError(
-            f"no delta tried comes within {tolerance} of the fine-tune's {float(right.mean()):.4f}; "
-            "try a lossless codec (zstd), which at 100 % kept is the fine-tune itself"
+            f"found a tolerance of {tolerance:g}; expected more than 0 and less than 1. That nothing at all is lost "
+            "cannot be promised from examples; `ken extract --keep 1` keeps all that changed"
         )
-    record = Calibration(
-        metric=metric,
-        examples=right.size,
-        tolerance=tolerance,
-        tuned_score=float(right.mean()),
-        score=best.trial.score,
-        confidence=confidence(right, best.right, tolerance),
-        tried=tuple(search.tried),
+
+
+def _check_enough(examples: int, tolerance: float, confidence: float) -> None:
+    least = least_examples(tolerance, confidence)
+    if examples < least:
+        reachable = upper_bound(Paired(0, 0, examples), confidence)
+        raise CalibrationError(
+            f"found {examples:,} examples to judge by; to promise with {confidence:.0%} confidence that at most "
+            f"{100 * tolerance:g} points are lost takes {least:,}, even if not one answer changes. Give at least "
+            f"{lines_for(least):,} distinct lines of text (a fifth of them chooses), or a tolerance of at least "
+            f"{reachable:.2g}"
+        )
+
+
+def _nothing_holds(failed: Judged, tolerance: float, confidence: float) -> CalibrationError:
+    """The error where even the delta of all that changed loses too much."""
+    found = failed.found
+    return CalibrationError(
+        f"no delta can be promised with {confidence:.0%} confidence to lose at most {100 * tolerance:g} points: stored "
+        f"without loss, all that was selected loses {found.lost} and wins {found.won} of {found.examples:,} answers. "
+        "Select from all tensors, leave out --cast, see that the judge answers the same twice, or give more "
+        "examples or a larger tolerance"
     )
-    delta = making(best.selection)
-    file = deltafile.write(delta, base, out, best.trial.codec, calibration=record)
-    return Calibrated(file, record, delta.warnings)
 
 
 @contextmanager
@@ -136,146 +228,3 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         folder = TemporaryDirectory(prefix=".ken-calibrate-", dir=out.resolve().parent)
     with folder as name:
         yield Path(name)
-
-
-def confidence(tuned: Right, pruned: Right, tolerance: float) -> float:
-    """Posterior probability that the score on all text like the examples falls by at most `tolerance`.
-
-    Each example falls into one of three groups: both models are right or both wrong, only the fine-tune is right, only
-    the pruned model is right. With Jeffreys' prior (1/2 each) the three shares have a Dirichlet posterior, which is
-    sampled with a fixed seed. The result does not account for the delta having been chosen on the same examples: judge
-    it on other examples before relying on it.
-    """
-    lost, won = int((tuned & ~pruned).sum()), int((pruned & ~tuned).sum())
-    shares = np.random.default_rng(0).dirichlet([lost + 0.5, won + 0.5, tuned.size - lost - won + 0.5], _DRAWS)
-    return float((shares[:, 0] - shares[:, 1] <= tolerance).mean())
-
-
-def judge_labels(encoder: Encoder, examples: Sequence[Example]) -> Judge:
-    """A judge that calls a classifier's answer right if it is the example's label."""
-    texts = [e.input for e in examples]
-    return lambda model: classify(model, encoder, texts) == label_ids(model, examples)
-
-
-def judge_agreement(encoder: Encoder, texts: Sequence[Input], tuned: PreTrainedModel) -> Judge:
-    """A judge that calls a classifier's answer right if the fine-tune gives the same answer."""
-    expected = classify(tuned, encoder, texts)
-    return lambda model: classify(model, encoder, texts) == expected
-
-
-def judge_for(tuned: Checkpoint, texts: Sequence[Input], labels: Sequence[Label] | None) -> tuple[Metric, Judge]:
-    """The metric and judge for texts: accuracy where there are labels, else agreement with the fine-tune.
-
-    Raises:
-        CalibrationError: the fine-tune is no text classifier: give `calibrate` a judge of your own.
-        DataError: there is a label that the fine-tune does not know.
-    """
-    if not type(tuned.model).__name__.endswith("ForSequenceClassification"):
-        raise CalibrationError(
-            f"{tuned.folder} is a {type(tuned.model).__name__}; labelled text judges sequence classifiers only. "
-            "For other kinds call ken_core.calibrate with a judge of your own"
-        )
-    encoder = Encoder(tuned, tuned.config, {})
-    if labels is None:
-        return "agreement", judge_agreement(encoder, texts, tuned.model)
-    pairs = (text if isinstance(text, tuple) else (text, None) for text in texts)
-    examples = [Example(text, label, pair) for (text, pair), label in zip(pairs, labels, strict=True)]
-    label_ids(tuned.model, examples)
-    return "accuracy", judge_labels(encoder, examples)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    selection: Selection
-    trial: Trial
-    right: Right
-    holds: bool
-
-
-class _Search:
-    """The deltas measured so far, and the smallest of them that holds the tolerance."""
-
-    def __init__(
-        self,
-        base: Checkpoint,
-        making: Callable[..., Delta],
-        judge: Judge,
-        needed: float,
-        tensors: TensorFilter,
-        progress: Progress,
-    ) -> None:
-        self._base, self._making, self._judge, self._needed = base, making, judge, needed
-        self._tensors, self._progress = tensors, progress
-        self.resident = ResidentModel(open_base(str(base.folder)))
-        self.folder = Path()
-        self.tried: list[Trial] = []
-        self.best: _Measured | None = None
-
-    def best_method(self, fallback: Method) -> Method:
-        return self.best.selection.method if self.best else fallback
-
-    def smallest(self, method: Method, codec: Codec) -> None:
-        """Bisect the fraction kept, between one that holds the tolerance and a smaller one that does not.
-
-        Nothing is done where no delta smaller than the best one so far holds the tolerance.
-        """
-        bracket = self._bracket(method, codec)
-        if bracket is None:
-            return
-        holds, fails = bracket
-        while holds / fails > _PRECISION:
-            middle = float(np.sqrt(holds * fails))
-            if self._measure(method, codec, middle).holds:
-                holds = middle
-            else:
-                fails = middle
-
-    def _bracket(self, method: Method, codec: Codec) -> tuple[float, float] | None:
-        """A fraction that holds the tolerance with a delta no larger than the best, and a smaller one that does not."""
-        if self.best is None:
-            return (1.0, _SMALLEST) if self._measure(method, codec, 1.0).holds else None
-        fraction = self.best.trial.fraction
-        for _ in range(8):
-            measured = self._measure(method, codec, fraction)
-            if measured.trial.bytes < self.best.trial.bytes or measured is self.best:
-                return (fraction, _SMALLEST) if measured.holds else self._larger(method, codec, fraction)
-            fraction *= 0.98 * self.best.trial.bytes / measured.trial.bytes
-        return None
-
-    def _larger(self, method: Method, codec: Codec, fails: float) -> tuple[float, float] | None:
-        """As `_bracket`, for a codec that must keep more than the best delta but may still give a smaller file."""
-        while fails < 1.0:
-            fraction = min(1.0, fails * 1.25)
-            measured = self._measure(method, codec, fraction)
-            if measured is self.best:  # this delta holds the tolerance and is smaller than the best before it
-                return fraction, fails
-            if measured.holds or (self.best is not None and measured.trial.bytes >= self.best.trial.bytes):
-                return None
-            fails = fraction
-        return None
-
-    def _measure(self, method: Method, codec: Codec, fraction: float) -> _Measured:
-        scope = ALLOWED_SCOPES[method][0]
-        selection = Selection(method, Budget(scope, fraction), tensors=self._tensors)
-        self._progress(Stage("trying", f"{method}, {fraction:.1%}, {codec}", len(self.tried), len(self.tried) + 1))
-        delta = self._making(selection)
-        file = deltafile.write(delta, self._base, self.folder / "trial.ken", codec)
-        right = self._answer(file)
-        score = float(right.mean())
-        trial = Trial(method=method, scope=scope, fraction=fraction, codec=codec, bytes=file.size, score=score)
-        self.tried.append(trial)
-        measured = _Measured(selection, trial, right, score >= self._needed - 1e-12)
-        if measured.holds and (self.best is None or file.size < self.best.trial.bytes):
-            self.best = measured
-        return measured
-
-    def _answer(self, file: DeltaFile) -> Right:
-        """Judge the delta as a reader of the file would serve it."""
-        delta = deltafile.read(file, self._base, self._base.identity.digest)
-        attached = self.resident.attach(delta)
-        self.resident.activate(attached)
-        try:
-            model = graft(self.resident.backbone, delta.architecture, delta.config, attached.head)
-            return self._judge(model)
-        finally:
-            self.resident.revert()

@@ -21,6 +21,14 @@ class MergeError(KenError):
     """Deltas cannot be merged: they do not belong together, or the recipe is out of range."""
 
 
+class TooSmallError(SelectionError):
+    """A delta cannot be as small as asked: its head, vectors, tokenizer and manifest alone are larger."""
+
+
+class CalibrationError(KenError):
+    """There is nothing to choose from, too little text to judge by, or no delta for which the promise can be made."""
+
+
 class DeltaFormatError(KenError):
     """A delta file is damaged, hostile, or of a version this reader does not know."""
 

@@ -23,15 +23,21 @@ _BATCH = 32
 
 def classify(model: PreTrainedModel, encoder: Encoder, texts: Sequence[Input]) -> Answers:
     """Answer texts with a sequence classifier, in batches of similar length; shape (texts,)."""
+    return np.asarray(logits(model, encoder, texts).argmax(dim=-1).numpy(), np.int64)
+
+
+def logits(model: PreTrainedModel, encoder: Encoder, texts: Sequence[Input]) -> torch.Tensor:
+    """A sequence classifier's logits, from batches of similar length; float32 on the CPU, shape (texts, labels)."""
     rows = encoder(texts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    answers = np.empty(len(rows), np.int64)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
-            logits = model(**collate([rows[i] for i in chosen], encoder.pad_id, model.device)).logits
-            answers[chosen] = logits.argmax(dim=-1).cpu().numpy()
-    return answers
+            batch = collate([rows[i] for i in chosen], encoder.pad_id, model.device)
+            for place, row in zip(chosen, model(**batch).logits.float().cpu(), strict=True):
+                found[place] = row
+    return torch.stack(found)
 
 
 def accuracy(model: PreTrainedModel, checkpoint: Checkpoint, examples: Sequence[Example]) -> float:

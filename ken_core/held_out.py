@@ -1,4 +1,4 @@
-"""Dividing labelled text into a part to train on and a part to judge on."""
+"""Dividing text into a part to train on or to choose by, and a part to judge on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ken_core.examples import Example
 from ken_core.labels import Label
+from ken_core.tokenization import Input
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
@@ -20,13 +21,46 @@ def hold_out(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[
     Returns:
         The examples to train on and those held out, each in the order given.
     """
+    held = _drawn([e.label for e in examples], share, seed)
+    return [e for i, e in enumerate(examples) if i not in held], [examples[i] for i in sorted(held)]
+
+
+def divide(
+    texts: Sequence[Input], labels: Sequence[Label] | None, share: float, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Divide examples so that no text is in both parts, and each label has its share of both.
+
+    An example that occurs again, text and label, is counted once. A text with several labels is drawn as one, by the
+    first of them.
+
+    Args:
+        labels: of each text; None: there are none.
+        share: of the texts to put into the first part, from 0 up to but not including 1.
+        seed: the same examples and the same seed give the same parts.
+
+    Returns:
+        The places of both parts, each in ascending order.
+    """
+    of_each = list(labels) if labels is not None else [""] * len(texts)
+    first_of_text: dict[Input, Label] = {}
+    places: dict[tuple[Input, Label], int] = {}
+    for place, (text, label) in enumerate(zip(texts, of_each, strict=True)):
+        first_of_text.setdefault(text, label)
+        places.setdefault((text, label), place)
+    distinct = list(first_of_text)
+    drawn = {distinct[i] for i in _drawn(list(first_of_text.values()), share, seed)}
+    first = [place for (text, _), place in places.items() if text in drawn]
+    return first, [place for (text, _), place in places.items() if text not in drawn]
+
+
+def _drawn(labels: Sequence[Label], share: float, seed: int) -> set[int]:
+    """Places drawn at random, the same share of each label."""
     chosen = random.Random(seed)  # noqa: S311 - not for secrets
     places: dict[Label, list[int]] = {}
-    for i, example in enumerate(examples):
-        places.setdefault(example.label, []).append(i)
+    for i, label in enumerate(labels):
+        places.setdefault(label, []).append(i)
     counts = _counts({label: len(found) for label, found in places.items()}, share)
-    held = {i for label, found in places.items() for i in chosen.sample(found, counts[label])}
-    return [e for i, e in enumerate(examples) if i not in held], [examples[i] for i in sorted(held)]
+    return {i for label, found in places.items() for i in chosen.sample(found, counts[label])}
 
 
 def _counts(sizes: dict[Label, int], share: float) -> dict[Label, int]:

@@ -15,7 +15,7 @@ FORMAT_VERSION = 5
 READABLE_VERSIONS = (2, 3, 4, 5)
 """Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
 and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files. Format 5
-added quantised factors, budgets of energy and bytes, and the parents of merged deltas."""
+added quantised factors, budgets of energy and bytes, the parents of merged deltas, and what a calibration promises."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -139,27 +139,62 @@ class Tensors(_Strict):
 
 
 class Trial(_Strict):
-    """A delta that calibration measured."""
+    """A delta that calibration tried. The fields from `score` on are those of a delta that was judged."""
 
     method: str
     scope: Literal["global", "row"]
-    fraction: float
+    fraction: float | None = None
+    """Of the parameters kept; None: the method counts no parameters."""
     codec: Codec
+    fitted: bool = False
+    """Whether kept values were fitted to the choosing part's texts."""
     bytes: Size
-    score: float
+    distance: float | None = None
+    """How far its answers to the choosing part are from the fine-tune's. None: a record of an earlier release."""
+    score: float | None = None
+    lost: Size | None = None
+    """Judging examples that only the fine-tune answers right."""
+    won: Size | None = None
+    """Judging examples that only the delta answers right."""
+    bound: float | None = None
+    """The score falls by at most this with the confidence of the record, looking at this delta alone."""
 
 
 class Calibration(_Strict):
-    """How the budget was chosen: the smallest delta whose score is within `tolerance` of the fine-tune's."""
+    """How the budget was chosen, and what is promised of the delta."""
 
     metric: Metric
     examples: Size
-    tolerance: float
+    """Examples that judged; none of them had a part in choosing."""
+    choosing: Size = 0
+    """Examples that chose between deltas of a size, and to which kept values were fitted."""
+    tolerance: float | None
+    """How far the score was allowed to fall; None: a size was asked for."""
+    confidence: float | None
+    """The probability that the promise is kept. None: a record of an earlier release, which promised nothing."""
+    promised: float | None
+    """On all text like the examples, the score falls by at most this."""
     tuned_score: float
     score: float
-    confidence: float
-    """The confidence that the loss on all text like these examples is at most the tolerance."""
+    needed: Size | None = None
+    """About how many judging examples would promise the next smaller delta, if it loses what it lost here."""
+    chosen: Size | None = None
+    """The place of the written delta in `tried`. None: a record of an earlier release."""
     tried: tuple[Trial, ...]
+
+    @model_validator(mode="after")
+    def _chose_what_was_tried(self) -> Calibration:
+        if self.chosen is not None and self.chosen >= len(self.tried):
+            raise ValueError(f"delta {self.chosen} is said to be chosen of {len(self.tried)} that were tried")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, plain: Any) -> Any:
+        """Earlier records gave a confidence from the very examples that had chosen the delta; it promises nothing."""
+        if not isinstance(plain, dict) or "promised" in plain:
+            return plain
+        return {**plain, "confidence": None, "promised": None}
 
 
 class Budget(_Strict):

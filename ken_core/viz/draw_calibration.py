@@ -1,4 +1,4 @@
-"""The picture of a calibration: the score against the bytes of every delta that was tried."""
+"""The picture of a calibration: bytes against the score of every delta that was judged, and the distance of all."""
 
 from __future__ import annotations
 
@@ -13,46 +13,64 @@ from ken_core.manifest import Calibration, Trial
 from ken_core.viz.canvas import OKABE_ITO
 from ken_core.writing import new_file
 
-_MARKERS = ("o", "s", "^", "D", "v")
+_BLACK = "#1b1b1b"
+_GRID = "#d0d0d0"
 
 
 def draw_calibration(record: Calibration, out: Path) -> None:
-    """Write a PNG: bytes across on a logarithmic scale, the score upwards; colours are codecs, marks are methods.
+    """Write a PNG of two panels over bytes on a logarithmic scale. The file appears whole or not at all.
 
-    Filled marks are deltas within the tolerance. The file appears whole or not at all.
+    Above, the score of the deltas that were judged, each with a bar down to the score that it falls to at worst with
+    the record's confidence; the written delta is ringed. Below, how far the answers of each method's deltas to the
+    choosing examples are from the fine-tune's.
     """
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    methods = sorted({t.method for t in record.tried})
-    codecs = list(dict.fromkeys(t.codec for t in record.tried))
-    limit = record.tuned_score - record.tolerance
-    for codec, colour in zip(codecs, OKABE_ITO, strict=False):
-        for method, marker in zip(methods, _MARKERS, strict=False):
-            _curve(axes, [t for t in record.tried if (t.codec, t.method) == (codec, method)], colour, marker, limit)
-    axes.axhline(record.tuned_score, color="#1b1b1b", linewidth=1, label="the fine-tune")
-    axes.axhline(limit, color="#1b1b1b", linewidth=1, linestyle=":", label=f"within {record.tolerance:g} of it")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("size of the delta file (MB, logarithmic)")
-    axes.set_ylabel(f"{record.metric} on {record.examples:,} examples")
-    axes.set_title("What deltas of each size answer; filled: within the tolerance", loc="left", fontsize=10)
-    axes.grid(visible=True, which="both", linewidth=0.4, color="#d0d0d0")
-    axes.legend(fontsize=8, loc="lower right")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_scores(above, record)
+    _draw_distances(below, record)
+    below.set_xscale("log")
+    below.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+    below.xaxis.set_minor_formatter(NullFormatter())
+    below.set_xlabel("size of the delta file (MB, logarithmic)")
+    for axes in (above, below):
+        axes.grid(visible=True, which="both", linewidth=0.4, color=_GRID)
+        axes.legend(fontsize=8, loc="best")
     with new_file(out) as partial:
         figure.savefig(partial, format="png")
 
 
-def _curve(axes: Axes, trials: list[Trial], colour: str, marker: str, limit: float) -> None:
-    if not trials:
-        return
-    ordered = sorted(trials, key=lambda t: t.fraction)
-    sizes, scores = [t.bytes for t in ordered], [t.score for t in ordered]
-    name = f"{trials[0].method}, {trials[0].codec}"
-    axes.plot(
-        sizes, scores, color=colour, linewidth=1, marker=marker, markersize=5, markerfacecolor="white", label=name
+def _draw_scores(axes: Axes, record: Calibration) -> None:
+    for trial in record.tried:
+        if trial.score is not None:
+            worst = trial.score if trial.bound is None else record.tuned_score - trial.bound
+            _draw_score(axes, trial, trial.score, worst)
+    if record.chosen is not None:
+        size = record.tried[record.chosen].bytes
+        axes.plot(size, record.score, "o", color=_BLACK, markersize=11, fillstyle="none", label="written")
+    axes.axhline(record.tuned_score, color=_BLACK, linewidth=1, label="the fine-tune")
+    if record.tolerance is not None:
+        limit = record.tuned_score - record.tolerance
+        axes.axhline(limit, color=_BLACK, linewidth=1, linestyle=":", label=f"within {record.tolerance:g} of it")
+    axes.set_ylabel(f"{record.metric} on {record.examples:,} examples")
+    sure = (
+        "" if record.confidence is None else f", and their score at worst, {100 * record.confidence:.4g} % confidence"
     )
-    held = [t for t in ordered if t.score >= limit - 1e-12]
-    axes.plot([t.bytes for t in held], [t.score for t in held], marker, color=colour, markersize=5)
+    axes.set_title(f"Deltas that were judged{sure}", loc="left", fontsize=10)
+
+
+def _draw_score(axes: Axes, trial: Trial, score: float, worst: float) -> None:
+    axes.plot([trial.bytes] * 2, [min(score, worst), score], color=OKABE_ITO[0], linewidth=1, marker="_", markersize=8)
+    axes.plot(trial.bytes, score, "o", color=OKABE_ITO[0], markersize=5)
+
+
+def _draw_distances(axes: Axes, record: Calibration) -> None:
+    ways = sorted({(t.method, t.codec) for t in record.tried})
+    for (method, codec), colour in zip(ways, OKABE_ITO * len(ways), strict=False):
+        drawn = [t for t in record.tried if (t.method, t.codec) == (method, codec) and t.distance is not None]
+        sizes, distances = [t.bytes for t in drawn], [t.distance or 0.0 for t in drawn]
+        axes.plot(sizes, distances, color=colour, linewidth=1, marker="o", markersize=4, label=f"{method}, {codec}")
+    axes.set_yscale("symlog", linthresh=1e-4)
+    axes.set_ylabel(f"distance on {record.choosing:,} others")
+    axes.set_title("All that were tried: the nearest of each size was judged", loc="left", fontsize=10)

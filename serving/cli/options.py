@@ -9,6 +9,24 @@ import typer
 
 BaseOption = Annotated[str, typer.Option("--base", help="folder or hub name of the pretrained checkpoint")]
 
+# What a delta is made of
+
+OnlyOption = Annotated[
+    str | None, typer.Option(help="preset of the tensors to select from: all, attention or no-embeddings")
+]
+IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
+ExcludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to leave out; repeatable")]
+CastOption = Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")]
+IgnoreConfigOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config", help="config key to take from the base, where the fine-tune's value differs; repeatable"
+    ),
+]
+OutsideOption = Annotated[
+    str, typer.Option(help="tensors not selected from: reset (to the base's values) or keep (in full)")
+]
+
 # Which server or store a command works on
 
 Url = Annotated[

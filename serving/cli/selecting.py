@@ -12,6 +12,7 @@ from ken_core.codings import CODECS, FACTOR_CODECS, Codec
 
 if TYPE_CHECKING:
     from ken_core import Selection, TensorFilter
+    from ken_core.selection import Method
 
 DEFAULT_PART = 45
 """With svd, a file is by default this part of the base."""
@@ -40,8 +41,11 @@ def bytes_of(
         raise typer.BadParameter("svd keeps no single elements; give --size or --energy", param_hint="--method")
     if text is not None and energy is not None:
         raise typer.BadParameter("give a size or an energy, not both", param_hint="--size")
-    if text is None:
-        return None
+    return None if text is None else parsed_size(text)
+
+
+def parsed_size(text: str) -> int:
+    """The bytes that ``--size`` gives, such as 1MB or 500kB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(B|kB|MB|GB)", text)
     if found is None:
         raise typer.BadParameter(
@@ -74,6 +78,17 @@ def selection(
         return Selection(method, budget, seed, tensors or EVERYTHING)  # type: ignore[arg-type]
     except SelectionError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def calibrated_methods(names: Sequence[str]) -> list[Method]:
+    """The methods of these names, each of which can make a delta of any size."""
+    from ken_core.selection import ALLOWED_SCOPES, DECOMPOSING
+
+    known = [DECOMPOSING, *(name for name in ALLOWED_SCOPES if name != "ken-grid")]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"found {name!r}; choose {', '.join(known)}", param_hint="--method")
+    return list(names)  # type: ignore[arg-type]  # each is one of the literals
 
 
 def tensor_filter(only: str | None, include: list[str] | None, exclude: list[str] | None, outside: str) -> TensorFilter:

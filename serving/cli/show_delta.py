@@ -1,4 +1,4 @@
-"""Prints what a delta file holds and what a calibration tried: as lines and tables, or as JSON."""
+"""Prints what a delta file holds: as lines and tables, or as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import starmap
 from typing import Any
 
 from serving.cli.delta_facts import facts
+from serving.cli.promise_line import promise_line
 from serving.terminal import counted, out, print_json, size, table, warn
 
 _ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
@@ -60,7 +61,7 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         but = f" but {', '.join(only['exclude'])}" if only["exclude"] else ""
         lines["tensors"] = f"{', '.join(only['include'])}{but}; the others {only['outside']}"
     if calibration := found["calibration"]:
-        lines["calibrated"] = _calibration_line(calibration)
+        lines["calibrated"] = promise_line(calibration)
     for key, value in lines.items():
         out.print(f"{key:>12}  {value}", highlight=False, markup=False)
     if tensors:
@@ -117,45 +118,6 @@ def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
         **({"texts": ", ".join(texts)} if texts else {}),
         **({"prompts": ", ".join(prompts)} if prompts else {}),
     }
-
-
-def show_calibration(found: Any, as_json: bool) -> None:
-    """Print the deltas that a `ken_core.calibration` tried, and the one that it chose."""
-    record = found.record
-    if as_json:
-        tried = [t.model_dump() for t in record.tried]
-        print_json({**facts(found.file), "tried": tried, "warnings": list(found.warnings)})
-        return
-    limit = record.tuned_score - record.tolerance
-    rows = [
-        [
-            t.method,
-            t.scope,
-            f"{t.fraction:.2%}",
-            t.codec,
-            f"{t.bytes:,}",
-            f"{t.score:.4f}",
-            "yes" if t.score >= limit - 1e-12 else "no",
-        ]
-        for t in sorted(record.tried, key=lambda t: -t.bytes)
-    ]
-    columns = ["method", "scope", "kept", "codec", "bytes", record.metric, "within"]
-    out.print(
-        table(
-            f"{counted(len(rows), 'delta')} tried; the fine-tune's {record.metric} is {record.tuned_score:.4f}",
-            columns,
-            rows,
-        )
-    )
-    show(facts(found.file), as_json=False)
-
-
-def _calibration_line(found: dict[str, Any]) -> str:
-    return (
-        f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f} on "
-        f"{found['examples']:,} examples. With {found['confidence']:.0%} confidence, it falls by at most "
-        f"{found['tolerance']:g} on all such text. The delta was chosen on these examples: check it on others"
-    )
 
 
 def _budget_part(name: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Commands on checkpoints and delta files: finetune, extract, import-peft, calibrate, apply and inspect."""
+"""Commands on checkpoints and delta files: finetune, extract, import-peft, apply and inspect."""
 
 from __future__ import annotations
 
@@ -8,34 +8,28 @@ from typing import Annotated
 import typer
 
 from serving.cli.delta_facts import facts, per_tensor
-from serving.cli.options import BaseOption, JsonFlag, Overwrite
+from serving.cli.options import (
+    BaseOption,
+    CastOption,
+    ExcludeOption,
+    IgnoreConfigOption,
+    IncludeOption,
+    JsonFlag,
+    OnlyOption,
+    OutsideOption,
+    Overwrite,
+)
 from serving.cli.outputs import check_output_file, check_output_folder
 from serving.cli.selecting import DEFAULT_PART, bytes_of, codecs_of, selection, tensor_filter
-from serving.cli.show_delta import show, show_calibration, show_written
-from serving.terminal import counted, progress, say, staged, warn
-
-OnlyOption = Annotated[
-    str | None, typer.Option(help="preset of the tensors to select from: all, attention or no-embeddings")
-]
-IncludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to select from; repeatable")]
-ExcludeOption = Annotated[list[str] | None, typer.Option(help="glob of tensor names to leave out; repeatable")]
-CastOption = Annotated[bool, typer.Option("--cast", help="allow rounding the fine-tune to the base's dtype")]
-IgnoreConfigOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ignore-config", help="config key to take from the base, where the fine-tune's value differs; repeatable"
-    ),
-]
-OutsideOption = Annotated[
-    str, typer.Option(help="tensors not selected from: reset (to the base's values) or keep (in full)")
-]
+from serving.cli.show_delta import show, show_written
+from serving.terminal import counted, progress, say, staged
 
 _DEV_SHARE = 0.1
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (finetune, extract, import_peft, calibrate, apply, inspect):
+    for command in (finetune, extract, import_peft, apply, inspect):
         app.command()(command)
 
 
@@ -199,75 +193,6 @@ def import_peft(
         found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
         file = deltafile.write(found, ours, out_file, progress=watch)
     show_written(file, found.warnings, as_json)
-
-
-def calibrate(
-    base: BaseOption,
-    tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
-    data: Annotated[
-        Path, typer.Option(help="JSON lines, CSV or TSV with the field `text`, and `label` if there are labels")
-    ],
-    out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
-    tolerance: Annotated[float, typer.Option(min=0, max=1, help="how far the share of right answers may fall")] = 0.005,
-    method: Annotated[
-        list[str] | None, typer.Option(help="method to try; repeatable; default magnitude, ken-shift and ken")
-    ] = None,
-    codec: Annotated[
-        list[str] | None, typer.Option(help="codec to try; repeatable; default zstd, int8, int4 and sign")
-    ] = None,
-    only: OnlyOption = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    outside: OutsideOption = "reset",
-    curve: Annotated[
-        Path | None, typer.Option(help="PNG file to write with a plot of score against bytes; needs matplotlib")
-    ] = None,
-    cast: CastOption = False,
-    ignore_config: IgnoreConfigOption = None,
-    overwrite: Overwrite = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Find and write the smallest delta whose accuracy is within a tolerance of the fine-tune's.
-
-    Without labels, the share of texts that the delta and the fine-tune answer alike is used in place of accuracy.
-
-    Example: ken calibrate --base ./minilm --tuned ./minilm-trec --data dev.jsonl --out trec.ken --curve trec.png
-    """
-    from ken_core import calibration, open_base, open_tuned
-    from ken_core.examples import read_texts
-    from ken_core.viz.errors import require_matplotlib
-
-    codecs = codecs_of(codec or calibration.CODECS_TRIED)
-    methods = [selection(m, 0.1, None, None, 0, None).method for m in method or calibration.METHODS]
-    check_output_file(out_file, "--out", overwrite)
-    if curve is not None:
-        require_matplotlib()
-        check_output_file(curve, "--curve", overwrite)
-    texts, labels = read_texts(data)
-    ours, theirs = open_base(base), open_tuned(tuned)
-    metric, judge = calibration.judge_for(theirs, texts, labels)
-    with staged() as watch:
-        found = calibration.calibrate(
-            ours,
-            theirs,
-            judge,
-            out_file,
-            metric=metric,
-            tolerance=tolerance,
-            methods=methods,
-            codecs=codecs,
-            tensors=tensor_filter(only, include, exclude, outside),
-            cast=cast,
-            ignore_config=ignore_config or (),
-            progress=watch,
-        )
-    for warning in found.warnings:
-        warn(warning)
-    if curve is not None:
-        from ken_core.viz.draw_calibration import draw_calibration
-
-        draw_calibration(found.record, curve)
-    show_calibration(found, as_json)
 
 
 def apply(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ken_core.arithmetic import combine
-from ken_core.merge_parts import Part
-
 from ken_core import Checkpoint, Delta
+from ken_core.arithmetic import combine
 from ken_core.embedding import Embedding
 from ken_core.errors import MergeError
 from ken_core.manifest import Manifest
+from ken_core.merge_parts import Part
 from serving.errors import UnmergeableError
 from serving.routing.merges import Merge
 from serving.routing.versions import SHORTEST

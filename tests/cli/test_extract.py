@@ -141,7 +141,7 @@ def test_a_csv_of_integer_labels_trains_and_calibrates(ken: Ken, tiny_base: Path
     found = facts(
         ken(
             "calibrate", "--base", tiny_base, "--tuned", tmp_path / "tuned", "--data", tmp_path / "train.csv",
-            "--out", tmp_path / "d.ken", "--method", "magnitude", "--codec", "zstd", "--json",
+            "--out", tmp_path / "d.ken", "--size", "1MB", "--json",
         )
     )  # fmt: skip
     assert found["labels"] == ["0", "1"]

@@ -158,11 +158,9 @@ def test_inspect_shows_where_every_byte_goes(
 
 @pytest.fixture
 def dev(tmp_path: Path) -> Path:
-    texts = [
-        f"{a} {b}" for a in ("who is", "what was", "how many", "when", "where") for b in ("good", "bad", "the king")
-    ]
+    starts, ends = ("who is", "what was", "how many", "when", "where"), ("good", "bad", "the king", "a city", "the war")
     path = tmp_path / "dev.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    path.write_text("".join(json.dumps({"text": f"{a} {b}"}) + "\n" for a in starts for b in ends))
     return path
 
 
@@ -170,27 +168,15 @@ def test_calibrate_writes_the_delta_its_record_and_its_curve(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, dev: Path
 ) -> None:
     out, curve = tmp_path / "d.ken", tmp_path / "curve.png"
-    common = ["--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", dev, "--out", out, "--tolerance", "0.1"]
-    found = facts(
-        ken(
-            "calibrate",
-            *common,
-            "--method",
-            "magnitude",
-            "--codec",
-            "zstd",
-            "--codec",
-            "sign",
-            "--curve",
-            curve,
-            "--json",
-        )
-    )
+    common = ["--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", dev, "--out", out, "--tolerance", "0.2"]
+    found = facts(ken("calibrate", *common, "--method", "magnitude", "--codec", "sign", "--curve", curve, "--json"))
     record: dict[str, float] = found["calibration"]  # type: ignore[assignment]
-    assert (record["metric"], record["examples"], record["tuned_score"]) == ("agreement", 15, 1.0)
-    assert record["score"] >= 0.9
-    assert 0 < record["confidence"] < 1
-    assert {t["codec"] for t in found["tried"]} == {"zstd", "sign"}  # type: ignore[attr-defined]
+    assert (record["metric"], record["examples"], record["choosing"]) == ("agreement", 20, 5)
+    assert (record["tolerance"], record["promised"], record["confidence"]) == (0.2, 0.2, 0.9)
+    assert (record["tuned_score"], record["score"] >= 0.8) == (1.0, True)
+    tried: list[dict[str, object]] = found["tried"]  # type: ignore[assignment]
+    assert [t["codec"] for t in tried][:2] == ["zstd", "sign"]
+    assert (tried[0]["lost"], tried[0]["won"]) == (0, 0)
     assert found["bytes"] == out.stat().st_size
     with Image.open(curve) as picture:
         assert min(picture.size) > 500
@@ -198,23 +184,67 @@ def test_calibrate_writes_the_delta_its_record_and_its_curve(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.png", "d.ken", "dev.jsonl"]
 
 
-def test_calibrate_prints_what_it_tried_and_how_sure_it_is(
+def test_calibrate_prints_what_it_tried_and_what_it_promises(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, dev: Path
 ) -> None:
     common = ["--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", dev, "--out", tmp_path / "d.ken"]
-    ended = ken("calibrate", *common, "--method", "magnitude", "--codec", "zstd")
+    ended = ken("calibrate", *common, "--tolerance", "0.2", "--confidence", "0.8")
     assert ended.returncode == 0, ended.stderr
-    assert "deltas tried" in ended.stdout
     told = " ".join(ended.stdout.split())
-    assert "% confidence, it falls by at most" in told
-    assert "The delta was chosen on these examples: check it on others" in told
+    assert "tried: 5 examples chose by distance, 20 judged; the fine-tune's agreement is 1.0000" in told
+    assert "with 80 % confidence it loses at most 20 points of agreement on all such text" in told
+    assert "on 20 examples that had no part in choosing it" in told
+
+
+def test_calibrate_for_a_size_says_what_is_lost_at_most(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, dev: Path
+) -> None:
+    dev.write_text(dev.read_text() * 2)
+    out = tmp_path / "d.ken"
+    common = ["--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", dev, "--out", out]
+    ended = ken("calibrate", *common, "--size", "30kB")
+    assert ended.returncode == 0, ended.stderr
+    assert out.stat().st_size <= 30_000
+    assert "with 90 % confidence it loses at most" in ended.stdout
+    assert "found 25 repeated lines" in ended.stderr
+    shown = ken("inspect", out)
+    assert "with 90 % confidence it loses at most" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "returncode", "message"),
+    [
+        (("--size", "1MB", "--tolerance", "0.1"), 2, "give a size or a tolerance, not both"),
+        (("--size", "1"), 2, "expected a number and a unit"),
+        (("--method", "ken-grid"), 2, "found 'ken-grid'; choose svd, ken, ken-shift, magnitude, random"),
+        (("--tolerance", "0"), 1, "more than 0 and less than 1"),
+        (("--tolerance", "0.01"), 1, "found 20 examples to judge by; to promise with 90% confidence"),
+        (("--tolerance", "0.01"), 1, "takes 230, even if not one answer changes. Give at least 288 distinct lines"),
+        (("--size", "1kB"), 1, "give a larger size"),
+    ],
+)
+def test_calibrate_says_why_it_promises_nothing(
+    ken: Ken,
+    tiny_base: Path,
+    tiny_tuned: dict[str, Path],
+    tmp_path: Path,
+    dev: Path,
+    options: tuple[str, ...],
+    returncode: int,
+    message: str,
+) -> None:
+    common = ["--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", dev, "--out", tmp_path / "d.ken"]
+    ended = ken("calibrate", *common, *options)
+    assert ended.returncode == returncode
+    assert message in " ".join(ended.stderr.replace("│", " ").split())
+    assert [p.name for p in tmp_path.iterdir()] == ["dev.jsonl"]
 
 
 def test_calibrate_refuses_labels_the_model_does_not_know(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
     data = tmp_path / "dev.jsonl"
-    data.write_text('{"text": "a", "label": "planet"}\n')
+    data.write_text('{"text": "a", "label": "planet"}\n{"text": "b", "label": "good"}\n')
     ended = ken(
         "calibrate", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", data, "--out", tmp_path / "d"
     )

@@ -21,6 +21,7 @@ from ken_core.deltafile import DeltaFile
 from ken_core.errors import CheckpointChangedError, DeltaFormatError, ExchangeError, PoisonedError
 from ken_core.extraction import extract
 from ken_core.fingerprint import fingerprint
+from ken_core.judges import judges_for
 from ken_core.kernels import Exchange, Packed, exchange_for
 from ken_core.progress import Stage
 from ken_core.resident import ResidentModel
@@ -228,17 +229,17 @@ def test_a_fine_tune_that_is_saved_over_while_it_is_open_is_refused(base: Checkp
 
 def test_a_calibration_ends_when_the_base_changes(folder: Path, tuned: Path, tmp_path: Path) -> None:
     theirs = open_tuned(str(tuned))
-    metric, judge = calibration.judge_for(theirs, ["good film", "bad film", "boring war"], None)
+    judges = judges_for(theirs, [f"{a} {b}" for a in ("good", "bad", "boring") for b in ("film", "war", "king")])
     seen: list[Stage] = []
 
     def meanwhile(now: Stage) -> None:
         seen.append(now)
-        if sum(stage.what == "trying" for stage in seen) == 3:
+        if sum(stage.what == "trying" for stage in seen) == 2:
             write_in_place(folder / WEIGHTS)
 
     with pytest.raises(CheckpointChangedError, match=r"model\.safetensors|base"):
-        calibration.calibrate(
-            open_base(str(folder)), theirs, judge, tmp_path / "out.ken", metric=metric, progress=meanwhile
+        calibration.best_within(
+            open_base(str(folder)), theirs, judges, 60_000, tmp_path / "out.ken", progress=meanwhile
         )
     assert not (tmp_path / "out.ken").exists()
 

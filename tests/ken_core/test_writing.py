@@ -20,6 +20,7 @@ from ken_core.errors import CheckpointError, DeltaFormatError, KenError, OutputE
 from ken_core.examples import Example
 from ken_core.extraction import extract
 from ken_core.finetune import Recipe, TrainingError, finetune
+from ken_core.judges import Judges
 from ken_core.writing import new_file
 
 EXAMPLES = [Example("who is the king", "person"), Example("where is the city", "place")]
@@ -108,7 +109,7 @@ def test_a_calibration_that_has_no_place_is_an_output_error(tiny_base, tiny_tune
         calibrate(
             open_base(str(tiny_base)),
             open_tuned(str(tiny_tuned["mood"])),
-            lambda model: np.ones(3, np.bool_),
+            Judges(lambda model: np.ones(500, np.bool_), lambda model: 0.0, choosing=1),
             tmp_path / "none" / "d.ken",
         )
 
