@@ -18,11 +18,15 @@ Singles = npt.NDArray[np.float32]
 
 def encode_components(components: Singles, bits: int) -> Bytes:
     """Encode components of shape (rank, n) with 4 or 8 bits a number. The largest number of each is kept exactly."""
-    top = _top(bits)
-    scales = (np.abs(components).max(axis=1, initial=0.0) / top).astype(np.float32)
-    steps = np.where(scales > 0, scales, np.float32(1.0))[:, None]
-    codes = (np.rint(components / steps).clip(-top, top) + top).astype(np.uint8)
+    scales, numbers = _quantised(components, bits)
+    codes = (numbers + _top(bits)).astype(np.uint8)
     return np.concatenate([scales.view(np.uint8), compress(pack_codes(codes.reshape(-1), bits))])
+
+
+def rounded_components(components: Singles, bits: int) -> Singles:
+    """What `decode_components` gives for what `encode_components` makes of components; shape (rank, n)."""
+    scales, numbers = _quantised(components, bits)
+    return numbers * scales[:, None]
 
 
 def decode_components(data: Bytes, rank: int, n: int, bits: int) -> Singles:
@@ -41,6 +45,14 @@ def decode_components(data: Bytes, rank: int, n: int, bits: int) -> Singles:
     codes = unpack_codes(packed, rank * n, bits).reshape(rank, n)
     numbers: Singles = (codes.astype(np.float32) - np.float32(_top(bits))) * scales[:, None]
     return numbers
+
+
+def _quantised(components: Singles, bits: int) -> tuple[Singles, Singles]:
+    """A scale for each component, shape (rank,), and each number as a whole number of scales."""
+    top = _top(bits)
+    scales = (np.abs(components).max(axis=1, initial=0.0) / top).astype(np.float32)
+    steps = np.where(scales > 0, scales, np.float32(1.0))[:, None]
+    return scales, np.rint(components / steps).clip(-top, top)
 
 
 def _top(bits: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from ken_core.tensor_filter import EVERYTHING, TensorFilter
 _CLOSE = 0.98
 """A file of this part of the size is not made larger."""
 _MOST_TRIES = 6
+_MOST_REFINED = 2
 
 
 def write_within(
@@ -30,14 +32,20 @@ def write_within(
     codec: Codec = "int4",
     *,
     tensors: TensorFilter = EVERYTHING,
+    refine: Callable[[Delta], Delta] | None = None,
     progress: Progress = silent,
 ) -> tuple[Delta, DeltaFile]:
     """Write a delta of at most `size` bytes, head, tokenizer and manifest included.
 
     How well numbers compress is known only once they are written, so a few budgets are tried.
 
+    Args:
+        refine: changes the chosen delta's numbers, such as `ken_core.distillation.distil` does. Where they compress so
+            much worse that the file is too large, a smaller delta is refined.
+
     Raises:
-        SelectionError: the parts that every delta needs are larger than that already.
+        SelectionError: the parts that every delta needs are larger than that already; or what `refine` made was too
+            large twice.
         CheckpointChangedError, DeltaFormatError, OutputError: as `extract` and `deltafile.write`.
     """
 
@@ -66,7 +74,28 @@ def write_within(
                 if tried.size >= _CLOSE * size or tried.size == before.size:  # close enough, or nothing more to keep
                     break
             budget = _next_budget(smallest, fits, exceeds, size)
+        if refine is not None:
+            best = _refined(best, cut, refine, measured, size)
     return best, deltafile.write(best, base, path, codec, progress=progress)
+
+
+def _refined(
+    chosen: Delta,
+    cut: Callable[[int], Delta],
+    refine: Callable[[Delta], Delta],
+    measured: Callable[[Delta], int],
+    size: int,
+) -> Delta:
+    """The chosen delta or a smaller one, refined, in at most `size` bytes."""
+    for _ in range(_MOST_REFINED):
+        refined = refine(chosen)
+        excess = measured(refined) - size
+        if excess <= 0:
+            return refined
+        chosen = cut(max(0, (chosen.selection.budget.nbytes or 0) - 2 * excess))
+    raise SelectionError(
+        f"once refined, the delta takes {excess:,} bytes more than the {size:,} asked for; give a larger size"
+    )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,10 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
             f"{found['selected']:,} selected, the others equal the base"
         )
     if found["fitted"] is not None:
-        lines["codec"] += f", after a fit of the kept values to {counted(found['fitted'], 'text')}"
+        texts = counted(found["fitted"], "text") if found["fitted"] else "random tokens"
+        lines["codec"] += f", after a fit of the kept values to {texts}"
+    if distilled := found["distilled"]:
+        lines["distilled"] = _distilled_line(distilled)
     if found["adapter"]:
         lines["method"] = f"imported from a {_ADAPTERS[found['adapter']]} adapter of peft"
     if lowrank := found["lowrank"]:
@@ -132,6 +135,14 @@ def _calibration_line(found: dict[str, Any]) -> str:
         f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f} on "
         f"{found['examples']:,} examples. With {found['confidence']:.0%} confidence, it falls by at most "
         f"{found['tolerance']:g} on all such text. The delta was chosen on these examples: check it on others"
+    )
+
+
+def _distilled_line(found: dict[str, Any]) -> str:
+    judged = counted(found["held_out"], "other text") if found["held_out"] else "the same texts"
+    return (
+        f"values trained in {counted(found['steps'], 'step')} on {counted(found['texts'], 'text')}; on {judged}, the "
+        f"divergence from the fine-tune's answers fell from {found['before']:.4f} to {found['after']:.4f}"
     )
 
 
