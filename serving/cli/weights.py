@@ -128,7 +128,7 @@ def extract(
         bool,
         typer.Option(
             "--fit",
-            help="scale kept values so that they do best on the texts of --text, or without any on random tokens; takes "
+            help="scale kept values so that they do best on the texts of --text, or on random tokens without it; takes "
             "seconds",
         ),
     ] = False,
