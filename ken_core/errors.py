@@ -45,6 +45,10 @@ class DataError(KenError):
     """A file of examples has rows of another form, or labels that do not fit the model."""
 
 
+class TrainingError(KenError):
+    """Training failed: the model does not take these texts, or its loss is no longer a finite number."""
+
+
 class OutputError(KenError):
     """A file or folder cannot be written: no such folder, no permission, no space."""
 

@@ -39,6 +39,13 @@ def codes_of(components: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.T
     return (components / steps[:, None]).round_().clamp_(-top, top).to(torch.int8), scales
 
 
+def rounded_components(components: Singles, bits: int) -> Singles:
+    """What `decode_components` gives for what `encode_components` makes of components; shape (rank, n)."""
+    codes, scales = codes_of(torch.from_numpy(components), bits)
+    rounded: Singles = (codes * scales[:, None]).numpy()
+    return rounded
+
+
 def decode_components(data: Bytes, rank: int, n: int, bits: int) -> Singles:
     """Decode what `encode_components` made; shape (rank, n).
 

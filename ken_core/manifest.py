@@ -15,7 +15,8 @@ FORMAT_VERSION = 5
 READABLE_VERSIONS = (2, 3, 4, 5)
 """Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
 and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files. Format 5
-added quantised factors, budgets of energy and bytes, the parents of merged deltas, and what a calibration promises."""
+added quantised factors, budgets of energy and bytes, kept values that were fitted or distilled, the parents of merged
+deltas, and what a calibration promises."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -26,6 +27,7 @@ FloatName = Literal["float64", "float32", "float16", "bfloat16"]
 Metric = Literal["accuracy", "agreement"]
 Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
+Divergence = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MOST_PARENTS = 256
 MAX_FILE_BYTES = 64 << 20
 MAX_FILE_RATIO = 64
@@ -197,6 +199,19 @@ class Calibration(_Strict):
         return {**plain, "confidence": None, "promised": None}
 
 
+class Distilled(_Strict):
+    """How the delta's own numbers were trained (`ken_core.distillation`)."""
+
+    steps: Length
+    texts: Length
+    """Texts that were trained on."""
+    held_out: Size
+    """Texts that the divergences were measured on; 0: too few to hold any out, so those that were trained on."""
+    before: Divergence
+    """Divergence of the pruned model's answers from the fine-tune's (`ken_core.divergence`) before training."""
+    after: Divergence
+
+
 class Budget(_Strict):
     scope: Literal["global", "row"]
     fraction: float | None = None
@@ -254,7 +269,10 @@ class Manifest(_Strict):
     adapter: Adapter | None = None
     """The kind of peft adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     fitted: Size | None = None
-    """How many texts the kept values were fitted to (`ken_core.scales`); None: they are the fine-tune's own."""
+    """How many texts the kept values were fitted to (`ken_core.scales`), 0 for texts of random tokens; None: they were
+    not fitted."""
+    distilled: Distilled | None = None
+    """How the delta's numbers were trained to give the fine-tune's answers; None: they were not."""
     merged: Merged | None = None
     """What the delta was merged from; None: it was made of one fine-tune or adapter."""
     candidates: Size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -52,6 +53,18 @@ def parsed_size(text: str) -> int:
             f"found {text!r}; expected a number and a unit, such as 1MB or 500kB", param_hint="--size"
         )
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def check_text(method: str, text: Path | None, *, fit: bool, distil: bool) -> None:
+    """Check that ``--text`` goes with ``--fit`` or ``--distil``, and these with the method."""
+    if fit and method == "svd":
+        raise typer.BadParameter("svd keeps directions, which need no scales; leave --fit out", param_hint="--fit")
+    if text is None and distil:
+        raise typer.BadParameter(
+            "give --text FILE, with texts like those that the task will answer", param_hint="--distil"
+        )
+    if text is not None and not (fit or distil):
+        raise typer.BadParameter("the texts are for --fit or --distil; give one of them", param_hint="--text")
 
 
 def selection(

@@ -48,7 +48,10 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
             f"{found['selected']:,} selected, the others equal the base"
         )
     if found["fitted"] is not None:
-        lines["codec"] += f", after a fit of the kept values to {counted(found['fitted'], 'text')}"
+        texts = counted(found["fitted"], "text") if found["fitted"] else "random tokens"
+        lines["codec"] += f", after a fit of the kept values to {texts}"
+    if distilled := found["distilled"]:
+        lines["distilled"] = _distilled_line(distilled)
     if found["adapter"]:
         lines["method"] = f"imported from a {_ADAPTERS[found['adapter']]} adapter of peft"
     if merged := found["merged"]:
@@ -118,6 +121,14 @@ def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
         **({"texts": ", ".join(texts)} if texts else {}),
         **({"prompts": ", ".join(prompts)} if prompts else {}),
     }
+
+
+def _distilled_line(found: dict[str, Any]) -> str:
+    judged = counted(found["held_out"], "other text") if found["held_out"] else "the same texts"
+    return (
+        f"values trained in {counted(found['steps'], 'step')} on {counted(found['texts'], 'text')}; on {judged}, the "
+        f"divergence from the fine-tune's answers fell from {found['before']:.4f} to {found['after']:.4f}"
+    )
 
 
 def _budget_part(name: str, value: Any) -> str:

@@ -20,7 +20,7 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file, check_output_folder
-from serving.cli.selecting import DEFAULT_PART, bytes_of, codecs_of, selection, tensor_filter
+from serving.cli.selecting import DEFAULT_PART, bytes_of, check_text, codecs_of, selection, tensor_filter
 from serving.cli.show_delta import show, show_written
 from serving.terminal import counted, progress, say, staged
 
@@ -118,16 +118,34 @@ def extract(
         ),
     ] = None,
     fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="scale kept values so that they do best on the texts of --text, or on random tokens without it; takes "
+            "seconds",
+        ),
+    ] = False,
+    distil: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="train the delta's values for so many steps, such as 100, so that answers to the texts of --text come "
+            "close to the fine-tune's; takes minutes",
+        ),
+    ] = None,
+    text: Annotated[
         Path | None,
         typer.Option(
-            help="file with the field `text` (JSON lines, CSV, TSV): kept values are scaled to do best on these texts"
+            help="for --fit and --distil: texts like those that the task will answer, without labels; JSON lines, CSV "
+            "or TSV with the field `text`"
         ),
     ] = None,
     only: OnlyOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
-    seed: Annotated[int, typer.Option(help="seed of the method random")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the method random and of --distil")] = 0,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
     overwrite: Overwrite = False,
@@ -137,7 +155,8 @@ def extract(
 
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
-    from ken_core import Extraction, deltafile, open_base, open_tuned
+    from ken_core import Delta, Extraction, deltafile, open_base, open_tuned
+    from ken_core.distillation import distil as distilled
     from ken_core.examples import read_texts
     from ken_core.file_size import write_within
     from ken_core.scales import fit_scales
@@ -146,21 +165,27 @@ def extract(
     (stored,) = codecs_of([codec or ("int4" if method == "svd" else "zstd")])
     most = bytes_of(method, stored, file_size, energy, scope, keep is not None or k is not None)
     chosen = None if method == "svd" and energy is None else selection(method, keep, scope, k, seed, tensors, energy)
-    if fit is not None and method == "svd":
-        raise typer.BadParameter("svd keeps directions, which need no scales; leave --fit out", param_hint="--fit")
+    check_text(method, text, fit=fit, distil=distil is not None)
     check_output_file(out_file, "--out", overwrite)
-    texts = [] if fit is None else read_texts(fit)[0]
+    texts = None if text is None else read_texts(text)[0]
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
+
+        def refined(delta: Delta) -> Delta:
+            scaled = fit_scales(ours, theirs, delta, texts, watch) if fit else delta
+            if distil is None:
+                return scaled
+            return distilled(ours, theirs, scaled, texts or (), distil, codec=stored, seed=seed, progress=watch)
+
         extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
         if chosen is None:
             if most is None:
                 most = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
-            found, file = write_within(extraction, ours, most, out_file, stored, tensors=tensors, progress=watch)
+            found, file = write_within(
+                extraction, ours, most, out_file, stored, tensors=tensors, refine=refined, progress=watch
+            )
         else:
-            found = extraction.delta(chosen, stored)
-            if texts:
-                found = fit_scales(ours, theirs, found, texts, watch)
+            found = refined(extraction.delta(chosen, stored))
             file = deltafile.write(found, ours, out_file, stored, progress=watch)
     show_written(file, found.warnings, as_json)
 
