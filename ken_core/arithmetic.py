@@ -143,7 +143,10 @@ def _side_by_side(name: str, ours: torch.Tensor, factors: Sequence[tuple[LowRank
 
 
 def _concatenated(factors: Sequence[tuple[LowRank, float]]) -> LowRank:
-    """One low-rank shift whose rank is the sum of the ranks. Weights that differ go into `b`, in float32 at least."""
+    """One low-rank shift whose rank is the sum of the ranks. Weights that differ go into `b`, in float32 at least.
+
+    Quantised components are whole numbers of a size of their own still, whatever the weight.
+    """
     dtype = reduce(torch.promote_types, (entry.a.dtype for entry, _ in factors))
     scales = [weight * entry.scale for entry, weight in factors]
     if len(set(scales)) == 1:
@@ -152,7 +155,8 @@ def _concatenated(factors: Sequence[tuple[LowRank, float]]) -> LowRank:
         dtype, scale, rest = torch.promote_types(dtype, torch.float32), 1.0, scales
     a = torch.cat([entry.a.to(dtype) for entry, _ in factors])
     b = torch.cat([entry.b.to(dtype) * own for (entry, _), own in zip(factors, rest, strict=True)], dim=1)
-    return LowRank(a, b, scale)
+    bits = {entry.bits for entry, _ in factors}
+    return LowRank(a, b, scale, bits.pop() if len(bits) == 1 else None)
 
 
 def _selection(parts: Sequence[Part], recipe: MergeRecipe) -> Selection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file, check_output_folder
-from serving.cli.selecting import DEFAULT_PART, bytes_of, check_text, codecs_of, selection, tensor_filter
+from serving.cli.selecting import DEFAULT_PART, bytes_of, check_text, codecs_of, method_of, selection, tensor_filter
 from serving.cli.show_delta import show, show_written
 from serving.terminal import counted, progress, say, staged
 
@@ -89,16 +90,20 @@ def extract(
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="how parameters are ranked: magnitude, ken, ken-grid, ken-shift or random; or svd, which keeps the "
-            "largest singular components of what fine-tuning added"
+            help="svd (the default), which keeps the largest singular components of what fine-tuning added; or how "
+            "single parameters are ranked: magnitude (the default with --keep and --k), ken, ken-grid, ken-shift, "
+            "random"
         ),
-    ] = "magnitude",
-    keep: Annotated[float | None, typer.Option(help="fraction of the parameters to keep; default 0.10")] = None,
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="fraction of the parameters to keep, bit for bit unless --codec says otherwise"),
+    ] = None,
     file_size: Annotated[
         str | None,
-        typer.Option("--size", help="with svd: most bytes of the file, such as 1MB or 500kB; default 1/45 of the base"),
+        typer.Option("--size", help="most bytes of the file, such as 1MB or 500kB; default about 1/45 of the base"),
     ] = None,
     energy: Annotated[
         float | None,
@@ -151,7 +156,7 @@ def extract(
     overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Select parameters of a fine-tune and write them as a delta file.
+    """Keep a small part of a fine-tune and write it as a delta file.
 
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
@@ -162,10 +167,12 @@ def extract(
     from ken_core.scales import fit_scales
 
     tensors = tensor_filter(only, include, exclude, outside)
-    (stored,) = codecs_of([codec or ("int4" if method == "svd" else "zstd")])
-    most = bytes_of(method, stored, file_size, energy, scope, keep is not None or k is not None)
-    chosen = None if method == "svd" and energy is None else selection(method, keep, scope, k, seed, tensors, energy)
-    check_text(method, text, fit=fit, distil=distil is not None)
+    named = method_of(method, keep, k)
+    (stored,) = codecs_of([codec or ("int4" if named == "svd" else "zstd")])
+    most = bytes_of(named, stored, file_size, energy, scope, keep is not None or k is not None)
+    chosen = partial(selection, named, keep, scope, k, seed, tensors, energy)
+    chosen(nbytes=0)  # checks the options before anything is opened
+    check_text(named, text, fit=fit, distil=distil is not None)
     check_output_file(out_file, "--out", overwrite)
     texts = None if text is None else read_texts(text)[0]
     ours, theirs = open_base(base), open_tuned(tuned)
@@ -178,15 +185,15 @@ def extract(
             return distilled(ours, theirs, scaled, texts or (), distil, codec=stored, seed=seed, progress=watch)
 
         extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
-        if chosen is None:
-            if most is None:
-                most = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
-            found, file = write_within(
-                extraction, ours, most, out_file, stored, tensors=tensors, refine=refined, progress=watch
-            )
-        else:
-            found = refined(extraction.delta(chosen, stored))
+        if most is None:
+            factors = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
+            found = refined(extraction.delta(chosen(nbytes=factors), stored))
             file = deltafile.write(found, ours, out_file, stored, progress=watch)
+        else:
+            found, file = write_within(
+                extraction, ours, most, out_file, stored, method=chosen(nbytes=0).method, tensors=tensors,
+                refine=refined, progress=watch,
+            )  # fmt: skip
     show_written(file, found.warnings, as_json)
 
 

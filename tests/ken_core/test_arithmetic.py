@@ -341,7 +341,14 @@ def test_merged_decompositions_can_be_stored_in_4_bits(base, tunes, tmp_path):
     assert found.lowrank
     file = write(found, base, tmp_path / "d.ken", "int4")
     assert {e.codec for e in file.manifest.lowrank.values()} == {"int4"}
-    assert load(file.path, base).lowrank.keys() == found.lowrank.keys()
+    again = load(file.path, base)
+    assert again.lowrank.keys() == found.lowrank.keys()
+    twice = combine(base, parts_of([again, again], [0.7, -0.3]), MergeRecipe())
+    assert {entry.bits for entry in twice.lowrank.values()} == {4}
+    kept = load(write(twice, base, tmp_path / "twice.ken", "int4").path, base)
+    for name, entry in twice.lowrank.items():  # another rounding takes nothing away
+        torch.testing.assert_close(kept.lowrank[name].a, entry.a)
+        torch.testing.assert_close(kept.lowrank[name].b * kept.lowrank[name].scale, entry.b * entry.scale)
 
 
 def test_a_served_merge_answers_as_the_folder_that_apply_writes(
