@@ -43,10 +43,13 @@ def test_kept_values_can_be_fitted_to_texts(
 ) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "the rain"}\n{"text": "a film"}\n')
     plain = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d")
-    fitted = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "e", "--fit", str(tmp_path / "texts.jsonl"))
-    assert (plain["fitted"], fitted["fitted"]) == (None, 2)
-    assert plain["digest"] != fitted["digest"]
+    text = ("--fit", "--text", str(tmp_path / "texts.jsonl"))
+    fitted = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "e", *text)
+    blind = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "g", "--fit")
+    assert (plain["fitted"], fitted["fitted"], blind["fitted"]) == (None, 2, 0)
+    assert len({plain["digest"], fitted["digest"], blind["digest"]}) == 3
     assert "after a fit of the kept values to 2 texts" in ken("inspect", tmp_path / "e").stdout
+    assert "after a fit of the kept values to random tokens" in ken("inspect", tmp_path / "g").stdout
     missing = ken(
         "extract",
         "--base",
@@ -56,10 +59,28 @@ def test_kept_values_can_be_fitted_to_texts(
         "--out",
         tmp_path / "f",
         "--fit",
+        "--text",
         tmp_path / "none",
     )
     assert missing.returncode == 1
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("method", [("--keep", "0.02"), ("--method", "svd", "--size", "30kB"), ("--fit",)])
+def test_values_can_be_distilled_on_texts(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    words = ["the rain", "a film", "many bad kings", "what was good", "how far is the river"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+    more = ("--distil", "5", "--text", str(tmp_path / "texts.jsonl"))
+    found = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d", *method, *more)
+    record: dict[str, float] = found["distilled"]  # type: ignore[assignment]
+    assert (record["steps"], record["texts"], record["held_out"]) == (5, 5, 0)
+    assert record["after"] < record["before"]
+    told = " ".join(ken("inspect", tmp_path / "d").stdout.split())
+    assert "values trained in 5 steps on 5 texts; on the same texts, the divergence from the fine-tune's" in told
+    if "svd" in method:
+        assert found["bytes"] == (tmp_path / "d").stat().st_size <= 30_000  # type: ignore[operator]
 
 
 def test_a_size_that_no_delta_can_have_is_refused(
@@ -115,7 +136,10 @@ def test_the_others_are_kept_in_full_where_asked(
         (["--method", "svd", "--codec", "sign"], "svd takes raw, zstd, int8, int4"),
         (["--size", "1MB"], "only the method svd takes a size"),
         (["--method", "svd", "--scope", "row"], "shares its size out over all tensors"),
-        (["--method", "svd", "--fit", "texts.jsonl"], "directions, which need no scales"),
+        (["--method", "svd", "--fit", "--text", "texts.jsonl"], "directions, which need no scales"),
+        (["--distil", "100"], "give --text FILE, with texts like those that the task will answer"),
+        (["--distil", "0", "--text", "texts.jsonl"], "is not in the range"),
+        (["--text", "texts.jsonl"], "the texts are for --fit or --distil; give one of them"),
         (["--method", "ken", "--energy", "0.9"], "only the method svd takes a size"),
     ],
 )
