@@ -32,7 +32,11 @@ class MergedModel(Incoming):
     )
     method: MergeMethod = Field("linear", description="how they are merged")
     density: float | None = Field(
-        None, gt=0, le=1, description="share of each task's changes that is kept; by default all; not for linear"
+        None,
+        gt=0,
+        le=1,
+        description="how much of each task's changes is kept: with ties as many as this share of the model's "
+        "parameters, with dare-linear and dare-ties this share of the changes; by default all; not for linear",
     )
     normalize: bool | None = Field(
         None, description="divide by the sum of the weights' sizes; by default only where signs are elected (ties)"

@@ -19,7 +19,7 @@ class Merge:
         weights: by task, ``task@alias`` or ``task@digest``. A task alone is its live version.
         head: the one of them whose head, labels and tokenizer answer.
         method: see `ken_core.MergeRecipe`.
-        density: the share of each task's changes that is kept; None: all. Not for ``linear``.
+        density: how much of each task's changes is kept, see `ken_core.MergeRecipe`; None: all. Not for ``linear``.
         normalize: whether to divide by the sum of the weights' sizes; None: the method's own way.
     """
 

@@ -8,6 +8,8 @@ Loading runs on its own threads, beside the forward pass. A task that a request 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -65,6 +67,9 @@ class DeviceTiers:
         self.hits = Hits()
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
         self._make = SingleFlight(self._bring_merge, 1, "ken-merge")
+        self._next_merge = 0.0
+        """When the next merge may be made, on the clock of `time.monotonic`."""
+        self._closing = threading.Event()
 
     @property
     def base_encoder(self) -> Encoder:
@@ -109,8 +114,8 @@ class DeviceTiers:
         return await self._acquire(digest, self._load)
 
     async def acquire_merge(self, merge: Merge, client: Hashable) -> Loaded:
-        """Hold a merge on the device until `release`. If it is not there, it is made: one merge at a time, beside the
-        loading of other deltas.
+        """Hold a merge on the device until `release`. If it is not there, it is made: one merge at a time, at most half
+        of the time, and beside the loading of other deltas.
 
         Args:
             client: who asks for it.
@@ -154,6 +159,7 @@ class DeviceTiers:
 
     def close(self) -> None:
         """Refuse further loads, and wait for those that are running."""
+        self._closing.set()
         self._memory.close()
         self._load.close()
         self._make.close()
@@ -174,11 +180,13 @@ class DeviceTiers:
     # On the loaders' threads
 
     def _bring_merge(self, digest: str) -> str:
-        """As `_bring`. Merges that lost their place leave the tiers first.
+        """As `_bring`, after a rest as long as the last merge took. Merges that lost their place leave the tiers first.
 
         Raises:
-            UnavailableError: so did this one, since no request waits for it any more.
+            UnavailableError: the server is stopping; or this merge lost its place, since no request waits for it.
         """
+        if self._closing.wait(self._next_merge - time.monotonic()):
+            raise UnavailableError("the server is stopping")
         if self._merges.find(digest) is None:
             raise UnavailableError(f"merge {digest} is not made, since nobody waits for it; ask for it again")
         for gone in self._merges.leaving():
@@ -214,5 +222,6 @@ class DeviceTiers:
         stages = {"fetch": found.fetch_seconds, "decode": found.decode_seconds, "attach": attaching}
         if found.tier == MERGED:
             stages["merge"] = found.merge_seconds
+            self._next_merge = time.monotonic() + found.merge_seconds
         for stage, seconds in stages.items():
             self._metrics.load_stage_seconds.labels(stage).observe(seconds)

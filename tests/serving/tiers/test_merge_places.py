@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from holding import Blocked, until
 
 from ken_core import MergeRecipe
-from serving.errors import ForbiddenError, OverloadedError, UnavailableError, UnmergeableError
+from serving.errors import DeadlineError, ForbiddenError, OverloadedError, UnavailableError, UnmergeableError
 from serving.replica.inference import Prediction
 from serving.routing.merges import Merge, MergePart
 from serving.service import Service
@@ -136,6 +137,18 @@ def test_other_tasks_are_loaded_while_a_merge_waits_to_be_made(
         await asyncio.gather(*making)
 
     asyncio.run(conversation())
+
+
+def test_the_next_merge_waits_while_the_thread_rests_and_a_stop_does_not(service: Service, deltas: Deltas) -> None:
+    asyncio.run(ask(service, merge_of(deltas, 0.5)))
+    assert service.engine.tiers._next_merge > 0
+    service.engine.tiers._next_merge = time.monotonic() + 3600
+    merge = merge_of(deltas, 0.25)
+    with pytest.raises(DeadlineError):
+        asyncio.run(service.predict(merge.digest, TEXTS, {}, 0.2, client="ana", merge=merge))
+    asyncio.run(ask(service, merge_of(deltas, 0.5)))  # it is there already
+    service.stop()
+    assert {loaded.digest for loaded in service.engine.tiers.held()} == {merge_of(deltas, 0.5).digest}
 
 
 def test_parts_on_the_disk_are_merged_though_the_store_has_lost_them(
