@@ -159,7 +159,7 @@ def test_the_others_are_kept_in_full_where_asked(
         (["--scope", "row"], "shares its size out over all tensors"),
         (["--method", "svd", "--fit", "--text", "texts.jsonl"], "directions, which need no scales"),
         (["--distil", "100"], "give --text FILE, with texts like those that the task will answer"),
-        (["--distil", "0", "--text", "texts.jsonl"], "Invalid value for '--distil'"),
+        (["--distil", "0", "--text", "texts.jsonl"], "should be greater than or equal to 1"),
         (["--text", "texts.jsonl"], "the texts are for --fit or --distil; give one of them"),
         (["--method", "ken", "--energy", "0.9"], "only svd takes an energy"),
     ],
