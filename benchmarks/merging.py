@@ -9,8 +9,10 @@ deltas of a megabyte. mergekit merges the whole checkpoints with the same weight
 its own that is made on first use under the data directory (`peers/`); `--quick` takes it only if it exists.
 
 Where nothing is dropped at random and nothing is trimmed, both must give the same weights: the last table has the
-largest difference of a weight. At smaller densities they differ: TIES trims over all tensors here, as in its paper, and
-within each tensor there; DARE divides by the density here, as in its paper, and there by what keeps a tensor's L1 norm.
+largest difference of a weight, and how many weights differ. Only exact ties between signs may: the base's value stays
+here, and the positive sign wins there. At smaller densities merges differ: TIES trims over all tensors here, as in its
+paper, and within each tensor there; DARE divides by the density here, as in its paper, and there by what keeps a
+tensor's L1 norm.
 `--quick`: two tasks, two recipes, 50 texts.
 """
 
@@ -43,6 +45,7 @@ from serving.demo.prepare import demo_base
 _TASKS = ("trec", "news", "genres", "languages")
 _MOST_TEXTS = 300
 _SVD_BYTES = 1_000_000
+_ROUNDING = 1e-7
 _TITLE = "one backbone for all tasks"
 
 Tensors = Mapping[str, torch.Tensor]
@@ -171,11 +174,12 @@ def merged_by(peer: Mergekit, way: Way) -> Tensors:
         return peer.merged(way.theirs, way.parameters, way.options, Path(folder))
 
 
-def difference(merging: Merging, peer: Mergekit, way: Way) -> Row:
-    """How far the weights of both merges are from each other."""
+def differences(merging: Merging, peer: Mergekit, way: Way) -> Iterator[Row]:
+    """How far the weights of both merges are from each other, and how many differ by more than rounding."""
     ours, theirs = merging.backbone(way, "all"), merged_by(peer, way)
-    largest = max(float((ours[name].double() - tensor.double()).abs().max()) for name, tensor in theirs.items())
-    return Row(f"{way.name}: largest difference of a weight from mergekit's", largest, "1")
+    apart = torch.cat([(ours[name].double() - tensor.double()).abs().reshape(-1) for name, tensor in theirs.items()])
+    yield Row(f"{way.name}: largest difference of a weight from mergekit's", float(apart.max()), "1")
+    yield Row(f"{way.name}: weights that differ by more than {_ROUNDING}", float((apart > _ROUNDING).sum()), "1")
 
 
 def measure(merging: Merging, ways: Sequence[Way], exact: Sequence[Way], peers: Path, *, install: bool) -> Findings:
@@ -188,7 +192,7 @@ def measure(merging: Merging, ways: Sequence[Way], exact: Sequence[Way], peers: 
         return Findings(found, [])
     print(peer.versions)
     found += [merging.measured(way.name, "whole checkpoints (mergekit)", [merged_by(peer, way)]) for way in ways]
-    return Findings(found, [difference(merging, peer, way) for way in exact])
+    return Findings(found, [row for way in exact for row in differences(merging, peer, way)])
 
 
 def main() -> None:
