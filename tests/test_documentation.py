@@ -40,7 +40,7 @@ def test_the_library_page_runs_block_after_block(
         "work": tmp_path,
     }
     blocks = blocks_of("docs/library.md")
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     for block in blocks:
         assert len([line for line in block.splitlines() if line.strip()]) < 20
         exec(compile(block, "docs/library.md", "exec"), names)
@@ -48,7 +48,16 @@ def test_the_library_page_runs_block_after_block(
     assert "2,271,322 of 22,713,216 parameters" in printed
     assert "12 matrices shifted by factors of rank {8}" in printed
     assert names["found"].record.score == 1.0
-    files = {"task.ken", "paper.ken", "from-memory.ken", "adapter.ken", "small.ken", "svd.ken", "fitted.ken"}
+    files = {
+        "task.ken",
+        "paper.ken",
+        "from-memory.ken",
+        "adapter.ken",
+        "small.ken",
+        "smaller.ken",
+        "svd.ken",
+        "fitted.ken",
+    }
     assert {p.name for p in tmp_path.iterdir()} == {*files, "pruned"}
     assert names["small"].size < names["file"].size
 

@@ -13,10 +13,10 @@ def promise_line(found: dict[str, Any]) -> str:
             f"{measured} on {found['examples']:,} examples by which the delta was also chosen, so nothing is promised "
             "for other text: run ken calibrate again"
         )
-    lost = max(0.0, found["promised"])
+    lost, sure = max(0.0, found["promised"]), f"{100 * found['confidence']:.4g} %"
     return (
-        f"with {100 * found['confidence']:.4g} % confidence it loses at most {points(lost)} of {found['metric']} on all "
-        f"such text. Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
+        f"with {sure} confidence it loses at most {points(lost)} of {found['metric']} on all such text. "
+        f"Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
     )
 
 
