@@ -49,7 +49,7 @@ def test_the_library_page_runs_block_after_block(
     assert "12 matrices shifted by factors of rank {8}" in printed
     assert "merged by ties from ['" in printed
     assert names["found"].record.score == 1.0
-    written = ("task", "paper", "from-memory", "adapter", "small", "svd", "fitted", "distilled", "both")
+    written = ("task", "paper", "from-memory", "adapter", "small", "smaller", "svd", "fitted", "distilled", "both")
     assert {p.name for p in tmp_path.iterdir()} == {*(f"{name}.ken" for name in written), "pruned"}
     assert names["small"].size < names["file"].size
 
