@@ -20,23 +20,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 import torch
 
-from ken_core import Checkpoint, Delta, Extraction, deltafile, extract
+from ken_core import Budget, Checkpoint, Delta, Selection, deltafile, extract
 from ken_core.bits import as_bits, pack_mask
 from ken_core.codings import Codec
 from ken_core.entries import LowRank, Sparse
-from ken_core.file_size import write_within
-from serving.cli.selecting import DEFAULT_PART
+from ken_core.file_size import usual_bytes
 from serving.store import Store
 
 Kind = Literal["kept", "low-rank", "svd"]
 _LARGER = 1.4
-"""Than the default size: of a file from which every svd task takes a part."""
+"""Than usual: the budget of a delta from which every svd task takes a part."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,8 @@ def derive_low_rank(base: Checkpoint, tuned: Checkpoint, count: int, rank: int =
 
 def derive_svd(base: Checkpoint, tuned: Checkpoint, count: int) -> Iterator[Delta]:
     """Yield `count` deltas of the default size, whose matrices keep other numbers of components in each."""
-    size = sum(t.nbytes for t in base.backbone_tensors.values()) / DEFAULT_PART
-    with TemporaryDirectory() as folder:
-        whole, _ = write_within(Extraction(base, tuned), base, int(size * _LARGER), Path(folder) / "larger.ken")
+    budget = Budget(nbytes=int(usual_bytes(base) * _LARGER))
+    whole = extract(base, tuned, Selection("svd", budget), codec="int4")
     for seed in range(count):
         dice = np.random.default_rng(seed)
         lowrank = {name: _rolled(_cut(entry, dice), dice) for name, entry in whole.lowrank.items()}

@@ -18,10 +18,17 @@ from ken_core.progress import Progress, silent
 from ken_core.selection import ALLOWED_SCOPES, DECOMPOSING, Budget, Method, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
 
+USUAL_PART = 45
+"""Factors usually take this part of the base's bytes, before compression."""
 _CLOSE = 0.98
 """A file of this part of the size is not made larger."""
 _MOST_TRIES = 8
 _MOST_REFINED = 3
+
+
+def usual_bytes(base: Checkpoint) -> int:
+    """The budget of factors in bytes where nothing is said."""
+    return sum(t.nbytes for t in base.backbone_tensors.values()) // USUAL_PART
 
 
 def write_within(

@@ -40,7 +40,7 @@ def test_the_library_page_runs_block_after_block(
         "work": tmp_path,
     }
     blocks = blocks_of("docs/library.md")
-    assert len(blocks) == 10
+    assert len(blocks) == 12
     for block in blocks:
         assert len([line for line in block.splitlines() if line.strip()]) < 20
         exec(compile(block, "docs/library.md", "exec"), names)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ken_core import Selection, TensorFilter
     from ken_core.selection import Method
 
-DEFAULT_PART = 45
-"""By default, the factors of svd take this part of the base's bytes, before compression."""
 _UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 

@@ -21,7 +21,7 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file, check_output_folder
-from serving.cli.selecting import DEFAULT_PART, bytes_of, check_text, codecs_of, method_of, selection, tensor_filter
+from serving.cli.selecting import bytes_of, check_text, codecs_of, method_of, selection, tensor_filter
 from serving.cli.show_delta import show, show_written
 from serving.terminal import counted, progress, say, staged
 
@@ -163,7 +163,7 @@ def extract(
     from ken_core import Delta, Extraction, deltafile, open_base, open_tuned
     from ken_core.distillation import distil as distilled
     from ken_core.examples import read_texts
-    from ken_core.file_size import write_within
+    from ken_core.file_size import usual_bytes, write_within
     from ken_core.scales import fit_scales
 
     tensors = tensor_filter(only, include, exclude, outside)
@@ -186,8 +186,7 @@ def extract(
 
         extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
         if most is None:
-            factors = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
-            found = refined(extraction.delta(chosen(nbytes=factors), stored))
+            found = refined(extraction.delta(chosen(nbytes=usual_bytes(ours)), stored))
             file = deltafile.write(found, ours, out_file, stored, progress=watch)
         else:
             found, file = write_within(

@@ -12,8 +12,8 @@ from ken_core import Budget, Checkpoint, DeltaFile, KenError, Selection, deltafi
 from ken_core.codings import Codec
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
+from ken_core.file_size import usual_bytes
 from ken_core.finetune import Recipe, Step, finetune
-from serving.cli.selecting import DEFAULT_PART
 from serving.demo.texts import TASKS, DemoTask
 from serving.terminal import counted, progress, say, staged
 
@@ -69,7 +69,7 @@ def extract_to(
 
 def default_selection(base: Checkpoint) -> Selection:
     """What `ken extract` keeps where nothing is said."""
-    return Selection("svd", Budget(nbytes=sum(t.nbytes for t in base.backbone_tensors.values()) // DEFAULT_PART))
+    return Selection("svd", Budget(nbytes=usual_bytes(base)))
 
 
 def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask:
