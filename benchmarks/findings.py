@@ -67,7 +67,7 @@ def measured_table(title: str, found: Findings) -> Table:
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
-    return cell.state, cell.long, cell.low_rank, cell.tasks, cell.draw, cell.clients
+    return cell.state, cell.long, cell.kind, cell.tasks, cell.draw, cell.clients
 
 
 def _inside(measured: Measured) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from benchmarks.findings import Findings
 from benchmarks.fine_tunes import tasks as fine_tuned_tasks
 from benchmarks.in_process import InProcess, in_process
-from benchmarks.many_tasks import Published, derive, derive_low_rank, publish
+from benchmarks.many_tasks import Published, derive, derive_low_rank, derive_svd, publish
 from benchmarks.peers.systems import Whole
 from benchmarks.peers.trial import Trial
 from ken_core import Checkpoint, Delta, apply, open_base, open_tuned
@@ -37,7 +37,7 @@ class Sizes:
 
     Attributes:
         few: how many tasks are served by a process each.
-        many: how many tasks most bars are set for; as many tasks are low-rank.
+        many: how many tasks most bars are set for; as many tasks are low-rank, and as many are stored by svd.
         most: so many tasks that not all of them stay attached with the default budgets.
         clients: numbers of clients; `usual` and `little` are those that bars are set for.
         first: how many tasks' first answers are timed one by one.
@@ -63,7 +63,7 @@ class Sizes:
 
     @property
     def published(self) -> int:
-        """Tasks that keep elements; the low-rank ones come after them."""
+        """Tasks that keep elements; the low-rank ones come after them, and then those stored by svd."""
         return max(self.most or 0, 2 * self.many + self.first)
 
 
@@ -137,8 +137,13 @@ def prepared(sizes: Sizes, data_dir: Path, texts: Path, models: Path) -> Iterato
         folder = Path(name)
         url = stack.enter_context(embedded_store(folder))
         names = [f"t{i:03d}" for i in range(sizes.published)] + [f"low-rank-{i:02d}" for i in range(sizes.many)]
+        names += [f"svd-{i:02d}" for i in range(sizes.many)]
         whole = Whole(folder / "whole", names[: sizes.many], data_dir / "peers", folder / "peers.log", threads)
-        deltas = chain(derive(base, tuned, sizes.published), derive_low_rank(base, tuned, sizes.many))
+        deltas = chain(
+            derive(base, tuned, sizes.published),
+            derive_low_rank(base, tuned, sizes.many),
+            derive_svd(base, tuned, sizes.many),
+        )
         published = list(_publish(zip(names, deltas, strict=True), base, url, whole))
         settings = {"base": demo_base(), "redis_url": url, "threads": str(threads)}
         own = settings | {"data_dir": str(folder / "truth"), "packed_bytes": str(1 << 30), "mixed": "off"}
@@ -175,8 +180,10 @@ def _publish(deltas: Iterable[tuple[str, Delta]], base: Checkpoint, url: str, wh
 
 
 def _describe_published(published: Sequence[Published], sizes: Sizes, found: Findings) -> None:
-    sparse, low_rank = published[: sizes.published], published[sizes.published :]
+    sparse, others = published[: sizes.published], published[sizes.published :]
+    low_rank, truncated = others[: sizes.many], others[sizes.many :]
     found.add("published tasks", len(published), "1")
     found.add("a delta file's bytes, codec raw", statistics.median(p.size for p in sparse), "B")
     found.add("a low-rank delta file's bytes, codec raw", statistics.median(p.size for p in low_rank), "B")
+    found.add("an svd delta file's bytes, codec int4", statistics.median(p.size for p in truncated), "B")
     found.add("publishing one: median", statistics.median(p.seconds for p in published) * 1000, "ms")

@@ -6,7 +6,8 @@ Closed-loop clients in a process of their own (`benchmarks.peers.clients`) send 
 test questions if `--texts` holds them, else the demonstration's news. Long texts are several questions one behind the
 other. All tasks come from one fine-tune of MiniLM-L6 (trained on first use, kept in `--models`). Every task has its own
 delta (`benchmarks.many_tasks`), which keeps 10 % or, where the tasks are called low-rank, holds factors of rank 16 for
-every Linear. Deltas are stored with the codec `raw`. Every system computes with the same number of threads, in batches
+every Linear, or is what `ken extract --method svd` writes. Deltas are stored with the codec `raw`, those of svd with
+`int4`. Every system computes with the same number of threads, in batches
 of at most 32. Its answers must be those of a replica in this process that runs batches of one task only, to 1e-4. If an
 answer of this project's server is missing or wrong, the benchmark ends; if one of another system is, that system is
 left out.
@@ -127,19 +128,22 @@ def _warm_up(place: Place, ken: System) -> None:
     sizes = place.sizes
     place.trial.once_each(ken, 0, sizes.many, sizes.usual, "first answers")
     place.trial.once_each(ken, sizes.published, sizes.many, sizes.usual, "first answers")
+    place.trial.once_each(ken, sizes.published + sizes.many, sizes.many, sizes.usual, "first answers")
 
 
 def _many_tasks(place: Place, ken: System, exchanging: System) -> None:
     """Measure in turns: many tasks, low-rank ones and one task; mixed, and by exchange."""
     sizes, found = place.sizes, place.found
     many, one = Cell(sizes.many, "Zipf", sizes.usual), Cell(1, "Zipf", sizes.usual)
-    low_rank = replace(many, first=sizes.published, low_rank=True)
+    low_rank = replace(many, first=sizes.published, kind="low-rank")
+    svd = replace(many, first=sizes.published + sizes.many, kind="svd")
     say(f"many tasks and one task, {sizes.usual} clients")
-    arms = [(ken, many), (ken, low_rank), (ken, one), (exchanging, many), (exchanging, one)]
-    mixed, factors, alone, exchanged, exchanged_alone = _in_turns(place, arms)
+    arms = [(ken, many), (ken, low_rank), (ken, svd), (ken, one), (exchanging, many), (exchanging, one)]
+    mixed, factors, truncated, alone, exchanged, exchanged_alone = _in_turns(place, arms)
     found.bar("64-tasks", _rate(mixed, alone), alone.name)
     found.bar("p99", mixed.figures.p99 / alone.figures.p99, alone.name)
     found.bar("64-low-rank", _rate(factors, alone), alone.name)
+    found.bar("64-svd", _rate(truncated, alone), alone.name)
     found.bar("one-task", _rate(alone, exchanged_alone), exchanged_alone.name)
     found.add(f"{mixed.name}: rate over {exchanging.name}", _rate(mixed, exchanged), "ratio", exchanged.name)
     say(f"many tasks and one task, {sizes.little} clients")

@@ -19,9 +19,9 @@ _SHORTEST = 20
 """A definition of fewer characters says too little."""
 _TOPICS = {
     "noun": "tops act animal artifact attribute body cognition communication event feeling food group location motive "
-    "object person phenomenon plant possession process quantity relation shape state substance time".split(),
+    "object person phenomenon plant possession process quantity relation shape state substance time",
     "verb": "body change cognition communication competition consumption contact creation emotion motion perception "
-    "possession social stative weather".split(),
+    "possession social stative weather",
 }
 _FIRST = {"noun": 3, "verb": 29}
 """The number of the first topic in lexnames(5)."""
@@ -38,7 +38,7 @@ def definitions(speech: Literal["noun", "verb"], most: int, folder: Path = FOLDE
         entry, bar, gloss = line.partition(" | ")
         text = re.sub(r'[;:]? ?"[^"]*"', "", gloss).strip(" ;")
         if bar and not line.startswith(" ") and len(text) >= _SHORTEST:
-            by_topic[_TOPICS[speech][int(entry.split()[1]) - _FIRST[speech]]].add(text)
+            by_topic[_TOPICS[speech].split()[int(entry.split()[1]) - _FIRST[speech]]].add(text)
     chosen, found = random.Random(0), []
     for topic in sorted(by_topic):
         texts = sorted(by_topic[topic])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ken_core.adapters import import_peft
+    from ken_core.arithmetic import combine
     from ken_core.calibration import Calibrated, best_within, calibrate
     from ken_core.checkpoint import Checkpoint, open_base, open_tuned, wrap
     from ken_core.container import DeltaFile, open_file
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         DeltaFormatError,
         ExchangeError,
         KenError,
+        MergeError,
         OutputError,
         PoisonedError,
         SelectionError,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from ken_core.fingerprint import Fingerprint
     from ken_core.heads import graft
     from ken_core.judges import Judges, judges_for
+    from ken_core.merge_parts import Part
+    from ken_core.merge_recipe import MergeRecipe
     from ken_core.resident import Attached, ResidentModel
     from ken_core.selection import Budget, Selection, select
     from ken_core.tensor_filter import PRESETS, TensorFilter
@@ -56,8 +60,11 @@ _HOME = {
     "Fingerprint": "ken_core.fingerprint",
     "Judges": "ken_core.judges",
     "KenError": "ken_core.errors",
+    "MergeError": "ken_core.errors",
+    "MergeRecipe": "ken_core.merge_recipe",
     "OutputError": "ken_core.errors",
     "PRESETS": "ken_core.tensor_filter",
+    "Part": "ken_core.merge_parts",
     "PoisonedError": "ken_core.errors",
     "ResidentModel": "ken_core.resident",
     "Selection": "ken_core.selection",
@@ -66,6 +73,7 @@ _HOME = {
     "apply": "ken_core.delta",
     "best_within": "ken_core.calibration",
     "calibrate": "ken_core.calibration",
+    "combine": "ken_core.arithmetic",
     "extract": "ken_core.extraction",
     "graft": "ken_core.heads",
     "import_peft": "ken_core.adapters",
@@ -100,7 +108,10 @@ __all__ = [
     "Fingerprint",
     "Judges",
     "KenError",
+    "MergeError",
+    "MergeRecipe",
     "OutputError",
+    "Part",
     "PoisonedError",
     "ResidentModel",
     "Selection",
@@ -109,6 +120,7 @@ __all__ = [
     "apply",
     "best_within",
     "calibrate",
+    "combine",
     "extract",
     "graft",
     "import_peft",

@@ -15,7 +15,7 @@ from ken_core.configs import restore
 from ken_core.embedding import Embedding
 from ken_core.entries import LowRank, Sparse, expanded, patched
 from ken_core.errors import BaseMismatchError, CheckpointError
-from ken_core.manifest import Adapter, task_kind
+from ken_core.manifest import Adapter, Distilled, Merged, task_kind
 from ken_core.new_folder import new_folder
 from ken_core.selection import Selection
 from ken_core.sentence_transformer import Described
@@ -49,7 +49,13 @@ class Delta:
     adapter: Adapter | None = None
     """The kind of adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     fitted: int | None = None
-    """How many texts the kept values were fitted to (`ken_core.scales`); None: they are the fine-tune's own."""
+    """How many texts the kept values were fitted to (`ken_core.scales`), 0 for texts of random tokens; None: they were
+    not fitted."""
+    distilled: Distilled | None = None
+    """How the delta's numbers were trained to give the fine-tune's answers (`ken_core.distillation`); None: they were
+    not."""
+    merged: Merged | None = None
+    """What the delta was merged from (`ken_core.arithmetic`); None: it was made of one fine-tune or adapter."""
     warnings: tuple[str, ...] = ()
     """Warnings for the user who extracts the delta. They are no part of the file."""
 

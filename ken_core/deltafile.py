@@ -92,8 +92,8 @@ def write(
         for done, (name, entry) in enumerate(delta.sparse.items()):
             progress(Stage("encoding", name, done, len(delta.sparse)))
             sparse[name] = _write_sparse(name, entry, base, codec, streams)
-    factor_codec = _factor_codec(delta, codec)
-    lowrank = {name: _write_lowrank(name, entry, factor_codec, streams) for name, entry in delta.lowrank.items()}
+    stored_as = codec_of_factors(delta, codec)
+    lowrank = {name: _write_lowrank(name, entry, stored_as, streams) for name, entry in delta.lowrank.items()}
     dense = {name: _write_whole(f"dense/{name}", t, codec, streams) for name, t in delta.dense.items()}
     head = {name: _write_whole(f"head/{name}", t, codec, streams) for name, t in delta.head.items()}
     projections = {n: _write_whole(f"projections/{n}", t, codec, streams) for n, t in delta.projections.items()}
@@ -113,6 +113,8 @@ def write(
         calibration=calibration,
         adapter=delta.adapter,
         fitted=delta.fitted,
+        distilled=delta.distilled,
+        merged=delta.merged,
         candidates=delta.candidates,
         backbone=delta.backbone_parameters,
         config=dict(delta.config),
@@ -171,6 +173,8 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
         embedding=described.embedding,
         adapter=described.adapter,
         fitted=described.fitted,
+        distilled=described.distilled,
+        merged=described.merged,
         sparse={},
         dense={},
         head={},
@@ -253,7 +257,7 @@ def _write_sparse(name: str, entry: Sparse, base: Checkpoint, codec: Codec, stre
     )
 
 
-def _factor_codec(delta: Delta, codec: Codec) -> FactorCodec:
+def codec_of_factors(delta: Delta, codec: Codec) -> FactorCodec:
     """How factors are stored: an adapter's as they are, those of a decomposition as the values beside them."""
     if delta.selection.method == "svd" and codec in ("int8", "int4"):
         return codec
@@ -329,7 +333,7 @@ def _read_lowrank(name: str, entry: m.LowRankEntry, a: Bytes, b: Bytes, base: to
     if entry.codec == "int8" or entry.codec == "int4":
         bits = CODE_BITS[entry.codec]
         left, right = (decode_components(data, entry.rank, n, bits) for data, n in ((a, columns), (b, rows)))
-        read = LowRank(torch.from_numpy(left), torch.from_numpy(right).T.contiguous(), entry.scale)
+        read = LowRank(torch.from_numpy(left), torch.from_numpy(right).T.contiguous(), entry.scale, bits)
     else:
         read = LowRank(
             _read_tensor(name, (entry.rank, columns), entry.dtype, a, entry.codec),

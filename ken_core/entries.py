@@ -46,11 +46,13 @@ class LowRank:
 
     a: shape (rank, columns), on the CPU, of any floating dtype.
     b: shape (rows, rank), of the same dtype.
+    bits: of each number in the file, where factors are quantised (`ken_core.factor_codec`); None: they are not.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    bits: int | None = None
 
     @property
     def rank(self) -> int:

@@ -17,6 +17,10 @@ class SelectionError(KenError):
     """A selection method and a budget do not go together, or the budget is out of range."""
 
 
+class MergeError(KenError):
+    """Deltas cannot be merged: they do not belong together, or the recipe is out of range."""
+
+
 class TooSmallError(SelectionError):
     """A delta cannot be as small as asked: its head, vectors, tokenizer and manifest alone are larger."""
 
@@ -39,6 +43,10 @@ class ConfigMismatchError(KenError):
 
 class DataError(KenError):
     """A file of examples has rows of another form, or labels that do not fit the model."""
+
+
+class TrainingError(KenError):
+    """Training failed: the model does not take these texts, or its loss is no longer a finite number."""
 
 
 class OutputError(KenError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ken_core.compression import Bytes, compress, decompress
 from ken_core.errors import DeltaFormatError
@@ -18,11 +19,31 @@ Singles = npt.NDArray[np.float32]
 
 def encode_components(components: Singles, bits: int) -> Bytes:
     """Encode components of shape (rank, n) with 4 or 8 bits a number. The largest number of each is kept exactly."""
+    codes, scales = codes_of(torch.from_numpy(components), bits)
+    shifted = (codes.numpy() + np.int16(_top(bits))).astype(np.uint8)
+    return np.concatenate([scales.numpy().view(np.uint8), compress(pack_codes(shifted.reshape(-1), bits))])
+
+
+def codes_of(components: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest codes and the scales of components: of decoded ones, those that they were decoded from.
+
+    Args:
+        components: shape (rank, n), float32.
+
+    Returns:
+        Codes, int8, of the same shape, and scales, float32, shape (rank,).
+    """
     top = _top(bits)
-    scales = (np.abs(components).max(axis=1, initial=0.0) / top).astype(np.float32)
-    steps = np.where(scales > 0, scales, np.float32(1.0))[:, None]
-    codes = (np.rint(components / steps).clip(-top, top) + top).astype(np.uint8)
-    return np.concatenate([scales.view(np.uint8), compress(pack_codes(codes.reshape(-1), bits))])
+    scales = components.abs().amax(dim=1) / top if components.numel() else components.new_zeros(components.shape[0])
+    steps = torch.where(scales > 0, scales, 1.0)
+    return (components / steps[:, None]).round_().clamp_(-top, top).to(torch.int8), scales
+
+
+def rounded_components(components: Singles, bits: int) -> Singles:
+    """What `decode_components` gives for what `encode_components` makes of components; shape (rank, n)."""
+    codes, scales = codes_of(torch.from_numpy(components), bits)
+    rounded: Singles = (codes * scales[:, None]).numpy()
+    return rounded
 
 
 def decode_components(data: Bytes, rank: int, n: int, bits: int) -> Singles:

@@ -21,6 +21,7 @@ from ken_core.tensor_filter import EVERYTHING, TensorFilter
 _CLOSE = 0.98
 """A file of this part of the size is not made larger."""
 _MOST_TRIES = 8
+_MOST_REFINED = 3
 
 
 def write_within(
@@ -89,7 +90,7 @@ def _refined(
     size: int,
 ) -> Delta:
     """The chosen delta or one of a smaller budget, refined, in at most `size` bytes."""
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MOST_REFINED):
         refined = refine(chosen)
         found = measured(refined)
         if found <= size:

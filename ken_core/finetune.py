@@ -22,17 +22,13 @@ from transformers import (
 )
 
 from ken_core.checkpoint import open_base, quiet
-from ken_core.errors import CheckpointError, DataError, KenError
+from ken_core.errors import CheckpointError, DataError, TrainingError
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.labels import names_of, numbers_of
 from ken_core.new_folder import new_folder
 from ken_core.tokenizer_files import copy_files
 from ken_core.writing import writing
-
-
-class TrainingError(KenError):
-    """Training failed: the model does not take these texts, or its loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)

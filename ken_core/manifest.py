@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from ken_core.codings import CODE_BITS, Codec, Coding, FactorCodec
 from ken_core.embedding import Embedding
+from ken_core.merge_recipe import MergeMethod
 
 FORMAT_VERSION = 5
 READABLE_VERSIONS = (2, 3, 4, 5)
 """Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
 and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files. Format 5
-added quantised factors, budgets of energy and bytes, and what a calibration promises."""
+added quantised factors, budgets of energy and bytes, kept values that were fitted or distilled, the parents of merged
+deltas, and what a calibration promises."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -25,6 +27,8 @@ FloatName = Literal["float64", "float32", "float16", "bfloat16"]
 Metric = Literal["accuracy", "agreement"]
 Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
+Divergence = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST_PARENTS = 256
 MAX_FILE_BYTES = 64 << 20
 MAX_FILE_RATIO = 64
 """How many times larger than its stream a tokenizer file may be. Real files are 3 to 8 times larger."""
@@ -195,12 +199,51 @@ class Calibration(_Strict):
         return {**plain, "confidence": None, "promised": None}
 
 
+class Distilled(_Strict):
+    """How the delta's own numbers were trained (`ken_core.distillation`)."""
+
+    steps: Length
+    texts: Length
+    """Texts that were trained on."""
+    held_out: Size
+    """Texts that the divergences were measured on; 0: too few to hold any out, so those that were trained on."""
+    before: Divergence
+    """Divergence of the pruned model's answers from the fine-tune's (`ken_core.divergence`) before training."""
+    after: Divergence
+
+
 class Budget(_Strict):
     scope: Literal["global", "row"]
     fraction: float | None = None
     k: int | None = None
     energy: float | None = None
     nbytes: Size | None = None
+
+
+class Parent(_Strict):
+    """A delta that another one was merged from, by the sha256 of its file."""
+
+    digest: Sha256
+    weight: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Merged(_Strict):
+    """The deltas that a delta was merged from, and the recipe (`ken_core.merge_recipe`)."""
+
+    method: MergeMethod
+    density: Annotated[float, Field(gt=0, le=1)]
+    normalize: bool
+    """Whether merged shifts were divided by the sum of their weights' sizes."""
+    seed: int
+    parents: Annotated[tuple[Parent, ...], Field(min_length=1, max_length=MOST_PARENTS)]
+    head: Annotated[int, Field(ge=0)]
+    """The place among the parents of the one whose head the delta has."""
+
+    @model_validator(mode="after")
+    def _head_is_a_parents(self) -> Merged:
+        if self.head >= len(self.parents):
+            raise ValueError(f"the head is that of parent {self.head}; there are {len(self.parents)}, counted from 0")
+        return self
 
 
 class Base(_Strict):
@@ -226,7 +269,12 @@ class Manifest(_Strict):
     adapter: Adapter | None = None
     """The kind of peft adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     fitted: Size | None = None
-    """How many texts the kept values were fitted to (`ken_core.scales`); None: they are the fine-tune's own."""
+    """How many texts the kept values were fitted to (`ken_core.scales`), 0 for texts of random tokens; None: they were
+    not fitted."""
+    distilled: Distilled | None = None
+    """How the delta's numbers were trained to give the fine-tune's answers; None: they were not."""
+    merged: Merged | None = None
+    """What the delta was merged from; None: it was made of one fine-tune or adapter."""
     candidates: Size
     """Elements of the backbone tensors that fine-tuning changed, among which the method chose."""
     backbone_parameters: Size = Field(alias="backbone")

@@ -22,6 +22,8 @@ from ken_core.entries import Sparse, patched
 from ken_core.errors import DataError
 from ken_core.mixing.changes import is_linear
 from ken_core.progress import Progress, Stage, silent
+from ken_core.random_texts import random_texts
+from ken_core.teacher import Teacher
 from ken_core.tokenization import Encoder, Input, collate
 
 MOST_TEXTS = 256
@@ -32,34 +34,37 @@ _LARGEST = 8.0
 
 
 def fit_scales(
-    base: Checkpoint, tuned: Checkpoint, delta: Delta, texts: Sequence[Input], progress: Progress = silent
+    base: Checkpoint, tuned: Checkpoint, delta: Delta, texts: Sequence[Input] | None, progress: Progress = silent
 ) -> Delta:
     """The delta with the kept shifts of every linear layer scaled, and a record of it.
 
     Args:
         delta: extracted from `tuned`; low-rank entries, embeddings and vectors stay as they are.
-        texts: like those that the task will answer; the first 256 are used.
+        texts: like those that the task will answer; the first 256 are used. None: 256 texts of random tokens, which
+            give a worse fit than real ones and a far better one than none.
 
     Raises:
         DataError: there is no text.
+        TrainingError: the fine-tune does not take these texts.
     """
-    used = list(texts[:MOST_TEXTS])
+    encoder = Encoder.of(base, delta)
+    used = list(texts[:MOST_TEXTS]) if texts is not None else random_texts(encoder, MOST_TEXTS)
     if not used:
         raise DataError("scales are fitted to texts, and there is none")
-    encoder = Encoder.of(base, delta)
     rows = sorted(encoder(used), key=len)
     linear = {f"{name}.weight": module for name, module in tuned.backbone.named_modules() if is_linear(module)}
     effects = {
         name: _Effects(delta.sparse[name], base, tuned, name, linear[name]) for name in linear.keys() & delta.sparse
     }
+    teacher = Teacher(base, tuned)
     with torch.inference_mode(), base.unchanged(), tuned.unchanged():
         for start in range(0, len(rows), _BATCH):
             progress(Stage("fitting", f"{min(start + _BATCH, len(rows))} texts", start, len(rows)))
             batch = collate(rows[start : start + _BATCH], encoder.pad_id, torch.device("cpu"))
             with _watched(effects, batch["attention_mask"].bool()):
-                tuned.model(**batch)
+                teacher(batch)
         fitted = {name: found.scaled() for name, found in effects.items()}
-    return replace(delta, sparse={**delta.sparse, **fitted}, fitted=len(used))
+    return replace(delta, sparse={**delta.sparse, **fitted}, fitted=0 if texts is None else len(used))
 
 
 class _Effects:

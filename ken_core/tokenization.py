@@ -259,6 +259,11 @@ class Encoder:
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
     @cached_property
+    def plain_ids(self) -> list[int]:
+        """The ids of all tokens that stand for text, in order."""
+        return sorted(set(self._fast.get_vocab(with_added_tokens=True).values()) - self._special_ids)
+
+    @cached_property
     def marks_continuations(self) -> bool:
         """Whether a token that continues a word begins with a mark, as WordPiece's ``##ing`` does."""
         return bool(getattr(self._fast.model, "continuing_subword_prefix", None))

@@ -131,6 +131,12 @@ class Settings(BaseSettings):
     )
     max_inputs: int = Field(256, ge=1, description="most inputs in one request")
     max_tasks_per_request: int = Field(64, ge=1, description="most tasks that one request to many tasks may ask")
+    max_merges: int = Field(
+        16, ge=0, description="most merges of tasks, asked for by requests, that a replica holds at once; 0: none"
+    )
+    merges_per_minute: int = Field(
+        20, ge=1, description="most merges that a replica makes for one client within a minute; further ones get 429"
+    )
     metrics_host: str | None = Field(
         None,
         description="address of each replica's own metrics; by default loopback if host is, else all addresses",

@@ -68,6 +68,12 @@ class UnsupportedEncodingError(UnsupportedMediaError):
     headers = MappingProxyType({"Accept-Encoding": "gzip, deflate, zstd"})
 
 
+class UnmergeableError(InvalidInputError):
+    """The versions that a request wants merged cannot be merged."""
+
+    title = "Cannot be merged"
+
+
 class UnauthorizedError(ServingError):
     """The request has no API key, or one that is not valid. The challenge is that of RFC 6750."""
 

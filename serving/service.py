@@ -34,6 +34,7 @@ from serving.telemetry.scrape import ScrapePort
 from serving.telemetry.tracing import tracer_from_environment
 from serving.tiers.cache import DeltaCache
 from serving.tiers.files import DeltaFiles
+from serving.tiers.merges import Merges
 from serving.tiers.signature_check import SignatureCheck
 from serving.workers.pool import WorkerPool
 
@@ -165,6 +166,7 @@ def _cache(
         resident.fingerprint.digest,
         worth_keeping=lambda delta: bool(delta.lowrank) or not on_cpu,
         threads=threads,
+        merges=Merges(settings.max_merges, settings.merges_per_minute),
     )
 
 

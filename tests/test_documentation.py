@@ -47,18 +47,10 @@ def test_the_library_page_runs_block_after_block(
     printed = capsys.readouterr().out
     assert "2,271,322 of 22,713,216 parameters" in printed
     assert "12 matrices shifted by factors of rank {8}" in printed
+    assert "merged by ties from ['" in printed
     assert names["found"].record.score == 1.0
-    files = {
-        "task.ken",
-        "paper.ken",
-        "from-memory.ken",
-        "adapter.ken",
-        "small.ken",
-        "smaller.ken",
-        "svd.ken",
-        "fitted.ken",
-    }
-    assert {p.name for p in tmp_path.iterdir()} == {*files, "pruned"}
+    written = ("task", "paper", "from-memory", "adapter", "small", "smaller", "svd", "fitted", "distilled", "both")
+    assert {p.name for p in tmp_path.iterdir()} == {*(f"{name}.ken" for name in written), "pruned"}
     assert names["small"].size < names["file"].size
 
 

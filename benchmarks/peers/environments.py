@@ -61,6 +61,10 @@ INFINITY = Environment(
     ("infinity-emb", "transformers", "torch"),
 )
 
+MERGEKIT = Environment(
+    "mergekit", ("mergekit==0.1.5", "transformers==5.23.0", _TORCH), ("mergekit", "transformers", "torch")
+)
+
 
 def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)

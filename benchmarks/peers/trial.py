@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.in_process import InProcess
+from benchmarks.many_tasks import Kind
 from benchmarks.peers.load import Draw, Figures, Load, Replies, Request, draw, figures, seconds_at_once, send
 from benchmarks.peers.systems import Batches, System
 
@@ -33,7 +34,7 @@ class Cell:
     Attributes:
         first: the index of the first task.
         state: the tasks' state, "warm" if every task was asked for before.
-        low_rank: whether the tasks' deltas are low-rank factors.
+        kind: what the tasks' deltas hold, as `benchmarks.many_tasks` derives them.
         long: whether long texts are asked about.
     """
 
@@ -42,11 +43,11 @@ class Cell:
     clients: int
     first: int = 0
     state: str = "warm"
-    low_rank: bool = False
+    kind: Kind = "kept"
     long: bool = False
 
     def __str__(self) -> str:
-        tasks = "low-rank tasks" if self.low_rank else "tasks"
+        tasks = "tasks" if self.kind == "kept" else f"{self.kind} tasks"
         parts = ["1 task" if self.tasks == 1 else f"{self.tasks} {tasks}, {self.draw}"]
         parts.append("1 client" if self.clients == 1 else f"{self.clients} clients")
         parts += ["long texts"] * self.long + [self.state] * (self.state != "warm")

@@ -17,6 +17,7 @@ from ken_core.kernels.correction import Shift, conv1d_shift, embedding_shift, li
 from ken_core.kernels.packed import Packed
 from ken_core.mixing.changes import (
     ModuleChange,
+    factors_nbytes,
     factors_of,
     is_embedding,
     is_linear,
@@ -85,7 +86,7 @@ class MixedModel:
         resident = self._resident
         size = resident.bytes_to_attach(delta, expand=False)
         for name, shift in delta.lowrank.items():
-            size += (shift.a.numel() + shift.b.numel()) * resident.dtype_of(name).itemsize
+            size += factors_nbytes(shift, resident.dtype_of(name))
         for name in (*delta.sparse, *delta.dense):
             module = resident.backbone.get_submodule(name.rpartition(".")[0])
             tensor = delta.dense.get(name, resident.checkpoint_tensor(name) if name in delta.sparse else None)

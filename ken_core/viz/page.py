@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from ken_core.manifest import Manifest
 from ken_core.viz.labels import printable
 from ken_core.viz.report import Picture, Report, Subject
 from ken_core.viz.tally import percent
@@ -102,14 +103,13 @@ def _deltas(subjects: Sequence[Subject]) -> str:
     rows = []
     for one in subjects:
         m = one.file.manifest
-        budget = ", ".join(f"{key} {value}" for key, value in m.budget.model_dump(exclude_none=True).items())
         rows.append(
             [
                 one.label,
                 printable(one.file.path.name),
                 m.kind,
                 _few(m.labels),
-                f"{m.method}, {budget}",
+                _selection(m),
                 f"{one.overall.kept:,}",
                 f"{one.overall.elements:,}",
                 percent(one.overall.fraction),
@@ -117,6 +117,15 @@ def _deltas(subjects: Sequence[Subject]) -> str:
             ]
         )
     return _table("Files that are shown, and what they keep of the base's backbone", columns, rows, text_columns=5)
+
+
+def _selection(described: Manifest) -> str:
+    """How the kept parameters were chosen; of a merge, what it was made of."""
+    if (merged := described.merged) is not None:
+        parents = ", ".join(f"{parent.weight:g} of {parent.digest[:12]}…" for parent in merged.parents)
+        return f"{merged.method}: {parents}"
+    budget = described.budget.model_dump(exclude_none=True)
+    return ", ".join([described.method, *(f"{key} {value}" for key, value in budget.items())])
 
 
 def _section(report: Report, view: str, pictures: Sequence[Picture], folder: Path) -> Iterable[str]:

@@ -72,7 +72,14 @@ _DEADLINE = _taken(
 _TASK = _taken("X-Ken-Task", "the task, where the body does not name it", {"type": "string", "minLength": 1})
 
 _TIMED = {"Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}}}
-_ANSWERED = {"X-Ken-Delta": {"description": "digest of the delta that answered", "schema": _DIGEST}, **_TIMED}
+_ANSWERED = {
+    "X-Ken-Delta": {"description": "digest of the delta that answered", "schema": _DIGEST},
+    "X-Ken-Merge": {
+        "description": "the merge that answered, as JSON with its versions pinned, if the request wants tasks merged",
+        "schema": {"type": "string"},
+    },
+    **_TIMED,
+}
 _RETRY = {
     "Retry-After": {"description": "seconds until trying again may help", "schema": {"type": "integer", "minimum": 1}}
 }

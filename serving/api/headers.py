@@ -35,7 +35,7 @@ _TAKEN = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_SHOWN = ("Retry-After", "Server-Timing", "X-Ken-Delta", store_notice.HEADER, "X-Request-Id")
+_SHOWN = ("Retry-After", "Server-Timing", "X-Ken-Delta", "X-Ken-Merge", store_notice.HEADER, "X-Request-Id")
 
 
 def install(app: FastAPI, settings: Settings) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
 from starlette.types import Scope
 
 from serving.api.bodies import body_of, read_body
@@ -46,6 +47,17 @@ class ManyTasksRequest(Incoming):
         description="one input or a list of them, for every task: texts, or objects of the fields the kinds ask for"
     )
     parameters: Free = Field({}, description="for every task; a task whose kind does not take them fails")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _are_names(cls, plain: Any) -> Any:
+        if any(isinstance(one, Mapping) for one in (plain if isinstance(plain, list) else [plain])):
+            raise PydanticCustomError(
+                "merge",
+                "expected names and patterns; a merge of tasks is asked by itself, as the model of "
+                "POST /v1/tasks/{task}/predict",
+            )
+        return plain
 
     def query(self) -> ManyTasksQuery:
         tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]

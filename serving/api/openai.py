@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.api.asking import ModelName, QueryBody, Texts, TextsOrTokenIds, ask
 from serving.api.bodies import body_of
 from serving.api.failures import Failure
+from serving.api.merging import ModelOrMerge
 from serving.api.predicting import Predictor, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, headers_of, responses
 from serving.api.protocol import Protocol
@@ -31,7 +32,7 @@ class EmbeddingsRequest(QueryBody):
         json_schema_extra={"examples": [{"model": "faq-search", "input": ["How far is it to Denver?"]}]},
     )
 
-    model: str = Field(description="a task, or task@alias")
+    model: ModelOrMerge = Field(description="a task, or task@alias; or tasks to merge for this request")
     input: Texts = Field(description="texts, not token ids; a text longer than the task takes is cut")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: little-endian float32 numbers, encoded"
@@ -73,7 +74,7 @@ class Embeddings(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Embedding]
-    model: str = Field(description="the model as the request names it")
+    model: str = Field(description="the model as the request names it; the digest of a merge")
     usage: Usage
 
 
@@ -129,7 +130,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
                 {"object": "embedding", "index": i, "embedding": encode(vector)}
                 for i, vector in enumerate(prediction.outputs)
             ],
-            "model": body.model,
+            "model": body.model if isinstance(body.model, str) else prediction.digest,
             "usage": {"prompt_tokens": prediction.tokens, "total_tokens": prediction.tokens},
         }
         return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)

@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import orjson
 from fastapi import Request
 
+from serving.api.merging import MergedModel
 from serving.api.middleware import UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, OverloadedError, ServingError
 from serving.replica.inference import Prediction
 from serving.replica.shared_rows import SharedRows
+from serving.routing.merges import Merge
 from serving.service import Service
 from serving.telemetry.measured import Measured
+from serving.telemetry.request_metrics import MERGED_TASKS
 
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 
@@ -31,29 +35,36 @@ class TaskQuery:
         inputs: one element for each input: plain JSON of the kind's inputs, or `TokenIds`.
         parameters: plain JSON of the kind's parameters.
         kind: the kind to answer; None: the one that the task answers by itself.
-        task: the task that the body names; None: the path or a header names it.
+        task: the task that the body names, or the merge of tasks; None: the path or a header names the task.
         key: an end user, whom a route keeps at one version; None: a header may name one.
     """
 
     inputs: Sequence[object]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     kind: str | None = None
-    task: str | None = None
+    task: str | MergedModel | None = None
     key: str | None = None
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """A prediction and the name, without alias, of the task that made it."""
+    """A prediction.
+
+    Attributes:
+        task: the name, without alias, of the task that made it; of a merge, of the task whose head it has.
+        merge: the merge that made it; None: a version of the task did.
+    """
 
     task: str
     prediction: Prediction
+    merge: Merge | None = None
 
     @property
     def headers(self) -> dict[str, str]:
-        """Which delta answered, what the stages took (milliseconds), and whether its batch mixed tasks."""
+        """Which delta or merge answered, what the stages took (milliseconds), and whether its batch mixed tasks."""
         timing = self.prediction.timing
-        return {"X-Ken-Delta": self.prediction.digest, **server_timing(timing.stages(), timing.mixed)}
+        merged = {} if self.merge is None else {"X-Ken-Merge": orjson.dumps(self.merge.plain()).decode()}
+        return {"X-Ken-Delta": self.prediction.digest, **merged, **server_timing(timing.stages(), timing.mixed)}
 
 
 class Predictor:
@@ -75,7 +86,8 @@ class Predictor:
 
         Args:
             read: reads the body; called after the request is admitted.
-            task: the task, where the path names it; an unknown task is then refused before the body is read.
+            task: the task, where the path names it; an unknown task is then refused before the body is read. If the
+                body wants tasks merged, the path's task is the one whose head answers.
 
         Raises:
             ServingError: the request is not answered; each subclass has an HTTP status of its own.
@@ -90,9 +102,13 @@ class Predictor:
                 else:
                     resolved = self._resolved(request, measured, task)
                 query = await read()
-                resolved = resolved or self._resolved(request, measured, query.task, query.key)
+                if isinstance(query.task, MergedModel):
+                    resolved = self._merge(request, measured, query.task, task)
+                elif resolved is None:
+                    resolved = self._resolved(request, measured, query.task, query.key)
                 self._admission.check_count(len(query.inputs))
-                return TaskAnswer(resolved.task, await self._answer(resolved, query, timeout, measured))
+                prediction = await self._answer(resolved, query, timeout, measured)
+                return TaskAnswer(resolved.task, prediction, resolved.merge)
         finally:
             self.count(measured)
             self.trace(request, measured)
@@ -140,6 +156,12 @@ class Predictor:
         measured.task, measured.digest = resolved.task, resolved.digest
         return resolved
 
+    def _merge(self, request: Request, measured: Measured, asked: MergedModel, path: str | None) -> Resolved:
+        measured.task, measured.digest = MERGED_TASKS, None  # until it is known which delta would answer
+        resolved = self.resolve.merge(request, asked, path)
+        measured.digest = resolved.digest
+        return resolved
+
     async def _answer(
         self,
         resolved: Resolved,
@@ -166,6 +188,7 @@ class Predictor:
             kind=query.kind,
             client=resolved.client,
             shared=shared,
+            merge=resolved.merge,
         )
         with self._admission.prediction(self._service.engine):
             try:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from serving.api.auth import Authenticator
+from serving.api.auth import Authenticator, permit
 from serving.api.clients import client_of
+from serving.api.merging import MergedModel
 from serving.errors import BadRequestError
+from serving.routing.merges import Merge
 from serving.store import Task
 from serving.tasks import TaskTable
 
@@ -18,16 +20,18 @@ class Resolved:
     """The delta that answers a request.
 
     Attributes:
-        task: its name, without alias.
-        digest: of the delta.
+        task: its name, without alias; of a merge, the name of the task whose head it has.
+        digest: of the delta, or of the merge.
         client: the client, see `client_of`.
         shadow: digest of another delta that gets a copy of the request, only to compare the answers; None: no delta.
+        merge: the merge of tasks that answers; None: a version of one task does.
     """
 
     task: str
     digest: str
     client: str
     shadow: str | None = None
+    merge: Merge | None = None
 
 
 class Resolver:
@@ -65,6 +69,33 @@ class Resolver:
         digest = self._table.resolve(name, version or None, pin, stay_by, who.sees)
         shadow = None if version or pin is not None else self._table.shadow(name)
         return Resolved(name, digest, client_of(request, who), shadow if shadow != digest else None)
+
+    def merge(self, request: Request, asked: MergedModel, path: str | None) -> Resolved:
+        """Resolve a merge of tasks, all of them by one state of the table.
+
+        A task without alias or version is its live version. Its route does not matter, since by chance the same merge
+        would be another one each time. No shadow gets a copy.
+
+        Args:
+            path: the task that the path names; None: it names none.
+
+        Raises:
+            BadRequestError: the request pins a version by a header, too.
+            UnauthorizedError, ForbiddenError: the request's key may not query one of the tasks.
+            UnknownTaskError: there is no such task, alias or version.
+            InvalidInputError: as `MergedModel.head_beside` and `MergedModel.of_versions`.
+        """
+        if "x-ken-delta" in request.headers:
+            raise BadRequestError(
+                "X-Ken-Delta pins a version of one task, and this merges tasks; send it without, and name versions as "
+                "task@digest"
+            )
+        who = self._authenticator.require(request, "predict")
+        for name in asked.names:
+            permit(who, "predict", name)
+        head = asked.head_beside(path)
+        merge = asked.of_versions(self._table.versions(asked.merge, who.sees), head)
+        return Resolved(head.partition("@")[0], merge.digest, client_of(request, who), merge=merge)
 
     def authenticate(self, request: Request) -> None:
         """Raises `UnauthorizedError` or `ForbiddenError` unless the request's key may query some task."""

@@ -22,6 +22,7 @@ from serving.api.bodies import body_of
 from serving.api.document import CHOOSING
 from serving.api.examples import EMBEDDINGS, LABELS, RANKS
 from serving.api.failures import Failure
+from serving.api.merging import ModelOrMerge
 from serving.api.predicting import Predictor, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, exemplified, headers_of, responses
 from serving.api.protocol import Protocol
@@ -52,7 +53,11 @@ class TruncatingBody(QueryBody):
 
 
 class _TeiRequest(TruncatingBody):
-    model: str | None = Field(None, description="a task, or task@alias, if neither the path nor a header names one")
+    model: ModelOrMerge | None = Field(
+        None,
+        description="a task, or task@alias, if neither the path nor a header names one; or tasks to merge for this "
+        "request",
+    )
 
     @abstractmethod
     def present(self, outputs: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from serving.cli import adopt_store, calibrating, keys, routes, server, signing, tasks, viz, weights
+from serving.cli import adopt_store, calibrating, keys, merging, routes, server, signing, tasks, viz, weights
 from serving.config import default_data_dir
 from serving.terminal import error_line
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 weights.add_to(app)
+merging.add_to(app)
 calibrating.add_to(app)
 viz.add_to(app)
 tasks.add_to(app)

@@ -27,6 +27,8 @@ def facts(file: Any) -> dict[str, Any]:
         "only": None if m.tensors is None else m.tensors.model_dump(),
         "codec": m.codec,
         "fitted": m.fitted,
+        "distilled": None if m.distilled is None else m.distilled.model_dump(),
+        "merged": None if m.merged is None else m.merged.model_dump(),
         "candidates": m.candidates,
         "selected": m.selected,
         "stored": m.stored,

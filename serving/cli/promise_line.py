@@ -13,10 +13,10 @@ def promise_line(found: dict[str, Any]) -> str:
             f"{measured} on {found['examples']:,} examples by which the delta was also chosen, so nothing is promised "
             "for other text: run ken calibrate again"
         )
-    lost, sure = max(0.0, found["promised"]), f"{100 * found['confidence']:.4g} %"
+    lost = points(max(0.0, found["promised"]))
     return (
-        f"with {sure} confidence it loses at most {points(lost)} of {found['metric']} on all such text. "
-        f"Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
+        f"with {100 * found['confidence']:.4g} % confidence it loses at most {lost} of {found['metric']} on all such "
+        f"text. Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
     )
 
 

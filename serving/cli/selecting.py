@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -15,33 +16,45 @@ if TYPE_CHECKING:
     from ken_core.selection import Method
 
 DEFAULT_PART = 45
-"""With svd, a file is by default this part of the base."""
+"""By default, the factors of svd take this part of the base's bytes, before compression."""
 _UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+
+
+def method_of(named: str | None, keep: float | None, k: int | None) -> str:
+    """The method that is named; else `svd`, or `magnitude` if a number of single elements is given."""
+    return named or ("svd" if keep is None and k is None else "magnitude")
 
 
 def bytes_of(
     method: str, codec: str, text: str | None, energy: float | None, scope: str | None, elements: bool
 ) -> int | None:
-    """The bytes of ``--size``; checks the options that go with the method `svd`.
+    """The bytes of ``--size``; checks the options that go with a size, an energy, and the method `svd`.
 
     Args:
         elements: whether a number of elements was given, by ``--keep`` or ``--k``.
     """
-    if method != "svd":
-        if text is not None or energy is not None:
-            raise typer.BadParameter(
-                "only the method svd takes a size or an energy; give --keep or --k", param_hint="--method"
-            )
+    if method == "svd":
+        _check_svd(codec, scope, elements)
+    elif energy is not None:
+        raise typer.BadParameter("only svd takes an energy; give --size, --keep or --k", param_hint="--energy")
+    if text is None:
         return None
+    if energy is not None or elements:
+        raise typer.BadParameter("give a size alone, without --keep, --k and --energy", param_hint="--size")
+    calibrated_methods([method])
+    return parsed_size(text)
+
+
+def _check_svd(codec: str, scope: str | None, elements: bool) -> None:
     if codec not in FACTOR_CODECS:
         raise typer.BadParameter(f"found {codec!r}; svd takes {', '.join(FACTOR_CODECS)}", param_hint="--codec")
     if scope not in (None, "global"):
-        raise typer.BadParameter("svd shares its size out over all tensors; leave --scope out", param_hint="--scope")
+        raise typer.BadParameter(
+            "svd shares its size out over all tensors; leave --scope out, or give another --method",
+            param_hint="--scope",
+        )
     if elements:
         raise typer.BadParameter("svd keeps no single elements; give --size or --energy", param_hint="--method")
-    if text is not None and energy is not None:
-        raise typer.BadParameter("give a size or an energy, not both", param_hint="--size")
-    return None if text is None else parsed_size(text)
 
 
 def parsed_size(text: str) -> int:
@@ -54,6 +67,21 @@ def parsed_size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+def check_text(method: str, text: Path | None, *, fit: bool, distil: bool) -> None:
+    """Check that ``--text`` goes with ``--fit`` or ``--distil``, and these with the method."""
+    if fit and method == "svd":
+        raise typer.BadParameter(
+            "svd keeps directions, which need no scales; leave --fit out, or give --method magnitude",
+            param_hint="--fit",
+        )
+    if text is None and distil:
+        raise typer.BadParameter(
+            "give --text FILE, with texts like those that the task will answer", param_hint="--distil"
+        )
+    if text is not None and not (fit or distil):
+        raise typer.BadParameter("the texts are for --fit or --distil; give one of them", param_hint="--text")
+
+
 def selection(
     method: str,
     keep: float | None,
@@ -62,8 +90,13 @@ def selection(
     seed: int,
     tensors: TensorFilter | None,
     energy: float | None = None,
+    nbytes: int | None = None,
 ) -> Selection:
-    """What ``--method``, ``--keep``, ``--scope``, ``--k``, ``--seed`` and ``--energy`` say together."""
+    """What ``--method``, ``--keep``, ``--scope``, ``--k``, ``--seed`` and ``--energy`` say together.
+
+    Args:
+        nbytes: of factors before compression, where nothing else says how much to keep.
+    """
     from ken_core import Budget, Selection, SelectionError
     from ken_core.selection import ALLOWED_SCOPES
     from ken_core.tensor_filter import EVERYTHING
@@ -73,8 +106,11 @@ def selection(
     if scope not in (None, "global", "row"):
         raise typer.BadParameter(f"found {scope!r}; choose global or row", param_hint="--scope")
     try:
-        fraction = 0.10 if keep is None and k is None and energy is None else keep
-        budget = Budget(scope or wide, fraction, k, energy)  # type: ignore[arg-type]
+        told = keep is not None or k is not None or energy is not None
+        if method == "svd" and not told:
+            budget = Budget(nbytes=nbytes)
+        else:
+            budget = Budget(scope or wide, keep if told else 0.10, k, energy)  # type: ignore[arg-type]
         return Selection(method, budget, seed, tensors or EVERYTHING)  # type: ignore[arg-type]
     except SelectionError as error:
         raise typer.BadParameter(str(error)) from None

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import starmap
 from typing import Any
 
+from serving.cli.delta_facts import facts
 from serving.cli.promise_line import promise_line
-from serving.terminal import counted, out, print_json, size, table
+from serving.terminal import counted, out, print_json, size, table, warn
 
 _ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
+
+
+def show_written(file: Any, warnings: Sequence[str], as_json: bool) -> None:
+    """Print warnings, and what a `ken_core.DeltaFile` that has just been written holds."""
+    for warning in warnings:
+        warn(warning)
+    show({**facts(file), "warnings": list(warnings)}, as_json)
 
 
 def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | None = None) -> None:
@@ -39,9 +48,14 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
             f"{found['selected']:,} selected, the others equal the base"
         )
     if found["fitted"] is not None:
-        lines["codec"] += f", after a fit of the kept values to {counted(found['fitted'], 'text')}"
+        texts = counted(found["fitted"], "text") if found["fitted"] else "random tokens"
+        lines["codec"] += f", after a fit of the kept values to {texts}"
+    if distilled := found["distilled"]:
+        lines["distilled"] = _distilled_line(distilled)
     if found["adapter"]:
         lines["method"] = f"imported from a {_ADAPTERS[found['adapter']]} adapter of peft"
+    if merged := found["merged"]:
+        lines |= _merged_lines(merged)
     if lowrank := found["lowrank"]:
         least, most = lowrank["least_rank"], lowrank["most_rank"]
         ranks = f"rank {least}" if least == most else f"ranks {least} to {most}"
@@ -71,6 +85,19 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         out.print(table("", columns, rows))
 
 
+def _merged_lines(found: dict[str, Any]) -> dict[str, str]:
+    """How the delta was merged, and from which others."""
+    how = f"merged by {found['method']}"
+    if found["density"] != 1:
+        how += f", density {found['density']:g}"
+    if found["method"].startswith("dare"):
+        how += f", seed {found['seed']}"
+    how += ", weights normalised" if found["normalize"] else ""
+    parents = [f"{parent['weight']:g} of {parent['digest'][:16]}…" for parent in found["parents"]]
+    parents[found["head"]] += " (its head)"
+    return {"method": how, "parents": ", ".join(parents)}
+
+
 def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
     """The steps from token vectors to an embedding, in their order; limits on texts; prompts."""
     steps = [" and ".join(found["pooling"]) + ("" if found["include_prompt"] else " of all but the prompt")]
@@ -94,6 +121,14 @@ def _embedding_lines(found: dict[str, Any]) -> dict[str, str]:
         **({"texts": ", ".join(texts)} if texts else {}),
         **({"prompts": ", ".join(prompts)} if prompts else {}),
     }
+
+
+def _distilled_line(found: dict[str, Any]) -> str:
+    judged = counted(found["held_out"], "other text") if found["held_out"] else "the same texts"
+    return (
+        f"values trained in {counted(found['steps'], 'step')} on {counted(found['texts'], 'text')}; on {judged}, the "
+        f"divergence from the fine-tune's answers fell from {found['before']:.4f} to {found['after']:.4f}"
+    )
 
 
 def _budget_part(name: str, value: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,9 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file, check_output_folder
-from serving.cli.selecting import DEFAULT_PART, bytes_of, codecs_of, selection, tensor_filter
-from serving.cli.show_delta import show
-from serving.terminal import counted, progress, say, staged, warn
+from serving.cli.selecting import DEFAULT_PART, bytes_of, check_text, codecs_of, method_of, selection, tensor_filter
+from serving.cli.show_delta import show, show_written
+from serving.terminal import counted, progress, say, staged
 
 _DEV_SHARE = 0.1
 
@@ -90,16 +90,20 @@ def extract(
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="how parameters are ranked: magnitude, ken, ken-grid, ken-shift or random; or svd, which keeps the "
-            "largest singular components of what fine-tuning added"
+            help="svd (the default), which keeps the largest singular components of what fine-tuning added; or how "
+            "single parameters are ranked: magnitude (the default with --keep and --k), ken, ken-grid, ken-shift, "
+            "random"
         ),
-    ] = "magnitude",
-    keep: Annotated[float | None, typer.Option(help="fraction of the parameters to keep; default 0.10")] = None,
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="fraction of the parameters to keep, bit for bit unless --codec says otherwise"),
+    ] = None,
     file_size: Annotated[
         str | None,
-        typer.Option("--size", help="with svd: most bytes of the file, such as 1MB or 500kB; default 1/45 of the base"),
+        typer.Option("--size", help="most bytes of the file, such as 1MB or 500kB; default about 1/45 of the base"),
     ] = None,
     energy: Annotated[
         float | None,
@@ -119,51 +123,78 @@ def extract(
         ),
     ] = None,
     fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="scale kept values so that they do best on the texts of --text, or on random tokens without it; takes "
+            "seconds",
+        ),
+    ] = False,
+    distil: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="train the delta's values for so many steps, such as 100, so that answers to the texts of --text come "
+            "close to the fine-tune's; takes minutes",
+        ),
+    ] = None,
+    text: Annotated[
         Path | None,
         typer.Option(
-            help="file with the field `text` (JSON lines, CSV, TSV): kept values are scaled to do best on these texts"
+            help="for --fit and --distil: texts like those that the task will answer, without labels; JSON lines, CSV "
+            "or TSV with the field `text`"
         ),
     ] = None,
     only: OnlyOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
-    seed: Annotated[int, typer.Option(help="seed of the method random")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the method random and of --distil")] = 0,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
     overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Select parameters of a fine-tune and write them as a delta file.
+    """Keep a small part of a fine-tune and write it as a delta file.
 
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
-    from ken_core import Extraction, deltafile, open_base, open_tuned
+    from ken_core import Delta, Extraction, deltafile, open_base, open_tuned
+    from ken_core.distillation import distil as distilled
     from ken_core.examples import read_texts
     from ken_core.file_size import write_within
     from ken_core.scales import fit_scales
 
     tensors = tensor_filter(only, include, exclude, outside)
-    (stored,) = codecs_of([codec or ("int4" if method == "svd" else "zstd")])
-    most = bytes_of(method, stored, file_size, energy, scope, keep is not None or k is not None)
-    chosen = None if method == "svd" and energy is None else selection(method, keep, scope, k, seed, tensors, energy)
-    if fit is not None and method == "svd":
-        raise typer.BadParameter("svd keeps directions, which need no scales; leave --fit out", param_hint="--fit")
+    named = method_of(method, keep, k)
+    (stored,) = codecs_of([codec or ("int4" if named == "svd" else "zstd")])
+    most = bytes_of(named, stored, file_size, energy, scope, keep is not None or k is not None)
+    chosen = partial(selection, named, keep, scope, k, seed, tensors, energy)
+    chosen(nbytes=0)  # checks the options before anything is opened
+    check_text(named, text, fit=fit, distil=distil is not None)
     check_output_file(out_file, "--out", overwrite)
-    texts = [] if fit is None else read_texts(fit)[0]
+    texts = None if text is None else read_texts(text)[0]
     ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
+
+        def refined(delta: Delta) -> Delta:
+            scaled = fit_scales(ours, theirs, delta, texts, watch) if fit else delta
+            if distil is None:
+                return scaled
+            return distilled(ours, theirs, scaled, texts or (), distil, codec=stored, seed=seed, progress=watch)
+
         extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
-        if chosen is None:
-            if most is None:
-                most = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
-            found, file = write_within(extraction, ours, most, out_file, stored, tensors=tensors, progress=watch)
-        else:
-            found = extraction.delta(chosen, stored)
-            if texts:
-                found = fit_scales(ours, theirs, found, texts, watch)
+        if most is None:
+            factors = sum(t.nbytes for t in ours.backbone_tensors.values()) // DEFAULT_PART
+            found = refined(extraction.delta(chosen(nbytes=factors), stored))
             file = deltafile.write(found, ours, out_file, stored, progress=watch)
-    _show_written(file, found.warnings, as_json)
+        else:
+            found, file = write_within(
+                extraction, ours, most, out_file, stored, method=chosen(nbytes=0).method, tensors=tensors,
+                refine=refined, progress=watch,
+            )  # fmt: skip
+    show_written(file, found.warnings, as_json)
 
 
 def import_peft(
@@ -193,7 +224,7 @@ def import_peft(
     with staged() as watch:
         found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
         file = deltafile.write(found, ours, out_file, progress=watch)
-    _show_written(file, found.warnings, as_json)
+    show_written(file, found.warnings, as_json)
 
 
 def apply(
@@ -227,9 +258,3 @@ def inspect(
 
     opened = open_file(file)
     show(facts(opened), as_json, per_tensor(opened) if tensors else [])
-
-
-def _show_written(file: Any, warnings: Sequence[str], as_json: bool) -> None:
-    for warning in warnings:
-        warn(warning)
-    show({**facts(file), "warnings": list(warnings)}, as_json)

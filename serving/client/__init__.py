@@ -8,6 +8,7 @@ They need httpx, pydantic and orjson, and import neither torch, Ray nor Transfor
 
 from serving.client.asynchronous import AsyncClient
 from serving.client.errors import ApiError, ClientError, ReplyError, UnreachableError
+from serving.client.merge import Merge
 from serving.client.results import (
     BaseInfo,
     Change,
@@ -41,6 +42,7 @@ __all__ = [
     "Collected",
     "HistoryEntry",
     "KeyInfo",
+    "Merge",
     "NewKey",
     "Prediction",
     "Predictions",

@@ -17,6 +17,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from serving.client.errors import ClientError, ReplyError, api_error
+from serving.client.merge import Merge
 from serving.client.results import (
     BaseInfo,
     Change,
@@ -88,7 +89,7 @@ class Call(Generic[T]):
 
 
 def predict(
-    task: str,
+    task: str | Merge,
     inputs: Input | Sequence[Input],
     *,
     parameters: Mapping[str, Any] | None = None,
@@ -100,7 +101,7 @@ def predict(
     """Get a task's outputs for some inputs.
 
     Args:
-        task: the task's name, or ``name@alias``.
+        task: the task's name, or ``name@alias``; or a merge of tasks, which the server makes.
         inputs: one input or a list of inputs. An input is a text, or an object with the fields that the kind needs.
         parameters: the kind's parameters, e.g. ``{"top_k": 1}``.
         kind: the kind of question to ask; by default the task's own kind.
@@ -112,11 +113,12 @@ def predict(
         ApiError: the server refused the call.
         UnreachableError: no answer came in time.
     """
-    asked = {"inputs": inputs, "parameters": parameters, "kind": kind}
+    named, model = (task.head, task.plain()) if isinstance(task, Merge) else (task, None)
+    asked = {"inputs": inputs, "parameters": parameters, "kind": kind, "model": model}
     pinned = {"X-Ken-Delta": digest, "X-Ken-Key": key}
     return Call(
         "POST",
-        _path("tasks", task, "predict"),
+        _path("tasks", named, "predict"),
         _prediction,
         orjson.dumps(_given(asked)),
         headers=_given(pinned),

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.client.merge import Merge
+
 
 class Result(BaseModel):
     """Base class of all results: frozen, compared by value."""
@@ -17,7 +19,10 @@ class Prediction(Result):
     """One output for each input, in the order of the inputs."""
 
     task: str
-    digest: str = Field(description="of the delta that answered")
+    digest: str = Field(description="of the delta that answered, or of the merge")
+    merge: Merge | None = Field(
+        None, validation_alias="model", description="the merge that answered, with its versions pinned"
+    )
     kind: str = Field(description="the kind of question that was answered")
     outputs: list[Any]
     truncated: tuple[int, ...] = Field(description="positions of the inputs that were cut to the model's length")

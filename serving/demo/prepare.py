@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ken_core import Checkpoint, DeltaFile, KenError, Selection, deltafile, extract, open_tuned
+from ken_core import Budget, Checkpoint, DeltaFile, KenError, Selection, deltafile, extract, open_tuned
+from ken_core.codings import Codec
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
 from ken_core.finetune import Recipe, Step, finetune
+from serving.cli.selecting import DEFAULT_PART
 from serving.demo.texts import TASKS, DemoTask
 from serving.terminal import counted, progress, say, staged
 
@@ -51,16 +53,23 @@ def demo_base() -> str:
 
 
 def prepare(base: Checkpoint, folder: Path, tasks: Sequence[DemoTask] = TASKS) -> list[PreparedTask]:
-    """Fine-tune the tasks that `folder` does not hold yet, and extract each task's delta with the default selection."""
+    """Fine-tune the tasks that `folder` does not hold yet, and extract each task's delta as `ken extract` does."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_prepare_one(base, folder, task) for task in tasks]
 
 
-def extract_to(path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selection | None = None) -> DeltaFile:
+def extract_to(
+    path: Path, base: Checkpoint, tuned: Checkpoint, selection: Selection, codec: Codec = "zstd"
+) -> DeltaFile:
     """Extract a delta and write it to a file, with a progress bar."""
     with staged() as watch:
-        delta = extract(base, tuned, selection, progress=watch)
-        return deltafile.write(delta, base, path, progress=watch)
+        delta = extract(base, tuned, selection, codec=codec, progress=watch)
+        return deltafile.write(delta, base, path, codec, progress=watch)
+
+
+def default_selection(base: Checkpoint) -> Selection:
+    """What `ken extract` keeps where nothing is said."""
+    return Selection("svd", Budget(nbytes=sum(t.nbytes for t in base.backbone_tensors.values()) // DEFAULT_PART))
 
 
 def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask:
@@ -79,5 +88,5 @@ def _prepare_one(base: Checkpoint, folder: Path, task: DemoTask) -> PreparedTask
 
             finetune(base.name, train, tuned_folder, recipe, show)
     tuned = open_tuned(str(tuned_folder))
-    file = extract_to(folder / f"{task.name}.ken", base, tuned)
+    file = extract_to(folder / f"{task.name}.ken", base, tuned, default_selection(base), "int4")
     return PreparedTask(task, tuned, file, held_out, accuracy(tuned.model, base, held_out))

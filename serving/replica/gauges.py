@@ -36,6 +36,7 @@ def add_gauges(
         lambda: admission.preparing,
     )
     metrics.gauge("ken_requests_in_flight", "Requests accepted and not answered", lambda: admission.requests)
+    metrics.gauge("ken_merges", "Merges of tasks, asked for by requests, that are held", lambda: len(cache.merges))
     metrics.gauge(
         "ken_base_file_changed",
         "Whether the base's file was found to hold other weights than the resident ones",

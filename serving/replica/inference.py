@@ -27,6 +27,7 @@ from serving.pipelines.base import (
     refusing_what_its_tokenizer_cannot_read,
 )
 from serving.replica.shared_rows import SharedRows
+from serving.routing.merges import Merge
 from serving.tiers.loaded import Loaded
 from serving.workers.pool import WorkerPool
 from serving.workers.steps import Steps, finish
@@ -75,17 +76,19 @@ class Inference:
         kind: str | None = None,
         client: Hashable = None,
         shared: SharedRows | None = None,
+        merge: Merge | None = None,
     ) -> Prediction:
         """Answer a task's inputs.
 
         Args:
-            digest: of the task's delta.
+            digest: of the task's delta, or of the merge.
             inputs: plain JSON or `TokenIds`, unchecked.
             parameters: plain JSON, unchecked.
             timeout: seconds.
             kind: of the question; None: the kind that the task answers by itself.
             client: who asks; clients take turns on the worker threads.
             shared: rows of the other tasks that the same request asks the same. None: it asks one task.
+            merge: the merge of tasks that answers. None: a version of a task does.
 
         Raises:
             InvalidInputError: the task cannot answer this kind, or the kind does not take these inputs or parameters.
@@ -96,11 +99,12 @@ class Inference:
             ChangedBaseError: the delta is not on the device, and the base's file is not what it was.
             UnfitDeltaError: the delta can never be served here.
             RefusedDeltaError: the delta must be signed by a trusted key, and is not.
+            UnmergeableError, ForbiddenError: the merge cannot be made; this replica makes none.
         """
         started = time.monotonic()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout):
-                async with self.on_device(digest, len(inputs)) as loaded:
+                async with self.on_device(digest, len(inputs), merge, client) as loaded:
                     acquired = time.monotonic()
                     asked = _checked(loaded, kind, inputs, parameters)
                     prepared = await self._encode(asked, client, shared)
@@ -117,24 +121,29 @@ class Inference:
         return Prediction(digest, asked.pipeline.kind, outputs, truncated, tokens, timing)
 
     @asynccontextmanager
-    async def on_device(self, digest: str, inputs: int) -> AsyncIterator[Loaded]:
+    async def on_device(
+        self, digest: str, inputs: int, merge: Merge | None = None, client: Hashable = None
+    ) -> AsyncIterator[Loaded]:
         """Within it, the task is on the device and stays there.
 
         Args:
             inputs: how many inputs wait for it.
+            merge, client: as in a prediction.
 
         Raises:
-            OverloadedError, StoreError, ChangedBaseError, UnfitDeltaError, RefusedDeltaError: as a prediction does.
+            OverloadedError, StoreError, ChangedBaseError, UnfitDeltaError, RefusedDeltaError, UnmergeableError,
+                ForbiddenError: as a prediction does.
         """
+        tiers = self._engine.tiers
         try:
             with self._admission.preparation(self._engine, inputs):
-                loaded = await self._engine.tiers.acquire(digest)
+                loaded = await (tiers.acquire_merge(merge, client) if merge else tiers.acquire(digest))
         except CheckpointChangedError as error:
             raise ChangedBaseError(f"delta {digest} cannot be loaded: {error}") from error
         try:
             yield loaded
         finally:
-            self._engine.tiers.release(loaded)
+            tiers.release(loaded)
 
     async def _encode(self, asked: _Checked, client: Hashable, shared: SharedRows | None) -> list[Prepared]:
         prepare = partial(self._prepare, asked, client)

@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -82,12 +82,26 @@ class TaskTable:
             UnknownTaskError: no such task, alias or version. The message suggests similar names of tasks.
             InvalidInputError: several versions may be meant.
         """
-        known = self.find(task, sees)
+        known = _find(self.current, task, sees)
         if digest is not None and not (version is not None and is_pin(known, version)):
             return pinned(known, digest)
         if version is None:
             version = known.route.choose(key, task) if known.route else "live"
         return version_of(known, version)
+
+    def versions(self, named: Iterable[str], sees: Callable[[str], bool] = lambda name: True) -> list[str]:
+        """The digests of several versions, all by the same state of the table.
+
+        Args:
+            named: ``task``, ``task@alias`` or ``task@digest``; a task alone is its live version.
+            sees: as in `resolve`.
+
+        Raises:
+            UnknownTaskError, InvalidInputError: as `resolve`.
+        """
+        table = self.current
+        pairs = (name.partition("@") for name in named)
+        return [version_of(_find(table, task, sees), version or "live") for task, _, version in pairs]
 
     def shadow(self, task: str) -> str | None:
         """The digest that gets copies of the requests that the task's route splits; None where no version does."""
@@ -108,12 +122,7 @@ class TaskTable:
         Raises:
             UnknownTaskError: no such task. The message suggests similar names.
         """
-        known = self.current.tasks.get(task)
-        if known is None:
-            near = difflib.get_close_matches(task, filter(sees, self.current.tasks), n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise UnknownTaskError(f"there is no task {task!r}{hint}")
-        return known
+        return _find(self.current, task, sees)
 
     def replace(self, table: Table, other_history: bool = False) -> None:
         """Answer from this table from now on, and keep it on disk if the disk takes it.
@@ -175,6 +184,15 @@ class TaskTable:
         if keys or locked:
             self.lock()
         return True
+
+
+def _find(table: Table, task: str, sees: Callable[[str], bool]) -> Task:
+    known = table.tasks.get(task)
+    if known is None:
+        near = difflib.get_close_matches(task, filter(sees, table.tasks), n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UnknownTaskError(f"there is no task {task!r}{hint}")
+    return known
 
 
 def _task(plain: dict[str, Any]) -> Task:

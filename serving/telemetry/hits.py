@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 TIERS = ("materialised", "packed", "host", "disk", "store")
 """From the nearest to the farthest. ``store`` stands for a delta that no tier of the replica holds."""
+MERGED = "merge"
+"""In place of a tier: no tier held the delta, and it was merged of others for the request."""
 
 _ON_DEVICE = TIERS[:2]
 

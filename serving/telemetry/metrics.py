@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from serving.telemetry.hits import TIERS
+from serving.telemetry.hits import MERGED, TIERS
 from serving.telemetry.request_metrics import SECONDS, RequestMetrics
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -52,7 +52,7 @@ class Metrics:
             buckets=SECONDS, registry=own,
         )  # fmt: skip
         self.load_stage_seconds = Histogram(
-            "ken_load_stage_seconds", "Time to make a delta ready, by stage: fetch, decode, attach", ["stage"],
+            "ken_load_stage_seconds", "Time to make a delta ready, by stage: fetch, decode, merge, attach", ["stage"],
             buckets=SECONDS, registry=own,
         )  # fmt: skip
         self.dropped = Counter("ken_dropped_rows", "Inputs dropped before their forward pass", ["reason"], registry=own)
@@ -73,7 +73,9 @@ class Metrics:
         )
         for tier in TIERS[:-1]:
             self._cache_hits.labels(tier)  # creates the series at 0: shares of a sum need every part of it
-        self._cache_misses = Counter("ken_cache_misses", "Requests whose delta came from the store", registry=own)
+        self._cache_misses = Counter(
+            "ken_cache_misses", "Requests whose delta came from the store, or was merged for them", registry=own
+        )
         self._own = own
         self.registry = CollectorRegistry()
         self.registry.register(_WithLabel(own, "replica", replica))
@@ -87,8 +89,8 @@ class Metrics:
         self._own.register(_ByLabel(name, text, label, read))
 
     def observe_lookup(self, tier: str) -> None:
-        """Count a request that found its delta in one of `serving.telemetry.hits.TIERS`."""
-        if tier == TIERS[-1]:
+        """Count a request that found its delta in one of `serving.telemetry.hits.TIERS`, or had it `MERGED`."""
+        if tier in (TIERS[-1], MERGED):
             self._cache_misses.inc()
         else:
             self._cache_hits.labels(tier).inc()

@@ -14,6 +14,8 @@ OTHER = "other"
 """The label of all tasks and versions that have no label of their own."""
 UNKNOWN = "unknown"
 """The label of requests for tasks that do not exist. Their names are not used, since clients can invent any number."""
+MERGED_TASKS = "@merge"
+"""The label of requests for merges of tasks, of which clients can invent any number. No task can have this name."""
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of every histogram of times."""
@@ -70,8 +72,8 @@ class RequestMetrics:
         """Count one answered request.
 
         Args:
-            task: None if the request names no task that exists.
-            digest: of the version that the request resolved to; None if it failed before that.
+            task: None if the request names no task that exists; `MERGED_TASKS` if it wants tasks merged.
+            digest: of the version or merge that the request resolved to; None if it failed before that.
             code: HTTP status; 499 if the client left before the answer.
             seconds: from the request's arrival to its answer.
             stages: names and seconds of the stages that the request went through, if it was answered.
@@ -115,12 +117,14 @@ class RequestMetrics:
     def _task_label(self, task: str | None) -> str:
         if task is None:
             return UNKNOWN
+        if task == MERGED_TASKS:
+            return MERGED_TASKS
         shared = task in (OTHER, UNKNOWN)  # a task with one of these names shares the series, which must not be removed
         return task if not shared and self._tasks.use(task) else OTHER
 
     def _version_label(self, task_label: str, digest: str) -> str:
         version = digest[:_VERSION_LENGTH]
-        shared = task_label in (OTHER, UNKNOWN)
+        shared = task_label in (OTHER, UNKNOWN, MERGED_TASKS)
         return version if not shared and self._versions.use((task_label, version)) else OTHER
 
     def _child(self, family: Any, *labels: str) -> Any:

@@ -8,14 +8,19 @@ Loading runs on its own threads, beside the forward pass. A task that a request 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from ken_core import Delta, ResidentModel
 from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoder
+from serving.errors import UnavailableError
 from serving.pipelines.base import TaskSpec
-from serving.telemetry.hits import Hits, TaskTiers, hit_rate
+from serving.routing.merges import Merge
+from serving.telemetry.hits import MERGED, TIERS, Hits, TaskTiers, hit_rate
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache, Found
 from serving.tiers.device_memory import DeviceMemory
@@ -49,8 +54,11 @@ class DeviceTiers:
         on_owner: OnOwner,
         mixed: MixedModel | None = None,
     ) -> None:
+        self._resident = resident
         self._cache = cache
+        self._merges = cache.merges
         self._metrics = metrics
+        self._on_owner = on_owner
         self._memory = DeviceMemory(resident, packed_bytes, materialised_bytes)
         self._preparation = Preparation(resident, self._memory, mixed)
         self._trials = Trials(resident, self._memory, self._preparation, on_owner)
@@ -58,6 +66,10 @@ class DeviceTiers:
         self._unfit = Unfit()
         self.hits = Hits()
         self._load = SingleFlight(self._bring, _LOADERS, "ken-load")
+        self._make = SingleFlight(self._bring_merge, 1, "ken-merge")
+        self._next_merge = 0.0
+        """When the next merge may be made, on the clock of `time.monotonic`."""
+        self._closing = threading.Event()
 
     @property
     def base_encoder(self) -> Encoder:
@@ -99,20 +111,32 @@ class DeviceTiers:
             UnavailableError: the server is stopping.
         """
         self._unfit.refuse(digest)
-        found = ""
-        with self._memory.wanted(digest):
-            while (loaded := self._memory.hold(digest)) is None:
-                brought = await asyncio.wrap_future(self._load(digest))
-                found = found or brought
-            found = found or loaded.tier
-        self.hits.note(digest, found)
-        self._metrics.observe_lookup(found)
-        self._promotion.consider(loaded)
-        return loaded
+        return await self._acquire(digest, self._load)
+
+    async def acquire_merge(self, merge: Merge, client: Hashable) -> Loaded:
+        """Hold a merge on the device until `release`. If it is not there, it is made: one merge at a time, at most half
+        of the time, and beside the loading of other deltas.
+
+        Args:
+            client: who asks for it.
+
+        Raises:
+            UnmergeableError: its parts cannot be merged. This is remembered.
+            ForbiddenError, OverloadedError: as `Merges.hold`.
+            UnfitDeltaError, StoreError, RefusedDeltaError, CheckpointChangedError, UnavailableError: as `acquire`.
+        """
+        self._unfit.refuse(merge.digest)
+        self._merges.hold(merge, client, here=self.tier_of(merge.digest) != TIERS[-1])
+        try:
+            return await self._acquire(merge.digest, self._make)
+        except BaseException:
+            self._merges.release(merge.digest)
+            raise
 
     def release(self, loaded: Loaded) -> None:
-        """End one hold of `acquire`."""
+        """End one hold of `acquire` or `acquire_merge`."""
         self._memory.release(loaded)
+        self._merges.release(loaded.digest)
 
     def spec(self, delta: Delta) -> TaskSpec:
         """See `Preparation.spec`."""
@@ -135,11 +159,46 @@ class DeviceTiers:
 
     def close(self) -> None:
         """Refuse further loads, and wait for those that are running."""
+        self._closing.set()
         self._memory.close()
         self._load.close()
+        self._make.close()
         self._promotion.close()
 
+    async def _acquire(self, digest: str, bring: SingleFlight[str]) -> Loaded:
+        found = ""
+        with self._memory.wanted(digest):
+            while (loaded := self._memory.hold(digest)) is None:
+                brought = await asyncio.wrap_future(bring(digest))
+                found = found or brought
+            found = found or loaded.tier
+        self.hits.note(digest, found)
+        self._metrics.observe_lookup(found)
+        self._promotion.consider(loaded)
+        return loaded
+
     # On the loaders' threads
+
+    def _bring_merge(self, digest: str) -> str:
+        """As `_bring`, after a rest as long as the last merge took. Merges that lost their place leave the tiers first.
+
+        Raises:
+            UnavailableError: the server is stopping; or this merge lost its place, since no request waits for it.
+        """
+        if self._closing.wait(self._next_merge - time.monotonic()):
+            raise UnavailableError("the server is stopping")
+        if self._merges.find(digest) is None:
+            raise UnavailableError(f"merge {digest} is not made, since nobody waits for it; ask for it again")
+        for gone in self._merges.leaving():
+            self._cache.drop(gone)
+            self._on_owner(partial(self._drop, gone)).result()
+        return self._bring(digest)
+
+    def _drop(self, digest: str) -> None:
+        """Take a task off the device, unless a request wants it. On a thread that has the weights alone."""
+        loaded = self._memory.discard(digest)
+        if loaded is not None and self._resident.active is loaded.attached:
+            self._resident.revert()
 
     def _bring(self, digest: str) -> str:
         """Load a task into its tier; waits while requests hold all of the tier.
@@ -160,6 +219,9 @@ class DeviceTiers:
 
     def _observe(self, found: Found, attaching: float) -> None:
         self._metrics.load_seconds.labels(found.tier).observe(found.seconds + attaching)
-        stages = (("fetch", found.fetch_seconds), ("decode", found.decode_seconds), ("attach", attaching))
-        for stage, seconds in stages:
+        stages = {"fetch": found.fetch_seconds, "decode": found.decode_seconds, "attach": attaching}
+        if found.tier == MERGED:
+            stages["merge"] = found.merge_seconds
+            self._next_merge = time.monotonic() + found.merge_seconds
+        for stage, seconds in stages.items():
             self._metrics.load_stage_seconds.labels(stage).observe(seconds)

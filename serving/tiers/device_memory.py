@@ -157,6 +157,15 @@ class DeviceMemory:
             self._tiers[loaded.tier].pop(loaded.digest)
             self._changed.notify_all()
 
+    def discard(self, digest: str) -> Loaded | None:
+        """Take a task out of its tier, unless a request holds it or waits for it; None if no task was taken out."""
+        with self._changed:
+            loaded = self.find(digest)
+            if loaded is None or self._is_asked_for(loaded):
+                return None
+            self.remove(loaded)
+            return loaded
+
     def close(self) -> None:
         """End all waiting for room with an `UnavailableError`."""
         with self._changed:

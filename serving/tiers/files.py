@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from ken_core import DeltaFile, open_file
 from ken_core.errors import DeltaFormatError, OutputError
+from ken_core.manifest import Manifest
 from ken_core.writing import new_file
-from serving.errors import NoRoomError
+from serving.errors import NoRoomError, StoreError
 from serving.security.signature_file import signature_file, write_signatures
 from serving.store import Store
 from serving.store.deltas import not_held
@@ -102,6 +105,20 @@ class DeltaFiles:
 
     def holds(self, digest: str) -> bool:
         return digest in self._files
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """What a delta's manifest says on disk, else in the store; None where neither gives one that can be read.
+
+        The delta itself is neither fetched nor compared with its digest, so this is no proof of what it holds.
+        """
+        path = self.folder / digest
+        try:
+            if path.is_file():
+                return open_file(path, digest).manifest
+            told = self._store.deltas.manifest(digest) if self._store else None
+            return None if told is None else Manifest.model_validate(told)
+        except (OSError, StoreError, DeltaFormatError, ValidationError):
+            return None
 
     def open(self, digest: str) -> tuple[DeltaFile, bool]:
         """Open a delta's file, which is fetched from the store if it is not on disk.

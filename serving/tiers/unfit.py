@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ken_core.errors import BaseMismatchError, ConfigMismatchError, DeltaFormatError
-from serving.errors import UnfitDeltaError, UnsupportedKindError
+from serving.errors import UnfitDeltaError, UnmergeableError, UnsupportedKindError
 
 _log = logging.getLogger(__name__)
 _MOST = 4096
 _FAULTS = (DeltaFormatError, BaseMismatchError, ConfigMismatchError)
 """Errors of a delta's content. They last, because the digest names the content; errors of the store or device pass."""
+
+Reason = UnfitDeltaError | UnmergeableError | UnsupportedKindError
 
 
 class Unfit:
@@ -22,7 +24,7 @@ class Unfit:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reasons: OrderedDict[str, UnfitDeltaError | UnsupportedKindError] = OrderedDict()
+        self._reasons: OrderedDict[str, Reason] = OrderedDict()
 
     def refuse(self, digest: str) -> None:
         """Raise the error that is remembered for a delta, if there is one."""
@@ -37,10 +39,13 @@ class Unfit:
 
         Raises:
             UnfitDeltaError: in place of an error of the delta's content.
-            UnsupportedKindError: as it was raised in the block.
+            UnsupportedKindError, UnmergeableError: as it was raised in the block.
         """
         try:
             yield
+        except UnmergeableError as error:  # a request's doing, and nothing for the log
+            self._remember(digest, error)
+            raise
         except UnsupportedKindError as error:
             self._note(digest, error)
             raise
@@ -50,10 +55,12 @@ class Unfit:
                 self._note(digest, unfit)
             raise unfit from error
 
-    def _note(self, digest: str, error: UnfitDeltaError | UnsupportedKindError) -> None:
-        reason = str(error)
-        _log.error("%s", reason)
+    def _note(self, digest: str, error: Reason) -> None:
+        _log.error("%s", str(error))  # the error itself would keep its traceback, and with it the delta's file
+        self._remember(digest, error)
+
+    def _remember(self, digest: str, error: Reason) -> None:
         with self._lock:
-            self._reasons[digest] = type(error)(reason)  # the traceback of the error itself refers to the delta's file
+            self._reasons[digest] = type(error)(str(error))  # a new error, for the same reason
             while len(self._reasons) > _MOST:
                 self._reasons.popitem(last=False)

@@ -34,10 +34,9 @@ def deltas(
 
 
 def test_extract_prints_what_was_kept(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
-    found = facts(
-        ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d.ken", "--json")
-    )
-    assert found["method"] == "magnitude"
+    command = ("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d.ken", "--json")
+    found = facts(ken(*command, "--keep", "0.1"))
+    assert (found["method"], found["codec"]) == ("magnitude", "zstd")
     assert found["budget"] == {"scope": "global", "fraction": 0.1}
     assert found["labels"] == ["bad", "good"]
     assert found["stored"] <= found["selected"] == round(0.1 * found["candidates"])  # type: ignore[operator]
@@ -226,6 +225,7 @@ def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:
         "finetune",
         "extract",
         "import-peft",
+        "merge",
         "calibrate",
         "apply",
         "inspect",

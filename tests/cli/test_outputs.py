@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.running import Ken, facts
 
-FILES = ["extract", "import-peft", "calibrate", "curve"]
+FILES = ["extract", "import-peft", "merge", "calibrate", "curve"]
 FOLDERS = ["finetune", "apply", "viz"]
 
 
@@ -19,6 +19,7 @@ def command(name: str, base: Path, out: Path) -> list[object]:
     return {
         "extract": ["extract", "--tuned", nothing, *written],
         "import-peft": ["import-peft", nothing, *written],
+        "merge": ["merge", f"{nothing}=1", *written],
         "calibrate": ["calibrate", "--tuned", nothing, "--data", nothing, *written],
         "curve": ["calibrate", "--tuned", nothing, "--data", nothing, *curve],
         "finetune": ["finetune", "--data", nothing, *written],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ken_core import open_base
 from tests.cli.running import Ken, facts
 
 
@@ -23,6 +24,23 @@ def test_ken_grid_takes_k(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path]
     )
     assert ended.returncode == 2
     assert "give k" in ended.stderr
+
+
+def test_the_default_is_a_45th_of_the_base_as_factors(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+) -> None:
+    found = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d")
+    assert (found["method"], found["codec"]) == ("svd", "int4")
+    backbone = sum(t.nbytes for t in open_base(str(tiny_base)).backbone_tensors.values())
+    assert found["budget"] == {"scope": "global", "nbytes": backbone // 45}
+    assert found["lowrank"]["parameters"] > 0  # type: ignore[index]
+
+
+def test_any_method_takes_a_size(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
+    for method in ("magnitude", "ken", "random"):
+        sized = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / method, "--method", method, "--size", "45kB")
+        assert (sized["method"], sized["codec"]) == (method, "zstd")
+        assert 40_000 < sized["bytes"] <= 45_000  # type: ignore[operator]
 
 
 def test_svd_takes_a_size_or_an_energy(ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path) -> None:
@@ -42,11 +60,14 @@ def test_kept_values_can_be_fitted_to_texts(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "the rain"}\n{"text": "a film"}\n')
-    plain = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d")
-    fitted = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "e", "--fit", str(tmp_path / "texts.jsonl"))
-    assert (plain["fitted"], fitted["fitted"]) == (None, 2)
-    assert plain["digest"] != fitted["digest"]
+    plain = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d", "--keep", "0.1")
+    text = ("--keep", "0.1", "--fit", "--text", str(tmp_path / "texts.jsonl"))
+    fitted = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "e", *text)
+    blind = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "g", "--keep", "0.1", "--fit")
+    assert (plain["fitted"], fitted["fitted"], blind["fitted"]) == (None, 2, 0)
+    assert len({plain["digest"], fitted["digest"], blind["digest"]}) == 3
     assert "after a fit of the kept values to 2 texts" in ken("inspect", tmp_path / "e").stdout
+    assert "after a fit of the kept values to random tokens" in ken("inspect", tmp_path / "g").stdout
     missing = ken(
         "extract",
         "--base",
@@ -55,22 +76,40 @@ def test_kept_values_can_be_fitted_to_texts(
         tiny_tuned["mood"],
         "--out",
         tmp_path / "f",
+        "--keep",
+        "0.1",
         "--fit",
+        "--text",
         tmp_path / "none",
     )
     assert missing.returncode == 1
     assert not (tmp_path / "f").exists()
 
 
+@pytest.mark.parametrize("method", [("--keep", "0.02"), ("--size", "30kB"), ("--method", "magnitude", "--fit")])
+def test_values_can_be_distilled_on_texts(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    words = ["the rain", "a film", "many bad kings", "what was good", "how far is the river"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+    more = ("--distil", "5", "--text", str(tmp_path / "texts.jsonl"))
+    found = extract(ken, tiny_base, tiny_tuned["mood"], tmp_path / "d", *method, *more)
+    record: dict[str, float] = found["distilled"]  # type: ignore[assignment]
+    assert (record["steps"], record["texts"], record["held_out"]) == (5, 5, 0)
+    assert record["after"] < record["before"]
+    told = " ".join(ken("inspect", tmp_path / "d").stdout.split())
+    assert "values trained in 5 steps on 5 texts; on the same texts, the divergence from the fine-tune's" in told
+    if "--size" in method:
+        assert found["bytes"] == (tmp_path / "d").stat().st_size <= 30_000  # type: ignore[operator]
+
+
 def test_a_size_that_no_delta_can_have_is_refused(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
-    ended = ken(
-        "extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d", "--method", "svd"
-    )
+    common = ("--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d")
+    ended = ken("extract", *common, "--size", "9kB")
     assert ended.returncode == 1
     assert "give a larger size" in ended.stderr
-    common = ("--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", tmp_path / "d", "--method", "svd")
     assert "0 were asked for" in ken("extract", *common, "--size", "0B").stderr
     assert not (tmp_path / "d").exists()
 
@@ -79,7 +118,9 @@ def test_a_preset_and_globs_choose_the_tensors(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "d"
-    found = extract(ken, tiny_base, tiny_tuned["mood"], out, "--only", "attention", "--exclude", "*.bias")
+    found = extract(
+        ken, tiny_base, tiny_tuned["mood"], out, "--keep", "0.1", "--only", "attention", "--exclude", "*.bias"
+    )
     assert found["only"] == {
         "include": ["*attention*", "*attn*"],
         "exclude": ["*norm*", "*Norm*", "*.bias"],
@@ -109,14 +150,18 @@ def test_the_others_are_kept_in_full_where_asked(
         (["--codec", "int3"], "raw, zstd, int8, int4, sign"),
         (["--method", "best"], "choose one of ken, ken-grid, ken-shift, magnitude, random, svd"),
         (["--method", "svd", "--size", "1 cm"], "a number and a unit, such as 1MB"),
-        (["--method", "svd", "--size", "1MB", "--energy", "0.9"], "a size or an energy, not both"),
+        (["--size", "1MB", "--energy", "0.9"], "a size alone, without --keep, --k and --energy"),
+        (["--size", "1MB", "--keep", "0.9"], "a size alone, without --keep, --k and --energy"),
+        (["--size", "1MB", "--method", "ken-grid"], "found 'ken-grid'"),
         (["--method", "svd", "--energy", "2"], "at most 1"),
         (["--method", "svd", "--keep", "0.1"], "svd keeps no single elements"),
         (["--method", "svd", "--codec", "sign"], "svd takes raw, zstd, int8, int4"),
-        (["--size", "1MB"], "only the method svd takes a size"),
-        (["--method", "svd", "--scope", "row"], "shares its size out over all tensors"),
-        (["--method", "svd", "--fit", "texts.jsonl"], "directions, which need no scales"),
-        (["--method", "ken", "--energy", "0.9"], "only the method svd takes a size"),
+        (["--scope", "row"], "shares its size out over all tensors"),
+        (["--method", "svd", "--fit", "--text", "texts.jsonl"], "directions, which need no scales"),
+        (["--distil", "100"], "give --text FILE, with texts like those that the task will answer"),
+        (["--distil", "0", "--text", "texts.jsonl"], "should be greater than or equal to 1"),
+        (["--text", "texts.jsonl"], "the texts are for --fit or --distil; give one of them"),
+        (["--method", "ken", "--energy", "0.9"], "only svd takes an energy"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(
@@ -144,7 +189,7 @@ def test_inspect_shows_where_every_byte_goes(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, codec: str
 ) -> None:
     out = tmp_path / "d"
-    extract(ken, tiny_base, tiny_tuned["mood"], out, "--codec", codec)
+    extract(ken, tiny_base, tiny_tuned["mood"], out, "--keep", "0.1", "--codec", codec)
     found = facts(ken("inspect", out, "--json", "--tensors"))
     parts: dict[str, int] = found["bytes_by_part"]  # type: ignore[assignment]
     assert sum(parts.values()) == found["bytes"] == out.stat().st_size

@@ -26,7 +26,7 @@ def make_delta(
 
     def make(task: str, name: str = "") -> Path:
         file = tmp_path_factory.mktemp(task) / (name or f"{task}.ken")
-        ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned[task], "--out", file)
+        ended = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned[task], "--out", file, "--keep", "0.1")
         assert ended.returncode == 0, ended.stderr
         return file
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ken_core.errors import DeltaFormatError
-from ken_core.factor_codec import decode_components, encode_components
+from ken_core.factor_codec import codes_of, decode_components, encode_components
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 40))
 FACTORS = SHAPES.flatmap(lambda shape: arrays.arrays(np.float32, shape, elements=st.floats(-100, 100, width=32)))
@@ -23,6 +24,16 @@ def test_every_number_is_within_half_a_step_of_its_components_scale(components, 
     assert decoded.dtype == np.float32
     assert (np.abs(decoded - components) <= step * 0.5001 + 1e-30).all()
     assert np.abs(decoded).max(axis=1, keepdims=True) == pytest.approx(largest, rel=1e-6, abs=1e-37)
+
+
+@given(FACTORS, st.sampled_from([4, 8]))
+def test_decoded_components_have_the_codes_that_they_were_decoded_from(components, bits):
+    first, _ = codes_of(torch.from_numpy(components), bits)
+    decoded = torch.from_numpy(decode_components(encode_components(components, bits), *components.shape, bits))
+    again, scales = codes_of(decoded, bits)
+    assert torch.equal(first, again)
+    assert again.dtype == torch.int8
+    torch.testing.assert_close(again * scales[:, None], decoded, rtol=1e-6, atol=1e-40)
 
 
 def test_small_components_last_beside_large_ones():

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -17,7 +18,7 @@ from ken_core.extraction import extract
 from ken_core.scales import fit_scales
 from ken_core.selection import Budget, Selection
 from ken_core.tokenization import Encoder, collate
-from tests.tiny_checkpoints import TEXTS
+from tests.tiny_checkpoints import TEXTS, write_tuned
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 
@@ -131,6 +132,34 @@ def test_a_pooler_whose_vectors_are_as_long_as_the_texts_is_not_taken_for_tokens
     whole, kept, fitted = ((seen[0] @ (matrix - ours).T)[0] for matrix in (theirs, plain, scaled))
     wanted = (whole / kept).clamp(0.0, 8.0) * kept  # one text: its effect is met exactly, as far as scales may go
     assert torch.allclose(fitted[kept != 0], wanted[kept != 0], atol=1e-5)
+
+
+def test_random_tokens_stand_in_where_no_text_is_at_hand(base, tuned, delta, tmp_path):
+    blind = fit_scales(base, tuned, delta, None)
+    ours = base.backbone_tensors[QUERY]
+    whole, plain, scaled = (
+        t - ours for t in (tuned.backbone_tensors[QUERY], merge(base, delta)[QUERY], merge(base, blind)[QUERY])
+    )
+    given = inputs_of(tuned, delta, base, QUERY.removesuffix(".weight"))
+    lost, left = (float((given @ (whole - kept).T).square().sum()) for kept in (plain, scaled))
+    assert left < lost
+    assert write(blind, base, tmp_path / "d.ken", "int4").manifest.fitted == 0
+    assert fit_scales(base, tuned, delta, None).sparse[QUERY].values.tolist() == blind.sparse[QUERY].values.tolist()
+
+
+def test_weights_that_the_fine_tune_lacks_are_the_bases_own(tiny, tmp_path):
+    """Transformers fills them with random numbers, and a fit to these would be one to nothing."""
+    folder = write_tuned(tiny.base_folder, tmp_path / "tuned", ["a", "b"], 10)
+    frozen = "bert.embeddings.word_embeddings.weight"
+    held = load_file(folder / "model.safetensors")
+    complete = {**held, frozen: tiny.base.backbone_tensors[frozen.removeprefix("bert.")]}
+    fits = []
+    for tensors in (complete, {name: tensor for name, tensor in held.items() if name != frozen}):
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        tuned = open_tuned(str(folder))
+        given = extract(tiny.base, tuned, Selection("magnitude", Budget(fraction=0.1)))
+        fits.append(fit_scales(tiny.base, tuned, given, TEXTS).sparse[QUERY].values.tolist())
+    assert fits[0] == fits[1]
 
 
 def test_without_texts_there_is_nothing_to_fit_to(base, tuned, delta):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ken_core import deltafile
+from ken_core import MergeRecipe, Part, combine, deltafile
 from ken_core.checkpoint import Checkpoint, open_base, open_tuned
 from ken_core.deltafile import DeltaFile
 from ken_core.entries import LowRank
@@ -136,6 +136,16 @@ def test_a_delta_that_keeps_nothing_at_all_is_drawn(base, tiny_tuned, tmp_path):
     assert np.isnan(report.pairs[0].overall.jaccard)
     assert {picture.view for picture in report.pictures} == {"fractions", "overlap", "layers", "matrix"}
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_the_page_says_what_a_merge_was_made_of(base, tuned, tmp_path):
+    own = extract(base, tuned)
+    parts = [Part(own, 0.7, "a" * 64), Part(own, -0.2, "b" * 64)]
+    file = deltafile.write(combine(base, parts, MergeRecipe()), base, tmp_path / "merged.ken")
+    visualize(base, [file], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "linear: 0.7 of aaaaaaaaaaaa…, -0.2 of bbbbbbbbbbbb…" in page
 
 
 @pytest.mark.usefixtures("blank_pictures")

@@ -10,7 +10,7 @@ import pytest
 from over_http import Served
 from pydantic import Field
 
-from serving.api import huggingface, keys, kserve, kserve_tensors, many_tasks, native, openai, tasks, tei
+from serving.api import huggingface, keys, kserve, kserve_tensors, many_tasks, merging, native, openai, tasks, tei
 from serving.errors import InvalidInputError
 from serving.incoming import Free, Incoming
 from serving.pipelines import (
@@ -32,6 +32,7 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     kserve.InferRequest: {"inputs": [TENSOR]},
     kserve_tensors.RequestInput: TENSOR,
     kserve_tensors.RequestOutput: {"name": "label"},
+    merging.MergedModel: {"merge": {"spam": 1.0}},
     many_tasks.ManyTasksRequest: {"tasks": "spam", "inputs": "rain"},
     native.PredictRequest: {"inputs": "rain"},
     openai.EmbeddingsOfTokensRequest: {"model": "search", "input": [2, 3]},

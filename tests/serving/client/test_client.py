@@ -14,7 +14,7 @@ from listening import listening
 
 from ken_core import DeltaFile
 from serving.api import create_app
-from serving.client import ApiError, AsyncClient, Client, RouteInfo, TaskAnswer
+from serving.client import ApiError, AsyncClient, Client, Merge, RouteInfo, TaskAnswer
 from serving.service import Service
 from tests.tiny_checkpoints import TEXTS, Deltas, scores
 
@@ -49,6 +49,19 @@ def test_a_text_is_answered_as_by_a_server_of_its_own(
     assert set(found.timing) == {"load", "tokenize", "queue", "swap", "model"}
     assert 0 < found.timing["model"] < 60
     assert found.request_id
+
+
+@both
+def test_a_merge_is_made_for_a_prediction_and_can_be_asked_for_again(ask: Ask, url: str, deltas: Deltas) -> None:
+    found = ask(url, "predict", Merge({"spam": 0.7, "topic": -0.2}, head="spam"), TEXTS)
+    live, topic = f"spam@{deltas.spam.digest}", f"topic@{deltas.topic.digest}"
+    assert found.merge == Merge({live: 0.7, topic: -0.2}, live, "linear", density=1.0, normalize=False)
+    assert found.task == "spam"
+    again = ask(url, "predict", found.merge, TEXTS)
+    assert (again.digest, again.merge) == (found.digest, found.merge)
+    assert ask(url, "predict", "spam", TEXTS).merge is None
+    with pytest.raises(ApiError, match="there is no task 'nothing'"):
+        ask(url, "predict", Merge({"spam": 1, "nothing": 1}, head="spam"), TEXTS)
 
 
 @both

@@ -18,6 +18,7 @@ from serving.client import (
     AsyncClient,
     Client,
     ClientError,
+    Merge,
     NewKey,
     ReplyError,
     TaskAnswer,
@@ -35,6 +36,11 @@ SENT: list[tuple[Call[Any], str, Any]] = [
         calls.predict("spam", ["rain", {"text": "a", "text_pair": "b"}], parameters={"top_k": 1}, kind="embeddings"),
         "POST /v1/tasks/spam/predict",
         {"inputs": ["rain", {"text": "a", "text_pair": "b"}], "parameters": {"top_k": 1}, "kind": "embeddings"},
+    ),
+    (
+        calls.predict(Merge({"spam": 0.5, "spam@canary": 0.5}, "spam@canary", "ties", density=0.2), "rain"),
+        "POST /v1/tasks/spam@canary/predict",
+        {"inputs": "rain", "model": {"merge": {"spam": 0.5, "spam@canary": 0.5}, "method": "ties", "density": 0.2}},
     ),
     (calls.predict_many("*", "rain"), "POST /v1/predict", {"tasks": "*", "inputs": "rain"}),
     (

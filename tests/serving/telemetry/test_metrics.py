@@ -250,7 +250,7 @@ def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Servic
     ends = {
         "counter": {"_total"},
         "histogram": {"_seconds", "_rows", "_groups", "_difference"},
-        "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned", "_changed"},
+        "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned", "_changed", "_merges"},
     }
     found = families(busy.metrics)
     assert len(found) > 20
@@ -263,8 +263,8 @@ def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Servic
 
 
 def test_every_label_has_few_values(busy: Service) -> None:
-    stages = {"load", "tokenize", "queue", "swap", "model", "total", "fetch", "decode", "attach"}
-    tiers = {"materialised", "packed", "host", "disk", "store"}
+    stages = {"load", "tokenize", "queue", "swap", "model", "total", "fetch", "decode", "merge", "attach"}
+    tiers = {"materialised", "packed", "host", "disk", "store", "merge"}
     reasons, outcomes = {"expired", "abandoned"}, {"agreed", "differed", "failed", "skipped"}
     known = {"replica": {busy.replica}, "stage": stages, "tier": tiers, "reason": reasons, "outcome": outcomes}
     most = {"task": 2 + 2, "version": 2 * 2 + 1, "code": 20, "le": 24}

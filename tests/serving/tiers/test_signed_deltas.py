@@ -407,3 +407,26 @@ def test_the_client_sends_the_signatures_that_lie_beside_a_file(
         signature_file(file).write_text(json.dumps({"key": "x"}))
         with pytest.raises(InvalidInputError, match=r"spam\.ken\.sig"):
             client.publish("spam", file)
+
+
+# Merges that requests ask for
+
+
+def test_every_task_of_a_merge_must_be_signed_and_the_merge_need_not(
+    make_service: MakeService, store: Store, deltas: Deltas, talk: Talk
+) -> None:
+    for task in ("emotion", "spam", "topic"):
+        file = getattr(deltas, task)
+        store.tasks.publish(task, file, signatures=[sign(THEIRS if task == "topic" else OURS, file.digest)])
+    service = make_service(trusted_keys=(OPS,))
+
+    async def conversation(client: httpx.AsyncClient) -> list[httpx.Response]:
+        merges = ({"spam": 0.7, "emotion": 0.3}, {"spam": 0.7, "topic": 0.3})
+        bodies = [{"inputs": "rain", "model": {"merge": merge}} for merge in merges]
+        return [await client.post("/v1/tasks/spam/predict", json=body) for body in bodies]
+
+    signed, unsigned = talk(service, conversation)
+    assert signed.status_code == 200
+    assert is_problem(unsigned, 500)
+    assert unsigned.json()["title"] == "Delta not trusted"
+    assert deltas.topic.digest in unsigned.json()["detail"]
