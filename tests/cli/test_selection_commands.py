@@ -263,7 +263,7 @@ def test_calibrate_for_a_size_says_what_is_lost_at_most(
         (("--size", "1"), 2, "expected a number and a unit"),
         (("--method", "ken-grid"), 2, "found 'ken-grid'; choose svd, ken, ken-shift, magnitude, random"),
         (("--tolerance", "0"), 1, "more than 0 and less than 1"),
-        (("--tolerance", "0.01"), 1, "found 20 examples to judge by; to promise with 90% confidence"),
+        (("--tolerance", "0.01"), 1, "found 20 examples to judge by; to promise with 90 % confidence"),
         (("--tolerance", "0.01"), 1, "takes 230, even if not one answer changes. Give at least 288 distinct lines"),
         (("--size", "1kB"), 1, "give a larger size"),
     ],
