@@ -204,7 +204,7 @@ def _check_enough(examples: int, tolerance: float, confidence: float) -> None:
     if examples < least:
         reachable = upper_bound(Paired(0, 0, examples), confidence)
         raise CalibrationError(
-            f"found {examples:,} examples to judge by; to promise with {100 * confidence:.4g} % confidence that at most "
+            f"found {examples:,} examples to judge by; to promise with {_percent(confidence)} confidence that at most "
             f"{100 * tolerance:g} points are lost takes {least:,}, even if not one answer changes. Give at least "
             f"{lines_for(least):,} distinct lines of text (a fifth of them chooses), or a tolerance of at least "
             f"{reachable:.2g}"
@@ -215,11 +215,15 @@ def _nothing_holds(failed: Judged, tolerance: float, confidence: float) -> Calib
     """The error where even the delta of all that changed loses too much."""
     found = failed.found
     return CalibrationError(
-        f"no delta can be promised with {100 * confidence:.4g} % confidence to lose at most {100 * tolerance:g} points: stored "
-        f"without loss, all that was selected loses {found.lost} and wins {found.won} of {found.examples:,} answers. "
+        f"no delta can be promised with {_percent(confidence)} confidence to lose at most {100 * tolerance:g} points: "
+        f"stored without loss, all that was selected loses {found.lost} and wins {found.won} of {found.examples:,} answers. "
         "Select from all tensors, leave out --cast, see that the judge answers the same twice, or give more "
         "examples or a larger tolerance"
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
 
 
 @contextmanager
