@@ -216,8 +216,8 @@ def _nothing_holds(failed: Judged, tolerance: float, confidence: float) -> Calib
     found = failed.found
     return CalibrationError(
         f"no delta can be promised with {_percent(confidence)} confidence to lose at most {100 * tolerance:g} points: "
-        f"stored without loss, all that was selected loses {found.lost} and wins {found.won} of {found.examples:,} answers. "
-        "Select from all tensors, leave out --cast, see that the judge answers the same twice, or give more "
+        f"stored without loss, all that was selected loses {found.lost} and wins {found.won} of {found.examples:,} "
+        "answers. Select from all tensors, leave out --cast, see that the judge answers the same twice, or give more "
         "examples or a larger tolerance"
     )
 
