@@ -24,7 +24,6 @@ from ken_core.delta import Delta, merge
 from ken_core.deltafile import load, write
 from ken_core.distillation import distil
 from ken_core.divergence import divergence
-from ken_core.entries import LowRank
 from ken_core.errors import CheckpointError, DataError, SelectionError, TrainingError
 from ken_core.examples import Example
 from ken_core.extraction import Extraction, extract
@@ -222,34 +221,24 @@ def test_a_distilled_file_keeps_its_size(base, tuned, tmp_path, size):
     assert 0.9 * size < file.path.stat().st_size <= size
 
 
-def in_noise(delta: Delta) -> Delta:
-    """A delta whose factors compress as badly as can be."""
-    make = torch.Generator().manual_seed(0)
-    noise = {
-        name: LowRank(*(2 * torch.rand(f.shape, generator=make) - 1 for f in (entry.a, entry.b)), 1e-3)
-        for name, entry in delta.lowrank.items()
-    }
-    return replace(delta, lowrank=noise)
-
-
 def test_what_compresses_worse_once_refined_is_made_smaller(base, tuned, tmp_path):
     ranks: list[int] = []
 
     def refine(delta: Delta) -> Delta:
         ranks.append(sum(entry.rank for entry in delta.lowrank.values()))
-        return in_noise(delta)
+        return replace(delta, head={**delta.head, "more": torch.randn(ranks[-1])})
 
     _, file = write_within(Extraction(base, tuned), base, 45_000, tmp_path / "d.ken", refine=refine)
     assert file.size <= 45_000
-    assert ranks == sorted(ranks, reverse=True)
-    assert len(ranks) == 2
+    assert ranks == sorted(set(ranks), reverse=True)
+    assert len(ranks) > 1
 
 
 def test_what_never_fits_once_refined_is_refused(base, tuned, tmp_path, left_in_tmp_path):
     def refine(delta: Delta) -> Delta:
         return replace(delta, head={**delta.head, "more": torch.randn(30_000)})
 
-    with pytest.raises(SelectionError, match=r"bytes more than the 80,000 asked for; give a larger size"):
+    with pytest.raises(SelectionError, match=r"once refined.* and 80,000 were asked for; give a larger size"):
         write_within(Extraction(base, tuned), base, 80_000, tmp_path / "d.ken", refine=refine)
     assert left_in_tmp_path() == []
 

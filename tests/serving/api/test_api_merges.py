@@ -42,7 +42,7 @@ def of_spam(merge: Mapping[str, float] = WEIGHTS, inputs: Any = TEXTS[0], **more
 
 def near(found: list[dict[str, Any]], expected: Mapping[str, float]) -> bool:
     got = scores(found)
-    return got.keys() == expected.keys() and all(abs(got[label] - expected[label]) < 1e-6 for label in got)
+    return got.keys() == expected.keys() and all(abs(got[label] - expected[label]) < 1e-5 for label in got)
 
 
 def detail_of(answer: httpx.Response, status: int) -> str:
