@@ -164,7 +164,7 @@ def _cache(
         settings.host_bytes,
         resident.checkpoint,
         resident.fingerprint.digest,
-        worth_keeping=lambda delta: bool(delta.lowrank) or not on_cpu,
+        worth_keeping=lambda delta: not on_cpu or (bool(delta.lowrank) and delta.selection.method != "svd"),
         threads=threads,
         merges=Merges(settings.max_merges, settings.merges_per_minute),
     )
