@@ -7,7 +7,7 @@ one threshold on singular values; a component of an embedding costs its many row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,19 +52,42 @@ Offers = Mapping[str, Mapping[Form, Offer]]
 
 def within_bytes(offers: Offers, nbytes: float) -> dict[str, Choice]:
     """What keeps the most energy in at most `nbytes`."""
-    everything = _chosen(offers, 0.0)
-    if _bytes(everything) <= nbytes:
+    if _bytes(everything := _chosen(offers, 0.0)) <= nbytes:
         return everything  # also where nothing has any energy
-    _, fits = _thresholds_around(offers, lambda chosen: _bytes(chosen) <= nbytes)
-    return _chosen(offers, fits)
+
+    def holds(chosen: dict[str, Choice]) -> bool:
+        return _bytes(chosen) <= nbytes
+
+    return max((_fitting(forms, holds) for forms in _settled(offers, holds)), key=_energy)
 
 
 def with_energy(offers: Offers, energy: float) -> dict[str, Choice]:
     """What keeps at least `energy` in the fewest bytes; everything, where that is less."""
     if _energy(_chosen(offers, 0.0)) <= energy:
         return _chosen(offers, 0.0)
-    enough, _ = _thresholds_around(offers, lambda chosen: _energy(chosen) < energy)
-    return _chosen(offers, enough)
+
+    def lacks(chosen: dict[str, Choice]) -> bool:
+        return _energy(chosen) < energy
+
+    settled = [forms for forms in _settled(offers, lacks) if not lacks(_chosen(forms, 0.0))]
+    return min((_chosen(forms, _thresholds_around(forms, lacks)[0]) for forms in settled), key=_bytes)
+
+
+def _settled(offers: Offers, holds: Callable[[dict[str, Choice]], bool]) -> Iterator[Offers]:
+    """The offers with one form for each tensor: those below the threshold, and those above.
+
+    A tensor that changes its form there takes far more bytes at once. With its form settled, energy and bytes grow by
+    one part after another, and nothing of a budget is left over.
+    """
+    for threshold in _thresholds_around(offers, holds):
+        chosen = _chosen(offers, threshold)
+        yield {name: {choice.form: offers[name][choice.form]} for name, choice in chosen.items()}
+
+
+def _fitting(offers: Offers, holds: Callable[[dict[str, Choice]], bool]) -> dict[str, Choice]:
+    if holds(everything := _chosen(offers, 0.0)):
+        return everything
+    return _chosen(offers, _thresholds_around(offers, holds)[1])
 
 
 def _thresholds_around(offers: Offers, holds: Callable[[dict[str, Choice]], bool]) -> tuple[float, float]:

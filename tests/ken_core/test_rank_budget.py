@@ -42,6 +42,23 @@ def test_a_tensor_has_the_form_that_is_worth_most():
     assert (choice.form, choice.count) == ("factors", 1)
 
 
+@pytest.mark.parametrize("budget", range(40, 200, 10))
+def test_a_tensor_that_changes_its_form_leaves_less_than_a_part_over(budget):
+    """At one threshold, the embedding goes from a few directions of 10 bytes to all 60 rows of 2 bytes."""
+    offers = {
+        "embedding": {
+            "factors": offer(*np.geomspace(50, 2, 12), cost=10),
+            "rows": offer(*np.linspace(4, 3.9, 60), cost=2),
+        },
+        "layer": {"factors": offer(*np.linspace(3, 0.4, 20))},
+    }
+    chosen = within_bytes(offers, budget)
+    used, kept = (sum(getattr(c, field) for c in chosen.values()) for field in ("nbytes", "energy"))
+    assert used <= budget
+    assert used > budget - 11 or all(c.count == len(offers[n][c.form].energies) for n, c in chosen.items())
+    assert sum(choice.nbytes for choice in with_energy(offers, kept).values()) <= used
+
+
 energies = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=5)
 tensors = st.lists(st.tuples(energies, st.floats(0.5, 20)), min_size=1, max_size=4)
 
