@@ -142,8 +142,7 @@ class TaskWatch:
                 self._stopping.wait(_RETRY_SECONDS)
 
     def _resync(self) -> None:
-        if not self.store_up:
-            self._store.replicas.retire_dead()
+        was_down = not self.store_up
         self._cursor = self._store.events.last_id()
         found = self._store.tasks.table()
         known = self._table.current if self._table.loaded else None
@@ -151,6 +150,8 @@ class TaskWatch:
         succession = succeed(known, found, before, self._read if self._has_read else None)
         self._take(found, succession)
         self._tell_history(before)
+        if was_down:  # after this replica's own report: a change in between would be waited for by nobody
+            self._store.replicas.retire_dead()
 
     def _follow(self) -> None:
         """Read again what the next events name; read everything where the events lack a change."""
