@@ -35,14 +35,6 @@ class Factors:
     up: torch.Tensor
     sizes: torch.Tensor | None = None
 
-    def down_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """`down` to multiply by."""
-        return self.down.to(dtype)
-
-    def up_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """`up` to multiply by."""
-        return self.up.to(dtype)
-
     def looked_up(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of `down`, (ids, rank), in the module's dtype."""
         found = self.down[ids]

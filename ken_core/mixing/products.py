@@ -42,12 +42,12 @@ def add_products(
             _add_together(output, given, [factors for _, factors in run], slice(run[0][0].start, run[-1][0].stop))
         else:
             ((rows, factors),) = run
-            _add_to(output[rows], given[rows].reshape(-1, given.shape[-1]) @ factors.down_in(given.dtype), factors)
+            _add_to(output[rows], given[rows].reshape(-1, given.shape[-1]) @ factors.down.to(given.dtype), factors)
 
 
 def _add_to(output: torch.Tensor, inside: torch.Tensor, factors: Factors) -> None:
     """Add what the second factor makes of `inside`, (tokens, rank)."""
-    output.view(-1, output.shape[-1]).addmm_(factors.sized(inside), factors.up_in(output.dtype))
+    output.view(-1, output.shape[-1]).addmm_(factors.sized(inside), factors.up.to(output.dtype))
 
 
 def _add_together(output: torch.Tensor, given: torch.Tensor, shifts: Sequence[Factors], rows: slice) -> None:
