@@ -18,6 +18,7 @@ from serving.errors import StoreError, UnknownTaskError
 from serving.routing.routes import Route
 from serving.store import Store
 from serving.store.embedded import embedded_store
+from serving.store.replicas import Replicas
 from serving.store.urls import connect
 from serving.tasks import TaskTable, TaskWatch
 from tests.tiny_checkpoints import Deltas
@@ -236,6 +237,22 @@ def test_replicas_that_were_killed_while_the_store_was_down_are_not_waited_for(
         spread = Store(url).replicas.wait(Store(url).tasks.publish("spam", deltas.spam_2), 20)
         assert (spread.seen, spread.pending) == (("replica-1",), ())
         watching.watch.stop()
+
+
+def test_a_replica_that_is_back_reports_before_the_dead_are_struck_off(
+    private_url: str, watch: Callable[..., Watching], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nobody on the list, a change in between would be waited for by nobody."""
+    on_the_list: list[set[str]] = []
+    strike = Replicas.retire_dead
+
+    def noting(replicas: Replicas) -> None:
+        on_the_list.append(set(replicas.reports()))
+        strike(replicas)
+
+    monkeypatch.setattr(Replicas, "retire_dead", noting)
+    watch(Store(private_url))
+    assert on_the_list[0] == {"replica-1"}
 
 
 def test_a_promotion_is_not_said_to_be_seen_by_a_replica_that_lost_the_store(
