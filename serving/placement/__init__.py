@@ -1,0 +1,1 @@
+"""Which replica answers which task. Pure: no store, no clock, no HAProxy."""
