@@ -32,6 +32,7 @@ class OwnAnswer:
 
 
 OWN_ANSWERS = (
+    OwnAnswer(408, "Request timeout", "the request did not arrive in time"),
     OwnAnswer(502, "Bad gateway", "the replica ended before it had answered"),
     OwnAnswer(503, "Unavailable", "no replica is ready; the server starts one", retry_after=RETRY_SECONDS),
     OwnAnswer(504, "Deadline exceeded", "the replica did not answer in time"),

@@ -194,7 +194,7 @@ def _limits(frontend: Frontend) -> list[str]:
 
 
 def _own_answer(answer: OwnAnswer, maps: Path) -> str:
-    body = f'lf-string "%[var({_PATH}),map_beg({maps / map_name(answer)})]"'
+    body = f'lf-string "%[var({_PATH},/),map_beg({maps / map_name(answer)})]"'
     again = "" if answer.retry_after is None else f" hdr Retry-After {answer.retry_after}"
     return f"http-error status {answer.status} content-type {NATIVE_TYPE} {body}{again}"
 

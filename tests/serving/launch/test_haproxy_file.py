@@ -104,7 +104,7 @@ def test_the_admin_socket_is_for_its_owner(rays: str) -> None:
 def test_haproxys_own_answers_keep_their_status(rays: str) -> None:
     text = edited(rays, Frontend(), MAPS)
     assert "errorfile" not in text
-    assert [line.split()[2] for line in lines_with("http-error", text)] == ["502", "503", "504"]
+    assert [line.split()[2] for line in lines_with("http-error", text)] == ["408", "502", "503", "504"]
 
 
 def test_without_a_replica_no_proxy_of_rays_is_asked_instead(rays: str, tmp_path: Path) -> None:

