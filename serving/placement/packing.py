@@ -7,8 +7,8 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from serving.placement.balancing import MOST, balance
-from serving.placement.damping import Damping
 from serving.placement.damping import GAIN as DAMPED
+from serving.placement.damping import Damping
 from serving.placement.home_count import home_count
 from serving.placement.ledger import NOISE, Demand, Ledger, Replica, Room
 from serving.placement.making_room import make_room
