@@ -1,7 +1,7 @@
 """The process beside each HAProxy that keeps its map of homes: it follows the placement in the store.
 
-`homes_keeping.start` starts it. It belongs to the process of Ray's that starts HAProxy anew at every change of replicas, and
-ends with it. It needs neither Ray nor torch, and of the settings only the store's URL and the namespace.
+`homes_keeping.start` starts it. It belongs to the process of Ray's that starts HAProxy anew at every change of
+replicas, and ends with it. It needs neither Ray nor torch, and of the settings only the store's URL and the namespace.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ global
     log 127.0.0.1:514 local0 info
     stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
     maxconn 200
+    tune.bufsize 65536
 defaults
     mode http
     timeout connect 5s
