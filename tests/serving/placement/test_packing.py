@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_placed_and_the_busy_tasks_have_the_room():
     replicas = rooms(5, 300)
     placement = place(None, demands, replicas)
     is_sound(placement, demands, replicas)
-    busy = {task for task in sorted(demands, key=lambda t: (-demands[t].rate, t))[:135]}
+    busy = sorted(demands, key=lambda t: (-demands[t].rate, t))[:135]
     of_busy: Counter[str] = Counter()
     for task in busy:
         of_busy[placement.tasks[task].homes[0]] += 10
