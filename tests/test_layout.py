@@ -28,7 +28,7 @@ FLOORS = (
     "tiers",
     "pipelines tasks",
     "client store workers",
-    "routing",
+    "placement routing",
     "telemetry",
     "config",
     "security",
