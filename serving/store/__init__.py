@@ -16,6 +16,10 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 - ``ken:{ns}:marks``                hash: revision -> mark, of the latest 1000 changes, and ``epoch``: see `Lineage`
 - ``ken:{ns}:adoptions``            set of the times the store was adopted: see `Adoptions`
 - ``ken:{ns}:reports``              hash: replica -> when it last reported, and what, as JSON: see `Replicas`
+- ``ken:{ns}:placement``            hash: ``epoch``, and ``body``, the `Placement` as compressed JSON: see `Placements`
+- ``ken:{ns}:placement-leader``     name of the replica that computes the placement; expires
+- ``ken:{ns}:loads``                hash: replica -> when it last reported its load, and what, as JSON
+- ``ken:{ns}:proxies``              hash: proxy -> when it last reported by which placement it routes, as JSON
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB; expires unless the delta is complete
 - ``ken:ns:parts:{<digest>}``       hash: position -> chunk, of an upload that is not complete; expires
@@ -34,6 +38,7 @@ from serving.store.leases import Leases
 from serving.store.lineage import Lineage
 from serving.store.own_uploads import OwnUploads
 from serving.store.parts import MOST_CHUNKS, Upload
+from serving.store.placements import Placements
 from serving.store.replicas import Replicas, Report
 from serving.store.signatures import Signatures
 from serving.store.table import Table, Task
@@ -81,5 +86,6 @@ class Store:
         self.history = History(self.connection)
         self.events = Events(self.connection)
         self.replicas = Replicas(self.connection)
+        self.placements = Placements(self.connection)
         self.adoptions = Adoptions(self.connection, self.replicas)
         self.garbage = Garbage(self.connection, self.leases, self.deltas, self.uploads, self.tasks, self.events)

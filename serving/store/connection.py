@@ -10,7 +10,9 @@ import redis
 from serving.errors import StoreError, StoreFullError
 from serving.store.urls import Client, connect, printable
 
-_SCRIPTS = ("adopt", "change", "chunk", "delete", "delta", "keys", "lease", "report", "reports")
+_SCRIPTS = (
+    "adopt", "change", "chunk", "delete", "delta", "keys", "lead", "lease", "place", "report", "reports",
+)  # fmt: skip
 
 
 class Connection:
