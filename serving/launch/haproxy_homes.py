@@ -34,6 +34,8 @@ _IN_THE_WAY = re.compile(r"\s+(use-server|force-persist|stick|cookie) ")
 _TASK = "txn.ken_task"
 _HOMES = "txn.ken_homes"
 _KEY = "txn.ken_key"
+_LOAD = "txn.ken_load"
+_IF_NEW = f"{_TASK},ifnotexists"
 _FIRST = "txn.ken_server"
 _SECOND = "txn.ken_second"
 _NAME = "url_dec,field(1,@)"
@@ -101,41 +103,40 @@ def _entries(asked: Mapping[str, Choices]) -> Iterator[tuple[str, str]]:
 
 
 def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
-    def let(name: str, value: str, *conditions: str) -> str:
-        return f"http-request set-var({name}) {value} if {' '.join(conditions)}"
+    """The rules. Where a value is missing, what is computed of it is not set: so few conditions are needed, each of
+    which takes as long as a value."""
 
-    def text(name: str, value: str, *conditions: str) -> str:
-        return f"http-request set-var-fmt({name}) {value} if {' '.join(conditions)}"
+    def let(name: str, value: str, condition: str = "") -> str:
+        return f"http-request set-var({name}) {value}{condition and f' if {condition}'}"
 
+    def text(name: str, value: str, condition: str) -> str:
+        return f"http-request set-var-fmt({name}) {value} if {condition}"
+
+    named, homed = f"{{ var({_TASK}) -m found }}", f"{{ var({_HOMES}) -m found }}"
     return [
-        f"acl ken_named var({_TASK}) -m found",
-        f"acl ken_homed var({_HOMES}) -m found",
         f"acl ken_in_body path {_FROM_BODY}",
-        f"acl ken_busy var(txn.ken_load) -m int gt {_SLACK}",
+        f"acl ken_busy var({_LOAD}) -m int gt {_SLACK}",
         let(_TASK, f"path,field(4,/),{_NAME}", "{ path_beg /v1/tasks/ /v2/models/ }"),
-        let(_TASK, f"path,field(3,/),{_NAME}", "!ken_named", "{ path_beg /models/ }"),
-        let(_TASK, "req.hdr(X-Ken-Task),field(1,@)", "!ken_named"),
-        f"http-request wait-for-body time {body_seconds}s if METH_POST !ken_named ken_in_body",
-        let(_TASK, "req.body,json_query('$.model'),field(1,@)", "METH_POST !ken_named ken_in_body"),
-        let(_HOMES, f"var({_TASK}),map_str({file})", "ken_named"),
+        let(_IF_NEW, f"path,field(3,/),{_NAME}", "{ path_beg /models/ }"),
+        let(_IF_NEW, "req.hdr(X-Ken-Task),field(1,@)"),
+        f"http-request wait-for-body time {body_seconds}s if ken_in_body METH_POST !{named}",
+        let(_IF_NEW, "req.body,json_query('$.model'),field(1,@)", "ken_in_body METH_POST"),
+        let(_HOMES, f"var({_TASK}),map_str({file})"),
         text(_KEY, f"%[var({_TASK})]{_SPREAD}%[rand({_SLOTS})]", f"{{ var({_HOMES}) -m str {_SPREAD} }}"),
-        text(_KEY, f"@%[var({_TASK}),crc32,mod({BUCKETS})]", "ken_named !ken_homed"),
-        let(_HOMES, f"var({_KEY}),map_str({file})", f"{{ var({_KEY}) -m found }}"),
-        let(_FIRST, f"var({_HOMES}),field(1,|)", "ken_homed"),
-        let("txn.ken_load", f"var({_FIRST}),table_conn_cur({_LOADS})", "ken_homed"),
-        # over: load > slack + 1.5 * all / servers, in whole numbers
+        text(_KEY, f"@%[var({_TASK}),crc32,mod({BUCKETS})]", f"!{homed} {named}"),
+        let(_HOMES, f"var({_KEY}),map_str({file})"),
+        let(_FIRST, f"var({_HOMES}),field(1,|)"),
+        let(_LOAD, f"var({_FIRST}),table_conn_cur({_LOADS})"),
+        # over, if above 0: load > slack + 1.5 * all / servers, in whole numbers
         let("txn.ken_servers", f"nbsrv({backend})", "ken_busy"),
-        let("txn.ken_all", f"be_conn({backend}),mul(3)", "ken_busy"),
-        let(
-            "txn.ken_over", f"var(txn.ken_load),sub({_SLACK}),mul(2),mul(txn.ken_servers),sub(txn.ken_all)", "ken_busy"
-        ),
+        let("txn.ken_share", f"be_conn({backend}),mul(3)", "ken_busy"),
+        let("txn.ken_over", f"var({_LOAD}),sub({_SLACK}),mul(2),mul(txn.ken_servers),sub(txn.ken_share)", "ken_busy"),
         let(_SECOND, f"var({_HOMES}),field(2,|)", "{ var(txn.ken_over) -m int gt 0 }"),
-        let("txn.ken_other", f"var({_SECOND}),table_conn_cur({_LOADS})", f"{{ var({_SECOND}) -m found }}"),
-        let("txn.ken_more", "var(txn.ken_load),sub(txn.ken_other)", "{ var(txn.ken_other) -m found }"),
-        let(_FIRST, f"var({_SECOND})", "{ var(txn.ken_more) -m int gt 0 }"),
-        f"http-request track-sc1 var({_FIRST}) table {_LOADS} if ken_homed",
-        f"use-server %[var({_FIRST})] if ken_homed",
-        f"use-server %[var({_HOMES}),field(2,|)] if ken_homed",
+        let("txn.ken_more", f"var({_SECOND}),table_conn_cur({_LOADS}),sub({_LOAD})"),
+        let(_FIRST, f"var({_SECOND})", "{ var(txn.ken_more) -m int lt 0 }"),
+        f"http-request track-sc1 var({_FIRST}) table {_LOADS}",
+        f"use-server %[var({_FIRST})] if {homed}",
+        f"use-server %[var({_HOMES}),field(2,|)] if {homed}",
     ]
 
 

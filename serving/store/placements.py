@@ -62,6 +62,15 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Presence:
+    """The part of a `Load` that every proxy reads every second: see there."""
+
+    serve: str
+    ready: bool
+    seen: int
+
+
+@dataclass(frozen=True)
 class Proxy:
     """What the process says of itself that has a proxy route by the placement.
 
@@ -88,6 +97,7 @@ class Placements:
         self._key = connection.control_key("placement")
         self._lease = connection.control_key("placement-leader")
         self._loads = connection.control_key("loads")
+        self._present = connection.control_key("present")
         self._proxies = connection.control_key("proxies")
 
     # Who computes
@@ -100,6 +110,7 @@ class Placements:
         """Give up the lease, if the replica has it, and take back what the replica said of its load."""
         with self._connection.store_errors:
             self._connection.client.hdel(self._loads, replica)
+            self._connection.client.hdel(self._present, replica)
         self._connection.run("lead", [self._lease], "drop", replica, 0)
 
     # The placement
@@ -158,20 +169,26 @@ class Placements:
 
     def report(self, replica: str, load: Load) -> None:
         """Record a replica's load. It counts for `IN_TOUCH_SECONDS`."""
+        present = {"serve": load.serve, "ready": load.ready, "seen": load.seen}
         told = {
-            "serve": load.serve,
-            "ready": load.ready,
-            "seen": load.seen,
+            **present,
             "in_flight": load.in_flight,
             "room": load.room,
             "tasks": {task: [float(f"{asked.rate:.4g}"), asked.nbytes] for task, asked in load.tasks.items()},
             "held": load.held[:MOST_HELD],
         }
         self._connection.run("report", [self._loads], replica, orjson.dumps(told))
+        self._connection.run("report", [self._present], replica, orjson.dumps(present))
 
     def loads(self) -> dict[str, Load]:
         """The load of each replica in touch, by the replica's name. Reports that cannot be read are left out."""
         return dict(self._reports(self._loads, lambda plain, age: _load(plain)))
+
+    def present(self) -> dict[str, Presence]:
+        """What proxies need to know of each replica in touch, by its name. Reports that cannot be read are left out."""
+        return dict(
+            self._reports(self._present, lambda p, age: Presence(str(p["serve"]), bool(p["ready"]), int(p["seen"])))
+        )
 
     def report_proxy(self, proxy: str, epoch: int, trouble: str = "") -> None:
         """Record by which placement a proxy routes, or why it routes by none. It counts for `IN_TOUCH_SECONDS`."""
