@@ -16,8 +16,8 @@ must have status 200 and name the digest of its task.
 that answered the task most. *On the device*: the share of requests that found their delta on the device. *Balance*:
 requests of the busiest replica over the mean. Figures of one way are of one server; the ways follow one another.
 
-The cost of choosing is measured without replicas: HAProxy, with the file that `ken serve` gives it, in front of three
-processes that answer every request at once, with and without the rules, in turns.
+The cost of choosing is measured with a handler that answers every request at once, with and without a placement, in
+turns.
 
 `--quick`: shorter runs, 20 tasks instead of 60; 4 minutes instead of 9, most of them starts.
 """
@@ -163,9 +163,10 @@ def main() -> None:
         budget = str(int(_bytes_of_a_task(place) * sizes.many * _ON_DEVICE))
         setting = f"{sizes.many} tasks, {_ON_DEVICE:.0%} fit"
         device = [_result(place, way, setting, sizes.many, packed_bytes=budget, disk_bytes="0") for way in WAYS]
-    with choosing(data_dir) as proxies:
-        say("choosing, with handlers that do nothing")
-        costs = proxies.measured(sizes.repeats, min(6.0, sizes.seconds))
+        say("choosing, with a handler that does nothing")
+        log, apart = place.folder / "log", {"namespace": "apart"}
+        with choosing(place.settings(PLACED), place.settings(LEASTCONN, **apart), log) as servers:
+            costs = servers.measured(sizes.repeats, sizes.seconds / 2)
     results = [*home, *swaps, *device]
     bars = [
         _bar("home", home[0].home),

@@ -1,25 +1,38 @@
-"""A handler that reads a request and answers at once.
+"""This project's server with a handler that reads a request and answers at once.
 
-python -m benchmarks.peers.nothing PORT
+KEN_BASE=... KEN_PORT=... python -m benchmarks.peers.nothing
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-import uvicorn
+from benchmarks.peers.on_ray import serve_with
 
 _START: Any = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 _BODY: Any = {"type": "http.response.body", "body": b"{}"}
 
 
-async def application(scope: Any, receive: Any, send: Any) -> None:
-    while (await receive()).get("more_body"):
-        pass
-    await send(_START)
-    await send(_BODY)
+def replace() -> None:
+    from serving import app
+
+    class NothingReplica(app.Replica.func_or_class):  # type: ignore[name-defined,misc]
+        def __serve_build_asgi_app__(self) -> Any:
+            real = super().__serve_build_asgi_app__()
+
+            async def application(scope: Any, receive: Any, send: Any) -> None:
+                if scope["type"] != "http" or not scope["path"].startswith("/v1/tasks/"):
+                    await real(scope, receive, send)
+                    return
+                while (await receive()).get("more_body"):
+                    pass
+                await send(_START)
+                await send(_BODY)
+
+            return application
+
+    app.Replica = app.Replica.options(func_or_class=NothingReplica)  # type: ignore
 
 
 if __name__ == "__main__":
-    uvicorn.run(application, port=int(sys.argv[1]), log_level="warning", access_log=False, lifespan="off")
+    serve_with(replace)

@@ -78,6 +78,10 @@ class Server:
         """Memory in bytes that no other process shares: what another such process tree would add (USS)."""
         return sum(_memory(process, "uss") for process in self._tree())
 
+    def processor_seconds(self, program: str) -> float:
+        """Processor time so far of those processes of the server that run a program."""
+        return sum(_processor_seconds(process, program) for process in self._tree())
+
     def get(self, path: str) -> str:
         """The body of the answer to a GET request."""
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=30).raise_for_status().text
@@ -111,3 +115,10 @@ def _memory(process: psutil.Process, kind: str) -> int:
         return int(getattr(process.memory_full_info(), kind))
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return 0
+
+
+def _processor_seconds(process: psutil.Process, program: str) -> float:
+    try:
+        return sum(process.cpu_times()[:2]) if process.name() == program else 0.0
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return 0.0

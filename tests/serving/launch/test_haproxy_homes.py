@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from serving.launch.haproxy_admin import AdminSocket
@@ -23,10 +20,8 @@ from serving.launch.homes_keeping import TROUBLE
 from serving.launch.ports import free_port
 from serving.placement.choices import BUCKETS, Choices, bucket_key, bucket_of
 from tests.serving.launch.haproxying import started
-from tests.serving.launch.replying import replying
+from tests.serving.launch.proxied import IDS, NAMES, Proxied, proxied_by
 
-NAMES = ["one", "two", "three"]
-IDS = {name: f"id{name}" for name in NAMES}
 HOMES: dict[str, Choices] = {
     "news": (("one", "two"),),
     "spam": (("two", "three"),),
@@ -38,40 +33,10 @@ HOMES: dict[str, Choices] = {
 }
 
 
-def with_servers(text: str, ports: dict[str, int]) -> str:
-    lines = [
-        f"    server SERVE_REPLICA__ken-Replica-{IDS[n]} 127.0.0.1:{port} check inter 200ms fall 1"
-        for n, port in ports.items()
-    ]
-    return re.sub(r"    server replica .*", "\n".join(lines), text)
-
-
-class Proxied:
-    """A HAProxy in front of three servers."""
-
-    def __init__(self, file: Path, port: int, servers: dict[str, int]) -> None:
-        self.file, self.servers = file, servers
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
-        self.port = port
-
-    def asked(self, path: str, body: object = None, **headers: str) -> str:
-        """Which server answers."""
-        answer = self.client.post(path, content=json.dumps(body or {}), headers=headers)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-
 @pytest.fixture
 def proxied(file: Path, binary: str) -> Iterator[Proxied]:
-    with ExitStack() as stack:
-        servers = stack.enter_context(replying(NAMES))
-        ports = {name: server.server_port for name, server in servers.items()}
-        file.write_text(with_servers(file.read_text(), ports))
-        KnownHomes(HOMES, IDS).write(file.parent)
-        port = free_port()
-        stack.enter_context(started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))))
-        found = Proxied(file, port, ports)
-        stack.enter_context(found.client)
+    KnownHomes(HOMES, IDS).write(file.parent)
+    with proxied_by(file, binary, {}) as found:
         yield found
 
 
