@@ -21,14 +21,21 @@ class Homes:
         homes: names of replicas, at least one. More than one share the requests of a task that is too much for one.
         second: the replica that takes over what a home has too much of, and everything when a home is lost; None with
             a single replica.
-        since: the epoch of the placement that last changed `homes`.
+        since: the epoch with which the last of the homes came that had to load the task. A second home that becomes a
+            home has it already.
         rate: load a second, as `serving.placement.demand` measures it, when the placement was made.
+        arrivals: the same epoch for each of `homes`; empty if it is `since` for all of them.
     """
 
     homes: tuple[str, ...]
     second: str | None = None
     since: int = 0
     rate: float = 0.0
+    arrivals: tuple[int, ...] = ()
+
+    def arrival(self, home: str) -> int:
+        """The epoch up to which one of the homes must have loaded what is placed on it, to answer for the task."""
+        return self.arrivals[self.homes.index(home)] if self.arrivals else self.since
 
     @property
     def everywhere(self) -> tuple[str, ...]:
@@ -83,6 +90,7 @@ class Placement:
                 None if homes.second is None else position[homes.second],
                 homes.since,
                 float(f"{homes.rate:.4g}"),
+                *([homes.arrivals] if homes.arrivals else []),
             ]
             for task, homes in self.tasks.items()
         }
@@ -107,10 +115,14 @@ class Placement:
             names = plain["names"]
             tasks = {
                 task: Homes(
-                    tuple(names[i] for i in homes), None if second is None else names[second], int(since), float(rate)
+                    tuple(names[i] for i in homes),
+                    None if second is None else names[second],
+                    int(since),
+                    float(rate),
+                    tuple(int(epoch) for epochs in arrivals for epoch, _ in zip(epochs, homes, strict=True)),
                 )
-                for task, (homes, second, since, rate) in plain["tasks"].items()
+                for task, (homes, second, since, rate, *arrivals) in plain["tasks"].items()
             }
             return Placement(int(plain["epoch"]), tuple(names[i] for i in plain["replicas"]), tasks, plain["moves"])
-        except (KeyError, TypeError, IndexError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(f"no placement: {error!r}") from error
