@@ -92,6 +92,11 @@ class Admission:
         self.predictions = 0
         self.preparing = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the replica takes requests."""
+        return self.ready and not self.draining
+
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count an HTTP request from its start to the last byte of its answer, so that a drain can wait for it."""

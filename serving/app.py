@@ -47,7 +47,7 @@ class Replica:
 
         if loaded.redis_secret is None:
             raise StartError("found no store; set KEN_REDIS_URL in every container of the cluster")
-        self._service = Service(loaded, loaded.redis_secret)
+        self._service = Service(loaded, loaded.redis_secret, serve.get_replica_context().replica_id.unique_id)
         self._service.start()
         check_exposure(loaded, lambda: bool(self._service.table.current.keys))
 

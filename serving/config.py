@@ -106,6 +106,12 @@ class Settings(BaseSettings):
         300.0, gt=0, description="time between two checks of the idle base against its hashes"
     )
     preload: tuple[str, ...] = Field((), description="tasks put on the device before the replica reports ready")
+    placement: Literal["auto", "off"] = Field(
+        "auto", description="whether each task has a home among the replicas, which loads it before it is asked for"
+    )
+    placement_seconds: float = Field(
+        15.0, gt=0, description="from one placement of tasks to the next, while no replica comes or goes"
+    )
     batch_rows: int = Field(32, ge=1, le=4096, description="most inputs in one forward pass")
     batch_tokens: int = Field(4096, ge=16, description="most tokens, padding included, in one forward pass")
     max_wait_seconds: float = Field(

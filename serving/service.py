@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +20,10 @@ from serving.engine.engine import Engine
 from serving.engine.window import Limits
 from serving.errors import StartError
 from serving.replica.fitness import Fitness
-from serving.replica.gauges import add_gauges
+from serving.replica.gauges import add_gauges, add_placement_gauges
 from serving.replica.inference import Inference
+from serving.replica.placing import Placing
+from serving.replica.slot import Slot
 from serving.replica.vetting import Vetting
 from serving.routing.shadows import Shadows
 from serving.security.signatures import TrustedKeys
@@ -48,11 +49,15 @@ class Service:
 
     Raises:
         StartError: there is no store, no base, or no such device; the message says which.
+
+    Args:
+        serve: the replica's id in Ray Serve; empty without Serve.
     """
 
-    def __init__(self, settings: Settings, store_url: str) -> None:
+    def __init__(self, settings: Settings, store_url: str, serve: str = "") -> None:
         self.settings = settings
-        self.replica = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+        self._slot = Slot(settings.namespace)
+        self.replica = self._slot.name
         folder = settings.data_dir.expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,11 +88,25 @@ class Service:
             self.metrics.requests,
             settings.request_timeout_seconds,
         )
+        self.placing = Placing(
+            self.store,
+            self.table,
+            self.engine.tiers,
+            self.cache.files,
+            self.admission,
+            self.metrics,
+            self.replica,
+            serve,
+            room=settings.packed_bytes,
+            seconds=settings.placement_seconds,
+            follows=settings.placement == "auto",
+        )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
+        add_placement_gauges(self.metrics, self.placing, self.engine.tiers, self.table, settings.metric_tasks)
 
     def start(self) -> None:
-        """Follow the store, warm the engine, put the preloaded tasks on the device, take requests."""
+        """Follow the store, warm the engine, put preloaded and placed tasks on the device, take requests."""
         self.watch.start()
         self.metrics.store_up.set(self.watch.store_up)
         if self.watch.store_up:
@@ -99,17 +118,23 @@ class Service:
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
             self.engine.tiers.release(loaded)
+        self.placing.start()
+        if self.watch.store_up:
+            self.placing.wait_until_loaded()
         self.admission.ready = True
+        self.placing.report_now()
 
     def stop(self) -> None:
         """End all threads and close the ports. The engine answers the rows in its line first."""
         self.admission.ready = False
+        self.placing.retire()
         self.watch.stop()
         self.workers.stop()
         self.engine.stop()
         self._scrape.close()
         if self.tracer is not None:
             self.tracer.close()
+        self._slot.release()
 
     def check(self) -> None:
         """Raise if this replica cannot answer any more; Ray then replaces it. See `Engine.check`."""
@@ -118,6 +143,7 @@ class Service:
     async def drain(self, seconds: float) -> int:
         """Take no further requests and wait for those in flight. Returns how many are left when the time is up."""
         self.admission.draining = True
+        await asyncio.to_thread(self.placing.retire)
         await self.shadows.clear()
         deadline = time.monotonic() + seconds
         while self.admission.requests and time.monotonic() < deadline:

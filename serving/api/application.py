@@ -73,7 +73,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     app.add_middleware(StoreNotice, notice=lambda: service.watch.notice)
     app.add_middleware(RequestIds, echo=echo_request_ids)
     app.add_middleware(HeadAsGet)
-    headers.install(app, service.settings)
+    headers.install(app, service.settings, service.replica)
     document.install(app, lambda path: protocol_of(path).failing)
     return app
 

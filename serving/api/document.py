@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serving.api import store_notice
+from serving.api import replica_name, store_notice
 from serving.api.examples import ANSWERS
 from serving.routing.versions import SHORTEST
 
@@ -92,7 +92,11 @@ _GIVEN: dict[str, dict[str, Any]] = {
 }
 _FASTAPIS = ("HTTPValidationError", "ValidationError")
 """FastAPI's schemas for malformed parameters. No failure of this server has such a form."""
-_ECHOED = {"X-Request-Id": {"description": "of the request", "schema": _ID}, **store_notice.DOCUMENTED}
+_ECHOED = {
+    "X-Request-Id": {"description": "of the request", "schema": _ID},
+    **replica_name.DOCUMENTED,
+    **store_notice.DOCUMENTED,
+}
 
 
 def install(app: FastAPI, failing_of: Callable[[str], Failing]) -> None:

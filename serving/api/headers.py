@@ -7,7 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api import docs_page, store_notice
+from serving.api import docs_page, replica_name, store_notice
 from serving.config import Settings
 
 _ALWAYS = {
@@ -35,11 +35,19 @@ _TAKEN = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_SHOWN = ("Retry-After", "Server-Timing", "X-Ken-Delta", "X-Ken-Merge", store_notice.HEADER, "X-Request-Id")
+_SHOWN = (
+    "Retry-After",
+    "Server-Timing",
+    "X-Ken-Delta",
+    "X-Ken-Merge",
+    replica_name.HEADER,
+    store_notice.HEADER,
+    "X-Request-Id",
+)
 
 
-def install(app: FastAPI, settings: Settings) -> None:
-    """Put security headers and CORS around everything else, answers to unexpected exceptions included.
+def install(app: FastAPI, settings: Settings, replica: str) -> None:
+    """Put security headers, CORS and the replica's name around everything else, answers to unexpected exceptions too.
 
     Starlette makes those answers outside of what `add_middleware` adds, so the stack is wrapped where it is built.
     """
@@ -56,7 +64,7 @@ def install(app: FastAPI, settings: Settings) -> None:
                 expose_headers=_SHOWN,
                 allow_credentials=False,
             )
-        return SecurityHeaders(stack, settings.tls)
+        return SecurityHeaders(replica_name.ReplicaName(stack, replica), settings.tls)
 
     app.build_middleware_stack = wrapped  # type: ignore[method-assign]
 

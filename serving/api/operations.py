@@ -14,7 +14,10 @@ from pydantic import BaseModel, Field
 from serving.api.auth import Authenticator
 from serving.api.changes import AuditedChanges, ChangeAnswer, Wait
 from serving.api.problems import responses
+from serving.replica.placing import Placing
 from serving.service import Service
+from serving.store import Report
+from serving.store.placements import Load
 from serving.telemetry import scrape
 from serving.telemetry.scrape import TargetGroup
 
@@ -36,8 +39,18 @@ class StoreState(BaseModel):
     trouble: str | None = Field(description="what is wrong and what to do; null: all is well")
 
 
+class PlacementState(BaseModel):
+    """What a replica knows of the placement of tasks. None of it keeps a replica from answering."""
+
+    epoch: int | None = Field(description="of the placement that the replica follows; null: of none")
+    seen: int = Field(description="the epoch up to which everything placed on the replica is loaded; 0: of none")
+    enforced: bool = Field(description="whether requests go by the placement")
+    trouble: str | None = Field(description="why they do not; null: they do")
+
+
 class Readiness(Status):
     store: StoreState
+    placement: PlacementState
 
 
 class BaseInfo(BaseModel):
@@ -56,6 +69,15 @@ class ReplicaInfo(BaseModel):
     metrics: str | None = Field(description="host and port of the replica's own metrics")
     silent_seconds: float = Field(
         description="how long it has not reported, if that is 15 s or more: it may answer by an older revision; else 0"
+    )
+    ready: bool | None = Field(description="whether it takes requests; null: it does not say")
+    in_flight: int | None = Field(description="requests accepted and not answered; null: it does not say")
+    seen: int | None = Field(
+        description="the epoch of the placement up to which everything placed on it is loaded; 0: of none; null: it "
+        "does not say"
+    )
+    held_tasks: int | None = Field(
+        description="tasks whose live version is on its device, at most 1000; null: it does not say"
     )
 
 
@@ -78,6 +100,28 @@ class Collected(BaseModel):
     held_bytes: int = Field(description="of these")
     held_until: int | None = Field(
         description="unix seconds; from then on they can be freed if no upload goes on; null: nothing is held"
+    )
+
+
+def _replica(report: Report, load: Load | None) -> ReplicaInfo:
+    return ReplicaInfo(
+        name=report.replica,
+        revision=report.revision,
+        metrics=report.address or None,
+        silent_seconds=0.0 if report.in_touch else round(report.age, 1),
+        ready=None if load is None else load.ready,
+        in_flight=None if load is None else load.in_flight,
+        seen=None if load is None else load.seen,
+        held_tasks=None if load is None else len(load.held),
+    )
+
+
+def _placement(placing: Placing) -> PlacementState:
+    return PlacementState(
+        epoch=None if placing.current is None else placing.current.epoch,
+        seen=placing.seen,
+        enforced=placing.enforced,
+        trouble=placing.not_enforced,
     )
 
 
@@ -105,6 +149,7 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
                 other_history=watch.other_history,
                 trouble=watch.trouble,
             ),
+            placement=_placement(service.placing),
         )
 
     @routes.get("/metrics", response_class=Response)
@@ -123,15 +168,8 @@ def router(service: Service, authenticator: Authenticator, changes: AuditedChang
         """The replicas that reported to the store and did not end since."""
         authenticator.require(request, "predict")
         reports = await asyncio.to_thread(service.store.replicas.reports)
-        return [
-            ReplicaInfo(
-                name=report.replica,
-                revision=report.revision,
-                metrics=report.address or None,
-                silent_seconds=0.0 if report.in_touch else round(report.age, 1),
-            )
-            for report in reports.values()
-        ]
+        loads = await asyncio.to_thread(service.store.placements.loads)
+        return [_replica(report, loads.get(report.replica)) for report in reports.values()]
 
     @routes.get("/v1/base", responses=responses(401))
     async def base(request: Request) -> BaseInfo:

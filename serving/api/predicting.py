@@ -108,6 +108,8 @@ class Predictor:
                     resolved = self._resolved(request, measured, query.task, query.key)
                 self._admission.check_count(len(query.inputs))
                 prediction = await self._answer(resolved, query, timeout, measured)
+                if resolved.merge is None:
+                    self._service.placing.count(resolved.task, prediction.tokens)
                 return TaskAnswer(resolved.task, prediction, resolved.merge)
         finally:
             self.count(measured)

@@ -192,6 +192,12 @@ class Replica(Result):
     silent_seconds: float = Field(
         0.0, description="how long it has not reported, if long enough to matter: it may answer by an older revision"
     )
+    ready: bool | None = Field(None, description="whether it takes requests; None: it does not say")
+    in_flight: int | None = Field(None, description="requests accepted and not answered; None: it does not say")
+    seen: int | None = Field(
+        None, description="the epoch of the placement of tasks up to which it has loaded what is placed on it"
+    )
+    held_tasks: int | None = Field(None, description="tasks whose live version is on its device, at most 1000")
 
 
 class Collected(Result):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from ken_core import ResidentModel
 from serving.admission import Admission
 from serving.engine.engine import Engine
-from serving.tasks import TaskWatch
+from serving.placement.plan import Placement
+from serving.replica.placing import Placing
+from serving.tasks import TaskTable, TaskWatch
+from serving.telemetry.adapters import Adapters
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
+from serving.tiers.device import DeviceTiers
 
 
 def add_gauges(
@@ -53,3 +57,39 @@ def add_gauges(
         lambda: cache.files.takes_deltas(),
     )
     metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)
+
+
+def add_placement_gauges(
+    metrics: Metrics, placing: Placing, tiers: DeviceTiers, table: TaskTable, most_names: int
+) -> None:
+    """Add gauges of the placement of tasks, and of the tasks on the device.
+
+    Args:
+        most_names: how many tasks one gauge names.
+    """
+
+    def adapters() -> Adapters:
+        task_of = {digest: task for task, digest in table.live.items()} if table.loaded else {}
+        held = tiers.by_use()
+        mean = sum(one.nbytes for one in held) // max(1, len(held))
+        return Adapters(
+            max(len(held), placing.room // mean if mean else most_names),
+            [task_of[digest] for digest in tiers.awaited() if digest in task_of][:most_names],
+            [task_of[one.digest] for one in held if one.digest in task_of][:most_names],
+        )
+
+    metrics.gauge(
+        "ken_placement_epoch",
+        "Epoch of the placement of tasks that is followed; 0: none is",
+        lambda: (placing.current or Placement()).epoch,
+    )
+    metrics.gauge(
+        "ken_placement_moves", "Homes that tasks got since the first placement, new tasks left out",
+        lambda: (placing.current or Placement()).moves,
+    )  # fmt: skip
+    metrics.gauge(
+        "ken_placement_enforced",
+        "Whether requests go by the placement: a proxy says so, or there is one replica alone",
+        lambda: placing.enforced,
+    )
+    metrics.adapters(adapters)

@@ -60,6 +60,11 @@ class TaskTable:
             raise UnavailableError("the task table is not loaded yet; try again in a moment")
         return self._table
 
+    @property
+    def live(self) -> dict[str, str]:
+        """The digest of each task's live version, by the task's name. Raises as `current`."""
+        return {name: task.aliases["live"] for name, task in self.current.tasks.items() if "live" in task.aliases}
+
     def resolve(
         self,
         task: str,

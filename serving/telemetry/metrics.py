@@ -16,9 +16,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from serving.telemetry.adapters import Adapters, AdaptersGauge
 from serving.telemetry.hits import MERGED, TIERS
 from serving.telemetry.request_metrics import SECONDS, RequestMetrics
 
+PLACES = ("home", "second", "elsewhere")
+"""What a replica is for a task: its home, its second home, or neither."""
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series, and no dashboard reads them
@@ -76,6 +79,11 @@ class Metrics:
         self._cache_misses = Counter(
             "ken_cache_misses", "Requests whose delta came from the store, or was merged for them", registry=own
         )
+        self.placed_requests = Counter(
+            "ken_placed_requests", "Requests answered, by what this replica is for their task", ["where"], registry=own
+        )
+        for where in PLACES:
+            self.placed_requests.labels(where)
         self._own = own
         self.registry = CollectorRegistry()
         self.registry.register(_WithLabel(own, "replica", replica))
@@ -83,6 +91,10 @@ class Metrics:
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read at each scrape."""
         Gauge(name, text, registry=self._own).set_function(read)
+
+    def adapters(self, read: Callable[[], Adapters]) -> None:
+        """Add vLLM's gauge of adapters, whose labels are read at each scrape."""
+        self._own.register(AdaptersGauge(read))
 
     def gauge_by(self, name: str, text: str, label: str, read: Callable[[], dict[str, float]]) -> None:
         """Add a gauge with one label, whose values are read at each scrape."""

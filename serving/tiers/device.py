@@ -90,6 +90,17 @@ class DeviceTiers:
         """All tasks of both tiers."""
         return self._memory.held()
 
+    def by_use(self) -> list[Loaded]:
+        """All tasks of both tiers, the one asked for most first."""
+        return sorted(self._memory.held(), key=lambda loaded: -self._memory.uses(loaded.digest))
+
+    def awaited(self) -> list[str]:
+        """Digests that requests wait for, which are not on the device yet."""
+        return self._memory.awaited()
+
+    def is_on_device(self, digest: str) -> bool:
+        return self._memory.tier_of(digest) is not None
+
     def describe(self, digests: Sequence[str]) -> TaskTiers:
         """Where these deltas are now, and where requests found them."""
         hits = self.hits.of(digests)
@@ -133,6 +144,20 @@ class DeviceTiers:
             self._merges.release(merge.digest)
             raise
 
+    async def preload(self, digest: str) -> int:
+        """Bring a task onto the device before a request asks for it. No request is counted.
+
+        Returns:
+            Bytes that the task takes.
+
+        Raises:
+            UnfitDeltaError, StoreError, RefusedDeltaError, CheckpointChangedError, UnavailableError: as `acquire`.
+        """
+        self._unfit.refuse(digest)
+        loaded, _ = await self._hold(digest, self._load)
+        self._memory.release(loaded)
+        return loaded.nbytes
+
     def release(self, loaded: Loaded) -> None:
         """End one hold of `acquire` or `acquire_merge`."""
         self._memory.release(loaded)
@@ -166,16 +191,20 @@ class DeviceTiers:
         self._promotion.close()
 
     async def _acquire(self, digest: str, bring: SingleFlight[str]) -> Loaded:
+        loaded, found = await self._hold(digest, bring)
+        self.hits.note(digest, found)
+        self._metrics.observe_lookup(found)
+        self._promotion.consider(loaded)
+        return loaded
+
+    async def _hold(self, digest: str, bring: SingleFlight[str]) -> tuple[Loaded, str]:
+        """A task, held on the device, and the tier where it was found."""
         found = ""
         with self._memory.wanted(digest):
             while (loaded := self._memory.hold(digest)) is None:
                 brought = await asyncio.wrap_future(bring(digest))
                 found = found or brought
-            found = found or loaded.tier
-        self.hits.note(digest, found)
-        self._metrics.observe_lookup(found)
-        self._promotion.consider(loaded)
-        return loaded
+            return loaded, found or loaded.tier
 
     # On the loaders' threads
 

@@ -84,6 +84,11 @@ class DeviceMemory:
                     del self._wanted[digest]
                 self._changed.notify_all()
 
+    def awaited(self) -> list[str]:
+        """What is wanted and not on the device."""
+        with self._changed:
+            return [digest for digest in self._wanted if self.find(digest) is None]
+
     def hold(self, digest: str) -> Loaded | None:
         """Keep a task on the device until `release`; None if it is not there."""
         with self._changed:

@@ -1,0 +1,56 @@
+"""The name of a replica: its node's, and the lowest number that no other replica of the node has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import uuid
+
+_log = logging.getLogger(__name__)
+
+_MOST = 10_000
+
+
+class Slot:
+    """A replica's number on its node, from 0. A replica that is started in place of another one gets the same number.
+
+    The number is held by a socket of Linux's abstract namespace. The kernel frees it when the process ends, however it
+    ends; no file is left, and containers that share their host's name share these sockets too.
+
+    Args:
+        namespace: of the store; replicas of other namespaces do not count.
+
+    Attributes:
+        name: of the replica. Where there are no such sockets, it is a new one at each start.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._socket: socket.socket | None = None
+        node = os.uname().nodename
+        number = self._take(namespace) if sys.platform == "linux" else None
+        if number is None:
+            _log.warning("this replica gets a new name at each start, so its tasks find another home at each start")
+        self.name = f"{node}-{uuid.uuid4().hex[:8] if number is None else number}"
+
+    def release(self) -> None:
+        """Let the next replica have the number. Nothing may be reported under the name any more."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _take(self, namespace: str) -> int | None:
+        try:
+            held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        except OSError as error:
+            _log.warning("no socket can be made: %s", error)
+            return None
+        for number in range(_MOST):
+            try:
+                held.bind(f"\0ken-serve/{namespace}/{number}")
+            except OSError:  # another replica has it
+                continue
+            self._socket = held
+            return number
+        held.close()
+        return None
