@@ -232,9 +232,8 @@ class Placing:
             stored, lost = None, True
         if stored is not None and stored.epoch > self._epoch:
             self._follow(stored)
-        loads = self._store.placements.loads()
-        rooms = {name: Room(load.room) for name, load in loads.items()}
-        made = self._leading(self.current, rooms, lambda: _told(loads), self._tasks, time.monotonic())
+        rooms = {name: Room(presence.room) for name, presence in self._store.placements.present().items()}
+        made = self._leading(self.current, rooms, self._told_by_all, self._tasks, time.monotonic())
         behind = self.current is not None and (lost or (stored is not None and stored.epoch < self._epoch))
         placement = made or (self.current if behind else None)
         if placement is not None and self._store.placements.write(placement, self._replica):
@@ -248,6 +247,14 @@ class Placing:
     @property
     def _epoch(self) -> int:
         return -1 if self.current is None else self.current.epoch
+
+    def _told_by_all(self) -> dict[str, dict[str, tuple[float, int]]]:
+        """For each replica the rates and sizes of the tasks that it was asked for."""
+        loads = self._store.placements.loads()
+        return {
+            name: {task: (asked.rate, asked.nbytes) for task, asked in load.tasks.items()}
+            for name, load in loads.items()
+        }
 
     def _tasks(self) -> list[str]:
         return list(self._table.live)
@@ -284,9 +291,3 @@ class Placing:
             tasks={task: Asked(rates.get(task, 0.0), nbytes) for task, nbytes in self._sizes.items()},
             held=tuple(task for task, _ in held[:MOST_HELD]),
         )
-
-
-def _told(loads: Mapping[str, Load]) -> dict[str, dict[str, tuple[float, int]]]:
-    return {
-        name: {task: (asked.rate, asked.nbytes) for task, asked in load.tasks.items()} for name, load in loads.items()
-    }

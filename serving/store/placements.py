@@ -63,11 +63,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Presence:
-    """The part of a `Load` that every proxy reads every second: see there."""
+    """The part of a `Load` that is read every second by every proxy and by who computes placements: see there."""
 
     serve: str
     ready: bool
     seen: int
+    room: int
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,10 @@ class Placements:
 
     def report(self, replica: str, load: Load) -> None:
         """Record a replica's load. It counts for `IN_TOUCH_SECONDS`."""
-        present = {"serve": load.serve, "ready": load.ready, "seen": load.seen}
+        present = {"serve": load.serve, "ready": load.ready, "seen": load.seen, "room": load.room}
         told = {
             **present,
             "in_flight": load.in_flight,
-            "room": load.room,
             "tasks": {task: [float(f"{asked.rate:.4g}"), asked.nbytes] for task, asked in load.tasks.items()},
             "held": load.held[:MOST_HELD],
         }
@@ -185,10 +185,8 @@ class Placements:
         return dict(self._reports(self._loads, lambda plain, age: _load(plain)))
 
     def present(self) -> dict[str, Presence]:
-        """What proxies need to know of each replica in touch, by its name. Reports that cannot be read are left out."""
-        return dict(
-            self._reports(self._present, lambda p, age: Presence(str(p["serve"]), bool(p["ready"]), int(p["seen"])))
-        )
+        """What is needed every second of each replica in touch, by name. Reports that cannot be read are left out."""
+        return dict(self._reports(self._present, lambda plain, age: _presence(plain)))
 
     def report_proxy(self, proxy: str, epoch: int, trouble: str = "") -> None:
         """Record by which placement a proxy routes, or why it routes by none. It counts for `IN_TOUCH_SECONDS`."""
@@ -207,6 +205,10 @@ class Placements:
                 yield name.decode(), read(orjson.loads(text), max(0.0, float(now) - float(when)))
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 continue  # another version of this server, or another program
+
+
+def _presence(plain: dict[str, Any]) -> Presence:
+    return Presence(str(plain["serve"]), bool(plain["ready"]), int(plain["seen"]), int(_positive(plain["room"])))
 
 
 def _load(plain: dict[str, Any]) -> Load:
