@@ -1,0 +1,152 @@
+"""Three replicas with a placement: requests are answered at home, whatever happens to replicas, and none fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ken_core import open_file
+from serving.launch.server_process import ServerProcess
+from serving.store import Store
+from tests.e2e.conftest import PublishedTask
+from tests.e2e.forwarding import Forwarder, forwarding
+from tests.e2e.from_manifest import serve_config
+from tests.e2e.running import settings_on
+from tests.e2e.test_scaling import await_deployed, deploy, on_this_machine, replicas
+
+pytestmark = pytest.mark.e2e
+NAMESPACE = "many-replicas"
+COPIES = 3
+"""As many tasks are made of each fine-tune."""
+
+
+@dataclass
+class Load:
+    """Clients that ask all the while, and what they saw."""
+
+    server: ServerProcess
+    digests: dict[str, str]
+    failures: list[str] = field(default_factory=list)
+    answered_by: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    answers: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, seed: int) -> None:
+        dice = random.Random(seed)
+        with httpx.Client(base_url=self.server.url, timeout=60) as client:
+            while not self.stop.is_set():
+                task = dice.choice(sorted(self.digests))
+                answer = self._one(client, task, dice.random() < 0.5)
+                if answer.status_code != 200 or answer.headers["x-ken-delta"] != self.digests[task]:
+                    self.failures.append(f"{task}: {answer.status_code} {answer.text[:200]} {dict(answer.headers)}")
+                else:
+                    self.answered_by[task].add(answer.headers["x-ken-replica"])
+                    self.answers += 1
+
+    def _one(self, client: httpx.Client, task: str, by_header: bool) -> httpx.Response:
+        body = {"inputs": "Stocks fell sharply on Monday."}
+        if by_header:
+            return client.post("/predict", json=body, headers={"X-Ken-Task": task})
+        return client.post(f"/v1/tasks/{task}/predict", json=body)
+
+    def seconds(self, seconds: float) -> dict[str, set[str]]:
+        """Who answered each task, within so many seconds from now."""
+        self.answered_by.clear()
+        time.sleep(seconds)
+        return {task: set(names) for task, names in self.answered_by.items()}
+
+    def await_homes(self, on: int) -> dict[str, str]:
+        """Wait until each task is answered by one replica alone, and so many replicas answer."""
+        deadline = time.monotonic() + 120
+        while True:
+            found = self.seconds(2)
+            assert self.failures == []
+            alone = {task: min(names) for task, names in found.items() if len(names) == 1}
+            if alone.keys() == self.digests.keys() and len(set(alone.values())) == on:
+                return alone
+            assert time.monotonic() < deadline, found
+
+
+@contextmanager
+def loaded(server: ServerProcess, digests: dict[str, str]) -> Iterator[Load]:
+    load = Load(server, digests)
+    threads = [threading.Thread(target=load.ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def await_(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def process_of(store: Store, replica: str) -> int:
+    return int(store.replicas.reports()[replica].process.split()[0])
+
+
+@pytest.fixture
+def way(store_url: str) -> Iterator[Forwarder]:
+    with forwarding(store_url) as forwarder:
+        yield forwarder
+
+
+def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
+    minilm: Path, work: Path, tmp_path: Path, store_url: str, published: list[PublishedTask], way: Forwarder
+) -> None:
+    store = Store(store_url, NAMESPACE)
+    digests = {f"{task.name}-{i}": task.digest for task in published for i in range(COPIES)}
+    for task in published:
+        for i in range(COPIES):
+            store.tasks.publish(f"{task.name}-{i}", open_file(task.file))
+    settings = settings_on(minilm, work / "server", way.url)
+    settings |= {"data_dir": str(tmp_path), "replicas": "3", "namespace": NAMESPACE, "placement_seconds": "2"}
+    config = on_this_machine(serve_config(), settings)
+    config["applications"][0]["args"] |= {"namespace": NAMESPACE, "placement_seconds": 2, "request_timeout_seconds": 30}
+    deploy(config, 3, tmp_path)
+    with ServerProcess(settings, tmp_path / "log", module="tests.e2e.from_manifest") as server:
+        await_deployed(tmp_path)
+        with loaded(server, digests) as load:
+            homes = load.await_homes(on=3)
+
+            killed = homes[min(homes)]
+            old = process_of(store, killed)
+            os.kill(old, signal.SIGKILL)
+            await_(lambda: len(replicas(server)) == 3 and old not in replicas(server))
+            homes = load.await_homes(on=3)
+            assert load.failures == []
+
+            cut = homes[min(homes)]
+            way.cut_off(process_of(store, cut))
+            await_(lambda: cut not in store.placements.read().replicas)
+            assert cut not in load.await_homes(on=2).values()
+            way.restore()
+            load.await_homes(on=3)
+            assert load.failures == []
+
+            for count in (2, 3):
+                deploy(config, count, tmp_path)
+                await_deployed(tmp_path)
+                load.await_homes(on=count)
+        assert load.failures == []
+        assert load.answers > 100
+        ready = httpx.get(f"{server.url}/readyz").json()
+        assert "placement" in str(ready)
