@@ -25,6 +25,7 @@ from serving.tiers.files import DeltaFiles
 _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
+_STARTING_BEAT_SECONDS = 0.2
 _REPORT_SECONDS = 2.0
 _LEASE_SECONDS = 10.0
 _APPEAR_SECONDS = 10.0
@@ -203,7 +204,7 @@ class Placing:
             except Exception as error:
                 _log.exception("following the placement of tasks failed")
                 self.trouble = f"following the placement failed: {error!r}"
-            self._wake.wait(_BEAT_SECONDS)
+            self._wake.wait(_BEAT_SECONDS if self._admission.ready else _STARTING_BEAT_SECONDS)
             self._wake.clear()
 
     def _beat(self) -> None:
