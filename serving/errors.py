@@ -188,6 +188,10 @@ class NoRoomError(UnavailableError):
     retry_after = 10.0
 
 
+class ForeignPlacementError(StoreError):
+    """What the store holds as the placement of tasks is none. The replica that computes placements replaces it."""
+
+
 class StoreFullError(StoreError):
     """The store has no room for a delta. Trying again does not help before somebody makes room."""
 

@@ -143,11 +143,12 @@ class Service:
     async def drain(self, seconds: float) -> int:
         """Take no further requests and wait for those in flight. Returns how many are left when the time is up."""
         self.admission.draining = True
-        await asyncio.to_thread(self.placing.retire)
+        retiring = asyncio.create_task(asyncio.to_thread(self.placing.retire))
         await self.shadows.clear()
         deadline = time.monotonic() + seconds
         while self.admission.requests and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
+        await retiring
         await asyncio.to_thread(self.watch.stop)
         return self.admission.requests
 

@@ -65,7 +65,7 @@ def add_placement_gauges(
     """Add gauges of the placement of tasks, and of the tasks on the device.
 
     Args:
-        most_names: how many tasks one gauge names.
+        most_names: how many tasks one gauge names, those asked for most.
     """
 
     def adapters() -> Adapters:
@@ -74,8 +74,8 @@ def add_placement_gauges(
         mean = sum(one.nbytes for one in held) // max(1, len(held))
         return Adapters(
             max(len(held), placing.room // mean if mean else most_names),
-            [task_of[digest] for digest in tiers.awaited() if digest in task_of][:most_names],
-            [task_of[one.digest] for one in held if one.digest in task_of][:most_names],
+            sorted(task_of[digest] for digest in tiers.awaited() if digest in task_of)[:most_names],
+            sorted([task_of[one.digest] for one in held if one.digest in task_of][:most_names]),  # in a stable order
         )
 
     metrics.gauge(

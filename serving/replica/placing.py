@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from serving.admission import Admission
-from serving.errors import StoreError, UnavailableError
+from serving.errors import ForeignPlacementError, StoreError, UnavailableError
 from serving.placement.demand import Rates, work_of
 from serving.placement.leading import Leading
 from serving.placement.ledger import Room
@@ -25,6 +25,7 @@ from serving.tiers.files import DeltaFiles
 _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
+_STARTING_BEAT_SECONDS = 0.2
 _REPORT_SECONDS = 2.0
 _LEASE_SECONDS = 10.0
 _APPEAR_SECONDS = 10.0
@@ -203,7 +204,7 @@ class Placing:
             except Exception as error:
                 _log.exception("following the placement of tasks failed")
                 self.trouble = f"following the placement failed: {error!r}"
-            self._wake.wait(_BEAT_SECONDS)
+            self._wake.wait(_BEAT_SECONDS if self._admission.ready else _STARTING_BEAT_SECONDS)
             self._wake.clear()
 
     def _beat(self) -> None:
@@ -224,20 +225,26 @@ class Placing:
 
     def _lead(self) -> None:
         """Write a placement if it is time, and again what the store has lost."""
-        try:
-            stored = self._store.placements.read(self._epoch)
-            lost = self._store.placements.epoch() is None
-        except StoreError as error:
-            _log.warning("%s", error)
-            stored, lost = None, True
-        if stored is not None and stored.epoch > self._epoch:
-            self._follow(stored)
+        stored = self._stored()
+        if stored > self._epoch:
+            self._follow(self._store.placements.read(self._epoch))
         rooms = {name: Room(presence.room) for name, presence in self._store.placements.present().items()}
         made = self._leading(self.current, rooms, self._told_by_all, self._tasks, time.monotonic())
-        behind = self.current is not None and (lost or (stored is not None and stored.epoch < self._epoch))
-        placement = made or (self.current if behind else None)
+        placement = made or (self.current if stored < self._epoch else None)
         if placement is not None and self._store.placements.write(placement, self._replica):
             self._follow(placement)
+
+    def _stored(self) -> int:
+        """The epoch of what the store holds, -1 if it holds nothing. What is no placement is overruled."""
+        placements = self._store.placements
+        try:
+            epoch = placements.epoch()
+            placements.read(self._epoch)
+        except ForeignPlacementError as error:
+            _log.warning("%s", error)
+            placements.remove(self._replica)
+            return -1
+        return -1 if epoch is None else epoch
 
     def _follow(self, placement: Placement | None) -> None:
         if placement is not None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import orjson
+import redis
 import zstandard
 
-from serving.errors import StoreError
+from serving.errors import ForeignPlacementError
 from serving.placement.plan import Placement
 from serving.store.connection import Connection
 from serving.store.replicas import IN_TOUCH_SECONDS
@@ -127,21 +128,21 @@ class Placements:
         One of a lower epoch is returned: the store was emptied or restored, and everybody follows what it holds.
 
         Raises:
-            StoreError: what the store holds is no placement.
+            ForeignPlacementError: what the store holds is no placement.
         """
         epoch = self.epoch()
         if epoch in (None, after):
             return None
-        with self._connection.store_errors:
-            body = self._connection.client.hget(self._key, "body")
-        return None if body is None else self._placement(body)
+        body = self._field("body")
+        return None if body is None else self._placement(body, epoch)
 
     def epoch(self) -> int | None:
-        """The epoch of the placement; None if there is none."""
-        with self._connection.store_errors:
-            found = self._connection.client.hget(self._key, "epoch")
+        """The epoch of the placement; None if there is none. Raises as `read`."""
+        found = self._field("epoch")
+        if found is None:
+            return None
         try:
-            return None if found is None else int(found)
+            return int(found)
         except ValueError:
             raise self._foreign(f"its epoch is {found[:40]!r}") from None
 
@@ -151,17 +152,34 @@ class Placements:
         if epoch is not None and (self.read() or Placement()).replicas:
             self.write(Placement(epoch + 1), leader)
 
-    def _placement(self, body: bytes) -> Placement:
+    def remove(self, leader: str) -> None:
+        """Remove what is there, if `leader` has the lease. For what is no placement."""
+        self._connection.run("place", [self._lease, self._key], leader, "", "")
+
+    def _field(self, name: str) -> bytes | None:
+        with self._connection.store_errors:
+            try:
+                found: bytes | None = self._connection.client.hget(self._key, name)
+                return found
+            except redis.ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+        raise self._foreign("its key is no hash")
+
+    def _placement(self, body: bytes, epoch: int | None) -> Placement:
         try:
             claimed = zstandard.frame_content_size(body)
             if not 0 <= claimed <= _MOST_BYTES:
                 raise ValueError(f"its size is {claimed} bytes, expected at most {_MOST_BYTES}")
-            return Placement.loads(zstandard.ZstdDecompressor().decompress(body, max_output_size=_MOST_BYTES))
+            found = Placement.loads(zstandard.ZstdDecompressor().decompress(body, max_output_size=_MOST_BYTES))
+            if found.epoch != epoch:
+                raise ValueError(f"its epoch is {found.epoch} in one place, {epoch} in another")
+            return found
         except (ValueError, AttributeError, OverflowError, zstandard.ZstdError) as error:
             raise self._foreign(str(error)) from error
 
-    def _foreign(self, found: str) -> StoreError:
-        return StoreError(
+    def _foreign(self, found: str) -> ForeignPlacementError:
+        return ForeignPlacementError(
             f"the store at {self._connection.where} holds no usable placement under {self._key}: {found}; the replica "
             "that computes placements replaces it"
         )

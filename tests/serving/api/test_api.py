@@ -438,7 +438,8 @@ def test_with_the_store_down_a_change_is_503_and_says_that_nothing_was_changed(
 def test_health_and_readiness_are_ok_between_start_and_stop(get: Callable[..., httpx.Response]) -> None:
     assert get("/healthz").json() == {"status": "ok"}
     well = {"reachable": True, "silent_seconds": 0, "other_history": False, "trouble": None}
-    assert get("/readyz").json() == {"status": "ready", "store": well}
+    placed = {"epoch": 1, "seen": 1, "enforced": True, "trouble": None}
+    assert get("/readyz").json() == {"status": "ready", "store": well, "placement": placed}
     assert "X-Ken-Store" not in get("/readyz").headers
 
 
@@ -546,7 +547,7 @@ def test_metrics_are_what_prometheus_reads_and_name_the_replica(service: Service
     assert response.headers["content-type"].startswith("text/plain")
     samples = [s for f in text_string_to_metric_families(response.text) for s in f.samples]
     assert {s.labels["replica"] for s in samples} == {service.replica}
-    assert all(s.name.startswith("ken_") for s in samples)
+    assert all(s.name.startswith(("ken_", "vllm:")) for s in samples)
     counted = {(s.labels["task"], s.labels["code"]): s.value for s in samples if s.name == "ken_requests_total"}
     assert counted == {("spam", "200"): 1, ("spam", "422"): 1, ("unknown", "404"): 1}
     names = {s.name for s in samples}

@@ -30,7 +30,7 @@ def ask() -> Callable[..., httpx.Response]:
         docs_page.install(app)
         failures.install(app, lambda path: problem)
         app.add_middleware(BodyLimit, limit_of=lambda path: 10, seconds=10.0, shape_of=lambda path: problem)
-        headers.install(app, load_settings(base="b", **settings or {}))
+        headers.install(app, load_settings(base="b", **settings or {}), "node-0")
 
         @app.post("/ok")
         async def ok() -> str:
@@ -71,6 +71,7 @@ def test_every_answer_has_them_once(method: str, path: str, content: bytes, stat
         "cache-control": "no-store",
     }.items():
         assert response.headers.get_list(name) == [value]
+    assert response.headers.get_list("x-ken-replica") == ["node-0"]
     assert "strict-transport-security" not in response.headers
 
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 import zstandard
 
-from serving.errors import StoreError
+from serving.errors import ForeignPlacementError, StoreError
 from serving.placement.plan import Homes, Placement
 from serving.store import Store
 from serving.store.placements import Asked, Load
@@ -111,7 +111,7 @@ def test_a_placement_that_is_cleared_is_followed_by_nobody(store: Store) -> None
 )
 def test_what_is_no_placement_is_refused_in_words_and_replaced(store: Store, raw: Any, key: str, body: bytes) -> None:
     raw.hset(key, mapping={"epoch": 2, "body": body})
-    with pytest.raises(StoreError, match="no usable placement"):
+    with pytest.raises(ForeignPlacementError, match="no usable placement"):
         store.placements.read()
     store.placements.lead("a", 30)
     assert store.placements.write(PLACED, "a")
@@ -128,11 +128,26 @@ def test_a_placement_that_would_fill_the_memory_is_not_unpacked(store: Store, ra
 
 def test_a_key_of_another_type_is_refused_in_words_and_replaced(store: Store, raw: Any, key: str) -> None:
     raw.set(key, "something else")
-    with pytest.raises(StoreError):
+    with pytest.raises(ForeignPlacementError, match="no hash"):
         store.placements.read()
     store.placements.lead("a", 30)
     assert store.placements.write(PLACED, "a")
     assert store.placements.read() == PLACED
+
+
+def test_only_the_leader_removes_what_is_no_placement(store: Store, raw: Any, key: str) -> None:
+    raw.hset(key, mapping={"epoch": 99, "body": b"no frame"})
+    store.placements.lead("a", 30)
+    store.placements.remove("b")
+    assert raw.exists(key)
+    store.placements.remove("a")
+    assert not raw.exists(key)
+
+
+def test_a_placement_whose_epoch_is_not_that_of_its_key_is_refused(store: Store, raw: Any, key: str) -> None:
+    raw.hset(key, mapping={"epoch": 4, "body": frame(PLACED.dumps())})
+    with pytest.raises(ForeignPlacementError, match="in one place"):
+        store.placements.read()
 
 
 def test_an_epoch_that_is_no_number_is_refused_in_words(store: Store, raw: Any, key: str) -> None:

@@ -15,10 +15,12 @@ import pytest
 
 from ken_core import DeltaFile, KenError, deltafile, open_file
 from serving.errors import ConflictError, InvalidInputError, StoreError, UnknownTaskError
+from serving.placement.plan import Placement
 from serving.routing.routes import Route
 from serving.security.signatures import Signature
 from serving.store import Collected, Store
 from serving.store.leases import LEASE_SECONDS
+from serving.store.placements import Load
 from serving.store.urls import connect
 from tests.tiny_checkpoints import Deltas
 
@@ -643,6 +645,17 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "events.marks": lambda: store.events.marks([1]),
         "events.after": lambda: store.events.after("0", 0.01),
         "events.last_id": store.events.last_id,
+        "placements.clear": lambda: store.placements.clear("one"),
+        "placements.epoch": store.placements.epoch,
+        "placements.lead": lambda: store.placements.lead("one", 10.0),
+        "placements.loads": store.placements.loads,
+        "placements.proxies": store.placements.proxies,
+        "placements.read": store.placements.read,
+        "placements.remove": lambda: store.placements.remove("one"),
+        "placements.report": lambda: store.placements.report("one", Load()),
+        "placements.report_proxy": lambda: store.placements.report_proxy("one", 1),
+        "placements.retire": lambda: store.placements.retire("one"),
+        "placements.write": lambda: store.placements.write(Placement(1), "one"),
         "replicas.report": lambda: store.replicas.report("one", 1),
         "replicas.retire": lambda: store.replicas.retire("one"),
         "replicas.retire_dead": store.replicas.retire_dead,

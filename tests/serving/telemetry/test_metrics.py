@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from serving.telemetry.metrics import Metrics
 from tests.tiny_checkpoints import TEXTS, Deltas
 
 BY_TASK = ("ken_requests", "ken_request_seconds", "ken_version_requests", "ken_version_seconds")
+VLLMS = "vllm:lora_requests_info"
+"""A name that others read; it has not our prefix."""
 BY_VERSION = BY_TASK[2:]
 
 
@@ -250,9 +253,12 @@ def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Servic
     ends = {
         "counter": {"_total"},
         "histogram": {"_seconds", "_rows", "_groups", "_difference"},
-        "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned", "_changed", "_merges"},
-    }
+        "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned", "_changed", "_merges",
+                  "_epoch", "_moves", "_enforced"},
+    }  # fmt: skip
     found = families(busy.metrics)
+    assert VLLMS in found
+    del found[VLLMS]
     assert len(found) > 20
     for name, family in found.items():
         shown = name + "_total" if family.type == "counter" else name
@@ -266,10 +272,20 @@ def test_every_label_has_few_values(busy: Service) -> None:
     stages = {"load", "tokenize", "queue", "swap", "model", "total", "fetch", "decode", "merge", "attach"}
     tiers = {"materialised", "packed", "host", "disk", "store", "merge"}
     reasons, outcomes = {"expired", "abandoned"}, {"agreed", "differed", "failed", "skipped"}
-    known = {"replica": {busy.replica}, "stage": stages, "tier": tiers, "reason": reasons, "outcome": outcomes}
+    places = {"home", "second", "elsewhere"}
+    known = {
+        "replica": {busy.replica},
+        "where": places,
+        "stage": stages,
+        "tier": tiers,
+        "reason": reasons,
+        "outcome": outcomes,
+    }
     most = {"task": 2 + 2, "version": 2 * 2 + 1, "code": 20, "le": 24}
     values: dict[str, set[str]] = {}
     for family in families(busy.metrics).values():
+        if family.name == VLLMS:
+            continue
         for sample in family.samples:
             for label, value in sample.labels.items():
                 values.setdefault(label, set()).add(value)
@@ -285,4 +301,15 @@ def test_promtools_own_lint_finds_nothing(busy: Service) -> None:
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=busy.metrics.exposition(), capture_output=True, check=False
     )
-    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    vllms = f"{VLLMS} metric names should not contain ':'"
+    assert (done.stdout + done.stderr).decode().splitlines() == [vllms]
+
+
+def test_tasks_on_the_device_are_told_as_vllm_tells_adapters(busy: Service) -> None:
+    (sample,) = families(busy.metrics)[VLLMS].samples
+    running = sample.labels["running_lora_adapters"].split(",")
+    assert set(running) < {"a", "b", "c", "d", "e"}
+    assert len(running) == 2  # as many as have metric labels of their own
+    assert sample.labels["waiting_lora_adapters"] == ""
+    assert int(sample.labels["max_lora"]) > 2
+    assert abs(sample.value - time.time()) < 3600
