@@ -1,7 +1,7 @@
 """Simulated replicas behind a balancer: where a request goes, whether its delta is on the device, how long it takes.
 
-This is part of `benchmarks.placement`. A replica computes one request after the other. It loads deltas beside that, so a
-load costs its request time but no other request. Its device keeps the deltas with the largest faded use counts, as
+This is part of `benchmarks.placement`. A replica computes one request after the other. It loads deltas beside that, so
+a load costs its request time but no other request. Its device keeps the deltas with the largest faded use counts, as
 `serving.popularity` counts them.
 """
 

@@ -130,11 +130,13 @@ def _placement(before: Placement, ledger: Ledger, seconds: Mapping[str, Replica]
         had = before.tasks.get(task)
         tasks[task] = _homes(had, homes, second, ledger.rate(task), epoch, ledger.position)
         moves += len(set(homes) - set(had.homes)) if had else 0
-    places, places_before = ({task: homes.everywhere for task, homes in of.items()} for of in (tasks, before.tasks))
-    same = before.replicas == ledger.names and places == places_before
-    if same and before.epoch:
+    if before.epoch and before.replicas == ledger.names and _places(before.tasks) == _places(tasks):
         return before if before.tasks == tasks else replace(before, tasks=tasks)
     return Placement(epoch, ledger.names, tasks, moves)
+
+
+def _places(tasks: Mapping[str, Homes]) -> dict[str, tuple[tuple[str, ...], str | None]]:
+    return {task: (homes.homes, homes.second) for task, homes in tasks.items()}
 
 
 def _homes(
