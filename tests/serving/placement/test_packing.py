@@ -335,6 +335,15 @@ def test_bytes_that_turn_out_larger_make_the_tasks_asked_for_least_move():
     assert imbalance(after, bytes_known) <= 1.3
 
 
+def test_loads_become_even_on_replicas_that_are_nearly_full():
+    earlier, replicas = {f"task-{i:03}": Demand(1.0, 10) for i in range(1000)}, rooms(10, 1030)
+    placement = place(None, earlier, replicas)
+    demands = {t: Demand(3.0 if "node-00" in homes.homes else 1.0, 10) for t, homes in placement.tasks.items()}
+    after = settled(placement, demands, replicas)
+    assert max(held(after, demands).values()) <= 1030
+    assert imbalance(after, demands) <= 1.2
+
+
 def test_second_homes_get_the_room_that_homes_leave():
     demands = zipf(100, 1000.0, nbytes=10)
     replicas = rooms(5, 600)
