@@ -26,7 +26,7 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
 
     Every task gets a home. What takes more bytes than there is room for is placed beyond it, the tasks asked for least
     first. At once get homes: tasks that have none, tasks whose home is lost, and tasks that became too much for their
-    homes. All other changes wait for need and are damped (`damping`).
+    homes. All other changes wait for need and are damped (`damping`), unless no task had any load before.
 
     Args:
         before: the placement in force; None for the first one.
@@ -44,7 +44,7 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
         raise ValueError("found no replica to place tasks on, expected at least one")
     ledger = Ledger(tasks, replicas)
     had = {} if before is None else before.tasks
-    damping = Damping(len(tasks), DAMPED * ledger.mean if had else math.inf)
+    damping = Damping(len(tasks), DAMPED * ledger.mean if _knew_loads(before) else math.inf)
     seconds = _seconds(ledger, had)
     _keep(ledger, had)
     _fill(ledger, seconds)
@@ -54,6 +54,11 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
             break
     found = second_homes(ledger, seconds | _left(ledger, had))
     return _placement(before or Placement(), ledger, found)
+
+
+def _knew_loads(before: Placement | None) -> bool:
+    """Whether a placement was made by loads. One that was not is no reason to wait: tasks are where chance put them."""
+    return before is not None and sum(homes.rate for homes in before.tasks.values()) > NOISE * len(before.replicas)
 
 
 def _seconds(ledger: Ledger, had: Mapping[str, Homes]) -> dict[str, Replica]:

@@ -240,6 +240,14 @@ def test_few_tasks_move_at_once():
     assert 0 < place(small, opposite, rooms(2)).moves <= FEWEST
 
 
+def test_the_first_loads_become_even_at_once():
+    demands = zipf(64, 400.0)
+    placement = place(None, {task: Demand(0.0, 10) for task in demands}, rooms(4))
+    after = place(placement, demands, rooms(4))
+    assert imbalance(after, demands) <= 1.2
+    assert after.moves > FEWEST
+
+
 def test_the_home_that_a_task_leaves_is_its_second_home_until_the_new_one_has_it():
     placement = place(None, zipf(2000, 1000.0), rooms(10))
     demands = {task: Demand(1.0 if "node-00" in homes.homes else 0.1, 10) for task, homes in placement.tasks.items()}
