@@ -1,7 +1,7 @@
 """Simulated replicas behind a balancer: where a request goes, whether its delta is on the device, how long it takes.
 
-This is part of `benchmarks.placement`. A replica computes one request after the other. It loads deltas beside that, so a
-load costs its request time but no other request. Its device keeps the deltas with the largest faded use counts, as
+This is part of `benchmarks.placement`. A replica computes one request after the other. It loads deltas beside that, so
+a load costs its request time but no other request. Its device keeps the deltas with the largest faded use counts, as
 `serving.popularity` counts them.
 """
 
@@ -21,6 +21,8 @@ HALF_LIFE = 2000.0
 """Of a use, in later uses of the replica."""
 QUEUE = 2048
 """Requests that a replica takes at most."""
+SPARE = 4
+"""Requests that a home may have in flight beyond its factor of the fair share."""
 RECOUNT = 128
 """Requests after which the balancer counts anew how many are in flight."""
 FINEST, STEP_OF_LATENCY, LATENCIES = 1e-3, 1.02, 700
@@ -292,7 +294,7 @@ def _play(
         elif rule == 3:
             replica = _bounded(task, now, max(1, math.ceil(factor * fair)), order, up, done, loading)
         else:
-            replica = _placed(task, now, factor * fair + 4, homes, second, counts_from, order, up, done, loading)
+            replica = _placed(task, now, factor * fair + SPARE, homes, second, counts_from, order, up, done, loading)
         asked[task] += 1
         if _in_flight(replica, now, done, loading) >= QUEUE:
             counts[2] += 1

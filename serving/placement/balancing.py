@@ -1,6 +1,7 @@
 """Tasks get other homes where replicas have too much or too little load: few of them, and none without need.
 
-Each move takes less load from a replica than what it has more than the one that gets it, so moves come to an end.
+Each move takes less load from a replica than what it has more than the one that gets it, and a task never gets fewer
+homes here. So moves come to an end.
 """
 
 from __future__ import annotations
@@ -106,16 +107,21 @@ def _helps(ledger: Ledger, giver: Replica, task: str, receiver: Replica) -> bool
 
 
 def _share(ledger: Ledger, giver: Replica, receivers: list[Replica], damping: Damping) -> bool:
-    """Give the heaviest task of a replica one home more, if it is too heavy to be moved whole."""
-    task = max(ledger.at(giver), key=lambda task: (ledger.part(task), task))
-    homes = ledger.homes[task]
-    part = ledger.rate(task) / (len(homes) + 1)
-    if ledger.part(task) <= LEAST * max(ledger.mean, NOISE):
-        return False
-    for receiver in receivers:
-        lighter = ledger.load[receiver] + part < ledger.load[giver] - BETTER * ledger.mean
-        if lighter and receiver not in homes and ledger.fits(task, receiver):
-            ledger.settle(task, [*homes, receiver])
-            damping.note(receiver, part)
-            return True
+    """Give a task that is too heavy to be moved whole one home more: the one that relieves the replica most."""
+    heavy = [task for task in ledger.at(giver) if ledger.part(task) > LEAST * max(ledger.mean, NOISE)]
+    for task in sorted(heavy, key=lambda task: (-ledger.part(task) / (len(ledger.homes[task]) + 1), task)):
+        homes = ledger.homes[task]
+        part = ledger.rate(task) / (len(homes) + 1)
+        most = ledger.load[giver] - BETTER * ledger.mean - part
+        for receiver in receivers:
+            takes = ledger.load[receiver] < most or _passes_on(ledger, receiver)
+            if takes and receiver not in homes and ledger.fits(task, receiver):
+                ledger.settle(task, [*homes, receiver])
+                damping.note(receiver, part)
+                return True
     return False
+
+
+def _passes_on(ledger: Ledger, receiver: Replica) -> bool:
+    """Whether a replica has only light tasks, which it can pass on if it gets a heavy one."""
+    return all(ledger.part(task) <= LEAST * ledger.mean for task in ledger.at(receiver))

@@ -17,7 +17,7 @@ class Damping:
 
     Args:
         tasks: how many there are.
-        gain: the load that a replica may get, a second; infinite for the first placement, which nothing limits.
+        gain: the load that a replica may get, a second; if infinite, nothing is limited.
     """
 
     def __init__(self, tasks: int, gain: float) -> None:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from serving.placement.rendezvous import Weights
 
-HOT_SHARE = 0.9
-"""Of the bytes that all replicas have room for: as many belong to the tasks asked for most, which get their room before
-all others do. What is left above lets them move."""
+HOT_SHARE = 0.7
+"""Of the bytes that all replicas have room for: as many belong to the tasks asked for most. Those get their room first
+and move without regard to the others, which then leave for where there is room. So loads become even on full replicas
+too."""
 NOISE = 0.5
 """Load a second. No smaller difference between two replicas is a reason to move a task."""
 

@@ -26,7 +26,7 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
 
     Every task gets a home. What takes more bytes than there is room for is placed beyond it, the tasks asked for least
     first. At once get homes: tasks that have none, tasks whose home is lost, and tasks that became too much for their
-    homes. All other changes wait for need and are damped (`damping`).
+    homes. All other changes wait for need and are damped (`damping`), unless no task had any load before.
 
     Args:
         before: the placement in force; None for the first one.
@@ -44,7 +44,7 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
         raise ValueError("found no replica to place tasks on, expected at least one")
     ledger = Ledger(tasks, replicas)
     had = {} if before is None else before.tasks
-    damping = Damping(len(tasks), DAMPED * ledger.mean if had else math.inf)
+    damping = Damping(len(tasks), DAMPED * ledger.mean if _knew_loads(before) else math.inf)
     seconds = _seconds(ledger, had)
     _keep(ledger, had)
     _fill(ledger, seconds)
@@ -54,6 +54,11 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
             break
     found = second_homes(ledger, seconds | _left(ledger, had))
     return _placement(before or Placement(), ledger, found)
+
+
+def _knew_loads(before: Placement | None) -> bool:
+    """Whether a placement was made by loads. One that was not is no reason to wait: tasks are where chance put them."""
+    return before is not None and sum(homes.rate for homes in before.tasks.values()) > NOISE * len(before.replicas)
 
 
 def _seconds(ledger: Ledger, had: Mapping[str, Homes]) -> dict[str, Replica]:
@@ -130,11 +135,13 @@ def _placement(before: Placement, ledger: Ledger, seconds: Mapping[str, Replica]
         had = before.tasks.get(task)
         tasks[task] = _homes(had, homes, second, ledger.rate(task), epoch, ledger.position)
         moves += len(set(homes) - set(had.homes)) if had else 0
-    places, places_before = ({task: homes.everywhere for task, homes in of.items()} for of in (tasks, before.tasks))
-    same = before.replicas == ledger.names and places == places_before
-    if same and before.epoch:
+    if before.epoch and before.replicas == ledger.names and _places(before.tasks) == _places(tasks):
         return before if before.tasks == tasks else replace(before, tasks=tasks)
     return Placement(epoch, ledger.names, tasks, moves)
+
+
+def _places(tasks: Mapping[str, Homes]) -> dict[str, tuple[tuple[str, ...], str | None]]:
+    return {task: (homes.homes, homes.second) for task, homes in tasks.items()}
 
 
 def _homes(
