@@ -75,7 +75,8 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     from serving.tasks import TaskTable
 
     table = TaskTable(tmp_path_factory.mktemp("routes") / "tasks-default.json")
-    service = SimpleNamespace(settings=Settings(base="none"), store=None, table=table, admission=Admission())
+    parts = {"settings": Settings(base="none"), "store": None, "table": table, "admission": Admission()}
+    service = SimpleNamespace(replica="node-0", **parts)
     return set(create_app(cast(Service, service)).openapi()["paths"])
 
 

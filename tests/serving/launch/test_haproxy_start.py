@@ -192,7 +192,8 @@ def operations(routers: Iterable[APIRouter]) -> set[tuple[str, str]]:
 def test_every_change_has_the_time_of_changes_and_no_prediction_has(file: Path, binary: str, tmp_path: Path) -> None:
     """By the conditions of a real HAProxy, which says what it would do; names are such that they could be mistaken."""
     table = TaskTable(tmp_path / "tasks-default.json")
-    service: Any = SimpleNamespace(settings=Settings(base="b"), store=None, table=table, admission=Admission())
+    parts = {"settings": Settings(base="b"), "store": None, "table": table, "admission": Admission()}
+    service: Any = SimpleNamespace(replica="node-0", **parts)
     authenticator = Authenticator(service.settings, table)
     predictor = Predictor(service, Resolver(table, authenticator))
     audited = AuditedChanges(service, authenticator)

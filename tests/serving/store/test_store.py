@@ -649,6 +649,7 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "placements.epoch": store.placements.epoch,
         "placements.lead": lambda: store.placements.lead("one", 10.0),
         "placements.loads": store.placements.loads,
+        "placements.present": store.placements.present,
         "placements.proxies": store.placements.proxies,
         "placements.read": store.placements.read,
         "placements.remove": lambda: store.placements.remove("one"),
