@@ -3,7 +3,7 @@
     python -m benchmarks.replicas [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
 Three replicas of this project's server share the machine's cores. Closed-loop clients ask tasks drawn by Zipf's law
-(`benchmarks.peers`); every task has its own delta of one fine-tune of MiniLM-L6 (`benchmarks.many_tasks`). Every answer
+(`benchmarks.peers`); every task has its own delta of one short fine-tune of MiniLM-L6 (`benchmarks.many_tasks`). Every answer
 must have status 200 and name the digest of its task.
 
 - placement: as `ken serve --replicas 3` does it. The load runs until the placement has been made anew from measured
@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -57,6 +57,8 @@ from serving.terminal import say
 
 REPLICAS = 3
 _DRAWN = 5000
+_TRAINED = 512
+"""Examples of the fine-tune. How good its answers are does not matter here."""
 _LEASE_SECONDS = 3600.0
 _ON_DEVICE = 0.4
 """The share of the tasks that a replica's device budget holds."""
@@ -207,7 +209,8 @@ def _prepared(sizes: Sizes, data_dir: Path, texts: Path, models: Path) -> Iterat
     data_dir.mkdir(parents=True, exist_ok=True)
     task = fine_tuned_tasks(texts)[0]
     questions = [example.text for example in task.test[:200]]
-    base, tuned = open_base(demo_base()), open_tuned(str(task.fine_tune(0, models)))
+    short = replace(task, train=task.train[:_TRAINED], recipe=replace(task.recipe, epochs=1))
+    base, tuned = open_base(demo_base()), open_tuned(str(short.fine_tune(0, models)))
     with tempfile.TemporaryDirectory(dir=data_dir) as name, ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(embedded_store(folder))
