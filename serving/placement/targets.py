@@ -25,7 +25,7 @@ def targets(placement: Placement, seen: Mapping[str, int]) -> dict[str, Choices]
 
 def _choices(homes: Homes, seen: Mapping[str, int]) -> Choices:
     there = [home for home in homes.homes if home in seen]
-    ready = [home for home in there if seen[home] >= homes.since]
+    ready = [home for home in there if seen[home] >= homes.arrival(home)]
     others = [] if homes.second is None or homes.second not in seen else [homes.second]
     if not ready:
         alone = _distinct([*others, *there])[:2]

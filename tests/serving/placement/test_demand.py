@@ -74,3 +74,15 @@ def test_rates_that_are_negligible_are_none() -> None:
     rates.note("topic", 1.0, 2000.0)
     assert set(rates.rates(2000.0)) == {"topic"}
     assert not math.isnan(rates.rates(2000.0)["topic"])
+
+
+def test_a_task_that_becomes_popular_is_known_within_seconds_and_not_believed_for_one_request() -> None:
+    rates = Rates()
+    for second in range(600):
+        rates.note("steady", 1.0, float(second))
+    assert rates.rates(600.0)["steady"] == pytest.approx(1.0, rel=0.1)
+    rates.note("steady", 1.0, 600.5)
+    assert rates.rates(600.5)["steady"] < 1.2
+    for tenth in range(150):
+        rates.note("steady", 1.0, 600.5 + tenth / 10)
+    assert rates.rates(615.5)["steady"] > 3.0, "10 a second for 15 seconds"
