@@ -3,8 +3,8 @@
     python -m benchmarks.replicas [--quick] [--json FILE] [--texts FOLDER] [--models FOLDER]
 
 Three replicas of this project's server share the machine's cores. Closed-loop clients ask tasks drawn by Zipf's law
-(`benchmarks.peers`); every task has its own delta of one short fine-tune of MiniLM-L6 (`benchmarks.many_tasks`). Every answer
-must have status 200 and name the digest of its task.
+(`benchmarks.peers`); every task has its own delta of one short fine-tune of MiniLM-L6 (`benchmarks.many_tasks`). Every
+answer must have status 200 and name the digest of its task.
 
 - placement: as `ken serve --replicas 3` does it. The load runs until the placement has been made anew from measured
   rates and loaded, and is then counted;

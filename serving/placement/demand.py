@@ -31,8 +31,8 @@ def work_of(tokens: int) -> float:
 class Rates:
     """Faded rates of work by task. Threads may share them; times are passed in, in seconds of any one clock.
 
-    A rate is that of a slow count, which is steady; or of a quick one, where that is surely higher. Otherwise a task that
-    becomes popular would overload its home for minutes.
+    A rate is that of a slow count, which is steady; or of a quick one, where that is surely higher. Otherwise a task
+    that becomes popular would overload its home for minutes.
 
     Args:
         half_life: seconds after which work counts half in the slow count.

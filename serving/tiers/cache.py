@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ken_core import Checkpoint, Delta, deltafile
+from ken_core import Checkpoint, Delta, DeltaFormatError, deltafile
+from serving.errors import StoreError
 from serving.routing.merges import Merge
 from serving.telemetry.hits import MERGED
 from serving.tiers.budget import ByteBudget
 from serving.tiers.files import DeltaFiles
 from serving.tiers.merges import Merges
 from serving.tiers.merging import Merging
+
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,19 @@ class DeltaCache:
             self._host.pop(digest)
 
     def _read(self, digest: str) -> Found:
+        """Fetch and decode a delta; again, if another replica with this folder deletes the file meanwhile."""
+        for _ in range(_TRIES):
+            try:
+                return self._read_once(digest)
+            except DeltaFormatError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+        raise StoreError(
+            f"delta {digest} was deleted {_TRIES} times while it was read: other replicas make room in the same folder; "
+            "give KEN_DISK_BYTES more, or each replica a folder of its own"
+        )
+
+    def _read_once(self, digest: str) -> Found:
         started = time.perf_counter()
         with self.files.held(digest):
             file, on_disk = self.files.open(digest)

@@ -449,6 +449,41 @@ def test_a_delta_that_is_remembered_as_unfit_leaves_memory(
         unfit.refuse(deltas.spam.digest)
 
 
+class Emptied(DeltaFiles):
+    """A folder in which another replica makes room just when a file was opened, so many times."""
+
+    times = 0
+
+    def open(self, digest: str) -> tuple[DeltaFile, bool]:
+        found = super().open(digest)
+        if self.times:
+            self.times -= 1
+            found[0].path.unlink()
+        return found
+
+
+def test_a_file_that_another_replica_deletes_while_it_is_read_is_fetched_again(
+    store: Store, deltas: Deltas, make_cache: Callable[..., DeltaCache], tmp_path: Path
+) -> None:
+    store.deltas.put(deltas.spam)
+    files = Emptied(tmp_path / "deltas", 1 << 30, store)
+    files.times = 2
+    assert make_cache(tier=files).load(deltas.spam.digest).tier == "store"
+
+
+def test_a_file_that_is_deleted_again_and_again_is_no_fault_of_the_delta(
+    store: Store, deltas: Deltas, make_cache: Callable[..., DeltaCache], tmp_path: Path
+) -> None:
+    store.deltas.put(deltas.spam)
+    files = Emptied(tmp_path / "deltas", 1 << 30, store)
+    files.times, unfit = 100, Unfit()
+    with pytest.raises(StoreError, match="KEN_DISK_BYTES"), unfit.noting(deltas.spam.digest):
+        make_cache(tier=files).load(deltas.spam.digest)
+    unfit.refuse(deltas.spam.digest)
+    files.times = 0
+    make_cache(tier=files).load(deltas.spam.digest)
+
+
 def test_a_process_with_too_many_open_files_is_no_fault_of_the_disk(
     files: DeltaFiles, store: Store, deltas: Deltas
 ) -> None:
