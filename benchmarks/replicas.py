@@ -164,7 +164,7 @@ def main() -> None:
         ]
         budget = str(int(_bytes_of_a_task(place) * sizes.many * _ON_DEVICE))
         setting = f"{sizes.many} tasks, {_ON_DEVICE:.0%} fit"
-        device = [_result(place, way, setting, sizes.many, packed_bytes=budget, disk_bytes="0") for way in WAYS]
+        device = [_result(place, way, setting, sizes.many, packed_bytes=budget) for way in WAYS]
         say("choosing, with a handler that does nothing")
         log, apart = place.folder / "log", {"namespace": "apart"}
         with choosing(place.settings(PLACED), place.settings(LEASTCONN, **apart), log) as servers:

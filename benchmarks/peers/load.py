@@ -9,6 +9,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -100,8 +101,10 @@ def post(port: int, path: str, body: bytes, *headers: str) -> bytes:
 def send(load: Load) -> Replies:
     """Send a load from clients in a process of their own, and wait for all replies."""
     command = [sys.executable, "-m", "benchmarks.peers.clients"]
-    done = subprocess.run(command, input=LOAD.dump_json(load), stdout=subprocess.PIPE, check=True)
-    return REPLIES.validate_json(done.stdout)
+    with tempfile.TemporaryFile() as replies:  # megabytes that uvloop's process writes into a pipe may be cut off
+        subprocess.run(command, input=LOAD.dump_json(load), stdout=replies, check=True)
+        replies.seek(0)
+        return REPLIES.validate_json(replies.read())
 
 
 def figures(answered: Replies, seconds: float | None) -> Figures:

@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.peers.on_ray import serve_with
 
-_START: Any = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 _BODY: Any = {"type": "http.response.body", "body": b"{}"}
 
 
@@ -26,7 +25,8 @@ def replace() -> None:
                     return
                 while (await receive()).get("more_body"):
                     pass
-                await send(_START)
+                # new each time: Serve adds a header to it
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
                 await send(_BODY)
 
             return application

@@ -126,7 +126,7 @@ class DeltaCache:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
         raise StoreError(
-            f"delta {digest} was deleted {_TRIES} times while it was read: other replicas make room in the same folder; "
+            f"delta {digest} was deleted {_TRIES} times while it was read: other replicas make room in its folder; "
             "give KEN_DISK_BYTES more, or each replica a folder of its own"
         )
 
