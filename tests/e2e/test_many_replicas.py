@@ -66,16 +66,19 @@ class Load:
         time.sleep(seconds)
         return {task: set(names) for task, names in self.answered_by.items()}
 
-    def await_homes(self, on: int) -> dict[str, str]:
-        """Wait until each task is answered by one replica alone, and so many replicas answer."""
+    def await_homes(self, store: Store, on: int) -> dict[str, tuple[str, ...]]:
+        """Wait until all tasks are answered by their homes alone, which are on so many replicas. Returns the homes."""
         deadline = time.monotonic() + 120
         while True:
-            found = self.seconds(2)
+            before, found, after = store.placements.read(), self.seconds(2), store.placements.read()
             assert self.failures == []
-            alone = {task: min(names) for task, names in found.items() if len(names) == 1}
-            if alone.keys() == self.digests.keys() and len(set(alone.values())) == on:
-                return alone
-            assert time.monotonic() < deadline, found
+            assert before is not None
+            homes = {task: placed.homes for task, placed in before.tasks.items()}
+            at_home = all(found.get(task, set()) <= set(homes[task]) for task in self.digests)
+            everywhere = {home for names in homes.values() for home in names}
+            if before == after and found.keys() == self.digests.keys() and at_home and len(everywhere) == on:
+                return homes
+            assert time.monotonic() < deadline, (found, homes)
 
 
 @contextmanager
@@ -125,27 +128,27 @@ def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
     with ServerProcess(settings, tmp_path / "log", module="tests.e2e.from_manifest") as server:
         await_deployed(tmp_path)
         with loaded(server, digests) as load:
-            homes = load.await_homes(on=3)
+            homes = load.await_homes(store, on=3)
 
-            killed = homes[min(homes)]
+            (killed, *_) = homes[min(homes)]
             old = process_of(store, killed)
             os.kill(old, signal.SIGKILL)
             await_(lambda: len(replicas(server)) == 3 and old not in replicas(server))
-            homes = load.await_homes(on=3)
+            homes = load.await_homes(store, on=3)
             assert load.failures == []
 
-            cut = homes[min(homes)]
+            (cut, *_) = homes[min(homes)]
             way.cut_off(process_of(store, cut))
             await_(lambda: cut not in store.placements.read().replicas)
-            assert cut not in load.await_homes(on=2).values()
+            assert all(cut not in names for names in load.await_homes(store, on=2).values())
             way.restore()
-            load.await_homes(on=3)
+            load.await_homes(store, on=3)
             assert load.failures == []
 
             for count in (2, 3):
                 deploy(config, count, tmp_path)
                 await_deployed(tmp_path)
-                load.await_homes(on=count)
+                load.await_homes(store, on=count)
         assert load.failures == []
         assert load.answers > 100
         ready = httpx.get(f"{server.url}/readyz").json()
