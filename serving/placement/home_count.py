@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-MOST, AIM, LEAST = 1.0, 0.75, 0.3
+MOST, AIM, LEAST = 1.15, 0.75, 0.3
 """Load of one home in shares of a replica: above the first a task gets more homes, so many that each has the second at
 most. It has fewer homes again when each of those would have the third at most."""
 

@@ -44,9 +44,13 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
         raise ValueError("found no replica to place tasks on, expected at least one")
     ledger = Ledger(tasks, replicas)
     had = {} if before is None else before.tasks
-    damping = Damping(len(tasks), DAMPED * ledger.mean if _knew_loads(before) else math.inf)
+    knew = _knew_loads(before)
+    damping = Damping(len(tasks), DAMPED * ledger.mean if knew else math.inf)
     seconds = _seconds(ledger, had)
-    _keep(ledger, had)
+    if knew or ledger.mean <= NOISE:
+        _keep(ledger, had)
+    else:  # what is asked for finds homes in the order of its load, which is better than moves from where chance put it
+        _keep(ledger, {task: homes for task, homes in had.items() if task in tasks and not tasks[task].rate})
     _fill(ledger, seconds)
     for _ in range(ROUNDS):
         made = make_room(ledger, damping)
