@@ -344,8 +344,8 @@ def bars(placing: Placing) -> list[Row]:
     """What is asked of the placement, beside what was measured."""
     balance = statistics.mean(placing.imbalances)
     return [
-        Row("bar/simulated/on-device", placing.fleet.on_device, "share", None, "> 0.95"),
-        Row("bar/simulated/balance", balance, "ratio", "mean load of a replica", "< 1.3"),
+        Row("bar/simulated", placing.fleet.on_device, "share", None, "> 0.95"),
+        Row("bar/simulated-balance", balance, "ratio", "mean load of a replica", "< 1.3"),
     ]
 
 

@@ -41,6 +41,8 @@ from serving.workers.pool import WorkerPool
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
+_RETIRE_SECONDS = 1.0
+"""For a store that does not answer to hear that the replica ends, when the time of a drain is up."""
 _MOST_WORKERS = 8
 
 
@@ -56,7 +58,8 @@ class Service:
 
     def __init__(self, settings: Settings, store_url: str, serve: str = "") -> None:
         self.settings = settings
-        self._slot = Slot(settings.namespace)
+        self.store = Store(store_url, settings.namespace)
+        self._slot = Slot(settings.namespace, self.store.replicas.is_elsewhere)
         self.replica = self._slot.name
         folder = settings.data_dir.expanduser()
         try:
@@ -68,7 +71,6 @@ class Service:
         self._scrape = ScrapePort(self.metrics.registry, settings.metrics_address, settings.metrics_port)
         self.tracer = tracer_from_environment(self.replica)
         # The store, and what it says of tasks
-        self.store = Store(store_url, settings.namespace)
         self.table = TaskTable(folder / f"tasks-{settings.namespace}.json", store_name(store_url))
         self.watch = TaskWatch(self.store, self.table, self.replica, self.metrics.store_up.set, self._scrape.address)
         # The base, and the deltas on it
@@ -148,7 +150,7 @@ class Service:
         deadline = time.monotonic() + seconds
         while self.admission.requests and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
-        await retiring
+        await asyncio.wait([retiring], timeout=max(_RETIRE_SECONDS, deadline - time.monotonic()))
         await asyncio.to_thread(self.watch.stop)
         return self.admission.requests
 

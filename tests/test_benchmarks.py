@@ -30,7 +30,19 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "name",
-    ["selection", "accuracy", "small_deltas", "merging", "serving", "swap", "cold", "simulate", "placement", "dtypes"],
+    [
+        "selection",
+        "accuracy",
+        "small_deltas",
+        "merging",
+        "serving",
+        "swap",
+        "cold",
+        "simulate",
+        "placement",
+        "replicas",
+        "dtypes",
+    ],
 )
 def test_a_quick_run_writes_rows_that_say_what_ratios_are_against(name: str, tmp_path: Path) -> None:
     out = tmp_path / "rows.json"

@@ -34,8 +34,8 @@ def test_homes_are_more_even_than_hashes(ways):
 def test_the_bars_are_what_was_measured(ways):
     placing = ways["placement"]
     values = {row.name: row.value for row in bars(placing)}
-    assert values["bar/simulated/on-device"] == placing.fleet.on_device
-    assert min(placing.imbalances) <= values["bar/simulated/balance"] <= max(placing.imbalances)
+    assert values["bar/simulated"] == placing.fleet.on_device
+    assert min(placing.imbalances) <= values["bar/simulated-balance"] <= max(placing.imbalances)
 
 
 def test_replicas_that_are_killed_come_back():

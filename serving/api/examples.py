@@ -6,7 +6,7 @@ from typing import Any
 
 _LIVE = "8360a4ed8d1e3f0d6bb1d4ba0c4e4c15ac3e1d5a1a3a3f5a6e0f6c5cfa2d9b71"
 _CANARY = "1f0c3e7b6a5d4c3b2a19087f6e5d4c3b2a19087f6e5d4c3b2a19087f6e5d4c3b"
-_REPLICA = "7c1f0a52"
+_REPLICA = "server-0"
 _TASK = {
     "name": "trec",
     "revision": 17,

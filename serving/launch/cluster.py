@@ -33,7 +33,9 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         folder: private to the server's owner, with a short path.
     """
     forget_other_clusters()
-    haproxys = variables(haproxy, frontend(settings, folder), settings.namespace) if haproxy else None
+    haproxys = (
+        variables(haproxy, frontend(settings, folder), settings.namespace, settings.placement) if haproxy else None
+    )
     os.environ.update(for_launcher(folder, haproxys, settings.request_timeout_seconds))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_new_token(folder))
     os.environ["KEN_REDIS_URL"] = store_url

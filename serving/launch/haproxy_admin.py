@@ -9,8 +9,8 @@ from pathlib import Path
 
 _SECONDS = 5.0
 _ANSWER_BYTES = 65536
-_PAYLOAD = 32_000
-"""Characters of entries in one command; HAProxy reads a command whole, into a buffer of `tune.bufsize` (65536)."""
+_PAYLOAD = 8_000
+"""Characters of entries in one command, which HAProxy reads whole, into a buffer of `tune.bufsize`: 16384 or more."""
 _VERSION = re.compile(r"New version created: (\d+)")
 _PID = re.compile(r"^Pid: (\d+)$", re.MULTILINE)
 

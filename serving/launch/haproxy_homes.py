@@ -20,8 +20,10 @@ _SLOTS = 16
 """A task with several homes has so many keys, of which each request takes one by chance."""
 _SPREAD = "*"
 """In the map in place of servers: the task has several homes, and keys with a number behind this sign."""
-_SLACK = 4
-"""Requests that a home may have in flight beside half as many again as its share, before it passes on further ones."""
+SLACK = 4
+"""Requests that a home may have in flight beside half as many again as its share, before it passes on further ones. All
+proxies together: each has its part of them, in the map under a key that no task can have."""
+_SLACK_KEY = "@slack"
 _LOADS = "ken_loads"
 _SERVERS_LONG = 255
 _SERVERS = "100k"
@@ -31,6 +33,7 @@ _SERVER = re.compile(r"\s+server (\S+) ")
 _LAST_RULE = re.compile(r"\s+http-reuse always")
 _IN_THE_WAY = re.compile(r"\s+(use-server|force-persist|stick|cookie) ")
 
+_KEY_FORM = re.compile(r"[A-Za-z0-9_.@*-]+")
 _TASK = "txn.ken_task"
 _HOMES = "txn.ken_homes"
 _KEY = "txn.ken_key"
@@ -87,9 +90,15 @@ def replicas_of(servers: list[str], ids: Mapping[str, str]) -> dict[str, str]:
     return {replica: by_id[id] for replica, id in ids.items() if id in by_id}
 
 
-def map_of(asked: Mapping[str, Choices]) -> str:
-    """The map's text, of the servers to ask by task."""
-    return "".join(f"{key} {servers}\n" for key, servers in _entries(asked))
+def slack_for(proxies: int) -> int:
+    """The part of `SLACK` that one of so many proxies has: at least 1."""
+    return max(1, SLACK // max(1, proxies))
+
+
+def map_of(asked: Mapping[str, Choices], slack: int = SLACK) -> str:
+    """The map's text, of the servers to ask by task. Keys that cannot be names of tasks are left out."""
+    lines = [f"{key} {servers}\n" for key, servers in _entries(asked) if _KEY_FORM.fullmatch(key)]
+    return "".join([f"{_SLACK_KEY} {slack}\n", *lines])
 
 
 def _entries(asked: Mapping[str, Choices]) -> Iterator[tuple[str, str]]:
@@ -115,7 +124,7 @@ def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
     named, homed = f"{{ var({_TASK}) -m found }}", f"{{ var({_HOMES}) -m found }}"
     return [
         f"acl ken_in_body path {_FROM_BODY}",
-        f"acl ken_busy var({_LOAD}) -m int gt {_SLACK}",
+        f"acl ken_busy var({_LOAD}) -m int gt 1",
         let(_TASK, f"path,field(4,/),{_NAME}", "{ path_beg /v1/tasks/ /v2/models/ }"),
         let(_IF_NEW, f"path,field(3,/),{_NAME}", "{ path_beg /models/ }"),
         let(_IF_NEW, "req.hdr(X-Ken-Task),field(1,@)"),
@@ -128,9 +137,14 @@ def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
         let(_FIRST, f"var({_HOMES}),field(1,|)"),
         let(_LOAD, f"var({_FIRST}),table_conn_cur({_LOADS})"),
         # over, if above 0: load > slack + 1.5 * all / servers, in whole numbers
+        let("txn.ken_slack", f"str({_SLACK_KEY}),map_str({file},{SLACK})", "ken_busy"),
         let("txn.ken_servers", f"nbsrv({backend})", "ken_busy"),
         let("txn.ken_share", f"be_conn({backend}),mul(3)", "ken_busy"),
-        let("txn.ken_over", f"var({_LOAD}),sub({_SLACK}),mul(2),mul(txn.ken_servers),sub(txn.ken_share)", "ken_busy"),
+        let(
+            "txn.ken_over",
+            f"var({_LOAD}),sub(txn.ken_slack),mul(2),mul(txn.ken_servers),sub(txn.ken_share)",
+            "ken_busy",
+        ),
         let(_SECOND, f"var({_HOMES}),field(2,|)", "{ var(txn.ken_over) -m int gt 0 }"),
         let("txn.ken_more", f"var({_SECOND}),table_conn_cur({_LOADS}),sub({_LOAD})"),
         let(_FIRST, f"var({_SECOND})", "{ var(txn.ken_more) -m int lt 0 }"),

@@ -31,6 +31,7 @@ ENTRY = Path(__file__).with_name("haproxy.sh")
 _BINARY, _PYTHON, _BINDS = "KEN_HAPROXY_BINARY", "KEN_HAPROXY_PYTHON", "KEN_HAPROXY_BINDS"
 _OTHER_FILES = 64
 _SERVER_TIMEOUT, _BODY_SECONDS = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", 35
+_PLACEMENT = "KEN_PLACEMENT"
 _CONNECTIONS, _PER_SOURCE = "KEN_MAX_CONNECTIONS", "KEN_MAX_CONNECTIONS_PER_SOURCE"
 
 
@@ -46,8 +47,9 @@ def check_startable(connections: int) -> None:
         )
 
 
-def variables(binary: str, frontend: Frontend, namespace: str = "default") -> dict[str, str]:
-    """Environment variables that make Ray start `binary` with `frontend`, and route by the placement of `namespace`."""
+def variables(binary: str, frontend: Frontend, namespace: str = "default", placement: str = "auto") -> dict[str, str]:
+    """Environment variables that make Ray start `binary` with `frontend`, and route by the placement of `namespace`;
+    by none where `placement` is ``off``."""
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(ENTRY),
         _BINARY: binary,
@@ -56,6 +58,7 @@ def variables(binary: str, frontend: Frontend, namespace: str = "default") -> di
         _CONNECTIONS: str(frontend.connections),
         _PER_SOURCE: str(frontend.per_source),
         NAMESPACE: namespace,
+        _PLACEMENT: placement,
     }
 
 
@@ -70,24 +73,24 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     try:
         binary = environment.get(_BINARY) or find_binary()
         file = Path(_file_among(arguments))
-        make_fit(
-            file, binary, _frontend(environment), math.ceil(float(environment.get(_SERVER_TIMEOUT) or _BODY_SECONDS))
-        )
-        start(file, manager)
+        places = environment.get(_PLACEMENT, "").lower() != "off"
+        make_fit(file, binary, _frontend(environment), _body_seconds(environment) if places else None)
+        if places:
+            _start_keeper(file, manager)
         signal_when_parent_ends(signal.SIGKILL, manager)
         os.execv(binary, [binary, *arguments])  # noqa: S606 - intended
     except (StartError, OSError, ValueError) as error:
         return str(error)
 
 
-def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int) -> None:
+def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int | None) -> None:
     """Edit Ray's file in place, write the maps that it names beside it, and have HAProxy check it.
 
     If only the rules for homes do not fit, the file stays without them, and Ray's own balancing decides. The reason is
     shown, and left for `homes_keeper` to report.
 
     Args:
-        body_seconds: as `haproxy_homes.placing` takes it.
+        body_seconds: as `haproxy_homes.placing` takes it; None: no rules for homes.
 
     Raises:
         StartError: the file's form is not known, or HAProxy refuses the edited file.
@@ -96,6 +99,9 @@ def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int) -> 
         (file.parent / name).write_text(content)
     text = edited(file.read_text(), frontend, file.parent)
     trouble = ""
+    if body_seconds is None:
+        _install(text, file, binary)
+        return
     try:
         (file.parent / MAP).write_text(KnownHomes.read(file.parent).map_for(servers_of(text)))
         _install(placing(text, file.parent, body_seconds), file, binary)
@@ -104,6 +110,18 @@ def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int) -> 
         print(trouble, file=sys.stderr)
         _install(text, file, binary)
     (file.parent / TROUBLE).write_text(trouble)
+
+
+def _start_keeper(file: Path, manager: int) -> None:
+    """Requests are answered without it too, so nothing that it lacks keeps HAProxy from starting."""
+    try:
+        start(file, manager)
+    except (OSError, ValueError) as error:
+        print(f"the placement of tasks is not followed: {error}", file=sys.stderr)
+
+
+def _body_seconds(environment: Mapping[str, str]) -> int:
+    return math.ceil(float(environment.get(_SERVER_TIMEOUT) or _BODY_SECONDS))
 
 
 def _install(text: str, file: Path, binary: str) -> None:

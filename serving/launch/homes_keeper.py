@@ -12,13 +12,14 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import StoreError
 from serving.launch.haproxy_admin import AdminSocket
-from serving.launch.haproxy_homes import MAP, servers_of
+from serving.launch.haproxy_homes import MAP, servers_of, slack_for
 from serving.launch.homes_file import KnownHomes
 from serving.launch.homes_keeping import NAMESPACE, TROUBLE, alone, store_url
 from serving.placement.plan import Placement
@@ -28,6 +29,8 @@ from serving.store import Store
 _log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 1.0
+_BLIND_SECONDS = 5.0
+"""After the store did not answer, replicas have so long to report again before HAProxy stops asking them."""
 _SOCKET = re.compile(r"^\s+stats socket (\S+) ", re.MULTILINE)
 
 
@@ -48,13 +51,19 @@ class HomesKeeper:
         self._known = KnownHomes.read(self._folder)
         self._applied: tuple[int, str] | None = None
         self._trouble = ""
+        self._blind_until = 0.0
+        self._cut_off = False
 
     def turn(self) -> None:
         """Read the placement, have HAProxy route by it, and report what came of it."""
         try:
             self._read()
+            self._cut_off = False
         except StoreError as error:
-            _log.warning("%s; HAProxy routes by the placement it knows", error)
+            if not self._cut_off:
+                _log.warning("%s; HAProxy routes by the placement it knows", error)
+            self._cut_off = True
+            self._blind_until = time.monotonic() + _BLIND_SECONDS
         self._tell(self._apply())
         with suppress(StoreError):
             self._store.placements.report_proxy(self._name, max(0, self._placement.epoch), self._trouble)
@@ -65,13 +74,16 @@ class HomesKeeper:
             self._placement = newer
         there = self._store.placements.present()
         seen = {replica: presence.seen for replica, presence in there.items() if presence.ready}
+        if self._placement.replicas and (not seen or time.monotonic() < self._blind_until):
+            return  # they report again within two seconds; HAProxy itself sees which of them answer
         known = KnownHomes(
             targets(self._placement, seen) if self._placement.replicas else {},
             {replica: presence.serve for replica, presence in there.items()},
+            slack_for(len(self._store.placements.proxies())),
         )
         if known != self._known:
-            self._known = known
             known.write(self._folder)
+            self._known = known
 
     def _apply(self) -> str:
         """Replace HAProxy's map where it is not what is known. Returns what prevented that, in words."""
@@ -85,7 +97,9 @@ class HomesKeeper:
             pid = admin.pid()
             if (pid, wanted) != self._applied:
                 admin.replace_map(self._folder / MAP, wanted)
-                self._applied = pid, wanted
+                self._applied = (
+                    (pid, wanted) if admin.pid() == pid else None
+                )  # a reload may pass the socket on meanwhile
         except OSError as error:
             return f"HAProxy's map of homes cannot be replaced: {error}"
         return ""

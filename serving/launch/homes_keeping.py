@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ TROUBLE = "homes.trouble"
 
 _KEEPER = "serving.launch.homes_keeper"
 _LOCK = "homes.lock"
+_POLL_SECONDS = 0.1
 _URL, _SECRETS = "KEN_REDIS_URL", "KEN_SECRETS_DIR"
 
 
@@ -63,8 +65,16 @@ def _kept_for(folder: Path) -> int | None:
 
 @contextmanager
 def alone(folder: Path, manager: int) -> Iterator[None]:
-    """Within it, no other keeper runs for the same HAProxy. Waits for the end of one whose manager has ended."""
+    """Within it, no other keeper runs for the same HAProxy. Waits for the end of one whose manager has ended.
+
+    Raises:
+        ProcessLookupError: another keeper runs for the same manager.
+    """
     with open(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        while _kept_for(folder) is not None:
+            if _kept_for(folder) == manager:
+                raise ProcessLookupError("another keeper runs for this HAProxy")
+            time.sleep(_POLL_SECONDS)
         fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(manager))

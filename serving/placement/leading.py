@@ -13,6 +13,10 @@ from serving.placement.plan import Placement
 
 SETTLED_SECONDS = 2.0
 """Replicas that are new get tasks once none was added for so long, so that ten that start at once are ten, not one."""
+LOST_SECONDS = 15.0
+"""A replica that was never seen since the watch began is taken for lost after so long."""
+GAP_SECONDS = 3.0
+"""After so long without a look, as while the store was down, the watch begins anew."""
 
 Told = Mapping[str, tuple[float, int]]
 """Of tasks, what one replica was asked for, in work a second, and bytes; see `serving.placement.demand.demand`."""
@@ -28,6 +32,9 @@ class Leading:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._names: frozenset[str] = frozenset()
+        self._known: set[str] = set()
+        self._looked = -math.inf
+        self._watching = -math.inf
         self._added = -math.inf
         self._made = -math.inf
         self._latest: Placement | None = None
@@ -49,9 +56,7 @@ class Leading:
             tasks: names of all tasks; called when it is time.
         """
         names = frozenset(rooms)
-        if names - self._names:
-            self._added = now
-        self._names = names
+        self._look(names, now)
         if not names or not self._is_time(before, names, now):
             return None
         measured = self._latest if self._latest and before and self._latest.epoch == before.epoch else before
@@ -62,9 +67,21 @@ class Leading:
         self._latest = told_anew or made
         return told_anew
 
+    def _look(self, names: frozenset[str], now: float) -> None:
+        if now - self._looked > GAP_SECONDS:
+            self._watching, self._known = now, set()
+        if names - self._names:
+            self._added = now
+        self._known |= names
+        self._names, self._looked = names, now
+
     def _is_time(self, before: Placement | None, names: frozenset[str], now: float) -> bool:
         placed = frozenset(before.replicas if before else ())
-        if not placed or placed - names:
+        if missing := placed - names:
+            # after the store was down, or all replicas were, they come back one after the other
+            may_come = placed & names and missing - self._known and now - self._watching < LOST_SECONDS
+            return not may_come
+        if not placed:
             return True
         if names - placed:
             return now - self._added >= SETTLED_SECONDS

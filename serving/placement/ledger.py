@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.placement.choices import bucket_key, bucket_of
 from serving.placement.rendezvous import Weights
 
 HOT_SHARE = 0.7
@@ -157,8 +158,8 @@ class Ledger:
         return possible
 
     def by_rendezvous(self, task: str) -> list[Replica]:
-        """All replicas in the order of rendezvous hashing."""
-        return self._weights.order(task)
+        """All replicas in the order of the task's bucket, in which proxies ask for a task that they do not know."""
+        return self._weights.order(bucket_key(bucket_of(task)))
 
     def least_loaded(self, among: NDArray[np.bool_]) -> Replica | None:
         """Of some replicas the one with the least load; None if there are none."""

@@ -56,7 +56,7 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
         made = make_room(ledger, damping)
         if not balance(ledger, seconds, damping) and not made:
             break
-    found = second_homes(ledger, seconds | _left(ledger, had))
+    found = second_homes(ledger, seconds, _left(ledger, had))
     return _placement(before or Placement(), ledger, found)
 
 
@@ -137,7 +137,8 @@ def _placement(before: Placement, ledger: Ledger, seconds: Mapping[str, Replica]
         homes = tuple(ledger.names[home] for home in ledger.homes[task])
         second = None if task not in seconds else ledger.names[seconds[task]]
         had = before.tasks.get(task)
-        tasks[task] = _homes(had, homes, second, ledger.rate(task), epoch, ledger.position)
+        bucket = ledger.names[ledger.by_rendezvous(task)[0]] if had is None else None
+        tasks[task] = _homes(had, homes, second, ledger.rate(task), epoch, ledger.position, bucket)
         moves += len(set(homes) - set(had.homes)) if had else 0
     if before.epoch and before.replicas == ledger.names and _places(before.tasks) == _places(tasks):
         return before if before.tasks == tasks else replace(before, tasks=tasks)
@@ -149,11 +150,21 @@ def _places(tasks: Mapping[str, Homes]) -> dict[str, tuple[tuple[str, ...], str 
 
 
 def _homes(
-    had: Homes | None, homes: tuple[str, ...], second: str | None, rate: float, epoch: int, there: Container[str]
+    had: Homes | None,
+    homes: tuple[str, ...],
+    second: str | None,
+    rate: float,
+    epoch: int,
+    there: Container[str],
+    bucket: str | None,
 ) -> Homes:
-    """The homes of a task with the epochs of their arrival. Where every home is lost, the second home has been home."""
+    """The homes of a task with the epochs of their arrival. Where every home is lost, the second home has been home.
+
+    Args:
+        bucket: of a new task, the replica that proxies asked for it so far.
+    """
     lost = had is not None and not any(home in there for home in had.homes)
-    arrivals = tuple(_arrival(had, home, epoch, lost) for home in homes)
+    arrivals = tuple(0 if home == bucket else _arrival(had, home, epoch, lost) for home in homes)
     since = max(arrivals)
     return Homes(homes, second, since, rate, () if min(arrivals) == since else arrivals)
 

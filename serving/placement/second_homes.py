@@ -13,7 +13,7 @@ SPREAD = 4.0
 """How much more it counts that a lost replica's tasks spread over many than that loads are even."""
 
 
-def second_homes(ledger: Ledger, before: Mapping[str, Replica]) -> dict[str, Replica]:
+def second_homes(ledger: Ledger, before: Mapping[str, Replica], left: Mapping[str, Replica]) -> dict[str, Replica]:
     """A second home for each task, where there is more than one replica.
 
     A second home stays as long as it is no home and its bytes fit. The bytes of second homes get the room that homes
@@ -21,10 +21,14 @@ def second_homes(ledger: Ledger, before: Mapping[str, Replica]) -> dict[str, Rep
     replica loads the task when it is asked for it.
 
     Args:
-        before: the second homes that tasks have had, or should have because the task is there already.
+        before: the second homes that tasks have had.
+        left: homes that tasks leave. They are the second homes now, even where their bytes do not fit any more: they
+            have the task, and answer until the new home has loaded it.
     """
     standby = _Standby(ledger)
-    without = [task for task in ledger.tasks if not standby.keep(task, before.get(task))]
+    for task, home in left.items():
+        standby.keep_home(task, home)
+    without = [task for task in ledger.tasks if task not in left and not standby.keep(task, before.get(task))]
     for task in without:
         standby.choose(task, before.get(task))
     return standby.seconds
@@ -41,6 +45,9 @@ class _Standby:
         self._load = ledger.load.copy()
         self._after_loss = np.zeros((replicas, replicas))
         """Load that the loss of the first replica adds to the second."""
+
+    def keep_home(self, task: str, left: Replica) -> None:
+        self._note(task, left)
 
     def keep(self, task: str, second: Replica | None) -> bool:
         if second is None or second in self._ledger.homes[task] or not self._fits(task)[second]:

@@ -7,7 +7,6 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from ken_core import KenError
 from serving.placement.plan import Placement
 from serving.tasks import TaskTable
 from serving.tiers.device import DeviceTiers
@@ -113,10 +112,10 @@ class PlacedTasks:
         try:
             if taken <= self._room or self._tiers.is_on_device(one.digest):
                 self._sizes[one.digest] = asyncio.run(self._tiers.preload(one.digest))
-            else:
+            elif not self._files.holds(one.digest) and not self._files.trouble:
                 with self._files.held(one.digest):
                     self._files.open(one.digest)
-        except (KenError, OSError) as error:
+        except Exception as error:  # whatever it is, the other tasks are loaded, and requests get to see it
             if one.digest not in self._failed and not self._stopping.is_set():
                 _log.warning("task %s, placed on this replica, is not loaded: %s", one.task, error)
             self._failed.add(one.digest)

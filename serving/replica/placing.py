@@ -31,6 +31,8 @@ _LEASE_SECONDS = 10.0
 _APPEAR_SECONDS = 10.0
 _LOAD_SECONDS = 60.0
 _TELL_SECONDS = 10.0
+_TROUBLE_SECONDS = 2.0
+"""A start bears trouble with the store for so long."""
 _POLL_SECONDS = 0.01
 
 Where = Literal["home", "second", "elsewhere"]
@@ -82,6 +84,7 @@ class Placing:
         self._proxies: Mapping[str, Proxy] = {}
         self._sizes: dict[str, int] = {}
         self._told: tuple[object, float] = (None, float("-inf"))
+        self._told_of: str | None = None
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._reporting = threading.Lock()  # no report may follow after this replica was taken off the list
@@ -96,7 +99,7 @@ class Placing:
 
     @property
     def enforced(self) -> bool:
-        """Whether requests go by the placement: a proxy says that it routes by it, or there is only one replica."""
+        """Whether requests go by the placement: every proxy in touch routes by it, or there is only one replica."""
         return self.current is not None and self.not_enforced is None
 
     @property
@@ -106,10 +109,15 @@ class Placing:
             return "placement is off"
         if self.current is None or not self.current.replicas:
             return self.trouble or "there is no placement yet"
-        if len(self.current.replicas) == 1 or any(not proxy.trouble for proxy in self._proxies.values()):
+        if len(self.current.replicas) == 1:
             return None
-        troubles = sorted({proxy.trouble for proxy in self._proxies.values()})
-        return "; ".join(troubles) or "no proxy reports that it routes by the placement"
+        troubles = [f"{name}: {_trouble(proxy)}" for name, proxy in sorted(self._proxies.items()) if _trouble(proxy)]
+        if self._proxies:
+            return "; ".join(troubles) or None
+        return (
+            "no proxy reports that it routes by the placement; where HAProxy runs, it needs KEN_REDIS_URL in its "
+            "environment, and KEN_NAMESPACE unless it is `default`"
+        )
 
     def where(self, task: str) -> Where | None:
         """What this replica is for a task; None while there is no placement."""
@@ -173,7 +181,8 @@ class Placing:
         started = told = time.monotonic()
         while not condition():
             now = time.monotonic()
-            if now - started > seconds or self.trouble is not None or self._stopping.is_set():
+            hopeless = self.trouble is not None and now - started > _TROUBLE_SECONDS
+            if now - started > seconds or hopeless or self._stopping.is_set():
                 _log.warning(
                     "not waiting any longer %s: %s", what, self.trouble or f"{now - started:.0f} s have passed"
                 )
@@ -279,6 +288,16 @@ class Placing:
             self._store.placements.report(self._replica, load)
         self._told = urgent, now
         self._proxies = self._store.placements.proxies()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Log once why requests do not go by the placement, and once that they do again."""
+        found = self.not_enforced if self.follows and self._admission.ready and self.current is not None else None
+        if found != self._told_of and found is not None:
+            _log.warning("requests do not all go by the placement of tasks: %s", found)
+        elif found is None and self._told_of is not None:
+            _log.info("requests go by the placement of tasks")
+        self._told_of = found
 
     def _load(self, now: float) -> Load:
         try:
@@ -298,3 +317,7 @@ class Placing:
             tasks={task: Asked(rates.get(task, 0.0), nbytes) for task, nbytes in self._sizes.items()},
             held=tuple(task for task, _ in held[:MOST_HELD]),
         )
+
+
+def _trouble(proxy: Proxy) -> str:
+    return proxy.trouble or ("" if proxy.epoch else "it has read no placement yet")

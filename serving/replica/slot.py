@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import uuid
+from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
 
@@ -17,19 +18,26 @@ class Slot:
     """A replica's number on its node, from 0. A replica that is started in place of another one gets the same number.
 
     The number is held by a socket of Linux's abstract namespace. The kernel frees it when the process ends, however it
-    ends; no file is left, and containers that share their host's name share these sockets too.
+    ends, and no file is left. Such sockets belong to a network; another machine or container may have the same name.
 
     Args:
         namespace: of the store; replicas of other namespaces do not count.
+        taken: whether a replica that this node cannot see has a name already. By default none has.
 
     Attributes:
-        name: of the replica. Where there are no such sockets, it is a new one at each start.
+        name: of the replica. Where there are no such sockets, or the name is taken, it is a new one at each start.
     """
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, taken: Callable[[str], bool] = lambda name: False) -> None:
         self._socket: socket.socket | None = None
         node = os.uname().nodename
         number = self._take(namespace) if sys.platform == "linux" else None
+        if number is not None and taken(f"{node}-{number}"):
+            _log.warning(
+                "another replica is called %s-%d: give each machine or container a name of its own", node, number
+            )
+            self.release()
+            number = None
         if number is None:
             _log.warning("this replica gets a new name at each start, so its tasks find another home at each start")
         self.name = f"{node}-{uuid.uuid4().hex[:8] if number is None else number}"

@@ -19,6 +19,7 @@ change all of them even in a cluster. Keys of a digest are tagged by the digest,
 - ``ken:{ns}:placement``            hash: ``epoch``, and ``body``, the `Placement` as compressed JSON: see `Placements`
 - ``ken:{ns}:placement-leader``     name of the replica that computes the placement; expires
 - ``ken:{ns}:loads``                hash: replica -> when it last reported its load, and what, as JSON
+- ``ken:{ns}:present``              hash: replica -> the part of its load that is read every second, as JSON
 - ``ken:{ns}:proxies``              hash: proxy -> when it last reported by which placement it routes, as JSON
 - ``ken:ns:delta:{<digest>}``       hash: manifest, size, count of chunks, ``signature:<public key>``
 - ``ken:ns:blob:{<digest>}:<i>``    chunk ``i``, 4 MiB; expires unless the delta is complete

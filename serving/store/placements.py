@@ -130,21 +130,21 @@ class Placements:
         Raises:
             ForeignPlacementError: what the store holds is no placement.
         """
-        epoch = self.epoch()
-        if epoch in (None, after):
+        if self.epoch() in (None, after):
             return None
-        body = self._field("body")
-        return None if body is None else self._placement(body, epoch)
+        epoch, body = self._fields("epoch", "body")  # together, since a placement may be written in between
+        return None if body is None or epoch is None else self._placement(body, self._number(epoch))
 
     def epoch(self) -> int | None:
         """The epoch of the placement; None if there is none. Raises as `read`."""
-        found = self._field("epoch")
-        if found is None:
-            return None
+        (found,) = self._fields("epoch")
+        return None if found is None else self._number(found)
+
+    def _number(self, epoch: bytes) -> int:
         try:
-            return int(found)
+            return int(epoch)
         except ValueError:
-            raise self._foreign(f"its epoch is {found[:40]!r}") from None
+            raise self._foreign(f"its epoch is {epoch[:40]!r}") from None
 
     def clear(self, leader: str) -> None:
         """Have nobody follow a placement any more: an empty one, with a higher epoch, takes its place."""
@@ -156,17 +156,17 @@ class Placements:
         """Remove what is there, if `leader` has the lease. For what is no placement."""
         self._connection.run("place", [self._lease, self._key], leader, "", "")
 
-    def _field(self, name: str) -> bytes | None:
+    def _fields(self, *names: str) -> list[bytes | None]:
         with self._connection.store_errors:
             try:
-                found: bytes | None = self._connection.client.hget(self._key, name)
+                found: list[bytes | None] = self._connection.client.hmget(self._key, *names)
                 return found
             except redis.ResponseError as error:
                 if not str(error).startswith("WRONGTYPE"):
                     raise
         raise self._foreign("its key is no hash")
 
-    def _placement(self, body: bytes, epoch: int | None) -> Placement:
+    def _placement(self, body: bytes, epoch: int) -> Placement:
         try:
             claimed = zstandard.frame_content_size(body)
             if not 0 <= claimed <= _MOST_BYTES:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 
+from serving.errors import StoreError
 from serving.store.connection import Connection
 
 IN_TOUCH_SECONDS = 15.0
@@ -91,6 +92,15 @@ class Replicas:
             if report.host == here["host"] and _named(int(report.process.split()[0])) != report.process:
                 self.retire(report.replica)
 
+    def is_elsewhere(self, replica: str) -> bool:
+        """Whether a replica of this name is in touch whose process cannot be of this container. False if the store does
+        not say."""
+        try:
+            report = self.reports().get(replica)
+        except StoreError:
+            return False
+        return report is not None and report.in_touch and _container(report.process) != _container(_here()["process"])
+
     def reports(self) -> dict[str, Report]:
         """The last report of each expected replica, by the replica's name, sorted."""
         now, *rows = self._connection.run("reports", [self._key], EXPECTED_SECONDS)
@@ -136,6 +146,10 @@ def _named(process: int) -> str | None:
     except OSError:
         return _named_without_proc(process)
     return None if state == "Z" else f"{process} {started} {namespace}"
+
+
+def _container(process: str) -> str:
+    return process.partition(" ")[2].partition(" ")[2]
 
 
 def _named_without_proc(process: int) -> str | None:

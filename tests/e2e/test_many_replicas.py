@@ -47,17 +47,20 @@ class Load:
         with httpx.Client(base_url=self.server.url, timeout=60) as client:
             while not self.stop.is_set():
                 task = dice.choice(sorted(self.digests))
-                answer = self._one(client, task, dice.random() < 0.5)
+                answer = self._one(client, task, dice.randrange(3))
                 if answer.status_code != 200 or answer.headers["x-ken-delta"] != self.digests[task]:
                     self.failures.append(f"{task}: {answer.status_code} {answer.text[:200]} {dict(answer.headers)}")
                 else:
                     self.answered_by[task].add(answer.headers["x-ken-replica"])
                     self.answers += 1
 
-    def _one(self, client: httpx.Client, task: str, by_header: bool) -> httpx.Response:
+    def _one(self, client: httpx.Client, task: str, way: int) -> httpx.Response:
+        """Names the task in the path, in a header, or in the body."""
         body = {"inputs": "Stocks fell sharply on Monday."}
-        if by_header:
+        if way == 1:
             return client.post("/predict", json=body, headers={"X-Ken-Task": task})
+        if way == 2:
+            return client.post("/predict", json=body | {"model": task})
         return client.post(f"/v1/tasks/{task}/predict", json=body)
 
     def seconds(self, seconds: float) -> dict[str, set[str]]:
@@ -151,5 +154,5 @@ def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
                 load.await_homes(store, on=count)
         assert load.failures == []
         assert load.answers > 100
-        ready = httpx.get(f"{server.url}/readyz").json()
-        assert "placement" in str(ready)
+        placement = httpx.get(f"{server.url}/readyz").json()["placement"]
+        assert placement["enforced"] is True, placement

@@ -13,7 +13,7 @@ import pytest
 
 from serving.launch.haproxy_admin import AdminSocket
 from serving.launch.haproxy_file import Frontend, edited
-from serving.launch.haproxy_homes import MAP, map_of, placing, replicas_of, servers_of
+from serving.launch.haproxy_homes import MAP, map_of, placing, replicas_of, servers_of, slack_for
 from serving.launch.haproxy_start import variables
 from serving.launch.homes_file import KnownHomes
 from serving.launch.homes_keeping import TROUBLE
@@ -184,8 +184,33 @@ def test_a_replica_is_known_by_the_id_that_serve_gave_it() -> None:
 def test_a_map_has_a_line_for_each_task_and_sixteen_more_for_a_task_with_several_homes() -> None:
     text = map_of({"a": (("s1", "s2"),), "b": (("s1", "s2"), ("s2", "s1"))})
     lines = text.splitlines()
-    assert lines[:3] == ["a s1|s2", "b *", "b*0 s1|s2"]
-    assert len(lines) == 18
+    assert lines[:4] == ["@slack 4", "a s1|s2", "b *", "b*0 s1|s2"]
+    assert len(lines) == 19
+
+
+def test_what_cannot_be_the_name_of_a_task_is_not_in_the_map() -> None:
+    homes = {"good": (("s",),), "two words": (("s",),), "a\nb": (("s",),), "": (("s",),), "\n": (("s",),)}
+    assert map_of(homes).splitlines() == ["@slack 4", "good s"]
+
+
+def test_proxies_share_what_a_home_may_have_beside_its_share() -> None:
+    assert [slack_for(proxies) for proxies in (0, 1, 2, 4, 100)] == [4, 4, 2, 1, 1]
+
+
+def test_with_less_slack_a_home_passes_on_sooner(proxied: Proxied) -> None:
+    folder = proxied.file.parent
+    known = KnownHomes(HOMES, IDS, slack=1)
+    AdminSocket(folder / "admin.sock").replace_map(folder / MAP, known.map_for(servers_of(proxied.file.read_text())))
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Sleep": "0.8"}) for _ in range(8)]
+        assert {one.result() for one in asked} == {"one", "two"}
+
+
+def test_where_placement_is_off_haproxy_has_no_rules(file: Path, binary: str) -> None:
+    with started(file, variables(binary, Frontend(per_source=5), placement="off")):
+        assert "ken_task" not in file.read_text()
+        assert "sc0_conn_cur gt 5" in file.read_text()
+        assert not (file.parent / TROUBLE).exists()
 
 
 def test_a_file_of_homes_that_cannot_be_read_is_taken_for_none(tmp_path: Path) -> None:

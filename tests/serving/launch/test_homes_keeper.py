@@ -251,3 +251,28 @@ def test_the_stores_url_may_be_in_a_secret_file(tmp_path: Path) -> None:
     assert store_url({"KEN_REDIS_URL": "redis://plain", "KEN_SECRETS_DIR": str(tmp_path)}) == "redis://plain"
     assert store_url({}) is None
     assert store_url({"KEN_SECRETS_DIR": os.devnull}) is None
+
+
+def test_replicas_have_time_to_report_again_after_the_store_did_not_answer(
+    file: Path, binary: str, private_url: str, tmp_path: Path
+) -> None:
+    """Their reports are too old then, or were lost with the store."""
+    store = Store(private_url)
+    with proxied_by(file, binary, {}) as proxied:
+        place(store, 1, news=Homes(("two",), "three", 1))
+        tell(store, {"one": 1, "two": 1, "three": 1})
+        keeper = HomesKeeper(file, store, "proxy")
+        keeper.turn()
+        tell(store, {})
+        keeper.turn()
+        assert asked(proxied) == {"two"}, "nobody reports: HAProxy itself sees who answers"
+        tell(store, {"one": 1})
+        keeper.turn()
+        assert asked(proxied) == {"one"}
+
+
+def test_a_url_that_cannot_be_read_keeps_no_haproxy_from_starting(file: Path, binary: str, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "KEN_REDIS_URL").write_bytes(b"\xff\xfe")
+    with started(file, variables(binary, Frontend()) | {"KEN_SECRETS_DIR": str(tmp_path / "secrets")}):
+        assert keepers(file) == []

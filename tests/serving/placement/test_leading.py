@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from serving.placement.leading import SETTLED_SECONDS, Leading
+from serving.placement.leading import LOST_SECONDS, SETTLED_SECONDS, Leading
 from serving.placement.ledger import Room
 from serving.placement.plan import Placement
 
@@ -95,3 +95,37 @@ def test_a_task_that_is_asked_for_no_more_fades(store: Store) -> None:
     store.at(1500.0 + SETTLED_SECONDS, "a", "b")
     assert store.placement is not None
     assert store.placement.tasks["task-3"].rate == 0.0
+
+
+def test_after_the_store_was_down_replicas_have_time_to_report_again(store: Store) -> None:
+    """The first one that reports must not get everything."""
+    store.rates = dict.fromkeys(TASKS, 10.0)
+    for now in range(20):
+        store.at(float(now), "a", "b", "c")
+    before = store.placement
+    assert not store.at(60.0, "a")
+    assert not store.at(61.0, "a", "b")
+    assert not any(store.at(62.0 + now, "a", "b", "c") for now in range(30))
+    assert store.placement == before
+
+
+def test_a_leader_that_starts_gives_those_of_before_time_to_come(store: Store) -> None:
+    store.rates = dict.fromkeys(TASKS, 10.0)
+    store.at(0.0, "a", "b", "c")
+    store.leading = Leading(15.0)
+    assert not any(store.at(100.0 + now, "a", "b") for now in range(int(LOST_SECONDS)))
+    assert store.at(100.0 + LOST_SECONDS, "a", "b")
+    assert store.placement is not None
+    assert store.placement.replicas == ("a", "b")
+
+
+def test_of_replicas_that_are_all_others_nobody_is_waited_for(store: Store) -> None:
+    store.at(0.0, "a", "b")
+    store.leading = Leading(15.0)
+    assert store.at(100.0, "c")
+
+
+def test_a_replica_that_was_seen_is_lost_at_once(store: Store) -> None:
+    for now in range(5):
+        store.at(float(now), "a", "b", "c")
+    assert store.at(5.0, "a", "b")

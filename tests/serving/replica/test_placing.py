@@ -132,7 +132,10 @@ def test_where_no_proxy_routes_by_the_placement_replicas_say_so(
     assert not one.placing.enforced
     assert "no proxy" in str(one.placing.not_enforced)
     store.placements.report_proxy("node", 0, "the socket does not answer")
-    eventually(lambda: one.placing.not_enforced == "the socket does not answer")
+    store.placements.report_proxy("other", 3)  # hides no other's trouble
+    eventually(lambda: one.placing.not_enforced == "node: the socket does not answer")
+    store.placements.report_proxy("node", 0)
+    eventually(lambda: "node: it has read no placement yet" in str(one.placing.not_enforced))
     store.placements.report_proxy("node", 3)
     eventually(lambda: one.placing.enforced and two.placing.enforced)
 
@@ -299,3 +302,39 @@ def test_replicas_are_shown_with_their_load(
     eventually(lambda: (found := shown())["ready"] and found["held_tasks"] == 1 and found["seen"] > 0)
     assert shown()["name"] == service.replica
     assert shown()["in_flight"] == 0
+
+
+def test_a_load_that_fails_in_a_way_nobody_thought_of_keeps_no_other_task_from_being_loaded(
+    make: Callable[..., Service],
+    tasks: dict[str, str],
+    ask: Ask,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = make()
+    preload, broken = service.engine.tiers.preload, tasks["spam"]
+
+    async def fails(digest: str) -> int:
+        if digest == broken:
+            raise RuntimeError("out of memory")
+        return await preload(digest)
+
+    monkeypatch.setattr(service.engine.tiers, "preload", fails)
+    for task in tasks:
+        ask(service, task)
+    eventually(lambda: service.placing.current is not None and service.placing.current.tasks["spam"].rate > 0)
+    eventually(lambda: service.placing.seen == service.placing.current.epoch)
+
+
+def test_a_name_that_a_replica_elsewhere_has_is_not_taken(make: Callable[..., Service], store: Store) -> None:
+    """As of two machines with one name: neither sees the other's processes."""
+    service = make()
+    connect_key = store.connection.control_key("reports")
+    report = store.connection.client.hget(connect_key, service.replica)
+    service.stop()
+    assert not store.replicas.is_elsewhere(service.replica)
+    store.connection.client.hset(connect_key, service.replica, report.replace(b"pid:[", b"pid:[9"))
+    assert store.replicas.is_elsewhere(service.replica)
+    other = make()
+    assert other.replica != service.replica
+    assert other.replica.rpartition("-")[0] == service.replica.rpartition("-")[0]
