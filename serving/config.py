@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     )
     preload: tuple[str, ...] = Field((), description="tasks put on the device before the replica reports ready")
     placement: Literal["auto", "off"] = Field(
-        "auto", description="whether each task has a home among the replicas, which loads it before it is asked for"
+        "auto", description="whether each task has a home among the replicas, to which its requests go"
     )
     placement_seconds: float = Field(
         15.0, gt=0, description="from one placement of tasks to the next, while no replica comes or goes"
