@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from rich.table import Table
 from benchmarks.peers.load import Load, Request, figures, post, send
 from benchmarks.peers.process import Server
 from benchmarks.report import Row, plain_table
+from serving.store import Store
 
 CONNECTIONS = 32
-_TASKS = 1000
+_SETTLE_SECONDS = 10.0
 PLACED, LEASTCONN = "placement", "leastconn"
 
 
@@ -50,10 +52,15 @@ class Costs:
 
 
 class Choosing:
-    """Two servers, one of which has a placement."""
+    """Two servers, one of which has a placement.
 
-    def __init__(self, arms: Mapping[str, Server]) -> None:
+    Args:
+        tasks: that are asked, one after the other.
+    """
+
+    def __init__(self, arms: Mapping[str, Server], tasks: Sequence[str]) -> None:
         self._arms = arms
+        self._tasks = tasks
 
     def measured(self, repeats: int, seconds: float) -> Costs:
         """Ask both in turns; a first turn does not count."""
@@ -61,20 +68,20 @@ class Choosing:
         taken: dict[str, list[float]] = {arm: [] for arm in self._arms}
         for turn in range(repeats + 1):
             for arm, server in self._arms.items():
-                rate, processor = _asked(server, seconds)
+                rate, processor = _asked(server, self._tasks, seconds)
                 if turn:
                     rates[arm].append(rate)
                     taken[arm].append(processor * 1e6)
         return Costs(rates, taken)
 
 
-def _asked(server: Server, seconds: float) -> tuple[float, float]:
+def _asked(server: Server, tasks: Sequence[str], seconds: float) -> tuple[float, float]:
     """Requests a second, and HAProxy's processor seconds for one of them."""
     body = json.dumps({"inputs": "How far is it to Denver?"}).encode()
-    asked = [post(server.port, f"/v1/tasks/t{i:02d}/predict", body) for i in range(_TASKS)]
+    asked = [post(server.port, f"/v1/tasks/{task}/predict", body) for task in tasks]
     requests = [Request((i,), 0, server.port, data) for i, data in enumerate(asked)]
     before = server.processor_seconds("haproxy")
-    replies = send(Load(requests, list(range(_TASKS)), CONNECTIONS, 0.0, seconds))
+    replies = send(Load(requests, list(range(len(tasks))), CONNECTIONS, 0.0, seconds))
     processor = server.processor_seconds("haproxy") - before
     if bad := [reply for reply in replies.replies if reply.status != 200]:
         raise SystemExit(f"no figures: {len(bad)} requests failed, the first with status {bad[0].status}")
@@ -86,7 +93,17 @@ def choosing(placed: Mapping[str, str], leastconn: Mapping[str, str], log: Path)
     """Start the two servers, with these settings."""
     with ExitStack() as stack:
         arms = {PLACED: placed, LEASTCONN: leastconn}
-        yield Choosing({arm: stack.enter_context(_server(settings, log)) for arm, settings in arms.items()})
+        servers = {arm: stack.enter_context(_server(settings, log)) for arm, settings in arms.items()}
+        yield Choosing(servers, _as_many_at_each_home(Store(placed["redis_url"])))
+
+
+def _as_many_at_each_home(store: Store) -> list[str]:
+    """Tasks of all replicas in turns: here no load is measured by which they could be placed evenly."""
+    time.sleep(_SETTLE_SECONDS)
+    placement = store.placements.read()
+    assert placement is not None
+    homes = {name: [task for task, at in placement.tasks.items() if at.homes == (name,)] for name in placement.replicas}
+    return [task for some in zip(*homes.values(), strict=False) for task in some]
 
 
 def _server(settings: Mapping[str, str], log: Path) -> Server:

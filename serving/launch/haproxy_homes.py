@@ -22,8 +22,7 @@ _SPREAD = "*"
 """In the map in place of servers: the task has several homes, and keys with a number behind this sign."""
 SLACK = 4
 """Requests that a home may have in flight beside half as many again as its share, before it passes on further ones. All
-proxies together: each has its part of them, in the map under a key that no task can have."""
-_SLACK_KEY = "@slack"
+proxies together: each has its part of them, as many as there were when it was started."""
 _LOADS = "ken_loads"
 _SERVERS_LONG = 255
 _SERVERS = "100k"
@@ -45,7 +44,7 @@ _NAME = "url_dec,field(1,@)"
 _FROM_BODY = "/v1/embeddings /embed /predict /rerank"
 
 
-def placing(text: str, folder: Path, body_seconds: int) -> str:
+def placing(text: str, folder: Path, body_seconds: int, slack: int = SLACK) -> str:
     """An edited configuration file with the rules in the section of every application.
 
     A task is named by the path, else by ``X-Ken-Task``, else by the body's ``model``, as far as `tune.bufsize` goes.
@@ -58,6 +57,7 @@ def placing(text: str, folder: Path, body_seconds: int) -> str:
         text: as `haproxy_file.edited` makes it.
         folder: where the map is.
         body_seconds: the longest time that a body may take which must be read for the task's name.
+        slack: this proxy's part of `SLACK`.
 
     Raises:
         StartError: a section has a form that the rules do not fit.
@@ -71,7 +71,7 @@ def placing(text: str, folder: Path, body_seconds: int) -> str:
             raise StartError(f"found `{line.strip()}` under `backend {backend}`, which decides about servers as well")
         made.append(line)
         if backend and _LAST_RULE.fullmatch(line):
-            made += [f"    {rule}" for rule in _rules(backend, folder / MAP, body_seconds)]
+            made += [f"    {rule}" for rule in _rules(backend, folder / MAP, body_seconds, slack)]
     return "".join(f"{line}\n" for line in [*made, *_loads()])
 
 
@@ -95,10 +95,9 @@ def slack_for(proxies: int) -> int:
     return max(1, SLACK // max(1, proxies))
 
 
-def map_of(asked: Mapping[str, Choices], slack: int = SLACK) -> str:
+def map_of(asked: Mapping[str, Choices]) -> str:
     """The map's text, of the servers to ask by task. Keys that cannot be names of tasks are left out."""
-    lines = [f"{key} {servers}\n" for key, servers in _entries(asked) if _KEY_FORM.fullmatch(key)]
-    return "".join([f"{_SLACK_KEY} {slack}\n", *lines])
+    return "".join(f"{key} {servers}\n" for key, servers in _entries(asked) if _KEY_FORM.fullmatch(key))
 
 
 def _entries(asked: Mapping[str, Choices]) -> Iterator[tuple[str, str]]:
@@ -111,7 +110,7 @@ def _entries(asked: Mapping[str, Choices]) -> Iterator[tuple[str, str]]:
             yield f"{key}{_SPREAD}{slot}", "|".join(choices[slot % len(choices)])
 
 
-def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
+def _rules(backend: str, file: Path, body_seconds: int, slack: int) -> list[str]:
     """The rules. Where a value is missing, what is computed of it is not set: so few conditions are needed, each of
     which takes as long as a value."""
 
@@ -124,7 +123,7 @@ def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
     named, homed = f"{{ var({_TASK}) -m found }}", f"{{ var({_HOMES}) -m found }}"
     return [
         f"acl ken_in_body path {_FROM_BODY}",
-        f"acl ken_busy var({_LOAD}) -m int gt 1",
+        f"acl ken_busy var({_LOAD}) -m int gt {slack}",
         let(_TASK, f"path,field(4,/),{_NAME}", "{ path_beg /v1/tasks/ /v2/models/ }"),
         let(_IF_NEW, f"path,field(3,/),{_NAME}", "{ path_beg /models/ }"),
         let(_IF_NEW, "req.hdr(X-Ken-Task),field(1,@)"),
@@ -137,12 +136,11 @@ def _rules(backend: str, file: Path, body_seconds: int) -> list[str]:
         let(_FIRST, f"var({_HOMES}),field(1,|)"),
         let(_LOAD, f"var({_FIRST}),table_conn_cur({_LOADS})"),
         # over, if above 0: load > slack + 1.5 * all / servers, in whole numbers
-        let("txn.ken_slack", f"str({_SLACK_KEY}),map_str({file},{SLACK})", "ken_busy"),
         let("txn.ken_servers", f"nbsrv({backend})", "ken_busy"),
         let("txn.ken_share", f"be_conn({backend}),mul(3)", "ken_busy"),
         let(
             "txn.ken_over",
-            f"var({_LOAD}),sub(txn.ken_slack),mul(2),mul(txn.ken_servers),sub(txn.ken_share)",
+            f"var({_LOAD}),sub({slack}),mul(2),mul(txn.ken_servers),sub(txn.ken_share)",
             "ken_busy",
         ),
         let(_SECOND, f"var({_HOMES}),field(2,|)", "{ var(txn.ken_over) -m int gt 0 }"),

@@ -103,8 +103,9 @@ def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int | No
         _install(text, file, binary)
         return
     try:
-        (file.parent / MAP).write_text(KnownHomes.read(file.parent).map_for(servers_of(text)))
-        _install(placing(text, file.parent, body_seconds), file, binary)
+        known = KnownHomes.read(file.parent)
+        (file.parent / MAP).write_text(known.map_for(servers_of(text)))
+        _install(placing(text, file.parent, body_seconds, known.slack), file, binary)
     except StartError as error:
         trouble = f"HAProxy cannot send requests to the homes of their tasks: {error}"
         print(trouble, file=sys.stderr)

@@ -27,7 +27,7 @@ class KnownHomes:
 
     def map_for(self, servers: list[str]) -> str:
         """The text of the map for a HAProxy with these servers."""
-        return map_of(of_servers(self.asked, replicas_of(servers, self.ids)), self.slack)
+        return map_of(of_servers(self.asked, replicas_of(servers, self.ids)))
 
     def write(self, folder: Path) -> None:
         """Write the file, whole or not at all."""

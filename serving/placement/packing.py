@@ -47,9 +47,10 @@ def place(before: Placement | None, tasks: Mapping[str, Demand], replicas: Mappi
     knew = _knew_loads(before)
     damping = Damping(len(tasks), DAMPED * ledger.mean if knew else math.inf)
     seconds = _seconds(ledger, had)
-    if knew or ledger.mean <= NOISE:
+    same = before is not None and before.replicas == ledger.names
+    if knew or (same and ledger.mean <= NOISE):
         _keep(ledger, had)
-    else:  # what is asked for finds homes in the order of its load, which is better than moves from where chance put it
+    elif same:  # what is asked for finds homes by its load, which is better than moves from where chance put it
         _keep(ledger, {task: homes for task, homes in had.items() if task in tasks and not tasks[task].rate})
     _fill(ledger, seconds)
     for _ in range(ROUNDS):

@@ -184,24 +184,22 @@ def test_a_replica_is_known_by_the_id_that_serve_gave_it() -> None:
 def test_a_map_has_a_line_for_each_task_and_sixteen_more_for_a_task_with_several_homes() -> None:
     text = map_of({"a": (("s1", "s2"),), "b": (("s1", "s2"), ("s2", "s1"))})
     lines = text.splitlines()
-    assert lines[:4] == ["@slack 4", "a s1|s2", "b *", "b*0 s1|s2"]
-    assert len(lines) == 19
+    assert lines[:3] == ["a s1|s2", "b *", "b*0 s1|s2"]
+    assert len(lines) == 18
 
 
 def test_what_cannot_be_the_name_of_a_task_is_not_in_the_map() -> None:
     homes = {"good": (("s",),), "two words": (("s",),), "a\nb": (("s",),), "": (("s",),), "\n": (("s",),)}
-    assert map_of(homes).splitlines() == ["@slack 4", "good s"]
+    assert map_of(homes).splitlines() == ["good s"]
 
 
 def test_proxies_share_what_a_home_may_have_beside_its_share() -> None:
     assert [slack_for(proxies) for proxies in (0, 1, 2, 4, 100)] == [4, 4, 2, 1, 1]
 
 
-def test_with_less_slack_a_home_passes_on_sooner(proxied: Proxied) -> None:
-    folder = proxied.file.parent
-    known = KnownHomes(HOMES, IDS, slack=1)
-    AdminSocket(folder / "admin.sock").replace_map(folder / MAP, known.map_for(servers_of(proxied.file.read_text())))
-    with ThreadPoolExecutor(8) as threads:
+def test_with_less_slack_a_home_passes_on_sooner(file: Path, binary: str) -> None:
+    KnownHomes(HOMES, IDS, slack=1).write(file.parent)
+    with proxied_by(file, binary, {}) as proxied, ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Sleep": "0.8"}) for _ in range(8)]
         assert {one.result() for one in asked} == {"one", "two"}
 

@@ -423,3 +423,11 @@ def test_there_must_be_a_replica():
 def test_a_rate_that_is_none_counts_as_none(rate):
     placement = place(None, zipf(5, 100.0) | {"odd": Demand(rate, 10)}, rooms(3))
     assert placement.tasks["odd"].rate == 0.0
+
+
+def test_before_any_load_is_known_tasks_spread_over_replicas_that_join():
+    """Otherwise the first replica of a server would get all requests until their load is measured."""
+    tasks = {f"task-{i}": Demand(0.0, 10) for i in range(60)}
+    placement = place(place(None, tasks, rooms(1)), tasks, rooms(3))
+    at = [sum(homes.homes == (name,) for homes in placement.tasks.values()) for name in rooms(3)]
+    assert min(at) >= 10
