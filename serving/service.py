@@ -18,7 +18,7 @@ from serving.config import Settings
 from serving.engine.cores import concurrent_batches, usable_cores
 from serving.engine.engine import Engine
 from serving.engine.window import Limits
-from serving.errors import StartError
+from serving.errors import StartError, StoreError
 from serving.replica.fitness import Fitness
 from serving.replica.gauges import add_gauges, add_placement_gauges
 from serving.replica.inference import Inference
@@ -59,7 +59,7 @@ class Service:
     def __init__(self, settings: Settings, store_url: str, serve: str = "") -> None:
         self.settings = settings
         self.store = Store(store_url, settings.namespace)
-        self._slot = Slot(settings.namespace, self.store.replicas.is_elsewhere)
+        self._slot = Slot(settings.namespace, self._is_elsewhere)
         self.replica = self._slot.name
         folder = settings.data_dir.expanduser()
         try:
@@ -106,6 +106,12 @@ class Service:
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
         add_placement_gauges(self.metrics, self.placing, self.engine.tiers, self.table, settings.metric_tasks)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        try:
+            return self.store.replicas.is_elsewhere(name)
+        except StoreError:  # nobody can be asked, and there is nobody to be mistaken for
+            return False
 
     def start(self) -> None:
         """Follow the store, warm the engine, put preloaded and placed tasks on the device, take requests."""

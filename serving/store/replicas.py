@@ -10,7 +10,6 @@ from pathlib import Path
 
 import orjson
 
-from serving.errors import StoreError
 from serving.store.connection import Connection
 
 IN_TOUCH_SECONDS = 15.0
@@ -93,12 +92,8 @@ class Replicas:
                 self.retire(report.replica)
 
     def is_elsewhere(self, replica: str) -> bool:
-        """Whether a replica of this name is in touch whose process cannot be of this container. False if the store does
-        not say."""
-        try:
-            report = self.reports().get(replica)
-        except StoreError:
-            return False
+        """Whether a replica of this name is in touch whose process cannot be of this container."""
+        report = self.reports().get(replica)
         return report is not None and report.in_touch and _container(report.process) != _container(_here()["process"])
 
     def reports(self) -> dict[str, Report]:

@@ -661,6 +661,7 @@ def every_call(store: Store, file: DeltaFile, folder: Path) -> dict[str, Callabl
         "replicas.retire": lambda: store.replicas.retire("one"),
         "replicas.retire_dead": store.replicas.retire_dead,
         "replicas.reports": store.replicas.reports,
+        "replicas.is_elsewhere": lambda: store.replicas.is_elsewhere("replica"),
         "replicas.spread": lambda: store.replicas.spread(1),
         "replicas.wait": lambda: store.replicas.wait(1, 0.0),
         "garbage.collect": store.garbage.collect,
