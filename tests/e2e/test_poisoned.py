@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from serving.launch.server_process import ServerProcess
+from serving.store import Store
 from tests.e2e.conftest import PublishedTask, publish_all
 from tests.e2e.running import settings_on
 
@@ -19,6 +20,7 @@ def test_a_poisoned_replica_is_replaced_by_one_that_answers(
     minilm: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
 ) -> None:
     publish_all(store_url, published)
+    store = Store(store_url)
     settings = {**settings_on(minilm, tmp_path, store_url), "mixed": "off"}  # only an exchange can lose the weights
     first, second = published[:2]
     with (
@@ -30,7 +32,8 @@ def test_a_poisoned_replica_is_replaced_by_one_that_answers(
             return client.post(f"/v1/tasks/{task.name}/predict", json={"inputs": task.texts[0]})
 
         sound = ask(first).raise_for_status().json()
-        broken = client.get("/v1/base").json()["replica"]
+        name = client.get("/v1/base").json()["replica"]
+        broken = store.replicas.reports()[name].process
         (tmp_path / "poison").touch()
         refused = ask(second)
         assert refused.status_code == 503
@@ -39,6 +42,7 @@ def test_a_poisoned_replica_is_replaced_by_one_that_answers(
         while (answer := ask(first)).status_code != 200:
             assert time.monotonic() < deadline, answer.text
             time.sleep(0.5)
-        assert client.get("/v1/base").json()["replica"] != broken
+        assert client.get("/v1/base").json()["replica"] == name, "the replica in its place has its name"
+        assert store.replicas.reports()[name].process != broken
         assert answer.json()["outputs"][0][0]["label"] == sound["outputs"][0][0]["label"]
         assert ask(second).json()["digest"] == second.digest
