@@ -301,7 +301,7 @@ def test_replicas_are_shown_with_their_load(
 
     eventually(lambda: (found := shown())["ready"] and found["held_tasks"] == 1 and found["seen"] > 0)
     assert shown()["name"] == service.replica
-    assert shown()["in_flight"] == 0
+    eventually(lambda: shown()["in_flight"] == 0)  # a report that is made meanwhile counts this request too
 
 
 def test_a_load_that_fails_in_a_way_nobody_thought_of_keeps_no_other_task_from_being_loaded(
