@@ -44,6 +44,10 @@ def serve(
         str | None,
         typer.Option(help="auto or off: whether one forward pass may hold rows of several tasks; default auto"),
     ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(help="auto or off: whether requests go to the replica that is their task's home; default auto"),
+    ] = None,
     preload: Annotated[
         list[str] | None, typer.Option(help="task to load before the server reports ready; repeatable")
     ] = None,
@@ -74,7 +78,7 @@ def serve(
 
     flags = {"base": base, "redis_url": redis_url, "host": host, "port": port, "data_dir": data_dir}
     flags |= {"namespace": namespace, "replicas": replicas, "threads": threads, "device": device, "dtype": dtype}
-    flags |= {"mixed": mixed, "auth": auth, "keys_file": keys_file, "log_format": log_format}
+    flags |= {"mixed": mixed, "placement": placement, "auth": auth, "keys_file": keys_file, "log_format": log_format}
     flags |= {"tls_cert": tls_cert, "tls_key": tls_key}
     settings = load_settings(**flags, preload=tuple(preload) if preload else None)
     sys.exit(launch(settings, say))

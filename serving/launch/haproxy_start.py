@@ -98,10 +98,10 @@ def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int | No
     for name, content in maps().items():
         (file.parent / name).write_text(content)
     text = edited(file.read_text(), frontend, file.parent)
-    trouble = ""
     if body_seconds is None:
         _install(text, file, binary)
         return
+    trouble = ""
     try:
         known = KnownHomes.read(file.parent)
         (file.parent / MAP).write_text(known.map_for(servers_of(text)))

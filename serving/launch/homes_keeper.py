@@ -38,7 +38,7 @@ class HomesKeeper:
     """Keeps the map of one HAProxy.
 
     Args:
-        configuration: HAProxy's file, as `haproxy_start` edited it. It is read again whenever it changes.
+        configuration: HAProxy's file, as `haproxy_start` edited it. It is read again in every turn.
         name: of the proxy, for `Placements.report_proxy`.
     """
 
@@ -97,9 +97,8 @@ class HomesKeeper:
             pid = admin.pid()
             if (pid, wanted) != self._applied:
                 admin.replace_map(self._folder / MAP, wanted)
-                self._applied = (
-                    (pid, wanted) if admin.pid() == pid else None
-                )  # a reload may pass the socket on meanwhile
+                passed_on = admin.pid() != pid  # by a reload meanwhile, so nobody knows which process has the map
+                self._applied = None if passed_on else (pid, wanted)
         except OSError as error:
             return f"HAProxy's map of homes cannot be replaced: {error}"
         return ""
