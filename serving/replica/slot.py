@@ -34,8 +34,8 @@ class Slot:
         number = self._take(namespace) if sys.platform == "linux" else None
         if number is not None and taken(f"{node}-{number}"):
             _log.warning(
-                "another replica is called %s-%d, or was until some seconds ago: give each machine or container a name of "
-                "its own",
+                "another replica is called %s-%d, or was until some seconds ago: give each machine or container a name "
+                "of its own",
                 node,
                 number,
             )
