@@ -74,7 +74,8 @@ def build(args: dict[str, Any]) -> serve.Application:
     """The application for these settings of `serving.config.Settings`. Secrets are read from the environment only.
 
     In a ``serveConfigV2``, `args` are part of the application's version: Serve replaces every replica when they change.
-    So `args` with ``replicas`` are for programs only, which change nothing later.
+    So `args` with ``replicas`` are for programs only, which change nothing later. Without it, the deployment states no
+    number either: beside an ``autoscaling_config`` there must be none.
     """
     from serving.config import load_settings
     from serving.security.exposure import exposure_warning
@@ -84,8 +85,10 @@ def build(args: dict[str, Any]) -> serve.Application:
         if warning is not None:
             logging.getLogger(__name__).warning("%s", warning)
     gpus = 1 if settings.device.startswith("cuda") else 0
-    options = {"num_cpus": 1, "num_gpus": gpus}
-    deployment = Replica.options(num_replicas=settings.replicas, ray_actor_options=options)  # type: ignore[attr-defined]
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 1, "num_gpus": gpus}}
+    if "replicas" in settings.model_fields_set:
+        options["num_replicas"] = settings.replicas
+    deployment = Replica.options(**options)  # type: ignore[attr-defined]
     return deployment.bind(settings.for_replicas())  # type: ignore[no-any-return]
 
 

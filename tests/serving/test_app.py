@@ -29,3 +29,15 @@ def test_a_proxy_that_waits_as_long_as_it_takes_is_fine(
     monkeypatch.delenv("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", raising=False)
     app.build({"base": "b", "request_timeout_seconds": 120})
     assert not caplog.records
+
+
+def test_an_autoscaling_configuration_alone_says_how_many_replicas_there_are() -> None:
+    """Serve refuses a number beside it, and the code must not state one in the configuration's place."""
+    deployment = app.build({"base": "b"})._bound_deployment
+    assert "num_replicas" not in deployment._deployment_config.user_configured_option_names
+    scaled = deployment.options(autoscaling_config={"min_replicas": 2, "max_replicas": 4})
+    assert scaled._deployment_config.autoscaling_config.min_replicas == 2
+
+
+def test_a_number_of_replicas_in_the_settings_is_the_deployments() -> None:
+    assert app.build({"base": "b", "replicas": 3})._bound_deployment.num_replicas == 3
