@@ -1,20 +1,33 @@
-"""What the documentation shows is run."""
+"""What the documentation shows is run, and what it names exists."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForSequenceClassification
+import torch
+import typer
+import yaml
+from torch import nn
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
+from ken_core.file_size import USUAL_PART
+from ken_core.kernels import packed_nbytes
+from ken_core.kernels.correction import shift_nbytes
+from ken_core.manifest import FORMAT_VERSION, READABLE_VERSIONS
+from serving.config import MIB, Settings
 from tests.ken_core.adapters import make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "deploy/README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -64,3 +77,132 @@ def test_the_example_runs(
     assert "news answers" in printed
     assert "genres answers" in printed
     assert "tensors that differ from the base afterwards: 0" in printed
+
+
+def slug(title: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return {slug(title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_within_the_repository_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", (ROOT / page).read_text())
+    for path, anchor in links:
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+class TestTheOperatingPage:
+    """Its names are the server's, and its figures those of the code and of the recorded runs."""
+
+    TEXT = (ROOT / "docs/operating.md").read_text()
+
+    def rows(self, head: str) -> list[list[str]]:
+        """The cells of the table whose head begins with a text."""
+        _, _, after = self.TEXT.partition(f"\n| {head}")
+        lines = after.partition("\n\n")[0].splitlines()[2:]
+        return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+    def test_names_settings_and_their_defaults(self) -> None:
+        named = set(re.findall(r"\bKEN_[A-Z_]*[A-Z]\b", self.TEXT))
+        fields = {f"KEN_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+        assert named - {*fields, "KEN_API_KEY"} == set()
+        told = {name.strip("`"): default for name, default, _ in self.rows("setting |")}
+        assert len(told) == 4
+        assert told == {name: f"{fields[name] // MIB:,} MiB" for name in told}
+        inline = dict(re.findall(r"`(KEN_[A-Z_]+)` \(([\d,]+)\)", self.TEXT))
+        assert inline
+        assert inline == {name: str(fields[name]) for name in inline}
+
+    def test_names_metrics(self) -> None:
+        from serving.telemetry.metrics import Metrics
+
+        exposed = set(re.findall(r"^# TYPE (\w+)", Metrics("r").exposition().decode(), re.MULTILINE))
+        for source in (ROOT / "serving").rglob("*.py"):
+            exposed |= set(re.findall(r'metrics\.gauge(?:_by)?\(\s*"(ken_\w+)"', source.read_text()))
+        named = set(re.findall(r"\bken_(?!core)\w+", self.TEXT))
+        assert named
+        assert {re.sub(r"_bucket$", "", name) for name in named} <= exposed
+
+    def test_sorts_all_alerts_by_severity_and_names_no_other(self) -> None:
+        (group,) = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
+        severities = {rule["alert"]: rule["labels"]["severity"] for rule in group["rules"]}
+        told = {alert: row[0].partition(":")[0] for row in self.rows("severity") for alert in row[1].split(", ")}
+        assert {alert.strip("`"): severity for alert, severity in told.items()} == severities
+        assert set(re.findall(r"\bKen[A-Z]\w+", self.TEXT)) == set(severities)
+
+    @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+    def test_asks_prometheus_what_it_understands(self, tmp_path: Path) -> None:
+        queries = re.findall(r"```promql\n(.+?)```", self.TEXT, re.DOTALL)
+        assert len(queries) == 4
+        recorded = [{"record": f"q:{i}", "expr": query} for i, query in enumerate(queries)]
+        file = tmp_path / "queries.yml"
+        file.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": recorded}]}))
+        done = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def test_names_commands(self) -> None:
+        from serving.cli import app
+
+        commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+        assert set(re.findall(r"`ken ([a-z][a-z-]*)", self.TEXT)) <= set(commands)
+
+    def test_names_the_formats_of_delta_files(self) -> None:
+        readable = f"{min(READABLE_VERSIONS)} to {max(READABLE_VERSIONS)}"
+        assert f"writes delta files of format {FORMAT_VERSION} and reads {readable}." in self.TEXT
+
+    def test_says_what_a_replica_answered_in_the_recorded_run(self) -> None:
+        recorded = json.loads((ROOT / "benchmarks/results/serving.json").read_text())["rows"]
+        values = {row["name"]: row["value"] for row in recorded}
+        names = {
+            "1 task, 1 client": "1 task, 1 client",
+            "1 task, 64 clients": "1 task, 64 clients",
+            "64 LoRA tasks, 64 clients": "64 low-rank tasks, Zipf, 64 clients",
+        } | {f"64 tasks, 10 % kept, {n} clients": f"64 tasks, Zipf, {n} clients" for n in (8, 64, 256)}
+        told = {row[0]: row[1:] for row in self.rows("tasks, clients")}
+        for name, run in names.items():
+            measured = [values[f"ken: {run}: {what}"] for what in ("requests/s", "p50", "p99")]
+            shown = [float(cell.replace(",", "")) for cell in told.pop(name)]
+            assert shown == pytest.approx(measured, abs=0.501), name
+        assert told == {}
+
+    def test_computes_memory_as_the_server_reserves_it(self) -> None:
+        small = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+        large = LlamaConfig(
+            vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_key_value_heads=8
+        )
+        columns = ((small, torch.float32), (BertConfig(), torch.float32), (large, torch.bfloat16))
+        told = {row[0]: row[1:] for row in self.rows("| MiniLM-L6")}
+        for i, (config, dtype) in enumerate(columns):
+            for form, nbytes in bytes_of_forms(config, dtype).items():
+                size, _, tasks = told[form][i].partition(" MB")
+                assert float(size.replace(",", "")) == pytest.approx(nbytes / 1e6, rel=0.02), form
+                if tasks:
+                    assert float(tasks.strip(", ")) == pytest.approx((1 << 30) / nbytes, rel=0.02), form
+
+
+def bytes_of_forms(config: Any, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes on the device of a base, and of a task in each of the forms that the operating page compares."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    parameters = list(model.parameters())
+    base = sum(p.numel() for p in parameters) * dtype.itemsize
+    own = sum(shift_nbytes(p.shape, conv1d=False) if p.dim() == 2 else 4 * p.numel() for p in parameters)
+
+    def sparse(share: float) -> float:
+        cpu = torch.device("cpu")
+        return own + sum(packed_nbytes(p.numel(), round(share * p.numel()), dtype, cpu) for p in parameters)
+
+    linear = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
+    return {
+        "base": base,
+        **{f"sparse, {percent} %": sparse(percent / 100) for percent in (5, 10, 25)},
+        "`svd` in a 45th, factors alone": 2 * base / USUAL_PART,
+        "LoRA, rank 16 on every `Linear`": 16 * dtype.itemsize * sum(sum(shape) for shape in linear),
+    }

@@ -190,6 +190,37 @@ def test_a_server_with_tls_serves_as_a_store(
     use(Store(f"{tls}?ssl_ca_certs={certificate}", namespace), deltas, tmp_path)
 
 
+def documented_rules() -> list[str]:
+    """What the operating page lets the store's user do."""
+    page = Path(__file__).resolve().parents[3] / "docs/operating.md"
+    (rules,) = re.findall(r"^ACL SETUSER ken on >PASSWORD (.+)$", page.read_text(), re.MULTILINE)
+    return ["on", f">{SECRET}", *rules.split()]
+
+
+def test_the_documented_user_serves_as_the_stores_and_may_do_nothing_else(
+    tcp: int, deltas: Deltas, tmp_path: Path, namespace: str
+) -> None:
+    admin = redis.Redis(port=tcp, password=SECRET)
+    admin.execute_command("ACL SETUSER", "ken", *documented_rules())
+    use(Store(f"redis://ken:{SECRET}@127.0.0.1:{tcp}/0", namespace), deltas, tmp_path)
+    user = redis.Redis(port=tcp, username="ken", password=SECRET)
+    for refused in ("FLUSHALL", "KEYS *", "SET another 1", "CONFIG SET maxmemory 1", "ACL LIST", "SHUTDOWN"):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            user.execute_command(*refused.split())
+
+
+def test_in_a_cluster_the_documented_user_needs_one_command_more(
+    cluster: str, deltas: Deltas, tmp_path: Path, namespace: str
+) -> None:
+    admin = redis.Redis(port=int(cluster.rpartition(":")[2]))
+    admin.execute_command("ACL SETUSER", "ken", *documented_rules())
+    url = cluster.replace("://", f"://ken:{SECRET}@")
+    with pytest.raises(StoreError):
+        Store(url, namespace).connection.ping()
+    admin.execute_command("ACL SETUSER", "ken", "+cluster|slots")
+    use(Store(url, namespace), deltas, tmp_path)
+
+
 def test_a_server_whose_certificate_is_not_trusted_is_refused(tls: str) -> None:
     with pytest.raises(StoreError, match="does not answer"):
         Store(tls).connection.ping()
