@@ -190,11 +190,15 @@ def test_a_server_with_tls_serves_as_a_store(
     use(Store(f"{tls}?ssl_ca_certs={certificate}", namespace), deltas, tmp_path)
 
 
-def documented_rules() -> list[str]:
-    """What the operating page lets the store's user do."""
+def documented_rules(keys: str = "~ken:*") -> list[str]:
+    """What the operating page lets the store's user do.
+
+    Args:
+        keys: patterns in place of the page's, with spaces between them.
+    """
     page = Path(__file__).resolve().parents[3] / "docs/operating.md"
     (rules,) = re.findall(r"^ACL SETUSER ken on >PASSWORD (.+)$", page.read_text(), re.MULTILINE)
-    return ["on", f">{SECRET}", *rules.split()]
+    return ["on", f">{SECRET}", *rules.replace("~ken:*", keys).split()]
 
 
 def test_the_documented_user_serves_as_the_stores_and_may_do_nothing_else(
@@ -207,6 +211,18 @@ def test_the_documented_user_serves_as_the_stores_and_may_do_nothing_else(
     for refused in ("FLUSHALL", "KEYS *", "SET another 1", "CONFIG SET maxmemory 1", "ACL LIST", "SHUTDOWN"):
         with pytest.raises(redis.exceptions.NoPermissionError):
             user.execute_command(*refused.split())
+
+
+def test_the_documented_user_can_be_held_to_one_namespace(
+    tcp: int, deltas: Deltas, tmp_path: Path, namespace: str
+) -> None:
+    admin = redis.Redis(port=tcp, password=SECRET)
+    rules = documented_rules(f"~ken:{{{namespace}}}:* ~ken:{namespace}:*")
+    admin.execute_command("ACL SETUSER", "tenant", *rules)
+    url = f"redis://tenant:{SECRET}@127.0.0.1:{tcp}/0"
+    use(Store(url, namespace), deltas, tmp_path)
+    with pytest.raises(StoreError, match="refuses these credentials"):
+        Store(url, "another").tasks.table()
 
 
 def test_in_a_cluster_the_documented_user_needs_one_command_more(
