@@ -17,11 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 
-def self_signed(folder: Path, name: str = "certificate", password: str | None = None) -> tuple[Path, Path]:
-    """Write a certificate for localhost and 127.0.0.1, valid for a day from an hour ago, and its key: two PEM files."""
+def self_signed(
+    folder: Path, name: str = "certificate", password: str | None = None, hosts: tuple[str, ...] = ("localhost",)
+) -> tuple[Path, Path]:
+    """Write a certificate for hosts and 127.0.0.1, valid for a day from an hour ago, and its key: two PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     who, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+    names = x509.SubjectAlternativeName([*map(x509.DNSName, hosts), x509.IPAddress(ip_address("127.0.0.1"))])
     made = (
         x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))

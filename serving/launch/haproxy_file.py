@@ -40,6 +40,7 @@ _CHANGES = (
     "acl ken_changes path /v1/keys",
     f"http-request set-timeout server {_CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
 )
+_PREDICTIONS = "METH_POST ken_predicts or METH_POST !ken_changes"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _Edit:
     optional: bool = False
 
 
-def edited(text: str, frontend: Frontend, maps: Path) -> str:
+def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int) -> str:
     """Ray's configuration file with every edit made.
 
     - Statistics and HAProxy's own metrics listen on loopback, and only its owner can open the admin socket.
@@ -82,6 +83,8 @@ def edited(text: str, frontend: Frontend, maps: Path) -> str:
       fail. While HAProxy knows of no application, as after its restart, they get 503 too, and not Ray's 404.
     - Changes may take 10 minutes: a publish tries the delta, and clients may wait for every replica. Ray has one time
       limit for all requests.
+    - A prediction is passed on once its body is there, or as much of it as the buffer holds. A request whose replica
+      ends can be repeated on another one only then, and most clients send the body after the head.
     - The frontend listens on `frontend.binds`, limits the connections of each source, and sets ``X-Forwarded-For`` to
       the client's address, whatever the request contains.
     - A client that sends its headers too slowly is disconnected after 20 s. Ray sets no limit.
@@ -90,6 +93,7 @@ def edited(text: str, frontend: Frontend, maps: Path) -> str:
 
     Args:
         maps: the folder with the files of `haproxy_answers.maps`.
+        body_seconds: the longest time that a prediction's body may take. Then the client gets 408.
 
     Raises:
         StartError: a section is missing or unknown, a line that an edit replaces is not there exactly once in its
@@ -97,7 +101,7 @@ def edited(text: str, frontend: Frontend, maps: Path) -> str:
     """
     sections = list(_sections(text))
     _check_names([name for name, _ in sections if name])
-    edits = _edits(frontend, maps)
+    edits = _edits(frontend, maps, body_seconds)
     return "".join(f"{line}\n" for name, lines in sections for line in _section_edited(name, lines, edits))
 
 
@@ -142,7 +146,7 @@ def _section_edited(name: str, lines: list[str], edits: list[_Edit]) -> list[str
     return result
 
 
-def _edits(frontend: Frontend, maps: Path) -> list[_Edit]:
+def _edits(frontend: Frontend, maps: Path, body_seconds: int) -> list[_Edit]:
     def edit(section: str, line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
         return _Edit(re.compile(section), re.compile(line), into)
 
@@ -170,7 +174,11 @@ def _edits(frontend: Frontend, maps: Path) -> list[_Edit]:
             lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _REMEMBER_PATH, _types()],
         ),
         edit("backend default_backend", r"http-request return status 404 .*", lambda m: []),
-        edit(_BACKEND.pattern, r"http-reuse always", lambda m: [m[0], *_CHANGES]),
+        edit(
+            _BACKEND.pattern,
+            r"http-reuse always",
+            lambda m: [*_CHANGES, f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}", m[0]],
+        ),
         # optional: Ray may hear of an application before it hears of the proxy that it falls back to
         _Edit(
             _BACKEND, re.compile(r"server SERVE_PROXY_ACTOR-fallback-\S+ \S+ check backup"), lambda m: [], optional=True

@@ -44,7 +44,7 @@ _NAME = "url_dec,field(1,@)"
 _FROM_BODY = "/v1/embeddings /embed /predict /rerank"
 
 
-def placing(text: str, folder: Path, body_seconds: int, slack: int = SLACK) -> str:
+def placing(text: str, folder: Path, slack: int = SLACK) -> str:
     """An edited configuration file with the rules in the section of every application.
 
     A task is named by the path, else by ``X-Ken-Task``, else by the body's ``model``, as far as `tune.bufsize` goes.
@@ -54,9 +54,8 @@ def placing(text: str, folder: Path, body_seconds: int, slack: int = SLACK) -> s
     as it would without these rules.
 
     Args:
-        text: as `haproxy_file.edited` makes it.
+        text: as `haproxy_file.edited` makes it, so that the body is there.
         folder: where the map is.
-        body_seconds: the longest time that a body may take which must be read for the task's name.
         slack: this proxy's part of `SLACK`.
 
     Raises:
@@ -71,7 +70,7 @@ def placing(text: str, folder: Path, body_seconds: int, slack: int = SLACK) -> s
             raise StartError(f"found `{line.strip()}` under `backend {backend}`, which decides about servers as well")
         made.append(line)
         if backend and _LAST_RULE.fullmatch(line):
-            made += [f"    {rule}" for rule in _rules(backend, folder / MAP, body_seconds, slack)]
+            made += [f"    {rule}" for rule in _rules(backend, folder / MAP, slack)]
     return "".join(f"{line}\n" for line in [*made, *_loads()])
 
 
@@ -110,7 +109,7 @@ def _entries(asked: Mapping[str, Choices]) -> Iterator[tuple[str, str]]:
             yield f"{key}{_SPREAD}{slot}", "|".join(choices[slot % len(choices)])
 
 
-def _rules(backend: str, file: Path, body_seconds: int, slack: int) -> list[str]:
+def _rules(backend: str, file: Path, slack: int) -> list[str]:
     """The rules. Where a value is missing, what is computed of it is not set: so few conditions are needed, each of
     which takes as long as a value."""
 
@@ -120,18 +119,17 @@ def _rules(backend: str, file: Path, body_seconds: int, slack: int) -> list[str]
     def text(name: str, value: str, condition: str) -> str:
         return f"http-request set-var-fmt({name}) {value} if {condition}"
 
-    named, homed = f"{{ var({_TASK}) -m found }}", f"{{ var({_HOMES}) -m found }}"
+    homed = f"{{ var({_HOMES}) -m found }}"
     return [
         f"acl ken_in_body path {_FROM_BODY}",
         f"acl ken_busy var({_LOAD}) -m int gt {slack}",
         let(_TASK, f"path,field(4,/),{_NAME}", "{ path_beg /v1/tasks/ /v2/models/ }"),
         let(_IF_NEW, f"path,field(3,/),{_NAME}", "{ path_beg /models/ }"),
         let(_IF_NEW, "req.hdr(X-Ken-Task),field(1,@)"),
-        f"http-request wait-for-body time {body_seconds}s if ken_in_body METH_POST !{named}",
         let(_IF_NEW, "req.body,json_query('$.model'),field(1,@)", "ken_in_body METH_POST"),
         let(_HOMES, f"var({_TASK}),map_str({file})"),
         text(_KEY, f"%[var({_TASK})]{_SPREAD}%[rand({_SLOTS})]", f"{{ var({_HOMES}) -m str {_SPREAD} }}"),
-        text(_KEY, f"@%[var({_TASK}),crc32,mod({BUCKETS})]", f"!{homed} {named}"),
+        text(_KEY, f"@%[var({_TASK}),crc32,mod({BUCKETS})]", f"!{homed} {{ var({_TASK}) -m found }}"),
         let(_HOMES, f"var({_KEY}),map_str({file})"),
         let(_FIRST, f"var({_HOMES}),field(1,|)"),
         let(_LOAD, f"var({_FIRST}),table_conn_cur({_LOADS})"),

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         binary = environment.get(_BINARY) or find_binary()
         file = Path(_file_among(arguments))
         places = environment.get(_PLACEMENT, "").lower() != "off"
-        make_fit(file, binary, _frontend(environment), _body_seconds(environment) if places else None)
+        make_fit(file, binary, _frontend(environment), _body_seconds(environment), places)
         if places:
             _start_keeper(file, manager)
         signal_when_parent_ends(signal.SIGKILL, manager)
@@ -83,29 +83,30 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         return str(error)
 
 
-def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int | None) -> None:
+def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int, places: bool) -> None:
     """Edit Ray's file in place, write the maps that it names beside it, and have HAProxy check it.
 
     If only the rules for homes do not fit, the file stays without them, and Ray's own balancing decides. The reason is
     shown, and left for `homes_keeper` to report.
 
     Args:
-        body_seconds: as `haproxy_homes.placing` takes it; None: no rules for homes.
+        body_seconds: as `haproxy_file.edited` takes it.
+        places: whether the file gets the rules for homes.
 
     Raises:
         StartError: the file's form is not known, or HAProxy refuses the edited file.
     """
     for name, content in maps().items():
         (file.parent / name).write_text(content)
-    text = edited(file.read_text(), frontend, file.parent)
-    if body_seconds is None:
+    text = edited(file.read_text(), frontend, file.parent, body_seconds)
+    if not places:
         _install(text, file, binary)
         return
     trouble = ""
     try:
         known = KnownHomes.read(file.parent)
         (file.parent / MAP).write_text(known.map_for(servers_of(text)))
-        _install(placing(text, file.parent, body_seconds, known.slack), file, binary)
+        _install(placing(text, file.parent, known.slack), file, binary)
     except StartError as error:
         trouble = f"HAProxy cannot send requests to the homes of their tasks: {error}"
         print(trouble, file=sys.stderr)

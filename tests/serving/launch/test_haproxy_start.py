@@ -40,6 +40,7 @@ from serving.launch.haproxy_start import ENTRY, check_startable, variables
 from serving.launch.ports import free_port
 from serving.tasks import TaskTable
 from tests.serving.launch.haproxying import environment, started
+from tests.serving.launch.replying import replying
 
 
 def refused(values: dict[str, str], *arguments: str | Path) -> str:
@@ -181,6 +182,49 @@ def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> 
         assert client.get("/v1/tasks/news").status_code == 504
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/tasks/news?wait=60")
+
+
+def end_unanswered(heard: socket.socket, reads: bool) -> None:
+    """Close every connection without an answer, as a replica that is killed does. What was not read is reset by TCP."""
+    with suppress(OSError):
+        while True:
+            connection, _ = heard.accept()
+            if reads:
+                connection.recv(65536)
+            time.sleep(0.05)
+            connection.close()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_request_to_a_replica_that_ends_is_repeated_though_its_body_came_after_its_head(
+    reads: bool, file: Path, binary: str
+) -> None:
+    """HAProxy can only repeat what it has whole, so it must wait for the body before it passes on the head."""
+    repeating = "retry-on conn-failure empty-response\n    retries 1\n    option redispatch 1"
+    found = re.search(r"server replica (\S+):(\d+)", file.read_text())
+    assert found is not None
+    port = free_port()
+    with ExitStack() as stack:
+        heard = stack.enter_context(socket.create_server((found[1], int(found[2]))))
+        other = stack.enter_context(replying(["other"]))["other"].server_port
+        servers = f"{found[0]} weight 100\n    server other 127.0.0.1:{other} weight 1"
+        file.write_text(file.read_text().replace("retries 0", repeating).replace(found[0], servers))
+        Thread(target=end_unanswered, args=(heard, reads), daemon=True).start()
+        stack.enter_context(started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))))
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for path in ("/v1/tasks/news/predict", "/v1/predict", "/embed"):
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: ken\r\nContent-Length: 13\r\n\r\n".encode())
+            time.sleep(0.1)
+            client.sendall(b'{"inputs": 1}')
+            assert client.recv(4096).startswith(b"HTTP/1.1 200"), path
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for_longer_than_for_an_answer(file: Path, binary: str) -> None:
+    port = free_port()
+    values = variables(binary, Frontend((f"127.0.0.1:{port}",))) | {"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "1"}
+    with started(file, values), socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST /v1/tasks/news/predict HTTP/1.1\r\nHost: ken\r\nContent-Length: 13\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 408")
 
 
 def operations(routers: Iterable[APIRouter]) -> set[tuple[str, str]]:
