@@ -23,7 +23,7 @@ from tests.e2e.conftest import PublishedTask
 from tests.e2e.forwarding import Forwarder, forwarding
 from tests.e2e.from_manifest import serve_config
 from tests.e2e.running import settings_on
-from tests.e2e.test_scaling import await_deployed, deploy, on_this_machine, replicas
+from tests.e2e.test_scaling import await_deployed, await_replicas, deploy, on_this_machine, replicas
 
 pytestmark = pytest.mark.e2e
 NAMESPACE = "many-replicas"
@@ -150,7 +150,7 @@ def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
 
             for count in (2, 3):
                 deploy(config, count, tmp_path)
-                await_deployed(tmp_path)
+                await_replicas(server, count)
                 load.await_homes(store, on=count)
         assert load.failures == []
         assert load.answers > 100

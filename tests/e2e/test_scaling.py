@@ -1,4 +1,8 @@
-"""Scaling as the manifest for Kubernetes does it: replicas that run stay, and requests are answered all the while."""
+"""Scaling and updating by the manifest for Kubernetes: requests are answered all the while.
+
+On one machine, without Ray's autoscaler: as many replicas as the bounds of the autoscaling configuration say. In pods,
+and by load: test_pods.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ pytestmark = pytest.mark.e2e
 NAMESPACE = "scaling"
 
 
-def test_more_replicas_join_those_that_run_and_every_request_is_answered(
+def test_replicas_join_those_that_run_and_follow_those_that_an_update_ends_and_every_request_is_answered(
     minilm: Path, work: Path, tmp_path: Path, store_url: str, published: list[PublishedTask]
 ) -> None:
     task = published[0]
@@ -34,8 +38,7 @@ def test_more_replicas_join_those_that_run_and_every_request_is_answered(
     deploy(config, 1, tmp_path)
     with ServerProcess(settings, tmp_path / "log", module="tests.e2e.from_manifest") as server:
         await_deployed(tmp_path)
-        first = replicas(server)
-        assert len(first) == 1
+        first = await_replicas(server, 1)
         stop = threading.Event()
         statuses: list[int] = []
 
@@ -49,11 +52,13 @@ def test_more_replicas_join_those_that_run_and_every_request_is_answered(
         client.start()
         try:
             deploy(config, 2, tmp_path)
-            await_deployed(tmp_path)
+            both = await_replicas(server, 2)
+            assert first < both
+            update(config, tmp_path)
+            assert len(running_at_once(server, both)) > len(both), "an old replica ended before a new one was there"
         finally:
             stop.set()
             client.join()
-        assert first < replicas(server)
         assert set(statuses) == {200}
 
 
@@ -70,7 +75,18 @@ def deploy(config: dict[str, Any], count: int, folder: Path) -> None:
     """Change the number of replicas where the manifest has it."""
     (application,) = config["applications"]
     (deployment,) = application["deployments"]
-    deployment["num_replicas"] = count
+    deployment["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count}
+    write(config, folder)
+
+
+def update(config: dict[str, Any], folder: Path) -> None:
+    """Change a setting, so that Serve replaces every replica."""
+    (application,) = config["applications"]
+    application["args"]["max_merges"] = 7
+    write(config, folder)
+
+
+def write(config: dict[str, Any], folder: Path) -> None:
     new = folder / "manifest.new"
     new.write_text(json.dumps(config))
     os.replace(new, folder / "manifest.json")
@@ -86,6 +102,26 @@ def replicas(server: ServerProcess) -> set[int]:
         except psutil.Error:
             continue
     return found
+
+
+def await_replicas(server: ServerProcess, count: int) -> set[int]:
+    """Wait until so many replicas run. Returns their process ids."""
+    deadline = time.monotonic() + 120
+    while len(found := replicas(server)) != count:
+        assert time.monotonic() < deadline, f"{len(found)} replicas run"
+        time.sleep(0.1)
+    return found
+
+
+def running_at_once(server: ServerProcess, old: set[int]) -> set[int]:
+    """The most replicas that ran at once until all old ones were replaced."""
+    deadline = time.monotonic() + 120
+    most: set[int] = set()
+    while (now := replicas(server)) & old or len(now) != len(old):
+        assert time.monotonic() < deadline, "old replicas run on"
+        most = max(most, now, key=len)
+        time.sleep(0.1)
+    return most
 
 
 def await_deployed(folder: Path) -> None:
