@@ -4,13 +4,14 @@ python deploy/render.py            writes all of it
 python deploy/render.py --check    exits 1 if a file is out of date
 
 The chart's files come from elsewhere in the repository: Ray's variables, the names of settings, alerts and dashboard.
-The manifests need `helm` on the PATH; without it they are left out, which is said.
+The manifests need `helm`, beside this Python or on the PATH; without it they are left out, which is said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -37,6 +38,11 @@ REFUSED = {
 """Settings that the chart's value `settings` must not have."""
 _SOURCE = re.compile(r"^# Source: ken-serve/templates/(\S+)\n", re.MULTILINE)
 _HELMS_LABEL = re.compile(r"^ *(?:helm\.sh/chart|app\.kubernetes\.io/(?:managed-by|instance)): .*\n", re.MULTILINE)
+
+
+def helm() -> str | None:
+    """The path of helm: the one beside this Python, which `make` puts there, or else one on the PATH."""
+    return shutil.which("helm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
 def variables() -> str:
@@ -66,10 +72,10 @@ def chart_files(deploy: Path) -> Iterator[tuple[Path, str]]:
     yield CHART / "values.schema.json", schema((deploy / CHART / "values.schema.json").read_text())
 
 
-def manifests(deploy: Path) -> Iterator[tuple[Path, str]]:
+def manifests(deploy: Path, program: str) -> Iterator[tuple[Path, str]]:
     """The manifests of the kustomization, one for each template: the path below `deploy`, and the content."""
     values = deploy / MANIFESTS / "values.yaml"
-    command = ["helm", "template", "ken", str(deploy / CHART), "--values", str(values)]
+    command = [program, "template", "ken", str(deploy / CHART), "--values", str(values)]
     rendered = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if rendered.returncode:
         raise SystemExit(f"helm template failed: {rendered.stderr.strip()}")
@@ -85,10 +91,11 @@ def manifests(deploy: Path) -> Iterator[tuple[Path, str]]:
 def outdated(deploy: Path, write: bool) -> list[Path]:
     """The derived files whose content is not what it should be; with `write`, it then is."""
     found = _differing(deploy, chart_files(deploy), write)
-    if shutil.which("helm") is None:
-        print(f"found no helm on the PATH: {MANIFESTS}/ is left out", file=sys.stderr)
+    program = helm()
+    if program is None:
+        print(f"found no helm beside Python or on the PATH: {MANIFESTS}/ is left out", file=sys.stderr)
         return found
-    return found + _differing(deploy, manifests(deploy), write)
+    return found + _differing(deploy, manifests(deploy, program), write)
 
 
 def _differing(deploy: Path, files: Iterator[tuple[Path, str]], write: bool) -> list[Path]:

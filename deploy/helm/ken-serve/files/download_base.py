@@ -22,7 +22,9 @@ snapshot_download(
 )
 if not (partial / "config.json").is_file() or not any(partial.glob("*.safetensors")):
     found = ", ".join(sorted(path.name for path in partial.iterdir())) or "nothing"
-    sys.exit(f"{repository} at {revision} is no checkpoint: found {found}; expected config.json and *.safetensors files")
+    sys.exit(
+        f"{repository} at {revision} is no checkpoint: found {found}; expected config.json and *.safetensors files"
+    )
 shutil.rmtree(partial / ".cache", ignore_errors=True)
 partial.rename(folder)
 print(f"{folder} is complete")

@@ -208,12 +208,12 @@ spec:
   topologySpreadConstraints:
     {{- toYaml $group.topologySpreadConstraints | nindent 4 }}
   {{- end }}
-  {{- if .Values.base.download.enabled }}
+  {{- if eq .Values.base.source "claim" }}
   initContainers:
     - name: wait-for-base
       image: {{ include "ken-serve.image" . }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
-      command: [sh, -c, 'until [ -d "$0" ]; do echo "the Job still downloads $0"; sleep 5; done', {{ include "ken-serve.basePath" . }}]
+      command: [sh, -c, 'until [ -f "$0/config.json" ]; do echo "no config.json in $0 yet"; sleep 5; done', {{ include "ken-serve.basePath" . }}]
       resources:
         limits: {cpu: 100m, memory: 64Mi}
       {{- include "ken-serve.containerSecurity" . | nindent 6 }}
