@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -25,6 +27,15 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 needs_helm = pytest.mark.skipif(
     helm() is None,
     reason="helm is neither beside Python nor on the PATH; `python tests/deploy/install_helm.py` gets it",
+)
+
+
+def kubectl() -> str | None:
+    return shutil.which("kubectl", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+needs_kubectl = pytest.mark.skipif(
+    kubectl() is None, reason="kubectl is neither beside Python nor on the PATH; see tests/deploy/install_helm.py"
 )
 
 DIGEST = f"sha256:{'0a' * 32}"

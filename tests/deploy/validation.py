@@ -90,7 +90,7 @@ def templates(found: Object) -> dict[str, Object]:
 
 
 def completed_head(cluster: Object) -> Object:
-    """The head's pod template with what KubeRay adds for autoscaling: the container, named and filled by the options."""
+    """The head's pod template with the container that KubeRay adds for autoscaling and fills by the options."""
     template = labelled(cluster["headGroupSpec"]["template"], "head")
     if not cluster.get("enableInTreeAutoscaling"):
         return template
