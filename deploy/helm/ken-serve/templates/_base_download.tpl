@@ -25,6 +25,7 @@ spec:
       env:
         - {name: HOME, value: /tmp}
         - {name: HF_HOME, value: /tmp/hub}
+        - {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
         {{- with $download.endpoint }}
         - {name: HF_ENDPOINT, value: {{ . | quote }}}
         {{- end }}
