@@ -263,6 +263,23 @@ class TestScaling:
         read = (provider.IN_CLUSTER_TOKEN_PATH, provider.IN_CLUSTER_CA_CERT_PATH)
         assert {Path(path).name for path in read} <= set(paths)
 
+    @pytest.mark.parametrize("row", ["defaults", "cuda", "a share of a GPU", "many replicas"])
+    def test_is_understood_by_rays_autoscaler(self, row: str) -> None:
+        reader = pytest.importorskip(
+            "ray.autoscaler._private.kuberay.autoscaling_config", reason="ray is not installed"
+        )
+        cluster = one(rendered(MATRIX[row]), "RayService")["spec"]["rayClusterConfig"]
+        read = reader._derive_autoscaling_config_from_ray_cr(
+            {"metadata": {"name": "c", "namespace": "n"}, "spec": cluster}
+        )
+        head, workers = read["available_node_types"].values()
+        (group,) = cluster["workerGroupSpecs"]
+        assert (workers["min_workers"], workers["max_workers"]) == (group["minReplicas"], group["maxReplicas"])
+        assert head["resources"]["CPU"] == 0
+        gpus = {"GPU": 1} if MATRIX[row].get("device") == "cuda" else {}
+        assert {name: workers["resources"].get(name) for name in ("CPU", *gpus)} == {"CPU": 1, **gpus}
+        assert read["idle_timeout_minutes"] == 2
+
     def test_shares_rays_logs_with_the_autoscaler(self) -> None:
         shared = [
             {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/tmp/ray"}
