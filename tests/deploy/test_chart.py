@@ -586,6 +586,32 @@ class TestTheSchema:
         assert [line for line in explained if json.dumps(line, ensure_ascii=False)[1:-1] not in described] == []
 
 
+class TestTheManual:
+    def test_names_values_that_exist(self) -> None:
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        manual = (DEPLOY / "README.md").read_text()
+        kubernetes = manual[manual.index("## Kubernetes") : manual.index("## Secrets")]
+        quoted = re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)*)(?:=[^`]*)?`", kubernetes)
+        named = [path.split(".") for path in quoted if path.partition(".")[0] in values]
+        assert len(named) > 40
+        assert [path for path in named if not exists(values, path)] == []
+
+    def test_leaves_out_no_value(self) -> None:
+        manual = (DEPLOY / "README.md").read_text()
+        table = "".join(line for line in manual.splitlines() if line.startswith("| `"))
+        names = set(yaml.safe_load((CHART / "values.yaml").read_text()))
+        rarely_changed = {"fullnameOverride", "names", "commonLabels", "commonAnnotations"}
+        assert {name for name in names - rarely_changed if f"`{name}" not in table} == set()
+
+
+def exists(values: Any, path: list[str]) -> bool:
+    for step in path:
+        if not isinstance(values, dict) or step not in values:
+            return False
+        values = values[step]
+    return True
+
+
 def differing(values: Object, schema: Object, path: str = "") -> list[str]:
     """The paths at which values and schema do not have the same names. Free maps, such as labels, have none."""
     known = schema.get("properties")
