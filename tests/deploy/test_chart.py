@@ -516,6 +516,10 @@ REFUSALS: dict[str, tuple[Object, str]] = {
         {"upgrade": INCREMENTAL, "ingress": MATRIX["an ingress"]["ingress"]},
         r"ingress.enabled is true beside upgrade.type",
     ),
+    "steps beside a service of another type": (
+        {"upgrade": INCREMENTAL, "serveService": {"type": "LoadBalancer"}},
+        r"serveService is set beside upgrade.type.*KubeRay ignores it",
+    ),
     "steps larger than the surge": (
         {"upgrade": {**INCREMENTAL, "stepSizePercent": 50, "maxSurgePercent": 20}},
         r"expected steps no larger than the surge",
@@ -570,6 +574,13 @@ REFUSALS: dict[str, tuple[Object, str]] = {
 def test_values_that_cannot_work_are_refused(case: str) -> None:
     values, words = REFUSALS[case]
     assert re.search(words, refusal(values)), refusal(values)
+
+
+def test_a_release_whose_name_kuberay_would_refuse_is_refused() -> None:
+    """KubeRay's names are DNS labels that begin with a letter."""
+    for name in ("1st", "a.b"):
+        done = run("template", {}, name)
+        assert "expected lower-case letters, digits and hyphens, a letter first" in done.stderr
 
 
 class TestTheSchema:

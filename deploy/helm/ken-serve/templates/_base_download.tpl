@@ -21,7 +21,7 @@ spec:
         - -c
         - |
           {{- .Files.Get "files/download_base.py" | trim | nindent 10 }}
-      args: [{{ $download.repository }}, {{ $download.revision | quote }}, {{ include "ken-serve.basePath" . }}]
+      args: {{ list $download.repository $download.revision (include "ken-serve.basePath" .) | toJson }}
       env:
         - {name: HOME, value: /tmp}
         - {name: HF_HOME, value: /tmp/hub}

@@ -3,6 +3,9 @@
 {{- if gt (len $name) 40 -}}
 {{- fail (printf "the names of the release's objects would begin with %q, which has %d characters; expected 40 at most: set fullnameOverride" $name (len $name)) -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "the names of the release's objects would begin with %q; expected lower-case letters, digits and hyphens, a letter first: set fullnameOverride" $name) -}}
+{{- end -}}
 {{- $name -}}
 {{- end -}}
 
@@ -18,7 +21,7 @@
 name: {{ include "ken-serve.name" (list .component .root) }}
 labels:
   app.kubernetes.io/part-of: ken-serve
-  app.kubernetes.io/instance: {{ .root.Release.Name }}
+  app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
   helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
   {{- with merge (dict) (.labels | default dict) .root.Values.commonLabels }}

@@ -46,6 +46,9 @@
 {{- if or $v.ingress.enabled $v.gateway.enabled -}}
 {{- fail (printf "%s.enabled is true beside upgrade.type NewClusterWithIncrementalUpgrade: KubeRay then makes its own Gateway and HTTPRoute, and no service that both clusters share; set %s.enabled to false" ($v.ingress.enabled | ternary "ingress" "gateway") ($v.ingress.enabled | ternary "ingress" "gateway")) -}}
 {{- end -}}
+{{- if or (ne $v.serveService.type "ClusterIP") $v.serveService.annotations -}}
+{{- fail "serveService is set beside upgrade.type NewClusterWithIncrementalUpgrade, with which KubeRay ignores it; leave serveService out, and configure the GatewayClass" -}}
+{{- end -}}
 {{- if gt (int $v.upgrade.stepSizePercent) (int $v.upgrade.maxSurgePercent) -}}
 {{- fail (printf "upgrade.stepSizePercent is %d, and upgrade.maxSurgePercent %d; expected steps no larger than the surge" (int $v.upgrade.stepSizePercent) (int $v.upgrade.maxSurgePercent)) -}}
 {{- end -}}
