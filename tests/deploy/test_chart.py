@@ -170,7 +170,7 @@ class TestEveryRelease:
             return
         assert Path(arguments["base"]).is_relative_to(mounts["base"])
         (waits,) = worker["initContainers"]
-        assert waits["command"][-1] == arguments["base"]
+        assert waits["args"][-1] == arguments["base"]
 
     def test_states_either_bounds_or_a_number_of_replicas(self, deployment: Object, service: Object) -> None:
         cluster = service["spec"]["rayClusterConfig"]
@@ -356,7 +356,7 @@ class TestTheBase:
         (download,) = one(objects, "Job")["spec"]["template"]["spec"]["containers"]
         waits = specs(objects)["worker"]["initContainers"][0]
         assert download["args"][:2] == [DOWNLOAD["repository"], DOWNLOAD["revision"]]
-        assert download["args"][2] == waits["command"][-1]
+        assert download["args"][2] == waits["args"][-1]
 
     def test_is_left_when_the_release_is_removed(self) -> None:
         claim = one(rendered({}), "PersistentVolumeClaim")

@@ -2,7 +2,7 @@
 {{- define "ken-serve.downloadPod" -}}
 {{- $download := .Values.base.download -}}
 metadata:
-  {{- include "ken-serve.podMetadata" (dict "app" (include "ken-serve.name" (list "base-download" .)) "root" . "podLabels" (dict) "podAnnotations" (dict)) | nindent 2 }}
+  {{- include "ken-serve.podMetadata" (dict "component" "base-download" "root" .) | nindent 2 }}
 spec:
   restartPolicy: OnFailure
   {{- include "ken-serve.podSecurity" (dict "user" 10001 "group" 10001) | nindent 2 }}

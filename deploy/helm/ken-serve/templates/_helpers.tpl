@@ -1,10 +1,18 @@
 {{- define "ken-serve.fullname" -}}
-{{- $name := .Values.fullnameOverride | default (contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name)) -}}
+{{- $both := printf "%s-%s" .Release.Name .Chart.Name -}}
+{{- $derived := contains .Chart.Name .Release.Name | ternary .Release.Name $both -}}
+{{- $name := .Values.fullnameOverride | default $derived -}}
 {{- if gt (len $name) 40 -}}
-{{- fail (printf "the names of the release's objects would begin with %q, which has %d characters; expected 40 at most: set fullnameOverride" $name (len $name)) -}}
+{{- fail (printf (cat
+    "the names of the release's objects would begin with %q, which has %d characters; expected 40 at"
+    "most: set fullnameOverride")
+    $name (len $name)) -}}
 {{- end -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
-{{- fail (printf "the names of the release's objects would begin with %q; expected lower-case letters, digits and hyphens, a letter first: set fullnameOverride" $name) -}}
+{{- fail (printf (cat
+    "the names of the release's objects would begin with %q; expected lower-case letters, digits and"
+    "hyphens, a letter first: set fullnameOverride")
+    $name) -}}
 {{- end -}}
 {{- $name -}}
 {{- end -}}
@@ -12,13 +20,14 @@
 {{/* The name of a component's object, and its label `app`. Takes a list: the component, and the root. */}}
 {{- define "ken-serve.name" -}}
 {{- $component := index . 0 -}}{{- $root := index . 1 -}}
-{{- $derived := eq $component "ray-service" | ternary (include "ken-serve.fullname" $root) (printf "%s-%s" (include "ken-serve.fullname" $root) $component) -}}
+{{- $full := include "ken-serve.fullname" $root -}}
+{{- $derived := eq $component "ray-service" | ternary $full (printf "%s-%s" $full $component) -}}
 {{- get $root.Values.names $component | default $derived -}}
 {{- end -}}
 
-{{/* Metadata of an object. Takes a dict: component, root, and optionally labels and annotations of this object alone. */}}
+{{/* Metadata of an object. Takes a dict: component, root, and optionally labels, annotations, a name. */}}
 {{- define "ken-serve.metadata" -}}
-name: {{ include "ken-serve.name" (list .component .root) }}
+name: {{ .name | default (include "ken-serve.name" (list .component .root)) }}
 labels:
   app.kubernetes.io/part-of: ken-serve
   app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
@@ -33,17 +42,19 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Metadata of a pod template. Takes a dict: app, root, podLabels, podAnnotations. */}}
+{{/* Metadata of a pod template. Takes a dict: component, root, and optionally podLabels and podAnnotations. */}}
 {{- define "ken-serve.podMetadata" -}}
 labels:
-  app: {{ .app }}
-  {{- with merge (dict) .podLabels .root.Values.commonLabels }}
+  app: {{ include "ken-serve.name" (list .component .root) }}
+  {{- with merge (dict) (.podLabels | default dict) .root.Values.commonLabels }}
   {{- if hasKey . "app" }}
-  {{- fail "found the label `app` among podLabels or commonLabels, by which the chart's selectors find pods; expected other labels" }}
+  {{- fail (cat
+      "found the label `app` among podLabels or commonLabels, by which the chart's selectors find pods;"
+      "expected other labels") }}
   {{- end }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- with merge (dict) .podAnnotations .root.Values.commonAnnotations }}
+{{- with merge (dict) (.podAnnotations | default dict) .root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -55,7 +66,8 @@ annotations:
 {{- end -}}
 
 {{- define "ken-serve.image" -}}
-{{- include "ken-serve.imageName" (dict "repository" .Values.image.repository "tag" (.Values.image.tag | default .Values.device) "digest" .Values.image.digest) -}}
+{{- $tag := .Values.image.tag | default .Values.device -}}
+{{- include "ken-serve.imageName" (merge (dict "tag" $tag) .Values.image) -}}
 {{- end -}}
 
 {{/* What every pod has: no token for the cluster's API, no root, no foreign variables. Takes a dict: user, group. */}}
@@ -143,7 +155,7 @@ imagePullSecrets:
 {{- end -}}
 {{- end -}}
 
-{{/* The fewest and the most workers: one for each replica, and for those that an update starts before it stops others. */}}
+{{/* The fewest and the most workers: for all replicas, and for those that an update starts before it stops others. */}}
 {{- define "ken-serve.minWorkers" -}}
 {{- if .Values.autoscaling.enabled -}}
 {{- int .Values.autoscaling.min -}}
@@ -163,7 +175,10 @@ imagePullSecrets:
 {{- if kindIs "invalid" $given -}}
 {{- $needed -}}
 {{- else if lt (int $given) $needed -}}
-{{- fail (printf "workers.maxWorkers is %d, but replicas and a rolling update need up to %d workers; expected at least that, or null" (int $given) $needed) -}}
+{{- fail (printf (cat
+    "workers.maxWorkers is %d, but replicas and a rolling update need up to %d workers; expected at least"
+    "that, or null")
+    (int $given) $needed) -}}
 {{- else -}}
 {{- int $given -}}
 {{- end -}}

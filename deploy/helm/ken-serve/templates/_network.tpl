@@ -35,7 +35,8 @@ ports:
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
-  {{- include "ken-serve.metadata" (dict "component" (eq $component "redis" | ternary "store" $component) "root" $root) | nindent 2 }}
+  {{- $named := eq $component "redis" | ternary "store" $component -}}
+  {{- include "ken-serve.metadata" (dict "component" $named "root" $root) | nindent 2 }}
 spec:
   podSelector:
     matchLabels:

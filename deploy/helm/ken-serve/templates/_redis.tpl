@@ -1,4 +1,4 @@
-{{/* A Redis that keeps what it holds. Takes a dict: root, component, redis (its values), passwordKey, startSeconds. */}}
+{{/* A Redis that keeps what it holds. Takes its values, with root, component, passwordKey and startSeconds. */}}
 {{- define "ken-serve.redis" -}}
 {{- $name := include "ken-serve.name" (list .component .root) -}}
 apiVersion: v1
@@ -26,20 +26,20 @@ spec:
       app: {{ $name }}
   template:
     metadata:
-      {{- include "ken-serve.podMetadata" (dict "app" $name "root" .root "podLabels" (dict) "podAnnotations" .redis.podAnnotations) | nindent 6 }}
+      {{- include "ken-serve.podMetadata" (pick . "component" "root" "podAnnotations") | nindent 6 }}
     spec:
       {{- include "ken-serve.podSecurity" (dict "user" 999 "group" 1000) | nindent 6 }}
       terminationGracePeriodSeconds: 60
       {{- with include "ken-serve.pullSecrets" .root | trim }}
       {{- . | nindent 6 }}
       {{- end }}
-      {{- with include "ken-serve.placement" .redis | trim }}
+      {{- with include "ken-serve.placement" . | trim }}
       {{- . | nindent 6 }}
       {{- end }}
       containers:
         - name: redis
-          image: {{ include "ken-serve.imageName" .redis.image }}
-          imagePullPolicy: {{ .redis.image.pullPolicy }}
+          image: {{ include "ken-serve.imageName" .image }}
+          imagePullPolicy: {{ .image.pullPolicy }}
           command: [redis-server]
           args:
             - --dir
@@ -54,7 +54,7 @@ spec:
             - --maxmemory-policy
             - noeviction
             - --maxmemory
-            - {{ .redis.maxMemory }}
+            - {{ .maxMemory }}
           env: # redis-cli reads it in the probes
             {{- include "ken-serve.secretVariable" (list "REDISCLI_AUTH" .passwordKey .root) | nindent 12 }}
           ports:
@@ -75,7 +75,7 @@ spec:
             periodSeconds: 10
             failureThreshold: 6
           resources:
-            {{- toYaml .redis.resources | nindent 12 }}
+            {{- toYaml .resources | nindent 12 }}
           {{- include "ken-serve.containerSecurity" .root | nindent 10 }}
           volumeMounts:
             - name: data
@@ -85,10 +85,10 @@ spec:
         name: data
       spec:
         accessModes: [ReadWriteOnce]
-        {{- with .redis.storage.storageClass }}
+        {{- with .storage.storageClass }}
         storageClassName: {{ . }}
         {{- end }}
         resources:
           requests:
-            storage: {{ .redis.storage.size }}
+            storage: {{ .storage.size }}
 {{- end -}}

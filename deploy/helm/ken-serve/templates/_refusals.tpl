@@ -11,7 +11,9 @@
 {{- fail "gcsRedis.mode is external, and gcsRedis.address is empty; expected host:port of a Redis" -}}
 {{- end -}}
 {{- if and $v.store.urlFromSecret (not $v.store.bundled) -}}
-{{- fail "store.urlFromSecret is for the bundled store: the URL of another store is always the Secret's key redis-url; leave store.urlFromSecret out" -}}
+{{- fail (cat
+    "store.urlFromSecret is for the bundled store: the URL of another store is always the Secret's key"
+    "redis-url; leave store.urlFromSecret out") -}}
 {{- end -}}
 {{- end -}}
 
@@ -19,17 +21,30 @@
 {{- $v := .Values -}}
 {{- $fewest := $v.autoscaling.enabled | ternary $v.autoscaling.min $v.replicas | int -}}
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.min) (int $v.autoscaling.max)) -}}
-{{- fail (printf "autoscaling.min is %d, and autoscaling.max is %d; expected a max of at least min" (int $v.autoscaling.min) (int $v.autoscaling.max)) -}}
+{{- fail (printf (cat
+    "autoscaling.min is %d, and autoscaling.max is %d; expected a max of at least min")
+    (int $v.autoscaling.min) (int $v.autoscaling.max)) -}}
 {{- end -}}
 {{- if and $v.autoscaling.enabled (gt (int $v.spareWorkers) 0) -}}
-{{- fail (printf "spareWorkers is %d with autoscaling, which adds workers when they are needed; leave spareWorkers out, or set autoscaling.enabled to false" (int $v.spareWorkers)) -}}
+{{- fail (printf (cat
+    "spareWorkers is %d with autoscaling, which adds workers when they are needed; leave spareWorkers"
+    "out, or set autoscaling.enabled to false")
+    (int $v.spareWorkers)) -}}
 {{- end -}}
-{{- if and (not $v.autoscaling.enabled) (eq (int $v.spareWorkers) 0) (gt (int (include "ken-serve.maxSurgePercent" .)) 0) -}}
-{{- fail (printf "rollingUpdate.maxSurgePercent is %s without autoscaling and without spareWorkers: new replicas would wait for a worker for ever; expected 0, or spareWorkers of at least 1" (include "ken-serve.maxSurgePercent" .)) -}}
+{{- $surge := int (include "ken-serve.maxSurgePercent" .) -}}
+{{- if and (not $v.autoscaling.enabled) (eq (int $v.spareWorkers) 0) (gt $surge 0) -}}
+{{- fail (printf (cat
+    "rollingUpdate.maxSurgePercent is %d without autoscaling and without spareWorkers: new replicas would"
+    "wait for a worker for ever; expected 0, or spareWorkers of at least 1")
+    $surge) -}}
 {{- end -}}
 {{- with $v.podDisruptionBudget.workers -}}
 {{- if and .enabled (ge (int .minAvailable) $fewest) -}}
-{{- fail (printf "podDisruptionBudget.workers.minAvailable is %d, with as few as %d replicas: no node with a worker could be drained; expected less than the fewest replicas, or podDisruptionBudget.workers.enabled: false" (int .minAvailable) $fewest) -}}
+{{- fail (printf (cat
+    "podDisruptionBudget.workers.minAvailable is %d, with as few as %d replicas: no node with a worker"
+    "could be drained; expected less than the fewest replicas, or podDisruptionBudget.workers.enabled:"
+    "false")
+    (int .minAvailable) $fewest) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -38,22 +53,37 @@
 {{- $v := .Values -}}
 {{- if eq $v.upgrade.type "NewClusterWithIncrementalUpgrade" -}}
 {{- if not $v.autoscaling.enabled -}}
-{{- fail "upgrade.type is NewClusterWithIncrementalUpgrade, for which KubeRay needs autoscaling; set autoscaling.enabled to true, or upgrade.type to NewCluster" -}}
+{{- fail (cat
+    "upgrade.type is NewClusterWithIncrementalUpgrade, for which KubeRay needs autoscaling; set"
+    "autoscaling.enabled to true, or upgrade.type to NewCluster") -}}
 {{- end -}}
 {{- if not $v.upgrade.gatewayClassName -}}
-{{- fail "upgrade.type is NewClusterWithIncrementalUpgrade, and upgrade.gatewayClassName is empty; expected the name of a GatewayClass" -}}
+{{- fail (cat
+    "upgrade.type is NewClusterWithIncrementalUpgrade, and upgrade.gatewayClassName is empty; expected"
+    "the name of a GatewayClass") -}}
 {{- end -}}
 {{- if or $v.ingress.enabled $v.gateway.enabled -}}
-{{- fail (printf "%s.enabled is true beside upgrade.type NewClusterWithIncrementalUpgrade: KubeRay then makes its own Gateway and HTTPRoute, and no service that both clusters share; set %s.enabled to false" ($v.ingress.enabled | ternary "ingress" "gateway") ($v.ingress.enabled | ternary "ingress" "gateway")) -}}
+{{- fail (printf (cat
+    "%s.enabled is true beside upgrade.type NewClusterWithIncrementalUpgrade: KubeRay then makes its own"
+    "Gateway and HTTPRoute, and no service that both clusters share; set %s.enabled to false")
+    ($v.ingress.enabled | ternary "ingress" "gateway") ($v.ingress.enabled | ternary "ingress" "gateway")) -}}
 {{- end -}}
 {{- if or (ne $v.serveService.type "ClusterIP") $v.serveService.annotations -}}
-{{- fail "serveService is set beside upgrade.type NewClusterWithIncrementalUpgrade, with which KubeRay ignores it; leave serveService out, and configure the GatewayClass" -}}
+{{- fail (cat
+    "serveService is set beside upgrade.type NewClusterWithIncrementalUpgrade, with which KubeRay ignores"
+    "it; leave serveService out, and configure the GatewayClass") -}}
 {{- end -}}
 {{- if gt (int $v.upgrade.stepSizePercent) (int $v.upgrade.maxSurgePercent) -}}
-{{- fail (printf "upgrade.stepSizePercent is %d, and upgrade.maxSurgePercent %d; expected steps no larger than the surge" (int $v.upgrade.stepSizePercent) (int $v.upgrade.maxSurgePercent)) -}}
+{{- fail (printf (cat
+    "upgrade.stepSizePercent is %d, and upgrade.maxSurgePercent %d; expected steps no larger than the"
+    "surge")
+    (int $v.upgrade.stepSizePercent) (int $v.upgrade.maxSurgePercent)) -}}
 {{- end -}}
 {{- else if $v.upgrade.gatewayClassName -}}
-{{- fail (printf "upgrade.gatewayClassName is %q, and upgrade.type is %s, which uses no Gateway; set upgrade.type to NewClusterWithIncrementalUpgrade, or leave upgrade.gatewayClassName out" $v.upgrade.gatewayClassName $v.upgrade.type) -}}
+{{- fail (printf (cat
+    "upgrade.gatewayClassName is %q, and upgrade.type is %s, which uses no Gateway; set upgrade.type to"
+    "NewClusterWithIncrementalUpgrade, or leave upgrade.gatewayClassName out")
+    $v.upgrade.gatewayClassName $v.upgrade.type) -}}
 {{- end -}}
 {{- end -}}
 
@@ -61,15 +91,24 @@
 {{- $v := .Values -}}
 {{- $disk := get $v.settings "disk_bytes" | default 0 | int64 -}}
 {{- if ge $disk (int64 (include "ken-serve.bytes" $v.workers.dataVolume)) -}}
-{{- fail (printf "settings.disk_bytes is %d, and workers.dataVolume is %s; expected a larger volume, which also holds compiled kernels" $disk $v.workers.dataVolume) -}}
+{{- fail (printf (cat
+    "settings.disk_bytes is %d, and workers.dataVolume is %s; expected a larger volume, which also holds"
+    "compiled kernels")
+    $disk $v.workers.dataVolume) -}}
 {{- end -}}
 {{- $memory := int64 (include "ken-serve.bytes" $v.workers.resources.limits.memory) -}}
 {{- $budgets := get $v.settings "host_bytes" | default 0 | int64 -}}
 {{- if eq $v.device "cpu" -}}
-{{- $budgets = add $budgets (get $v.settings "packed_bytes" | default 0 | int64) (get $v.settings "materialised_bytes" | default 0 | int64) -}}
+{{- range list "packed_bytes" "materialised_bytes" -}}
+{{- $budgets = add $budgets (get $v.settings . | default 0 | int64) -}}
+{{- end -}}
 {{- end -}}
 {{- if ge (mul 4 $budgets) (mul 3 $memory) -}}
-{{- fail (printf "the budgets in settings (host_bytes, and on a CPU packed_bytes and materialised_bytes) are %d bytes, and workers.resources.limits.memory is %s; expected budgets below three quarters of it: the base and the server need the rest" $budgets $v.workers.resources.limits.memory) -}}
+{{- fail (printf (cat
+    "the budgets in settings (host_bytes, and on a CPU packed_bytes and materialised_bytes) are %d bytes,"
+    "and workers.resources.limits.memory is %s; expected budgets below three quarters of it: the base and"
+    "the server need the rest")
+    $budgets $v.workers.resources.limits.memory) -}}
 {{- end -}}
 {{- end -}}
 
@@ -77,17 +116,25 @@
 {{- $v := .Values -}}
 {{- if eq $v.base.source "image" -}}
 {{- if $v.base.download.enabled -}}
-{{- fail "base.download.enabled is true, and base.source is image; expected base.source: claim, into which the Job downloads" -}}
+{{- fail (cat
+    "base.download.enabled is true, and base.source is image; expected base.source: claim, into which the"
+    "Job downloads") -}}
 {{- end -}}
 {{- else -}}
 {{- if and (not $v.base.claim.create) (not $v.base.claim.name) -}}
-{{- fail "base.claim.create is false, and base.claim.name is empty; expected the name of a claim, or base.source: image" -}}
+{{- fail (cat
+    "base.claim.create is false, and base.claim.name is empty; expected the name of a claim, or"
+    "base.source: image") -}}
 {{- end -}}
 {{- if and $v.base.download.enabled (not $v.base.download.repository) -}}
-{{- fail "base.download.enabled is true, and base.download.repository is empty; expected a repository of the hub, such as answerdotai/ModernBERT-base" -}}
+{{- fail (cat
+    "base.download.enabled is true, and base.download.repository is empty; expected a repository of the"
+    "hub, such as answerdotai/ModernBERT-base") -}}
 {{- end -}}
 {{- if and $v.base.download.enabled (not $v.base.download.revision) -}}
-{{- fail "base.download.enabled is true, and base.download.revision is empty; expected a commit or a tag: deltas fit one base only, which must not change" -}}
+{{- fail (cat
+    "base.download.enabled is true, and base.download.revision is empty; expected a commit or a tag:"
+    "deltas fit one base only, which must not change") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -99,10 +146,16 @@
 {{- end -}}
 {{- if $v.gateway.enabled -}}
 {{- if and $v.gateway.listener.enabled $v.gateway.parentRefs -}}
-{{- fail "gateway.parentRefs and gateway.listener are both set; expected Gateways that exist, or one of the chart's own" -}}
+{{- fail (cat
+    "gateway.parentRefs and gateway.listener are both set; expected Gateways that exist, or one of the"
+    "chart's own") -}}
 {{- end -}}
-{{- if and $v.gateway.listener.enabled (or (not $v.gateway.listener.className) (not $v.gateway.listener.certificateRefs)) -}}
-{{- fail "gateway.listener.enabled is true; expected gateway.listener.className, and at least one Secret with a certificate in gateway.listener.certificateRefs" -}}
+{{- with $v.gateway.listener -}}
+{{- if and .enabled (not (and .className .certificateRefs)) -}}
+{{- fail (cat
+    "gateway.listener.enabled is true; expected gateway.listener.className, and at least one Secret with"
+    "a certificate in gateway.listener.certificateRefs") -}}
+{{- end -}}
 {{- end -}}
 {{- if not (or $v.gateway.listener.enabled $v.gateway.parentRefs) -}}
 {{- fail "gateway.enabled is true without a Gateway; expected gateway.parentRefs, or gateway.listener.enabled: true" -}}
@@ -115,12 +168,20 @@
 {{- define "ken-serve.refuse.network" -}}
 {{- $v := .Values -}}
 {{- if $v.networkPolicy.enabled -}}
-{{- if and (or (not $v.store.bundled) (eq $v.gcsRedis.mode "external")) (not $v.networkPolicy.externalRedis.to) -}}
-{{- fail "a Redis is not the chart's own, and networkPolicy.externalRedis.to is empty: no pod could reach it; expected its addresses, for example [{ipBlock: {cidr: 10.0.0.0/24}}]" -}}
+{{- $external := or (not $v.store.bundled) (eq $v.gcsRedis.mode "external") -}}
+{{- if and $external (not $v.networkPolicy.externalRedis.to) -}}
+{{- fail (cat
+    "a Redis is not the chart's own, and networkPolicy.externalRedis.to is empty: no pod could reach it;"
+    "expected its addresses, for example [{ipBlock: {cidr: 10.0.0.0/24}}]") -}}
 {{- end -}}
 {{- range concat $v.head.env $v.workers.env -}}
-{{- if and (hasPrefix "OTEL_EXPORTER_OTLP_" .name) (hasSuffix "ENDPOINT" .name) (not $v.networkPolicy.otlp.to) -}}
-{{- fail (printf "%s is set, and networkPolicy.otlp.to is empty: no pod could reach the collector; expected its addresses, for example [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: observability}}}]" .name) -}}
+{{- $sends := and (hasPrefix "OTEL_EXPORTER_OTLP_" .name) (hasSuffix "ENDPOINT" .name) -}}
+{{- if and $sends (not $v.networkPolicy.otlp.to) -}}
+{{- fail (printf (cat
+    "%s is set, and networkPolicy.otlp.to is empty: no pod could reach the collector; expected its"
+    "addresses, for example [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name:"
+    "observability}}}]")
+    .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
