@@ -186,3 +186,9 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Bytes of a quantity with Mi, Gi or Ti, which the schema asks for where this is used. */}}
+{{- define "ken-serve.bytes" -}}
+{{- $unit := dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (get $unit (regexFind "[MGT]i$" .)) -}}
+{{- end -}}

@@ -1,3 +1,15 @@
+{{/* Where the checkpoint is, in workers. */}}
+{{- define "ken-serve.basePath" -}}
+{{- .Values.base.path -}}
+{{- if .Values.base.download.enabled -}}
+/{{ printf "%s@%s" .Values.base.download.repository .Values.base.download.revision | sha256sum | trunc 12 }}
+{{- end -}}
+{{- end -}}
+
+{{- define "ken-serve.claim" -}}
+{{- .Values.base.claim.name | default (include "ken-serve.name" (list "base" .)) -}}
+{{- end -}}
+
 {{/* The pod that downloads the checkpoint. */}}
 {{- define "ken-serve.downloadPod" -}}
 {{- $download := .Values.base.download -}}
