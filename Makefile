@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+HELM := $(BIN)/helm
 export KEN_DATA_DIR ?= $(CURDIR)/.ken
 export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
 # Hub look-ups never decide whether a test passes.
@@ -33,13 +34,16 @@ check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(STAMP)  ## tests that need no Ray
+$(HELM): $(STAMP) tests/deploy/install_helm.py
+	$(BIN)/python tests/deploy/install_helm.py
+
+unit: $(STAMP) $(HELM)  ## tests that need no Ray
 	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' -n auto --dist loadfile
 
 e2e: $(STAMP)  ## tests that drive a real server
 	$(TEST_ENV) $(BIN)/pytest -m 'e2e and not slow'
 
-test-full: check  ## also the slow ones
+test-full: check $(HELM)  ## also the slow ones
 	$(TEST_ENV) $(BIN)/pytest
 
 bench: $(STAMP)  ## many tasks over HTTP, beside other servers (20 minutes, 17 GiB)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.charts import LOADER
+
 ROOT = Path(__file__).resolve().parents[2]
 Object = dict[str, Any]
 
@@ -20,12 +22,12 @@ def deploy() -> Path:
 
 @pytest.fixture
 def ray_service(deploy: Path) -> Object:
-    return yaml.safe_load((deploy / "kubernetes/rayservice.yaml").read_text())
+    return yaml.load((deploy / "kubernetes/rayservice.yaml").read_text(), LOADER)
 
 
 @pytest.fixture
 def serve_config(ray_service: Object) -> Object:
-    return yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    return yaml.load(ray_service["spec"]["serveConfigV2"], LOADER)
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def leaked(text: str) -> list[str]:
     found = re.findall(r"redis://[^:@\s]*:([^@\s]+)@", text)
     found += re.findall(rf"(?<![\w{{])(?:{'|'.join(OUR_SECRETS)})\s*[:=][ \t]*([^\s#]+)", text)
     found += re.findall(r"--requirepass[ \t]+(\S+)", text)
-    return [value for value in found if not value.startswith("$") and PLACEHOLDER not in value]
+    return [value for value in found if not value.lstrip("\"'").startswith("$") and PLACEHOLDER not in value]
 
 
 class TestTheDashboard:

@@ -1,7 +1,9 @@
-"""Head and worker carry the Ray variables of `serving.launch.ray_variables`, and deploy/render.py puts them there."""
+"""deploy/render.py writes what is derived: the chart's files, and from the chart the manifests of the kustomization."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from serving.config import Settings
 from serving.launch.ray_variables import for_cluster
+from tests.deploy.charts import needs_helm
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy/render.py"
+VARIABLES = "helm/ken-serve/files/ray_variables.yaml"
+SCHEMA = "helm/ken-serve/values.schema.json"
 
 
 @pytest.fixture
@@ -24,10 +30,9 @@ def render(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def manifest(tmp_path: Path, deploy: Path) -> Path:
-    path = tmp_path / "rayservice.yaml"
-    path.write_text((deploy / "kubernetes/rayservice.yaml").read_text())
-    return path
+def copied(tmp_path: Path, deploy: Path) -> Path:
+    shutil.copytree(deploy, tmp_path / "deploy")
+    return tmp_path / "deploy"
 
 
 def test_head_and_worker_carry_exactly_the_table(head: dict[str, Any], worker: dict[str, Any]) -> None:
@@ -39,39 +44,78 @@ def test_head_and_worker_carry_exactly_the_table(head: dict[str, Any], worker: d
         assert {name for name in values if name.startswith("RAY_")} <= set(table)
 
 
-def test_the_manifest_is_up_to_date(render: Any) -> None:
+def test_the_charts_files_are_up_to_date(render: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "helm", lambda: None)
+    assert render.main(["--check"]) == 0
+
+
+@needs_helm
+def test_the_kustomization_is_what_the_chart_renders(render: Any) -> None:
     assert render.main(["--check"]) == 0
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("path", "old", "new"),
     [
-        ('{name: RAY_USAGE_STATS_ENABLED, value: "0"}', '{name: RAY_USAGE_STATS_ENABLED, value: "1"}'),
-        ('- {name: RAY_SERVE_LOG_TO_STDERR, value: "1"}', "# gone"),
+        (VARIABLES, '{name: RAY_USAGE_STATS_ENABLED, value: "0"}', '{name: RAY_USAGE_STATS_ENABLED, value: "1"}'),
+        (VARIABLES, '- {name: RAY_SERVE_LOG_TO_STDERR, value: "1"}\n', ""),
+        (SCHEMA, '"batch_rows"', '"batch_row"'),
+        ("helm/ken-serve/files/alerts.yml", "for: 1m", "for: 2m"),
+        ("helm/ken-serve/files/ken-serve.json", '"panels"', '"panel"'),
+        pytest.param("kubernetes/rayservice.yaml", "min_replicas: 2", "min_replicas: 1", marks=needs_helm),
+        pytest.param("kubernetes/network.yaml", "app: gcs-redis", "app: redis", marks=needs_helm),
     ],
-    ids=["another value", "a variable less"],
+    ids=["a variable", "a variable less", "a setting", "an alert", "the dashboard", "the service", "a policy"],
 )
-def test_a_changed_manifest_fails_the_check_and_is_repaired(
-    render: Any, manifest: Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+def test_a_changed_file_fails_the_check_and_is_repaired(
+    render: Any, copied: Path, capsys: pytest.CaptureFixture[str], path: str, old: str, new: str
 ) -> None:
-    right = manifest.read_text()
-    manifest.write_text(right.replace(old, new, 1))
-    assert render.main(["--check"], manifest) == 1
-    assert "run: python deploy/render.py" in capsys.readouterr().err
-    assert render.main([], manifest) == 0
-    assert manifest.read_text() == right
+    right = (copied / path).read_text()
+    assert old in right
+    (copied / path).write_text(right.replace(old, new, 1))
+    assert render.main(["--check"], copied) == 1
+    assert f"out of date: {path}" in capsys.readouterr().err
+    assert render.main([], copied) == 0
+    assert (copied / path).read_text() == right
 
 
-def test_a_check_changes_nothing(render: Any, manifest: Path) -> None:
-    changed = manifest.read_text().replace("RAY_USAGE_STATS_ENABLED", "RAY_USAGE")
-    manifest.write_text(changed)
-    render.main(["--check"], manifest)
-    assert manifest.read_text() == changed
+def test_a_check_changes_nothing(render: Any, copied: Path) -> None:
+    changed = (copied / VARIABLES).read_text().replace("RAY_USAGE_STATS_ENABLED", "RAY_USAGE")
+    (copied / VARIABLES).write_text(changed)
+    assert render.main(["--check"], copied) == 1
+    assert (copied / VARIABLES).read_text() == changed
 
 
-def test_lost_markers_are_an_error(render: Any, manifest: Path) -> None:
-    with pytest.raises(ValueError, match="found 1 pairs"):
-        render.render(manifest.read_text().replace("# end ray_variables", "", 1), {})
+@needs_helm
+def test_a_change_of_the_chart_or_of_its_values_reaches_the_manifests(render: Any, copied: Path) -> None:
+    values = copied / "kubernetes/values.yaml"
+    values.write_text(values.read_text() + "requestTimeoutSeconds: 100\n")
+    assert render.main(["--check"], copied) == 1
+    render.main([], copied)
+    assert "request_timeout_seconds: 100" in (copied / "kubernetes/rayservice.yaml").read_text()
+
+
+@needs_helm
+def test_values_that_the_chart_refuses_are_an_error(render: Any, copied: Path) -> None:
+    (copied / "kubernetes/values.yaml").write_text("replicass: 2\n")
+    with pytest.raises(SystemExit, match=r"helm template failed: [^$]*replicass"):
+        render.main(["--check"], copied)
+
+
+def test_without_helm_the_chart_is_checked_and_the_manifests_are_said_to_be_left_out(
+    render: Any, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "helm", lambda: None)
+    (copied / "kubernetes/rayservice.yaml").write_text("changed")
+    assert render.main(["--check"], copied) == 0
+    assert "kubernetes/ is left out" in capsys.readouterr().err
+    (copied / VARIABLES).write_text("changed")
+    assert render.main(["--check"], copied) == 1
+
+
+def test_every_setting_is_a_value_or_refused(render: Any, deploy: Path) -> None:
+    schema = json.loads((deploy / SCHEMA).read_text())
+    assert set(schema["properties"]["settings"]["properties"]) | render.REFUSED == set(Settings.model_fields)
 
 
 def test_it_needs_no_ray() -> None:
