@@ -74,6 +74,12 @@ IN_CLUSTER = (
         server_timeout(Settings.model_fields["request_timeout_seconds"].default),
         "requests to a lost node end; 5 s above the setting request_timeout_seconds",
     ),
+    Variable(
+        "RAY_SERVE_SLOW_STARTUP_WARNING_S",
+        "300",
+        "a new head replaces the replicas that it has not reached after so long; the default of 30 s is less than it"
+        " takes after the head's machine was lost",
+    ),
     Variable("HOME", "/home/ken", "Ray and numba write into it"),
     Variable(
         "RAY_SERVE_HAPROXY_BINARY_PATH", "/usr/local/bin/ken-haproxy", "the image's link to serving/launch/haproxy.sh"

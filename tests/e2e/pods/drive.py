@@ -83,7 +83,7 @@ class Deployment:
             service["spec"]["rayClusterConfig"], {("ken-serve", key): value for key, value in keys.items()},
             token=secrets.token_hex(16),
         )  # fmt: skip
-        given = {"base": base, "kubernetes": self._account()}
+        given = {"base": base, "autoscaler-token": self._account()}
         self.operator = Operator(self.cluster, self.network, folder, given, addresses)
         self._ends.enter_context(api.served(self.operator, GATEWAY, self._certificate, self._account_token))
         self.endpoints = Endpoints(self.operator.workers, self.cluster.readiness())
@@ -168,6 +168,10 @@ class Run:
         (deployment,) = application["deployments"].values()
         return [r for r in deployment["replicas"] if r["state"] == "RUNNING"]
 
+    def ids(self) -> set[str]:
+        """Serve's ids of the replicas that run."""
+        return {replica["replica_id"] for replica in self.running()}
+
     def await_settled(self, replicas: int) -> None:
         started(lambda: self.settled(replicas), f"there were not {replicas} replicas and workers")
 
@@ -201,9 +205,9 @@ class Run:
     def kill_a_replica(self) -> None:
         with self.part("a replica's process killed"):
             pod = self.endpoints.ready()[0]
-            old = self.process(pod)
-            pod.inside(["kill", "-9", str(old)])
-            started(lambda: len(self.running()) == 3, "the replica was not replaced")
+            before = self.ids()
+            pod.inside(["kill", "-9", str(self.process(pod))])
+            started(lambda: self.ids() != before, "Serve did not notice")
             self.await_settled(3)
 
     def part_from_the_store(self) -> None:
@@ -242,25 +246,26 @@ class Run:
 
         with self.part("a rolling update, a promotion meanwhile"):
             self.deploy(room)
-            old = {r["replica_id"] for r in self.running()}
+            old = self.ids()
             self.deploy(other)
             time.sleep(5)
             self.promote()
-            started(lambda: not old & {r["replica_id"] for r in self.running()}, "old replicas run on")
+            started(lambda: not old & self.ids(), "old replicas run on")
             self.await_settled(3)
 
     def lose_the_head(self) -> None:
-        with self.part("the head lost for 30 s"):
-            before = {r["replica_id"] for r in self.running()}
+        with self.part("the head's machine lost, no other for 30 s"):
+            before = self.ids()
             head = self.operator.head()
             assert head is not None
             self.operator.hold_the_head.set()
+            self.deployment.network.cut(head.name)  # first, so that nobody is told of the end of its connections
             head.kill()
             time.sleep(30)
             self.operator.hold_the_head.clear()
             started(lambda: self.operator.head() not in (None, head), "there is no new head")
             started(self._answers, "the new head does not know the application")
-            assert {r["replica_id"] for r in self.running()} == before, "the new head has other replicas"
+            assert self.ids() == before, "the new head has other replicas"
             self.await_settled(3)
 
     def _answers(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import shutil
 import signal
 import subprocess
 import threading
@@ -18,7 +17,6 @@ from typing import Any
 from tests.e2e.pods import container as containers
 from tests.e2e.pods.container import USER, Mount, first_process
 from tests.e2e.pods.manifest import Probe
-from tests.e2e.pods.network import Network
 
 Object = dict[str, Any]
 
@@ -78,6 +76,7 @@ class Pod:
         """End all processes at once, as when the machine is lost."""
         self.terminating = True
         for running in self.containers.values():
+            containers.send(running, signal.SIGKILL)
             running.kill()
             running.wait()
 
@@ -145,9 +144,3 @@ class Endpoints:
             return False
         finally:
             connection.close()
-
-
-def remove(pod: Pod, network: Network) -> None:
-    """What is left of a pod that has ended."""
-    network.remove(pod.name)
-    shutil.rmtree(pod.folder / "volumes", ignore_errors=True)

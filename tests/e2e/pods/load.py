@@ -14,10 +14,14 @@ import httpx
 from tests.e2e.pods.kubelet import Endpoints, Pod
 
 _REQUESTS_A_CONNECTION = 20
+_PAUSE_SECONDS = 0.05
+"""Between a client's requests, so that clients do not take all of a small machine."""
 
 
 @dataclass(frozen=True)
 class Failure:
+    at: float
+    """Seconds since the part began."""
     task: str
     pod: str
     what: str
@@ -84,6 +88,7 @@ class Load:
                     if stop.is_set() or pod not in self._endpoints.ready():
                         break
                     self._one(client, pod, dice.choices(self._tasks, self._weights)[0])
+                    time.sleep(_PAUSE_SECONDS)
 
     def _one(self, client: httpx.Client, pod: Pod, task: str) -> None:
         began = time.monotonic()
@@ -102,4 +107,4 @@ class Load:
             self.seen.slowest = max(self.seen.slowest, took)
             self.seen.pods.add(pod.name)
             if what:
-                self.seen.failures.append(Failure(task, pod.name, what, took))
+                self.seen.failures.append(Failure(time.monotonic() - self.seen.began, task, pod.name, what, took))

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.e2e.pods import container
 from tests.e2e.pods.container import Mount
-from tests.e2e.pods.kubelet import Pod, mounts_of, remove, volumes_of
+from tests.e2e.pods.kubelet import Pod, mounts_of, volumes_of
 from tests.e2e.pods.manifest import CLUSTER, HEAD_SERVICE, NAMESPACE, Cluster
 from tests.e2e.pods.network import GATEWAY, Network
 
@@ -127,7 +127,7 @@ class Operator:
                         self.failed.append(pod)
                     pod.kill()
                     self._pods.remove(pod)
-                    remove(pod, self._network)
+                    self._network.remove(pod.name)
                 if len(self.failed) > _FAILURES:
                     return
                 if self.head() is None and not self.hold_the_head.is_set():
@@ -160,14 +160,12 @@ class Operator:
         common = [Mount(self._hosts, "/etc/hosts")]
         if group == HEAD:
             self._names[HEAD_SERVICE] = pod.address
-        self._write_hosts()
+        self._write_hosts(pod)
         command, pod.environment = (self.cluster.head if group == HEAD else self.cluster.worker)(name)
         mounts = [*mounts_of(spec["template"]["spec"]["containers"][0]["volumeMounts"], volumes), *common]
         if group == HEAD and self.cluster.autoscaled:
-            logs = volumes_of({"spec": {"volumes": [{"name": "ray-logs", "emptyDir": {}}]}}, pod.folder, {})["ray-logs"]
-            mounts.append(Mount(logs, "/tmp/ray", writable=True))
-            own = mounts_of(self.cluster.spec["autoscalerOptions"].get("volumeMounts", []), volumes)
-            self._run(pod, "autoscaler", *self.cluster.autoscaler(name), [*own, *common, Mount(logs, "/tmp/ray", True)])
+            own = mounts_of(self.cluster.spec["autoscalerOptions"]["volumeMounts"], volumes)
+            self._run(pod, "autoscaler", *self.cluster.autoscaler(name), [*own, *common])
         self._run(pod, "ray", command, pod.environment, mounts)
         self._pods.append(pod)
 
@@ -178,10 +176,10 @@ class Operator:
         log = pod.log if name == "ray" else pod.folder / f"{name}.log"
         pod.containers[name] = container.start(pod.name, pod.name, command, environment, mounts, folder, log)
 
-    def _write_hosts(self) -> None:
+    def _write_hosts(self, pod: Pod) -> None:
         """The addresses that the cluster's DNS would give, in place, since the file is mounted."""
         lines = ["127.0.0.1 localhost", f"{GATEWAY} kubernetes.default"]
-        lines += [f"{pod.address} {pod.name}" for pod in self._pods]
+        lines += [f"{pod.address} {pod.name}" for pod in (*self._pods, pod)]
         lines += [f"{address} {name}" for name, address in self._names.items()]
         self._hosts.write_text("\n".join(lines) + "\n")
 
