@@ -76,9 +76,9 @@ IN_CLUSTER = (
     ),
     Variable(
         "RAY_SERVE_SLOW_STARTUP_WARNING_S",
-        "300",
-        "a new head replaces the replicas that it has not reached after so long; the default of 30 s is less than it"
-        " takes after the head's machine was lost",
+        "600",
+        "a new head replaces the replicas that it has not reached after so long; after the loss of the head's machine"
+        " it takes minutes until everybody has noticed, and the default is 30 s",
     ),
     Variable("HOME", "/home/ken", "Ray and numba write into it"),
     Variable(

@@ -254,17 +254,25 @@ class Run:
             self.await_settled(3)
 
     def lose_the_head(self) -> None:
-        with self.part("the head's machine lost, no other for 30 s"):
+        self._lose_the_head("the head lost for 30 s", told=True)
+
+    def lose_the_heads_machine(self) -> None:
+        self._lose_the_head("the head's machine lost, another head after 30 s", told=False)
+
+    def _lose_the_head(self, name: str, told: bool) -> None:
+        """Lose the head. If nobody is told, the connections to it stay open for minutes."""
+        with self.part(name):
             before = self.ids()
             head = self.operator.head()
             assert head is not None
             self.operator.hold_the_head.set()
-            self.deployment.network.cut(head.name)  # first, so that nobody is told of the end of its connections
+            if not told:
+                self.deployment.network.cut(head.name)
             head.kill()
             time.sleep(30)
             self.operator.hold_the_head.clear()
             started(lambda: self.operator.head() not in (None, head), "there is no new head")
-            started(self._answers, "the new head does not know the application")
+            started(self._answers, "the new head does not know the application", 900)
             assert self.ids() == before, "the new head has other replicas"
             self.await_settled(3)
 
@@ -342,6 +350,8 @@ PARTS = [
     "scale", "hold_three", "kill_a_replica", "part_from_the_store", "drain", "update", "lose_the_head",
     "cut_off_a_node",
 ]  # fmt: skip
+LONG_PARTS = ["lose_the_heads_machine"]
+"""Not run by default."""
 
 
 def main() -> int:
@@ -351,7 +361,7 @@ def main() -> int:
     parser.add_argument(
         "deltas", type=Path, nargs="+", help="delta files; the last one is the first task's later version"
     )
-    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=[*PARTS, *LONG_PARTS])
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     *first, later = options.deltas
