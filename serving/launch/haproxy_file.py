@@ -7,7 +7,7 @@ calls it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,50 @@ class _Edit:
     Attributes:
         section: of the sections' names. Each section whose name it matches has the line exactly once.
         optional: whether a section may lack the line.
+        several: whether a section may have several such lines.
     """
 
     section: re.Pattern[str]
     line: re.Pattern[str]
     into: Callable[[re.Match[str]], list[str]]
     optional: bool = False
+    several: bool = False
 
 
-def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int) -> str:
+_SERVER = re.compile(r"server (\S+) (\S+):\d+( .*)?")
+
+
+def servers_in(text: str) -> dict[str, list[str]]:
+    """The lines of the servers of each application that has any, by the name of its section."""
+    found = {name: [line for line in lines if _is_replica(line)] for name, lines in _sections(text)}
+    return {name: lines for name, lines in found.items() if lines and _BACKEND.fullmatch(name)}
+
+
+def with_servers(text: str, before: dict[str, list[str]]) -> str:
+    """Ray's file with the servers of `before` in each application that has none.
+
+    While it builds an application anew, with other settings, Ray names no replica of it for a second or two, though all
+    of them answer. Those that are really gone fail HAProxy's checks.
+    """
+    made = list[str]()
+    for name, lines in _sections(text):
+        made += lines
+        if not any(map(_is_replica, lines)):
+            made += before.get(name, [])
+    return "".join(f"{line}\n" for line in made)
+
+
+def _is_replica(line: str) -> bool:
+    """Whether a line names a replica, and not the proxy of Ray's that is asked for want of one."""
+    return _SERVER.fullmatch(line.strip()) is not None and not line.rstrip().endswith(" backup")
+
+
+def hosts_of(text: str) -> set[str]:
+    """The hosts of all servers in a configuration file."""
+    return {found[2] for line in text.splitlines() if (found := _SERVER.fullmatch(line.strip()))}
+
+
+def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int, own: Collection[str]) -> str:
     """Ray's configuration file with every edit made.
 
     - Statistics and HAProxy's own metrics listen on loopback, and only its owner can open the admin socket.
@@ -85,6 +120,9 @@ def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int) -> str:
       limit for all requests.
     - A prediction is passed on once its body is there, or as much of it as the buffer holds. A request whose replica
       ends can be repeated on another one only then, and most clients send the body after the head.
+    - ``/-/healthz`` is 200 while a replica on this machine answers, so that load balancers leave out a machine whose
+      replica is gone or not there yet. Ray's is 200 while any replica answers: while machines are drained one after
+      another, each would have been taken for the replacement of the one before.
     - The frontend listens on `frontend.binds`, limits the connections of each source, and sets ``X-Forwarded-For`` to
       the client's address, whatever the request contains.
     - A client that sends its headers too slowly is disconnected after 20 s. Ray sets no limit.
@@ -94,6 +132,7 @@ def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int) -> str:
     Args:
         maps: the folder with the files of `haproxy_answers.maps`.
         body_seconds: the longest time that a prediction's body may take. Then the client gets 408.
+        own: those of `hosts_of` that are this machine.
 
     Raises:
         StartError: a section is missing or unknown, a line that an edit replaces is not there exactly once in its
@@ -101,8 +140,16 @@ def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int) -> str:
     """
     sections = list(_sections(text))
     _check_names([name for name, _ in sections if name])
-    edits = _edits(frontend, maps, body_seconds)
+    local = {name: [server for server, host in servers if host in own] for name, servers in _servers(sections)}
+    edits = _edits(frontend, maps, body_seconds, local)
     return "".join(f"{line}\n" for name, lines in sections for line in _section_edited(name, lines, edits))
+
+
+def _servers(sections: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The names and hosts of the replicas of each backend."""
+    for name, lines in sections:
+        found = [match for line in lines if _is_replica(line) and (match := _SERVER.fullmatch(line.strip()))]
+        yield name.partition(" ")[2], [(match[1], match[2]) for match in found]
 
 
 def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -141,12 +188,12 @@ def _section_edited(name: str, lines: list[str], edits: list[_Edit]) -> list[str
                 raise _unknown(f"`{bare}` under `{name}`")
             result.append(line)
     for edit, times in made.items():
-        if times != 1 and not (edit.optional and times == 0):
+        if times != 1 and not (edit.optional and times == 0) and not (edit.several and times > 1):
             raise _unknown(f"{times} lines like `{edit.line.pattern}` under `{name}`, expected 1")
     return result
 
 
-def _edits(frontend: Frontend, maps: Path, body_seconds: int) -> list[_Edit]:
+def _edits(frontend: Frontend, maps: Path, body_seconds: int, local: dict[str, list[str]]) -> list[_Edit]:
     def edit(section: str, line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
         return _Edit(re.compile(section), re.compile(line), into)
 
@@ -173,6 +220,13 @@ def _edits(frontend: Frontend, maps: Path, body_seconds: int) -> list[_Edit]:
             r"bind (\S+:\d+)",
             lambda m: [*_binds(frontend, m[1]), *_limits(frontend), _SOURCE, _REMEMBER_PATH, _types()],
         ),
+        _Edit(
+            re.compile("frontend http_frontend"),
+            re.compile(r"acl (backend_\S+_server_up) nbsrv\((\S+)\) ge 1"),
+            lambda m: _one_is_up(m[1], m[2], local.get(m[2], [])),
+            optional=True,
+            several=True,
+        ),
         edit("backend default_backend", r"http-request return status 404 .*", lambda m: []),
         edit(
             _BACKEND.pattern,
@@ -188,6 +242,10 @@ def _edits(frontend: Frontend, maps: Path, body_seconds: int) -> list[_Edit]:
 
 def _binds(frontend: Frontend, rays: str) -> Iterator[str]:
     return (f"bind {where}" for where in frontend.binds or (rays,))
+
+
+def _one_is_up(condition: str, backend: str, servers: list[str]) -> list[str]:
+    return [f"acl {condition} srv_is_up({backend}/{server})" for server in servers] or [f"acl {condition} always_false"]
 
 
 def _limits(frontend: Frontend) -> list[str]:

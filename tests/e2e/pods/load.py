@@ -14,6 +14,8 @@ import httpx
 from tests.e2e.pods.kubelet import Endpoints, Pod
 
 _REQUESTS_A_CONNECTION = 20
+_CLIENT_SECONDS = 60
+"""After so long clients give up: longer than HAProxy waits for a replica."""
 _PAUSE_SECONDS = 0.05
 """Between a client's requests, so that clients do not take all of a small machine."""
 
@@ -21,7 +23,7 @@ _PAUSE_SECONDS = 0.05
 @dataclass(frozen=True)
 class Failure:
     at: float
-    """Seconds since the part began."""
+    """Seconds from the part's beginning to the request's."""
     task: str
     pod: str
     what: str
@@ -30,15 +32,18 @@ class Failure:
 
 @dataclass
 class Seen:
-    """What the clients saw during a part of a run."""
+    """What the clients saw of the requests that they began during a part of a run."""
 
     name: str
+    about: str = ""
+    """The pod that something is done to."""
     began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
+    open: int = 0
+    """Requests that have not ended."""
     answers: int = 0
     slowest: float = 0.0
     failures: list[Failure] = field(default_factory=list)
-    pods: set[str] = field(default_factory=set)
 
 
 class Load:
@@ -54,16 +59,19 @@ class Load:
         self._weights = [1 / rank for rank in range(1, len(self._tasks) + 1)]  # Zipf
         self._threads: list[tuple[threading.Thread, threading.Event]] = []
         self._lock = threading.Lock()
-        self.seen = Seen("")
+        self._seen = self.between = Seen("between the parts")
 
     @contextmanager
     def part(self, name: str) -> Iterator[Seen]:
+        """What is seen of the requests that begin within the block. It ends with the last of them."""
         with self._lock:
-            self.seen = found = Seen(name)
+            self._seen = found = Seen(name)
         yield found
         with self._lock:
-            found.seconds = time.monotonic() - found.began
-            self.seen = Seen("between")
+            self._seen = self.between
+        while found.open:
+            time.sleep(0.1)
+        found.seconds = time.monotonic() - found.began
 
     def clients(self, number: int) -> None:
         """From now on so many clients."""
@@ -82,7 +90,7 @@ class Load:
         dice = random.Random(seed)
         while not stop.is_set():
             pod = self._endpoints.any(dice)
-            with httpx.Client(base_url=f"http://{pod.address}:8000", timeout=120) as client:
+            with httpx.Client(base_url=f"http://{pod.address}:8000", timeout=_CLIENT_SECONDS) as client:
                 client.headers["Authorization"] = f"Bearer {self._token}"
                 for _ in range(_REQUESTS_A_CONNECTION):
                     if stop.is_set() or pod not in self._endpoints.ready():
@@ -91,8 +99,9 @@ class Load:
                     time.sleep(_PAUSE_SECONDS)
 
     def _one(self, client: httpx.Client, pod: Pod, task: str) -> None:
-        began = time.monotonic()
-        allowed = set(self.digests[task])
+        with self._lock:
+            seen, began, allowed = self._seen, time.monotonic(), set(self.digests[task])
+            seen.open += 1
         try:
             answer = client.post(f"/v1/tasks/{task}/predict", json={"inputs": "Stocks fell sharply on Monday."})
             what = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200]}"
@@ -103,8 +112,8 @@ class Load:
         if not what and digest not in allowed | self.digests[task]:
             what = f"answered by {digest[:12]}"
         with self._lock:
-            self.seen.answers += not what
-            self.seen.slowest = max(self.seen.slowest, took)
-            self.seen.pods.add(pod.name)
+            seen.open -= 1
+            seen.answers += not what
+            seen.slowest = max(seen.slowest, took)
             if what:
-                self.seen.failures.append(Failure(time.monotonic() - self.seen.began, task, pod.name, what, took))
+                seen.failures.append(Failure(began - seen.began, task, pod.name, what, took))

@@ -171,7 +171,7 @@ def test_there_is_no_trouble_where_the_rules_fit(proxied: Proxied) -> None:
 
 
 def test_the_rules_change_nothing_else(file: Path) -> None:
-    before = edited(file.read_text(), Frontend(), file.parent, 35)
+    before = edited(file.read_text(), Frontend(), file.parent, 35, {"127.0.0.1"})
     after = placing(before, file.parent)
     assert [line for line in after.splitlines() if line in before.splitlines()] == before.splitlines()
 

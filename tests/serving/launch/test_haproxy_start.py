@@ -227,6 +227,40 @@ def test_a_body_that_does_not_arrive_is_not_waited_for_longer_than_for_an_answer
         assert client.recv(4096).startswith(b"HTTP/1.1 408")
 
 
+def test_replicas_that_ray_does_not_name_for_a_moment_are_asked_all_the_same(file: Path, binary: str) -> None:
+    """The file is written again by Ray, and another process of HAProxy started, as at every change of replicas."""
+    rays = file.read_text()
+    found = re.search(r"    server replica .*\n", rays)
+    assert found is not None
+    with ExitStack() as stack:
+        replica = stack.enter_context(replying(["replica"]))["replica"].server_port
+        named = f"    server replica 127.0.0.1:{replica} check inter 200ms fall 1\n"
+        for text in (rays.replace(found[0], named), rays.replace(found[0], "")):
+            file.write_text(text)
+            port = free_port()
+            with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
+                assert httpx.get(f"http://127.0.0.1:{port}/v1/tasks").text == "replica"
+            (file.parent / "admin.sock").unlink()
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("192.0.2.1", 503)])
+def test_a_machine_is_healthy_while_a_replica_of_its_own_answers(
+    host: str, status: int, file: Path, binary: str
+) -> None:
+    """Nobody checks the server, so HAProxy takes it for one that answers, on whichever machine it is."""
+    asked = "{ path /-/healthz }"
+    rays = (
+        "    acl backend_http-ken_server_up nbsrv(http-ken) ge 1\n"
+        f"    http-request return status 200 if {asked} backend_http-ken_server_up\n"
+        f"    http-request return status 503 if {asked}"
+    )
+    text = re.sub(r"    http-request return status 200 .* if \{ path /-/healthz \}", rays, file.read_text())
+    file.write_text(re.sub(r"server replica [^:]+", f"server replica {host}", text))
+    port = free_port()
+    with started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))):
+        assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == status
+
+
 def operations(routers: Iterable[APIRouter]) -> set[tuple[str, str]]:
     """The methods and paths of routes that are in the OpenAPI document, but for those that only read."""
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
