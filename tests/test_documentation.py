@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import typer
 import yaml
@@ -24,6 +25,8 @@ from ken_core.kernels import packed_nbytes
 from ken_core.kernels.correction import shift_nbytes
 from ken_core.manifest import FORMAT_VERSION, READABLE_VERSIONS
 from serving.config import MIB, Settings
+from serving.launch.ray_variables import for_cluster
+from tests.deploy.charts import CHART, needs_helm, rendered
 from tests.ken_core.adapters import make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,12 +116,48 @@ class TestTheOperatingPage:
         named = set(re.findall(r"\bKEN_[A-Z_]*[A-Z]\b", self.TEXT))
         fields = {f"KEN_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
         assert named - {*fields, "KEN_API_KEY"} == set()
-        told = {name.strip("`"): default for name, default, _ in self.rows("setting |")}
+        told = [[cell.strip("`") for cell in row[:3]] for row in self.rows("value | setting")]
         assert len(told) == 4
-        assert told == {name: f"{fields[name] // MIB:,} MiB" for name in told}
-        inline = dict(re.findall(r"`(KEN_[A-Z_]+)` \(([\d,]+)\)", self.TEXT))
-        assert inline
-        assert inline == {name: str(fields[name]) for name in inline}
+        for value, variable, default in told:
+            assert variable == f"KEN_{value.removeprefix('settings.').upper()}"
+            assert default == f"{fields[variable] // MIB:,} MiB"
+            assert default == f"{chart_value(value) // MIB:,} MiB"
+
+    def test_names_values_of_the_chart_and_their_defaults(self) -> None:
+        dotted = set(re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z_]+)+)`", self.TEXT))
+        alone = set(re.findall(r"`([a-z]+[A-Z]\w*)`", self.TEXT))
+        files = {name for name in dotted if name.endswith((".json", ".yml", ".yaml", ".rdb"))}
+        values = (dotted | alone) - files - {"maxReplicas", "minReplicas", "preStop", "serveConfigV2"}
+        assert len(values) > 30
+        for name in values:
+            chart_value(name)
+        inline = re.findall(r"`([a-zA-Z]+\.[a-zA-Z_.]+)` \((\d+)[;)]", self.TEXT)
+        assert len(inline) > 5
+        assert inline == [(name, str(chart_value(name))) for name, _ in inline]
+
+    def names_of_objects(self, column: int) -> dict[str, str]:
+        return {row[0]: row[column].strip("`") for row in self.rows("object")}
+
+    @needs_helm
+    def test_names_the_objects_of_a_release(self) -> None:
+        assert self.names_of_objects(1) == deployed_names(rendered({}, "ken-serve"))
+
+    def test_names_the_objects_of_the_kustomization(self) -> None:
+        assert self.names_of_objects(2) == deployed_names(kustomization())
+
+    def test_uses_the_names_of_the_release_in_its_commands(self) -> None:
+        used = re.findall(r"kubectl -n ken-serve (?:exec|get rayservice) ([\w-]+)", self.TEXT)
+        assert len(used) == 2
+        assert set(used) <= set(self.names_of_objects(1).values())
+
+    def test_names_variables_of_ray(self) -> None:
+        named = set(re.findall(r"\bRAY_[A-Z_]+", self.TEXT))
+        source = "".join(path.read_text() for path in (Path(ray.__file__).parent / "serve/_private").glob("*.py"))
+        assert named
+        assert {name for name in named if f'"{name}"' not in source} == set()
+        told = dict(re.findall(r"`(RAY_[A-Z_]+)` \((\d+)", self.TEXT))
+        assert told
+        assert told == {name: for_cluster()[name] for name in told}
 
     def test_names_metrics(self) -> None:
         from serving.telemetry.metrics import Metrics
@@ -185,6 +224,43 @@ class TestTheOperatingPage:
                 assert float(size.replace(",", "")) == pytest.approx(nbytes / 1e6, rel=0.02), form
                 if tasks:
                     assert float(tasks.strip(", ")) == pytest.approx((1 << 30) / nbytes, rel=0.02), form
+
+
+def chart_value(name: str) -> Any:
+    """A default of the chart by its dotted name; of a setting that the chart leaves alone, the server's default."""
+    found = yaml.safe_load((CHART / "values.yaml").read_text())
+    taken = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
+    found["settings"] = {setting: Settings.model_fields[setting].default for setting in taken} | found["settings"]
+    for key in name.split("."):
+        assert key in found, f"the chart has no value {name}"
+        found = found[key]
+    return found
+
+
+def kustomization() -> list[Any]:
+    """The objects of the kustomization."""
+    folder = ROOT / "deploy/kubernetes"
+    resources = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    return [found for name in resources for found in yaml.safe_load_all((folder / name).read_text())]
+
+
+def deployed_names(objects: list[Any]) -> dict[str, str]:
+    """The names of objects by what the operating page calls them; KubeRay and Kubernetes derive some of them."""
+    (service,) = (found["metadata"]["name"] for found in objects if found["kind"] == "RayService")
+    (base,) = (found["metadata"]["name"] for found in objects if found["kind"] == "PersistentVolumeClaim")
+    names = {"RayService": service, "Service for clients": f"{service}-serve-svc", "claim of the base": base}
+    services = {found["metadata"]["name"] for found in objects if found["kind"] == "Service"}
+    for found in (found for found in objects if found["kind"] == "StatefulSet"):
+        name = found["metadata"]["name"]
+        assert name in services
+        (claim,) = found["spec"]["volumeClaimTemplates"]
+        what = "the Redis for Ray's head" if name.endswith("gcs-redis") else "the store"
+        names |= {
+            f"Service and StatefulSet of {what}": name,
+            f"pod of {what}": f"{name}-0",
+            f"claim of {what}": f"{claim['metadata']['name']}-{name}-0",
+        }
+    return names
 
 
 def bytes_of_forms(config: Any, dtype: torch.dtype) -> dict[str, float]:
