@@ -35,7 +35,7 @@ _PATH = "txn.ken_path"
 _REMEMBER_PATH = f"http-request set-var-fmt({_PATH}) %[path]/"
 CHANGE_SECONDS = 600
 """How long a change may take."""
-_CHANGES = (
+CHANGES = (
     "acl ken_predicts path_reg ^/v1/tasks/[^/]+/predict$",
     "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys/ /v1/base/ /v1/store/",
     "acl ken_changes path /v1/keys",
@@ -178,7 +178,7 @@ def _edits(frontend: Frontend, maps: Path, body_seconds: int) -> list[_Edit]:
         edit(
             _BACKEND.pattern,
             r"http-reuse always",
-            lambda m: [*_CHANGES, f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}", m[0]],
+            lambda m: [*CHANGES, f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}", m[0]],
         ),
         # optional: Ray may hear of an application before it hears of the proxy that it falls back to
         _Edit(

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from serving.config import Settings, load_settings
-from serving.launch.ray_variables import for_cluster, server_timeout
+from serving.launch.haproxy_file import CHANGE_SECONDS, CHANGES
+from serving.launch.ray_variables import for_cluster, hard_stop, server_timeout
 from tests.deploy.charts import (
     CHART,
     DIGEST,
@@ -34,6 +35,7 @@ from tests.deploy.validation import CRD, as_pod, containers, problems, templates
 Object = dict[str, Any]
 DEPLOY = CHART.parents[1]
 TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+HARD_STOP = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
 
 pytestmark = needs_helm
 
@@ -136,8 +138,15 @@ class TestEveryRelease:
         pods = specs(objects)
         assert {environment(ray(pods[name]))[TIMEOUT] for name in ("head", "worker")} == {waits}
 
+    def test_lets_a_haproxy_that_was_replaced_answer_what_it_holds(
+        self, objects: list[Object], arguments: Object
+    ) -> None:
+        ends = hard_stop(arguments["request_timeout_seconds"])
+        pods = specs(objects)
+        assert {environment(ray(pods[name]))[HARD_STOP] for name in ("head", "worker")} == {ends}
+
     def test_gives_ray_its_other_variables_as_they_are(self, objects: list[Object]) -> None:
-        expected = {name: value for name, value in for_cluster().items() if name != TIMEOUT}
+        expected = {name: value for name, value in for_cluster().items() if name not in (TIMEOUT, HARD_STOP)}
         for name in ("head", "worker"):
             given = environment(ray(specs(objects)[name]))
             assert {variable: given.get(variable) for variable in expected} == expected
@@ -229,7 +238,7 @@ def secret_references(found: Any) -> list[Object]:
     return own + [reference for value in found.values() for reference in secret_references(value)]
 
 
-@pytest.mark.parametrize("row", ["defaults", "cuda", "monitoring", "places for pods", "a gateway of its own"])
+@pytest.mark.parametrize("row", MATRIX)
 def test_the_chart_is_free_of_what_helm_warns_of(row: str) -> None:
     linted = run("lint", MATRIX[row], "k", "--strict", "--quiet")
     assert (linted.returncode, linted.stderr) == (0, ""), linted.stdout
@@ -374,11 +383,27 @@ class TestRoutes:
         text = json.dumps(one(objects, kind)["spec"])
         assert set(re.findall(r'"([\w-]+-svc)"', text)) == {service}
 
-    def test_of_a_gateway_wait_longer_than_haproxy(self) -> None:
-        objects = rendered(MATRIX["a route of a gateway"])
-        (rule,) = one(objects, "HTTPRoute")["spec"]["rules"]
-        waits = environment(ray(specs(objects)["worker"]))[TIMEOUT]
-        assert int(rule["timeouts"]["request"].removesuffix("s")) > int(waits)
+    @pytest.mark.parametrize("seconds", [30, 900])
+    def test_of_a_gateway_wait_longer_than_haproxy(self, seconds: int) -> None:
+        objects = rendered({**MATRIX["a route of a gateway"], "requestTimeoutSeconds": seconds})
+        changes, others = one(objects, "HTTPRoute")["spec"]["rules"]
+        waits = int(environment(ray(specs(objects)["worker"]))[TIMEOUT])
+        assert int(others["timeouts"]["request"].removesuffix("s")) > waits
+        assert int(changes["timeouts"]["request"].removesuffix("s")) > max(waits, CHANGE_SECONDS)
+
+    def test_of_a_gateway_know_the_paths_of_changes_as_haproxy_does(self) -> None:
+        changes, others = one(rendered(MATRIX["a route of a gateway"]), "HTTPRoute")["spec"]["rules"]
+        (rule,) = (line for line in CHANGES if line.startswith("acl ken_changes path_beg "))
+        beginnings = rule.removeprefix("acl ken_changes path_beg ").split()
+        assert [match["path"] for match in changes["matches"]] == [
+            {"type": "PathPrefix", "value": path.rstrip("/")} for path in beginnings
+        ]
+        assert "matches" not in others
+        assert changes["backendRefs"] == others["backendRefs"]
+
+    def test_of_a_gateway_without_time_limits_are_one_rule(self) -> None:
+        (rule,) = one(rendered(MATRIX["a gateway of its own"]), "HTTPRoute")["spec"]["rules"]
+        assert "timeouts" not in rule
 
     def test_of_the_own_gateway_are_attached_to_it(self) -> None:
         objects = rendered(MATRIX["a gateway of its own"])
@@ -479,6 +504,7 @@ class TestImages:
         assert one(rendered({}), "RayService")["spec"]["rayClusterConfig"]["rayVersion"] == pinned
 
 
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 INCREMENTAL = {"type": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "envoy"}
 REFUSALS: dict[str, tuple[Object, str]] = {
     "an unknown value": ({"replicass": 3}, r"additional properties 'replicass' not allowed"),
@@ -529,7 +555,66 @@ REFUSALS: dict[str, tuple[Object, str]] = {
         r"NewCluster, which uses no Gateway",
     ),
     "a full data volume": ({"workers": {"dataVolume": "10Gi"}}, r"settings.disk_bytes is 20971520000.*10Gi"),
-    "budgets beyond the memory": ({"settings": {"packed_bytes": 6 << 30}}, r"below three quarters"),
+    "budgets beyond the memory": (
+        {"settings": {"packed_bytes": 4 << 30}},
+        rf"limits.memory is 8Gi, .* need {(3 << 29) + DEFAULTS['host_bytes'] + 14 * (4 << 30) // 10} bytes beside",
+    ),
+    "budgets of a GPU beyond the memory": (
+        {"device": "cuda", "settings": {"host_bytes": 7 << 30, "packed_bytes": 40 << 30}},
+        rf"need {(3 << 29) + (7 << 30)} bytes",
+    ),
+    "the server's budgets beyond the memory": (
+        {
+            "settings": dict.fromkeys(["disk_bytes", "host_bytes", "packed_bytes"]),
+            "workers": {"resources": {"limits": {"cpu": 4, "memory": "4Gi"}}},
+        },
+        rf"need {(3 << 29) + DEFAULTS['host_bytes'] + 14 * DEFAULTS['packed_bytes'] // 10} bytes",
+    ),
+    "the server's disk beyond the volume": (
+        {"settings": {"disk_bytes": None}, "workers": {"dataVolume": "10Gi"}},
+        rf"disk_bytes is {DEFAULTS['disk_bytes']}",
+    ),
+    "a store beyond its memory": (
+        {"store": {"maxMemory": "4gb"}},
+        r"store.maxMemory is 4gb, and store.resources.limits.memory is 4Gi",
+    ),
+    "Ray's Redis beyond its memory": ({"gcsRedis": {"maxMemory": "500mb"}}, r"gcsRedis.maxMemory is 500mb"),
+    "a number beside autoscaling": ({"replicas": 3}, r"replicas is 3 with autoscaling"),
+    "a keys file that nothing holds": (
+        {
+            "settings": {"keys_file": "/etc/kennel/keys.json"},
+            "workers": {**MATRIX["keys from a file"]["workers"], "dataVolume": "24Gi"},
+        },
+        r"settings.keys_file is /etc/kennel/keys.json, and no mount",
+    ),
+    "a mount of nothing": (
+        {"workers": {"extraVolumeMounts": [{"name": "keys", "mountPath": "/etc/ken"}]}},
+        r"mounts the volume keys, which does not exist; expected one of home, tmp, data, base",
+    ),
+    "a volume of the chart's": (
+        {"workers": {"extraVolumes": [{"name": "data", "emptyDir": {}}]}},
+        r"extraVolumes has the name data, which is taken",
+    ),
+    "a claim beside a base in the image": (
+        {"base": {"source": "image", "claim": {"name": "checkpoints"}}},
+        r"base.claim.name is checkpoints, and base.source is image",
+    ),
+    "a download into what cannot be written": (
+        {"base": {"claim": {"accessModes": ["ReadOnlyMany"]}, "download": DOWNLOAD}},
+        r"the Job could not write; expected ReadWriteMany",
+    ),
+    "a balancer that is shut off": (
+        {"serveService": {"type": "LoadBalancer"}},
+        r"serveService.type is LoadBalancer, and networkPolicy.clients.from has no ipBlock",
+    ),
+    "a setting in the environment": (
+        {"workers": {"env": [{"name": "KEN_BATCH_ROWS", "value": "8"}]}},
+        r"workers.env sets KEN_BATCH_ROWS, .*expected settings.batch_rows",
+    ),
+    "replicas in the environment": (
+        {"head": {"env": [{"name": "ken_replicas", "value": "8"}]}},
+        r"head.env sets ken_replicas, .*expected settings.replicas",
+    ),
     "a download into an image": (
         {"base": {"source": "image", "download": DOWNLOAD}},
         r"base.download.enabled is true, and base.source is image",

@@ -4,6 +4,8 @@
 {{- $value := .value }}
 {{- if eq .name "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S" }}
 {{- $value = add 5 (int $.Values.requestTimeoutSeconds) | toString }}
+{{- else if eq .name "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S" }}
+{{- $value = add 120 (max 600 (add 5 (int $.Values.requestTimeoutSeconds))) | toString }}
 {{- end }}
 - {name: {{ .name }}, value: {{ $value | quote }}}
 {{- end }}
@@ -38,6 +40,14 @@ env:
       "%s.env sets %s, which the chart sets; expected other names (settings of the server go into"
       "settings)")
       $.group $variable.name) }}
+  {{- end }}
+  {{- /* the server reads names of any case */}}
+  {{- $name := upper $variable.name }}
+  {{- if and (hasPrefix "KEN_" $name) (not (has $name (list "KEN_SECRETS_DIR"))) }}
+  {{- fail (printf (cat
+      "%s.env sets %s; settings of the server are not taken from there, since the head reads them once for all"
+      "replicas: expected settings.%s")
+      $.group $variable.name (trimPrefix "KEN_" $name | lower)) }}
   {{- end }}
   - {{ toYaml $variable | nindent 4 | trim }}
   {{- end }}
