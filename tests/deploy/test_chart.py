@@ -504,6 +504,48 @@ class TestImages:
         assert one(rendered({}), "RayService")["spec"]["rayClusterConfig"]["rayVersion"] == pinned
 
 
+class TestTheNotes:
+    """What helm says after an installation."""
+
+    @pytest.mark.parametrize("row", ["defaults", "a claim that exists", "images by digest", "a claim of a class"])
+    def test_have_a_pod_for_the_checkpoint_unless_a_job_gets_it(self, row: str) -> None:
+        values = MATRIX[row]
+        found = re.search(r"<<'END'\n(.*?)\nEND\n", notes(values), re.DOTALL)
+        if "download" in values.get("base", {}):
+            assert found is None
+            return
+        assert found is not None
+        pod = yaml.safe_load(found[1])
+        assert (problems(pod), weaknesses(pod["spec"])) == ([], [])
+        assert volume_claims(pod["spec"]) == volume_claims(specs(rendered(values))["worker"])
+        (mount,) = ray(pod["spec"])["volumeMounts"]
+        assert "readOnly" not in mount
+        assert f"{pod['metadata']['name']}:{mount['mountPath']}/$file" in notes(values)
+
+    def test_name_the_number_of_replicas(self) -> None:
+        assert "2 to 8 replicas on cpu" in notes({})
+        assert "2 replica(s) on cpu" in notes({"autoscaling": {"enabled": False}})
+
+    @pytest.mark.parametrize("row", ["an ingress", "a route of a gateway", "an update in steps"])
+    def test_let_in_what_clients_come_through(self, row: str) -> None:
+        peers = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["clients"]["from"]
+        (labels,) = (p["namespaceSelector"]["matchLabels"] for p in peers if "namespaceSelector" in p)
+        ((name, value),) = labels.items()
+        said = f"kubectl label namespace NAMESPACE {name}={value}"
+        assert said in notes(MATRIX[row])
+        assert said not in notes({**MATRIX[row], "networkPolicy": {"enabled": False}})
+        assert said not in notes({})
+
+    def test_warn_of_a_claim_that_one_node_has(self) -> None:
+        assert "the one node that has the claim" in notes(MATRIX["a claim of one node"])
+        assert "the one node that has the claim" not in notes({"base": {"download": DOWNLOAD}})
+
+
+def volume_claims(spec: Object) -> dict[str, str]:
+    found = ((v["name"], v.get("persistentVolumeClaim")) for v in spec["volumes"])
+    return {name: claim["claimName"] for name, claim in found if claim}
+
+
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 INCREMENTAL = {"type": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "envoy"}
 REFUSALS: dict[str, tuple[Object, str]] = {
@@ -609,11 +651,11 @@ REFUSALS: dict[str, tuple[Object, str]] = {
     ),
     "a setting in the environment": (
         {"workers": {"env": [{"name": "KEN_BATCH_ROWS", "value": "8"}]}},
-        r"workers.env sets KEN_BATCH_ROWS, .*expected settings.batch_rows",
+        r"workers.env sets KEN_BATCH_ROWS; .*expected settings.batch_rows",
     ),
     "replicas in the environment": (
         {"head": {"env": [{"name": "ken_replicas", "value": "8"}]}},
-        r"head.env sets ken_replicas, .*expected settings.replicas",
+        r"head.env sets ken_replicas; .*expected settings.replicas",
     ),
     "a download into an image": (
         {"base": {"source": "image", "download": DOWNLOAD}},
