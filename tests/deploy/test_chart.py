@@ -419,8 +419,8 @@ class TestMonitoring:
         return rendered(MATRIX["monitoring"])
 
     def test_has_the_alerts_and_the_dashboard_of_this_repository(self, objects: list[Object]) -> None:
-        alerts = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
-        assert one(objects, "PrometheusRule")["spec"] == alerts
+        alerts = (DEPLOY / "prometheus/alerts.yml").read_text().replace('job="ken-serve"', 'job="default/k-ken-serve"')
+        assert one(objects, "PrometheusRule")["spec"] == yaml.safe_load(alerts)
         dashboard = json.loads((DEPLOY / "grafana/ken-serve.json").read_text())
         assert json.loads(one(objects, "ConfigMap")["data"]["ken-serve.json"]) == dashboard
 
@@ -435,8 +435,19 @@ class TestMonitoring:
         ports = {port["name"]: port["containerPort"] for port in ray(specs(objects)["worker"])["ports"]}
         (application,) = serve_config(objects)["applications"]
         assert ports[endpoint["port"]] == application["args"]["metrics_port"]
-        (job,) = (rule["replacement"] for rule in endpoint["relabelings"] if rule["targetLabel"] == "job")
-        assert f'up{{job="{job}"}}' in (DEPLOY / "prometheus/alerts.yml").read_text()
+        (job,) = (rule["replacement"] for rule in endpoint["relabelings"] if rule.get("targetLabel") == "job")
+        assert f'up{{job="{job}"}}' in json.dumps(one(objects, "PrometheusRule")["spec"]).replace("\\", "")
+
+    def test_watches_the_job_of_another_scrape_where_it_is_named(self) -> None:
+        rule = {"prometheusRule": {"enabled": True, "job": "pods"}}
+        found = json.dumps(one(rendered({"monitoring": rule}), "PrometheusRule")["spec"]).replace("\\", "")
+        assert 'up{job="pods"}' in found
+        assert 'job="ken-serve"' not in found
+
+    def test_leaves_out_workers_without_a_replica(self, objects: list[Object]) -> None:
+        (endpoint,) = one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+        kept = {"sourceLabels": ["__meta_kubernetes_pod_ready"], "regex": "true", "action": "keep"}
+        assert kept in endpoint["relabelings"]
 
     def test_is_not_scraped_twice(self, objects: list[Object]) -> None:
         worker = templates(one(objects, "RayService"))["worker"]
@@ -465,6 +476,18 @@ class TestTheNetwork:
         assert leaves("defaults") == {6379}
         assert leaves("traces") == {6379, 4318}
         assert leaves("stores elsewhere") == {6379, 6380}
+
+    @pytest.mark.parametrize("empty", [[], None])
+    def test_lets_nobody_in_or_out_by_an_empty_list(self, empty: list[Object] | None) -> None:
+        """To Kubernetes, an empty list of peers is everybody."""
+        sides = {"clients": "from", "prometheus": "from", "operator": "from"}
+        sides |= dict.fromkeys(("dns", "apiServer", "hub", "otlp", "externalRedis"), "to")
+        policies = {name: {side: empty} for name, side in sides.items()}
+        objects = rendered({"base": {"download": DOWNLOAD}, "networkPolicy": policies})
+        for policy in all_of(objects, "NetworkPolicy"):
+            rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
+            assert all(rule.get("from") or rule.get("to") for rule in rules), policy
+        assert one(objects, "NetworkPolicy", "operator")["spec"]["ingress"] == []
 
     def test_opens_the_hub_to_the_download_alone(self) -> None:
         policy = one(rendered(MATRIX["a base from a hub"]), "NetworkPolicy", "base-download")["spec"]
@@ -644,6 +667,23 @@ REFUSALS: dict[str, tuple[Object, str]] = {
     "a download into what cannot be written": (
         {"base": {"claim": {"accessModes": ["ReadOnlyMany"]}, "download": DOWNLOAD}},
         r"the Job could not write; expected ReadWriteMany",
+    ),
+    "a balancer for nobody": (
+        {"serveService": {"type": "NodePort"}, "networkPolicy": {"clients": {"from": []}}},
+        r"serveService.type is NodePort, and networkPolicy.clients.from has no ipBlock",
+    ),
+    "a request above the limit": (
+        {"workers": {"resources": {"requests": {"cpu": "2500m"}, "limits": {"cpu": 2}}}},
+        r"workers.resources.requests.cpu is 2500m, and workers.resources.limits.cpu is 2; expected",
+    ),
+    "a request above the limit in other units": (
+        {"base": {"download": {"resources": {"requests": {"memory": "3000M"}}}}},
+        r"base.download.resources.requests.memory is 3000M, and base.download.resources.limits.memory is 2Gi",
+    ),
+    "a quantity that is none": ({"head": {"resources": {"limits": {"memory": "4GB"}}}}, r"limits/memory"),
+    "alerts about a job that is not there": (
+        {"monitoring": {"prometheusRule": {"enabled": True}}},
+        r"KenServerDown would always be on; expected the name of the job",
     ),
     "a balancer that is shut off": (
         {"serveService": {"type": "LoadBalancer"}},

@@ -5,12 +5,21 @@
 {{- include "ken-serve.refuse.upgrade" . -}}
 {{- include "ken-serve.refuse.sizes" . -}}
 {{- include "ken-serve.refuse.redis" . -}}
+{{- include "ken-serve.refuse.requests" . -}}
 {{- include "ken-serve.refuse.volumes" . -}}
 {{- include "ken-serve.refuse.base" . -}}
 {{- include "ken-serve.refuse.routes" . -}}
 {{- include "ken-serve.refuse.network" . -}}
 {{- if and (eq $v.gcsRedis.mode "external") (not $v.gcsRedis.address) -}}
 {{- fail "gcsRedis.mode is external, and gcsRedis.address is empty; expected host:port of a Redis" -}}
+{{- end -}}
+{{- with $v.monitoring.prometheusRule -}}
+{{- if and .enabled (not .job) (not $v.monitoring.podMonitor.enabled) -}}
+{{- fail (cat
+    "monitoring.prometheusRule.enabled is true without monitoring.podMonitor, and its job is empty: the alert"
+    "KenServerDown would always be on; expected the name of the job that scrapes the workers in"
+    "monitoring.prometheusRule.job") -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.store.urlFromSecret (not $v.store.bundled) -}}
 {{- fail (cat
@@ -130,6 +139,35 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "ken-serve.refuse.requests" -}}
+{{- $v := .Values -}}
+{{- $blocks := dict "head" $v.head "workers" $v.workers "store" $v.store "gcsRedis" $v.gcsRedis -}}
+{{- $_ := set $blocks "autoscaling" $v.autoscaling -}}
+{{- $_ := set $blocks "base.download" $v.base.download -}}
+{{- range $block, $values := $blocks -}}
+{{- $limits := $values.resources.limits -}}
+{{- range $name, $asked := $values.resources.requests -}}
+{{- if hasKey $limits $name -}}
+{{- $limit := get $limits $name -}}
+{{- if gt (include "ken-serve.amount" $asked | float64) (include "ken-serve.amount" $limit | float64) -}}
+{{- fail (printf (cat
+    "%s.resources.requests.%s is %v, and %s.resources.limits.%s is %v; expected a request of at most the limit")
+    $block $name $asked $block $name $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A quantity of Kubernetes as a number. */}}
+{{- define "ken-serve.amount" -}}
+{{- $text := toString . -}}
+{{- $units := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "" 1.0 -}}
+{{- $_ := merge $units (dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0) -}}
+{{- $unit := regexFind "[a-zA-Z]*$" $text -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $units $unit) -}}
+{{- end -}}
+
 {{- define "ken-serve.refuse.redis" -}}
 {{- $bundled := dict -}}
 {{- if .Values.store.bundled -}}{{- $_ := set $bundled "store" .Values.store -}}{{- end -}}
@@ -242,7 +280,7 @@
 {{- define "ken-serve.refuse.network" -}}
 {{- $v := .Values -}}
 {{- if $v.networkPolicy.enabled -}}
-{{- $addresses := not $v.networkPolicy.clients.from -}}
+{{- $addresses := false -}}
 {{- range $v.networkPolicy.clients.from -}}
 {{- if hasKey . "ipBlock" -}}{{- $addresses = true -}}{{- end -}}
 {{- end -}}
