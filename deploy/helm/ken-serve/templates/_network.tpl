@@ -22,7 +22,7 @@ ports:
 {{- end }}
 {{- end -}}
 
-{{/* Rules for egress. Takes the map with `to` and `ports`. Without peers there is no rule: it would hold for everybody. */}}
+{{/* Rules for egress. Takes the map with `to` and `ports`. Without peers no rule: it would hold for everybody. */}}
 {{- define "ken-serve.egress" -}}
 {{- if .to -}}
 - to:
