@@ -685,6 +685,51 @@ REFUSALS: dict[str, tuple[Object, str]] = {
         {"monitoring": {"prometheusRule": {"enabled": True}}},
         r"KenServerDown would always be on; expected the name of the job",
     ),
+    "a label of the chart's": (
+        {"commonLabels": {"app.kubernetes.io/instance": "x"}},
+        r"found the label app.kubernetes.io/instance among labels",
+    ),
+    "a label of the chart's on one object": (
+        {"monitoring": {"podMonitor": {"enabled": True, "labels": {"helm.sh/chart": "x"}}}},
+        r"found the label helm.sh/chart among labels",
+    ),
+    "a base in a volume of the pods": ({"base": {"path": "/tmp/base"}}, r"base.path is /tmp/base, .* at /tmp;"),
+    "a base above a volume of the pods": (
+        {"base": {"path": "/var/lib"}},
+        r"base.path is /var/lib, .* at /var/lib/ken;",
+    ),
+    "a claim of one pod": ({"base": {"claim": {"accessModes": ["ReadWriteOncePod"]}}}, r"/base/claim/accessModes"),
+    "two volumes at one path": (
+        {
+            "workers": {
+                "extraVolumes": [{"name": "keys", "emptyDir": {}}],
+                "extraVolumeMounts": [{"name": "keys", "mountPath": "/models/base/"}],
+            }
+        },
+        r"mounts keys at /models/base/, where there is a volume already",
+    ),
+    "a variable of KubeRay's": (
+        {"head": {"env": [{"name": "RAY_REDIS_ADDRESS", "value": "redis:6379"}]}},
+        r"head.env sets RAY_REDIS_ADDRESS, which the chart or KubeRay sets",
+    ),
+    "a variable twice": (
+        {"workers": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+        r"workers.env sets A, .*stands there twice",
+    ),
+    "two names alike": ({"names": {"redis": "x", "gcs-redis": "x"}}, r"names.gcs-redis and names.redis are both x"),
+    "a name that KubeRay would refuse": ({"names": {"ray-service": "a" * 48}}, r"/names/ray-service"),
+    "a hub that is shut off": (
+        {"base": {"download": {**DOWNLOAD, "endpoint": "https://hub.example.org:8443/x"}}},
+        r"networkPolicy.hub.ports lacks 8443",
+    ),
+    "a hub without TLS that is shut off": (
+        {"base": {"download": {**DOWNLOAD, "endpoint": "http://hub.example.org"}}},
+        r"networkPolicy.hub.ports lacks 80:",
+    ),
+    "a target that is never reached": (
+        {"autoscaling": {"targetOngoingRequests": 2000}},
+        r"targetOngoingRequests is 2000, and a replica refuses more than 1024 requests",
+    ),
     "a balancer that is shut off": (
         {"serveService": {"type": "LoadBalancer"}},
         r"serveService.type is LoadBalancer, and networkPolicy.clients.from has no ipBlock",
@@ -730,7 +775,7 @@ REFUSALS: dict[str, tuple[Object, str]] = {
     ),
     "a variable of the chart's": (
         {"workers": {"env": [{"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "0"}]}},
-        r"workers.env sets RAY_SERVE_ENABLE_HA_PROXY, which the chart sets",
+        r"workers.env sets RAY_SERVE_ENABLE_HA_PROXY, which the chart or KubeRay sets",
     ),
     "another label by which pods are found": ({"head": {"podLabels": {"app": "x"}}}, r"found the label `app`"),
     "a name that is too long": ({"fullnameOverride": "a" * 41}, r"41 characters; expected 40 at most"),

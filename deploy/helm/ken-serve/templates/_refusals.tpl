@@ -7,6 +7,7 @@
 {{- include "ken-serve.refuse.redis" . -}}
 {{- include "ken-serve.refuse.requests" . -}}
 {{- include "ken-serve.refuse.volumes" . -}}
+{{- include "ken-serve.refuse.names" . -}}
 {{- include "ken-serve.refuse.base" . -}}
 {{- include "ken-serve.refuse.routes" . -}}
 {{- include "ken-serve.refuse.network" . -}}
@@ -47,6 +48,13 @@
     "spareWorkers is %d with autoscaling, which adds workers when they are needed; leave spareWorkers"
     "out, or set autoscaling.enabled to false")
     (int $v.spareWorkers)) -}}
+{{- end -}}
+{{- $most := get $v.settings "max_requests" | default 1024 | float64 -}}
+{{- if and $v.autoscaling.enabled (gt (float64 $v.autoscaling.targetOngoingRequests) $most) -}}
+{{- fail (printf (cat
+    "autoscaling.targetOngoingRequests is %v, and a replica refuses more than %v requests (settings.max_requests): no"
+    "replica would be added; expected far less")
+    $v.autoscaling.targetOngoingRequests $most) -}}
 {{- end -}}
 {{- $surge := int (include "ken-serve.maxSurgePercent" .) -}}
 {{- if and (not $v.autoscaling.enabled) (eq (int $v.spareWorkers) 0) (gt $surge 0) -}}
@@ -184,7 +192,28 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "ken-serve.refuse.names" -}}
+{{- $seen := dict -}}
+{{- range $component, $name := .Values.names -}}
+{{- if and $name (hasKey $seen $name) -}}
+{{- fail (printf "names.%s and names.%s are both %s; expected different names" (get $seen $name) $component $name) -}}
+{{- end -}}
+{{- $_ := set $seen $name $component -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "ken-serve.refuse.volumes" -}}
+{{- $paths := list "/home/ken" "/tmp" "/var/lib/ken" -}}
+{{- range $paths -}}
+{{- $base := printf "%s/" $.Values.base.path -}}
+{{- if or (hasPrefix (printf "%s/" .) $base) (hasPrefix $base .) -}}
+{{- fail (printf (cat
+    "base.path is %s, and the pods have a volume of their own at %s; expected a path apart from it, such as"
+    "/models/base")
+    $.Values.base.path .) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .Values.base.source "claim" -}}{{- $paths = append $paths .Values.base.path -}}{{- end -}}
 {{- $own := list "home" "tmp" "data" -}}
 {{- if eq .Values.base.source "claim" -}}{{- $own = append $own "base" -}}{{- end -}}
 {{- $all := $own -}}
@@ -205,6 +234,12 @@
     "workers.extraVolumes")
     .name (join ", " $all)) -}}
 {{- end -}}
+{{- $path := trimSuffix "/" .mountPath -}}
+{{- if has $path $paths -}}
+{{- fail (printf "workers.extraVolumeMounts mounts %s at %s, where there is a volume already; expected another path"
+    .name .mountPath) -}}
+{{- end -}}
+{{- $paths = append $paths $path -}}
 {{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $keys) -}}{{- $mounted = true -}}{{- end -}}
 {{- end -}}
 {{- if not $mounted -}}
@@ -290,6 +325,20 @@
     "come in; expected the addresses of clients, or of the nodes if the balancer passes connections on through them,"
     "for example {ipBlock: {cidr: 10.0.0.0/8}}")
     $v.serveService.type) -}}
+{{- end -}}
+{{- with $v.base.download -}}
+{{- if and .enabled .endpoint -}}
+{{- $port := regexFind ":[0-9]+" (regexReplaceAll "^https?://" .endpoint "") | trimPrefix ":" -}}
+{{- $port = $port | default (hasPrefix "http://" .endpoint | ternary 80 443) | int -}}
+{{- $open := list -}}
+{{- range $v.networkPolicy.hub.ports -}}{{- $open = append $open (int .) -}}{{- end -}}
+{{- if not (has $port $open) -}}
+{{- fail (printf (cat
+    "base.download.endpoint is %s, and networkPolicy.hub.ports lacks %d: the Job could not reach it; expected the"
+    "port there")
+    .endpoint $port) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $external := or (not $v.store.bundled) (eq $v.gcsRedis.mode "external") -}}
 {{- if and $external (not $v.networkPolicy.externalRedis.to) -}}
