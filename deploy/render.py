@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ REFUSED = {
     *("replicas", "drain_seconds", "tls_cert", "tls_key"),  # only `ken serve` reads them
 }
 """Settings that the chart's value `settings` must not have."""
+_WRITTEN = "# Written by deploy/render.py"
+_RESOURCES = re.compile(r"^resources:\n(?:  - .*\n)*", re.MULTILINE)
 _SOURCE = re.compile(r"^# Source: ken-serve/templates/(\S+)\n", re.MULTILINE)
 _HELMS_LABEL = re.compile(r"^ *(?:helm\.sh/chart|app\.kubernetes\.io/(?:managed-by|instance)): .*\n", re.MULTILINE)
 
@@ -72,8 +74,9 @@ def chart_files(deploy: Path) -> Iterator[tuple[Path, str]]:
     yield CHART / "values.schema.json", schema((deploy / CHART / "values.schema.json").read_text())
 
 
-def manifests(deploy: Path, program: str) -> Iterator[tuple[Path, str]]:
-    """The manifests of the kustomization, one for each template: the path below `deploy`, and the content."""
+def manifests(deploy: Path, program: str) -> Iterator[tuple[Path, str | None]]:
+    """The manifests of the kustomization, one for each template, and the list of them: the path below `deploy`, and the
+    content; None for a manifest that the chart no longer has."""
     values = deploy / MANIFESTS / "values.yaml"
     command = [program, "template", "ken", str(deploy / CHART), "--values", str(values)]
     rendered = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -84,8 +87,14 @@ def manifests(deploy: Path, program: str) -> Iterator[tuple[Path, str]]:
         (template,) = _SOURCE.findall(document)
         by_template.setdefault(template, []).append(_HELMS_LABEL.sub("", _SOURCE.sub("", document)).strip() + "\n")
     for template, documents in sorted(by_template.items()):
-        header = f"# Written by deploy/render.py from {CHART}/templates/{template}. Change that, or values.yaml.\n"
+        header = f"{_WRITTEN} from {CHART}/templates/{template}. Change that, or values.yaml.\n"
         yield MANIFESTS / template, header + "---\n".join(documents)
+    for path in sorted((deploy / MANIFESTS).glob("*.yaml")):
+        if path.name not in by_template and path.read_text().startswith(_WRITTEN):
+            yield MANIFESTS / path.name, None
+    listed = "".join(f"  - {name}\n" for name in ("namespace.yaml", *sorted(by_template)))
+    kustomization = MANIFESTS / "kustomization.yaml"
+    yield kustomization, _RESOURCES.sub(f"resources:\n{listed}", (deploy / kustomization).read_text())
 
 
 def outdated(deploy: Path, write: bool) -> list[Path]:
@@ -98,14 +107,17 @@ def outdated(deploy: Path, write: bool) -> list[Path]:
     return found + _differing(deploy, manifests(deploy, program), write)
 
 
-def _differing(deploy: Path, files: Iterator[tuple[Path, str]], write: bool) -> list[Path]:
+def _differing(deploy: Path, files: Iterable[tuple[Path, str | None]], write: bool) -> list[Path]:
     found = []
     for path, content in files:
         target = deploy / path
-        if not target.is_file() or target.read_text() != content:
-            found.append(path)
-            if write:
-                target.write_text(content)
+        if (target.read_text() if target.is_file() else None) == content:
+            continue
+        found.append(path)
+        if write and content is None:
+            target.unlink()
+        elif write and content is not None:
+            target.write_text(content)
     return found
 
 

@@ -1,7 +1,8 @@
 """The Ray Serve application. Its one deployment is both ingress and engine, so that there is no hop between the two.
 
-A KubeRay ``serveConfigV2`` needs only ``import_path: serving.app:build``, the settings as ``args``, and the number of
-replicas as ``num_replicas`` of the deployment ``Replica``. Secrets come from the containers' environment.
+A KubeRay ``serveConfigV2`` needs only ``import_path: serving.app:build``, the settings as ``args``, and for the
+deployment ``Replica`` either an ``autoscaling_config`` or a number of replicas, ``num_replicas``. Secrets come from the
+containers' environment.
 """
 
 import logging
@@ -75,7 +76,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 
     In a ``serveConfigV2``, `args` are part of the application's version: Serve replaces every replica when they change.
     So `args` with ``replicas`` are for programs only, which change nothing later. Without it, the deployment states no
-    number either: beside an ``autoscaling_config`` there must be none.
+    number either, whatever the environment says: beside an ``autoscaling_config`` there must be none.
     """
     from serving.config import load_settings
     from serving.security.exposure import exposure_warning
@@ -86,7 +87,7 @@ def build(args: dict[str, Any]) -> serve.Application:
             logging.getLogger(__name__).warning("%s", warning)
     gpus = 1 if settings.device.startswith("cuda") else 0
     options: dict[str, Any] = {"ray_actor_options": {"num_cpus": 1, "num_gpus": gpus}}
-    if "replicas" in settings.model_fields_set:
+    if args.get("replicas") is not None:
         options["num_replicas"] = settings.replicas
     deployment = Replica.options(**options)  # type: ignore[attr-defined]
     return deployment.bind(settings.for_replicas())  # type: ignore[no-any-return]

@@ -33,12 +33,13 @@ _SOURCES = "100k"
 _SOURCE = "http-request set-header X-Forwarded-For %[src]"
 _PATH = "txn.ken_path"
 _REMEMBER_PATH = f"http-request set-var-fmt({_PATH}) %[path]/"
-_CHANGE_SECONDS = 600
-_CHANGES = (
+CHANGE_SECONDS = 600
+"""How long a change may take."""
+CHANGES = (
     "acl ken_predicts path_reg ^/v1/tasks/[^/]+/predict$",
     "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys/ /v1/base/ /v1/store/",
     "acl ken_changes path /v1/keys",
-    f"http-request set-timeout server {_CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
+    f"http-request set-timeout server {CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
 )
 _PREDICTIONS = "METH_POST ken_predicts or METH_POST !ken_changes"
 
@@ -231,7 +232,7 @@ def _edits(frontend: Frontend, maps: Path, body_seconds: int, local: dict[str, l
         edit(
             _BACKEND.pattern,
             r"http-reuse always",
-            lambda m: [*_CHANGES, f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}", m[0]],
+            lambda m: [*CHANGES, f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}", m[0]],
         ),
         # optional: Ray may hear of an application before it hears of the proxy that it falls back to
         _Edit(

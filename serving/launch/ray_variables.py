@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import Settings
+from serving.launch.haproxy_file import CHANGE_SECONDS
 from serving.launch.ports import free_ports, free_range
 
 
@@ -24,12 +25,23 @@ class Variable:
 
 
 _SERVER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+_HARD_STOP = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
 _LATER_THAN_THE_REPLICA = 5
+_LAST_REQUEST_SECONDS = 120
+"""How long a HAProxy that was replaced may still be sent requests: idle connections end after 90 s."""
 
 
 def server_timeout(request_timeout: float) -> str:
     """Seconds that HAProxy waits for a replica: long enough for the replica's own answer that time is up."""
     return str(math.ceil(request_timeout) + _LATER_THAN_THE_REPLICA)
+
+
+def hard_stop(request_timeout: float) -> str:
+    """Seconds after which a HAProxy that another one has replaced ends, whatever it still holds: what it holds is
+    answered 502. So this is long enough for the last request, be it a change, that comes to it. A HAProxy without
+    connections ends at once, so a long time costs the memory of a few processes, and no more."""
+    longest = max(CHANGE_SECONDS, int(server_timeout(request_timeout)))
+    return str(longest + _LAST_REQUEST_SECONDS)
 
 
 SHARED = (
@@ -63,6 +75,12 @@ LOCAL = (
     Variable("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1", "a replica that fails to start is not started again"),
     Variable("RAY_AUTH_MODE", "token", "only holders of the cluster's token run code in it"),
     Variable("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0", "Ray listens on loopback; otherwise on the machine's address"),
+    Variable(
+        "RAY_SERVE_PORT_QUARANTINE_S",
+        "150",
+        "a replica's port is free again once no HAProxy that was replaced is sent requests; Ray waits until all of them"
+        " have ended, too long for the few ports of a private cluster",
+    ),
     Variable("RAY_DEDUP_LOGS", "0", "every line of a replica's log is shown, repeated ones too"),
 )
 """Only for the private cluster of a launcher."""
@@ -73,6 +91,11 @@ IN_CLUSTER = (
         _SERVER_TIMEOUT,
         server_timeout(Settings.model_fields["request_timeout_seconds"].default),
         "requests to a lost node end; 5 s above the setting request_timeout_seconds",
+    ),
+    Variable(
+        _HARD_STOP,
+        hard_stop(Settings.model_fields["request_timeout_seconds"].default),
+        "each replica that comes or goes replaces HAProxy; the default cuts off after 120 s what the old one holds",
     ),
     Variable(
         "RAY_SERVE_SLOW_STARTUP_WARNING_S",
@@ -118,6 +141,7 @@ def for_launcher(folder: Path, haproxy: Mapping[str, str] | None, request_timeou
         values |= {
             **haproxy,
             _SERVER_TIMEOUT: server_timeout(request_timeout),
+            _HARD_STOP: hard_stop(request_timeout),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(place / "haproxy.cfg"),

@@ -73,6 +73,12 @@ MATRIX: dict[str, Object] = {
         "autoscaling": {"min": 1, "max": 1},
         "podDisruptionBudget": {"workers": {"enabled": False}, "head": {"enabled": True}},
     },
+    "the server's own budgets": {"settings": dict.fromkeys(["disk_bytes", "host_bytes", "packed_bytes"])},
+    "a claim of one node": {"base": {"claim": {"accessModes": ["ReadWriteOnce"]}, "download": DOWNLOAD}},
+    "clients from outside": {
+        "serveService": {"type": "LoadBalancer"},
+        "networkPolicy": {"clients": {"from": [{"podSelector": {}}, *ADDRESSES]}},
+    },
     "many replicas": {
         "autoscaling": {"min": 3, "max": 7, "targetOngoingRequests": 2.5, "upscaleDelaySeconds": 0},
         "rollingUpdate": {"maxSurgePercent": 30},
@@ -93,7 +99,11 @@ MATRIX: dict[str, Object] = {
     "a claim that exists": {"base": {"claim": {"create": False, "name": "checkpoints"}}},
     "a claim of a class": {
         "base": {"claim": {"storageClass": "nfs", "accessModes": ["ReadOnlyMany"], "size": "50Gi", "keep": False}},
-        "store": {"storage": {"storageClass": "fast", "size": "100Gi"}, "maxMemory": "6gb"},
+        "store": {
+            "storage": {"storageClass": "fast", "size": "100Gi"},
+            "maxMemory": "6gb",
+            "resources": {"limits": {"memory": "8Gi"}},
+        },
     },
     "an ingress": {
         "ingress": {
@@ -148,6 +158,7 @@ MATRIX: dict[str, Object] = {
             "extraVolumeMounts": [{"name": "keys", "mountPath": "/etc/ken", "readOnly": True}],
             "env": [
                 {"name": "PYTHONFAULTHANDLER", "value": "1"},
+                {"name": "KEN_SECRETS_DIR", "value": "/etc/ken"},
                 {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             ],
             "dataVolume": "2Gi",

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from serving.config import Settings, load_settings
-from serving.launch.ray_variables import for_cluster, server_timeout
+from serving.launch.haproxy_file import CHANGE_SECONDS, CHANGES
+from serving.launch.ray_variables import for_cluster, hard_stop, server_timeout
 from tests.deploy.charts import (
     CHART,
     DIGEST,
@@ -34,6 +35,7 @@ from tests.deploy.validation import CRD, as_pod, containers, problems, templates
 Object = dict[str, Any]
 DEPLOY = CHART.parents[1]
 TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+HARD_STOP = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
 
 pytestmark = needs_helm
 
@@ -136,8 +138,15 @@ class TestEveryRelease:
         pods = specs(objects)
         assert {environment(ray(pods[name]))[TIMEOUT] for name in ("head", "worker")} == {waits}
 
+    def test_lets_a_haproxy_that_was_replaced_answer_what_it_holds(
+        self, objects: list[Object], arguments: Object
+    ) -> None:
+        ends = hard_stop(arguments["request_timeout_seconds"])
+        pods = specs(objects)
+        assert {environment(ray(pods[name]))[HARD_STOP] for name in ("head", "worker")} == {ends}
+
     def test_gives_ray_its_other_variables_as_they_are(self, objects: list[Object]) -> None:
-        expected = {name: value for name, value in for_cluster().items() if name != TIMEOUT}
+        expected = {name: value for name, value in for_cluster().items() if name not in (TIMEOUT, HARD_STOP)}
         for name in ("head", "worker"):
             given = environment(ray(specs(objects)[name]))
             assert {variable: given.get(variable) for variable in expected} == expected
@@ -229,7 +238,7 @@ def secret_references(found: Any) -> list[Object]:
     return own + [reference for value in found.values() for reference in secret_references(value)]
 
 
-@pytest.mark.parametrize("row", ["defaults", "cuda", "monitoring", "places for pods", "a gateway of its own"])
+@pytest.mark.parametrize("row", MATRIX)
 def test_the_chart_is_free_of_what_helm_warns_of(row: str) -> None:
     linted = run("lint", MATRIX[row], "k", "--strict", "--quiet")
     assert (linted.returncode, linted.stderr) == (0, ""), linted.stdout
@@ -374,11 +383,27 @@ class TestRoutes:
         text = json.dumps(one(objects, kind)["spec"])
         assert set(re.findall(r'"([\w-]+-svc)"', text)) == {service}
 
-    def test_of_a_gateway_wait_longer_than_haproxy(self) -> None:
-        objects = rendered(MATRIX["a route of a gateway"])
-        (rule,) = one(objects, "HTTPRoute")["spec"]["rules"]
-        waits = environment(ray(specs(objects)["worker"]))[TIMEOUT]
-        assert int(rule["timeouts"]["request"].removesuffix("s")) > int(waits)
+    @pytest.mark.parametrize("seconds", [30, 900])
+    def test_of_a_gateway_wait_longer_than_haproxy(self, seconds: int) -> None:
+        objects = rendered({**MATRIX["a route of a gateway"], "requestTimeoutSeconds": seconds})
+        changes, others = one(objects, "HTTPRoute")["spec"]["rules"]
+        waits = int(environment(ray(specs(objects)["worker"]))[TIMEOUT])
+        assert int(others["timeouts"]["request"].removesuffix("s")) > waits
+        assert int(changes["timeouts"]["request"].removesuffix("s")) > max(waits, CHANGE_SECONDS)
+
+    def test_of_a_gateway_know_the_paths_of_changes_as_haproxy_does(self) -> None:
+        changes, others = one(rendered(MATRIX["a route of a gateway"]), "HTTPRoute")["spec"]["rules"]
+        (rule,) = (line for line in CHANGES if line.startswith("acl ken_changes path_beg "))
+        beginnings = rule.removeprefix("acl ken_changes path_beg ").split()
+        assert [match["path"] for match in changes["matches"]] == [
+            {"type": "PathPrefix", "value": path.rstrip("/")} for path in beginnings
+        ]
+        assert "matches" not in others
+        assert changes["backendRefs"] == others["backendRefs"]
+
+    def test_of_a_gateway_without_time_limits_are_one_rule(self) -> None:
+        (rule,) = one(rendered(MATRIX["a gateway of its own"]), "HTTPRoute")["spec"]["rules"]
+        assert "timeouts" not in rule
 
     def test_of_the_own_gateway_are_attached_to_it(self) -> None:
         objects = rendered(MATRIX["a gateway of its own"])
@@ -394,8 +419,8 @@ class TestMonitoring:
         return rendered(MATRIX["monitoring"])
 
     def test_has_the_alerts_and_the_dashboard_of_this_repository(self, objects: list[Object]) -> None:
-        alerts = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
-        assert one(objects, "PrometheusRule")["spec"] == alerts
+        alerts = (DEPLOY / "prometheus/alerts.yml").read_text().replace('job="ken-serve"', 'job="default/k-ken-serve"')
+        assert one(objects, "PrometheusRule")["spec"] == yaml.safe_load(alerts)
         dashboard = json.loads((DEPLOY / "grafana/ken-serve.json").read_text())
         assert json.loads(one(objects, "ConfigMap")["data"]["ken-serve.json"]) == dashboard
 
@@ -410,8 +435,19 @@ class TestMonitoring:
         ports = {port["name"]: port["containerPort"] for port in ray(specs(objects)["worker"])["ports"]}
         (application,) = serve_config(objects)["applications"]
         assert ports[endpoint["port"]] == application["args"]["metrics_port"]
-        (job,) = (rule["replacement"] for rule in endpoint["relabelings"] if rule["targetLabel"] == "job")
-        assert f'up{{job="{job}"}}' in (DEPLOY / "prometheus/alerts.yml").read_text()
+        (job,) = (rule["replacement"] for rule in endpoint["relabelings"] if rule.get("targetLabel") == "job")
+        assert f'up{{job="{job}"}}' in json.dumps(one(objects, "PrometheusRule")["spec"]).replace("\\", "")
+
+    def test_watches_the_job_of_another_scrape_where_it_is_named(self) -> None:
+        rule = {"prometheusRule": {"enabled": True, "job": "pods"}}
+        found = json.dumps(one(rendered({"monitoring": rule}), "PrometheusRule")["spec"]).replace("\\", "")
+        assert 'up{job="pods"}' in found
+        assert 'job="ken-serve"' not in found
+
+    def test_leaves_out_workers_without_a_replica(self, objects: list[Object]) -> None:
+        (endpoint,) = one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+        kept = {"sourceLabels": ["__meta_kubernetes_pod_ready"], "regex": "true", "action": "keep"}
+        assert kept in endpoint["relabelings"]
 
     def test_is_not_scraped_twice(self, objects: list[Object]) -> None:
         worker = templates(one(objects, "RayService"))["worker"]
@@ -440,6 +476,18 @@ class TestTheNetwork:
         assert leaves("defaults") == {6379}
         assert leaves("traces") == {6379, 4318}
         assert leaves("stores elsewhere") == {6379, 6380}
+
+    @pytest.mark.parametrize("empty", [[], None])
+    def test_lets_nobody_in_or_out_by_an_empty_list(self, empty: list[Object] | None) -> None:
+        """To Kubernetes, an empty list of peers is everybody."""
+        sides = {"clients": "from", "prometheus": "from", "operator": "from"}
+        sides |= dict.fromkeys(("dns", "apiServer", "hub", "otlp", "externalRedis"), "to")
+        policies = {name: {side: empty} for name, side in sides.items()}
+        objects = rendered({"base": {"download": DOWNLOAD}, "networkPolicy": policies})
+        for policy in all_of(objects, "NetworkPolicy"):
+            rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
+            assert all(rule.get("from") or rule.get("to") for rule in rules), policy
+        assert one(objects, "NetworkPolicy", "operator")["spec"]["ingress"] == []
 
     def test_opens_the_hub_to_the_download_alone(self) -> None:
         policy = one(rendered(MATRIX["a base from a hub"]), "NetworkPolicy", "base-download")["spec"]
@@ -479,6 +527,49 @@ class TestImages:
         assert one(rendered({}), "RayService")["spec"]["rayClusterConfig"]["rayVersion"] == pinned
 
 
+class TestTheNotes:
+    """What helm says after an installation."""
+
+    @pytest.mark.parametrize("row", ["defaults", "a claim that exists", "images by digest", "a claim of a class"])
+    def test_have_a_pod_for_the_checkpoint_unless_a_job_gets_it(self, row: str) -> None:
+        values = MATRIX[row]
+        found = re.search(r"<<'END'\n(.*?)\nEND\n", notes(values), re.DOTALL)
+        if "download" in values.get("base", {}):
+            assert found is None
+            return
+        assert found is not None
+        pod = yaml.safe_load(found[1])
+        assert (problems(pod), weaknesses(pod["spec"])) == ([], [])
+        assert volume_claims(pod["spec"]) == volume_claims(specs(rendered(values))["worker"])
+        (mount,) = ray(pod["spec"])["volumeMounts"]
+        assert "readOnly" not in mount
+        assert f"{pod['metadata']['name']}:{mount['mountPath']}/$file" in notes(values)
+
+    def test_name_the_number_of_replicas(self) -> None:
+        assert "2 to 8 replicas on cpu" in notes({})
+        assert "2 replica(s) on cpu" in notes({"autoscaling": {"enabled": False}})
+
+    @pytest.mark.parametrize("row", ["an ingress", "a route of a gateway", "an update in steps"])
+    def test_let_in_what_clients_come_through(self, row: str) -> None:
+        peers = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["clients"]["from"]
+        (labels,) = (p["namespaceSelector"]["matchLabels"] for p in peers if "namespaceSelector" in p)
+        ((name, value),) = labels.items()
+        said = f"kubectl label namespace NAMESPACE {name}={value}"
+        assert said in notes(MATRIX[row])
+        assert said not in notes({**MATRIX[row], "networkPolicy": {"enabled": False}})
+        assert said not in notes({})
+
+    def test_warn_of_a_claim_that_one_node_has(self) -> None:
+        assert "the one node that has the claim" in notes(MATRIX["a claim of one node"])
+        assert "the one node that has the claim" not in notes({"base": {"download": DOWNLOAD}})
+
+
+def volume_claims(spec: Object) -> dict[str, str]:
+    found = ((v["name"], v.get("persistentVolumeClaim")) for v in spec["volumes"])
+    return {name: claim["claimName"] for name, claim in found if claim}
+
+
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 INCREMENTAL = {"type": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "envoy"}
 REFUSALS: dict[str, tuple[Object, str]] = {
     "an unknown value": ({"replicass": 3}, r"additional properties 'replicass' not allowed"),
@@ -529,7 +620,128 @@ REFUSALS: dict[str, tuple[Object, str]] = {
         r"NewCluster, which uses no Gateway",
     ),
     "a full data volume": ({"workers": {"dataVolume": "10Gi"}}, r"settings.disk_bytes is 20971520000.*10Gi"),
-    "budgets beyond the memory": ({"settings": {"packed_bytes": 6 << 30}}, r"below three quarters"),
+    "budgets beyond the memory": (
+        {"settings": {"packed_bytes": 4 << 30}},
+        rf"limits.memory is 8Gi, .* need {(3 << 29) + DEFAULTS['host_bytes'] + 14 * (4 << 30) // 10} bytes beside",
+    ),
+    "budgets of a GPU beyond the memory": (
+        {"device": "cuda", "settings": {"host_bytes": 7 << 30, "packed_bytes": 40 << 30}},
+        rf"need {(3 << 29) + (7 << 30)} bytes",
+    ),
+    "the server's budgets beyond the memory": (
+        {
+            "settings": dict.fromkeys(["disk_bytes", "host_bytes", "packed_bytes"]),
+            "workers": {"resources": {"limits": {"cpu": 4, "memory": "4Gi"}}},
+        },
+        rf"need {(3 << 29) + DEFAULTS['host_bytes'] + 14 * DEFAULTS['packed_bytes'] // 10} bytes",
+    ),
+    "the server's disk beyond the volume": (
+        {"settings": {"disk_bytes": None}, "workers": {"dataVolume": "10Gi"}},
+        rf"disk_bytes is {DEFAULTS['disk_bytes']}",
+    ),
+    "a store beyond its memory": (
+        {"store": {"maxMemory": "4gb"}},
+        r"store.maxMemory is 4gb, and store.resources.limits.memory is 4Gi",
+    ),
+    "Ray's Redis beyond its memory": ({"gcsRedis": {"maxMemory": "500mb"}}, r"gcsRedis.maxMemory is 500mb"),
+    "a number beside autoscaling": ({"replicas": 3}, r"replicas is 3 with autoscaling"),
+    "a keys file that nothing holds": (
+        {
+            "settings": {"keys_file": "/etc/kennel/keys.json"},
+            "workers": {**MATRIX["keys from a file"]["workers"], "dataVolume": "24Gi"},
+        },
+        r"settings.keys_file is /etc/kennel/keys.json, and no mount",
+    ),
+    "a mount of nothing": (
+        {"workers": {"extraVolumeMounts": [{"name": "keys", "mountPath": "/etc/ken"}]}},
+        r"mounts the volume keys, which does not exist; expected one of home, tmp, data, base",
+    ),
+    "a volume of the chart's": (
+        {"workers": {"extraVolumes": [{"name": "data", "emptyDir": {}}]}},
+        r"extraVolumes has the name data, which is taken",
+    ),
+    "a claim beside a base in the image": (
+        {"base": {"source": "image", "claim": {"name": "checkpoints"}}},
+        r"base.claim.name is checkpoints, and base.source is image",
+    ),
+    "a download into what cannot be written": (
+        {"base": {"claim": {"accessModes": ["ReadOnlyMany"]}, "download": DOWNLOAD}},
+        r"the Job could not write; expected ReadWriteMany",
+    ),
+    "a balancer for nobody": (
+        {"serveService": {"type": "NodePort"}, "networkPolicy": {"clients": {"from": []}}},
+        r"serveService.type is NodePort, and networkPolicy.clients.from has no ipBlock",
+    ),
+    "a request above the limit": (
+        {"workers": {"resources": {"requests": {"cpu": "2500m"}, "limits": {"cpu": 2}}}},
+        r"workers.resources.requests.cpu is 2500m, and workers.resources.limits.cpu is 2; expected",
+    ),
+    "a request above the limit in other units": (
+        {"base": {"download": {"resources": {"requests": {"memory": "3000M"}}}}},
+        r"base.download.resources.requests.memory is 3000M, and base.download.resources.limits.memory is 2Gi",
+    ),
+    "a quantity that is none": ({"head": {"resources": {"limits": {"memory": "4GB"}}}}, r"limits/memory"),
+    "alerts about a job that is not there": (
+        {"monitoring": {"prometheusRule": {"enabled": True}}},
+        r"KenServerDown would always be on; expected the name of the job",
+    ),
+    "a label of the chart's": (
+        {"commonLabels": {"app.kubernetes.io/instance": "x"}},
+        r"found the label app.kubernetes.io/instance among labels",
+    ),
+    "a label of the chart's on one object": (
+        {"monitoring": {"podMonitor": {"enabled": True, "labels": {"helm.sh/chart": "x"}}}},
+        r"found the label helm.sh/chart among labels",
+    ),
+    "a base in a volume of the pods": ({"base": {"path": "/tmp/base"}}, r"base.path is /tmp/base, .* at /tmp;"),
+    "a base above a volume of the pods": (
+        {"base": {"path": "/var/lib"}},
+        r"base.path is /var/lib, .* at /var/lib/ken;",
+    ),
+    "a claim of one pod": ({"base": {"claim": {"accessModes": ["ReadWriteOncePod"]}}}, r"/base/claim/accessModes"),
+    "two volumes at one path": (
+        {
+            "workers": {
+                "extraVolumes": [{"name": "keys", "emptyDir": {}}],
+                "extraVolumeMounts": [{"name": "keys", "mountPath": "/models/base/"}],
+            }
+        },
+        r"mounts keys at /models/base/, where there is a volume already",
+    ),
+    "a variable of KubeRay's": (
+        {"head": {"env": [{"name": "RAY_REDIS_ADDRESS", "value": "redis:6379"}]}},
+        r"head.env sets RAY_REDIS_ADDRESS, which the chart or KubeRay sets",
+    ),
+    "a variable twice": (
+        {"workers": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+        r"workers.env sets A, .*stands there twice",
+    ),
+    "two names alike": ({"names": {"redis": "x", "gcs-redis": "x"}}, r"names.gcs-redis and names.redis are both x"),
+    "a name that KubeRay would refuse": ({"names": {"ray-service": "a" * 48}}, r"/names/ray-service"),
+    "a hub that is shut off": (
+        {"base": {"download": {**DOWNLOAD, "endpoint": "https://hub.example.org:8443/x"}}},
+        r"networkPolicy.hub.ports lacks 8443",
+    ),
+    "a hub without TLS that is shut off": (
+        {"base": {"download": {**DOWNLOAD, "endpoint": "http://hub.example.org"}}},
+        r"networkPolicy.hub.ports lacks 80:",
+    ),
+    "a target that is never reached": (
+        {"autoscaling": {"targetOngoingRequests": 2000}},
+        r"targetOngoingRequests is 2000, and a replica refuses more than 1024 requests",
+    ),
+    "a balancer that is shut off": (
+        {"serveService": {"type": "LoadBalancer"}},
+        r"serveService.type is LoadBalancer, and networkPolicy.clients.from has no ipBlock",
+    ),
+    "a setting in the environment": (
+        {"workers": {"env": [{"name": "KEN_BATCH_ROWS", "value": "8"}]}},
+        r"workers.env sets KEN_BATCH_ROWS; .*expected settings.batch_rows",
+    ),
+    "replicas in the environment": (
+        {"head": {"env": [{"name": "ken_replicas", "value": "8"}]}},
+        r"head.env sets ken_replicas; .*expected settings.replicas",
+    ),
     "a download into an image": (
         {"base": {"source": "image", "download": DOWNLOAD}},
         r"base.download.enabled is true, and base.source is image",
@@ -563,7 +775,7 @@ REFUSALS: dict[str, tuple[Object, str]] = {
     ),
     "a variable of the chart's": (
         {"workers": {"env": [{"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "0"}]}},
-        r"workers.env sets RAY_SERVE_ENABLE_HA_PROXY, which the chart sets",
+        r"workers.env sets RAY_SERVE_ENABLE_HA_PROXY, which the chart or KubeRay sets",
     ),
     "another label by which pods are found": ({"head": {"podLabels": {"app": "x"}}}, r"found the label `app`"),
     "a name that is too long": ({"fullnameOverride": "a" * 41}, r"41 characters; expected 40 at most"),

@@ -254,6 +254,10 @@ class TestPods:
         assert options["--requirepass"] == f"$({container['env'][0]['name']})"
         assert size(options["--maxmemory"]) < size(container["resources"]["limits"]["memory"])
 
+    def test_of_the_store_lose_no_change_in_a_crash(self) -> None:
+        assert redis_options(template_of("redis"))["--appendfsync"] == "always"
+        assert "--appendfsync" not in redis_options(template_of("gcs-redis"))
+
     @each_redis
     def test_of_a_redis_take_their_password_from_the_secret(self, name: str) -> None:
         (secret,) = objects("Secret")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from serving.config import Settings
 from serving.launch.ray_variables import for_cluster
@@ -93,6 +94,24 @@ def test_a_change_of_the_chart_or_of_its_values_reaches_the_manifests(render: An
     assert render.main(["--check"], copied) == 1
     render.main([], copied)
     assert "request_timeout_seconds: 100" in (copied / "kubernetes/rayservice.yaml").read_text()
+
+
+@needs_helm
+def test_manifests_come_and_go_with_the_values(render: Any, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = copied / "kubernetes/values.yaml"
+    before = values.read_text()
+    values.write_text(before + "ingress: {enabled: true, hosts: [ken.example.org]}\n")
+    render.main([], copied)
+    listed = yaml.safe_load((copied / "kubernetes/kustomization.yaml").read_text())["resources"]
+    assert "ingress.yaml" in listed
+    assert {name for name in listed if not (copied / "kubernetes" / name).is_file()} == set()
+    values.write_text(before)
+    assert render.main(["--check"], copied) == 1
+    assert "kubernetes/ingress.yaml, kubernetes/kustomization.yaml" in capsys.readouterr().err
+    render.main([], copied)
+    assert not (copied / "kubernetes/ingress.yaml").exists()
+    assert (copied / "kubernetes/namespace.yaml").is_file()
+    assert render.main(["--check"], copied) == 0
 
 
 @needs_helm

@@ -41,3 +41,10 @@ def test_an_autoscaling_configuration_alone_says_how_many_replicas_there_are() -
 
 def test_a_number_of_replicas_in_the_settings_is_the_deployments() -> None:
     assert app.build({"base": "b", "replicas": 3})._bound_deployment.num_replicas == 3
+
+
+def test_a_number_of_replicas_in_the_environment_is_not_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is for `ken serve`. Serve refuses it beside an autoscaling configuration."""
+    monkeypatch.setenv("KEN_REPLICAS", "3")
+    deployment = app.build({"base": "b"})._bound_deployment
+    assert "num_replicas" not in deployment._deployment_config.user_configured_option_names

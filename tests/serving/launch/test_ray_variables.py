@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.launch.ray_variables import for_launcher, forget_other_clusters
+from serving.launch.haproxy_file import CHANGE_SECONDS
+from serving.launch.ray_variables import LOCAL, for_launcher, forget_other_clusters
 
 
 def test_a_private_cluster_asks_for_a_token_and_keeps_to_loopback(tmp_path: Path) -> None:
@@ -31,6 +32,24 @@ def test_haproxy_gives_up_on_a_replica_a_little_later_than_the_replica_on_a_requ
 ) -> None:
     values = for_launcher(tmp_path, {"RAY_SERVE_HAPROXY_BINARY_PATH": "/entry"}, seconds)
     assert values["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] == waits
+
+
+@pytest.mark.parametrize(("seconds", "stops"), [(30.0, "720"), (595.0, "720"), (900.0, "1025")])
+def test_a_haproxy_that_was_replaced_ends_only_when_its_last_request_has_been_answered(
+    seconds: float, stops: str, tmp_path: Path
+) -> None:
+    """The last request may come when an idle connection is about to end, and may be a change."""
+    values = for_launcher(tmp_path, {"RAY_SERVE_HAPROXY_BINARY_PATH": "/entry"}, seconds)
+    assert values["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == stops
+    longest = max(CHANGE_SECONDS, int(values["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]))
+    constants = pytest.importorskip("ray.serve._private.constants", reason="ray is not installed")
+    assert int(stops) > longest + constants.DEFAULT_UVICORN_KEEP_ALIVE_TIMEOUT_S
+
+
+def test_a_port_is_given_to_another_replica_once_no_haproxy_that_was_replaced_is_sent_requests() -> None:
+    constants = pytest.importorskip("ray.serve._private.constants", reason="ray is not installed")
+    (waits,) = (int(variable.value) for variable in LOCAL if variable.name == "RAY_SERVE_PORT_QUARANTINE_S")
+    assert waits > constants.DEFAULT_UVICORN_KEEP_ALIVE_TIMEOUT_S
 
 
 def test_without_haproxy_replicas_open_no_ports_of_their_own(tmp_path: Path) -> None:

@@ -57,3 +57,30 @@ spec:
     - name: tmp
       emptyDir: {sizeLimit: 1Gi}
 {{- end -}}
+
+{{/* A pod into whose volume the checkpoint is copied by hand. */}}
+{{- define "ken-serve.copyPod" -}}
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ include "ken-serve.name" (list "base-copy" .) }}
+spec:
+  {{- include "ken-serve.podSecurity" (dict "user" 10001 "group" 10001) | nindent 2 }}
+  terminationGracePeriodSeconds: 0
+  {{- with include "ken-serve.pullSecrets" . | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  containers:
+    - name: copy
+      image: {{ include "ken-serve.image" . }}
+      command: [sleep, "86400"]
+      resources:
+        limits: {cpu: 500m, memory: 256Mi}
+      {{- include "ken-serve.containerSecurity" . | nindent 6 }}
+      volumeMounts:
+        - {name: base, mountPath: {{ .Values.base.path }}}
+  volumes:
+    - name: base
+      persistentVolumeClaim:
+        claimName: {{ include "ken-serve.claim" . }}
+{{- end -}}

@@ -34,6 +34,12 @@ labels:
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
   helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
   {{- with merge (dict) (.labels | default dict) .root.Values.commonLabels }}
+  {{- $own := list "app.kubernetes.io/part-of" "app.kubernetes.io/instance" }}
+  {{- range concat $own (list "app.kubernetes.io/managed-by" "helm.sh/chart") }}
+  {{- if or (hasKey ($.labels | default dict) .) (hasKey $.root.Values.commonLabels .) }}
+  {{- fail (printf "found the label %s among labels in the values; the chart sets it: expected other labels" .) }}
+  {{- end }}
+  {{- end }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}

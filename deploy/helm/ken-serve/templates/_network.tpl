@@ -22,11 +22,26 @@ ports:
 {{- end }}
 {{- end -}}
 
-{{/* A rule for egress. Takes the map with `to` and `ports`. */}}
+{{/* Rules for egress. Takes the map with `to` and `ports`. Without peers no rule: it would hold for everybody. */}}
 {{- define "ken-serve.egress" -}}
+{{- if .to -}}
 - to:
     {{- toYaml .to | nindent 4 }}
   {{- include "ken-serve.ports" .ports | nindent 2 }}
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}
+
+{{/* Rules for ingress to Ray's pods. Takes a list: the peers, the ports. Without peers, nobody comes in. */}}
+{{- define "ken-serve.ingress" -}}
+{{- if index . 0 -}}
+- from:
+    {{- toYaml (index . 0) | nindent 4 }}
+  {{- include "ken-serve.ports" (index . 1) | nindent 2 }}
+{{- else -}}
+[]
+{{- end -}}
 {{- end -}}
 
 {{/* Lets Ray's nodes and nothing else reach a Redis. Takes a list: the component, the root. */}}

@@ -4,6 +4,8 @@
 {{- $value := .value }}
 {{- if eq .name "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S" }}
 {{- $value = add 5 (int $.Values.requestTimeoutSeconds) | toString }}
+{{- else if eq .name "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S" }}
+{{- $value = add 120 (max 600 (add 5 (int $.Values.requestTimeoutSeconds))) | toString }}
 {{- end }}
 - {name: {{ .name }}, value: {{ $value | quote }}}
 {{- end }}
@@ -30,14 +32,28 @@
 {{- $own := include "ken-serve.ownVariables" .root | trim -}}
 {{- $taken := list -}}
 {{- range fromYamlArray $own }}{{- $taken = append $taken .name }}{{- end -}}
+{{- /* what KubeRay sets */}}
+{{- $taken = concat $taken (list "RAY_ADDRESS" "RAY_PORT" "RAY_IP" "FQ_RAY_IP" "RAY_CLUSTER_NAME") -}}
+{{- $taken = concat $taken (list "RAY_CLUSTER_NAMESPACE" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME") -}}
+{{- $taken = concat $taken (list "RAY_external_storage_namespace" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN") -}}
+{{- $taken = concat $taken (list "RAY_enable_autoscaler_v2" "KUBERAY_GEN_RAY_START_CMD") -}}
 env:
   {{- $own | nindent 2 }}
   {{- range $variable := get .root.Values .group | dig "env" list }}
   {{- if has $variable.name $taken }}
   {{- fail (printf (cat
-      "%s.env sets %s, which the chart sets; expected other names (settings of the server go into"
-      "settings)")
+      "%s.env sets %s, which the chart or KubeRay sets, or which stands there twice; expected other names, each once"
+      "(settings of the server go into settings)")
       $.group $variable.name) }}
+  {{- end }}
+  {{- $taken = append $taken $variable.name }}
+  {{- /* the server reads names of any case */}}
+  {{- $name := upper $variable.name }}
+  {{- if and (hasPrefix "KEN_" $name) (not (has $name (list "KEN_SECRETS_DIR"))) }}
+  {{- fail (printf (cat
+      "%s.env sets %s; settings of the server are not taken from there, since the head reads them once for all"
+      "replicas: expected settings.%s")
+      $.group $variable.name (trimPrefix "KEN_" $name | lower)) }}
   {{- end }}
   - {{ toYaml $variable | nindent 4 | trim }}
   {{- end }}

@@ -4,11 +4,23 @@
 {{- include "ken-serve.refuse.scaling" . -}}
 {{- include "ken-serve.refuse.upgrade" . -}}
 {{- include "ken-serve.refuse.sizes" . -}}
+{{- include "ken-serve.refuse.redis" . -}}
+{{- include "ken-serve.refuse.requests" . -}}
+{{- include "ken-serve.refuse.volumes" . -}}
+{{- include "ken-serve.refuse.names" . -}}
 {{- include "ken-serve.refuse.base" . -}}
 {{- include "ken-serve.refuse.routes" . -}}
 {{- include "ken-serve.refuse.network" . -}}
 {{- if and (eq $v.gcsRedis.mode "external") (not $v.gcsRedis.address) -}}
 {{- fail "gcsRedis.mode is external, and gcsRedis.address is empty; expected host:port of a Redis" -}}
+{{- end -}}
+{{- with $v.monitoring.prometheusRule -}}
+{{- if and .enabled (not .job) (not $v.monitoring.podMonitor.enabled) -}}
+{{- fail (cat
+    "monitoring.prometheusRule.enabled is true without monitoring.podMonitor, and its job is empty: the alert"
+    "KenServerDown would always be on; expected the name of the job that scrapes the workers in"
+    "monitoring.prometheusRule.job") -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.store.urlFromSecret (not $v.store.bundled) -}}
 {{- fail (cat
@@ -19,7 +31,13 @@
 
 {{- define "ken-serve.refuse.scaling" -}}
 {{- $v := .Values -}}
-{{- $fewest := $v.autoscaling.enabled | ternary $v.autoscaling.min $v.replicas | int -}}
+{{- $fewest := $v.autoscaling.enabled | ternary $v.autoscaling.min (include "ken-serve.fixedReplicas" .) | int -}}
+{{- if and $v.autoscaling.enabled $v.replicas -}}
+{{- fail (printf (cat
+    "replicas is %d with autoscaling, which keeps between autoscaling.min and autoscaling.max replicas; leave"
+    "replicas out, or set autoscaling.enabled to false")
+    (int $v.replicas)) -}}
+{{- end -}}
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.min) (int $v.autoscaling.max)) -}}
 {{- fail (printf (cat
     "autoscaling.min is %d, and autoscaling.max is %d; expected a max of at least min")
@@ -30,6 +48,13 @@
     "spareWorkers is %d with autoscaling, which adds workers when they are needed; leave spareWorkers"
     "out, or set autoscaling.enabled to false")
     (int $v.spareWorkers)) -}}
+{{- end -}}
+{{- $most := get $v.settings "max_requests" | default 1024 | float64 -}}
+{{- if and $v.autoscaling.enabled (gt (float64 $v.autoscaling.targetOngoingRequests) $most) -}}
+{{- fail (printf (cat
+    "autoscaling.targetOngoingRequests is %v, and a replica refuses more than %v requests (settings.max_requests): no"
+    "replica would be added; expected far less")
+    $v.autoscaling.targetOngoingRequests $most) -}}
 {{- end -}}
 {{- $surge := int (include "ken-serve.maxSurgePercent" .) -}}
 {{- if and (not $v.autoscaling.enabled) (eq (int $v.spareWorkers) 0) (gt $surge 0) -}}
@@ -89,7 +114,7 @@
 
 {{- define "ken-serve.refuse.sizes" -}}
 {{- $v := .Values -}}
-{{- $disk := get $v.settings "disk_bytes" | default 0 | int64 -}}
+{{- $disk := include "ken-serve.budget" (list "disk_bytes" .) | int64 -}}
 {{- if ge $disk (int64 (include "ken-serve.bytes" $v.workers.dataVolume)) -}}
 {{- fail (printf (cat
     "settings.disk_bytes is %d, and workers.dataVolume is %s; expected a larger volume, which also holds"
@@ -97,18 +122,131 @@
     $disk $v.workers.dataVolume) -}}
 {{- end -}}
 {{- $memory := int64 (include "ken-serve.bytes" $v.workers.resources.limits.memory) -}}
-{{- $budgets := get $v.settings "host_bytes" | default 0 | int64 -}}
+{{- $needed := add 1610612736 (include "ken-serve.budget" (list "host_bytes" .) | int64) -}}
 {{- if eq $v.device "cpu" -}}
 {{- range list "packed_bytes" "materialised_bytes" -}}
-{{- $budgets = add $budgets (get $v.settings . | default 0 | int64) -}}
+{{- $needed = add $needed (div (mul 14 (include "ken-serve.budget" (list . $) | int64)) 10) -}}
 {{- end -}}
 {{- end -}}
-{{- if ge (mul 4 $budgets) (mul 3 $memory) -}}
+{{- if gt $needed $memory -}}
 {{- fail (printf (cat
-    "the budgets in settings (host_bytes, and on a CPU packed_bytes and materialised_bytes) are %d bytes,"
-    "and workers.resources.limits.memory is %s; expected budgets below three quarters of it: the base and"
-    "the server need the rest")
-    $budgets $v.workers.resources.limits.memory) -}}
+    "workers.resources.limits.memory is %s, and the settings need %d bytes beside the base: 1.5 GiB, host_bytes, and"
+    "on a CPU 1.4 times packed_bytes and materialised_bytes; expected a higher limit, or smaller budgets in settings")
+    $v.workers.resources.limits.memory $needed) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A setting in bytes. A setting that is not there has the server's default. Takes a list: its name, the root. */}}
+{{- define "ken-serve.budget" -}}
+{{- $name := index . 0 -}}{{- $settings := (index . 1).Values.settings -}}
+{{- $defaults := dict "disk_bytes" 20971520000 "host_bytes" 2097152000 "packed_bytes" 2097152000 -}}
+{{- if hasKey $settings $name -}}
+{{- get $settings $name | int64 -}}
+{{- else -}}
+{{- get $defaults $name | default 0 | int64 -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "ken-serve.refuse.requests" -}}
+{{- $v := .Values -}}
+{{- $blocks := dict "head" $v.head "workers" $v.workers "store" $v.store "gcsRedis" $v.gcsRedis -}}
+{{- $_ := set $blocks "autoscaling" $v.autoscaling -}}
+{{- $_ := set $blocks "base.download" $v.base.download -}}
+{{- range $block, $values := $blocks -}}
+{{- $limits := $values.resources.limits -}}
+{{- range $name, $asked := $values.resources.requests -}}
+{{- if hasKey $limits $name -}}
+{{- $limit := get $limits $name -}}
+{{- if gt (include "ken-serve.amount" $asked | float64) (include "ken-serve.amount" $limit | float64) -}}
+{{- fail (printf (cat
+    "%s.resources.requests.%s is %v, and %s.resources.limits.%s is %v; expected a request of at most the limit")
+    $block $name $asked $block $name $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A quantity of Kubernetes as a number. */}}
+{{- define "ken-serve.amount" -}}
+{{- $text := toString . -}}
+{{- $units := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "" 1.0 -}}
+{{- $_ := merge $units (dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0) -}}
+{{- $unit := regexFind "[a-zA-Z]*$" $text -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $units $unit) -}}
+{{- end -}}
+
+{{- define "ken-serve.refuse.redis" -}}
+{{- $bundled := dict -}}
+{{- if .Values.store.bundled -}}{{- $_ := set $bundled "store" .Values.store -}}{{- end -}}
+{{- if eq .Values.gcsRedis.mode "bundled" -}}{{- $_ := set $bundled "gcsRedis" .Values.gcsRedis -}}{{- end -}}
+{{- range $name, $redis := $bundled -}}
+{{- $most := int64 (include "ken-serve.bytes" $redis.maxMemory) -}}
+{{- $limit := int64 (include "ken-serve.bytes" $redis.resources.limits.memory) -}}
+{{- if gt (mul 4 $most) (mul 3 $limit) -}}
+{{- fail (printf (cat
+    "%s.maxMemory is %s, and %s.resources.limits.memory is %s; expected at most three quarters of the limit:"
+    "Redis needs room to write its file anew")
+    $name $redis.maxMemory $name $redis.resources.limits.memory) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "ken-serve.refuse.names" -}}
+{{- $seen := dict -}}
+{{- range $component, $name := .Values.names -}}
+{{- if and $name (hasKey $seen $name) -}}
+{{- fail (printf "names.%s and names.%s are both %s; expected different names" (get $seen $name) $component $name) -}}
+{{- end -}}
+{{- $_ := set $seen $name $component -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "ken-serve.refuse.volumes" -}}
+{{- $paths := list "/home/ken" "/tmp" "/var/lib/ken" -}}
+{{- range $paths -}}
+{{- $base := printf "%s/" $.Values.base.path -}}
+{{- if or (hasPrefix (printf "%s/" .) $base) (hasPrefix $base .) -}}
+{{- fail (printf (cat
+    "base.path is %s, and the pods have a volume of their own at %s; expected a path apart from it, such as"
+    "/models/base")
+    $.Values.base.path .) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .Values.base.source "claim" -}}{{- $paths = append $paths .Values.base.path -}}{{- end -}}
+{{- $own := list "home" "tmp" "data" -}}
+{{- if eq .Values.base.source "claim" -}}{{- $own = append $own "base" -}}{{- end -}}
+{{- $all := $own -}}
+{{- range .Values.workers.extraVolumes -}}
+{{- if has .name $all -}}
+{{- fail (printf (cat
+    "workers.extraVolumes has the name %s, which is taken; expected a name of its own beside %s")
+    .name (join ", " $all)) -}}
+{{- end -}}
+{{- $all = append $all .name -}}
+{{- end -}}
+{{- $keys := get .Values.settings "keys_file" | default "" -}}
+{{- $mounted := not $keys -}}
+{{- range .Values.workers.extraVolumeMounts -}}
+{{- if not (has .name $all) -}}
+{{- fail (printf (cat
+    "workers.extraVolumeMounts mounts the volume %s, which does not exist; expected one of %s, or another in"
+    "workers.extraVolumes")
+    .name (join ", " $all)) -}}
+{{- end -}}
+{{- $path := trimSuffix "/" .mountPath -}}
+{{- if has $path $paths -}}
+{{- fail (printf "workers.extraVolumeMounts mounts %s at %s, where there is a volume already; expected another path"
+    .name .mountPath) -}}
+{{- end -}}
+{{- $paths = append $paths $path -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $keys) -}}{{- $mounted = true -}}{{- end -}}
+{{- end -}}
+{{- if not $mounted -}}
+{{- fail (printf (cat
+    "settings.keys_file is %s, and no mount in workers.extraVolumeMounts holds it; expected the file's Secret in"
+    "workers.extraVolumes and workers.extraVolumeMounts")
+    $keys) -}}
 {{- end -}}
 {{- end -}}
 
@@ -119,6 +257,9 @@
 {{- fail (cat
     "base.download.enabled is true, and base.source is image; expected base.source: claim, into which the"
     "Job downloads") -}}
+{{- end -}}
+{{- with $v.base.claim.name -}}
+{{- fail (printf "base.claim.name is %s, and base.source is image; expected base.source: claim, or no name" .) -}}
 {{- end -}}
 {{- else -}}
 {{- if and (not $v.base.claim.create) (not $v.base.claim.name) -}}
@@ -135,6 +276,12 @@
 {{- fail (cat
     "base.download.enabled is true, and base.download.revision is empty; expected a commit or a tag:"
     "deltas fit one base only, which must not change") -}}
+{{- end -}}
+{{- $readable := eq (toJson (uniq $v.base.claim.accessModes)) (toJson (list "ReadOnlyMany")) -}}
+{{- if and $v.base.download.enabled $v.base.claim.create $readable -}}
+{{- fail (cat
+    "base.download.enabled is true, and base.claim.accessModes is ReadOnlyMany: the Job could not write; expected"
+    "ReadWriteMany, or ReadWriteOnce for a single node") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -168,6 +315,31 @@
 {{- define "ken-serve.refuse.network" -}}
 {{- $v := .Values -}}
 {{- if $v.networkPolicy.enabled -}}
+{{- $addresses := false -}}
+{{- range $v.networkPolicy.clients.from -}}
+{{- if hasKey . "ipBlock" -}}{{- $addresses = true -}}{{- end -}}
+{{- end -}}
+{{- if and (ne $v.serveService.type "ClusterIP") (not $addresses) -}}
+{{- fail (printf (cat
+    "serveService.type is %s, and networkPolicy.clients.from has no ipBlock: nobody from outside the cluster could"
+    "come in; expected the addresses of clients, or of the nodes if the balancer passes connections on through them,"
+    "for example {ipBlock: {cidr: 10.0.0.0/8}}")
+    $v.serveService.type) -}}
+{{- end -}}
+{{- with $v.base.download -}}
+{{- if and .enabled .endpoint -}}
+{{- $port := regexFind ":[0-9]+" (regexReplaceAll "^https?://" .endpoint "") | trimPrefix ":" -}}
+{{- $port = $port | default (hasPrefix "http://" .endpoint | ternary 80 443) | int -}}
+{{- $open := list -}}
+{{- range $v.networkPolicy.hub.ports -}}{{- $open = append $open (int .) -}}{{- end -}}
+{{- if not (has $port $open) -}}
+{{- fail (printf (cat
+    "base.download.endpoint is %s, and networkPolicy.hub.ports lacks %d: the Job could not reach it; expected the"
+    "port there")
+    .endpoint $port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $external := or (not $v.store.bundled) (eq $v.gcsRedis.mode "external") -}}
 {{- if and $external (not $v.networkPolicy.externalRedis.to) -}}
 {{- fail (cat
@@ -187,8 +359,8 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Bytes of a quantity with Mi, Gi or Ti, which the schema asks for where this is used. */}}
+{{/* Bytes of a quantity with Mi, Gi or Ti, or Redis' mb and gb, which the schema asks for where this is used. */}}
 {{- define "ken-serve.bytes" -}}
-{{- $unit := dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- mul (regexFind "^[0-9]+" . | int64) (get $unit (regexFind "[MGT]i$" .)) -}}
+{{- $unit := dict "Mi" 1048576 "mb" 1048576 "Gi" 1073741824 "gb" 1073741824 "Ti" 1099511627776 -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (get $unit (regexFind "[a-zA-Z]+$" .)) -}}
 {{- end -}}

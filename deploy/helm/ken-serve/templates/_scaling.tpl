@@ -7,12 +7,17 @@
 {{- end -}}
 {{- end -}}
 
+{{/* How many replicas there are without autoscaling. */}}
+{{- define "ken-serve.fixedReplicas" -}}
+{{- .Values.replicas | default 2 | int -}}
+{{- end -}}
+
 {{/* The fewest and the most workers: for all replicas, and for those that an update starts before it stops others. */}}
 {{- define "ken-serve.minWorkers" -}}
 {{- if .Values.autoscaling.enabled -}}
 {{- int .Values.autoscaling.min -}}
 {{- else -}}
-{{- add (int .Values.replicas) (int .Values.spareWorkers) -}}
+{{- add (int (include "ken-serve.fixedReplicas" .)) (int .Values.spareWorkers) -}}
 {{- end -}}
 {{- end -}}
 

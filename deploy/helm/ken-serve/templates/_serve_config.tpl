@@ -10,7 +10,7 @@ autoscaling_config:
   downscale_delay_s: {{ toJson .downscaleDelaySeconds }}
   look_back_period_s: {{ toJson .lookBackPeriodSeconds }}
 {{- else -}}
-num_replicas: {{ int $.Values.replicas }}
+num_replicas: {{ include "ken-serve.fixedReplicas" $ }}
 {{- end -}}
 {{- end }}
 {{- end -}}
@@ -34,7 +34,7 @@ applications:
         max_surge_percent: {{ include "ken-serve.maxSurgePercent" . }}
         # longer than an accepted request may take, and than load balancers need to stop sending new ones
         graceful_shutdown_timeout_s: {{ max 60 (add 15 (int (include "ken-serve.drainSeconds" .))) }}
-    args: # any change here replaces every replica, one after another
+    args: # any change here replaces every replica, beside the old ones as far as max_surge_percent allows
       base: {{ include "ken-serve.basePath" . }}
       host: 0.0.0.0 # not loopback, so requests need a key or the admin token
       port: 8000
