@@ -1,7 +1,8 @@
 """Scaling and updating by the manifest for Kubernetes: requests are answered all the while.
 
-On one machine, without Ray's autoscaler: as many replicas as the bounds of the autoscaling configuration say. In pods,
-and by load: test_pods.
+On one machine, without Ray's autoscaler: as many replicas as the bounds of the autoscaling configuration say. A replica
+of a private cluster that ends has no time in which others stop asking it, so there must be another one. In pods, and by
+load: test_pods.
 """
 
 from __future__ import annotations
