@@ -86,7 +86,7 @@ spec:
         periodSeconds: 3
         timeoutSeconds: 3
         failureThreshold: 60
-      # this pod's HAProxy answers 200 while it knows of a replica that answers
+      # this pod's HAProxy answers 200 while a replica in this pod answers
       readinessProbe:
         httpGet: {path: /-/healthz, port: serve}
         periodSeconds: 5
