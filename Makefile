@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HELM := $(BIN)/helm
+# One more than there are cores, since many tests wait.
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 export KEN_DATA_DIR ?= $(CURDIR)/.ken
 export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
 # Hub look-ups never decide whether a test passes.
@@ -38,7 +40,7 @@ $(HELM): $(STAMP) tests/deploy/install_helm.py
 	$(BIN)/python tests/deploy/install_helm.py
 
 unit: $(STAMP) $(HELM)  ## tests that need no Ray
-	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' -n auto --dist loadfile
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile
 
 e2e: $(STAMP)  ## tests that drive a real server
 	$(TEST_ENV) $(BIN)/pytest -m 'e2e and not slow'
