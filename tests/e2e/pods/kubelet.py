@@ -26,7 +26,7 @@ class Pod:
     """A pod that runs.
 
     Attributes:
-        volumes: its folders by name of volume.
+        folder: for its logs and volumes.
         containers: by name; one is ``ray``.
     """
 

@@ -125,6 +125,7 @@ class Operator:
                 for pod in [pod for pod in self._pods if not pod.runs]:
                     if not pod.terminating and not pod.was_ready and pod.group != HEAD:
                         self.failed.append(pod)
+                        print(f"{pod.name} ended by itself and was never ready, see {pod.log}", flush=True)
                     pod.kill()
                     self._pods.remove(pod)
                     self._network.remove(pod.name)
