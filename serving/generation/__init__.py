@@ -1,0 +1,1 @@
+"""Generation: sequences of tokens, which live over many steps, beside the batches of the other kinds."""
