@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     )
     queue_rows: int = Field(2048, ge=1, description="most inputs that wait; further requests get 429")
     request_timeout_seconds: float = Field(30.0, gt=0)
+    generation_timeout_seconds: float = Field(
+        600.0, gt=0, description="as request_timeout_seconds, for requests that generate text; until their last token"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for requests that were accepted")
     max_connections: int = Field(4096, ge=64, le=1_000_000, description="most open connections of all clients together")
     max_connections_per_source: int = Field(

@@ -1,0 +1,67 @@
+"""Server-sent events: how one is written, and how a stream waits for what it has to send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import orjson
+from starlette.types import Receive
+
+from serving.api.middleware import GoneError
+
+T = TypeVar("T")
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"X-Accel-Buffering": "no"}
+"""nginx and its like pass events on one by one, and do not collect them."""
+COMMENT = b": still generating\n\n"
+"""Read as nothing by every client. It keeps proxies from taking a quiet connection for a dead one."""
+
+
+def event(content: Any, name: str | None = None) -> bytes:
+    """One event. Its data is one line, since JSON has no line breaks of its own."""
+    data = content if isinstance(content, bytes) else orjson.dumps(content)
+    named = b"" if name is None else b"event: %b\n" % name.encode()
+    return b"%bdata: %b\n\n" % (named, data)
+
+
+async def while_heard(coming: AsyncIterator[T], receive: Receive, pause: float) -> AsyncIterator[T | None]:
+    """What comes, for as long as the client is there; None whenever nothing came for `pause` seconds after the first.
+
+    Args:
+        receive: of a request whose body was read, so that its next message is that the client has left.
+
+    Raises:
+        GoneError: the client has left.
+    """
+    leaving = asyncio.ensure_future(_left(receive))
+    following: asyncio.Future[T] | None = None
+    timeout: float | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(coming))
+            await asyncio.wait({following, leaving}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                try:
+                    found = following.result()
+                except StopAsyncIteration:
+                    return
+                following, timeout = None, pause
+                yield found
+            elif leaving.done():
+                raise GoneError
+            else:
+                yield None
+    finally:
+        for waiting in filter(None, (leaving, following)):
+            waiting.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await waiting
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
