@@ -165,6 +165,11 @@ class Service:
         async with self.predict.on_device(digest, 0) as loaded:
             return loaded.spec.encoder.max_length
 
+    async def kind_of(self, digest: str) -> str:
+        """The kind that a task answers by itself. Raises as `Inference.on_device` does."""
+        async with self.predict.on_device(digest, 0) as loaded:
+            return loaded.kind
+
 
 def _resident(settings: Settings) -> ResidentModel:
     """The base on the device that the settings ask for; whatever goes wrong is one clear error."""

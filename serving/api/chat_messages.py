@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -31,7 +32,7 @@ def _parts(plain: Any) -> Any:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(kind, str) and kind != "text":
                 raise PydanticCustomError(
-                    "not_served", "found a part of type {kind!r}, and only text is taken", {"kind": kind[:40]}
+                    "not_served", "found a part of type '{kind}', and only text is taken", {"kind": kind[:40]}
                 )
     return plain
 
@@ -65,7 +66,7 @@ class Message(WithForeignFields):
     """One message. Clients send an answer of the assistant again as they got it."""
 
     WITHOUT_EFFECT = frozenset({"annotations", "provider_specific_fields"})
-    ONLY_AT = {"audio": (), "function_call": ()}
+    ONLY_AT = MappingProxyType({"audio": (), "function_call": ()})
 
     role: Role
     content: Annotated[str | list[TextPart], BeforeValidator(_parts)] | None = Field(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
 import orjson
@@ -28,7 +27,7 @@ def event(content: Any, name: str | None = None) -> bytes:
     return b"%bdata: %b\n\n" % (named, data)
 
 
-async def while_heard(coming: AsyncIterator[T], receive: Receive, pause: float) -> AsyncIterator[T | None]:
+async def while_heard(coming: AsyncIterator[T], receive: Receive, pause: float) -> AsyncGenerator[T | None]:
     """What comes, for as long as the client is there; None whenever nothing came for `pause` seconds after the first.
 
     Args:
@@ -43,7 +42,8 @@ async def while_heard(coming: AsyncIterator[T], receive: Receive, pause: float) 
     try:
         while True:
             following = following or asyncio.ensure_future(anext(coming))
-            await asyncio.wait({following, leaving}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            waited: set[asyncio.Future[Any]] = {following, leaving}
+            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 try:
                     found = following.result()
@@ -56,12 +56,18 @@ async def while_heard(coming: AsyncIterator[T], receive: Receive, pause: float) 
             else:
                 yield None
     finally:
-        for waiting in filter(None, (leaving, following)):
-            waiting.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await waiting
+        await _given_up(leaving)
+        if following is not None:
+            await _given_up(following)
 
 
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _given_up(waiting: asyncio.Future[Any]) -> None:
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    if not waiting.cancelled():
+        waiting.exception()  # which nobody waits for any more

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from serving.api.event_stream import event
+from serving.api.failures import Shape
 from serving.api.generating import Answering, Continuation, Form
 from serving.api.openai import shape
 from serving.generation.pieces import Candidate, Piece, Token
@@ -90,7 +91,7 @@ class Wanted:
 class _OpenAIForm(Form):
     """What both forms have: the head of each object, usage, and the end of a stream."""
 
-    shape = staticmethod(shape)
+    shape: Shape = staticmethod(shape)
 
     def __init__(self, answering: Answering, wanted: Wanted, kind: str, prefix: str) -> None:
         self._generation = answering.generation
@@ -127,10 +128,15 @@ class _OpenAIForm(Form):
 
 
 class ChatForm(_OpenAIForm):
-    """Answers to a chat."""
+    """Answers to a chat.
 
-    def __init__(self, answering: Answering, wanted: Wanted) -> None:
+    Args:
+        shape: the form of failures.
+    """
+
+    def __init__(self, answering: Answering, wanted: Wanted, shape: Shape = shape) -> None:
         super().__init__(answering, wanted, "chat.completion", "chatcmpl")
+        self.shape = shape
         self._begun = set[int]()
 
     @property

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from serving.api.asking import TextsOrTokenIds
 from serving.api.bodies import body_of, read_body
 from serving.api.chat_messages import Messages
+from serving.api.failures import Shape
 from serving.api.generating import MOST_CHOICES, Generator, TaskGeneration
 from serving.api.openai import failing, shape
 from serving.api.openai_answers import ChatCompletion, ChatForm, Completion, CompletionForm, Wanted
 from serving.api.predicting import Predictor
 from serving.api.problems import PREDICTION_FAILURES
+from serving.api.prompts import Prompts
 from serving.api.protocol import Protocol
+from serving.api.stops import StopIds, Stops
 from serving.api.streamed import streamed
 from serving.api.unserved import WithForeignFields
 from serving.errors import InvalidInputError
@@ -26,19 +28,8 @@ from serving.generation.query import Chat, GenerationQuery, SamplingParameters
 from serving.incoming import Free, Incoming
 from serving.service import Service
 
-MOST_STOPS = 16
 _TOKENS_OF_A_COMPLETION = 16
 """What OpenAI generates where a completion does not say how much. A chat goes on to its end."""
-
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-def _listed(plain: Any) -> Any:
-    return [plain] if isinstance(plain, str) else plain
-
-
-Stops = Annotated[list[Stop], BeforeValidator(_listed), Field(max_length=MOST_STOPS)]
-"""One text or a list of texts. A list after validation."""
 
 
 class StreamOptions(Incoming):
@@ -63,6 +54,23 @@ _ONLY_AT: Mapping[str, Sequence[Any]] = {
 }
 
 
+_ONLY_AT_IN_CHATS: Mapping[str, Sequence[Any]] = {
+    **_ONLY_AT,
+    "add_special_tokens": (False,),
+    "audio": (),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+_ONLY_AT_IN_COMPLETIONS: Mapping[str, Sequence[Any]] = {**_ONLY_AT, "add_special_tokens": (True,), "suffix": ("",)}
+
+
 class TextRequest(WithForeignFields, SamplingParameters):
     """What both kinds of requests for text have."""
 
@@ -71,23 +79,19 @@ class TextRequest(WithForeignFields, SamplingParameters):
     best_of: int | None = Field(None, description="taken where it is equal to n")
     max_tokens: int | None = Field(None, ge=1, description="most tokens of each continuation")
     min_tokens: int = Field(0, ge=0, description="tokens before which no continuation ends")
-    stop: Stops | None = Field(None, description="texts that end a continuation and are no part of it")
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
-        [], max_length=64, description="tokens that end a continuation, in addition to the task's own"
-    )
+    stop: Stops = Field([], description="texts that end a continuation and are no part of it")
+    stop_token_ids: StopIds = Field([], description="tokens that end a continuation, in addition to the task's own")
     ignore_eos: bool = Field(False, description="whether the task's own end-of-text tokens end nothing")
     skip_special_tokens: bool = Field(True, description="whether special tokens are left out of the text")
     stream: bool = Field(False, description="whether the text is sent as it comes, as server-sent events")
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: StreamOptions = StreamOptions.model_validate({})
     user: str | None = Field(
         None, description="an end user, who gets the same version throughout while a route splits the task's traffic"
     )
-    @abstractmethod
-    def generation(self, task: str | None = None) -> TaskGeneration:
-        """The request in the form that all protocols share.
 
-        Args:
-            task: that the path names; the body's model then says nothing.
+    @abstractmethod
+    def generation(self) -> TaskGeneration:
+        """The request in the form that all protocols share.
 
         Raises:
             InvalidInputError: two fields contradict each other.
@@ -111,7 +115,7 @@ class TextRequest(WithForeignFields, SamplingParameters):
             sampling=self.sampling,
             choices=self.n,
             min_tokens=self.min_tokens,
-            stop=tuple(self.stop or ()),
+            stop=tuple(self.stop),
             stop_ids=tuple(self.stop_token_ids),
             ignores_end=self.ignore_eos,
             plain=self.skip_special_tokens,
@@ -137,20 +141,7 @@ class ChatRequest(TextRequest):
     )
 
     WITHOUT_EFFECT = _WITHOUT_EFFECT | {"parallel_tool_calls"}
-    ONLY_AT = {
-        **_ONLY_AT,
-        "add_special_tokens": (False,),
-        "audio": (),
-        "echo": (False,),
-        "function_call": ("none", "auto"),
-        "functions": ([],),
-        "modalities": (["text"],),
-        "moderation": (),
-        "prediction": (),
-        "reasoning_effort": ("none",),
-        "verbosity": ("medium",),
-        "web_search_options": (),
-    }
+    ONLY_AT = _ONLY_AT_IN_CHATS
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens, and its newer name")
@@ -168,7 +159,12 @@ class ChatRequest(TextRequest):
     tools: list[dict[str, Any]] = Field([], description='taken only with a tool_choice of "none", and then left out')
     tool_choice: str | dict[str, Any] = Field("auto", description='"none", or "auto" without tools')
 
-    def generation(self, task: str | None = None) -> TaskGeneration:
+    def generation(self, shape: Shape = shape) -> TaskGeneration:
+        """As for completions.
+
+        Args:
+            shape: the form of failures.
+        """
         self._check()
         opens = not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
         chat = Chat(
@@ -186,7 +182,7 @@ class ChatRequest(TextRequest):
         names = {**_NAMES, "prompts": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
         wanted = self.wanted(self.logprobs)
         return TaskGeneration(
-            query, lambda answering: ChatForm(answering, wanted), self.stream, names, task or self.model, self.user
+            query, lambda answering: ChatForm(answering, wanted, shape), self.stream, names, self.model, self.user
         )
 
     def _check(self) -> None:
@@ -220,9 +216,9 @@ class CompletionRequest(TextRequest):
     )
 
     WITHOUT_EFFECT = _WITHOUT_EFFECT
-    ONLY_AT = {**_ONLY_AT, "add_special_tokens": (True,), "suffix": ("",)}
+    ONLY_AT = _ONLY_AT_IN_COMPLETIONS
 
-    prompt: TextsOrTokenIds = Field(
+    prompt: Prompts = Field(
         description="texts, or token ids of the task's own tokenizer, to which no special token is added"
     )
     logprobs: int | None = Field(
@@ -230,7 +226,7 @@ class CompletionRequest(TextRequest):
     )
     echo: bool = Field(False, description="whether the prompt is repeated before the text; not with logprobs")
 
-    def generation(self, task: str | None = None) -> TaskGeneration:
+    def generation(self) -> TaskGeneration:
         if self.echo and self.logprobs is not None:
             raise InvalidInputError(
                 "probabilities of the prompt's tokens are not told; send echo without logprobs", at="echo"
@@ -247,7 +243,7 @@ class CompletionRequest(TextRequest):
             lambda answering: CompletionForm(answering, wanted, echoes),
             self.stream,
             {**_NAMES, "prompts": "prompt"},
-            task or self.model,
+            self.model,
             self.user,
         )
 

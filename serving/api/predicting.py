@@ -43,6 +43,7 @@ class Question(Protocol):
 
 
 Q = TypeVar("Q", bound=Question, covariant=True)
+R = TypeVar("R", bound=Question)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Taken(Generic[Q]):
     resolved: Resolved
     asked_seconds: float | None
     measured: Measured
+
+    def asking(self, question: R) -> Taken[R]:
+        """The same request, with what its body means."""
+        return Taken(question, self.resolved, self.asked_seconds, self.measured)
 
     def seconds(self, most: float) -> float:
         """The deadline in seconds, where the server itself allows `most`."""

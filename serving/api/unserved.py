@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import orjson
 from pydantic import GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -59,12 +60,16 @@ class WithForeignFields(Incoming):
 def _check(name: str, found: Any, values: Sequence[Any]) -> None:
     if found is None or any(found == value and isinstance(found, type(value)) for value in values):
         return
-    expected = f"one of: null, {', '.join(map(repr, values))}" if values else "null"
+    expected = f"one of: null, {', '.join(map(_json, values))}" if values else "null"
     raise InvalidInputError(
         f"found {_shown(found)}, and that is not served; leave the field out, or send {expected}", at=name
     )
 
 
 def _shown(found: Any) -> str:
-    shown = repr(found)
+    shown = _json(found)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
