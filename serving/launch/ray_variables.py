@@ -38,8 +38,8 @@ def server_timeout(request_timeout: float) -> str:
 
 def hard_stop(request_timeout: float, generation_timeout: float) -> str:
     """Seconds after which a HAProxy that another one has replaced ends, whatever it still holds: what it holds is
-    answered 502. So this is long enough for the last request, be it a change or a long text, that comes to it. A HAProxy without
-    connections ends at once, so a long time costs the memory of a few processes, and no more."""
+    answered 502. So this is long enough for the last request, be it a change or a long text, that comes to it. A
+    HAProxy without connections ends at once, so a long time costs the memory of a few processes, and no more."""
     longest = max(CHANGE_SECONDS, *(int(server_timeout(timeout)) for timeout in (request_timeout, generation_timeout)))
     return str(longest + _LAST_REQUEST_SECONDS)
 
