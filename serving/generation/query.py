@@ -89,7 +89,7 @@ class GenerationQuery:
     """
 
     prompts: Sequence[Prompt]
-    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    sampling: SamplingParameters = SamplingParameters()
     choices: int = 1
     max_tokens: int | None = None
     min_tokens: int = 0
