@@ -167,7 +167,8 @@ def shape(failure: Failure) -> JSONResponse:
     return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers_of(failure))
 
 
-_NO_FIELDS = ("", "body", "header", "path", "query")
+_NO_FIELDS = ("", "body", "header", "inputs", "path", "query", "truncation_side")
+"""What errors of all protocols may name and no request of this one has."""
 
 
 def _param(failure: Failure) -> str | None:
