@@ -126,7 +126,9 @@ def _other_windows(backbone: PreTrainedModel, asked: dict[int, int | None]) -> s
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     for layer, found in asked.items():
-        slides = kinds[layer] == _SLIDING if kinds else window is not None and getattr(config, "use_sliding_window", True)
+        slides = (
+            kinds[layer] == _SLIDING if kinds else window is not None and getattr(config, "use_sliding_window", True)
+        )
         if found != (window if slides else None):
             return f"layer {layer} asked for the window {found}, its config says {window if slides else None}"
     layers = config.num_hidden_layers
@@ -153,7 +155,7 @@ def _differs(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) ->
 
 def _some_ids(backbone: PreTrainedModel) -> tuple[list[int], list[int]]:
     """Ids of two sequences, spread over the vocabulary."""
-    rows: int = backbone.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment, union-attr]
+    rows: int = backbone.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment]
     spread = [(7919 * (i + 1)) % rows for i in range(_FIRST + _SECOND)]
     return spread[:_FIRST], spread[_FIRST:]
 
@@ -168,4 +170,5 @@ def _bytes_alone(alone: AloneDecoder, ids: Sequence[int]) -> int:
     past = alone.start()
     alone.run(Chunk(ids, past))
     layers: list[Any] = past.cache.layers
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // len(ids)
+    held: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    return held // len(ids)
