@@ -64,7 +64,7 @@ class TaskSpec:
     encoder: Encoder
     embedder: Embedder | None = None
     """None: the task has a head, or its folder does not say how token vectors become one vector."""
-    generation: GenerationSettings = GenerationSettings()
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How its texts are generated, where the task generates texts."""
 
     @property

@@ -137,7 +137,8 @@ class Continuing:
         facts = GenerationFacts(started, acquired - started, time.monotonic() - acquired, sum(map(len, prompts)))
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        texts, asked = [], []
+        texts: list[Text] = []
+        asked: list[Asking] = []
         for place, prompt in enumerate(prompts):
             most = _most(query, place, len(prompt), loaded.spec.encoder.max_length, generator.most_tokens)
             for choice in range(query.choices):
