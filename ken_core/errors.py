@@ -69,6 +69,10 @@ class WholeModelNeededError(KenError):
     """A head asks more of its backbone than the output at hand; its whole model answers instead."""
 
 
+class UndecodableError(KenError):
+    """A backbone cannot generate text here."""
+
+
 class ExchangeError(KenError):
     """Injecting a delta failed; the base's weights were restored."""
 

@@ -18,6 +18,7 @@ from ken_core.delta import Delta
 from ken_core.errors import TextTooLongError
 from ken_core.long_texts import LongTexts, Read, Tokens
 from ken_core.templates import Template, longest_first, overlapping
+from ken_core.text_stream import TextStream, bytes_of
 from ken_core.tokenizer_files import load, load_carried
 
 Input = str | tuple[str, str]
@@ -155,6 +156,33 @@ class Encoder:
     def has(self, token_id: int) -> bool:
         """Whether the vocabulary has a token of this id, which must be at least 0 and below 2^32."""
         return self._fast.id_to_token(token_id) is not None
+
+    def prompt(self, text: str, special: bool) -> list[int]:
+        """All tokens of a text that is to be continued; nothing is cut.
+
+        Args:
+            special: whether the tokenizer adds its special tokens.
+
+        Raises:
+            TextTooLongError: the text has more characters than are encoded in one go.
+        """
+        most = self.long_texts.most_characters
+        if len(text) > most:
+            raise TextTooLongError(f"found {len(text)} characters; at most {most} are taken of a text to continue")
+        ids: list[int] = self._fast.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def stream(self, before: Sequence[int], plain: bool) -> TextStream:
+        """See `TextStream`."""
+        return TextStream(self._fast, before, plain)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._fast.decode(list(ids), skip_special_tokens=False))
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for by itself; see `ken_core.text_stream`."""
+        return bytes_of(self._fast, token)
 
     def prompt_length(self, prompt: str) -> int:
         """How many tokens a prompt takes at the start of a text, special tokens before the text included.

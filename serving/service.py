@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from ken_core import KenError, ResidentModel, deltafile, open_base
+from ken_core.decoding.choice import decoder_of
+from ken_core.errors import UndecodableError
 from ken_core.mixing.model import MixedModel
 from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
@@ -19,8 +21,11 @@ from serving.engine.cores import concurrent_batches, usable_cores
 from serving.engine.engine import Engine
 from serving.engine.window import Limits
 from serving.errors import StartError, StoreError
+from serving.generation.generator import Generator
+from serving.replica.continuing import Continuing
 from serving.replica.fitness import Fitness
 from serving.replica.gauges import add_gauges, add_placement_gauges
+from serving.replica.generating import Generating
 from serving.replica.inference import Inference
 from serving.replica.placing import Placing
 from serving.replica.slot import Slot
@@ -83,7 +88,10 @@ class Service:
         self.engine = _engine(settings, self.resident, self.cache, self.metrics, self.admission, threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
         self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
-        self.predict = Inference(self.engine, self.workers, self.admission)
+        self.generator, why_not = _generator(settings, self.resident, self.engine, self.metrics)
+        continuing = Continuing(self.generator, why_not, self.engine, self.workers, self.admission)
+        self.predict = Inference(self.engine, self.workers, self.admission, continuing)
+        self.generate = Generating(self.predict, continuing)
         self.shadows = Shadows(
             partial(self.predict, client="shadows"),
             partial(self.admission.is_busy, self.engine),
@@ -226,6 +234,28 @@ def _engine(
         mixed=MixedModel(resident) if settings.mixed == "auto" else None,
         batches=concurrent_batches(settings.concurrent_batches, threads, resident.device.type),
     )
+
+
+def _generator(
+    settings: Settings, resident: ResidentModel, engine: Engine, metrics: Metrics
+) -> tuple[Generator | None, UndecodableError | None]:
+    """What generates texts; or why the base does not."""
+    try:
+        decoder = decoder_of(resident.checkpoint.backbone)
+    except UndecodableError as error:
+        return None, error
+    room, rows, queue = settings.kv_bytes, settings.batch_rows, settings.queue_rows
+    return Generator(
+        engine,
+        resident,
+        decoder,
+        metrics,
+        room=room,
+        rows=rows,
+        tokens=settings.batch_tokens,
+        queue=queue,
+        quantum=settings.quantum_seconds,
+    ), None
 
 
 def _admission_limits(settings: Settings) -> AdmissionLimits:

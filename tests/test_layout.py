@@ -24,6 +24,7 @@ FLOORS = (
     "api",
     "service",
     "replica",
+    "generation",
     "engine",
     "tiers",
     "pipelines tasks",

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from ken_core import CheckpointChangedError, KenError, PoisonedError, ResidentModel
+from ken_core import PoisonedError, ResidentModel
 from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoded, collate
 from serving.admission import Admission
@@ -29,16 +29,12 @@ from serving.engine.executor import Executor, Ran
 from serving.engine.integrity import IntegrityCheck
 from serving.engine.line import Line, Row
 from serving.engine.mixed import Mixed
+from serving.engine.quanta import Quanta
 from serving.engine.tickets import Ticket, Timing
 from serving.engine.window import Limits
-from serving.errors import (
-    ChangedBaseError,
-    DeadlineError,
-    InternalError,
-    ServingError,
-    UnavailableError,
-)
+from serving.errors import DeadlineError, UnavailableError
 from serving.pipelines.base import Pipeline, Raw
+from serving.pipelines.model_failure import told
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache
 from serving.tiers.device import DeviceTiers
@@ -99,6 +95,8 @@ class Engine:
         self._line: Line[_Asked] = Line()
         self._calls: list[Callable[[], None]] = []
         self._stopping = False
+        self._quanta: Quanta | None = None
+        self._quantum_is_next = False
         self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call, mixed)
         self._executor = self._executor_for(limits or Limits(), mixed)
         self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
@@ -128,6 +126,23 @@ class Engine:
         with self._lock:
             return self._line.wanted
 
+    def serve(self, quanta: Quanta) -> None:
+        """Do this work, too, by turns with the batches of rows. Called before `start`."""
+        self._quanta = quanta
+
+    def wake(self) -> None:
+        """Have a thread look for work: there is something in quanta."""
+        with self._lock:
+            self._crew.wake()
+
+    def activate(self, task: Loaded, key: Hashable, turn: Turn) -> float:
+        """Put a task into the weights; the seconds that it took. For work in quanta.
+
+        Raises:
+            ExchangeError, PoisonedError: the task could not be put in.
+        """
+        return self._executor.activate(task, key, turn)
+
     def start(self) -> None:
         """Start the threads; returns when a forward pass has warmed every kernel."""
         for thread in self._threads:
@@ -139,6 +154,8 @@ class Engine:
         with self._lock:
             self._stopping = True
             self._crew.wake_all()
+        if self._quanta is not None:
+            self._quanta.abort(UnavailableError("the server is stopping"))
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -227,11 +244,14 @@ class Engine:
             calls, self._calls = self._calls, []
             rows: list[Row[_Asked]] = []
             turn = None
-            if calls or (not has_work and self._crew.is_idle):
+            quantum = not calls and has_work and self._is_for_quanta()
+            if calls or quantum or (not has_work and self._crew.is_idle):
                 turn = self._crew.begin()
                 turn.own()
             elif self._line and has_work:
                 rows, turn = self._next_batch()
+            if quantum or rows:
+                self._quantum_is_next = not quantum
             done = self._stopping and not (turn or late)
             now = time.monotonic()
             self._line.take(rows, now)
@@ -239,6 +259,8 @@ class Engine:
         self._refuse(late)
         if rows and turn:
             self._run(rows, now, turn)
+        elif quantum and turn:
+            self._run_quantum(turn)
         elif turn:
             self._attend(calls, now, turn)
         return not done
@@ -258,8 +280,19 @@ class Engine:
 
     def _has_work(self, number: int) -> bool:
         """Whether a thread may begin with something, or is to end."""
-        waits = bool(self._calls or self._line)
+        waits = bool(self._calls or self._line or self._quanta_wait)
         return (waits and self._crew.may_begin(number)) or (self._stopping and not waits)
+
+    @property
+    def _quanta_wait(self) -> bool:
+        return self._quanta is not None and self._quanta.has_work
+
+    def _is_for_quanta(self) -> bool:
+        """Whether a quantum comes next: by turns, where rows are in line as well."""
+        return self._quanta_wait and (self._quantum_is_next or not self._line)
+
+    def _is_pressed(self) -> bool:
+        return bool(self._calls or self._line or self._stopping)
 
     def _seconds_until_due(self, number: int) -> float | None:
         """Until the first thread is to go on with the check of the idle base; the others wait for work alone."""
@@ -271,7 +304,7 @@ class Engine:
     def _wake_others(self, done: bool) -> None:
         if done:
             self._crew.wake_all()
-        elif self._calls or self._line:
+        elif self._calls or self._line or self._quanta_wait:
             self._crew.wake()
 
     def _attend(self, calls: Sequence[Callable[[], None]], now: float, turn: Turn) -> None:
@@ -298,19 +331,17 @@ class Engine:
             else:
                 _hand_out(group, outcome, taken, ran)
 
+    def _run_quantum(self, turn: Turn) -> None:
+        assert self._quanta is not None
+        with turn:
+            self._quanta.run(turn, self._is_pressed)
+            self._ended = time.monotonic()
+            self._integrity.disturb(self._ended)
+
     def _fail(self, rows: list[Row[_Asked]], error: Exception) -> None:
         """Answer a group's requests with its error."""
-        if isinstance(error, PoisonedError):
-            self._metrics.poisoned.set(1)
-            error = UnavailableError("this replica's weights are in an unknown state; it is being replaced")
-        elif isinstance(error, CheckpointChangedError):
-            error = ChangedBaseError(str(error))
-        elif not isinstance(error, ServingError):
-            _log.exception("a batch of %d inputs failed", len(rows), exc_info=error)
-        if not isinstance(error, KenError):
-            digest, unsaid = rows[0].payload.task.digest, error
-            error = InternalError(f"the model of delta {digest} failed on these inputs; the server's log says how")
-            error.__cause__ = unsaid
+        digest = rows[0].payload.task.digest
+        error = told(error, digest, f"a batch of {len(rows)} inputs", self._metrics.poisoned)
         for ticket in {id(r.payload.ticket): r.payload.ticket for r in rows}.values():
             ticket.resolve(error)
 

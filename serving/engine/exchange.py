@@ -108,7 +108,7 @@ class Exchange:
         """A group's outcome, its seconds of switching, and its seconds of the model."""
         switching = 0.0
         try:
-            switching = self._activate(group, turn)
+            switching = self.activate(group.task, group.key, turn)
             started = time.perf_counter()
             results = self._answer(group)
             computing = time.perf_counter() - started
@@ -121,15 +121,14 @@ class Exchange:
         self._metrics.batch_rows.observe(len(group.rows))
         return results, switching, computing
 
-    def _activate(self, group: Group, turn: Turn) -> float:
-        """Make the weights answer for a group's task; seconds it took, 0 if they did already."""
-        task, resident = group.task, self._resident
+    def activate(self, task: Loaded, key: Hashable, turn: Turn) -> float:
+        resident = self._resident
         with self.learning:
-            self._switch.note(group.key != self._active)
+            self._switch.note(key != self._active)
         if resident.active is not task.attached:
             turn.own()
         if resident.active is task.attached:
-            self._active = group.key
+            self._active = key
             return 0.0
         started = time.perf_counter()
         self._active = None
@@ -139,7 +138,7 @@ class Exchange:
             _log.warning("%s; attaching %s again", error, task.digest)
             self._renew(task)
             resident.activate(task.attached)
-        self._active = group.key
+        self._active = key
         return self._switched(started, turn)
 
     def _answer(self, group: Group) -> list[Raw]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -61,6 +61,16 @@ class Executor(Protocol):
 
     def backlog_seconds(self, line: Line[T]) -> float:
         """How long running all that waits will take, by what batches have taken so far."""
+
+    def activate(self, task: Loaded, key: Hashable, turn: Turn) -> float:
+        """Put a task into the weights; the seconds that it took, 0 if it was there.
+
+        Args:
+            key: of its rows, as the line knows them.
+
+        Raises:
+            ExchangeError, PoisonedError: the task could not be put in.
+        """
 
     def run(self, batch: Batch, turn: Turn) -> Ran:
         """Run a batch. Raises nothing: a group that fails has its error as its outcome, and no other group's fails.

@@ -26,6 +26,7 @@ from serving.engine.executor import Asked, Outcome, Ran
 from serving.engine.line import Line, Row
 from serving.engine.window import Limits
 from serving.telemetry.metrics import Metrics
+from serving.tiers.loaded import Loaded
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +89,9 @@ class Mixed:
         products = sum(queue.tokens * queue.head.payload.task.attached.products for queue in mixing)
         extra = self._extra.of(products, len(mixing))
         return self._policy.backlog_seconds(mixing) + extra + self._exchange.seconds_of(others)
+
+    def activate(self, task: Loaded, key: Hashable, turn: Turn) -> float:
+        return self._exchange.activate(task, key, turn)
 
     def run(self, batch: Batch, turn: Turn) -> Ran:
         if not all(group.task.mixes for group in batch.groups):

@@ -1,0 +1,1 @@
+"""Decoding: steps of many sequences through one backbone, with the keys and values of the steps before."""

@@ -1,0 +1,156 @@
+"""One pass for chunks of many sequences, one behind the other in a single row, without padding.
+
+The backbone is Transformers' own code. Only its attention is replaced for the time of the pass, by Transformers' own
+registry of attention functions: each chunk attends to its own sequence, whose keys and values are kept here. Everything
+else in a decoder works on each token by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils.generic import ModelOutput
+
+from ken_core.decoding.decoder import Chunk
+from ken_core.decoding.key_values import BLOCK, KeyValues
+
+_NAME = "ken_packed"
+
+
+@dataclass
+class _Pass:
+    """What the attention of one pass works on.
+
+    Attributes:
+        windows: the sliding window that each layer asked for; None: it sees everything before.
+    """
+
+    chunks: Sequence[Chunk[KeyValues]]
+    windows: dict[int, int | None] = field(default_factory=dict)
+
+
+_of_thread = threading.local()
+
+
+class PackedDecoder:
+    """Decodes chunks of any sequences in one pass.
+
+    Args:
+        backbone: whose attention is Transformers' `sdpa`.
+        token_nbytes: bytes that a token's keys and values take.
+    """
+
+    packs = True
+    block = BLOCK
+
+    def __init__(self, backbone: PreTrainedModel, token_nbytes: int = 0) -> None:
+        self._backbone = backbone
+        self.token_nbytes = token_nbytes
+        self.windows: dict[int, int | None] = {}
+
+    def start(self) -> KeyValues:
+        return KeyValues()
+
+    def step(self, chunks: Sequence[Chunk[KeyValues]]) -> ModelOutput:
+        output = self.run(chunks)
+        ends = torch.tensor([len(c.ids) for c in chunks], device=output[0].device).cumsum(0) - 1
+        return type(output)(last_hidden_state=output[0][:, ends])
+
+    def run(self, chunks: Sequence[Chunk[KeyValues]]) -> ModelOutput:
+        """As `step`, but with the output for all tokens, (1, tokens, width), chunk behind chunk."""
+        device = self._backbone.device
+        ids = torch.tensor([[token for chunk in chunks for token in chunk.ids]], device=device)
+        places = [place for c in chunks for place in range(c.past.length, c.past.length + len(c.ids))]
+        with _attending(self._backbone, _Pass(chunks)) as running:
+            output: ModelOutput = self._backbone(
+                input_ids=ids,
+                position_ids=torch.tensor([places], device=device),
+                use_cache=False,
+                return_dict=True,
+            )
+        self.windows = running.windows
+        for chunk in chunks:
+            chunk.past.advance(len(chunk.ids))
+        return output
+
+
+@contextmanager
+def _attending(backbone: PreTrainedModel, running: _Pass) -> Iterator[_Pass]:
+    """Within it, the backbone's attention is `_attend`."""
+    configs = _configs(backbone)
+    usual = [config._attn_implementation_internal for config in configs]
+    _of_thread.running = running
+    try:
+        for config in configs:
+            config._attn_implementation_internal = _NAME
+        yield running
+    finally:
+        for config, name in zip(configs, usual, strict=True):
+            config._attn_implementation_internal = name
+        _of_thread.running = None
+
+
+def _configs(backbone: PreTrainedModel) -> list[Any]:
+    """The configs that modules of a backbone look their attention up in, each once."""
+    found = {id(m.config): m.config for m in backbone.modules() if getattr(m, "config", None) is not None}
+    return list(found.values())
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention function of a packed pass: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
+    running: _Pass = _of_thread.running
+    layer: int = module.layer_idx  # type: ignore[assignment]  # every attention that keeps keys has one
+    running.windows[layer] = sliding_window
+    made, start = [], 0
+    for chunk in running.chunks:
+        end = start + len(chunk.ids)
+        keys, values = chunk.past.put(layer, key[:, :, start:end], value[:, :, start:end])
+        mask, keys, values = _seen(chunk, keys, values, sliding_window)
+        asked = query[:, :, start:end]
+        attended, _ = sdpa_attention_forward(
+            module, asked, keys, values, mask, scaling=scaling, is_causal=mask is None and len(chunk.ids) > 1, **others
+        )
+        made.append(attended)
+        start = end
+    return torch.cat(made, dim=1), None
+
+
+def _seen(
+    chunk: Chunk[KeyValues], keys: torch.Tensor, values: torch.Tensor, window: int | None
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Which keys each token of a chunk sees: a mask (1, 1, tokens, keys), or None for all of those before; and them."""
+    before, tokens = chunk.past.length, len(chunk.ids)
+    if tokens == 1:
+        first = 0 if window is None else max(0, before + 1 - window)
+        return None, keys[:, :, first:], values[:, :, first:]
+    if before == 0 and (window is None or tokens <= window):
+        return None, keys, values
+    places = torch.arange(before, before + tokens, device=keys.device)[:, None]
+    seen = torch.arange(before + tokens, device=keys.device)[None]
+    mask = seen <= places
+    if window is not None:
+        mask &= seen > places - window
+    return mask[None, None], keys, values
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, lambda *_, **__: None)

@@ -1,0 +1,68 @@
+"""From tokens to text while tokens come: whole characters alone, and the bytes of single tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel, DecodeStream
+
+_BEFORE = 6
+"""Tokens of the prompt that are decoded first: whether a text begins with a space depends on what stands before it."""
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "▁"
+
+
+class TextStream:
+    """The text of tokens as they come.
+
+    Args:
+        before: the tokens before the first one.
+        plain: whether special tokens are left out of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], plain: bool) -> None:
+        self._tokenizer = tokenizer
+        self._plain = plain
+        self._stream = DecodeStream(skip_special_tokens=plain)
+        self._held: list[int] = []
+        for token in before[-_BEFORE:]:
+            self._stream.step(tokenizer, token)
+
+    def add(self, token: int) -> str:
+        """The text that is known with this token; empty while more tokens are needed to know a character."""
+        self._held.append(token)
+        text: str | None = self._stream.step(self._tokenizer, token)
+        if text is None:
+            return ""
+        self._held.clear()
+        return text
+
+    def end(self) -> str:
+        """The text of the last tokens, if they are no whole character; what is missing is shown as U+FFFD."""
+        held, self._held = self._held, []
+        return str(self._tokenizer.decode(held, skip_special_tokens=self._plain)) if held else ""
+
+
+def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes that a token stands for by itself."""
+    written = tokenizer.id_to_token(token) or ""
+    if found := _BYTE.fullmatch(written):
+        return bytes([int(found[1], 16)])
+    if token in tokenizer.get_added_tokens_decoder():
+        return written.encode()
+    if isinstance(tokenizer.decoder, ByteLevel) or (tokenizer.decoder and "ByteLevel" in repr(tokenizer.decoder)):
+        known = [_BYTES.get(letter) for letter in written]
+        return bytes(b for b in known if b is not None) if None not in known else written.encode()
+    return written.replace(_SPACE, " ").encode()
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """The letters that GPT-2's tokenizer, and all byte-level ones since, write for bytes."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [b for b in range(256) if b not in set(shown)]
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+_BYTES = _letters_of_bytes()

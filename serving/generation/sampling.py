@@ -1,0 +1,175 @@
+"""How the next token is chosen from logits: each continuation by its own settings and its own random numbers.
+
+The settings are those of Transformers' `generate`, in its order, by its own classes; OpenAI's penalties come after the
+repetition penalty.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ken_core.generation_settings import GenerationSettings
+from serving.errors import InternalError
+from serving.generation.query import SamplingParameters
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token that was chosen.
+
+    Attributes:
+        logprob: its log-probability by the logits themselves; None unless asked for.
+        likeliest: ids and log-probabilities of the likeliest tokens, as many as were asked for.
+    """
+
+    id: int
+    logprob: float | None = None
+    likeliest: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings that have been decided. Numbers that change nothing are None."""
+
+    temperature: float = 0.0
+    """0: the likeliest token is taken, and what follows here does not matter."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, asked: SamplingParameters, task: GenerationSettings, sampled: bool) -> Sampling:
+        """What the request asks for; else what the task's checkpoint says; else what the protocol does.
+
+        Args:
+            sampled: whether tokens are sampled where neither request nor task says anything.
+        """
+        temperature = asked.temperature
+        if temperature is None:
+            temperature = (task.temperature or 1.0) if task.samples or sampled else 0.0
+        top_k = task.top_k if asked.top_k is None else asked.top_k
+        top_p = task.top_p if asked.top_p is None else asked.top_p
+        penalty = task.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty
+        return cls(
+            temperature,
+            top_k if top_k is not None and top_k > 0 else None,
+            top_p if top_p is not None and top_p < 1 else None,
+            (task.min_p if asked.min_p is None else asked.min_p) or None,
+            penalty if penalty is not None and penalty != 1 else None,
+            asked.presence_penalty or 0.0,
+            asked.frequency_penalty or 0.0,
+            {token: bias for token, bias in (asked.logit_bias or {}).items() if bias},
+        )
+
+
+class Sampler:
+    """Chooses the tokens of one continuation. Nothing in it is shared with another one.
+
+    Args:
+        prompt: ids, which the repetition penalty counts as well.
+        seed: None: a random one.
+        logprobs: how many likeliest tokens to tell beside the chosen one; None: no probabilities.
+        ends: tokens that may not be chosen before so many were generated: (their ids, the number).
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        seed: int | None = None,
+        logprobs: int | None = None,
+        ends: tuple[Sequence[int], int] = ((), 0),
+    ) -> None:
+        self._sampling = sampling
+        self._prompt = prompt
+        self._logprobs = logprobs
+        self._ends, self._least = ends
+        self._counts: Counter[int] = Counter()
+        self._generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed % (1 << 64))
+        self._penalty = _penalty(sampling)
+        self._warpers: Any = _warpers(sampling)
+
+    def __call__(self, logits: torch.Tensor, output: Sequence[int]) -> Chosen:
+        """Choose the next token.
+
+        Args:
+            logits: float32 on the CPU, one for each token of the vocabulary.
+            output: tokens that were generated before.
+
+        Raises:
+            InternalError: there is no largest logit, since the model's numbers overflow.
+        """
+        if not torch.isfinite(logits.max()):
+            raise InternalError("the model's answer is not a number; its weights overflow on this text")
+        scores = self._processed(logits, output)
+        if self._sampling.temperature == 0:
+            token = int(scores.argmax())
+        else:
+            ids = torch.zeros((1, 1), dtype=torch.int64)  # no warper reads it
+            shares = self._warpers(ids, scores[None]).softmax(dim=-1)
+            token = int(torch.multinomial(shares, 1, generator=self._generator))
+        self._counts[token] += 1
+        return self._told(token, logits)
+
+    def _processed(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
+        """The logits with bias and penalties; they themselves where there are none."""
+        told = self._sampling
+        blocked = self._ends if len(output) < self._least else ()
+        if not (told.bias or self._penalty or told.presence_penalty or told.frequency_penalty or blocked):
+            return logits
+        scores = logits.clone()
+        for token, bias in told.bias.items():
+            scores[token] += bias
+        if self._penalty is not None:
+            scores = self._penalty(torch.tensor([[*self._prompt, *output]]), scores[None])[0]
+        if self._counts and (told.presence_penalty or told.frequency_penalty):
+            ids = torch.tensor(list(self._counts))
+            times = torch.tensor(list(self._counts.values()), dtype=scores.dtype)
+            scores[ids] -= told.presence_penalty + told.frequency_penalty * times
+        if blocked:
+            scores[list(blocked)] = -torch.inf
+        return scores
+
+    def _told(self, token: int, logits: torch.Tensor) -> Chosen:
+        if self._logprobs is None:
+            return Chosen(token)
+        shares = logits.log_softmax(dim=-1)
+        most = shares.topk(min(self._logprobs, shares.numel()))
+        likeliest = tuple(zip(most.indices.tolist(), most.values.tolist(), strict=True))
+        return Chosen(token, float(shares[token]), likeliest)
+
+
+def _penalty(told: Sampling) -> RepetitionPenaltyLogitsProcessor | None:
+    return None if told.repetition_penalty is None else RepetitionPenaltyLogitsProcessor(told.repetition_penalty)
+
+
+def _warpers(told: Sampling) -> LogitsProcessorList:
+    """Transformers' own, in the order in which `generate` applies them."""
+    made = LogitsProcessorList()
+    if told.temperature not in (0.0, 1.0):
+        made.append(TemperatureLogitsWarper(told.temperature))
+    if told.top_k is not None:
+        made.append(TopKLogitsWarper(told.top_k))
+    if told.top_p is not None:
+        made.append(TopPLogitsWarper(told.top_p))
+    if told.min_p is not None:
+        made.append(MinPLogitsWarper(told.min_p))
+    return made

@@ -1,0 +1,188 @@
+"""Which continuations run in the next step, and whose keys and values have room. Pure: no torch, no clock, no threads.
+
+A continuation *waits* until its keys and values have room, in the order of arrival. From then on it *runs*, until it
+has ended. A step runs continuations of one key: each that has its last token to compute gets a token, then prompts get
+so many tokens, oldest first. The keys take turns, the one that ran longest ago first.
+
+Room is counted in tokens, in blocks. If a running continuation needs another block and there is none, the youngest of
+all gives up its keys and values, and waits again at its old place. The oldest one is never stopped by others, and no
+continuation is admitted that has no room alone, so all of them end.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, TypeVar
+
+from serving.generation.sequence import Continuation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Room:
+    """Room for keys and values.
+
+    Attributes:
+        tokens: for all continuations together.
+        block: tokens by which a continuation's part grows.
+    """
+
+    tokens: int
+    block: int
+
+    def blocks(self, tokens: int) -> int:
+        """Tokens that a part for so many takes."""
+        return -(-tokens // self.block) * self.block
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """What a step computes of one continuation."""
+
+    of: Continuation[T]
+    tokens: int
+
+
+class Schedule(Generic[T]):
+    """Continuations of all keys.
+
+    Args:
+        room: for keys and values.
+        rows: continuations of a key that run at most.
+
+    Attributes:
+        preempted: how often a continuation gave up its keys and values.
+    """
+
+    def __init__(self, room: Room, rows: int) -> None:
+        self.room = room
+        self.preempted = 0
+        self._rows = rows
+        self._numbers = count()
+        self._turns = count(1)
+        self._waiting: list[Continuation[T]] = []
+        self._running: dict[Hashable, list[Continuation[T]]] = {}
+        self._ran: dict[Hashable, int] = {}
+        self._held: dict[int, int] = {}
+        """Tokens of room that each running continuation has, by number."""
+
+    def __len__(self) -> int:
+        return len(self._waiting) + self.running
+
+    @property
+    def waiting(self) -> int:
+        """Continuations without room."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Continuations with room."""
+        return len(self._held)
+
+    @property
+    def used(self) -> int:
+        """Tokens of room that continuations have."""
+        return sum(self._held.values())
+
+    def all(self) -> Iterator[Continuation[T]]:
+        yield from self._waiting
+        for some in self._running.values():
+            yield from some
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a continuation of so many tokens has room if it is alone."""
+        return self.room.blocks(tokens) <= self.room.tokens
+
+    def add(self, some: Iterable[Continuation[T]]) -> None:
+        """Take continuations, each of which fits alone."""
+        for one in some:
+            one.number = next(self._numbers)
+            self._waiting.append(one)
+
+    def remove(self, one: Continuation[T]) -> None:
+        """Take out a continuation that has ended, and what room it had."""
+        if self._held.pop(one.number, None) is None:
+            if one in self._waiting:
+                self._waiting.remove(one)
+            return
+        some = self._running[one.key]
+        some.remove(one)
+        if not some:
+            del self._running[one.key]
+
+    def drop(self, now: float) -> list[Continuation[T]]:
+        """Take out continuations that are abandoned or past their deadline."""
+        gone = [one for one in self.all() if one.abandoned or one.deadline <= now]
+        for one in gone:
+            self.remove(one)
+            one.forget()
+        return gone
+
+    def turn(self) -> Hashable | None:
+        """The key whose turn it is; None if nothing can run."""
+        self._admit()
+        key = min(self._running, key=lambda k: (self._ran.get(k, 0), self._running[k][0].number), default=None)
+        self._ran = {k: n for k, n in self._ran.items() if k in self._running}
+        if key is not None:
+            self._ran[key] = next(self._turns)
+        return key
+
+    def has_others(self, key: Hashable) -> bool:
+        """Whether a continuation of another key could run now."""
+        self._admit()
+        return any(other != key for other in self._running)
+
+    def plan(self, key: Hashable, prompt_tokens: int) -> list[Part[T]]:
+        """What the next step of a key computes.
+
+        Args:
+            prompt_tokens: the most tokens of prompts, beside the one token of each continuation whose prompt is done.
+        """
+        self._admit()
+        parts = [Part(one, 1) for one in tuple(self._running.get(key, ())) if one.left == 1 and self._has_room(one)]
+        parts = [part for part in parts if part.of.number in self._held]  # a younger one may have made room since
+        for one in self._running.get(key, ()):
+            if one.left > 1 and prompt_tokens > 0:
+                parts.append(Part(one, min(one.left, prompt_tokens)))
+                prompt_tokens -= parts[-1].tokens
+        return parts
+
+    def _admit(self) -> None:
+        """Give room to those that wait, in the order of arrival; a key that runs enough is passed over."""
+        for one in tuple(self._waiting):
+            some = self._running.get(one.key, [])
+            if len(some) >= self._rows:
+                continue
+            needed = self.room.blocks(self._needed(one))
+            if self.used + needed > self.room.tokens:
+                return
+            self._waiting.remove(one)
+            self._held[one.number] = needed
+            insort(self._running.setdefault(one.key, some), one, key=lambda c: c.number)
+
+    def _needed(self, one: Continuation[T]) -> int:
+        """Tokens of room for what is known, and for the next token."""
+        return min(len(one) + 1, one.longest)
+
+    def _has_room(self, one: Continuation[T]) -> bool:
+        """Give a running continuation room for its last token, if need be that of the youngest."""
+        if one.number not in self._held:
+            return False
+        more = self.room.blocks(len(one)) - self._held[one.number]
+        while more > 0 and self.used + more > self.room.tokens:
+            youngest = max((c for some in self._running.values() for c in some), key=lambda c: c.number)
+            self._preempt(youngest)
+            if youngest is one:
+                return False
+        self._held[one.number] += max(more, 0)
+        return True
+
+    def _preempt(self, one: Continuation[T]) -> None:
+        self.remove(one)
+        one.forget()
+        self.preempted += 1
+        insort(self._waiting, one, key=lambda c: c.number)
