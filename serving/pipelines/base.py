@@ -65,7 +65,7 @@ class TaskSpec:
     embedder: Embedder | None = None
     """None: the task has a head, or its folder does not say how token vectors become one vector."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """How its texts are generated, where the task generates texts."""
+    """How the task generates where a request says nothing; of no meaning for tasks that generate nothing."""
 
     @property
     def nbytes(self) -> int:

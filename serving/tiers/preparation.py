@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from transformers import PretrainedConfig
 
 from ken_core import Attached, CheckpointChangedError, Delta, ResidentModel
 from ken_core.configs import restore
@@ -11,6 +15,7 @@ from ken_core.embedder import Embedder
 from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.foreign_tokenizer import check_ids
+from ken_core.generation_settings import GenerationSettings, settings_of
 from ken_core.heads import graft_split
 from ken_core.mixing.model import MixedModel
 from ken_core.tokenization import Encoder
@@ -54,7 +59,8 @@ class Preparation:
         """Make the part of a task that is not weights: its config, tokenizer and embedder.
 
         Raises:
-            DeltaFormatError: the delta's files make no tokenizer that suits the model.
+            DeltaFormatError: the delta's files make no tokenizer that suits the model, or it generates in a way that is
+                not served.
         """
         if delta.kind == TEXT_GENERATION and self._why_no_texts:
             raise DeltaFormatError(f"the delta generates texts, but the base does not: {self._why_no_texts}")
@@ -69,7 +75,18 @@ class Preparation:
         except CheckpointError as error:
             raise DeltaFormatError(str(error)) from error
         embedder = None if delta.embedding is None else Embedder(delta.embedding, delta.projections)
-        return TaskSpec(config, encoder, embedder)
+        return TaskSpec(config, encoder, embedder, self._generation(delta, config))
+
+    def _generation(self, delta: Delta, config: PretrainedConfig) -> GenerationSettings:
+        """How a delta's task generates; as the base does, where the delta says nothing."""
+        if delta.kind != "text-generation":
+            return GenerationSettings()
+        plain = self._bases_generation if delta.generation is None else delta.generation
+        return GenerationSettings.of(plain, config.get_text_config().vocab_size)
+
+    @cached_property
+    def _bases_generation(self) -> dict[str, Any]:
+        return settings_of(self._resident.checkpoint)
 
     def first_tier(self, delta: Delta) -> DeviceTier:
         """The tier that a delta comes into. Low-rank factors cannot be packed: they mix, or become full tensors."""
