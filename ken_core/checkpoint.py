@@ -301,7 +301,7 @@ def _what_else(folder: Path) -> str:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*_Dense/pytorch_model.bin"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Dense/pytorch_model.bin"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from ken_core.config_readers import is_read
 from ken_core.errors import ConfigMismatchError, DeltaFormatError
 from ken_core.foreign import reading
+from ken_core.foreign_json import is_deeper
 
 _BOOKKEEPING = {"architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "auto_map"}
 _HEAD = {
@@ -163,7 +164,7 @@ def restore(plain: dict[str, Any], base: PretrainedConfig | None = None) -> Pret
     config_class = CONFIG_MAPPING[model_type]
     if refused := sorted(k for k in plain if k in _FOREIGN or callable(getattr(config_class, k, None))):
         raise DeltaFormatError(f"the delta's config has the key {refused[0]!r}, which no delta may bring")
-    if _depth(plain) > _DEEPEST:
+    if is_deeper(plain, _DEEPEST):
         raise DeltaFormatError(f"the delta's config is nested deeper than {_DEEPEST} levels")
     _check_numbers(plain, base)
     _check_labels(plain)
@@ -208,17 +209,6 @@ def _numbers(plain: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
             left += [(key, v) for v in (value.values() if isinstance(value, dict) else value)]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield key, value
-
-
-def _depth(value: Any) -> int:
-    """Levels of nesting, counted without recursion."""
-    level, deepest = [value], 0
-    while level and deepest <= _DEEPEST:
-        deepest += 1
-        level = [
-            child for v in level if isinstance(v, dict | list) for child in (v.values() if isinstance(v, dict) else v)
-        ]
-    return deepest
 
 
 def _plain(value: Any) -> Any:

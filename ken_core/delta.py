@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from ken_core.configs import restore
 from ken_core.embedding import Embedding
 from ken_core.entries import LowRank, Sparse, expanded, patched
 from ken_core.errors import BaseMismatchError, CheckpointError
+from ken_core.generation_settings import FILE, settings_of
 from ken_core.manifest import Adapter, Distilled, Merged, task_kind
 from ken_core.new_folder import new_folder
 from ken_core.selection import Selection
@@ -46,6 +48,8 @@ class Delta:
     """How token vectors become one vector; None: the fine-tune's folder does not say, or the task has a head."""
     projections: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The weights of the embedding's `Dense` modules, by the names of `Embedding.shapes`, in their stored dtype."""
+    generation: Mapping[str, Any] | None = None
+    """How the task generates, as generation_config.json has it; None: as its base does, or it generates nothing."""
     adapter: Adapter | None = None
     """The kind of adapter that the delta was imported from; None: it was extracted from a fine-tune."""
     fitted: int | None = None
@@ -113,6 +117,9 @@ def apply(base: Checkpoint, delta: Delta, out: Path) -> None:
     with new_folder(out) as folder, base.unchanged(), writing(out):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         config.save_pretrained(folder)
+        if delta.kind == "text-generation":
+            settings = settings_of(base) if delta.generation is None else delta.generation
+            (folder / FILE).write_text(json.dumps(settings, indent=2) + "\n")
         if delta.files:
             for name, data in completed(base, delta.files).items():
                 (folder / name).write_bytes(data)

@@ -61,6 +61,10 @@ class TextTooLongError(KenError):
     """A text is so long that the characters read in one go do not determine its tokens."""
 
 
+class TemplateError(KenError):
+    """A chat template raised, fails on the messages, or takes too much time or memory."""
+
+
 class WholeModelNeededError(KenError):
     """A head asks more of its backbone than the output at hand; its whole model answers instead."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from ken_core.bits import same_bits
 from ken_core.blocks import blocks_of, is_finite, rows_of
@@ -17,8 +19,9 @@ from ken_core.configs import check_config, portable, with_the_bases
 from ken_core.cross_encoder import noted
 from ken_core.delta import Delta
 from ken_core.entries import LowRank, Sparse, kept
-from ken_core.errors import CheckpointError
+from ken_core.errors import CheckpointError, DeltaFormatError
 from ken_core.fingerprint import dtype_name
+from ken_core.generation_settings import GenerationSettings, settings_of
 from ken_core.labels import check_labels
 from ken_core.manifest import task_kind
 from ken_core.progress import Progress, Stage, silent
@@ -102,9 +105,13 @@ class Extraction:
                 "with"
             )
         self._described = _embedding(tuned)
+        self._generation = _generation(base, tuned)
         self._files = carried(base, tuned)
         self._changed, self._whole, related = _changes(base, tuned, cast, self._progress)
-        self._warnings = tuple(_warnings(base, tuned, related, bool(self._changed or self._whole)))
+        self._warnings = (
+            *_warnings(base, tuned, related, bool(self._changed or self._whole)),
+            *_unserved(self._generation, self._config),
+        )
 
     def delta(self, selection: Selection, codec: Codec = "zstd") -> Delta:
         """The selected part of the fine-tune. Arguments and errors as of `extract`."""
@@ -126,6 +133,7 @@ class Extraction:
                 head={n: _cast(t, base.dtype) for n, t in tuned.head_tensors.items()},
                 files=self._files,
                 embedding=None if self._described is None else self._described.embedding,
+                generation=self._generation,
                 projections={} if self._described is None else self._described.projections,
                 warnings=self._warnings,
             )
@@ -178,11 +186,27 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool, differs: bool)
         )
 
 
+def _unserved(generation: dict[str, Any] | None, config: PretrainedConfig) -> Iterator[str]:
+    """A warning about settings of generation with which the task cannot be served."""
+    try:
+        GenerationSettings.of(generation or {}, config.get_text_config().vocab_size)
+    except DeltaFormatError as error:
+        yield f"this task can be applied, but no server takes it: {error}"
+
+
 def _embedding(tuned: Checkpoint) -> Described | None:
     """What the folder of a bare backbone says about embeddings; None if the fine-tune has a head."""
     if task_kind(type(tuned.model).__name__) != "feature-extraction":
         return None
     return read_embedding(tuned.folder, getattr(tuned.config, "hidden_size", None))
+
+
+def _generation(base: Checkpoint, tuned: Checkpoint) -> dict[str, Any] | None:
+    """How the fine-tune generates where that differs from its base; None too if it generates nothing."""
+    if task_kind(type(tuned.model).__name__) != "text-generation":
+        return None
+    theirs = settings_of(tuned)
+    return None if theirs == settings_of(base) else theirs
 
 
 def _changes(base: Checkpoint, tuned: Checkpoint, cast: bool, progress: Progress) -> tuple[list[str], list[str], bool]:

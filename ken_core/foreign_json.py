@@ -31,6 +31,16 @@ def parse_any_size(data: bytes | str) -> Any:
     return orjson.loads(data)
 
 
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether a value is nested in more than so many levels, counted without recursion."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            child for v in level if isinstance(v, dict | list) for child in (v.values() if isinstance(v, dict) else v)
+        ]
+    return bool(level)
+
+
 def _whole(digits: str) -> int:
     if len(digits) > 20 or not _LEAST <= (number := int(digits)) <= _MOST:
         raise ValueError(f"the whole number {digits[:24]}... has more than 64 bits")

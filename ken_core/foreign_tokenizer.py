@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
@@ -10,6 +11,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from ken_core import foreign_json
+from ken_core.chat_template import MOST_CHARACTERS
 from ken_core.errors import DeltaFormatError
 from ken_core.foreign import reading
 from ken_core.tokenization import Encoder
@@ -27,6 +29,8 @@ _MOST_STEPS = 64
 """Steps of a normalizer, a pre-tokenizer, a post-processor or a decoder; known ones have up to 10."""
 _MOST_GROWTH = 64
 """How many characters a part may make of one. The growths of successive replacements multiply."""
+_MOST_TEMPLATES = 16
+_TEMPLATE_NAME = re.compile(r"[\w-]{1,64}")
 _SHORTEST = 8
 """The shortest length in tokens at which texts may be cut: two texts of a token each, and their special tokens."""
 
@@ -68,6 +72,7 @@ def check_content(name: str, data: bytes, vocabulary: int) -> None:
             _check_steps(name, plain)
         else:
             _check_class(name, plain.get("tokenizer_class"))
+            _check_chat_templates(name, plain.get("chat_template"))
 
 
 def check_ids(encoder: Encoder, config: PretrainedConfig) -> None:
@@ -100,6 +105,20 @@ def _check_class(name: str, named: Any) -> None:
     found = getattr(transformers, named, None) if isinstance(named, str) else None
     if isinstance(found, type) and not issubclass(found, PreTrainedTokenizerFast) and found is not PreTrainedTokenizer:
         raise DeltaFormatError(f"the delta's {name} asks for a {named}, which is no fast tokenizer; refused")
+
+
+def _check_chat_templates(name: str, found: Any) -> None:
+    named = [{"name": "default", "template": found}] if isinstance(found, str) else found or []
+    if not isinstance(named, list) or len(named) > _MOST_TEMPLATES:
+        raise DeltaFormatError(f"the delta's {name} has a chat_template that is neither a text nor a list of a few")
+    for one in named:
+        label, text = (one.get("name"), one.get("template")) if isinstance(one, dict) else (None, None)
+        if not (isinstance(label, str) and _TEMPLATE_NAME.fullmatch(label) and isinstance(text, str)):
+            raise DeltaFormatError(f"the delta's {name} has a chat template without a plain name and a text; refused")
+        if len(text) > MOST_CHARACTERS:
+            raise DeltaFormatError(
+                f"the delta's {name} has a chat template of {len(text)} characters; at most {MOST_CHARACTERS}"
+            )
 
 
 def _check_steps(name: str, plain: Mapping[str, Any]) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from ken_core.codings import CODE_BITS, Codec, Coding, FactorCodec
 from ken_core.embedding import Embedding
+from ken_core.foreign_json import is_deeper
 from ken_core.merge_recipe import MergeMethod
 
-FORMAT_VERSION = 5
-READABLE_VERSIONS = (2, 3, 4, 5)
+FORMAT_VERSION = 6
+READABLE_VERSIONS = (2, 3, 4, 5, 6)
 """Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
 and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files. Format 5
 added quantised factors, budgets of energy and bytes, kept values that were fitted or distilled, the parents of merged
-deltas, and what a calibration promises."""
+deltas, and what a calibration promises. Format 6 added how a task generates."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -28,7 +29,9 @@ Metric = Literal["accuracy", "agreement"]
 Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
 Divergence = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SettingName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 MOST_PARENTS = 256
+_DEEPEST_SETTING = 8
 MAX_FILE_BYTES = 64 << 20
 MAX_FILE_RATIO = 64
 """How many times larger than its stream a tokenizer file may be. Real files are 3 to 8 times larger."""
@@ -282,6 +285,8 @@ class Manifest(_Strict):
     config: dict[str, Any]
     embedding: Embedding | None = None
     """How token vectors become one vector; None: the fine-tune's folder did not say, or the task has a head."""
+    generation: Annotated[dict[SettingName, JsonValue], Field(max_length=128)] | None = None
+    """How the task generates, as generation_config.json has it; None: as its base does, or it generates nothing."""
     sparse: dict[Name, SparseEntry]
     lowrank: dict[Name, LowRankEntry] = {}
     dense: dict[Name, WholeEntry]
@@ -314,6 +319,14 @@ class Manifest(_Strict):
             raise ValueError(
                 f"the projection {odd[0]!r} is of {self.projections[odd[0]].dtype}; expected a float dtype"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_language_models_generate(self) -> Manifest:
+        if self.generation is not None and self.kind != "text-generation":
+            raise ValueError(f"a {self.kind} task generates nothing; found settings for it")
+        if is_deeper(self.generation, _DEEPEST_SETTING):
+            raise ValueError(f"settings of generation are nested in more than {_DEEPEST_SETTING} levels")
         return self
 
     @model_validator(mode="after")

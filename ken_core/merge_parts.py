@@ -1,7 +1,8 @@
 """The deltas that are merged, and what they must agree on.
 
 Shifts are added up, so they must belong to one base. All else of the result is the head's part's: its head, labels,
-architecture, config, tokenizer, embedding settings with their projections, and tensors that the base lacks (a pooler).
+architecture, config, tokenizer, how it generates, embedding settings with their projections, and tensors that the base
+lacks (a pooler).
 """
 
 from __future__ import annotations

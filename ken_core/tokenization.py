@@ -11,6 +11,7 @@ import torch
 from tokenizers import Encoding, normalizers
 from transformers import PretrainedConfig
 
+from ken_core.chat_template import ChatTemplate
 from ken_core.checkpoint import Checkpoint
 from ken_core.configs import restore
 from ken_core.delta import Delta
@@ -121,6 +122,7 @@ class Encoder:
         self.pad_id = tokenizer.pad_token_id or 0
         self.cls_id: int | None = tokenizer.cls_token_id
         self.unk_id: int | None = tokenizer.unk_token_id
+        self.chat = ChatTemplate.of(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids)
 
     @classmethod

@@ -24,7 +24,7 @@ from ken_core.foreign import reading
 
 _PATTERNS = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-    "*.tiktoken", "tekken.json", "bpe.codes", "chat_template*",
+    "*.tiktoken", "tekken.json", "bpe.codes", "chat_template*", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _UNREAD = "only the package sentencepiece reads its model; install that (and protobuf), or save a tokenizer.json"
@@ -89,21 +89,33 @@ def carried(base: Checkpoint, tuned: Checkpoint) -> dict[str, bytes]:
 def facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
     """Everything in a loaded fast tokenizer that answers depend on."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    named = {name: getattr(tokenizer, name) for name in _SPECIAL}
-    special = {
-        name: None if token is None else str(token) for name, token in named.items()
-    }  # null, so that the class does not put in its own
+    # null where there is none, so that the class does not put in its own
+    special = {**dict.fromkeys(_SPECIAL), **_named(tokenizer)}
     others = sorted(set(tokenizer.all_special_tokens) - set(special.values()))
     settings = {
         **special,
         **({"extra_special_tokens": others} if others else {}),
         **({"model_max_length": limit} if (limit := tokenizer.model_max_length) < _UNLIMITED else {}),
         **({"split_special_tokens": True} if tokenizer.split_special_tokens else {}),
+        **({"clean_up_tokenization_spaces": True} if tokenizer.clean_up_tokenization_spaces else {}),
+        **({} if tokenizer.chat_template is None else {"chat_template": _written(tokenizer.chat_template)}),
         "model_input_names": list(tokenizer.model_input_names),
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
     }
     return TokenizerFacts({**backend, "truncation": None, "padding": None}, settings)
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Special tokens by the names that chat templates know them under; a model's own, such as `image_token`, too."""
+    return {name: token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
+
+
+def _written(templates: str | Mapping[str, str]) -> str | list[dict[str, str]]:
+    """Chat templates as tokenizer_config.json has them: one, or a list of them with their names."""
+    if isinstance(templates, str):
+        return templates
+    return [{"name": name, "template": text} for name, text in sorted(templates.items())]
 
 
 def load(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -176,7 +188,9 @@ def completed(base: Checkpoint, files: Mapping[str, bytes]) -> dict[str, bytes]:
 def copy_files(folder: Path, to: Path) -> None:
     """Copy all files of a folder's tokenizer as they are."""
     for path in _files_in(folder):
-        shutil.copyfile(path, to / path.name)
+        copy = to / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _files_in(folder: Path) -> list[Path]:

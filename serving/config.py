@@ -119,9 +119,13 @@ class Settings(BaseSettings):
     )
     queue_rows: int = Field(2048, ge=1, description="most inputs that wait; further requests get 429")
     request_timeout_seconds: float = Field(30.0, gt=0)
-    generation_timeout_seconds: float = Field(
-        600.0, gt=0, description="as request_timeout_seconds, for requests that generate text; until their last token"
+    kv_bytes: int = Field(
+        1_000 * MIB, ge=MIB, description="budget of the keys and values of all texts that are being generated"
     )
+    quantum_seconds: float = Field(
+        0.5, gt=0, description="longest time that one task generates while other tasks or inputs wait"
+    )
+    generation_timeout_seconds: float = Field(600.0, gt=0, description="longest time that generating a text may take")
     drain_seconds: float = Field(30.0, ge=0, description="how long a stop waits for requests that were accepted")
     max_connections: int = Field(4096, ge=64, le=1_000_000, description="most open connections of all clients together")
     max_connections_per_source: int = Field(

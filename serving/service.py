@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from ken_core import KenError, ResidentModel, deltafile, open_base
+from ken_core.decoding.choice import AnyDecoder, decoder_of
+from ken_core.errors import UndecodableError
 from ken_core.mixing.model import MixedModel
 from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
@@ -19,8 +21,11 @@ from serving.engine.cores import concurrent_batches, usable_cores
 from serving.engine.engine import Engine
 from serving.engine.window import Limits
 from serving.errors import StartError, StoreError
+from serving.generation.generator import Generator
+from serving.replica.continuing import Continuing
 from serving.replica.fitness import Fitness
 from serving.replica.gauges import add_gauges, add_placement_gauges
+from serving.replica.generating import Generating
 from serving.replica.inference import Inference
 from serving.replica.placing import Placing
 from serving.replica.slot import Slot
@@ -80,10 +85,16 @@ class Service:
         self.cache = _cache(settings, folder, self.store, self.resident, signed, threads)
         # Requests
         self.admission = Admission(_admission_limits(settings))
-        self.engine = _engine(settings, self.resident, self.cache, self.metrics, self.admission, threads)
+        decoder, why_not = _decoder(self.resident)
+        self.engine = _engine(
+            settings, self.resident, self.cache, self.metrics, self.admission, threads, str(why_not or "")
+        )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
         self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
-        self.predict = Inference(self.engine, self.workers, self.admission)
+        self.generator = _generator(settings, self.resident, self.engine, decoder, self.metrics) if decoder else None
+        continuing = Continuing(self.generator, why_not, self.engine, self.workers, self.admission)
+        self.predict = Inference(self.engine, self.workers, self.admission, continuing)
+        self.generate = Generating(self.predict, continuing)
         self.shadows = Shadows(
             partial(self.predict, client="shadows"),
             partial(self.admission.is_busy, self.engine),
@@ -217,6 +228,7 @@ def _engine(
     metrics: Metrics,
     admission: Admission,
     threads: int,
+    why_no_texts: str,
 ) -> Engine:
     return Engine(
         resident,
@@ -230,6 +242,31 @@ def _engine(
         verify_seconds=settings.verify_seconds,
         mixed=MixedModel(resident) if settings.mixed == "auto" else None,
         batches=concurrent_batches(settings.concurrent_batches, threads, resident.device.type),
+        why_no_texts=why_no_texts,
+    )
+
+
+def _decoder(resident: ResidentModel) -> tuple[AnyDecoder | None, UndecodableError | None]:
+    """How texts are decoded; or why the base generates none."""
+    try:
+        return decoder_of(resident.checkpoint.backbone), None
+    except UndecodableError as error:
+        return None, error
+
+
+def _generator(
+    settings: Settings, resident: ResidentModel, engine: Engine, decoder: AnyDecoder, metrics: Metrics
+) -> Generator:
+    return Generator(
+        engine,
+        resident,
+        decoder,
+        metrics,
+        room=settings.kv_bytes,
+        rows=settings.batch_rows,
+        tokens=settings.batch_tokens,
+        queue=settings.queue_rows,
+        quantum=settings.quantum_seconds,
     )
 
 

@@ -126,11 +126,10 @@ def _other_windows(backbone: PreTrainedModel, asked: dict[int, int | None]) -> s
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     for layer, found in asked.items():
-        slides = (
-            kinds[layer] == _SLIDING if kinds else window is not None and getattr(config, "use_sliding_window", True)
-        )
-        if found != (window if slides else None):
-            return f"layer {layer} asked for the window {found}, its config says {window if slides else None}"
+        slides = kinds[layer] == _SLIDING if kinds else getattr(config, "use_sliding_window", True)
+        expected = window if slides else None
+        if found != expected:
+            return f"layer {layer} asked for the window {found}, its config says {expected}"
     layers = config.num_hidden_layers
     return "" if len(asked) == layers else f"{len(asked)} of {layers} layers keep keys"
 
@@ -155,7 +154,7 @@ def _differs(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) ->
 
 def _some_ids(backbone: PreTrainedModel) -> tuple[list[int], list[int]]:
     """Ids of two sequences, spread over the vocabulary."""
-    rows: int = backbone.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment, union-attr]
+    rows: int = backbone.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment]
     spread = [(7919 * (i + 1)) % rows for i in range(_FIRST + _SECOND)]
     return spread[:_FIRST], spread[_FIRST:]
 
@@ -170,4 +169,5 @@ def _bytes_alone(alone: AloneDecoder, ids: Sequence[int]) -> int:
     past = alone.start()
     alone.run(Chunk(ids, past))
     layers: list[Any] = past.cache.layers
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // len(ids)
+    held: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    return held // len(ids)

@@ -21,6 +21,7 @@ def facts(file: Any) -> dict[str, Any]:
         "labels": m.labels,
         "adapter": m.adapter,
         "embedding": None if m.embedding is None else m.embedding.model_dump(),
+        "generation": m.generation,
         "tokenizer": _tokenizer(m),
         "method": m.method,
         "budget": m.budget.model_dump(exclude_none=True),

@@ -40,6 +40,8 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         lines["tokenizer"] = {"own": "its own", "own settings": "the base's, with settings of its own"}[
             found["tokenizer"]
         ]
+    if generation := found["generation"]:
+        lines["generation"] = ", ".join(f"{key} {value}" for key, value in generation.items())
     if embedding := found["embedding"]:
         lines |= _embedding_lines(embedding)
     if found["candidates"] or not found["lowrank"]:

@@ -22,6 +22,7 @@ from transformers.utils.generic import ModelOutput
 from ken_core.embedder import Embedder
 from ken_core.errors import TextTooLongError
 from ken_core.foreign import is_from_rust, reason
+from ken_core.generation_settings import GenerationSettings
 from ken_core.heads import Grafted
 from ken_core.long_texts import Tokens
 from ken_core.stand_in import Inputs
@@ -63,6 +64,8 @@ class TaskSpec:
     encoder: Encoder
     embedder: Embedder | None = None
     """None: the task has a head, or its folder does not say how token vectors become one vector."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How the task generates where a request says nothing; of no meaning for tasks that generate nothing."""
 
     @property
     def nbytes(self) -> int:

@@ -42,8 +42,13 @@ def _check(given: TokenIds, where: str, task: TaskSpec) -> None:
             f"found {len(given.ids)} token ids, the model takes {most}, and ids are not cut; send fewer, or a text",
             at=where,
         )
+    check_range(given.ids, where, task)
+
+
+def check_range(ids: Sequence[int], where: str, task: TaskSpec) -> None:
+    """Raises `InvalidInputError` for an id that is no token of the task."""
     rows = task.config.get_text_config().vocab_size
-    for position, token in enumerate(given.ids):
+    for position, token in enumerate(ids):
         if not (0 <= token < rows and task.encoder.has(token)):
             raise InvalidInputError(
                 f"{token} at {position} is no token of this task, whose vocabulary has {rows}; send ids of "

@@ -26,6 +26,8 @@ from serving.pipelines.base import (
     check_side,
     refusing_what_its_tokenizer_cannot_read,
 )
+from serving.pipelines.text_generation import TEXT_GENERATION, TextGenerationParameters
+from serving.replica.continuing import Continuing, query_of
 from serving.replica.shared_rows import SharedRows
 from serving.routing.merges import Merge
 from serving.tiers.loaded import Loaded
@@ -62,10 +64,11 @@ class Prediction:
 class Inference:
     """Answers the inputs of tasks."""
 
-    def __init__(self, engine: Engine, workers: WorkerPool, admission: Admission) -> None:
+    def __init__(self, engine: Engine, workers: WorkerPool, admission: Admission, continuing: Continuing) -> None:
         self._engine = engine
         self._workers = workers
         self._admission = admission
+        self._continuing = continuing
 
     async def __call__(
         self,
@@ -107,6 +110,8 @@ class Inference:
                 async with self.on_device(digest, len(inputs), merge, client) as loaded:
                     acquired = time.monotonic()
                     asked = _checked(loaded, kind, inputs, parameters)
+                    if asked.pipeline.kind == TEXT_GENERATION:
+                        return await self._generate(loaded, asked, started, started + timeout, client)
                     prepared = await self._encode(asked, client, shared)
                     rows = [row for one in prepared for row in one.rows]
                     tokens = sum(map(len, rows))
@@ -144,6 +149,21 @@ class Inference:
             yield loaded
         finally:
             tiers.release(loaded)
+
+    async def _generate(
+        self, loaded: Loaded, asked: _Checked, started: float, deadline: float, client: Hashable
+    ) -> Prediction:
+        """Continue the inputs, and answer when all continuations are complete."""
+        wanted: TextGenerationParameters = asked.parameters  # type: ignore[assignment]  # the pipeline's own
+        query = query_of(asked.inputs, wanted)
+        texts = [text if wanted.return_full_text else "" for text in asked.inputs]
+        async with self._continuing(loaded, query, started, deadline, client) as generation:
+            async for piece in generation:
+                texts[piece.choice] += piece.text
+        facts = generation.facts
+        timing = Timing(facts.load, facts.tokenize, model=time.monotonic() - started - facts.load - facts.tokenize)
+        outputs = [{"generated_text": text} for text in texts]
+        return Prediction(loaded.digest, TEXT_GENERATION, outputs, [], facts.prompt_tokens + facts.generated, timing)
 
     async def _encode(self, asked: _Checked, client: Hashable, shared: SharedRows | None) -> list[Prepared]:
         prepare = partial(self._prepare, asked, client)

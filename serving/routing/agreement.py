@@ -90,6 +90,11 @@ def compare_vectors(given: Any, shadowed: Any) -> Comparison:
     return Comparison(least >= _SAME_DIRECTION, max(0.0, 1.0 - least))
 
 
+def compare_texts(given: Mapping[str, Any], shadowed: Mapping[str, Any]) -> Comparison:
+    """Compare generated texts, which have no scores."""
+    return Comparison(given["generated_text"] == shadowed["generated_text"], None)
+
+
 compare_labels = _by(_labels)
 compare_entities = _by(_entities)
 compare_answers = _by(_answers)

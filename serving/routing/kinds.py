@@ -18,6 +18,7 @@ from serving.routing.agreement import (
     compare_entities,
     compare_labels,
     compare_orders,
+    compare_texts,
     compare_vectors,
 )
 from serving.routing.answer_form import AnswerForm, FormOf, embedding_form, plain_form, scored_form
@@ -62,6 +63,8 @@ class Kind:
     listed: bool
 
 
+_GENERATED = Column("generated_text", "BYTES", 1, lambda outputs: (o["generated_text"] for o in outputs))
+
 KINDS: Mapping[str, Kind] = {
     "text-classification": Kind(
         module="text_classification",
@@ -84,6 +87,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "question-answering": Kind(
         module="question_answering", compare=compare_answers, form=plain_form, columns=(), listed=False
+    ),
+    "text-generation": Kind(
+        module="text_generation", compare=compare_texts, form=plain_form, columns=(_GENERATED,), listed=True
     ),
     "feature-extraction": Kind(
         module="feature_extraction", compare=compare_vectors, form=plain_form, columns=(), listed=True

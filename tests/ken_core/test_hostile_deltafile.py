@@ -346,7 +346,7 @@ def test_a_manifest_that_is_none_is_refused(whole, tmp_path, text):
         open_file(with_manifest(whole, tmp_path / "d.safetensors", text))
 
 
-@pytest.mark.parametrize("version", [0, 1, 6, 99, -1, 1.5, "1", None, [], {}, 10**18])
+@pytest.mark.parametrize("version", [0, 1, 7, 99, -1, 1.5, "1", None, [], {}, 10**18])
 def test_another_format_version_is_refused_naming_it(rewritten, version):
     with pytest.raises(DeltaFormatError, match="format version"):
         open_file(rewritten(lambda manifest, streams: manifest.update(format=version)))

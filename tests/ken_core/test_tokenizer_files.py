@@ -19,11 +19,15 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, BertForSequenceClassification, PreTrainedTokenizerBase, pipeline
 
 import ken_core
-from ken_core import Budget, CheckpointError, Delta, Selection, deltafile, open_base, open_tuned
+from ken_core import Budget, Checkpoint, CheckpointError, Delta, Selection, deltafile, open_base, open_tuned
+from ken_core.chat_template import ChatTemplate
+from ken_core.errors import DeltaFormatError
 from ken_core.tokenization import Encoder, Input
 from ken_core.tokenizer_files import carried
+from tests.chat_templates import CHATML
 from tests.tiny_architectures import ArchitectureBase, served
 from tests.tiny_checkpoints import POSITIONS, TEXTS, WORDS, Tiny
+from tests.tiny_language_models import write_language_model
 
 Change = Callable[[Path], None]
 FAMILIES = {"bert": "word pieces", "roberta": "bytes", "deberta-v2": "pieces", "qwen2": "bytes alone"}
@@ -335,3 +339,114 @@ def test_a_sentencepiece_model_without_its_package_says_what_to_install(tmp_path
         CheckpointError, match=r"only the package sentencepiece reads its model.* save a tokenizer\.json"
     ):
         carried(base.checkpoint, open_tuned(str(folder)))
+
+
+# Chat templates
+
+OTHER = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+ASKED = [{"role": "user", "content": "How far is the city?"}]
+
+
+def retemplate(template: Any, *, as_files: bool = True, **options: Any) -> Change:
+    """Save the tokenizer with another chat template, as files of its own or in tokenizer_config.json."""
+
+    def change(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer.chat_template = template
+        shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder, save_jinja_files=as_files)
+
+    return change
+
+
+TEMPLATE_CHANGES: dict[str, tuple[Change, str]] = {
+    "the base's own": (retemplate(CHATML), "nothing"),
+    "the base's own, in the config": (retemplate(CHATML, as_files=False), "nothing"),
+    "another": (retemplate(OTHER), "settings"),
+    "another, in the config": (retemplate(OTHER, as_files=False), "settings"),
+    "several": (retemplate({"default": OTHER, "tool_use": CHATML}), "settings"),
+    "several, in the config": (retemplate({"default": OTHER, "tool_use": CHATML}, as_files=False), "settings"),
+    "none": (retemplate(None), "settings"),
+    "a special token of the model's own": (
+        retemplate("{{ image_token }}" + OTHER, image_token="<|endoftext|>"),
+        "settings",
+    ),
+    "spaces cleaned up": (retemplate(CHATML, clean_up_tokenization_spaces=True), "settings"),
+}
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_base(str(write_language_model(tmp_path_factory.mktemp("language") / "base")))
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
+    if tokenizer.chat_template is None:
+        return [None, None]
+    return [tokenizer.apply_chat_template(ASKED, tools=tools, tokenize=False) for tools in (None, [{"type": "f"}])]
+
+
+def rendered(chat: ChatTemplate | None) -> list[str | None]:
+    if chat is None:
+        return [None, None]
+    return [chat.render(ASKED, tools, opens_answer=False) for tools in (None, [{"type": "f"}])]
+
+
+@pytest.mark.parametrize("change", TEMPLATE_CHANGES)
+def test_a_task_has_its_own_chat_template(change: str, language_model: Checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(language_model.folder, tmp_path / "tuned"))
+    alter, most = TEMPLATE_CHANGES[change]
+    alter(folder)
+    delta = ken_core.extract(language_model, open_tuned(str(folder)))
+    assert delta.files.keys() == (set() if most == "nothing" else {"tokenizer_config.json"})
+    written = deltafile.write(delta, language_model, tmp_path / "d.ken")
+    read = deltafile.read(written, language_model, delta.base_fingerprint)
+    ken_core.apply(language_model, read, tmp_path / "applied")
+    theirs, applied = (AutoTokenizer.from_pretrained(at) for at in (folder, tmp_path / "applied"))
+    assert rendered(Encoder.of(language_model, read).chat) == prompts(theirs) == prompts(applied)
+    assert applied.clean_up_tokenization_spaces == theirs.clean_up_tokenization_spaces
+    assert prompts(theirs) != [None, None] or change == "none"
+
+
+def test_the_bases_templates_are_copied_where_a_task_brings_none(language_model: Checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(language_model.folder, tmp_path / "base"))
+    retemplate({"default": OTHER, "tool_use": CHATML})(folder)
+    base = open_base(str(folder))
+    delta = ken_core.extract(base, open_tuned(str(folder)))
+    assert delta.files == {}
+    ken_core.apply(base, delta, tmp_path / "applied")
+    theirs, applied = (AutoTokenizer.from_pretrained(at) for at in (folder, tmp_path / "applied"))
+    assert prompts(applied) == prompts(theirs) == rendered(Encoder.of(base, delta).chat)
+
+
+def test_a_delta_of_an_earlier_release_has_no_template_beside_its_own_tokenizer(
+    language_model: Checkpoint, tmp_path: Path
+) -> None:
+    """Those that brought a tokenizer brought it without its template, so which one it had is not known."""
+    delta = ken_core.extract(language_model, open_tuned(str(language_model.folder)))
+    own = replace(delta, files={"tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}'})
+    assert Encoder.of(language_model, delta).chat is not None
+    assert Encoder.of(language_model, own).chat is None
+
+
+@pytest.mark.parametrize(
+    ("template", "match"),
+    [
+        (7, "neither a text nor a list"),
+        ([{"name": "../../x", "template": "a"}], "without a plain name"),
+        ([{"name": "default"}], "without a plain name"),
+        (["a"], "without a plain name"),
+        ([{"name": "default", "template": "a"}] * 99, "neither a text nor a list of a few"),
+        ("a" * (1 << 19), "chat template of 524288 characters; at most 262144"),
+    ],
+)
+def test_a_strange_chat_template_is_refused(
+    template: Any, match: str, language_model: Checkpoint, tmp_path: Path
+) -> None:
+    delta = ken_core.extract(language_model, open_tuned(str(language_model.folder)))
+    told = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
+    hostile = replace(delta, files={"tokenizer_config.json": told.encode()})
+    written = deltafile.write(hostile, language_model, tmp_path / "d.ken")
+    with pytest.raises(DeltaFormatError, match=match):
+        deltafile.read(written, language_model, delta.base_fingerprint)

@@ -1,0 +1,1 @@
+"""Rendering chat templates, which are programs of unknown origin, in processes of their own."""

@@ -1,0 +1,297 @@
+"""From a query to its continuations: prompts become sequences, the generator runs them, tokens become text."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import asynccontextmanager
+
+from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
+from ken_core.tokenization import Encoder
+from serving.admission import Admission, Line
+from serving.errors import DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
+from serving.generation.asked import Asked, Asking
+from serving.generation.generator import Generator
+from serving.generation.pieces import Piece
+from serving.generation.query import Chat, GenerationQuery, Prompt, SamplingParameters
+from serving.generation.sampling import Sampler, Sampling
+from serving.generation.sequence import Continuation
+from serving.generation.stream import Event, Inbox, Text
+from serving.pipelines.base import refusing_what_its_tokenizer_cannot_read
+from serving.pipelines.text_generation import TEXT_GENERATION, TextGenerationParameters
+from serving.pipelines.token_ids import TokenIds, check_range
+from serving.telemetry.generation_metrics import GenerationFacts
+from serving.tiers.loaded import Loaded
+from serving.workers.pool import WorkerPool
+from serving.workers.steps import Steps
+
+MOST_CHOICES = 64
+MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_LOGPROBS = 20
+
+
+class Generation:
+    """Continuations while they are generated, piece by piece.
+
+    Attributes:
+        digest: of the delta that generates.
+        prompts: token ids of the prompts.
+        facts: what is counted of it; complete once all pieces were read.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Text],
+        asked: Sequence[Asking],
+        events: asyncio.Queue[Event],
+        facts: GenerationFacts,
+    ) -> None:
+        self.digest = loaded.digest
+        self.prompts = prompts
+        self.facts = facts
+        self._encoder = loaded.spec.encoder
+        self._texts = texts
+        self._asked = asked
+        self._events = events
+        self._open = set(range(len(texts)))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts; a prompt with several continuations counts once."""
+        return self.facts.prompt_tokens
+
+    @property
+    def generated(self) -> int:
+        """Tokens of all continuations so far."""
+        return self.facts.generated
+
+    def prompt_text(self, prompt: int) -> str:
+        """The text of a prompt's tokens, special ones included."""
+        return self._encoder.text_of(self.prompts[prompt])
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        """Pieces as they come, until all continuations have ended.
+
+        Raises:
+            ServingError: there will be no further piece.
+        """
+        while self._open:
+            number, chosen, finish, error = await self._events.get()
+            if number not in self._open:
+                continue
+            if error is not None or chosen is None:
+                raise error or DeadlineError("the text was not completed")
+            piece = self._texts[number].add(chosen, finish)
+            self.facts.note(number, time.monotonic(), piece.finish)
+            if piece.finish is not None:
+                self._open.discard(number)
+                self._asked[number].abandoned = True  # a text that ended it is known here alone
+            yield piece
+
+
+class Continuing:
+    """Continues texts with tasks that are on the device.
+
+    Args:
+        generator: None: the base does not generate; `why_not` says why.
+        line: the engine's.
+    """
+
+    def __init__(
+        self,
+        generator: Generator | None,
+        why_not: UndecodableError | None,
+        line: Line,
+        workers: WorkerPool,
+        admission: Admission,
+    ) -> None:
+        self._line = line
+        self._generator = generator
+        self._why_not = why_not
+        self._workers = workers
+        self._admission = admission
+
+    @asynccontextmanager
+    async def __call__(
+        self, loaded: Loaded, query: GenerationQuery, started: float, deadline: float, client: Hashable
+    ) -> AsyncIterator[Generation]:
+        """Continue a query's prompts. Leaving the context gives up what is unfinished.
+
+        Args:
+            started: when the request came, on the clock of `time.monotonic`.
+            deadline: on the same clock.
+
+        Raises:
+            InvalidInputError: the task generates no text, or does not take such a query.
+            TooLargeError: a prompt is too long to be encoded.
+            OverloadedError: too many texts wait to be continued.
+        """
+        generator = self._checked(loaded, query)
+        acquired = time.monotonic()
+        with self._admission.preparation(self._line, len(query.prompts)):
+            prompts = await self._workers.run(client, _encode(query.prompts, loaded))
+        self._admission.check_tokens(sum(map(len, prompts)))
+        facts = GenerationFacts(started, acquired - started, time.monotonic() - acquired, sum(map(len, prompts)))
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        texts: list[Text] = []
+        asked: list[Asking] = []
+        for place, prompt in enumerate(prompts):
+            most = _most(query, place, len(prompt), loaded.spec.encoder.max_length, generator.most_tokens)
+            for choice in range(query.choices):
+                inbox = Inbox(len(asked), events, loop)
+                asked.append(_asking(loaded, query, prompt, choice, most, inbox, deadline))
+                texts.append(_text(loaded.spec.encoder, query, prompt, len(texts)))
+        generator.add(asked)
+        try:
+            yield Generation(loaded, prompts, texts, asked, events, facts)
+        finally:
+            generator.abandon(asked)
+
+    def _checked(self, loaded: Loaded, query: GenerationQuery) -> Generator:
+        if loaded.head != TEXT_GENERATION:
+            raise InvalidInputError(
+                f"the task has a {loaded.head} head, which generates no text; expected the fine-tune of a causal "
+                "language model",
+                at="model",
+            )
+        if self._generator is None:
+            raise UnsupportedKindError(str(self._why_not))
+        _check(query, loaded)
+        self._admission.check_count(len(query.prompts) * query.choices)
+        return self._generator
+
+
+def query_of(texts: Sequence[str], wanted: TextGenerationParameters) -> GenerationQuery:
+    """The query that a task's inputs and the parameters of its kind make."""
+    greedy = {} if wanted.do_sample is not False else {"temperature": 0.0}
+    sampling = SamplingParameters.model_validate(
+        {name: getattr(wanted, name) for name in SamplingParameters.model_fields} | greedy
+    )
+    return GenerationQuery(
+        texts,
+        sampling,
+        max_tokens=wanted.max_new_tokens,
+        min_tokens=wanted.min_new_tokens,
+        stop=tuple(wanted.stop),
+        sampled=bool(wanted.do_sample) or wanted.temperature is not None,
+    )
+
+
+def _check(query: GenerationQuery, loaded: Loaded) -> None:
+    if not 1 <= query.choices <= MOST_CHOICES:
+        raise InvalidInputError(f"found {query.choices}; from 1 to {MOST_CHOICES} are made of a prompt", at="n")
+    if query.max_tokens is not None and query.max_tokens < 1:
+        raise InvalidInputError(f"found {query.max_tokens}; expected at least 1", at="max_tokens")
+    if query.max_tokens is not None and query.min_tokens > query.max_tokens:
+        raise InvalidInputError(f"found {query.min_tokens}, more than max_tokens", at="min_tokens")
+    if len(query.stop) > MOST_STOPS:
+        raise InvalidInputError(f"found {len(query.stop)} texts; at most {MOST_STOPS} are taken", at="stop")
+    if odd := [text for text in query.stop if not 0 < len(text) <= LONGEST_STOP]:
+        raise InvalidInputError(
+            f"found a text of {len(odd[0])} characters; expected 1 to {LONGEST_STOP} of them", at="stop"
+        )
+    if query.logprobs is not None and not 0 <= query.logprobs <= MOST_LOGPROBS:
+        raise InvalidInputError(f"found {query.logprobs}; expected 0 to {MOST_LOGPROBS}", at="logprobs")
+    if len(query.stop_ids) > MOST_STOPS:
+        raise InvalidInputError(f"found {len(query.stop_ids)} ids; at most {MOST_STOPS} are taken", at="stop_token_ids")
+    check_range(query.stop_ids, "stop_token_ids", loaded.spec)
+    check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec)
+
+
+def _encode(prompts: Sequence[Prompt], loaded: Loaded) -> Steps[list[list[int]]]:
+    """Token ids of prompts."""
+    found = []
+    for place, prompt in enumerate(prompts):
+        yield len(prompt) if isinstance(prompt, str) else 1
+        with refusing_what_its_tokenizer_cannot_read():
+            ids = _ids(prompt, f"prompts.{place}", loaded)
+        if not ids:
+            raise InvalidInputError("there is no token in it; send a text that has one", at=f"prompts.{place}")
+        found.append(ids)
+    return found
+
+
+def _ids(prompt: Prompt, where: str, loaded: Loaded) -> list[int]:
+    encoder = loaded.spec.encoder
+    if isinstance(prompt, TokenIds):
+        check_range(prompt.ids, where, loaded.spec)
+        return list(prompt.ids)
+    try:
+        if isinstance(prompt, Chat):
+            return encoder.prompt(_rendered(prompt, encoder), special=False)
+        return encoder.prompt(prompt, special=True)
+    except TextTooLongError as error:
+        raise TooLargeError(str(error), at=where) from None
+
+
+def _rendered(chat: Chat, encoder: Encoder) -> str:
+    if encoder.chat is None:
+        raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
+    try:
+        return encoder.chat.render(
+            chat.messages,
+            chat.tools,
+            opens_answer=chat.opens_answer,
+            continues_last=chat.continues_last,
+            arguments=chat.arguments,
+        )
+    except TemplateError as error:
+        raise InvalidInputError(str(error), at="messages") from error
+
+
+def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: int) -> int:
+    """Tokens that a continuation may have."""
+    where = f"prompts.{place}"
+    if prompt >= context:
+        raise InvalidInputError(
+            f"found a prompt of {prompt} tokens; the model takes {context}, at least one of them generated", at=where
+        )
+    if prompt >= room:
+        raise InvalidInputError(
+            f"found a prompt of {prompt} tokens; this server has room for the keys and values of {room} tokens; "
+            "shorten it, or raise KEN_KV_BYTES",
+            at=where,
+        )
+    most = min(context, room) - prompt
+    if query.max_tokens is None:
+        return most
+    if query.max_tokens > most:
+        limit = "the model takes" if context <= room else "KEN_KV_BYTES on this server has room for"
+        raise InvalidInputError(
+            f"found {query.max_tokens} after a prompt of {prompt} tokens; {limit} {min(context, room)} in all, so at "
+            f"most {most} can follow",
+            at="max_tokens",
+        )
+    return query.max_tokens
+
+
+def _asking(
+    loaded: Loaded,
+    query: GenerationQuery,
+    prompt: Sequence[int],
+    choice: int,
+    most: int,
+    inbox: Inbox,
+    deadline: float,
+) -> Asking:
+    settings = loaded.spec.generation
+    own = () if query.ignores_end else settings.end_ids
+    ends = (*own, *query.stop_ids)
+    seed = query.sampling.seed
+    sampler = Sampler(
+        Sampling.of(query.sampling, settings, query.sampled),
+        prompt,
+        None if seed is None else seed + choice,
+        query.logprobs,
+        (ends, query.min_tokens),
+    )
+    asked = Asked(loaded, sampler, frozenset(ends), query.min_tokens, inbox)
+    return Continuation(loaded.digest, prompt, most, time.monotonic(), deadline, asked)
+
+
+def _text(encoder: Encoder, query: GenerationQuery, prompt: Sequence[int], number: int) -> Text:
+    return Text(number, encoder, prompt, query.stop, query.stop_ids, query.min_tokens, query.plain)
