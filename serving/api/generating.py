@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from fastapi import Request
@@ -20,34 +20,19 @@ from starlette.types import Receive, Scope, Send
 
 from serving.api import event_stream
 from serving.api.failures import Failure, Shape, failure_of, logged
-from serving.api.predicting import Predictor, Taken, server_timing
-from serving.engine.tickets import Timing
+from serving.api.merging import MergedModel
+from serving.api.predicting import Predictor, Taken, merge_header, server_timing
+from serving.api.resolve import Resolved
 from serving.errors import InvalidInputError
 from serving.generation.pieces import Finish, Piece, Token
 from serving.generation.query import GenerationQuery
+from serving.replica.continuing import Generation
 from serving.service import Service
 from serving.telemetry.measured import Measured
 
 PAUSE_SECONDS = 15.0
 """After so long without a token, a comment is sent. Proxies give up connections that are quiet for a minute."""
 _JSON = "application/json"
-MOST_CHOICES = 128
-"""The most continuations of one prompt."""
-
-
-class Generation(Protocol):
-    """Text that is being generated."""
-
-    digest: str
-    prompt_tokens: int
-    timing: Timing
-
-    @property
-    def generated(self) -> int: ...
-
-    def prompt_text(self, prompt: int) -> str: ...
-
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
 
 
 @dataclass(frozen=True)
@@ -55,10 +40,10 @@ class Answering:
     """A task that generates text for a request.
 
     Attributes:
-        task: its name, without alias.
+        resolved: the task, and the delta or the merge that answers.
     """
 
-    task: str
+    resolved: Resolved
     generation: Generation
 
 
@@ -119,7 +104,7 @@ class TaskGeneration:
     form: Callable[[Answering], Form]
     streams: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
-    task: str | None = None
+    task: str | MergedModel | None = None
     key: str | None = None
 
 
@@ -156,10 +141,10 @@ class Generator:
         with _in_the_words_of(asked):
             self._check_count(asked.query)
         async with self._generation(taken) as generation:
-            form = asked.form(Answering(taken.resolved.task, generation))
+            form = asked.form(Answering(taken.resolved, generation))
             async with aclosing(event_stream.while_heard(aiter(generation), receive, PAUSE_SECONDS)) as pieces:
                 if asked.streams:
-                    stream = _Stream(send, _headers(generation))
+                    stream = _Stream(send, _headers(taken.resolved, generation))
                     last = await _pass_on(pieces, form, stream, scope, taken.measured)
                 else:
                     content = form.whole(await _collected(pieces, len(asked.query.prompts) * asked.query.choices))
@@ -167,19 +152,23 @@ class Generator:
         if asked.streams:
             await stream.end(last)
         else:
-            await Response(orjson.dumps(content), headers=_headers(generation), media_type=_JSON)(scope, receive, send)
+            await Response(orjson.dumps(content), headers=_headers(taken.resolved, generation), media_type=_JSON)(
+                scope, receive, send
+            )
 
     @asynccontextmanager
     async def _generation(self, taken: Taken[TaskGeneration]) -> AsyncIterator[Generation]:
         service, asked, resolved = self._service, taken.question, taken.resolved
         seconds = taken.seconds(service.settings.generation_timeout_seconds)
         with service.admission.prediction(service.engine), _in_the_words_of(asked):
-            async with service.generate(resolved.digest, asked.query, seconds, resolved.client) as generation:
+            generating = service.generate(resolved.digest, asked.query, seconds, resolved.client, resolved.merge)
+            async with generating as generation:
                 try:
                     yield generation
                 finally:
-                    taken.measured.stages = generation.timing.stages()
-                    service.placing.count(resolved.task, generation.prompt_tokens + generation.generated)
+                    taken.measured.stages = generation.facts.stages
+                    if resolved.merge is None:
+                        service.placing.count(resolved.task, generation.prompt_tokens + generation.generated)
 
     def _check_count(self, query: GenerationQuery) -> None:
         """The service takes any number, and one request must not be as much work as hundreds."""
@@ -247,10 +236,9 @@ async def _collected(pieces: AsyncIterator[Piece | None], number: int) -> list[C
     return found
 
 
-def _headers(generation: Generation) -> dict[str, str]:
-    """Which delta answers, and what the stages took so far."""
-    timing = generation.timing
-    return {"X-Ken-Delta": generation.digest, **server_timing(timing.stages(), timing.mixed)}
+def _headers(resolved: Resolved, generation: Generation) -> dict[str, str]:
+    """Which delta or merge answers, and what the stages took, up to the first token."""
+    return {"X-Ken-Delta": generation.digest, **merge_header(resolved.merge), **server_timing(generation.facts.stages)}
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from serving.api.bodies import body_of, read_body
 from serving.api.chat_messages import Messages
 from serving.api.event_stream import event
 from serving.api.failures import Failure
-from serving.api.generating import MOST_CHOICES, Answering, Continuation, Form, Generator, TaskGeneration
+from serving.api.generating import Answering, Continuation, Form, Generator, TaskGeneration
+from serving.api.merging import MergedModel
 from serving.api.native import TaskOrAlias
 from serving.api.predicting import Predictor
 from serving.api.problems import PREDICTION_FAILURES, problem, responses
@@ -26,9 +27,8 @@ from serving.generation.pieces import Piece, Token
 from serving.generation.query import Chat, GenerationQuery, Prompt, SamplingParameters
 from serving.incoming import Free, Incoming
 from serving.pipelines.token_ids import TokenIds
+from serving.replica.continuing import MOST_CHOICES, MOST_LOGPROBS
 from serving.service import Service
-
-_MOST_LIKELIEST = 20
 
 
 class ChatPrompt(Incoming):
@@ -82,7 +82,7 @@ class GenerationParameters(SamplingParameters):
     logprobs: int | None = Field(
         None,
         ge=0,
-        le=_MOST_LIKELIEST,
+        le=MOST_LOGPROBS,
         description="tell the tokens, their log-probabilities, and so many of the likeliest at each place",
     )
     special_tokens: bool = Field(False, description="whether the text shows special tokens")
@@ -105,6 +105,10 @@ class GenerateRequest(Incoming):
     )
     parameters: GenerationParameters = GenerationParameters.model_validate({})
     stream: bool = Field(False, description="whether the text is sent as it comes, as server-sent events")
+    model: MergedModel | None = Field(
+        None,
+        description="tasks to merge for this request, with the head of the path's task; by default that task alone",
+    )
 
     def generation(self) -> TaskGeneration:
         asked = self.parameters
@@ -123,7 +127,7 @@ class GenerateRequest(Incoming):
             plain=not asked.special_tokens,
         )
         tells = asked.logprobs is not None
-        return TaskGeneration(query, lambda answering: NativeForm(answering, tells), self.stream, _NAMES)
+        return TaskGeneration(query, lambda answering: NativeForm(answering, tells), self.stream, _NAMES, self.model)
 
     def _prompt(self) -> Prompt:
         return self.prompt.chat() if isinstance(self.prompt, ChatPrompt) else self.prompt
@@ -132,11 +136,10 @@ class GenerateRequest(Incoming):
 _NAMES: Mapping[str, str] = {
     "prompts": "prompt",
     "messages": "prompt.messages",
-    "choices": "parameters.choices",
+    "n": "parameters.choices",
     "max_tokens": "parameters.max_tokens",
     "min_tokens": "parameters.min_tokens",
-    "stop_ids": "parameters.stop_token_ids",
-    "sampling": "parameters",
+    "stop_token_ids": "parameters.stop_token_ids",
     "logit_bias": "parameters.logit_bias",
 }
 
@@ -176,9 +179,12 @@ class GenerateAnswer(BaseModel):
     """Continuations of the prompt."""
 
     task: str
-    digest: str = Field(description="sha256 of the delta that answered")
+    digest: str = Field(description="sha256 of the delta that answered, or of what the merge that did is made of")
     choices: list[Choice]
     usage: GeneratedUsage
+    model: MergedModel | None = Field(
+        None, description="the merge that answered, with its versions pinned; absent where a version of the task did"
+    )
 
 
 class NativeForm(Form):
@@ -209,8 +215,10 @@ class NativeForm(Form):
     def failed(self, failure: Failure) -> bytes:
         return event(bytes(problem(failure).body), "error")
 
-    def _facts(self) -> dict[str, str]:
-        return {"task": self._answering.task, "digest": self._answering.generation.digest}
+    def _facts(self) -> dict[str, Any]:
+        resolved = self._answering.resolved
+        merged = {} if resolved.merge is None else {"model": resolved.merge.plain()}
+        return {"task": resolved.task, "digest": resolved.digest, **merged}
 
     def _usage(self) -> dict[str, int]:
         generation = self._answering.generation

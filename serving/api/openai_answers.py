@@ -48,7 +48,7 @@ class ChatCompletion(BaseModel):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int = Field(description="unix seconds")
-    model: str = Field(description="as the request names it")
+    model: str = Field(description="as the request names it; the digest of a merge")
     choices: list[ChatChoice]
     usage: TextUsage
     system_fingerprint: str = Field(description="the beginning of the digest of the delta that answered")
@@ -67,7 +67,7 @@ class Completion(BaseModel):
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int = Field(description="unix seconds")
-    model: str = Field(description="as the request names it")
+    model: str = Field(description="as the request names it; the digest of a merge")
     choices: list[CompletionChoice]
     usage: TextUsage
     system_fingerprint: str = Field(description="the beginning of the digest of the delta that answered")
@@ -78,12 +78,12 @@ class Wanted:
     """What a request says of its answer.
 
     Attributes:
-        model: as it names the task.
+        model: as it names the task; None: it wants tasks merged.
         usage: whether a stream tells how many tokens there were.
         logprobs: whether probabilities are told.
     """
 
-    model: str
+    model: str | None
     usage: bool
     logprobs: bool
 
@@ -100,7 +100,7 @@ class _OpenAIForm(Form):
         self._head = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": wanted.model,
+            "model": wanted.model or self._generation.digest,
             "system_fingerprint": self._generation.digest[:_FINGERPRINT],
         }
 

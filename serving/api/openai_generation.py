@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field
 from serving.api.bodies import body_of, read_body
 from serving.api.chat_messages import Messages
 from serving.api.failures import Shape
-from serving.api.generating import MOST_CHOICES, Generator, TaskGeneration
+from serving.api.generating import Generator, TaskGeneration
+from serving.api.merging import ModelOrMerge
 from serving.api.openai import failing, shape
 from serving.api.openai_answers import ChatCompletion, ChatForm, Completion, CompletionForm, Wanted
 from serving.api.predicting import Predictor
@@ -26,6 +27,7 @@ from serving.api.unserved import WithForeignFields
 from serving.errors import InvalidInputError
 from serving.generation.query import Chat, GenerationQuery, SamplingParameters
 from serving.incoming import Free, Incoming
+from serving.replica.continuing import MOST_CHOICES
 from serving.service import Service
 
 _TOKENS_OF_A_COMPLETION = 16
@@ -74,7 +76,7 @@ _ONLY_AT_IN_COMPLETIONS: Mapping[str, Sequence[Any]] = {**_ONLY_AT, "add_special
 class TextRequest(WithForeignFields, SamplingParameters):
     """What both kinds of requests for text have."""
 
-    model: str = Field(description="a task, or task@alias")
+    model: ModelOrMerge = Field(description="a task, or task@alias; or tasks to merge for this request")
     n: int = Field(1, ge=1, le=MOST_CHOICES, description="continuations of each prompt")
     best_of: int | None = Field(None, description="taken where it is equal to n")
     max_tokens: int | None = Field(None, ge=1, description="most tokens of each continuation")
@@ -102,7 +104,7 @@ class TextRequest(WithForeignFields, SamplingParameters):
         return SamplingParameters(**self.model_dump(include=set(SamplingParameters.model_fields), exclude_unset=True))
 
     def wanted(self, logprobs: bool) -> Wanted:
-        return Wanted(self.model, self.stream_options.include_usage, logprobs)
+        return Wanted(self.model if isinstance(self.model, str) else None, self.stream_options.include_usage, logprobs)
 
     def query(self, **own: Any) -> GenerationQuery:
         if self.best_of not in (None, self.n):
@@ -121,14 +123,6 @@ class TextRequest(WithForeignFields, SamplingParameters):
             plain=self.skip_special_tokens,
             **own,
         )
-
-
-_NAMES: Mapping[str, str] = {
-    "choices": "n",
-    "stop_ids": "stop_token_ids",
-    "ignores_end": "ignore_eos",
-    "plain": "skip_special_tokens",
-}
 
 
 class ChatRequest(TextRequest):
@@ -179,7 +173,7 @@ class ChatRequest(TextRequest):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        names = {**_NAMES, "prompts": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
+        names = {"prompts": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
         wanted = self.wanted(self.logprobs)
         return TaskGeneration(
             query, lambda answering: ChatForm(answering, wanted, shape), self.stream, names, self.model, self.user
@@ -242,7 +236,7 @@ class CompletionRequest(TextRequest):
             query,
             lambda answering: CompletionForm(answering, wanted, echoes),
             self.stream,
-            {**_NAMES, "prompts": "prompt"},
+            {"prompts": "prompt"},
             self.model,
             self.user,
         )

@@ -105,8 +105,8 @@ class TaskAnswer:
     def headers(self) -> dict[str, str]:
         """Which delta or merge answered, what the stages took (milliseconds), and whether its batch mixed tasks."""
         timing = self.prediction.timing
-        merged = {} if self.merge is None else {"X-Ken-Merge": orjson.dumps(self.merge.plain()).decode()}
-        return {"X-Ken-Delta": self.prediction.digest, **merged, **server_timing(timing.stages(), timing.mixed)}
+        timed = server_timing(timing.stages(), timing.mixed)
+        return {"X-Ken-Delta": self.prediction.digest, **merge_header(self.merge), **timed}
 
 
 class Predictor:
@@ -301,7 +301,17 @@ def timed(measured: Measured) -> Iterator[None]:
         measured.seconds = time.perf_counter() - started
 
 
-def server_timing(stages: Iterable[tuple[str, float]], mixed: bool) -> dict[str, str]:
-    """The header that says how long stages took, in milliseconds, and whether a batch mixed tasks."""
+def merge_header(merge: Merge | None) -> dict[str, str]:
+    """The header that says which merge answered, if one did."""
+    return {} if merge is None else {"X-Ken-Merge": orjson.dumps(merge.plain()).decode()}
+
+
+def server_timing(stages: Iterable[tuple[str, float]], mixed: bool | None = None) -> dict[str, str]:
+    """The header that says how long stages took, in milliseconds, and whether a batch mixed tasks.
+
+    Args:
+        mixed: None: there was no batch.
+    """
     told = [f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages]
-    return {"Server-Timing": ", ".join([*told, f'batch;desc="{"mixed" if mixed else "one task"}"'])}
+    batch = [] if mixed is None else [f'batch;desc="{"mixed" if mixed else "one task"}"']
+    return {"Server-Timing": ", ".join([*told, *batch])}

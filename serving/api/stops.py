@@ -6,10 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-MOST_STOPS = 16
-LONGEST_STOP = 256
-"""Characters. Each stop is looked for at every token, and what may begin one is held back from the stream."""
-MOST_STOP_IDS = 64
+from serving.replica.continuing import LONGEST_STOP, MOST_STOPS
 
 
 def _listed(plain: Any) -> Any:
@@ -23,5 +20,5 @@ Stops = Annotated[
 ]
 """One text or a list of texts. A list after validation."""
 
-StopIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_STOP_IDS)]
+StopIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_STOPS)]
 """Token ids of the task's own tokenizer."""

@@ -167,7 +167,7 @@ def predict_many(
 
 
 def generate(
-    task: str,
+    task: str | Merge,
     prompt: Prompt,
     *,
     parameters: Mapping[str, Any] | None = None,
@@ -178,7 +178,7 @@ def generate(
     """Continue a prompt with a task that is a language model, and wait for all of the text.
 
     Args:
-        task: the task's name, or ``name@alias``.
+        task: as in `predict`.
         prompt: a text; token ids of the task's own tokenizer; or messages, of which the task's chat template makes the
             prompt, such as ``[{"role": "user", "content": "My parcel is late."}]``.
         parameters: how much is generated and how, e.g. ``{"max_tokens": 24, "temperature": 0.7, "stop": ["."]}``.
@@ -192,7 +192,7 @@ def generate(
 
 
 def stream(
-    task: str,
+    task: str | Merge,
     prompt: Prompt,
     *,
     parameters: Mapping[str, Any] | None = None,
@@ -409,7 +409,7 @@ def revoke_key(id: str, *, wait: float | None = None) -> Call[Revoked]:
 
 
 def _generating(
-    task: str,
+    task: str | Merge,
     prompt: Prompt,
     parse: Callable[[httpx.Response], T],
     parameters: Mapping[str, Any] | None,
@@ -419,12 +419,13 @@ def _generating(
     **beside: bool,
 ) -> Call[T]:
     are_messages = not isinstance(prompt, str) and any(isinstance(one, Mapping) for one in prompt)
-    asked = {"prompt": {"messages": prompt} if are_messages else prompt, "parameters": parameters, **beside}
+    named, model = (task.head, task.plain()) if isinstance(task, Merge) else (task, None)
+    put = {"messages": prompt} if are_messages else prompt
     return Call(
         "POST",
-        _path("tasks", task, "generate"),
+        _path("tasks", named, "generate"),
         parse,
-        orjson.dumps(_given(asked)),
+        orjson.dumps(_given({"prompt": put, "parameters": parameters, "model": model, **beside})),
         headers=_given({"X-Ken-Delta": digest, "X-Ken-Key": key}),
         seconds=timeout,
     )

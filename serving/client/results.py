@@ -113,7 +113,10 @@ class Generated(Result):
     """Continuations of a prompt."""
 
     task: str
-    digest: str = Field(description="of the delta that answered")
+    digest: str = Field(description="of the delta that answered, or of the merge")
+    merge: Merge | None = Field(
+        None, validation_alias="model", description="the merge that answered, with its versions pinned"
+    )
     choices: tuple[Continuation, ...]
     usage: TextUsage
     timing: dict[str, float] = Field(description="seconds in each of the server's stages")
@@ -139,7 +142,10 @@ class TextEnd(Result):
     """What a stream says after its last piece."""
 
     task: str
-    digest: str = Field(description="of the delta that answered")
+    digest: str = Field(description="of the delta that answered, or of the merge")
+    merge: Merge | None = Field(
+        None, validation_alias="model", description="the merge that answered, with its versions pinned"
+    )
     usage: TextUsage
 
 
