@@ -144,7 +144,7 @@ class Generator:
             form = asked.form(Answering(taken.resolved, generation))
             async with aclosing(event_stream.while_heard(aiter(generation), receive, PAUSE_SECONDS)) as pieces:
                 if asked.streams:
-                    stream = _Stream(send, _headers(taken.resolved, generation))
+                    stream = _Stream(send, lambda: _headers(taken.resolved, generation))
                     last = await _pass_on(pieces, form, stream, scope, taken.measured)
                 else:
                     content = form.whole(await _collected(pieces, len(asked.query.prompts) * asked.query.choices))
@@ -193,17 +193,22 @@ class SentByItself(Response):
 
 
 class _Stream:
-    """An answer of events. It starts with the first of them."""
+    """An answer of events. It starts with the first of them.
 
-    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
+    Args:
+        headers: gives its headers when it starts.
+    """
+
+    def __init__(self, send: Send, headers: Callable[[], Mapping[str, str]]) -> None:
         self._send = send
-        self._start = Response(headers={**headers, **event_stream.HEADERS}, media_type=event_stream.MEDIA_TYPE)
+        self._headers = headers
         self.started = False
 
     async def __call__(self, events: bytes, more: bool = True) -> None:
         if not self.started:
             self.started = True
-            headers = [header for header in self._start.raw_headers if header[0] != b"content-length"]
+            made = Response(headers={**self._headers(), **event_stream.HEADERS}, media_type=event_stream.MEDIA_TYPE)
+            headers = [header for header in made.raw_headers if header[0] != b"content-length"]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if events or not more:
             await self._send({"type": "http.response.body", "body": events, "more_body": more})

@@ -93,7 +93,7 @@ class TextGenerationRequest(WithForeignFields):
         return TaskGeneration(query, lambda answering: TextGenerationForm(answering, asked), self.stream, _NAMES)
 
 
-_NAMES: Mapping[str, str] = {"prompts": "inputs", "max_tokens": "parameters.max_new_tokens"}
+_NAMES: Mapping[str, str] = {"prompts": "inputs", "max_tokens": "parameters.max_new_tokens", "model": "task"}
 _FINISHES = {"length": "length", "stop": "eos_token"}
 
 

@@ -134,6 +134,7 @@ class GenerateRequest(Incoming):
 
 
 _NAMES: Mapping[str, str] = {
+    "model": "task",
     "prompts": "prompt",
     "messages": "prompt.messages",
     "n": "parameters.choices",

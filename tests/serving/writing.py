@@ -1,0 +1,83 @@
+"""Tiny language models behind a real server: fine-tunes of one Llama, and a classifier of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from over_http import Served, served
+from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
+
+import ken_core
+from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, open_base, open_tuned
+from serving.config import load_settings
+from serving.service import Service
+from serving.store import Store
+from tests.tiny_language_models import write_chat_tokenizer, write_language_model
+
+
+@dataclass(frozen=True)
+class Writers:
+    """A base, and the folder for its fine-tunes."""
+
+    folder: Path
+
+    @cached_property
+    def path(self) -> Path:
+        return write_language_model(self.folder / "base")
+
+    @cached_property
+    def base(self) -> Checkpoint:
+        return open_base(str(self.path))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.path)
+
+    def language_model(self, name: str, seed: int, **tokenizer: Any) -> DeltaFile:
+        """A fine-tune that generates text. It comes with its own tokenizer where that differs from the base's."""
+        model = LlamaForCausalLM.from_pretrained(self.path)
+        return self._delta(name, model, seed, tokenizer)
+
+    def classifier(self, name: str, seed: int) -> DeltaFile:
+        """A fine-tune that does not."""
+        names = {0: "ham", 1: "spam"}
+        told = {"id2label": names, "label2id": {label: i for i, label in names.items()}, "pad_token_id": 2}
+        return self._delta(name, LlamaForSequenceClassification.from_pretrained(self.path, **told), seed, {})
+
+    def _delta(self, name: str, model: Any, seed: int, tokenizer: dict[str, Any]) -> DeltaFile:
+        folder = self.folder / name
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(folder)
+        write_chat_tokenizer(folder, **tokenizer)
+        tuned = open_tuned(str(folder))
+        delta = ken_core.extract(self.base, tuned, Selection(budget=Budget(fraction=0.3)))
+        return deltafile.write(delta, self.base, folder.with_suffix(".ken"))
+
+
+@contextmanager
+def writing(
+    writers: Writers, tasks: dict[str, DeltaFile], url: str, data_dir: Path, **settings: Any
+) -> Iterator[Served]:
+    """Within it, a replica answers for the tasks over HTTP."""
+    namespace = f"writing-{uuid.uuid4().hex[:12]}"
+    store = Store(url, namespace)
+    for task, file in tasks.items():
+        store.tasks.publish(task, file)
+    chosen = {"base": str(writers.path), "data_dir": data_dir, "namespace": namespace, "threads": 1}
+    service = Service(load_settings(**chosen | settings), url)
+    service.start()
+    try:
+        with served(service) as answering:
+            yield answering
+    finally:
+        service.stop()
