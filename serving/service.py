@@ -24,7 +24,7 @@ from serving.errors import StartError, StoreError, UnavailableError
 from serving.generation.generator import Generator
 from serving.replica.continuing import Continuing
 from serving.replica.fitness import Fitness
-from serving.replica.gauges import add_gauges, add_placement_gauges
+from serving.replica.gauges import add_gauges, add_generation_gauges, add_placement_gauges
 from serving.replica.generating import Generating
 from serving.replica.inference import Inference
 from serving.replica.placing import Placing
@@ -118,6 +118,8 @@ class Service:
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
+        if self.generator is not None:
+            add_generation_gauges(self.metrics, self.generator)
         add_placement_gauges(self.metrics, self.placing, self.engine.tiers, self.table, settings.metric_tasks)
 
     def _is_elsewhere(self, name: str) -> bool:
