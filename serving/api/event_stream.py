@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import orjson
 from starlette.types import Receive
 
 from serving.api.middleware import GoneError
+from serving.errors import DeadlineError
 
 T = TypeVar("T")
 
@@ -27,32 +29,41 @@ def event(content: Any, name: str | None = None) -> bytes:
     return b"%bdata: %b\n\n" % (named, data)
 
 
-async def while_heard(coming: AsyncIterator[T], receive: Receive, pause: float) -> AsyncGenerator[T | None]:
+async def while_heard(
+    coming: AsyncIterator[T], receive: Receive, pause: float, seconds: float
+) -> AsyncGenerator[T | None]:
     """What comes, for as long as the client is there; None whenever nothing came for `pause` seconds after the first.
 
     Args:
         receive: of a request whose body was read, so that its next message is that the client has left.
+        seconds: until what has not come is too late.
 
     Raises:
         GoneError: the client has left.
+        DeadlineError: the time is up.
     """
+    ends = time.monotonic() + seconds
     leaving = asyncio.ensure_future(_left(receive))
     following: asyncio.Future[T] | None = None
-    timeout: float | None = None
+    begun = False
     try:
         while True:
+            left = ends - time.monotonic()
             following = following or asyncio.ensure_future(anext(coming))
             waited: set[asyncio.Future[Any]] = {following, leaving}
-            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            timeout = min(left, pause) if begun else left
+            await asyncio.wait(waited, timeout=max(timeout, 0), return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 try:
                     found = following.result()
                 except StopAsyncIteration:
                     return
-                following, timeout = None, pause
+                following, begun = None, True
                 yield found
             elif leaving.done():
                 raise GoneError
+            elif left <= timeout:
+                raise DeadlineError(f"the text was not complete within {seconds:g} s")
             else:
                 yield None
     finally:

@@ -7,6 +7,7 @@ Requests for text are not copied for shadows: two samples of one prompt say noth
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -140,9 +141,11 @@ class Generator:
         asked = taken.question
         with _in_the_words_of(asked):
             self._check_count(asked.query)
-        async with self._generation(taken) as generation:
+        ends = time.monotonic() + taken.seconds(self._service.settings.generation_timeout_seconds)
+        async with self._generation(taken, ends) as generation:
             form = asked.form(Answering(taken.resolved, generation))
-            async with aclosing(event_stream.while_heard(aiter(generation), receive, PAUSE_SECONDS)) as pieces:
+            left = ends - time.monotonic()
+            async with aclosing(event_stream.while_heard(aiter(generation), receive, PAUSE_SECONDS, left)) as pieces:
                 if asked.streams:
                     stream = _Stream(send, lambda: _headers(taken.resolved, generation))
                     last = await _pass_on(pieces, form, stream, scope, taken.measured)
@@ -157,9 +160,9 @@ class Generator:
             )
 
     @asynccontextmanager
-    async def _generation(self, taken: Taken[TaskGeneration]) -> AsyncIterator[Generation]:
+    async def _generation(self, taken: Taken[TaskGeneration], ends: float) -> AsyncIterator[Generation]:
         service, asked, resolved = self._service, taken.question, taken.resolved
-        seconds = taken.seconds(service.settings.generation_timeout_seconds)
+        seconds = ends - time.monotonic()
         with service.admission.prediction(service.engine), _in_the_words_of(asked):
             generating = service.generate(resolved.digest, asked.query, seconds, resolved.client, resolved.merge)
             async with generating as generation:
@@ -167,6 +170,7 @@ class Generator:
                     yield generation
                 finally:
                     taken.measured.stages = generation.facts.stages
+                    service.metrics.requests.observe_texts(taken.measured.task, generation.facts)
                     if resolved.merge is None:
                         service.placing.count(resolved.task, generation.prompt_tokens + generation.generated)
 

@@ -19,6 +19,8 @@ from serving.generation.pieces import Candidate, Piece, Token
 
 _DONE = event(b"[DONE]")
 _FINGERPRINT = 12
+_CONTINUES = 0b10
+"""The first bits of a byte that continues a character, in UTF-8."""
 _HALF = "�"
 """Stands where a token is no whole character."""
 
@@ -236,9 +238,11 @@ class _TokenLists:
         }
 
     def _offset(self, token: Token) -> int:
+        held, _ = self._decoder.getstate()
+        broken = bool(held and token.raw and token.raw[0] >> 6 != _CONTINUES)  # what is held becomes one U+FFFD
         before = self._length
         self._length += len(self._decoder.decode(token.raw))
-        return before
+        return before + broken
 
 
 def _likeliest(token: Token) -> dict[str, float | None]:

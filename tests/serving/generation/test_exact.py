@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 from writing import Written
 
 from serving.generation.query import GenerationQuery, SamplingParameters

@@ -1,9 +1,9 @@
-"""Tiny language models behind a real server: fine-tunes of one Llama, and a classifier of it."""
+"""Tiny language models behind a real server: fine-tunes of one Llama, and a classifier on it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from tests.tiny_language_models import write_chat_tokenizer, write_language_mode
 
 
 @dataclass(frozen=True)
-class Writers:
+class LanguageTasks:
     """A base, and the folder for its fine-tunes."""
 
     folder: Path
@@ -41,9 +41,12 @@ class Writers:
         return AutoTokenizer.from_pretrained(self.path)
 
     def language_model(self, name: str, seed: int, **tokenizer: Any) -> DeltaFile:
-        """A fine-tune that generates text. It comes with its own tokenizer where that differs from the base's."""
-        model = LlamaForCausalLM.from_pretrained(self.path)
-        return self._delta(name, model, seed, tokenizer)
+        """A fine-tune that generates text.
+
+        Args:
+            tokenizer: how its tokenizer differs from the base's, such as by its chat template.
+        """
+        return self._delta(name, LlamaForCausalLM.from_pretrained(self.path), seed, tokenizer)
 
     def classifier(self, name: str, seed: int) -> DeltaFile:
         """A fine-tune that does not."""
@@ -65,19 +68,23 @@ class Writers:
 
 
 @contextmanager
-def writing(
-    writers: Writers, tasks: dict[str, DeltaFile], url: str, data_dir: Path, **settings: Any
+def answering(
+    base: LanguageTasks, tasks: Mapping[str, DeltaFile], url: str, data_dir: Path, **settings: Any
 ) -> Iterator[Served]:
-    """Within it, a replica answers for the tasks over HTTP."""
-    namespace = f"writing-{uuid.uuid4().hex[:12]}"
+    """Within it, a replica answers for the tasks over HTTP.
+
+    Args:
+        url: of the store.
+    """
+    namespace = f"texts-{uuid.uuid4().hex[:12]}"
     store = Store(url, namespace)
     for task, file in tasks.items():
         store.tasks.publish(task, file)
-    chosen = {"base": str(writers.path), "data_dir": data_dir, "namespace": namespace, "threads": 1}
+    chosen = {"base": str(base.path), "data_dir": data_dir, "namespace": namespace, "threads": 1}
     service = Service(load_settings(**chosen | settings), url)
     service.start()
     try:
-        with served(service) as answering:
-            yield answering
+        with served(service) as found:
+            yield found
     finally:
         service.stop()
