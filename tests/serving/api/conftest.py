@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from language_tasks import LanguageTasks, answering
+from language_models_served import answering
 from over_http import Served
 
 from ken_core import DeltaFile
+from tests.tiny_language_tasks import LanguageTasks
 
 RAISING = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"

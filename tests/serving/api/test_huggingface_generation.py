@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, TextGenerationError
-from language_tasks import LanguageTasks
 from over_http import Served
 
 from serving.errors import UnavailableError
+from tests.tiny_language_tasks import LanguageTasks
 
 Client = Callable[[str], InferenceClient]
 ASK = [{"role": "user", "content": "how far is the city"}]

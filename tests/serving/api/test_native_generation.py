@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from language_tasks import LanguageTasks
 from over_http import Served
 
 from ken_core import DeltaFile
 from serving.errors import UnavailableError
+from tests.tiny_language_tasks import LanguageTasks
 
 PLAIN = {"max_tokens": 10, "temperature": 0}
 ASK = {"prompt": "the rain", "parameters": PLAIN}

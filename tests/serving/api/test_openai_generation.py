@@ -12,12 +12,12 @@ import httpx
 import openai
 import pytest
 from holding import Blocked
-from language_tasks import LanguageTasks
 from over_http import Served
 from prometheus_client.parser import text_string_to_metric_families
 
 from ken_core import DeltaFile
 from serving.errors import UnavailableError
+from tests.tiny_language_tasks import LanguageTasks
 
 ASK = [{"role": "user", "content": "how far is the city"}]
 CHAT = {"model": "poems", "messages": ASK, "max_tokens": 12, "temperature": 0}

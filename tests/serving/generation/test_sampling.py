@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ken_core.generation_settings import GenerationSettings
 from serving.errors import InternalError
@@ -72,6 +78,11 @@ def test_without_temperature_the_likeliest_token_is_taken_and_ties_go_to_the_fir
     assert Sampler(decided(temperature=0, logit_bias={0: -0.5}), [])(LOGITS, []).id == 0
     assert Sampler(decided(temperature=0, logit_bias={"0": -0.6}), [])(LOGITS, []).id == 1
     assert Sampler(decided(temperature=0, logit_bias={6: 100}), [])(LOGITS, []).id == 6
+
+
+def test_a_temperature_that_would_make_logits_overflow_takes_the_likeliest_token_too() -> None:
+    assert decided(temperature=1e-40) == decided(temperature=0)
+    assert Sampler(decided(temperature=1e-6, seed=1), [])(LOGITS, []).id in (0, 1)
 
 
 def test_penalties() -> None:

@@ -1,36 +1,34 @@
-"""Tiny language models behind a real server: fine-tunes of one Llama, and a classifier on it."""
+"""Fine-tunes of one tiny language model: some that generate text, and a classifier."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from over_http import Served, served
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 
 import ken_core
 from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, open_base, open_tuned
-from serving.config import load_settings
-from serving.service import Service
-from serving.store import Store
-from tests.tiny_language_models import write_chat_tokenizer, write_language_model
+from tests.tiny_language_models import POSITIONS, write_chat_tokenizer, write_language_model
 
 
 @dataclass(frozen=True)
 class LanguageTasks:
-    """A base, and the folder for its fine-tunes."""
+    """A base, and the folder for its fine-tunes.
+
+    Attributes:
+        positions: the most tokens of a text, its prompt included.
+    """
 
     folder: Path
+    positions: int = POSITIONS
 
     @cached_property
     def path(self) -> Path:
-        return write_language_model(self.folder / "base")
+        return write_language_model(self.folder / "base", max_position_embeddings=self.positions)
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -65,26 +63,3 @@ class LanguageTasks:
         tuned = open_tuned(str(folder))
         delta = ken_core.extract(self.base, tuned, Selection(budget=Budget(fraction=0.3)))
         return deltafile.write(delta, self.base, folder.with_suffix(".ken"))
-
-
-@contextmanager
-def answering(
-    base: LanguageTasks, tasks: Mapping[str, DeltaFile], url: str, data_dir: Path, **settings: Any
-) -> Iterator[Served]:
-    """Within it, a replica answers for the tasks over HTTP.
-
-    Args:
-        url: of the store.
-    """
-    namespace = f"texts-{uuid.uuid4().hex[:12]}"
-    store = Store(url, namespace)
-    for task, file in tasks.items():
-        store.tasks.publish(task, file)
-    chosen = {"base": str(base.path), "data_dir": data_dir, "namespace": namespace, "threads": 1}
-    service = Service(load_settings(**chosen | settings), url)
-    service.start()
-    try:
-        with served(service) as found:
-            yield found
-    finally:
-        service.stop()
