@@ -140,7 +140,9 @@ def test_all_end_within_the_room_and_in_order(
         for part in parts:
             assert part.of.key == key
             assert part.of.computed + part.tokens <= len(part.of)
-            assert part.of.next_ids(part.tokens) == [*part.of.prompt, *part.of.output][part.of.computed :][: part.tokens]
+            assert (
+                part.of.next_ids(part.tokens) == [*part.of.prompt, *part.of.output][part.of.computed :][: part.tokens]
+            )
         done += run(made, parts)
         lost.update(p.of.number for p in parts)
     assert {id(c) for c in done} == {id(c) for c in some}
