@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 
-from ken_core.errors import TextTooLongError, UndecodableError
+from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
 from ken_core.tokenization import Encoder
 from serving.admission import Admission, Line
 from serving.errors import DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
@@ -137,7 +137,8 @@ class Continuing:
         facts = GenerationFacts(started, acquired - started, time.monotonic() - acquired, sum(map(len, prompts)))
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        texts, asked = [], []
+        texts: list[Text] = []
+        asked: list[Asking] = []
         for place, prompt in enumerate(prompts):
             most = _most(query, place, len(prompt), loaded.spec.encoder.max_length, generator.most_tokens)
             for choice in range(query.choices):
@@ -228,7 +229,18 @@ def _ids(prompt: Prompt, where: str, loaded: Loaded) -> list[int]:
 
 
 def _rendered(chat: Chat, encoder: Encoder) -> str:
-    raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
+    if encoder.chat is None:
+        raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
+    try:
+        return encoder.chat.render(
+            chat.messages,
+            chat.tools,
+            opens_answer=chat.opens_answer,
+            continues_last=chat.continues_last,
+            arguments=chat.arguments,
+        )
+    except TemplateError as error:
+        raise InvalidInputError(str(error), at="messages") from None
 
 
 def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: int) -> int:
