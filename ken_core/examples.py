@@ -6,21 +6,14 @@ integers in every row (`ken_core.labels` says what integers mean).
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from ken_core.errors import DataError
 from ken_core.labels import Label
+from ken_core.records import Record, Records, header_error, read_records
 from ken_core.tokenization import Input
-
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -79,12 +72,8 @@ def read_texts(path: Path) -> tuple[list[Input], list[Label] | None]:
 
 def _rows(path: Path) -> list[_Row]:
     """The rows of a file: at least one, all of one form."""
-    try:
-        data = path.read_bytes().removeprefix(_BOM)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    separator = _SEPARATORS.get(path.suffix.lower())
-    rows = list(_json_rows(path, data) if separator is None else _separated_rows(path, data, separator))
+    records = read_records(path)
+    rows = list(map(partial(_json_row, path), records.rows)) if records.header is None else _separated_rows(records)
     if not rows:
         raise DataError(f"{path} holds no examples")
     _check_of_one_form(path, rows)
@@ -103,91 +92,50 @@ def _check_of_one_form(path: Path, rows: list[_Row]) -> None:
             raise DataError(f"{path}, line {row.line}: give all rows a text_pair, or none")
 
 
-def _json_rows(path: Path, data: bytes) -> Iterator[_Row]:
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: expected a JSON object ({error})") from error
-        if not isinstance(found, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object, found {type(found).__name__}")
-        text = _string(path, number, found, "text")
-        pair = _string(path, number, found, "text_pair") if found.get("text_pair") is not None else None
-        yield _Row(number, text, _label(path, number, found), pair)
+def _json_row(path: Path, record: Record) -> _Row:
+    text = _string(path, record, "text")
+    pair = _string(path, record, "text_pair") if record.fields.get("text_pair") is not None else None
+    return _Row(record.line, text, _label(path, record), pair)
 
 
-def _label(path: Path, number: int, row: dict[str, Any]) -> Label | None:
-    value = row.get("label")
-    if value is None and "label" not in row:
+def _label(path: Path, record: Record) -> Label | None:
+    value = record.fields.get("label")
+    if value is None and "label" not in record.fields:
         return None
     if isinstance(value, str | int) and not isinstance(value, bool):
         return value
     raise DataError(
-        f"{path}, line {number}: found the label {value!r} ({type(value).__name__}); expected a name or an integer"
+        f"{path}, line {record.line}: found the label {value!r} ({type(value).__name__}); expected a name or an integer"
     )
 
 
-def _string(path: Path, number: int, row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
+def _string(path: Path, record: Record, key: str) -> str:
+    value = record.fields.get(key)
     if isinstance(value, str):
         return value
-    found = type(value).__name__ if key in row else "none"
+    found = type(value).__name__ if key in record.fields else "none"
     raise DataError(
-        f'{path}, line {number}: expected {{"text": "...", "label": ...}}; found {found} as {key!r}, expected a string'
+        f'{path}, line {record.line}: expected {{"text": "...", "label": ...}};'
+        f" found {found} as {key!r}, expected a string"
     )
 
 
-def _separated_rows(path: Path, data: bytes, separator: str) -> list[_Row]:
+def _separated_rows(records: Records) -> list[_Row]:
     """Rows of a CSV or TSV file; labels are integers if all fields of their column are."""
-    numbered = list(_records(path, data, separator))
-    if not numbered:
-        return []
-    (_, header), *records = numbered
-    columns = {name.strip(): index for index, name in enumerate(header)}
-    if "text" not in columns or len(columns) != len(header):
-        raise DataError(
-            f"{path}, line 1: expected a header of distinct names with text and label, separated by "
-            f"{'tabs' if separator == chr(9) else 'commas'}; found {', '.join(header)[:200]!r}"
-        )
-    for line, record in records:
-        if len(record) != len(header):
-            raise DataError(
-                f"{path}, line {line}: found {len(record)} fields, the header has {len(header)}; a field that holds "
-                'separators or line breaks goes in "quotes"'
-            )
-    label, pair = columns.get("label"), columns.get("text_pair")
-    labels = [record[label] for _, record in records] if label is not None else []
-    integers = bool(labels) and all(_is_integer(text) for text in labels)
+    header = records.header or ()
+    if header and "text" not in header:
+        raise header_error(records.path, header)
+    labelled = "label" in header
+    integers = labelled and bool(records.rows) and all(_is_integer(r.fields["label"]) for r in records.rows)
     return [
         _Row(
-            line,
-            record[columns["text"]],
-            None if label is None else _field_label(path, line, record[label], integers),
-            None if pair is None else record[pair],
+            r.line,
+            r.fields["text"],
+            _field_label(records.path, r.line, r.fields["label"], integers) if labelled else None,
+            r.fields.get("text_pair"),
         )
-        for line, record in records
+        for r in records.rows
     ]
-
-
-def _records(path: Path, data: bytes, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """All records that are not empty, each with the number of the line it starts in."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: no UTF-8 ({error.reason}); save the file as UTF-8") from error
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a field may be as long as the file
-    reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
-    line = 1
-    try:
-        for record in reader:
-            if any(field.strip() for field in record):
-                yield line, record
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}, line {line}: {error}") from error
 
 
 def _field_label(path: Path, line: int, field: str, integers: bool) -> Label:

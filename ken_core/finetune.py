@@ -1,56 +1,45 @@
-"""A small fine-tuning loop for text classification: AdamW, linear warm-up and decay, one seed.
+"""Fine-tuning all weights of a base: for text classification, or as a language model.
 
-It exists so that a base and a file of labelled text are enough to start. Any other way of training that ends in a
-Hugging Face folder does as well.
+It exists so that a base and a file of text are enough to start. Any other way of training that ends in a Hugging Face
+folder does as well.
 """
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
-from ken_core.checkpoint import open_base, quiet
-from ken_core.errors import CheckpointError, DataError, TrainingError
+from ken_core.checkpoint import Checkpoint, open_base, quiet
+from ken_core.classification_loss import ClassificationLoss
+from ken_core.decoding.choice import decoder_of
+from ken_core.errors import CheckpointError, DataError, UndecodableError
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
+from ken_core.generation_settings import FILE, settings_of
 from ken_core.labels import names_of, numbers_of
+from ken_core.language_examples import LanguageExample
+from ken_core.language_loss import LanguageLoss
+from ken_core.learned_rows import RowMaker
 from ken_core.new_folder import new_folder
+from ken_core.tokenization import Encoder
 from ken_core.tokenizer_files import copy_files
+from ken_core.training import Recipe, Step, train
 from ken_core.writing import writing
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings of a training run. `max_length` is in tokens, `warmup` is a share of all steps."""
-
-    epochs: int = 3
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    max_length: int = 64
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """Progress after one optimiser step."""
-
-    number: int
-    total: int
-    loss: float
+__all__ = ["Learned", "Recipe", "Step", "finetune", "finetune_language_model"]
 
 
 def finetune(
@@ -61,7 +50,7 @@ def finetune(
     progress: Callable[[Step], None] = lambda step: None,
     dev: Sequence[Example] = (),
 ) -> float | None:
-    """Fine-tune all weights of `base` and write a plain Hugging Face folder to `out`.
+    """Fine-tune all weights of `base` for text classification, and write a plain Hugging Face folder to `out`.
 
     Integer labels are numbered by value and called "0", "1", and so on.
 
@@ -96,73 +85,128 @@ def finetune(
                 label2id={label: i for i, label in enumerate(labels)},
                 output_loading_info=True,
             )
-        if info["missing_keys"] & {f"{model.base_model_prefix}.{name}" for name in opened.backbone_tensors}:
-            raise CheckpointError(f"{folder} was saved with a wrapper around its model; save the model itself first")
-        _train(model, tokenizer, examples, recipe, progress)
+        _refuse_wrapped(opened, model, info)
+        train(model, examples, ClassificationLoss(model, tokenizer, recipe.max_length), recipe, progress)
         with quiet(folder), writing(out):
             model.save_pretrained(new)
         copy_files(folder, new)
     return accuracy(model, opened, dev) if dev else None
 
 
-def _train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    progress: Callable[[Step], None],
-) -> None:
-    optimiser = torch.optim.AdamW(
-        model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    per_epoch = -(-len(examples) // recipe.batch_size)
-    total = per_epoch * recipe.epochs
-    warm = max(1, int(total * recipe.warmup))
+@dataclass(frozen=True)
+class Learned:
+    """What a language model was trained on, and how well it learned.
 
-    def scale(step: int) -> float:
-        return min((step + 1) / warm, (total - step) / max(1, total - warm))
+    Attributes:
+        rows, tokens: that were learned from, and how many of their tokens were learned.
+        cut: how many completions and chats were cut.
+        loss_before, loss: the mean loss over the tokens that are learned of held-out text, in nats a token: of the
+            base, and of the fine-tune. None: nothing was held out. The perplexity is `exp(loss)`.
+    """
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, scale)
-    shuffle = random.Random(recipe.seed)  # noqa: S311 - not for secrets
-    model.train()
-    number = 0
-    for _ in range(recipe.epochs):
-        for batch in _batches(examples, recipe.batch_size, shuffle):
-            loss = _loss(model, tokenizer, batch, recipe.max_length)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"training diverged: the loss is {value} in step {number + 1} of {total}; "
-                    f"use a lower learning rate than {recipe.learning_rate:g}"
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
-            number += 1
-            progress(Step(number, total, value))
-    model.eval()
+    rows: int
+    tokens: int
+    cut: int
+    loss_before: float | None
+    loss: float | None
 
 
-def _loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Example], max_length: int
-) -> torch.Tensor:
-    ids: Mapping[Any, Any] = model.config.label2id or {}
-    numbers = torch.tensor([ids[str(e.label)] for e in batch])
-    texts = [e.input for e in batch]
+def finetune_language_model(
+    base: str,
+    examples: Sequence[LanguageExample],
+    out: Path,
+    recipe: Recipe | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
+    dev: Sequence[LanguageExample] = (),
+) -> Learned:
+    """Fine-tune all weights of `base` as a causal language model, and write a plain Hugging Face folder to `out`.
+
+    Whole texts are learned, of the other examples what the model is to say. Arithmetic is float32; the folder has the
+    base's dtype.
+
+    Args:
+        recipe: `max_length` is that of a row; see `ken_core.learned_rows`.
+        dev: examples to judge the fine-tune on, which are not trained on.
+
+    Raises:
+        CheckpointError: the base cannot be opened, or has no causal language model's head.
+        UndecodableError: the base cannot continue texts.
+        DataError: the base has no chat template for chats, or one that does not suit; or examples are too long.
+        OutputError: `out` exists and is not an empty folder, or cannot be written.
+        TrainingError: the model does not take the texts, or training diverged.
+    """
+    recipe = recipe or Recipe(max_length=512)
+    opened = open_base(base)
+    _check_continues(opened)
+    encoder = Encoder(opened, opened.config, {})
+    rows_of = RowMaker(encoder, _end_ids(opened), recipe.max_length)
+    learned, held_out = rows_of(examples), rows_of(dev) if dev else None
+    torch.manual_seed(recipe.seed)
+    with new_folder(out) as new, writing(out):
+        model = _language_model(opened)
+        loss = LanguageLoss(model, encoder.pad_id)
+        before = None if held_out is None else loss.mean(held_out.rows)
+        train(model, learned.rows, loss, recipe, progress)
+        model.to(dtype=opened.dtype)  # type: ignore[call-arg]
+        model.generation_config = GenerationConfig()  # the base's own file is copied as it is
+        with quiet(opened.folder), writing(out):
+            model.save_pretrained(new)
+        copy_files(opened.folder, new)
+        _copy_generation_settings(opened.folder, new)
+    after = None if held_out is None else loss.mean(held_out.rows)
+    return Learned(len(learned.rows), sum(row.targets for row in learned.rows), learned.cut, before, after)
+
+
+def _check_continues(opened: Checkpoint) -> None:
+    """Raise an error unless a base can continue texts."""
+    folder = opened.folder
+    with quiet(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise CheckpointError(
+            f"{folder} is of architecture {config.model_type!r}, of which there is no causal language model; give "
+            "labels for a classifier, or the base of a language model"
+        )
     try:
-        inputs = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-        loss: torch.Tensor = model(**inputs, labels=numbers).loss
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise TrainingError(
-            f"a {type(model).__name__} cannot be trained on these texts: {reason[0] if reason else error!r}; check "
-            f"that it takes {max_length} tokens (--max-length), and that its tokenizer and padding token belong to it"
-        ) from error
-    return loss
+        decoder_of(opened.backbone)
+    except UndecodableError as error:
+        raise UndecodableError(f"{error}; for a classifier, the data needs labels") from error
 
 
-def _batches(examples: Sequence[Example], size: int, shuffle: random.Random) -> list[list[Example]]:
-    order = shuffle.sample(list(examples), len(examples))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+def _language_model(opened: Checkpoint) -> PreTrainedModel:
+    """The base with its own head, in float32."""
+    folder, options = opened.folder, {"trust_remote_code": False, "output_loading_info": True}
+    with quiet(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    model, info = loaded
+    _refuse_wrapped(opened, model, info)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{folder} lacks {missing[0]!r}, which a {type(model).__name__} has: it was saved without the head of a "
+            "language model; use the checkpoint that it was made from"
+        )
+    return cast(PreTrainedModel, model)
+
+
+def _end_ids(opened: Checkpoint) -> list[int]:
+    """The tokens that end a text, by the base's settings of generation."""
+    found = settings_of(opened).get("eos_token_id")
+    ends = [found] if isinstance(found, int) else list(found or ())
+    if not ends:
+        raise CheckpointError(
+            f"{opened.folder} names no token that ends a text, so the model could not learn where to stop; write "
+            f"eos_token_id to its {FILE}"
+        )
+    return ends
+
+
+def _copy_generation_settings(folder: Path, new: Path) -> None:
+    if (folder / FILE).is_file():
+        shutil.copyfile(folder / FILE, new / FILE)
+    else:
+        (new / FILE).unlink(missing_ok=True)
+
+
+def _refuse_wrapped(opened: Checkpoint, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    if info["missing_keys"] & {f"{model.base_model_prefix}.{name}" for name in opened.backbone_tensors}:
+        raise CheckpointError(f"{opened.folder} was saved with a wrapper around its model; save the model itself first")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 from ken_core.examples import Example
 from ken_core.labels import Label
 from ken_core.tokenization import Input
 
+E = TypeVar("E")
 
-def hold_out(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """Divide examples so that each label has its share of both parts, and at least one example to train on.
+
+def hold_out(examples: Sequence[E], share: float, seed: int = 0) -> tuple[list[E], list[E]]:
+    """Divide examples so that each label has its share of both parts, and at least one example to train on. Examples
+    without labels are as if they had one label.
 
     Args:
         share: of the examples to hold out, from 0 up to but not including 1. Their number is rounded, so that nothing
@@ -21,7 +25,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[
     Returns:
         The examples to train on and those held out, each in the order given.
     """
-    held = _drawn([e.label for e in examples], share, seed)
+    held = _drawn([e.label if isinstance(e, Example) else "" for e in examples], share, seed)
     return [e for i, e in enumerate(examples) if i not in held], [examples[i] for i in sorted(held)]
 
 

@@ -95,6 +95,27 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real language model, SmolLM2-135M-Instruct, converted once for all processes of a test run, and
+    kept where `KEN_DATA_DIR` is set."""
+    from filelock import FileLock
+
+    from serving.demo.smollm2 import MissingModelError
+    from serving.demo.smollm2 import smollm2 as converted
+
+    kept = os.environ.get("KEN_DATA_DIR")
+    in_parallel = "PYTEST_XDIST_WORKER" in os.environ
+    of_this_run = tmp_path_factory.getbasetemp().parent if in_parallel else tmp_path_factory.getbasetemp()
+    parent = Path(kept) / "demo" if kept else of_this_run
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(parent / "smollm2.lock"):
+        try:
+            return converted(parent)
+        except MissingModelError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer BERT (hidden size 32) saved as ``AutoModel`` saves it, with a WordPiece tokenizer."""
     import torch

@@ -13,7 +13,7 @@ from tests.chat_templates import CHATML
 from tests.tiny_checkpoints import TEXTS, WORDS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-POSITIONS = 256
+POSITIONS = 512
 _WORDS_OF_CHATS = "system user assistant You are helpful"
 
 

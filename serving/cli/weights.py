@@ -23,7 +23,8 @@ from serving.cli.options import (
 from serving.cli.outputs import check_output_file, check_output_folder
 from serving.cli.selecting import bytes_of, check_text, codecs_of, method_of, selection, tensor_filter
 from serving.cli.show_delta import show, show_written
-from serving.terminal import counted, progress, say, staged
+from serving.cli.training import Data, train_classifier, train_language_model
+from serving.terminal import say, staged
 
 _DEV_SHARE = 0.1
 
@@ -37,52 +38,44 @@ def add_to(app: typer.Typer) -> None:
 def finetune(
     base: BaseOption,
     data: Annotated[
-        Path, typer.Option(help="JSON lines, CSV or TSV with the fields `text` and `label`, and `text_pair` for pairs")
+        Path,
+        typer.Option(
+            help="JSON lines, CSV or TSV with the fields `text` and `label`, and `text_pair` for pairs; for a language "
+            "model `text`, or `prompt` and `completion`, or (JSON lines) `messages`"
+        ),
     ],
     out_folder: Annotated[Path, typer.Option("--out", help="folder to create for the fine-tuned model")],
     epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="examples in one optimiser step")] = 16,
     learning_rate: Annotated[float, typer.Option(min=0, help="learning rate after warm-up")] = 1e-4,
-    max_length: Annotated[int, typer.Option(min=8, help="most tokens of a text; longer texts are cut")] = 64,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=8, help="most tokens of a text; longer texts are cut; default 64, for a language model 512"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the random numbers")] = 0,
     dev: Annotated[
-        Path | None, typer.Option(help="labelled text to judge the model on; by default a part of --data is held out")
+        Path | None,
+        typer.Option(help="text like --data to judge the model on; by default a part of --data is held out"),
     ] = None,
     dev_share: Annotated[
         float | None,
         typer.Option(min=0, max=0.9, help="share of --data that is held out and not trained on; default 0.1"),
     ] = None,
 ) -> None:
-    """Fine-tune all weights of a base for text classification, and print its accuracy on text it has not seen.
+    """Fine-tune all weights of a base, and print how well it does on text it has not seen: a classifier where the data
+    has labels, else a language model.
 
     Example: ken finetune --base ./minilm --data trec.jsonl --out ./minilm-trec
     """
-    from ken_core.examples import read_examples
-    from ken_core.finetune import Recipe, Step
-    from ken_core.finetune import finetune as train
-    from ken_core.held_out import hold_out
+    from ken_core.language_examples import is_labelled
+    from ken_core.training import Recipe
 
     if dev is not None and dev_share is not None:
         raise typer.BadParameter("found --dev and --dev-share; give only one of them")
     check_output_folder(out_folder, "--out")
-    recipe = Recipe(epochs, batch_size, learning_rate, max_length=max_length, seed=seed)
-    examples = read_examples(data)
-    if dev is None:
-        examples, held_out = hold_out(examples, _DEV_SHARE if dev_share is None else dev_share, seed)
-    else:
-        held_out = read_examples(dev)
-    with progress("fine-tuning") as update:
-
-        def show(step: Step) -> None:
-            update(step.number, step.total, f"loss {step.loss:.3f}")
-
-        accuracy = train(base, examples, out_folder, recipe, show, held_out)
-    say(f"wrote {out_folder}, trained on {counted(len(examples), 'example')}")
-    if accuracy is None:
-        say("its accuracy is not known, since no example was held out; give --dev FILE, or a larger --dev-share")
-    else:
-        source = f"held out of {data}" if dev is None else f"of {dev}"
-        say(f"accuracy {accuracy:.3f} on {counted(len(held_out), 'example')} {source}")
+    train, longest = (train_classifier, 64) if is_labelled(data) else (train_language_model, 512)
+    recipe = Recipe(epochs, batch_size, learning_rate, max_length=max_length or longest, seed=seed)
+    train(base, Data(data, dev, _DEV_SHARE if dev_share is None else dev_share), out_folder, recipe)
 
 
 def extract(

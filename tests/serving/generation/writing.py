@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, extract, open_base, open_tuned
 from ken_core.delta import apply
@@ -60,6 +60,22 @@ class LanguageModels:
     def fine_tune(self, name: str, spread: float = 0.08) -> Written:
         """A fine-tune, all of whose weights have moved."""
         return fine_tune_of(self.checkpoint, self.folder / name, spread)
+
+    def classifier(self, name: str, labels: Sequence[str]) -> DeltaFile:
+        """The delta of a text classifier on the same base."""
+        folder = self.folder / name
+        names = dict(enumerate(labels))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.base, id2label=names, label2id={v: k for k, v in names.items()}
+        )
+        torch.manual_seed(9)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.08)
+        model.save_pretrained(folder)
+        write_chat_tokenizer(folder)
+        delta = extract(self.checkpoint, open_tuned(str(folder)), Selection(budget=Budget(fraction=0.3)))
+        return deltafile.write(delta, self.checkpoint, folder.with_suffix(".ken"))
 
 
 def fine_tune_of(base: Checkpoint, folder: Path, spread: float = 0.08) -> Written:

@@ -1,0 +1,123 @@
+"""Reading text that a language model learns from files: whole texts, prompts with their completions, or chats.
+
+The fields of the first row say which: ``text``; ``prompt`` and ``completion``; or ``messages``, and ``tools`` where a
+chat has some. CSV and TSV files have no room for chats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ken_core.errors import DataError
+from ken_core.records import Record, Records, read_records
+
+ANSWERS = "assistant"
+"""The role whose messages are learned."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A whole text, all of which is learned.
+
+    Attributes:
+        where: its place, for messages.
+    """
+
+    text: str
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and what comes after it, which is learned."""
+
+    prompt: str
+    completion: str
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages as a chat template takes them. The assistant's are learned."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    where: str = field(default="", compare=False)
+
+
+LanguageExample = Text | Completion | Conversation
+
+
+def is_labelled(path: Path) -> bool:
+    """Whether a file holds labelled text, for a classifier. Raises `DataError` if it cannot be read, or is empty."""
+    records = read_records(path)
+    return "label" in _names(records)
+
+
+def read_language_examples(path: Path) -> list[LanguageExample]:
+    """Read text that a language model learns; all rows have the form of the first.
+
+    Raises:
+        DataError: the file is missing or empty, or a row has another form; the message names its line.
+    """
+    records = read_records(path)
+    names = _names(records)
+    if "messages" in names:
+        if records.header is not None:
+            raise DataError(f"{path} has a field of messages, which is a list; write chats as JSON lines")
+        return [_conversation(path, record) for record in records.rows]
+    if names >= {"prompt", "completion"}:
+        return [_completion(path, record) for record in records.rows]
+    if "text" in names:
+        return [Text(_string(path, record, "text"), _where(path, record)) for record in records.rows]
+    raise DataError(
+        f"{_where(path, records.rows[0])}: found the fields {', '.join(sorted(names))[:200] or 'none'}; expected text "
+        "and label for a classifier, and for a language model text, or prompt and completion, or messages"
+    )
+
+
+def _names(records: Records) -> set[str]:
+    if not records.rows:
+        raise DataError(f"{records.path} holds no examples")
+    return set(records.rows[0].fields)
+
+
+def _completion(path: Path, record: Record) -> Completion:
+    completion = _string(path, record, "completion")
+    if not completion:
+        raise DataError(f"{_where(path, record)}: the completion is empty, so there is nothing to learn")
+    return Completion(_string(path, record, "prompt"), completion, _where(path, record))
+
+
+def _conversation(path: Path, record: Record) -> Conversation:
+    messages, tools, where = record.fields.get("messages"), record.fields.get("tools"), _where(path, record)
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise DataError(
+            f'{where}: expected {{"messages": [{{"role": "user", "content": "..."}}, ...]}}; each message has a role'
+        )
+    if not any(message["role"] == ANSWERS for message in messages):
+        raise DataError(f"{where}: no message has the role {ANSWERS}, so there is nothing to learn")
+    if messages[0]["role"] == ANSWERS:
+        raise DataError(f"{where}: the first message has the role {ANSWERS}; a chat begins with what it answers")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise DataError(f"{where}: found tools that are no list of objects")
+    return Conversation(messages, tools, where)
+
+
+def _is_message(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("role"), str)
+
+
+def _string(path: Path, record: Record, key: str) -> str:
+    value = record.fields.get(key)
+    if isinstance(value, str):
+        return value
+    found = type(value).__name__ if key in record.fields else "none"
+    raise DataError(f"{_where(path, record)}: found {found} as {key!r}, expected a string, as in the first row")
+
+
+def _where(path: Path, record: Record) -> str:
+    return f"{path}, line {record.line}"

@@ -1,0 +1,158 @@
+"""Rows of tokens that a language model learns from, and which of their tokens are learned.
+
+A prompt is made as it is when the model is asked later: a text with the tokenizer's special tokens, or what the chat
+template renders. What follows is learned, up to the token that ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ken_core.chat_template import ChatTemplate
+from ken_core.errors import DataError, TemplateError, TextTooLongError
+from ken_core.language_examples import ANSWERS, Completion, Conversation, LanguageExample, Text
+from ken_core.tokenization import Encoder
+
+Part = tuple[str, bool]
+"""A part of a text, and whether it is learned."""
+
+
+@dataclass(frozen=True)
+class LearnedRow:
+    """Tokens, and for each of them whether the model learns to give it."""
+
+    ids: Sequence[int]
+    learned: Sequence[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are learned. Nothing comes before the first token, so it is never one of them."""
+        return sum(self.learned[1:])
+
+
+@dataclass(frozen=True)
+class LearnedRows:
+    """The rows of examples.
+
+    Attributes:
+        cut: how many completions and chats were cut.
+    """
+
+    rows: Sequence[LearnedRow]
+    cut: int
+
+
+class RowMaker:
+    """Makes rows of examples.
+
+    Args:
+        end_ids: the tokens that end a text, the one that is learned first.
+        longest: tokens of a row. Whole texts that are longer become several rows; others are cut.
+    """
+
+    def __init__(self, encoder: Encoder, end_ids: Sequence[int], longest: int) -> None:
+        self._encoder = encoder
+        self._end_ids = end_ids
+        self._longest = min(longest, encoder.max_length)
+
+    def __call__(self, examples: Sequence[LanguageExample]) -> LearnedRows:
+        """The rows of examples.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or one with which the assistant's part of a chat cannot be
+                told; the template refuses a chat; or an example is so long that nothing is left to learn.
+        """
+        rows: list[LearnedRow] = []
+        cut = 0
+        for example in examples:
+            whole = self._whole(example)
+            if isinstance(example, Text):
+                rows += [row for row in _divided(whole, self._longest) if row.targets]
+                continue
+            row = LearnedRow(whole.ids[: self._longest], whole.learned[: self._longest])
+            if not row.targets:
+                raise DataError(
+                    f"{example.where}: {self._longest} tokens have no room for what is to be learned, which begins "
+                    f"after {whole.learned.index(True)}; allow longer rows (--max-length), or leave this example out"
+                )
+            cut += len(row) < len(whole)
+            rows.append(row)
+        if not rows:
+            raise DataError("the examples have no token to learn")
+        return LearnedRows(rows, cut)
+
+    def _whole(self, example: LanguageExample) -> LearnedRow:
+        """All tokens of an example, with one that ends it."""
+        try:
+            if isinstance(example, Conversation):
+                row = self._joined(_parts(example, self._template()), special=False)
+            elif isinstance(example, Completion):
+                row = self._joined([(example.prompt, False), (example.completion, True)], special=True)
+            else:
+                row = self._joined([(example.text, True)], special=True)
+        except TextTooLongError as error:
+            raise DataError(f"{example.where}: {error}") from None
+        ended = any(i in self._end_ids for i in row.ids[-2:])  # a template may write a line break after it
+        return row if ended else LearnedRow([*row.ids, self._end_ids[0]], [*row.learned, True])
+
+    def _template(self) -> ChatTemplate:
+        if self._encoder.chat is None:
+            raise DataError(
+                "the base's tokenizer has no chat template; write the examples with prompt and completion, or use a "
+                "base that was trained on chats"
+            )
+        return self._encoder.chat
+
+    def _joined(self, parts: Sequence[Part], special: bool) -> LearnedRow:
+        pieces = self._in_one(parts, special) or self._one_by_one(parts, special)
+        learned = [is_learned for piece, (_, is_learned) in zip(pieces, parts, strict=True) for _ in piece]
+        return LearnedRow([token for piece in pieces for token in piece], learned)
+
+    def _in_one(self, parts: Sequence[Part], special: bool) -> list[Sequence[int]] | None:
+        """The tokens of parts that are encoded as one text; None where a token stands across the border of two."""
+        texts = [text for text, _ in parts]
+        whole = self._encoder.prompt("".join(texts), special)
+        borders = [0]
+        for count in range(1, len(texts)):
+            before = self._encoder.prompt("".join(texts[:count]), special)
+            if whole[: len(before)] != before:
+                return None
+            borders.append(len(before))
+        return [whole[start:stop] for start, stop in pairwise([*borders, len(whole)])]
+
+    def _one_by_one(self, parts: Sequence[Part], special: bool) -> list[Sequence[int]]:
+        """The tokens of parts that are encoded each by itself: a prompt has its last token before an answer begins."""
+        return [self._encoder.prompt(text, special and place == 0) for place, (text, _) in enumerate(parts)]
+
+
+def _parts(example: Conversation, template: ChatTemplate) -> list[Part]:
+    """What a chat template makes of a chat, divided where an answer of the assistant begins and ends."""
+    answers = [place for place, message in enumerate(example.messages) if message["role"] == ANSWERS]
+    chat = example.messages[: answers[-1] + 1]
+    parts: list[Part] = []
+    try:
+        whole, done = template.render(chat, example.tools, opens_answer=False), 0
+        for place in answers:
+            before = template.render(chat[:place], example.tools)
+            through = template.render(chat[: place + 1], example.tools, opens_answer=False)
+            if not (through.startswith(before) and whole.startswith(through) and done <= len(before)):
+                raise DataError(
+                    f"{example.where}: the base's chat template writes what comes before an answer otherwise once the "
+                    "answer is there, so the answer's part cannot be told; end the chat after its first answer, or "
+                    "write it with prompt and completion"
+                )
+            parts += [(whole[done : len(before)], False), (whole[len(before) : len(through)], True)]
+            done = len(through)
+    except TemplateError as error:
+        raise DataError(f"{example.where}: {error}") from error
+    return parts
+
+
+def _divided(row: LearnedRow, longest: int) -> Iterator[LearnedRow]:
+    for start in range(0, len(row), longest):
+        yield LearnedRow(row.ids[start : start + longest], row.learned[start : start + longest])

@@ -1,0 +1,74 @@
+"""Files of text that a language model learns, in three forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ken_core.errors import DataError
+from ken_core.language_examples import (
+    Completion,
+    Conversation,
+    Text,
+    is_labelled,
+    read_language_examples,
+)
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def written(folder: Path, *rows: Any, name: str = "data.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def test_the_fields_of_the_first_row_say_the_form(tmp_path: Path) -> None:
+    assert read_language_examples(written(tmp_path, {"text": "a", "id": 1}, {"text": "b"})) == [Text("a"), Text("b")]
+    completions = [{"prompt": "a", "completion": "b"}, {"prompt": "", "completion": " c"}]
+    assert read_language_examples(written(tmp_path, *completions)) == [Completion("a", "b"), Completion("", " c")]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    chats = written(tmp_path, {"messages": CHAT}, "", {"messages": CHAT, "tools": tools})
+    found = read_language_examples(chats)
+    assert found == [Conversation(CHAT), Conversation(CHAT, tools)]
+    assert [example.where for example in found] == [f"{chats}, line 1", f"{chats}, line 3"]
+
+
+def test_csv_has_texts_and_completions(tmp_path: Path) -> None:
+    path = written(tmp_path, "prompt,completion,id", 'a,"b, and c",1', name="data.csv")
+    assert read_language_examples(path) == [Completion("a", "b, and c")]
+    assert read_language_examples(written(tmp_path, "id\ttext", "1\ta b", name="data.tsv")) == [Text("a b")]
+    with pytest.raises(DataError, match="write chats as JSON lines"):
+        read_language_examples(written(tmp_path, "messages", "a", name="data.csv"))
+
+
+def test_labels_make_a_classifiers_data(tmp_path: Path) -> None:
+    assert is_labelled(written(tmp_path, {"text": "a", "label": "x"}))
+    assert is_labelled(written(tmp_path, "label,text", "x,a", name="data.csv"))
+    assert not is_labelled(written(tmp_path, {"text": "a"}))
+    with pytest.raises(DataError, match="holds no examples"):
+        is_labelled(written(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([{"text": "a"}, {"text": 3}], r"line 2: found int as 'text', expected a string"),
+        ([{"text": "a"}, {"prompt": "a", "completion": "b"}], r"line 2: found none as 'text'"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}], r"line 2: the completion is empty"),
+        ([{"prompt": "a"}], r"line 1: found the fields prompt; expected text and label for a classifier"),
+        ([{}], r"line 1: found the fields none"),
+        ([{"messages": CHAT}, {"messages": "a"}], r"line 2: expected \{\"messages\""),
+        ([{"messages": CHAT}, {"messages": [{"content": "a"}]}], r"line 2: expected \{\"messages\""),
+        ([{"messages": CHAT}, {"messages": CHAT[:1]}], r"line 2: no message has the role assistant"),
+        ([{"messages": CHAT}, {"messages": CHAT[1:]}], r"line 2: the first message has the role assistant"),
+        ([{"messages": CHAT, "tools": {}}], r"line 1: found tools that are no list"),
+        (["{"], r"line 1: expected a JSON object"),
+    ],
+)
+def test_a_row_of_another_form_is_refused_naming_its_line(tmp_path: Path, rows: list[Any], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        read_language_examples(written(tmp_path, *rows))
