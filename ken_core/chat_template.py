@@ -68,7 +68,7 @@ class ChatTemplate:
                 names; or the arguments contradict each other.
         """
         text = self._chosen(tools)
-        chat = [_as_templates_read(message) for message in messages]
+        chat = [_as_templates_read(message, text) for message in messages]
         _check(chat, opens_answer, continues_last, arguments or {})
         last = _tagged(chat, text) if continues_last else ""
         variables = {
@@ -93,9 +93,12 @@ class ChatTemplate:
         return self.named["default"]
 
 
-def _as_templates_read(message: Message) -> dict[str, Any]:
-    """A message without nulls, with what the model thought under both names that templates read."""
+def _as_templates_read(message: Message, template: str) -> dict[str, Any]:
+    """A message without nulls, with what the model thought under both names that templates read. To a template that
+    does not know developers, a developer's message is the system's, which is what it replaces at OpenAI."""
     kept = {key: value for key, value in message.items() if value is not None}
+    if kept.get("role") == "developer" and "developer" not in template:
+        kept["role"] = "system"
     thought = next((kept[name] for name in _REASONING if name in kept), None)
     return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
 

@@ -82,7 +82,11 @@ def build(args: dict[str, Any]) -> serve.Application:
     from serving.security.exposure import exposure_warning
 
     settings = load_settings(**args)
-    for warning in (exposure_warning(settings), timeout_warning(settings.request_timeout_seconds, os.environ)):
+    for warning in (
+        exposure_warning(settings),
+        timeout_warning(settings.request_timeout_seconds, os.environ),
+        generation_warning(settings.generation_timeout_seconds, os.environ),
+    ):
         if warning is not None:
             logging.getLogger(__name__).warning("%s", warning)
     gpus = 1 if settings.device.startswith("cuda") else 0
@@ -106,4 +110,23 @@ def timeout_warning(request_timeout: float, environment: Mapping[str, str]) -> s
     return (
         f"request_timeout_seconds is {request_timeout:g}, but HAProxy answers 504 after {waits} s; "
         f"set {_SERVER_TIMEOUT} to {request_timeout + 5:.0f} in every container of the cluster"
+    )
+
+
+def generation_warning(generation_timeout: float, environment: Mapping[str, str]) -> str | None:
+    """A warning if HAProxy gives up on a replica before a text's time is up.
+
+    Args:
+        generation_timeout: seconds that a text may take.
+        environment: of HAProxy. If it does not say how long texts may take, HAProxy knows the default alone.
+    """
+    from serving.launch.haproxy_file import GENERATION_SECONDS
+    from serving.launch.haproxy_start import GENERATION_TIMEOUT
+
+    known = environment.get(GENERATION_TIMEOUT)
+    if generation_timeout <= (float(known) if known else GENERATION_SECONDS - 5):
+        return None
+    return (
+        f"generation_timeout_seconds is {generation_timeout:g}, but HAProxy was told {known or 'nothing'}; set "
+        f"{GENERATION_TIMEOUT} to {generation_timeout:g} in every container of the cluster"
     )

@@ -20,7 +20,7 @@ from serving.config import Settings
 from serving.engine.cores import concurrent_batches, usable_cores
 from serving.engine.engine import Engine
 from serving.engine.window import Limits
-from serving.errors import StartError, StoreError
+from serving.errors import StartError, StoreError, UnavailableError
 from serving.generation.generator import Generator
 from serving.replica.continuing import Continuing
 from serving.replica.fitness import Fitness
@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
 _RETIRE_SECONDS = 1.0
 """For a store that does not answer to hear that the replica ends, when the time of a drain is up."""
+_LAST_WORDS_SECONDS = 1.0
+"""For streams to say that their texts will not be completed."""
 _MOST_WORKERS = 8
 
 
@@ -162,21 +164,37 @@ class Service:
         self.engine.check()
 
     async def drain(self, seconds: float) -> int:
-        """Take no further requests and wait for those in flight. Returns how many are left when the time is up."""
+        """Take no further requests and wait for those in flight. Returns how many are left when the time is up.
+
+        Texts that are not complete then are given up, and their streams say so.
+        """
         self.admission.draining = True
         retiring = asyncio.create_task(asyncio.to_thread(self.placing.retire))
         await self.shadows.clear()
         deadline = time.monotonic() + seconds
-        while self.admission.requests and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_SECONDS)
+        await self._answered(deadline)
+        left = self.admission.requests
+        if left and self.generator is not None:
+            self.generator.abort(UnavailableError("the server stopped before the text was complete; ask again"))
+            await self._answered(time.monotonic() + _LAST_WORDS_SECONDS)
         await asyncio.wait([retiring], timeout=max(_RETIRE_SECONDS, deadline - time.monotonic()))
         await asyncio.to_thread(self.watch.stop)
-        return self.admission.requests
+        return left
+
+    async def _answered(self, deadline: float) -> None:
+        """Wait until no request is in flight, or the time of `time.monotonic` is there."""
+        while self.admission.requests and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def longest_input(self, digest: str) -> int:
         """The most tokens that a task takes of one input. Raises as `Inference.on_device` does."""
         async with self.predict.on_device(digest, 0) as loaded:
             return loaded.spec.encoder.max_length
+
+    async def kind_of(self, digest: str) -> str:
+        """The kind that a task answers by itself. Raises as `Inference.on_device` does."""
+        async with self.predict.on_device(digest, 0) as loaded:
+            return loaded.kind
 
 
 def _resident(settings: Settings) -> ResidentModel:

@@ -16,7 +16,9 @@ from serving.api import (
     kserve,
     many_tasks,
     native,
+    native_generation,
     openai,
+    openai_generation,
     operations,
     tasks,
     tei,
@@ -33,7 +35,16 @@ from serving.api.store_notice import StoreNotice
 from serving.service import Service
 from serving.store import CHUNK_BYTES
 
-PROTOCOLS = (native.PROTOCOL, many_tasks.PROTOCOL, openai.PROTOCOL, huggingface.PROTOCOL, tei.PROTOCOL, kserve.PROTOCOL)
+PROTOCOLS = (
+    native.PROTOCOL,
+    native_generation.PROTOCOL,
+    many_tasks.PROTOCOL,
+    openai.PROTOCOL,
+    openai_generation.PROTOCOL,
+    huggingface.PROTOCOL,
+    tei.PROTOCOL,
+    kserve.PROTOCOL,
+)
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)

@@ -46,6 +46,9 @@ _FAILED = {
     },
 }
 
+_MADE = {"id": "4f0c9a6be1d24d5f9f0b6a1c2d3e4f50", "created": 1767225600, "model": "support"}
+_TEXT_USAGE = {"prompt_tokens": 31, "completion_tokens": 12, "total_tokens": 43}
+
 ANSWERS: dict[str, Any] = {
     "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA, "trouble": None},
     "HistoryEntry": {
@@ -58,6 +61,27 @@ ANSWERS: dict[str, Any] = {
         "revision": 17,
     },
     "ChangeAnswer": {"task": "trec", "revision": 17, "seen": [_REPLICA], "pending": [], "silent": {}},
+    "ChatCompletion": {
+        **_MADE,
+        "object": "chat.completion",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "I am sorry to hear that.", "refusal": None},
+                "finish_reason": "stop",
+                "logprobs": None,
+            }
+        ],
+        "usage": _TEXT_USAGE,
+        "system_fingerprint": _LIVE[:12],
+    },
+    "Completion": {
+        **_MADE,
+        "object": "text_completion",
+        "choices": [{"index": 0, "text": " Spain stays mainly", "finish_reason": "length", "logprobs": None}],
+        "usage": _TEXT_USAGE,
+        "system_fingerprint": _LIVE[:12],
+    },
     "Chunk": {"digest": _CANARY, "index": 0, "bytes": 4194304},
     "Collected": {
         "deltas": 2,
@@ -83,6 +107,12 @@ ANSWERS: dict[str, Any] = {
         "max_client_batch_size": 256,
         "auto_truncate": True,
         "version": "0.1.0",
+    },
+    "GenerateAnswer": {
+        "task": "poems",
+        "digest": _LIVE,
+        "choices": [{"text": " Spain stays mainly", "finish": "length", "stop": None}],
+        "usage": {"prompt_tokens": 4, "generated_tokens": 4},
     },
     "KeyInfo": _KEY,
     "Live": {"live": True},

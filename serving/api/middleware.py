@@ -113,8 +113,10 @@ class BodyLimit:
         try:
             await self._app(scope, counting, noting)
         except UnreadBodyError as unread:
-            if unread.error and not started:
+            if not started:
                 await self._refuse(unread.error, scope, receive, send)
+        except GoneError:
+            pass
 
     async def _refuse(self, error: ServingError, scope: Scope, receive: Receive, send: Send) -> None:
         response = self._shape_of(scope["path"])(failure_of(scope, error))
@@ -143,7 +145,7 @@ class _Body:
             slow = SlowBodyError(f"the body did not arrive within {self._seconds:g} s; only {self.seen} bytes did")
             raise UnreadBodyError(slow) from None
         if message["type"] == "http.disconnect":
-            raise UnreadBodyError(None)
+            raise GoneError
         self.seen += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         return message
@@ -153,14 +155,24 @@ class UnreadBodyError(BaseException):
     """A body was not read to its end. No `Exception`, so that it passes through the routes' own handlers.
 
     Attributes:
-        error: what the client is told; None if the client is gone.
-        status: of the error; 499, as proxies log it, if the client is gone.
+        error: what the client is told.
+        status: of the error.
     """
 
-    def __init__(self, error: ServingError | None) -> None:
+    def __init__(self, error: ServingError) -> None:
         super().__init__()
         self.error = error
-        self.status = error.status if error else 499
+        self.status = error.status
+
+
+class GoneError(BaseException):
+    """The client is gone, so nothing is answered. No `Exception`, for the same reason.
+
+    Attributes:
+        status: as proxies log it.
+    """
+
+    status = 499
 
 
 def too_long(limit: int) -> ServingError:

@@ -167,6 +167,10 @@ def shape(failure: Failure) -> JSONResponse:
     return JSONResponse(ErrorAnswer(error=error).model_dump(), status, headers_of(failure))
 
 
+_NO_FIELDS = ("", "body", "header", "inputs", "path", "query", "truncation_side")
+"""What errors of all protocols may name and no request of this one has."""
+
+
 def _param(failure: Failure) -> str | None:
     """The field of the request that is wrong. Errors say ``inputs.3`` in every protocol; this one has an `input`."""
     if failure.code == UnknownTaskError.code:
@@ -174,7 +178,7 @@ def _param(failure: Failure) -> str | None:
     field, _, inner = (failure.at or "").partition(".")
     if field == "inputs" and inner[:1].isdigit():
         return "input"
-    return field if field in EmbeddingsRequest.model_fields else None
+    return field if field not in _NO_FIELDS else None
 
 
 def _type(status: int) -> str:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 from fastapi import Request
 
 from serving.api.merging import MergedModel
-from serving.api.middleware import UnreadBodyError
+from serving.api.middleware import GoneError, UnreadBodyError
 from serving.api.resolve import Resolved, Resolver
 from serving.errors import BadRequestError, OverloadedError, ServingError
 from serving.replica.inference import Prediction
@@ -25,6 +25,48 @@ from serving.telemetry.measured import Measured
 from serving.telemetry.request_metrics import MERGED_TASKS
 
 _TIMEOUT_HEADER = "x-request-timeout-ms"
+
+
+class Question(Protocol):
+    """What a body asks of a task, whatever that is.
+
+    Attributes:
+        task: the task that the body names, or the merge of tasks; None: the path or a header names the task.
+        key: an end user, whom a route keeps at one version; None: a header may name one.
+    """
+
+    @property
+    def task(self) -> str | MergedModel | None: ...
+
+    @property
+    def key(self) -> str | None: ...
+
+
+Q = TypeVar("Q", bound=Question, covariant=True)
+R = TypeVar("R", bound=Question)
+
+
+@dataclass(frozen=True)
+class Taken(Generic[Q]):
+    """A request that was admitted, resolved and read.
+
+    Attributes:
+        asked_seconds: the deadline that the client asks for, in seconds from when the request was admitted; None: none.
+        measured: is told how long stages took.
+    """
+
+    question: Q
+    resolved: Resolved
+    asked_seconds: float | None
+    measured: Measured
+
+    def asking(self, question: R) -> Taken[R]:
+        """The same request, with what its body means."""
+        return Taken(question, self.resolved, self.asked_seconds, self.measured)
+
+    def seconds(self, most: float) -> float:
+        """The deadline in seconds, where the server itself allows `most`."""
+        return most if self.asked_seconds is None else min(self.asked_seconds, most)
 
 
 @dataclass(frozen=True)
@@ -63,8 +105,8 @@ class TaskAnswer:
     def headers(self) -> dict[str, str]:
         """Which delta or merge answered, what the stages took (milliseconds), and whether its batch mixed tasks."""
         timing = self.prediction.timing
-        merged = {} if self.merge is None else {"X-Ken-Merge": orjson.dumps(self.merge.plain()).decode()}
-        return {"X-Ken-Delta": self.prediction.digest, **merged, **server_timing(timing.stages(), timing.mixed)}
+        timed = server_timing(timing.stages(), timing.mixed)
+        return {"X-Ken-Delta": self.prediction.digest, **merge_header(self.merge), **timed}
 
 
 class Predictor:
@@ -92,25 +134,46 @@ class Predictor:
         Raises:
             ServingError: the request is not answered; each subclass has an HTTP status of its own.
         """
+        async with self.taken(request, read, task) as taken:
+            return await self.predict(taken)
+
+    async def predict(self, taken: Taken[TaskQuery]) -> TaskAnswer:
+        """Answer a request that was taken. Raises as `__call__`."""
+        resolved, query = taken.resolved, taken.question
+        self._admission.check_count(len(query.inputs))
+        timeout = taken.seconds(self._service.settings.request_timeout_seconds)
+        prediction = await self._answer(resolved, query, timeout, taken.measured)
+        if resolved.merge is None:
+            self._service.placing.count(resolved.task, prediction.tokens)
+        return TaskAnswer(resolved.task, prediction, resolved.merge)
+
+    @asynccontextmanager
+    async def taken(
+        self, request: Request, read: Callable[[], Awaitable[Q]], task: str | None = None
+    ) -> AsyncIterator[Taken[Q]]:
+        """Admit, read and resolve a request, whatever it asks of a task; with the end of the block it is measured.
+
+        Args:
+            read, task: as in `__call__`.
+
+        Raises:
+            ServingError: the request is not taken; each subclass has an HTTP status of its own.
+        """
         measured = Measured()
         try:
             with timed(measured):
-                timeout = self.admit(request)
+                asked_seconds = self._admit(request)
                 resolved: Resolved | None = None
                 if task is None:
                     self.resolve.authenticate(request)
                 else:
                     resolved = self._resolved(request, measured, task)
-                query = await read()
-                if isinstance(query.task, MergedModel):
-                    resolved = self._merge(request, measured, query.task, task)
+                question = await read()
+                if isinstance(question.task, MergedModel):
+                    resolved = self._merge(request, measured, question.task, task)
                 elif resolved is None:
-                    resolved = self._resolved(request, measured, query.task, query.key)
-                self._admission.check_count(len(query.inputs))
-                prediction = await self._answer(resolved, query, timeout, measured)
-                if resolved.merge is None:
-                    self._service.placing.count(resolved.task, prediction.tokens)
-                return TaskAnswer(resolved.task, prediction, resolved.merge)
+                    resolved = self._resolved(request, measured, question.task, question.key)
+                yield Taken(question, resolved, asked_seconds, measured)
         finally:
             self.count(measured)
             self.trace(request, measured)
@@ -139,9 +202,9 @@ class Predictor:
             OverloadedError: as many predictions run as may.
             BadRequestError: the header that names a deadline has another form.
         """
-        self._admission.check_open()
-        self._admission.check_free(self._service.engine)
-        return self._timeout(request)
+        most = self._service.settings.request_timeout_seconds
+        asked = self._admit(request)
+        return most if asked is None else min(asked, most)
 
     def count(self, measured: Measured) -> None:
         """Count a question to a task, or a request that came to no task."""
@@ -205,15 +268,20 @@ class Predictor:
             shadows = self._service.shadows
             shadows.offer(resolved.task, resolved.shadow, query.inputs, query.parameters, prediction)
 
-    def _timeout(self, request: Request) -> float:
-        """Seconds that the client asks for, at most the server's own limit."""
-        most = self._service.settings.request_timeout_seconds
-        asked = request.headers.get(_TIMEOUT_HEADER)
-        if asked is None:
-            return most
-        if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked)):
-            raise BadRequestError(f"X-Request-Timeout-Ms is {asked[:40]!r}; expected whole milliseconds, at least 1")
-        return min(int(asked) / 1000, most)
+    def _admit(self, request: Request) -> float | None:
+        """As `admit`; returns the deadline that the client asks for, in seconds."""
+        self._admission.check_open()
+        self._admission.check_free(self._service.engine)
+        return _asked_seconds(request)
+
+
+def _asked_seconds(request: Request) -> float | None:
+    asked = request.headers.get(_TIMEOUT_HEADER)
+    if asked is None:
+        return None
+    if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10 and int(asked)):
+        raise BadRequestError(f"X-Request-Timeout-Ms is {asked[:40]!r}; expected whole milliseconds, at least 1")
+    return int(asked) / 1000
 
 
 @contextmanager
@@ -222,8 +290,8 @@ def timed(measured: Measured) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
-        measured.code = 200
-    except (ServingError, UnreadBodyError) as error:
+        measured.code = measured.broken or 200
+    except (ServingError, UnreadBodyError, GoneError) as error:
         measured.code = error.status
         raise
     except asyncio.CancelledError:
@@ -233,7 +301,17 @@ def timed(measured: Measured) -> Iterator[None]:
         measured.seconds = time.perf_counter() - started
 
 
-def server_timing(stages: Iterable[tuple[str, float]], mixed: bool) -> dict[str, str]:
-    """The header that says how long stages took, in milliseconds, and whether a batch mixed tasks."""
+def merge_header(merge: Merge | None) -> dict[str, str]:
+    """The header that says which merge answered, if one did."""
+    return {} if merge is None else {"X-Ken-Merge": orjson.dumps(merge.plain()).decode()}
+
+
+def server_timing(stages: Iterable[tuple[str, float]], mixed: bool | None = None) -> dict[str, str]:
+    """The header that says how long stages took, in milliseconds, and whether a batch mixed tasks.
+
+    Args:
+        mixed: None: there was no batch.
+    """
     told = [f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages]
-    return {"Server-Timing": ", ".join([*told, f'batch;desc="{"mixed" if mixed else "one task"}"'])}
+    batch = [] if mixed is None else [f'batch;desc="{"mixed" if mixed else "one task"}"']
+    return {"Server-Timing": ", ".join([*told, *batch])}

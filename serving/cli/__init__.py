@@ -8,7 +8,19 @@ import sys
 
 import typer
 
-from serving.cli import adopt_store, calibrating, keys, merging, routes, server, signing, tasks, viz, weights
+from serving.cli import (
+    adopt_store,
+    calibrating,
+    generating,
+    keys,
+    merging,
+    routes,
+    server,
+    signing,
+    tasks,
+    viz,
+    weights,
+)
 from serving.config import default_data_dir
 from serving.terminal import error_line
 
@@ -29,6 +41,7 @@ routes.add_to(app)
 keys.add_to(app)
 signing.add_to(app)
 adopt_store.add_to(app)
+generating.add_to(app)
 server.add_to(app)
 
 

@@ -11,8 +11,12 @@ from serving.client.errors import ApiError, ClientError, ReplyError, Unreachable
 from serving.client.merge import Merge
 from serving.client.results import (
     BaseInfo,
+    Candidate,
     Change,
     Collected,
+    Continuation,
+    Generated,
+    GeneratedToken,
     HistoryEntry,
     KeyInfo,
     NewKey,
@@ -26,20 +30,29 @@ from serving.client.results import (
     TaskError,
     TaskFailure,
     TaskInfo,
+    TextEnd,
+    TextPiece,
+    TextUsage,
     Upload,
     Verification,
 )
 from serving.client.retries import Retries
+from serving.client.streams import AsyncTextStream, TextStream
 from serving.client.synchronous import Client
 
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "AsyncTextStream",
     "BaseInfo",
+    "Candidate",
     "Change",
     "Client",
     "ClientError",
     "Collected",
+    "Continuation",
+    "Generated",
+    "GeneratedToken",
     "HistoryEntry",
     "KeyInfo",
     "Merge",
@@ -56,6 +69,10 @@ __all__ = [
     "TaskError",
     "TaskFailure",
     "TaskInfo",
+    "TextEnd",
+    "TextPiece",
+    "TextStream",
+    "TextUsage",
     "UnreachableError",
     "Upload",
     "Verification",

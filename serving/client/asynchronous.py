@@ -17,6 +17,7 @@ from serving.client.methods import named_after
 from serving.client.publishing import Flow
 from serving.client.retries import STANDARD, Retries
 from serving.client.sending import Sending
+from serving.client.streams import AsyncTextStream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +35,14 @@ def _runs(make: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncClient, P], C
     @named_after(make)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._run(make(*args, **kwargs))
+
+    return method
+
+
+def _streams(make: Callable[P, Call[Any]]) -> Callable[Concatenate[AsyncClient, P], AsyncTextStream]:
+    @named_after(make)
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncTextStream:
+        return self._stream(make(*args, **kwargs))
 
     return method
 
@@ -58,6 +67,8 @@ class AsyncClient:
 
     predict = _sends(calls.predict)
     predict_many = _sends(calls.predict_many)
+    generate = _sends(calls.generate)
+    stream = _streams(calls.stream)
     tasks = _sends(calls.tasks)
     task = _sends(calls.task)
     history = _sends(calls.history)
@@ -98,6 +109,9 @@ class AsyncClient:
                 return call.read(await self._http.request(**sending.attempt()))
             except (ClientError, httpx.RequestError) as error:
                 await asyncio.sleep(sending.pause(error))
+
+    def _stream(self, call: Call[Any]) -> AsyncTextStream:
+        return AsyncTextStream(self._http, Sending(call, self._address.url, self._timeout, self._retries))
 
     async def _run(self, flow: Flow[T]) -> T:
         try:

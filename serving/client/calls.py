@@ -22,6 +22,7 @@ from serving.client.results import (
     BaseInfo,
     Change,
     Collected,
+    Generated,
     HistoryEntry,
     KeyInfo,
     NewKey,
@@ -32,6 +33,7 @@ from serving.client.results import (
     RouteInfo,
     TaskDetail,
     TaskInfo,
+    TextEnd,
     Upload,
     Verification,
 )
@@ -39,6 +41,8 @@ from serving.security.signatures import Signature
 
 T = TypeVar("T")
 Input = str | Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, token ids, or the messages of a chat."""
 
 _MIXED = 'batch;desc="mixed"'
 _STAGE = re.compile(r"([\w-]+);dur=([\d.]+)")
@@ -76,13 +80,17 @@ class Call(Generic[T]):
             ApiError: the answer is not a success.
             ReplyError: the answer does not have the form of the server's answers.
         """
-        if not response.is_success:
-            raise api_error(response)
+        self.refused(response)
         try:
             return self.parse(response)
         except ValueError as error:
             found = f"{response.request.method} {response.request.url} answered {response.text[:100]!r}"
             raise ReplyError(f"{found}, which is no answer of a ken-serve of this version; check the URL") from error
+
+    def refused(self, response: httpx.Response) -> None:
+        """Raises `ApiError` if the answer is not a success."""
+        if not response.is_success:
+            raise api_error(response)
 
 
 # Predictions
@@ -156,6 +164,52 @@ def predict_many(
         headers=_given({"X-Ken-Key": key}),
         seconds=timeout,
     )
+
+
+def generate(
+    task: str | Merge,
+    prompt: Prompt,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    digest: str | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
+) -> Call[Generated]:
+    """Continue a prompt with a task that is a language model, and wait for all of the text.
+
+    Args:
+        task: as in `predict`.
+        prompt: a text; token ids of the task's own tokenizer; or messages, of which the task's chat template makes the
+            prompt, such as ``[{"role": "user", "content": "My parcel is late."}]``.
+        parameters: how much is generated and how, e.g. ``{"max_tokens": 24, "temperature": 0.7, "stop": ["."]}``.
+        digest, key, timeout: as in `predict`. The server gives up a text that is not complete in time.
+
+    Raises:
+        ApiError: the server refused the call.
+        UnreachableError: no answer came in time.
+    """
+    return _generating(task, prompt, _generated, parameters, digest, key, timeout)
+
+
+def stream(
+    task: str | Merge,
+    prompt: Prompt,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    digest: str | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
+) -> Call[TextEnd]:
+    """Continue a prompt as `generate` does, and get the text piece by piece while it is generated.
+
+    The result gives pieces when it is iterated over: ``for piece in client.stream("poems", "The rain in")``. If fewer
+    than all pieces are read, a ``with`` block around the result gives up the rest.
+
+    Raises:
+        ApiError: the server refused the call, or failed in the middle of the text.
+        UnreachableError: no answer came in time, or the connection was lost in the middle of the text.
+    """
+    return _generating(task, prompt, _reader(TextEnd), parameters, digest, key, timeout, stream=True)
 
 
 # Tasks
@@ -354,6 +408,29 @@ def revoke_key(id: str, *, wait: float | None = None) -> Call[Revoked]:
     return _changing(Call("DELETE", _path("keys", id), _reader(Revoked), repeatable=False), wait)
 
 
+def _generating(
+    task: str | Merge,
+    prompt: Prompt,
+    parse: Callable[[httpx.Response], T],
+    parameters: Mapping[str, Any] | None,
+    digest: str | None,
+    key: str | None,
+    timeout: float | None,
+    **beside: bool,
+) -> Call[T]:
+    are_messages = not isinstance(prompt, str) and any(isinstance(one, Mapping) for one in prompt)
+    named, model = (task.head, task.plain()) if isinstance(task, Merge) else (task, None)
+    put = {"messages": prompt} if are_messages else prompt
+    return Call(
+        "POST",
+        _path("tasks", named, "generate"),
+        parse,
+        orjson.dumps(_given({"prompt": put, "parameters": parameters, "model": model, **beside})),
+        headers=_given({"X-Ken-Delta": digest, "X-Ken-Key": key}),
+        seconds=timeout,
+    )
+
+
 def _allowing(other_labels: bool) -> dict[str, bool]:
     """A field of a body. It is left out if it is false, since older servers do not know it."""
     return {"allow_other_labels": True} if other_labels else {}
@@ -402,6 +479,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def _prediction(response: httpx.Response) -> Prediction:
     return Prediction.model_validate({**orjson.loads(response.content), **_in_headers(response)})
+
+
+def _generated(response: httpx.Response) -> Generated:
+    return Generated.model_validate({**orjson.loads(response.content), **_in_headers(response)})
 
 
 def _predictions(response: httpx.Response) -> Predictions:

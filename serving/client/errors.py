@@ -71,6 +71,18 @@ def api_error(response: httpx.Response, now: float | None = None) -> ApiError:
     return ApiError(response.status_code, title, _detail(response, problem), request_id, retry_after)
 
 
+def stream_error(response: httpx.Response, problem: object) -> ApiError:
+    """The error for a failure in the middle of a stream, whose problem JSON is an event."""
+    found = problem if isinstance(problem, dict) else {}
+    status = found.get("status")
+    return ApiError(
+        status if isinstance(status, int) else 500,
+        str(found.get("title") or "unknown failure"),
+        _detail(response, found) if "detail" in found else f"{response.request.url} gave no reason",
+        found.get("request_id") or response.headers.get("x-request-id"),
+    )
+
+
 def unreachable(error: httpx.RequestError, where: str, seconds: float) -> UnreachableError:
     """The error for a call that httpx got no answer to.
 

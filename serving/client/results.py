@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -74,6 +74,79 @@ class Predictions(Result):
     def failures(self) -> dict[str, TaskError]:
         """By task, as it was asked for; empty when all tasks answered."""
         return {result.task: result.error for result in self.results if isinstance(result, TaskFailure)}
+
+
+class Candidate(Result):
+    """A token that could have been chosen."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class GeneratedToken(Result):
+    """A token that was chosen."""
+
+    id: int
+    text: str = Field(description="that the token stands for by itself; U+FFFD where that is no whole character")
+    logprob: float = Field(description="before any sampling parameter")
+    likeliest: tuple[Candidate, ...]
+
+
+class Continuation(Result):
+    """A text that continues the prompt."""
+
+    text: str
+    finish: Literal["stop", "length"] = Field(description="why it ended: an end or a stop, or no room for more")
+    stop: str | int | None = Field(None, description="the text or the token that the call gave and that ended it")
+    tokens: tuple[GeneratedToken, ...] | None = Field(None, description="if the call asked for logprobs")
+
+
+class TextUsage(Result):
+    """Tokens of a call that generated text."""
+
+    prompt_tokens: int
+    generated_tokens: int = Field(description="of all continuations together")
+
+
+class Generated(Result):
+    """Continuations of a prompt."""
+
+    task: str
+    digest: str = Field(description="of the delta that answered, or of the merge")
+    merge: Merge | None = Field(
+        None, validation_alias="model", description="the merge that answered, with its versions pinned"
+    )
+    choices: tuple[Continuation, ...]
+    usage: TextUsage
+    timing: dict[str, float] = Field(description="seconds in each of the server's stages")
+    request_id: str | None = Field(None, description="names the request in the server's log")
+
+    @property
+    def text(self) -> str:
+        """Of the first continuation."""
+        return self.choices[0].text
+
+
+class TextPiece(Result):
+    """The next part of one continuation."""
+
+    choice: int = Field(description="the number of the continuation")
+    text: str
+    finish: Literal["stop", "length"] | None = Field(description="why the continuation ends here; None: it goes on")
+    stop: str | int | None = None
+    tokens: tuple[GeneratedToken, ...] | None = Field(None, description="if the call asked for logprobs")
+
+
+class TextEnd(Result):
+    """What a stream says after its last piece."""
+
+    task: str
+    digest: str = Field(description="of the delta that answered, or of the merge")
+    merge: Merge | None = Field(
+        None, validation_alias="model", description="the merge that answered, with its versions pinned"
+    )
+    usage: TextUsage
 
 
 class TaskInfo(Result):

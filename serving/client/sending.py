@@ -21,10 +21,13 @@ class Sending:
     Args:
         where: the server's URL, for error messages.
         seconds: until the call is given up, all attempts together; a call with its own deadline ignores it.
+
+    Attributes:
+        call: that is sent.
     """
 
     def __init__(self, call: Call[Any], where: str, seconds: float, retries: Retries) -> None:
-        self._call = call
+        self.call = call
         self._where = where
         self._retries = retries
         self._began = time.monotonic()
@@ -34,7 +37,7 @@ class Sending:
     def attempt(self) -> dict[str, Any]:
         """Arguments for the `request` method of httpx, for the next attempt."""
         self._sent += 1
-        call, remaining = self._call, max(self._remaining(), 0.001)
+        call, remaining = self.call, max(self._remaining(), 0.001)
         headers = {**call.headers, "X-Request-Timeout-Ms": str(max(1, int(remaining * 1000)))}
         if call.content is not None:
             headers["Content-Type"] = call.media_type
@@ -44,10 +47,10 @@ class Sending:
 
     def pause(self, error: ClientError | httpx.RequestError) -> float:
         """Seconds until the next attempt. Raises the error if there is no next attempt."""
-        failure = error if isinstance(error, ClientError) else self._lost(error)
+        failure = error if isinstance(error, ClientError) else self.lost(error)
         pause = self._retries.pause(
             failure,
-            repeatable=self._call.repeatable,
+            repeatable=self.call.repeatable,
             sent=self._sent,
             remaining=self._remaining(),
             jitter=random.random(),  # noqa: S311 - not for secrets
@@ -56,7 +59,8 @@ class Sending:
             raise failure from (None if failure is error else error)
         return pause
 
-    def _lost(self, error: httpx.RequestError) -> ClientError:
+    def lost(self, error: httpx.RequestError) -> ClientError:
+        """The error for a connection that failed."""
         return unreachable(error, self._where, time.monotonic() - self._began)
 
     def _remaining(self) -> float:

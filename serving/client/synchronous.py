@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
@@ -17,6 +17,7 @@ from serving.client.methods import named_after
 from serving.client.publishing import Flow
 from serving.client.retries import STANDARD, Retries
 from serving.client.sending import Sending
+from serving.client.streams import TextStream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +35,14 @@ def _runs(make: Callable[P, Flow[T]]) -> Callable[Concatenate[Client, P], T]:
     @named_after(make)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._run(make(*args, **kwargs))
+
+    return method
+
+
+def _streams(make: Callable[P, Call[Any]]) -> Callable[Concatenate[Client, P], TextStream]:
+    @named_after(make)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> TextStream:
+        return self._stream(make(*args, **kwargs))
 
     return method
 
@@ -70,6 +79,8 @@ class Client:
 
     predict = _sends(calls.predict)
     predict_many = _sends(calls.predict_many)
+    generate = _sends(calls.generate)
+    stream = _streams(calls.stream)
     tasks = _sends(calls.tasks)
     task = _sends(calls.task)
     history = _sends(calls.history)
@@ -110,6 +121,9 @@ class Client:
                 return call.read(self._http.request(**sending.attempt()))
             except (ClientError, httpx.RequestError) as error:
                 time.sleep(sending.pause(error))
+
+    def _stream(self, call: Call[Any]) -> TextStream:
+        return TextStream(self._http, Sending(call, self._address.url, self._timeout, self._retries))
 
     def _run(self, flow: Flow[T]) -> T:
         try:

@@ -26,6 +26,9 @@ from ken_core.generation_settings import GenerationSettings
 from serving.errors import InternalError
 from serving.generation.query import SamplingParameters
 
+_COLDEST = 1e-6
+"""At lower temperatures the likeliest token is taken, as sampling would: divided by them, logits overflow."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -65,6 +68,8 @@ class Sampling:
         temperature = asked.temperature
         if temperature is None:
             temperature = (task.temperature or 1.0) if task.samples or sampled else 0.0
+        if temperature < _COLDEST:
+            temperature = 0.0
         top_k = task.top_k if asked.top_k is None else asked.top_k
         top_p = task.top_p if asked.top_p is None else asked.top_p
         penalty = task.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty

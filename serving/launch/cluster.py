@@ -33,10 +33,13 @@ def run_cluster(settings: Settings, haproxy: str | None, store_url: str, folder:
         folder: private to the server's owner, with a short path.
     """
     forget_other_clusters()
+    texts = settings.generation_timeout_seconds
     haproxys = (
-        variables(haproxy, frontend(settings, folder), settings.namespace, settings.placement) if haproxy else None
+        variables(haproxy, frontend(settings, folder), settings.namespace, settings.placement, texts)
+        if haproxy
+        else None
     )
-    os.environ.update(for_launcher(folder, haproxys, settings.request_timeout_seconds))
+    os.environ.update(for_launcher(folder, haproxys, settings.request_timeout_seconds, texts))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_new_token(folder))
     os.environ["KEN_REDIS_URL"] = store_url
     if settings.admin_token:

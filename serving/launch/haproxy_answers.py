@@ -63,6 +63,8 @@ FORMS: Mapping[str, Callable[[OwnAnswer], Body]] = MappingProxyType(
     {
         "/v1/models": _openai,
         "/v1/embeddings": _openai,
+        "/v1/chat": _openai,
+        "/v1/completions": _openai,
         "/models": _hub,
         "/embed": _hub,
         "/predict": _hub,

@@ -35,11 +35,18 @@ _PATH = "txn.ken_path"
 _REMEMBER_PATH = f"http-request set-var-fmt({_PATH}) %[path]/"
 CHANGE_SECONDS = 600
 """How long a change may take."""
+GENERATION_SECONDS = 605
+"""How long a text may take until its last token, where no setting says so: a little longer than the replica's limit."""
 CHANGES = (
-    "acl ken_predicts path_reg ^/v1/tasks/[^/]+/predict$",
+    "acl ken_predicts path_reg ^/v1/tasks/[^/]+/(predict|generate)$",
     "acl ken_changes path_beg /v1/tasks/ /v1/uploads/ /v1/keys/ /v1/base/ /v1/store/",
     "acl ken_changes path /v1/keys",
     f"http-request set-timeout server {CHANGE_SECONDS}s if ken_changes !ken_predicts !METH_GET",
+)
+GENERATIONS = (
+    "acl ken_generates path_reg ^/v1/tasks/[^/]+/generate$",
+    "acl ken_generates path /v1/chat/completions /v1/completions",
+    "acl ken_generates path_beg /models/",  # where the task decides whether text is generated
 )
 _PREDICTIONS = "METH_POST ken_predicts or METH_POST !ken_changes"
 
@@ -109,7 +116,14 @@ def hosts_of(text: str) -> set[str]:
     return {found[2] for line in text.splitlines() if (found := _SERVER.fullmatch(line.strip()))}
 
 
-def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int, own: Collection[str]) -> str:
+def edited(
+    text: str,
+    frontend: Frontend,
+    maps: Path,
+    body_seconds: int,
+    own: Collection[str],
+    generation_seconds: int = GENERATION_SECONDS,
+) -> str:
     """Ray's configuration file with every edit made.
 
     - Statistics and HAProxy's own metrics listen on loopback, and only its owner can open the admin socket.
@@ -119,6 +133,7 @@ def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int, own: Co
       fail. While HAProxy knows of no application, as after its restart, they get 503 too, and not Ray's 404.
     - Changes may take 10 minutes: a publish tries the delta, and clients may wait for every replica. Ray has one time
       limit for all requests.
+    - Text may take `generation_seconds` to generate. Within this time the replica sends a comment now and then.
     - A prediction is passed on once its body is there, or as much of it as the buffer holds. A request whose replica
       ends can be repeated on another one only then, and most clients send the body after the head.
     - ``/-/healthz`` is 200 while a replica on this machine answers, so that load balancers leave out a machine whose
@@ -134,6 +149,7 @@ def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int, own: Co
         maps: the folder with the files of `haproxy_answers.maps`.
         body_seconds: the longest time that a prediction's body may take. Then the client gets 408.
         own: those of `hosts_of` that are this machine.
+        generation_seconds: the longest time without a word of a replica that generates text.
 
     Raises:
         StartError: a section is missing or unknown, a line that an edit replaces is not there exactly once in its
@@ -142,7 +158,7 @@ def edited(text: str, frontend: Frontend, maps: Path, body_seconds: int, own: Co
     sections = list(_sections(text))
     _check_names([name for name, _ in sections if name])
     local = {name: [server for server, host in servers if host in own] for name, servers in _servers(sections)}
-    edits = _edits(frontend, maps, body_seconds, local)
+    edits = _edits(frontend, maps, body_seconds, local, generation_seconds)
     return "".join(f"{line}\n" for name, lines in sections for line in _section_edited(name, lines, edits))
 
 
@@ -194,7 +210,9 @@ def _section_edited(name: str, lines: list[str], edits: list[_Edit]) -> list[str
     return result
 
 
-def _edits(frontend: Frontend, maps: Path, body_seconds: int, local: dict[str, list[str]]) -> list[_Edit]:
+def _edits(
+    frontend: Frontend, maps: Path, body_seconds: int, local: dict[str, list[str]], generation_seconds: int
+) -> list[_Edit]:
     def edit(section: str, line: str, into: Callable[[re.Match[str]], list[str]]) -> _Edit:
         return _Edit(re.compile(section), re.compile(line), into)
 
@@ -232,7 +250,13 @@ def _edits(frontend: Frontend, maps: Path, body_seconds: int, local: dict[str, l
         edit(
             _BACKEND.pattern,
             r"http-reuse always",
-            lambda m: [*CHANGES, f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}", m[0]],
+            lambda m: [
+                *CHANGES,
+                *GENERATIONS,
+                f"http-request set-timeout server {generation_seconds}s if METH_POST ken_generates",
+                f"http-request wait-for-body time {body_seconds}s if {_PREDICTIONS}",
+                m[0],
+            ],
         ),
         # optional: Ray may hear of an application before it hears of the proxy that it falls back to
         _Edit(

@@ -21,7 +21,7 @@ from pathlib import Path
 from serving.errors import StartError
 from serving.launch.haproxy_answers import maps
 from serving.launch.haproxy_binary import find_binary
-from serving.launch.haproxy_file import Frontend, edited, hosts_of, servers_in, with_servers
+from serving.launch.haproxy_file import GENERATION_SECONDS, Frontend, edited, hosts_of, servers_in, with_servers
 from serving.launch.haproxy_homes import MAP, placing, servers_of
 from serving.launch.homes_file import KnownHomes
 from serving.launch.homes_keeping import NAMESPACE, TROUBLE, start
@@ -34,6 +34,9 @@ _BINARY, _PYTHON, _BINDS = "KEN_HAPROXY_BINARY", "KEN_HAPROXY_PYTHON", "KEN_HAPR
 _OTHER_FILES = 64
 _SERVER_TIMEOUT, _BODY_SECONDS = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", 35
 _PLACEMENT = "KEN_PLACEMENT"
+GENERATION_TIMEOUT = "KEN_GENERATION_TIMEOUT_SECONDS"
+"""The variable with the replicas' limit on the time of a text."""
+_LATER_THAN_THE_REPLICA = 5
 _SERVERS = "servers.json"
 """The file beside HAProxy's configuration with the servers that Ray named last."""
 _CONNECTIONS, _PER_SOURCE = "KEN_MAX_CONNECTIONS", "KEN_MAX_CONNECTIONS_PER_SOURCE"
@@ -51,9 +54,20 @@ def check_startable(connections: int) -> None:
         )
 
 
-def variables(binary: str, frontend: Frontend, namespace: str = "default", placement: str = "auto") -> dict[str, str]:
+def variables(
+    binary: str,
+    frontend: Frontend,
+    namespace: str = "default",
+    placement: str = "auto",
+    generation_timeout: float | None = None,
+) -> dict[str, str]:
     """Environment variables that make Ray start `binary` with `frontend`, and route by the placement of `namespace`;
-    by none where `placement` is ``off``."""
+    by none where `placement` is ``off``.
+
+    Args:
+        generation_timeout: seconds that a text may take in a replica; None: the default.
+    """
+    generation = {} if generation_timeout is None else {GENERATION_TIMEOUT: str(generation_timeout)}
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(ENTRY),
         _BINARY: binary,
@@ -63,6 +77,7 @@ def variables(binary: str, frontend: Frontend, namespace: str = "default", place
         _PER_SOURCE: str(frontend.per_source),
         NAMESPACE: namespace,
         _PLACEMENT: placement,
+        **generation,
     }
 
 
@@ -78,7 +93,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         binary = environment.get(_BINARY) or find_binary()
         file = Path(_file_among(arguments))
         places = environment.get(_PLACEMENT, "").lower() != "off"
-        make_fit(file, binary, _frontend(environment), _body_seconds(environment), places)
+        make_fit(
+            file, binary, _frontend(environment), _body_seconds(environment), places, generation_seconds(environment)
+        )
         if places:
             _start_keeper(file, manager)
         signal_when_parent_ends(signal.SIGKILL, manager)
@@ -87,14 +104,21 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
         return str(error)
 
 
-def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int, places: bool) -> None:
+def make_fit(
+    file: Path,
+    binary: str,
+    frontend: Frontend,
+    body_seconds: int,
+    places: bool,
+    generation_seconds: int = GENERATION_SECONDS,
+) -> None:
     """Edit Ray's file in place, write the maps that it names beside it, and have HAProxy check it.
 
     If only the rules for homes do not fit, the file stays without them, and Ray's own balancing decides. The reason is
     shown, and left for `homes_keeper` to report.
 
     Args:
-        body_seconds: as `haproxy_file.edited` takes it.
+        body_seconds, generation_seconds: as `haproxy_file.edited` takes them.
         places: whether the file gets the rules for homes.
 
     Raises:
@@ -103,7 +127,8 @@ def make_fit(file: Path, binary: str, frontend: Frontend, body_seconds: int, pla
     for name, content in maps().items():
         (file.parent / name).write_text(content)
     rays = _with_servers_of_before(file)
-    text = edited(rays, frontend, file.parent, body_seconds, own=_own(hosts_of(rays)))
+    own = _own(hosts_of(rays))
+    text = edited(rays, frontend, file.parent, body_seconds, own, generation_seconds)
     if not places:
         _install(text, file, binary)
         return
@@ -158,6 +183,12 @@ def _is_own(host: str) -> bool:
 
 def _body_seconds(environment: Mapping[str, str]) -> int:
     return math.ceil(float(environment.get(_SERVER_TIMEOUT) or _BODY_SECONDS))
+
+
+def generation_seconds(environment: Mapping[str, str]) -> int:
+    """How long HAProxy waits for a replica that generates text, in seconds."""
+    limit = environment.get(GENERATION_TIMEOUT)
+    return math.ceil(float(limit)) + _LATER_THAN_THE_REPLICA if limit else GENERATION_SECONDS
 
 
 def _install(text: str, file: Path, binary: str) -> None:

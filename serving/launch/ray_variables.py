@@ -36,11 +36,11 @@ def server_timeout(request_timeout: float) -> str:
     return str(math.ceil(request_timeout) + _LATER_THAN_THE_REPLICA)
 
 
-def hard_stop(request_timeout: float) -> str:
+def hard_stop(request_timeout: float, generation_timeout: float) -> str:
     """Seconds after which a HAProxy that another one has replaced ends, whatever it still holds: what it holds is
-    answered 502. So this is long enough for the last request, be it a change, that comes to it. A HAProxy without
-    connections ends at once, so a long time costs the memory of a few processes, and no more."""
-    longest = max(CHANGE_SECONDS, int(server_timeout(request_timeout)))
+    answered 502. So this is long enough for the last request, be it a change or a long text, that comes to it. A
+    HAProxy without connections ends at once, so a long time costs the memory of a few processes, and no more."""
+    longest = max(CHANGE_SECONDS, *(int(server_timeout(timeout)) for timeout in (request_timeout, generation_timeout)))
     return str(longest + _LAST_REQUEST_SECONDS)
 
 
@@ -85,16 +85,18 @@ LOCAL = (
 )
 """Only for the private cluster of a launcher."""
 
+_DEFAULT_SECONDS: float = Settings.model_fields["request_timeout_seconds"].default
+
 IN_CLUSTER = (
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "15", "load balancers need time to stop using a pod"),
     Variable(
         _SERVER_TIMEOUT,
-        server_timeout(Settings.model_fields["request_timeout_seconds"].default),
+        server_timeout(_DEFAULT_SECONDS),
         "requests to a lost node end; 5 s above the setting request_timeout_seconds",
     ),
     Variable(
         _HARD_STOP,
-        hard_stop(Settings.model_fields["request_timeout_seconds"].default),
+        hard_stop(_DEFAULT_SECONDS, Settings.model_fields["generation_timeout_seconds"].default),
         "each replica that comes or goes replaces HAProxy; the default cuts off after 120 s what the old one holds",
     ),
     Variable(
@@ -116,13 +118,15 @@ def for_cluster() -> dict[str, str]:
     return {v.name: v.value for v in (*SHARED, *IN_CLUSTER)}
 
 
-def for_launcher(folder: Path, haproxy: Mapping[str, str] | None, request_timeout: float) -> dict[str, str]:
+def for_launcher(
+    folder: Path, haproxy: Mapping[str, str] | None, request_timeout: float, generation_timeout: float
+) -> dict[str, str]:
     """The variables of a private cluster. It gets its own ports and sockets, so that several clusters run side by side.
 
     Args:
         folder: private, with a short path, since HAProxy's sockets lie below it.
         haproxy: the variables that make Ray start HAProxy (`haproxy_start.variables`); None for Ray's stock proxy.
-        request_timeout: seconds that a prediction may take.
+        request_timeout, generation_timeout: seconds that a prediction and a text may take.
     """
     values = {v.name: v.value for v in (*SHARED, *LOCAL)}
     ports = free_ports()
@@ -141,7 +145,7 @@ def for_launcher(folder: Path, haproxy: Mapping[str, str] | None, request_timeou
         values |= {
             **haproxy,
             _SERVER_TIMEOUT: server_timeout(request_timeout),
-            _HARD_STOP: hard_stop(request_timeout),
+            _HARD_STOP: hard_stop(request_timeout, generation_timeout),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(next(ports)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(place / "haproxy.cfg"),

@@ -26,7 +26,7 @@ class SamplingParameters(Incoming):
     )
     repetition_penalty: float | None = Field(
         None,
-        gt=0,
+        ge=0.01,
         le=100,
         description="divides positive logits of tokens that the text has already, and multiplies negative ones",
     )

@@ -13,6 +13,7 @@ class Measured:
     Attributes:
         task, digest: None where the question did not come so far as to be resolved.
         code: HTTP status; 499 where the client left first.
+        broken: the status of the failure that ended an answer whose beginning was sent already; `code` becomes it.
         seconds: from arrival to answer.
         stages: names and seconds of the parts of its way, for an answer that has them; each part begins where the one
             before ended.
@@ -21,5 +22,6 @@ class Measured:
     task: str | None = None
     digest: str | None = None
     code: int = 500
+    broken: int | None = None
     seconds: float = 0.0
     stages: Sequence[tuple[str, float]] = ()

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from serving.config import Settings, load_settings
-from serving.launch.haproxy_file import CHANGE_SECONDS, CHANGES
+from serving.launch.haproxy_file import CHANGE_SECONDS, CHANGES, GENERATIONS
+from serving.launch.haproxy_start import generation_seconds
 from serving.launch.ray_variables import for_cluster, hard_stop, server_timeout
 from tests.deploy.charts import (
     CHART,
@@ -140,7 +141,7 @@ class TestEveryRelease:
     def test_lets_a_haproxy_that_was_replaced_answer_what_it_holds(
         self, objects: list[Object], arguments: Object
     ) -> None:
-        ends = hard_stop(arguments["request_timeout_seconds"])
+        ends = hard_stop(arguments["request_timeout_seconds"], arguments.get("generation_timeout_seconds", 600))
         pods = specs(objects)
         assert {environment(ray(pods[name]))[HARD_STOP] for name in ("head", "worker")} == {ends}
 
@@ -371,6 +372,10 @@ class TestTheBase:
         assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
+def seconds_of(rule: Object) -> int:
+    return int(rule["timeouts"]["request"].removesuffix("s"))
+
+
 class TestRoutes:
     @pytest.mark.parametrize(
         ("row", "kind"),
@@ -385,20 +390,38 @@ class TestRoutes:
     @pytest.mark.parametrize("seconds", [30, 900])
     def test_of_a_gateway_wait_longer_than_haproxy(self, seconds: int) -> None:
         objects = rendered({**MATRIX["a route of a gateway"], "requestTimeoutSeconds": seconds})
-        changes, others = one(objects, "HTTPRoute")["spec"]["rules"]
+        _, changes, others = one(objects, "HTTPRoute")["spec"]["rules"]
         waits = int(environment(ray(specs(objects)["worker"]))[TIMEOUT])
-        assert int(others["timeouts"]["request"].removesuffix("s")) > waits
-        assert int(changes["timeouts"]["request"].removesuffix("s")) > max(waits, CHANGE_SECONDS)
+        assert seconds_of(others) > waits
+        assert seconds_of(changes) > max(waits, CHANGE_SECONDS)
+
+    @pytest.mark.parametrize("given", [None, 20, 900.5])
+    def test_of_a_gateway_wait_longer_than_haproxy_for_a_text(self, given: float | None) -> None:
+        settings = {} if given is None else {"generation_timeout_seconds": given}
+        objects = rendered({**MATRIX["a route of a gateway"], "settings": settings})
+        told = environment(ray(specs(objects)["worker"])).get("KEN_GENERATION_TIMEOUT_SECONDS")
+        assert told == (None if given is None else f"{given:g}")
+        waits = generation_seconds({} if told is None else {"KEN_GENERATION_TIMEOUT_SECONDS": told})
+        texts, tasks, _ = one(objects, "HTTPRoute")["spec"]["rules"]
+        assert min(seconds_of(texts), seconds_of(tasks)) > waits
 
     def test_of_a_gateway_know_the_paths_of_changes_as_haproxy_does(self) -> None:
-        changes, others = one(rendered(MATRIX["a route of a gateway"]), "HTTPRoute")["spec"]["rules"]
+        texts, changes, others = one(rendered(MATRIX["a route of a gateway"]), "HTTPRoute")["spec"]["rules"]
         (rule,) = (line for line in CHANGES if line.startswith("acl ken_changes path_beg "))
         beginnings = rule.removeprefix("acl ken_changes path_beg ").split()
         assert [match["path"] for match in changes["matches"]] == [
             {"type": "PathPrefix", "value": path.rstrip("/")} for path in beginnings
         ]
         assert "matches" not in others
-        assert changes["backendRefs"] == others["backendRefs"]
+        assert texts["backendRefs"] == changes["backendRefs"] == others["backendRefs"]
+
+    def test_of_a_gateway_know_the_paths_of_texts_as_haproxy_does(self) -> None:
+        texts, changes, _ = one(rendered(MATRIX["a route of a gateway"]), "HTTPRoute")["spec"]["rules"]
+        values = [match["path"]["value"] for match in texts["matches"]]
+        known = " ".join(rule.partition(" path")[2] for rule in GENERATIONS)
+        assert all(value in known for value in values)
+        assert known.count("/v1/chat/completions") + known.count("/models/") + known.count(" /v1/completions") == 3
+        assert "/v1/tasks" in [match["path"]["value"] for match in changes["matches"]]
 
     def test_of_a_gateway_without_time_limits_are_one_rule(self) -> None:
         (rule,) = one(rendered(MATRIX["a gateway of its own"]), "HTTPRoute")["spec"]["rules"]

@@ -23,6 +23,21 @@ def test_a_proxy_that_gives_up_before_the_replica_does_is_warned_of(
     assert bool(caplog.records) is warned
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told", "warned"), [(600, None, False), (601, None, True), (900, "900", False), (900, "60", True)]
+)
+def test_a_proxy_that_gives_up_before_a_text_is_there_is_warned_of(
+    seconds: int, told: str | None, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", raising=False)
+    if told is not None:
+        monkeypatch.setenv("KEN_GENERATION_TIMEOUT_SECONDS", told)
+    app.build({"base": "b", "generation_timeout_seconds": seconds})
+    said = f"set KEN_GENERATION_TIMEOUT_SECONDS to {seconds} in every container"
+    assert (said in caplog.text) is warned
+    assert bool(caplog.records) is warned
+
+
 def test_a_proxy_that_waits_as_long_as_it_takes_is_fine(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

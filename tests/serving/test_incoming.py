@@ -10,7 +10,22 @@ import pytest
 from over_http import Served
 from pydantic import Field
 
-from serving.api import huggingface, keys, kserve, kserve_tensors, many_tasks, merging, native, openai, tasks, tei
+from serving.api import (
+    chat_messages,
+    huggingface,
+    huggingface_generation,
+    keys,
+    kserve,
+    kserve_tensors,
+    many_tasks,
+    merging,
+    native,
+    native_generation,
+    openai,
+    openai_generation,
+    tasks,
+    tei,
+)
 from serving.errors import InvalidInputError
 from serving.incoming import Free, Incoming
 from serving.pipelines import (
@@ -25,9 +40,14 @@ from serving.service import Service
 DIGEST = "0" * 64
 TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["rain"]}
 LEAST: dict[type[Incoming], dict[str, Any]] = {
+    chat_messages.FunctionCall: {"name": "weather"},
+    chat_messages.Message: {"role": "user"},
+    chat_messages.TextPart: {"text": "rain"},
+    chat_messages.ToolCall: {"function": {"name": "weather"}},
     base.TextPair: {"text": "rain", "text_pair": "sun"},
     huggingface.SimilarityInput: {"source_sentence": "rain", "sentences": ["sun"]},
     huggingface.InferenceRequest: {"inputs": "rain"},
+    huggingface_generation.TextGenerationRequest: {"inputs": "rain"},
     keys.KeyRequest: {"name": "ci", "scopes": ["predict"]},
     kserve.InferRequest: {"inputs": [TENSOR]},
     kserve_tensors.RequestInput: TENSOR,
@@ -35,8 +55,12 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     merging.MergedModel: {"merge": {"spam": 1.0}},
     many_tasks.ManyTasksRequest: {"tasks": "spam", "inputs": "rain"},
     native.PredictRequest: {"inputs": "rain"},
+    native_generation.ChatPrompt: {"messages": [{"role": "user", "content": "rain"}]},
+    native_generation.GenerateRequest: {"prompt": "rain"},
     openai.EmbeddingsOfTokensRequest: {"model": "search", "input": [2, 3]},
     openai.EmbeddingsRequest: {"model": "search", "input": "rain"},
+    openai_generation.ChatRequest: {"model": "news", "messages": [{"role": "user", "content": "rain"}]},
+    openai_generation.CompletionRequest: {"model": "news", "prompt": "rain"},
     question_answering.Question: {"question": "why?", "context": "rain"},
     rerank.RerankInput: {"query": "rain", "texts": ["sun"]},
     tasks.RollbackRequest: {},

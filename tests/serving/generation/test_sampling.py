@@ -84,6 +84,11 @@ def test_without_temperature_the_likeliest_token_is_taken_and_ties_go_to_the_fir
     assert Sampler(decided(temperature=0, logit_bias={6: 100}), [])(LOGITS, []).id == 6
 
 
+def test_a_temperature_that_would_make_logits_overflow_takes_the_likeliest_token_too() -> None:
+    assert decided(temperature=1e-40) == decided(temperature=0)
+    assert Sampler(decided(temperature=1e-6, seed=1), [])(LOGITS, []).id in (0, 1)
+
+
 def test_penalties() -> None:
     """Presence once, frequency for each time, repetition for what the prompt has as well."""
     sampler = Sampler(decided(temperature=0, presence_penalty=0.2, frequency_penalty=0.2), [3])

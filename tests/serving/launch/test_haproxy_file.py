@@ -167,7 +167,8 @@ def test_changes_have_more_time_than_predictions(render: Render, tmp_path: Path)
     text = edited(render(timeout_server_s=35), Frontend(), MAPS, 35, OWN)
     assert lines_with("timeout server", text) == ["timeout server 35s"]
     assert lines_with("http-request set-timeout", text) == [
-        "http-request set-timeout server 600s if ken_changes !ken_predicts !METH_GET"
+        "http-request set-timeout server 600s if ken_changes !ken_predicts !METH_GET",
+        "http-request set-timeout server 605s if METH_POST ken_generates",
     ]
     assert not refused_by_haproxy(text, tmp_path)
 
@@ -175,7 +176,7 @@ def test_changes_have_more_time_than_predictions(render: Render, tmp_path: Path)
 def test_every_application_gets_the_edits_of_an_application(render: Render, tmp_path: Path) -> None:
     text = edited(render(applications=("ken", "other", "backup")), Frontend(), MAPS, 35, OWN)
     assert [line.split()[1] for line in lines_with("server", text)] == ["replica-0", "replica-1"] * 3
-    assert len(lines_with("http-request set-timeout", text)) == 3
+    assert len(lines_with("http-request set-timeout", text)) == 6
     assert not refused_by_haproxy(text, tmp_path)
 
 

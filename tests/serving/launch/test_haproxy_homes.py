@@ -47,7 +47,9 @@ def proxied(file: Path, binary: str) -> Iterator[Proxied]:
         ("/v1/tasks/{}@live/predict", "spam"),
         ("/v1/tasks/{}%40canary/predict", "spam"),
         ("/v1/tasks/{}/predict?x=/v1/tasks/news", "a.b-c_D"),
+        ("/v1/tasks/{}/generate", "news"),
         ("/models/{}", "news"),
+        ("/models/{}/v1/chat/completions", "spam"),
         ("/models/{}/embed", "spam"),
         ("/v2/models/{}/infer", "lone"),
         ("/v2/models/{}/versions/1/infer", "news"),
@@ -58,7 +60,9 @@ def test_a_task_that_the_path_names_is_asked_at_home(path: str, task: str, proxi
         assert proxied.asked(path.format(task)) == HOMES[task][0][0]
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/predict", "/rerank"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/embed", "/predict", "/rerank"]
+)
 def test_a_task_that_the_body_names_is_asked_at_home(path: str, proxied: Proxied) -> None:
     for task in ("news", "spam", "lone"):
         for body in ({"model": task, "input": "x"}, {"input": ["x" * 30_000], "model": f"{task}@live"}):

@@ -184,6 +184,32 @@ def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> 
             client.post("/v1/tasks/news?wait=60")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/tasks/news/generate",
+        "/models/a",
+        "/models/a/v1/chat/completions",
+    ],
+)
+def test_a_text_may_take_longer_than_a_prediction(path: str, file: Path, binary: str) -> None:
+    port, replica = free_port(), re.search(r"server replica (\S+):(\d+)", file.read_text())
+    assert replica is not None
+    told = variables(binary, Frontend((f"127.0.0.1:{port}",)), generation_timeout=20.0)
+    with (
+        socket.create_server((replica[1], int(replica[2]))) as heard,
+        started(file, told),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=2) as client,
+    ):
+        Thread(target=take, args=(heard, False), daemon=True).start()
+        assert "set-timeout server 25s if METH_POST ken_generates" in file.read_text()
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(path, json={"model": "a"})
+        assert client.get(path).status_code == 504
+
+
 def end_unanswered(heard: socket.socket, reads: bool) -> None:
     """Close every connection without an answer, as a replica that is killed does. What was not read is reset by TCP."""
     with suppress(OSError):

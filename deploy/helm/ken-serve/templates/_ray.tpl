@@ -5,14 +5,15 @@
 {{- if eq .name "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S" }}
 {{- $value = add 5 (int $.Values.requestTimeoutSeconds) | toString }}
 {{- else if eq .name "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S" }}
-{{- $value = add 120 (max 600 (add 5 (int $.Values.requestTimeoutSeconds))) | toString }}
+{{- $text := $.Values.settings.generation_timeout_seconds | default 600 | float64 | ceil | int }}
+{{- $value = add 120 (max 600 (add 5 (max (int $.Values.requestTimeoutSeconds) $text))) | toString }}
 {{- end }}
 - {name: {{ .name }}, value: {{ $value | quote }}}
 {{- end }}
 - {name: KEN_DATA_DIR, value: /var/lib/ken}
 - {name: NUMBA_CACHE_DIR, value: /var/lib/ken/numba}
 {{- /* settings that HAProxy reads, too */}}
-{{- range $setting := list "namespace" "placement" "max_connections" "max_connections_per_source" }}
+{{- range $setting := list "namespace" "placement" "generation_timeout_seconds" "max_connections" "max_connections_per_source" }}
 {{- if hasKey $.Values.settings $setting }}
 {{- $value := get $.Values.settings $setting | toJson | trimAll "\"" }}
 - {name: KEN_{{ upper $setting }}, value: {{ quote $value }}}

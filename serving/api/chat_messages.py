@@ -1,0 +1,106 @@
+"""The messages of a chat as OpenAI's clients send them, and what a chat template makes its prompt of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from serving.api.unserved import WithForeignFields
+from serving.incoming import Incoming
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+MOST_MESSAGES = 4096
+
+
+class TextPart(Incoming):
+    """A part of a message's content."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+def _parts(plain: Any) -> Any:
+    """Refuses parts that are no text by their own name, before the form of a text part is asked for."""
+    if isinstance(plain, list):
+        for part in plain:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and kind != "text":
+                raise PydanticCustomError(
+                    "not_served", "found a part of type '{kind}', and only text is taken", {"kind": kind[:40]}
+                )
+    return plain
+
+
+class FunctionCall(Incoming):
+    """The function that a message of the assistant called."""
+
+    name: str
+    arguments: str | dict[str, Any] = Field("{}", description="an object, or its JSON as a text")
+
+
+class ToolCall(Incoming):
+    """A call that a message of the assistant made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As templates expect it: the arguments are an object."""
+        called = self.function
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": called.name, "arguments": _object(called.arguments)},
+        }
+
+
+class Message(WithForeignFields):
+    """One message. Clients send an answer of the assistant again as they got it."""
+
+    WITHOUT_EFFECT = frozenset({"annotations", "provider_specific_fields"})
+    ONLY_AT = MappingProxyType({"audio": (), "function_call": ()})
+
+    role: Role
+    content: Annotated[str | list[TextPart], BeforeValidator(_parts)] | None = Field(
+        None, description="a text, or parts of it, which are joined with line breaks"
+    )
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="that a message of the assistant made")
+    tool_call_id: str | None = Field(None, description="the call that a message of a tool answers")
+    reasoning_content: str | None = Field(None, description="for templates that show it")
+    refusal: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As templates expect it."""
+        beside = {
+            "name": self.name,
+            "tool_calls": [call.plain() for call in self.tool_calls] if self.tool_calls else None,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content,
+        }
+        return {"role": self.role, "content": self._text(), **{k: v for k, v in beside.items() if v is not None}}
+
+    def _text(self) -> str:
+        if self.content is None:
+            return self.refusal or ""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+
+
+def _object(arguments: str | dict[str, Any]) -> Any:
+    if isinstance(arguments, dict):
+        return arguments
+    try:
+        return orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return arguments

@@ -1,0 +1,139 @@
+"""Texts of a tiny language model through HAProxy and Ray, asked by the clients that people use."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from huggingface_hub import InferenceClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.client import ApiError, Client
+from serving.launch.server_process import ServerProcess
+from serving.store import Store
+from tests.e2e.running import settings_on
+from tests.tiny_language_tasks import LanguageTasks
+
+pytestmark = pytest.mark.e2e
+
+ASK: Any = [{"role": "user", "content": "how far is the city"}]
+CHAT: Any = {"model": "poems", "messages": ASK, "max_tokens": 12, "temperature": 0}
+MANY: Any = {"model": "poems", "prompt": "the rain", "n": 64, "max_tokens": 240, "stream": True}
+ENDLESS = {"ignore_eos": True}
+"""Beside `MANY`: texts that take a second or more."""
+
+
+@pytest.fixture(scope="module")
+def language_tasks(work: Path) -> LanguageTasks:
+    return LanguageTasks(work / "language-tasks")
+
+
+@pytest.fixture(scope="module")
+def writer(work: Path, store_url: str, language_tasks: LanguageTasks) -> Iterator[ServerProcess]:
+    """A server with two language models, in a namespace of its own. Its last test stops it."""
+    store = Store(store_url, "writers")
+    store.tasks.publish("poems", language_tasks.language_model("poems", 1))
+    store.tasks.publish("news", language_tasks.language_model("news", 2))
+    settings = settings_on(language_tasks.path, work / "writer", store_url)
+    with ServerProcess({**settings, "namespace": "writers", "drain_seconds": "0"}, work / "writer.log") as running:
+        yield running
+
+
+@pytest.fixture
+def client(writer: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{writer.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def metric(server: ServerProcess, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30).text)
+    samples = (s for family in families for s in family.samples if s.name == name)
+    return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def test_all_clients_get_the_same_text_at_once_and_bit_by_bit(
+    writer: ServerProcess, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    found = {"openai": client.chat.completions.create(**CHAT).choices[0].message.content}
+    chunks = client.chat.completions.create(**CHAT, stream=True)
+    found["openai, streamed"] = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    hub = InferenceClient(model=f"{writer.url}/models/poems", token="any")
+    found["hub"] = hub.chat_completion(ASK, max_tokens=12, temperature=0).choices[0].message.content
+    parts = hub.chat_completion(ASK, max_tokens=12, temperature=0, stream=True)
+    found["hub, streamed"] = "".join(part.choices[0].delta.content or "" for part in parts)
+    with Client(writer.url) as ours:
+        asked = {"parameters": {"max_tokens": 12, "temperature": 0}}
+        found["ours"] = ours.generate("poems", ASK, **asked).text
+        with ours.stream("poems", ASK, **asked) as pieces:
+            found["ours, streamed"] = "".join(piece.text for piece in pieces)
+            assert pieces.end.usage.generated_tokens == 12
+    assert len(set(found.values())) == 1, found
+    text = hub.text_generation("the rain", max_new_tokens=9)
+    assert "".join(hub.text_generation("the rain", max_new_tokens=9, stream=True)) == text
+    completion = client.completions.create(model="poems", prompt="the rain", max_tokens=9, temperature=0)
+    assert completion.choices[0].text == text
+    other = client.completions.create(model="news", prompt="the rain", max_tokens=9, temperature=0)
+    assert other.choices[0].text != text
+
+
+def test_words_arrive_while_others_are_still_to_be_generated(writer: ServerProcess, client: openai.OpenAI) -> None:
+    """Nothing on the way holds events back: with the first of them, the texts are far from complete."""
+    with client.completions.create(**MANY, extra_body=ENDLESS) as stream:
+        next(stream)
+        assert metric(writer, "ken_running_texts") > 0
+        assert sum(1 for _ in stream) > 240
+    eventually(lambda: metric(writer, "ken_kv_bytes") == 0)
+
+
+@pytest.mark.parametrize("leave", ["stream", "wait"])
+def test_a_client_that_leaves_frees_what_its_texts_took(
+    leave: str, writer: ServerProcess, client: openai.OpenAI
+) -> None:
+    gone = metric(writer, "ken_requests_total", task="poems", code="499")
+    done = metric(writer, "ken_texts_total", task="poems", finish="length")
+    if leave == "stream":
+        stream = client.completions.create(**MANY, extra_body=ENDLESS)
+        next(stream)
+        stream.close()
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{writer.url}/v1/completions", json={**MANY, **ENDLESS, "stream": False}, timeout=0.3)
+    eventually(lambda: metric(writer, "ken_requests_total", task="poems", code="499") == gone + 1)
+    eventually(lambda: metric(writer, "ken_kv_bytes") == 0)
+    assert metric(writer, "ken_texts_total", task="poems", finish="length") == done
+
+
+def test_what_is_refused_has_the_form_of_the_protocol_though_a_stream_was_asked_for(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**{**CHAT, "max_tokens": 900}, stream=True)
+    assert refused.value.param == "max_tokens"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**{**CHAT, "model": "nobody"}, stream=True)
+
+
+def test_a_stop_that_cannot_wait_ends_texts_with_a_word(writer: ServerProcess) -> None:
+    """The last test: it stops the server, whose drain takes no time."""
+    asked = {"choices": 64, "max_tokens": 240, "ignore_end": True}
+    with Client(writer.url, timeout=60) as ours, ours.stream("poems", "the rain", parameters=asked) as pieces:
+        reading = iter(pieces)
+        next(reading)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(writer.stop)
+            with pytest.raises(ApiError, match="stopped before the text was complete") as failed:
+                list(reading)
+        assert failed.value.status == 503
+        assert stopped.result() == 0
