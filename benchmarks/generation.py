@@ -9,7 +9,8 @@ an end of text. The ways of a table take turns; figures are medians over the tur
 
 - **ken**: a replica in this process, without HTTP
 - **generate**: Transformers' `generate`, one batch padded on the left, on the folder that `ken apply` writes
-- **generate_batch**: Transformers' continuous batching on the same folder
+- **generate_batch**: Transformers' continuous batching on the same folder, with room for 32 pages of 256 tokens; left
+  to itself it takes most of the memory, and a minute and a half to begin
 - **with switches**: tasks one after another, each put into the weights by the exchange that ken uses
 - **over HTTP**: a server on Ray Serve behind HAProxy, read as a stream, against the replica in this process
 
@@ -209,7 +210,7 @@ def _generate_batch(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens
     found = model.generate_batch(
         [list(one) for one in ids],
         generation_config=config,
-        continuous_batching_config=ContinuousBatchingConfig(),
+        continuous_batching_config=ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=1024),
         warmup=False,
     )
     made = [len(one.generated_tokens) for one in found.values()]

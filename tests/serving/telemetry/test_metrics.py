@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.service import Service
+from serving.telemetry.generation_metrics import GenerationFacts
 from serving.telemetry.metrics import Metrics
 from tests.tiny_checkpoints import TEXTS, Deltas
 
@@ -244,6 +245,10 @@ def busy(
     for number in range(30):
         service.metrics.requests.observe(tasks[number % 5], digest(number), 504, 31.0, [("load", 30.0)])
         service.metrics.requests.observe_shadow(tasks[number % 5], digest(number), {"differed": 1}, [0.5])
+        facts = GenerationFacts(0.0, 0.0, 0.0, prompt_tokens=7)
+        facts.note(0, 0.5, None)
+        facts.note(0, 0.6, "length")
+        service.metrics.requests.observe_texts(tasks[number % 5], facts)
     service.metrics.dropped.labels("expired").inc()
     eventually(lambda: service.engine.tiers.tier_of(deltas.spam.digest) == "materialised")
     return service
