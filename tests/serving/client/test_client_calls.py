@@ -63,7 +63,7 @@ SENT: list[tuple[Call[Any], str, Any]] = [
     (
         calls.stream(Merge({"poems": 0.5, "news": 0.5}, "news"), "rain"),
         "POST /v1/tasks/news/generate",
-        {"prompt": "rain", "model": {"merge": {"poems": 0.5, "news": 0.5}}, "stream": True},
+        {"prompt": "rain", "model": {"merge": {"poems": 0.5, "news": 0.5}, "method": "linear"}, "stream": True},
     ),
     (calls.tasks(), "GET /v1/tasks", None),
     (calls.task("spam"), "GET /v1/tasks/spam", None),
