@@ -6,14 +6,10 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-<<<<<<< HEAD
-from writing import Written
-=======
 import pytest
 import torch
 from asking import PROMPTS, generated, greedy, ids_of, sampled
 from writing import Written, fine_tune_of
->>>>>>> main
 
 from ken_core import open_base
 from serving.service import Service
