@@ -30,6 +30,8 @@ Inputs = Mapping[str, torch.Tensor]
 
 _CACHES = ("use_cache",)
 """Arguments that change what a backbone keeps for a later call, and not its output."""
+_DOES_IT_ALL = {"OPTModel": "decoder"}
+"""Backbones that only call one of their parts, by the name of that part. Heads of theirs call the part itself."""
 _MORE_OUTPUT = ("output_hidden_states", "output_attentions", "output_router_logits")
 """Arguments that ask for more output than `last_hidden_state`; false asks for nothing."""
 
@@ -50,6 +52,7 @@ class StandIn(nn.Module):
     def __init__(self, backbone: type[nn.Module]) -> None:
         super().__init__()
         self._names = _arguments(backbone)
+        self._part = _DOES_IT_ALL.get(backbone.__name__)
         self._of_thread = threading.local()
 
     @contextmanager
@@ -96,6 +99,8 @@ class StandIn(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name == vars(self).get("_part"):
+                return self
             raise WholeModelNeededError(f"a head reads {name!r} of its backbone, and not its output alone") from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ken_core import KenError, ResidentModel, deltafile, open_base
-from ken_core.decoding.choice import decoder_of
+from ken_core.decoding.choice import AnyDecoder, decoder_of
 from ken_core.errors import UndecodableError
 from ken_core.mixing.model import MixedModel
 from serving.admission import Admission, AdmissionLimits
@@ -24,7 +24,7 @@ from serving.errors import StartError, StoreError
 from serving.generation.generator import Generator
 from serving.replica.continuing import Continuing
 from serving.replica.fitness import Fitness
-from serving.replica.gauges import add_gauges, add_placement_gauges
+from serving.replica.gauges import add_gauges, add_generation_gauges, add_placement_gauges
 from serving.replica.generating import Generating
 from serving.replica.inference import Inference
 from serving.replica.placing import Placing
@@ -85,10 +85,13 @@ class Service:
         self.cache = _cache(settings, folder, self.store, self.resident, signed, threads)
         # Requests
         self.admission = Admission(_admission_limits(settings))
-        self.engine = _engine(settings, self.resident, self.cache, self.metrics, self.admission, threads)
+        decoder, why_not = _decoder(self.resident)
+        self.engine = _engine(
+            settings, self.resident, self.cache, self.metrics, self.admission, threads, str(why_not or "")
+        )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
         self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
-        self.generator, why_not = _generator(settings, self.resident, self.engine, self.metrics)
+        self.generator = _generator(settings, self.resident, self.engine, decoder, self.metrics) if decoder else None
         continuing = Continuing(self.generator, why_not, self.engine, self.workers, self.admission)
         self.predict = Inference(self.engine, self.workers, self.admission, continuing)
         self.generate = Generating(self.predict, continuing)
@@ -113,6 +116,8 @@ class Service:
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
+        if self.generator is not None:
+            add_generation_gauges(self.metrics, self.generator)
         add_placement_gauges(self.metrics, self.placing, self.engine.tiers, self.table, settings.metric_tasks)
 
     def _is_elsewhere(self, name: str) -> bool:
@@ -220,6 +225,7 @@ def _engine(
     metrics: Metrics,
     admission: Admission,
     threads: int,
+    why_no_texts: str,
 ) -> Engine:
     return Engine(
         resident,
@@ -233,29 +239,32 @@ def _engine(
         verify_seconds=settings.verify_seconds,
         mixed=MixedModel(resident) if settings.mixed == "auto" else None,
         batches=concurrent_batches(settings.concurrent_batches, threads, resident.device.type),
+        why_no_texts=why_no_texts,
     )
 
 
-def _generator(
-    settings: Settings, resident: ResidentModel, engine: Engine, metrics: Metrics
-) -> tuple[Generator | None, UndecodableError | None]:
-    """What generates texts; or why the base does not."""
+def _decoder(resident: ResidentModel) -> tuple[AnyDecoder | None, UndecodableError | None]:
+    """How texts are decoded; or why the base generates none."""
     try:
-        decoder = decoder_of(resident.checkpoint.backbone)
+        return decoder_of(resident.checkpoint.backbone), None
     except UndecodableError as error:
         return None, error
-    room, rows, queue = settings.kv_bytes, settings.batch_rows, settings.queue_rows
+
+
+def _generator(
+    settings: Settings, resident: ResidentModel, engine: Engine, decoder: AnyDecoder, metrics: Metrics
+) -> Generator:
     return Generator(
         engine,
         resident,
         decoder,
         metrics,
-        room=room,
-        rows=rows,
+        room=settings.kv_bytes,
+        rows=settings.batch_rows,
         tokens=settings.batch_tokens,
-        queue=queue,
+        queue=settings.queue_rows,
         quantum=settings.quantum_seconds,
-    ), None
+    )
 
 
 def _admission_limits(settings: Settings) -> AdmissionLimits:

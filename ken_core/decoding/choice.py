@@ -126,11 +126,10 @@ def _other_windows(backbone: PreTrainedModel, asked: dict[int, int | None]) -> s
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     for layer, found in asked.items():
-        slides = (
-            kinds[layer] == _SLIDING if kinds else window is not None and getattr(config, "use_sliding_window", True)
-        )
-        if found != (window if slides else None):
-            return f"layer {layer} asked for the window {found}, its config says {window if slides else None}"
+        slides = kinds[layer] == _SLIDING if kinds else getattr(config, "use_sliding_window", True)
+        expected = window if slides else None
+        if found != expected:
+            return f"layer {layer} asked for the window {found}, its config says {expected}"
     layers = config.num_hidden_layers
     return "" if len(asked) == layers else f"{len(asked)} of {layers} layers keep keys"
 

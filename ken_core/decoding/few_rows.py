@@ -50,6 +50,7 @@ def _forward(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     flat = inputs.reshape(rows, inputs.shape[-1]).contiguous()
     if rows == 1:
         flat = flat.expand(2, -1).contiguous()
-    made = torch.mm(module.weight, flat.t())[:, :rows].t()
-    made = made.contiguous() if module.bias is None else made + module.bias
+    made = torch.mm(module.weight, flat.t())[:, :rows].t().contiguous()
+    if module.bias is not None:
+        made += module.bias
     return made.reshape(*inputs.shape[:-1], -1)

@@ -71,6 +71,7 @@ class Engine:
         batches: how many batches may run at once, each on an equal share of the CPU threads.
         mixed: runs batches that mix tasks; None: every batch is of one task.
         verify_seconds: from one check of the idle base to the next.
+        why_no_texts: why the base generates no texts; empty: it does.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Engine:
         verify_seconds: float = 300.0,
         mixed: MixedModel | None = None,
         batches: int = 1,
+        why_no_texts: str = "",
     ) -> None:
         self._resident = resident
         self._metrics = metrics
@@ -97,7 +99,9 @@ class Engine:
         self._stopping = False
         self._quanta: Quanta | None = None
         self._quantum_is_next = False
-        self.tiers = DeviceTiers(resident, cache, metrics, packed_bytes, materialised_bytes, self.call, mixed)
+        self.tiers = DeviceTiers(
+            resident, cache, metrics, packed_bytes, materialised_bytes, self.call, mixed, why_no_texts
+        )
         self._executor = self._executor_for(limits or Limits(), mixed)
         self._integrity = IntegrityCheck(resident, metrics, verify_seconds)
         self._ended = float("-inf")

@@ -97,14 +97,14 @@ class Generator:
             return self._schedule.used * self._decoder.token_nbytes
 
     @property
+    def budget_bytes(self) -> int:
+        """Bytes that keys and values may take."""
+        return self._schedule.room.tokens * self._decoder.token_nbytes
+
+    @property
     def most_tokens(self) -> int:
         """Tokens of one continuation, its prompt included, for which there is room."""
         return self._schedule.room.tokens // self._decoder.block * self._decoder.block + 1
-
-    @property
-    def preempted(self) -> int:
-        """How often a continuation gave up its keys and values to another."""
-        return self._schedule.preempted
 
     def add(self, some: Sequence[Asking]) -> None:
         """Continue sequences, each of at most `most_tokens`.
@@ -175,7 +175,9 @@ class Generator:
         """One step of a task; False when the quantum is over."""
         with self._lock:
             others = self._schedule.has_others(key)
+            before = self._schedule.preempted
             parts = self._schedule.plan(key, self._prompt_tokens(key, others or pressed()))
+            self._metrics.preempted.inc(self._schedule.preempted - before)
             chunks = [self._chunk(part) for part in parts]
         if not parts:
             return False

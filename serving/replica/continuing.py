@@ -134,7 +134,8 @@ class Continuing:
         with self._admission.preparation(self._line, len(query.prompts)):
             prompts = await self._workers.run(client, _encode(query.prompts, loaded))
         self._admission.check_tokens(sum(map(len, prompts)))
-        facts = GenerationFacts(started, acquired - started, time.monotonic() - acquired, sum(map(len, prompts)))
+        tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))
+        facts = GenerationFacts(started, acquired - started, tokenizing, tokens, len(prompts) * query.choices)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         texts: list[Text] = []
@@ -240,7 +241,7 @@ def _rendered(chat: Chat, encoder: Encoder) -> str:
             arguments=chat.arguments,
         )
     except TemplateError as error:
-        raise InvalidInputError(str(error), at="messages") from None
+        raise InvalidInputError(str(error), at="messages") from error
 
 
 def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: int) -> int:

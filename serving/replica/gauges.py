@@ -5,6 +5,7 @@ from __future__ import annotations
 from ken_core import ResidentModel
 from serving.admission import Admission
 from serving.engine.engine import Engine
+from serving.generation.generator import Generator
 from serving.placement.plan import Placement
 from serving.replica.placing import Placing
 from serving.tasks import TaskTable, TaskWatch
@@ -57,6 +58,14 @@ def add_gauges(
         lambda: cache.files.takes_deltas(),
     )
     metrics.gauge_by("ken_cache_bytes", "Bytes of deltas by tier", "tier", tier_bytes)
+
+
+def add_generation_gauges(metrics: Metrics, generator: Generator) -> None:
+    """Add gauges of the texts that are being generated."""
+    metrics.gauge("ken_running_texts", "Texts being generated", lambda: generator.running)
+    metrics.gauge("ken_waiting_texts", "Texts waiting for room for their keys and values", lambda: generator.waiting)
+    metrics.gauge("ken_kv_bytes", "Bytes of keys and values, as reserved", lambda: generator.used_bytes)
+    metrics.gauge("ken_kv_budget_bytes", "Bytes that keys and values may take", lambda: generator.budget_bytes)
 
 
 def add_placement_gauges(

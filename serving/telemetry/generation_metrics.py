@@ -18,13 +18,15 @@ class GenerationFacts:
         generated: tokens of all its continuations.
         first: from the request to the first token; None: there was none.
         gaps: from a continuation's token to its next one.
-        finishes: how its continuations ended.
+        texts: its continuations.
+        finishes: how those ended that did.
     """
 
     started: float
     load: float
     tokenize: float
     prompt_tokens: int
+    texts: int = 1
     generated: int = 0
     first: float | None = None
     gaps: list[float] = field(default_factory=list)
@@ -41,6 +43,12 @@ class GenerationFacts:
         self._last[continuation] = now
         if finish is not None:
             self.finishes[finish] += 1
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """How many continuations ended how; ``unfinished`` are those that failed or that nobody waited for."""
+        unfinished = self.texts - self.finishes.total()
+        return {**self.finishes, **({"unfinished": unfinished} if unfinished else {})}
 
     @property
     def stages(self) -> tuple[tuple[str, float], ...]:

@@ -62,6 +62,9 @@ class Metrics:
         self.refused_deltas = Counter(
             "ken_refused_deltas", "Loads refused because no trusted key signed the delta", registry=own
         )
+        self.preempted = Counter(
+            "ken_preempted_texts", "Times a text gave up its keys and values, to be computed again", registry=own
+        )
         self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
         self.poisoned = Gauge("ken_poisoned", "Whether the resident weights are in an unknown state", registry=own)
         self.verified = Gauge(

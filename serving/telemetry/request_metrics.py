@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from serving.telemetry.generation_metrics import GenerationFacts
 from serving.telemetry.label_budget import LabelBudget
 
 OTHER = "other"
@@ -56,6 +57,20 @@ class RequestMetrics:
             "ken_shadow_difference", "Largest difference of scores, or 1 - cosine, between an input's two answers",
             ["task"], buckets=_DIFFERENCES, registry=registry,
         )  # fmt: skip
+        self._first_token = Histogram(
+            "ken_first_token_seconds", "From a request to the first token of its text", ["task"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._token_gap = Histogram(
+            "ken_token_gap_seconds", "From a token of a text to the next one", ["task"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._prompt_tokens = Counter("ken_prompt_tokens", "Tokens of prompts", ["task"], registry=registry)
+        self._generated_tokens = Counter("ken_generated_tokens", "Tokens generated", ["task"], registry=registry)
+        self._texts = Counter(
+            "ken_texts", "Texts generated, by how they ended: stop, length or unfinished", ["task", "finish"],
+            registry=registry,
+        )  # fmt: skip
         self._lock = threading.Lock()
         self._tasks: LabelBudget[str] = LabelBudget(most_tasks, self._remove_task)
         self._versions: LabelBudget[tuple[str, str]] = LabelBudget(_VERSIONS_A_TASK * most_tasks, self._remove)
@@ -88,6 +103,23 @@ class RequestMetrics:
                 version = self._version_label(label, digest)
                 self._child(self._version_requests, label, version, str(code)).inc()
                 self._child(self._version_seconds, label, version).observe(seconds)
+
+    def observe_texts(self, task: str | None, facts: GenerationFacts) -> None:
+        """Count what a request had generated, in addition to the request itself.
+
+        Args:
+            task: as in `observe`.
+        """
+        with self._lock:
+            label = self._task_label(task)
+            self._child(self._prompt_tokens, label).inc(facts.prompt_tokens)
+            self._child(self._generated_tokens, label).inc(facts.generated)
+            for finish, texts in facts.ends.items():
+                self._child(self._texts, label, finish).inc(texts)
+            if facts.first is not None:
+                self._child(self._first_token, label).observe(facts.first)
+            for gap in facts.gaps:
+                self._child(self._token_gap, label).observe(gap)
 
     def observe_shadow(
         self,

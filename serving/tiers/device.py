@@ -42,6 +42,7 @@ class DeviceTiers:
         cache: gives decoded deltas.
         mixed: runs batches that mix tasks; None: tasks are attached for exchanges alone.
         packed_bytes, materialised_bytes: budgets of the tiers. A task in use stays even if its tier exceeds its budget.
+        why_no_texts: why the base generates no texts; empty: it does.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class DeviceTiers:
         materialised_bytes: int,
         on_owner: OnOwner,
         mixed: MixedModel | None = None,
+        why_no_texts: str = "",
     ) -> None:
         self._resident = resident
         self._cache = cache
@@ -60,7 +62,7 @@ class DeviceTiers:
         self._metrics = metrics
         self._on_owner = on_owner
         self._memory = DeviceMemory(resident, packed_bytes, materialised_bytes)
-        self._preparation = Preparation(resident, self._memory, mixed)
+        self._preparation = Preparation(resident, self._memory, mixed, why_no_texts)
         self._trials = Trials(resident, self._memory, self._preparation, on_owner)
         self._promotion = Promotion(resident, self._memory, self._preparation, cache, on_owner)
         self._unfit = Unfit()

@@ -39,9 +39,13 @@ class Preparation:
 
     Args:
         mixed: runs batches that mix tasks; None: none does.
+        why_no_texts: why the base generates no texts; empty: it does.
     """
 
-    def __init__(self, resident: ResidentModel, memory: DeviceMemory, mixed: MixedModel | None) -> None:
+    def __init__(
+        self, resident: ResidentModel, memory: DeviceMemory, mixed: MixedModel | None, why_no_texts: str = ""
+    ) -> None:
+        self._why_no_texts = why_no_texts
         self._resident = resident
         self._memory = memory
         self._mixed = mixed
@@ -58,6 +62,8 @@ class Preparation:
             DeltaFormatError: the delta's files make no tokenizer that suits the model, or it generates in a way that is
                 not served.
         """
+        if delta.kind == TEXT_GENERATION and self._why_no_texts:
+            raise DeltaFormatError(f"the delta generates texts, but the base does not: {self._why_no_texts}")
         config = restore(dict(delta.config), self._resident.checkpoint.config)
         try:
             with reading("the delta's tokenizer"):
@@ -118,6 +124,9 @@ class Preparation:
         except BaseException:
             self._memory.give_back(tier, name)
             raise
+        if kind == TEXT_GENERATION and not model.splits:
+            self._memory.give_back(tier, name)
+            raise DeltaFormatError(f"the head of {delta.architecture} needs its whole model, so no text is generated")
         seconds = time.perf_counter() - started - waited
         return Loaded(name, attached, model, delta.kind, kind, spec, unmixed, seconds)
 

