@@ -236,9 +236,7 @@ def test_finetune_makes_a_language_model_of_text_without_labels(ken: Ken, tmp_pa
 
 def test_finetune_says_how_many_examples_lost_their_end(ken: Ken, tmp_path: Path) -> None:
     base, data = write_language_model(tmp_path / "base"), tmp_path / "data.jsonl"
-    data.write_text(
-        '{"prompt": "how far?", "completion": "very far, and far, and very, very, very far, and far"}\n' * 4
-    )
+    data.write_text('{"prompt": "how far?", "completion": "very far, and far, and very, very far, and far"}\n' * 4)
     options = ("--epochs", 1, "--max-length", 16, "--dev-share", 0)
     ended = ken("finetune", "--base", base, "--data", data, "--out", tmp_path / "out", *options)
     assert ended.returncode == 0, ended.stderr
