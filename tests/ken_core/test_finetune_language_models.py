@@ -231,7 +231,7 @@ def test_a_base_that_names_no_end_is_refused(base: Path, tmp_path: Path) -> None
 
 
 def test_texts_that_are_too_long_leave_nothing_behind(base: Path, tmp_path: Path) -> None:
-    refused(base, tmp_path / "out", DataError, "no room", [Completion("far " * 400, "a", where="x")])
+    refused(base, tmp_path / "out", DataError, "has no room", [Completion("far " * 400, "a", where="x")])
 
 
 def test_a_diverging_run_says_what_to_do(base: Path, tmp_path: Path) -> None:
