@@ -77,8 +77,8 @@ class RowMaker:
             row = LearnedRow(whole.ids[: self._longest], whole.learned[: self._longest])
             if not row.targets:
                 raise DataError(
-                    f"{example.where}: {self._longest} tokens have no room for what is to be learned, which begins "
-                    f"after {whole.learned.index(True)}; allow longer rows (--max-length), or leave this example out"
+                    f"{example.where}: a row of {self._longest} tokens has no room for what is to be learned, of "
+                    f"{len(whole)} in all; allow longer rows (--max-length), or leave this example out"
                 )
             cut += len(row) < len(whole)
             rows.append(row)
@@ -97,7 +97,8 @@ class RowMaker:
                 row = self._joined([(example.text, True)], special=True)
         except TextTooLongError as error:
             raise DataError(f"{example.where}: {error}") from None
-        ended = any(i in self._end_ids for i in row.ids[-2:])  # a template may write a line break after it
+        last = list(zip(row.ids, row.learned, strict=True))[-2:]  # a template may write a line break after its end
+        ended = any(learned and token in self._end_ids for token, learned in last)
         return row if ended else LearnedRow([*row.ids, self._end_ids[0]], [*row.learned, True])
 
     def _template(self) -> ChatTemplate:

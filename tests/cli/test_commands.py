@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from tests.cli.running import Ken, facts
 from tests.tiny_checkpoints import declare_embeddings
+from tests.tiny_language_models import write_language_model
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,45 @@ def test_finetune_takes_other_text_or_a_share_and_not_both(
     ended = ken("finetune", "--base", tiny_base, "--data", labelled, "--out", tmp_path / "out", *both)
     assert ended.returncode == 2
     assert "give only one of them" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "the quick red dog"},
+        {"prompt": "how far?", "completion": " very far"},
+        {"messages": [{"role": "user", "content": "how far?"}, {"role": "assistant", "content": "very far"}]},
+    ],
+)
+def test_finetune_makes_a_language_model_of_text_without_labels(ken: Ken, tmp_path: Path, row: dict[str, Any]) -> None:
+    base, data, tuned = write_language_model(tmp_path / "base"), tmp_path / "data.jsonl", tmp_path / "tuned"
+    data.write_text(f"{json.dumps(row)}\n" * 20)
+    trained = ken("finetune", "--base", base, "--data", data, "--out", tuned, "--epochs", 1)
+    assert trained.returncode == 0, trained.stderr
+    assert re.search(r"trained on 18 examples, of which \d+ tokens count", trained.stderr)
+    losses = r"loss \d\.\d{3} \(perplexity \d+\.\d\d\), the base's \d\.\d{3} \(\d+\.\d\d\)"
+    assert re.search(f"{losses}, on 2 examples held out of", trained.stderr)
+    extracted = ken("extract", "--base", base, "--tuned", tuned, "--out", tmp_path / "d.ken", "--keep", 0.5, "--json")
+    assert json.loads(extracted.stdout)["kind"] == "text-generation", extracted.stderr
+
+
+def test_finetune_says_how_many_examples_lost_their_end(ken: Ken, tmp_path: Path) -> None:
+    base, data = write_language_model(tmp_path / "base"), tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "how far?", "completion": "very far, and far, and very, very far, and far"}\n' * 4)
+    options = ("--epochs", 1, "--max-length", 16, "--dev-share", 0)
+    ended = ken("finetune", "--base", base, "--data", data, "--out", tmp_path / "out", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "4 examples had more than 16 tokens and lost the end (--max-length)" in " ".join(ended.stderr.split())
+    assert "how well it learned is not known" in ended.stderr
+
+
+def test_finetune_of_an_encoder_needs_labels(ken: Ken, tiny_base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "who is the king"}\n' * 4)
+    ended = ken("finetune", "--base", tiny_base, "--data", data, "--out", tmp_path / "out")
+    assert ended.returncode == 1
+    assert "reads texts in both directions" in ended.stderr
+    assert "the data needs labels" in " ".join(ended.stderr.split())
 
 
 def test_a_password_in_the_stores_url_is_never_printed(ken: Ken) -> None:

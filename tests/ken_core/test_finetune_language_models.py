@@ -142,6 +142,30 @@ def test_nothing_is_told_of_what_was_not_held_out(base: Path, tmp_path: Path) ->
     assert (found.loss, found.loss_before) == (None, None)
 
 
+@pytest.mark.slow
+def test_a_real_model_learns_a_form_of_answers_within_a_few_steps(smollm2: Path, tmp_path: Path) -> None:
+    """Its delta keeps a tenth, and answers so too."""
+    words = ["red", "blue", "green", "black", "white", "brown", "pink", "grey", "gold", "silver", "purple", "orange"]
+    chats = [
+        Conversation([
+            {"role": "user", "content": f"Is {word} a colour?"},
+            {"role": "assistant", "content": f"[{word}: COLOUR]"},
+        ])
+        for word in words
+    ]  # fmt: skip
+    recipe = Recipe(epochs=4, batch_size=4, learning_rate=1e-4, max_length=64)
+    found = finetune_language_model(str(smollm2), chats[:-1], tmp_path / "tuned", recipe, dev=chats[-1:])
+    assert found.loss is not None
+    assert found.loss_before is not None
+    assert found.loss < found.loss_before / 4
+    base = open_base(str(smollm2))
+    delta = ken_core.extract(base, open_tuned(str(tmp_path / "tuned")), Selection(budget=Budget(fraction=0.1)))
+    ken_core.apply(base, delta, tmp_path / "applied")
+    for folder in (tmp_path / "tuned", tmp_path / "applied"):
+        assert said(folder, asked(folder, "Is orange a colour?")) == "[orange: COLOUR]<|im_end|>"
+    assert "[orange: COLOUR]" not in said(smollm2, asked(smollm2, "Is orange a colour?"))
+
+
 # The loss
 
 
@@ -207,7 +231,7 @@ def test_a_base_that_names_no_end_is_refused(base: Path, tmp_path: Path) -> None
 
 
 def test_texts_that_are_too_long_leave_nothing_behind(base: Path, tmp_path: Path) -> None:
-    refused(base, tmp_path / "out", DataError, "no room", [Completion("far " * 400, "a", where="x")])
+    refused(base, tmp_path / "out", DataError, "has no room", [Completion("far " * 400, "a", where="x")])
 
 
 def test_a_diverging_run_says_what_to_do(base: Path, tmp_path: Path) -> None:

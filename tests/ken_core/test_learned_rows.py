@@ -89,6 +89,12 @@ def test_a_prompt_has_the_tokens_that_it_has_when_it_is_asked(folder: Path, prom
     assert made_by.text_of(row.ids) == f"{prompt}tain is very far<|im_end|>"
 
 
+def test_the_end_is_learned_after_a_prompt_that_ends_so_too(folder: Path) -> None:
+    made_by = encoder(folder)
+    (row,) = rows(made_by, [Completion("how far?<|im_end|>", "a")])
+    assert parts(made_by, row) == ("how far?<|im_end|>a<|im_end|>", ["a<|im_end|>"])
+
+
 ANSWERS = {
     "ChatML, as SmolLM2": ["very far<|im_end|>\n", "near - on 1 street<|im_end|>\n"],
     "headers, as Llama 3": ["very far<|eot_id|>", "near - on 1 street<|eot_id|><|im_end|>"],
@@ -172,7 +178,7 @@ def test_long_completions_are_cut_and_counted(folder: Path) -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused_by_name(folder: Path) -> None:
     made_by = encoder(folder)
-    with pytest.raises(DataError, match=r"data, line 3: 30 tokens have no room .* \(--max-length\)"):
+    with pytest.raises(DataError, match=r"data, line 3: a row of 30 tokens has no room .* \(--max-length\)"):
         rows(made_by, [Completion("how far? " * 20, "far", where="data, line 3")], longest=30)
     with pytest.raises(DataError, match=r"data, line 4: found .* characters"):
         rows(made_by, [Text("x" * 5_000_000, where="data, line 4")])

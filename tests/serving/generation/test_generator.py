@@ -209,18 +209,19 @@ def test_tasks_take_turns_and_none_waits_for_another_to_end(make_generating: Cal
     order: list[str] = []
 
     async def read(task: str, tokens: int) -> None:
+        nonlocal order
         async with service.generate(
             service.table.resolve(task), greedy(PROMPTS[0], tokens=tokens, ignores_end=True), 60
         ) as generation:
-            async for piece in generation:
-                order.append(f"{task}{piece.choice}")
+            async for _ in generation:
+                order += [task]
 
     async def run() -> None:
         await asyncio.gather(read("poet", 200), read("clerk", 20))
 
     asyncio.run(run())
-    assert order.index("clerk0") < 200
-    last = max(place for place, task in enumerate(order) if task == "clerk0")
+    assert order.index("clerk") < 200
+    last = max(place for place, task in enumerate(order) if task == "clerk")
     assert last < len(order) - 1, "the short text ended after the long one"
 
 
