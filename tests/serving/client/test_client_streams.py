@@ -116,8 +116,8 @@ def test_what_is_refused_is_raised_before_the_first_piece(read: Read, writers: S
 
 
 @either
-def test_a_failure_in_the_middle_is_raised_with_its_status(read: Read, writers: Served) -> None:
-    generator = writers.service.generator
+def test_a_failure_in_the_middle_is_raised_with_its_status(read: Read, lone_writer: Served) -> None:
+    generator = lone_writer.service.generator
     assert generator is not None
     asked = {"parameters": {"max_tokens": 200, "choices": 16, "ignore_end": True}}
     seen: list[TextPiece] = []
@@ -128,12 +128,12 @@ def test_a_failure_in_the_middle_is_raised_with_its_status(read: Read, writers: 
             generator.abort(UnavailableError("it is gone"))
 
     def stream() -> None:
-        with Client(writers.url) as client:
+        with Client(lone_writer.url) as client:
             for piece in client.stream("poems", "the rain", **asked):
                 fail(piece)
 
     async def astream() -> None:
-        async with AsyncClient(writers.url) as client:
+        async with AsyncClient(lone_writer.url) as client:
             async for piece in client.stream("poems", "the rain", **asked):
                 fail(piece)
 
