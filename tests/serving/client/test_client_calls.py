@@ -48,6 +48,23 @@ SENT: list[tuple[Call[Any], str, Any]] = [
         "POST /v1/predict",
         {"tasks": ["spam@canary", "tox*"], "inputs": ["rain"], "parameters": {"top_k": 1}},
     ),
+    (calls.generate("poems@canary", "rain"), "POST /v1/tasks/poems@canary/generate", {"prompt": "rain"}),
+    (
+        calls.generate("poems", [5, 6], parameters={"max_tokens": 3}),
+        "POST /v1/tasks/poems/generate",
+        {"prompt": [5, 6], "parameters": {"max_tokens": 3}},
+    ),
+    (
+        calls.generate("poems", [{"role": "user", "content": "rain"}]),
+        "POST /v1/tasks/poems/generate",
+        {"prompt": {"messages": [{"role": "user", "content": "rain"}]}},
+    ),
+    (calls.stream("poems", "rain"), "POST /v1/tasks/poems/generate", {"prompt": "rain", "stream": True}),
+    (
+        calls.stream(Merge({"poems": 0.5, "news": 0.5}, "news"), "rain"),
+        "POST /v1/tasks/news/generate",
+        {"prompt": "rain", "model": {"merge": {"poems": 0.5, "news": 0.5}, "method": "linear"}, "stream": True},
+    ),
     (calls.tasks(), "GET /v1/tasks", None),
     (calls.task("spam"), "GET /v1/tasks/spam", None),
     (calls.history("spam"), "GET /v1/tasks/spam/history", None),

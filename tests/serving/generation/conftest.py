@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asking import publish_to
+from querying import publish_to
 from writing import LanguageModels, Written
 
 from serving.config import load_settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asking import PROMPTS, generated, greedy, ids_of, sampled
+from querying import PROMPTS, generated, greedy, ids_of, sampled
 from writing import Written, fine_tune_of
 
 from ken_core import open_base

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import GREEDY, PROMPTS, generated, greedy, ids_of, publish_to, sampled
+from querying import GREEDY, PROMPTS, generated, greedy, ids_of, publish_to, sampled
 from writing import LanguageModels, Written
 
 from ken_core import DeltaFile
