@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel, DecodeStream
+from tokenizers.decoders import DecodeStream
 
 _BEFORE = 6
 """Tokens of the prompt that are decoded first: whether a text begins with a space depends on what stands before it."""
@@ -45,17 +45,23 @@ class TextStream:
         return str(self._tokenizer.decode(held, skip_special_tokens=self._plain)) if held else ""
 
 
-def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes that a token stands for by itself."""
-    written = tokenizer.id_to_token(token) or ""
-    if found := _BYTE.fullmatch(written):
-        return bytes([int(found[1], 16)])
-    if token in tokenizer.get_added_tokens_decoder():
-        return written.encode()
-    if isinstance(tokenizer.decoder, ByteLevel) or (tokenizer.decoder and "ByteLevel" in repr(tokenizer.decoder)):
-        known = [_BYTES.get(letter) for letter in written]
-        return bytes(b for b in known if b is not None) if None not in known else written.encode()
-    return written.replace(_SPACE, " ").encode()
+class TokenBytes:
+    """The bytes that single tokens of a tokenizer stand for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._added = frozenset(tokenizer.get_added_tokens_decoder())
+        self._writes_bytes = "ByteLevel" in repr(tokenizer.decoder)
+
+    def __call__(self, token: int) -> bytes:
+        written = self._tokenizer.id_to_token(token) or ""
+        if token in self._added:
+            return written.encode()
+        if found := _BYTE.fullmatch(written):
+            return bytes([int(found[1], 16)])
+        if self._writes_bytes and all(letter in _BYTES for letter in written):
+            return bytes(_BYTES[letter] for letter in written)
+        return written.replace(_SPACE, " ").encode()
 
 
 def _letters_of_bytes() -> dict[str, int]:

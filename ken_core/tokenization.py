@@ -18,7 +18,7 @@ from ken_core.delta import Delta
 from ken_core.errors import TextTooLongError
 from ken_core.long_texts import LongTexts, Read, Tokens
 from ken_core.templates import Template, longest_first, overlapping
-from ken_core.text_stream import TextStream, bytes_of
+from ken_core.text_stream import TextStream, TokenBytes
 from ken_core.tokenizer_files import load, load_carried
 
 Input = str | tuple[str, str]
@@ -180,9 +180,10 @@ class Encoder:
         """The text of tokens, special ones included."""
         return str(self._fast.decode(list(ids), skip_special_tokens=False))
 
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for by itself; see `ken_core.text_stream`."""
-        return bytes_of(self._fast, token)
+    @cached_property
+    def bytes_of(self) -> TokenBytes:
+        """Gives the bytes that a token stands for by itself."""
+        return TokenBytes(self._fast)
 
     def prompt_length(self, prompt: str) -> int:
         """How many tokens a prompt takes at the start of a text, special tokens before the text included.

@@ -2,7 +2,8 @@
 
 A continuation *waits* until its keys and values have room, in the order of arrival. From then on it *runs*, until it
 has ended. A step runs continuations of one key: each that has its last token to compute gets a token, then prompts get
-so many tokens, oldest first. The keys take turns, the one that ran longest ago first.
+so many tokens, oldest first. The keys take turns, the one that ran longest ago first; a new one comes after those that
+wait for their turn.
 
 Room is counted in tokens, in blocks. If a running continuation needs another block and there is none, the youngest of
 all gives up its keys and values, and waits again at its old place. The oldest one is never stopped by others, and no
@@ -63,10 +64,11 @@ class Schedule(Generic[T]):
         self.preempted = 0
         self._rows = rows
         self._numbers = count()
-        self._turns = count(1)
+        self._turn = 0
         self._waiting: list[Continuation[T]] = []
         self._running: dict[Hashable, list[Continuation[T]]] = {}
-        self._ran: dict[Hashable, int] = {}
+        self._ran: dict[Hashable, float] = {}
+        """The turn of each running key that was its last; of a new key, just before the last one of all."""
         self._held: dict[int, int] = {}
         """Tokens of room that each running continuation has, by number."""
 
@@ -112,7 +114,7 @@ class Schedule(Generic[T]):
         some = self._running[one.key]
         some.remove(one)
         if not some:
-            del self._running[one.key]
+            del self._running[one.key], self._ran[one.key]
 
     def drop(self, now: float) -> list[Continuation[T]]:
         """Take out continuations that are abandoned or past their deadline."""
@@ -125,10 +127,10 @@ class Schedule(Generic[T]):
     def turn(self) -> Hashable | None:
         """The key whose turn it is; None if nothing can run."""
         self._admit()
-        key = min(self._running, key=lambda k: (self._ran.get(k, 0), self._running[k][0].number), default=None)
-        self._ran = {k: n for k, n in self._ran.items() if k in self._running}
+        key = min(self._running, key=lambda k: (self._ran[k], self._running[k][0].number), default=None)
         if key is not None:
-            self._ran[key] = next(self._turns)
+            self._turn += 1
+            self._ran[key] = self._turn
         return key
 
     def has_others(self, key: Hashable) -> bool:
@@ -162,6 +164,7 @@ class Schedule(Generic[T]):
                 return
             self._waiting.remove(one)
             self._held[one.number] = needed
+            self._ran.setdefault(one.key, self._turn - 0.5)
             insort(self._running.setdefault(one.key, some), one, key=lambda c: c.number)
 
     def _needed(self, one: Continuation[T]) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from querying import publish_to
 from writing import LanguageModels, Written
 
+from serving.config import load_settings
 from serving.service import Service
 
 
@@ -38,6 +41,20 @@ def make_generating(
     return make
 
 
-@pytest.fixture
-def generating(make_generating: Callable[..., Service]) -> Service:
-    return make_generating()
+@pytest.fixture(scope="module")
+def generating(
+    models: LanguageModels,
+    tasks: dict[str, Written],
+    embedded_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """The same, one for all tests of a file."""
+    folder, namespace = tmp_path_factory.mktemp("generating"), f"generating-{uuid.uuid4().hex[:12]}"
+    service = Service(
+        load_settings(base=str(models.base), data_dir=folder, namespace=namespace, threads=1), embedded_url
+    )
+    service.start()
+    for name, written in tasks.items():
+        publish_to(service, name, written.file)
+    yield service
+    service.stop()

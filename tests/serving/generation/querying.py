@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ken_core import DeltaFile
 from serving.generation.query import GenerationQuery, SamplingParameters
 from serving.pipelines.token_ids import TokenIds
 from serving.service import Service
@@ -33,6 +34,11 @@ async def generated(service: Service, task: str, query: GenerationQuery, timeout
         async for piece in generation:
             found[piece.choice] += [token.id for token in piece.tokens]
     return found
+
+
+def publish_to(service: Service, task: str, file: DeltaFile) -> None:
+    """Publish a delta, and return when the service has seen it."""
+    assert not service.store.replicas.wait(service.store.tasks.publish(task, file, "live"), 10).pending
 
 
 def ids_of(service: Service, *prompts: str) -> list[list[int]]:

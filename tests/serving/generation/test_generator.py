@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from querying import GREEDY, PROMPTS, generated, greedy, ids_of, sampled
+from querying import GREEDY, PROMPTS, generated, greedy, ids_of, publish_to, sampled
 from writing import LanguageModels, Written
 
 from ken_core import DeltaFile
@@ -225,15 +225,13 @@ def test_tasks_take_turns_and_none_waits_for_another_to_end(make_generating: Cal
     assert last < len(order) - 1, "the short text ended after the long one"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def classifier(models: LanguageModels) -> DeltaFile:
     return models.classifier("mood", ["good", "bad", "none"])
 
 
-def test_other_kinds_are_answered_beside_texts(
-    generating: Service, publish: Callable[..., None], classifier: DeltaFile
-) -> None:
-    publish("mood", classifier)
+def test_other_kinds_are_answered_beside_texts(generating: Service, classifier: DeltaFile) -> None:
+    publish_to(generating, "mood", classifier)
     digest = generating.table.resolve("mood")
     alone = asyncio.run(generating.predict(digest, list(PROMPTS), {}, 30.0)).outputs
 
@@ -265,7 +263,7 @@ def bad(match: str, at: str | None, **settings: Any) -> Any:
     ("settings", "match", "at"),
     [
         bad("one of them generated", "prompts.0", prompts=["a book " * 300]),
-        bad(r"found 300 after a prompt of \d+ tokens", "max_tokens", max_tokens=300),
+        bad(r"after a prompt of \d+ tokens", "max_tokens", max_tokens=POSITIONS),
         bad("expected at least 1", "max_tokens", max_tokens=0),
         bad("more than max_tokens", "min_tokens", max_tokens=3, min_tokens=4),
         bad("found 10000; from 1 to 64", "n", choices=10_000),
@@ -314,10 +312,8 @@ def test_a_text_for_which_there_is_no_room_is_refused_at_once(make_generating: C
     assert len(asyncio.run(generated(service, "poet", greedy([5] * 40, tokens=25, ignores_end=True)))[0]) == 25
 
 
-def test_a_task_that_is_no_language_model_generates_nothing(
-    generating: Service, publish: Callable[..., None], classifier: DeltaFile
-) -> None:
-    publish("mood", classifier)
+def test_a_task_that_is_no_language_model_generates_nothing(generating: Service, classifier: DeltaFile) -> None:
+    publish_to(generating, "mood", classifier)
     with pytest.raises(InvalidInputError, match="has a text-classification head, which generates no text"):
         ask(generating, greedy("rain"), "mood")
     with pytest.raises(InvalidInputError, match="cannot be asked of a task with a text-generation head"):

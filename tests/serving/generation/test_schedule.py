@@ -56,8 +56,23 @@ def test_keys_take_turns() -> None:
     made = schedule()
     made.add([one("a", 2), one("b", 2), one("a", 2), one("c", 2)])
     assert [made.turn() for _ in range(5)] == ["a", "b", "c", "a", "b"]
-    made.add([one("d", 2)])
-    assert [made.turn() for _ in range(4)] == ["d", "c", "a", "b"]
+    made.add([one("d", 2), one("e", 2)])
+    assert [made.turn() for _ in range(6)] == ["c", "a", "d", "e", "b", "c"], "new keys wait for those that wait"
+
+
+def test_keys_that_keep_coming_do_not_starve_those_that_run() -> None:
+    made = schedule(tokens=400)
+    made.add([one("old", 2, most=50), one("older", 2, most=50)])
+    turns = []
+    for number in range(40):
+        made.add([one(f"new {number}", 2)])
+        turns.append(made.turn())
+        for part in made.plan(turns[-1], 99):
+            if part.of.key not in ("old", "older"):
+                made.remove(part.of)
+    assert turns.count("old") + turns.count("older") >= 2
+    waits = [turns[i + 1 :].index("old") for i, key in enumerate(turns) if key == "old" and "old" in turns[i + 1 :]]
+    assert max(waits) <= 20
 
 
 def test_a_key_runs_no_more_rows_than_a_step_has_and_others_pass_it() -> None:
