@@ -14,6 +14,7 @@ from ray import serve
 
 APP = "ken"
 _SERVER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+_GENERATION_TIMEOUT = "KEN_GENERATION_TIMEOUT_SECONDS"
 _UNBOUNDED = 1_000_000
 
 
@@ -120,13 +121,13 @@ def generation_warning(generation_timeout: float, environment: Mapping[str, str]
         generation_timeout: seconds that a text may take.
         environment: of HAProxy. If it does not say how long texts may take, HAProxy knows the default alone.
     """
-    from serving.launch.haproxy_file import GENERATION_SECONDS
-    from serving.launch.haproxy_start import GENERATION_TIMEOUT
+    from serving.config import Settings
 
-    known = environment.get(GENERATION_TIMEOUT)
-    if generation_timeout <= (float(known) if known else GENERATION_SECONDS - 5):
+    default = Settings.model_fields["generation_timeout_seconds"].default
+    known = environment.get(_GENERATION_TIMEOUT)
+    if generation_timeout <= float(known or default):
         return None
     return (
         f"generation_timeout_seconds is {generation_timeout:g}, but HAProxy was told {known or 'nothing'}; set "
-        f"{GENERATION_TIMEOUT} to {generation_timeout:g} in every container of the cluster"
+        f"{_GENERATION_TIMEOUT} to {generation_timeout:g} in every container of the cluster"
     )

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassi
 
 import ken_core
 from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, open_base, open_tuned
-from tests.tiny_language_models import POSITIONS, write_chat_tokenizer, write_language_model
+from tests.tiny_language_models import write_chat_tokenizer, write_language_model
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LanguageTasks:
     """
 
     folder: Path
-    positions: int = POSITIONS
+    positions: int = 256
 
     @cached_property
     def path(self) -> Path:

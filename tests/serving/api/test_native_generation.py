@@ -120,7 +120,7 @@ def test_a_merge_writes_and_says_what_it_is_made_of(writers: Served) -> None:
         ({"prompt": {"messages": [{"role": "robot", "content": "a"}]}}, "prompt.messages.0.role"),
         ({"prompt": {"messages": []}}, "prompt.messages"),
         ({"prompt": [99999]}, "prompt: 99999 at 0 is no token"),
-        ({"prompt": "rain " * 200}, "prompt: found a prompt of"),
+        ({"prompt": "rain " * 900}, "prompt: found a prompt of"),
         ({"parameters": {"max_tokens": 900}}, "parameters.max_tokens: found 900"),
         ({"parameters": {"choices": 65}}, "parameters.choices"),
         ({"parameters": {"n": 2}}, "parameters.n"),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from serving.config import Settings
 from serving.errors import StartError
 from serving.launch.haproxy_answers import maps
 from serving.launch.haproxy_binary import find_haproxy
-from serving.launch.haproxy_file import Frontend, edited, hosts_of, servers_in, with_servers
+from serving.launch.haproxy_file import GENERATION_SECONDS, Frontend, edited, hosts_of, servers_in, with_servers
 from tests.certificates import self_signed
 
 Render = Callable[..., str]
@@ -173,6 +174,10 @@ def test_changes_have_more_time_than_predictions(render: Render, tmp_path: Path)
     assert not refused_by_haproxy(text, tmp_path)
 
 
+def test_a_text_has_as_much_time_as_the_replica_gives_it_and_a_little_more() -> None:
+    assert Settings.model_fields["generation_timeout_seconds"].default + 5 == GENERATION_SECONDS
+
+
 def test_every_application_gets_the_edits_of_an_application(render: Render, tmp_path: Path) -> None:
     text = edited(render(applications=("ken", "other", "backup")), Frontend(), MAPS, 35, OWN)
     assert [line.split()[1] for line in lines_with("server", text)] == ["replica-0", "replica-1"] * 3
@@ -182,7 +187,7 @@ def test_every_application_gets_the_edits_of_an_application(render: Render, tmp_
 
 def test_an_application_may_be_known_before_the_proxy_that_ray_falls_back_to(render: Render, tmp_path: Path) -> None:
     text = edited(render(fallback=False), Frontend(), MAPS, 35, OWN)
-    assert len(lines_with("http-request set-timeout", text)) == 1
+    assert len(lines_with("http-request set-timeout", text)) == 2
     assert not refused_by_haproxy(text, tmp_path)
 
 
