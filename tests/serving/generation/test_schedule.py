@@ -132,7 +132,7 @@ def test_the_last_token_needs_no_room(prompt: int, most: int, fits: bool) -> Non
 sequences = st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.integers(1, 20))
 
 
-@given(st.lists(sequences, min_size=1, max_size=12), st.integers(36, 80), st.integers(1, 4), st.integers(1, 30))
+@given(st.lists(sequences, min_size=1, max_size=12), st.integers(40, 80), st.integers(1, 4), st.integers(1, 30))
 def test_all_end_within_the_room_and_in_order(
     asked: list[tuple[str, int, int]], tokens: int, rows: int, prompt_tokens: int
 ) -> None:
