@@ -246,9 +246,9 @@ class _TokenLists:
 
 
 def _likeliest(token: Token) -> dict[str, float | None]:
-    """By text; the token that was chosen is always among them."""
-    found: dict[str, float | None] = {one.text: one.logprob for one in token.likeliest}
-    return found if token.text in found else {**found, token.text: token.logprob}
+    """By text. The chosen token is always among them; of others with one text, such as U+FFFD, the likeliest one is."""
+    found: dict[str, float | None] = {one.text: one.logprob for one in reversed(token.likeliest)}
+    return {**dict(reversed(found.items())), token.text: token.logprob}
 
 
 def _token(token: Token) -> dict[str, Any]:

@@ -25,11 +25,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from serving.store import Store
     from serving.store.embedded import embedded_store
 
-    tasks = LanguageTasks(tmp_path_factory.mktemp("language-tasks"))
+    tasks = LanguageTasks(tmp_path_factory.mktemp("language-tasks"), positions=256)
     folder = tmp_path_factory.mktemp("server")
     settings = load_settings(base=str(tasks.path), data_dir=folder, threads=1, auth="on", admin_token=ADMIN)
     with embedded_store(folder) as store_url:
-        Store(store_url).tasks.publish("poems", tasks.language_model("poems", 1))
+        Store(store_url).tasks.publish("poems", tasks.language_model("poems"))
         service = Service(settings, store_url)
         service.start()
         with listening(create_app(service)) as found:

@@ -41,15 +41,15 @@ ENDLESS = {"ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def language_tasks(work: Path) -> LanguageTasks:
-    return LanguageTasks(work / "language-tasks")
+    return LanguageTasks(work / "language-tasks", positions=256)
 
 
 @pytest.fixture(scope="module")
 def writer(work: Path, store_url: str, language_tasks: LanguageTasks) -> Iterator[ServerProcess]:
     """A server with two language models, in a namespace of its own. Its last test stops it."""
     store = Store(store_url, "writers")
-    store.tasks.publish("poems", language_tasks.language_model("poems", 1))
-    store.tasks.publish("news", language_tasks.language_model("news", 2))
+    store.tasks.publish("poems", language_tasks.language_model("poems"))
+    store.tasks.publish("news", language_tasks.language_model("news"))
     settings = settings_on(language_tasks.path, work / "writer", store_url)
     with ServerProcess({**settings, "namespace": "writers", "drain_seconds": "0"}, work / "writer.log") as running:
         yield running

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from querying import GREEDY, PROMPTS, generated, greedy, ids_of, publish_to, sampled
-from writing import LanguageModels, Written
+from writing import Written
 
 from ken_core import DeltaFile
 from serving.errors import (
@@ -28,6 +28,7 @@ from serving.pipelines.token_ids import TokenIds
 from serving.service import Service
 from tests.tiny_checkpoints import Tiny
 from tests.tiny_language_models import POSITIONS
+from tests.tiny_language_tasks import LanguageTasks
 
 
 async def text_of(service: Service, task: str, query: GenerationQuery, timeout: float = 60.0) -> list[str]:
@@ -226,7 +227,7 @@ def test_tasks_take_turns_and_none_waits_for_another_to_end(make_generating: Cal
 
 
 @pytest.fixture(scope="module")
-def classifier(models: LanguageModels) -> DeltaFile:
+def classifier(models: LanguageTasks) -> DeltaFile:
     return models.classifier("mood", ["good", "bad", "none"])
 
 
