@@ -43,6 +43,7 @@ class Generation:
     def __init__(
         self,
         loaded: Loaded,
+        query: GenerationQuery,
         prompts: Sequence[Sequence[int]],
         texts: Sequence[Text],
         asked: Sequence[Asking],
@@ -52,6 +53,7 @@ class Generation:
         self.digest = loaded.digest
         self.prompts = prompts
         self.facts = facts
+        self._query = query
         self._encoder = loaded.spec.encoder
         self._texts = texts
         self._asked = asked
@@ -69,8 +71,9 @@ class Generation:
         return self.facts.generated
 
     def prompt_text(self, prompt: int) -> str:
-        """The text of a prompt's tokens, special ones included."""
-        return self._encoder.text_of(self.prompts[prompt])
+        """A prompt as the request has it; of token ids or a chat, the text of its tokens, special ones included."""
+        asked = self._query.prompts[prompt]
+        return asked if isinstance(asked, str) else self._encoder.text_of(self.prompts[prompt])
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         """Pieces as they come, until all continuations have ended.
@@ -148,7 +151,7 @@ class Continuing:
                 texts.append(_text(loaded.spec.encoder, query, prompt, len(texts)))
         generator.add(asked)
         try:
-            yield Generation(loaded, prompts, texts, asked, events, facts)
+            yield Generation(loaded, query, prompts, texts, asked, events, facts)
         finally:
             generator.abandon(asked)
 
