@@ -88,8 +88,10 @@ def test_half_precision_is_packed_too() -> None:
 @pytest.mark.parametrize("first", [POSITIONS, POSITIONS // 2])
 def test_positions_that_change_with_the_length_are_refused_where_a_text_can_be_so_long(first: int) -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": first, **factors}
-    backbone = backbone_of("phi3", {**PACKED["phi3"], "rope_parameters": rope})
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    backbone = backbone_of(
+        "phi3", {**PACKED["phi3"], "rope_parameters": rope, "original_max_position_embeddings": first}
+    )
     if first == POSITIONS:
         assert isinstance(decoder_of(backbone), PackedDecoder)
     else:
