@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from serving.cli.options import TaskName
 from serving.terminal import counted, say
+
+if TYPE_CHECKING:
+    from serving.client import TextPiece
 
 _URL = "http://127.0.0.1:8000"
 
@@ -46,18 +49,23 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop or None}
     parameters = {name: value for name, value in asked.items() if value is not None}
-    finish = ""
+    last: TextPiece | None = None
     with (
         Client(url, os.environ.get("KEN_API_KEY") or None, timeout=timeout) as client,
         client.stream(task, _messages(text, system) if chat or system else text, parameters=parameters) as pieces,
     ):
         for piece in pieces:
             typer.echo(piece.text, nl=False)
-            finish = piece.finish or finish
+            last = piece
         typer.echo()
         usage = pieces.end.usage
-    ended = "the model ended the text" if finish == "stop" else "there was no room for more"
-    say(f"{counted(usage.generated_tokens, 'token')} after {counted(usage.prompt_tokens, 'token')}; {ended}")
+    say(f"{counted(usage.generated_tokens, 'token')} after {counted(usage.prompt_tokens, 'token')}; {_ended(last)}")
+
+
+def _ended(last: TextPiece | None) -> str:
+    if last is None or last.finish == "length":
+        return "there was no room for more"
+    return "the model ended the text" if last.stop is None else f"{last.stop!r} ended the text"
 
 
 def _messages(text: str, system: str | None) -> list[dict[str, Any]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.peers.environments import Environment
 from serving.client import ApiError, Client
 from serving.launch.server_process import ServerProcess
 from serving.store import Store
@@ -21,6 +25,12 @@ from tests.e2e.running import settings_on
 from tests.tiny_language_tasks import LanguageTasks
 
 pytestmark = pytest.mark.e2e
+
+CLIENTS = Environment(
+    "writing-clients",
+    ("langchain-openai==1.7.4", "llama-index-llms-openai-like==0.8.1", "litellm==1.110.2"),
+    ("langchain-openai", "llama-index-llms-openai-like", "litellm"),
+)
 
 ASK: Any = [{"role": "user", "content": "how far is the city"}]
 CHAT: Any = {"model": "poems", "messages": ASK, "max_tokens": 12, "temperature": 0}
@@ -123,6 +133,31 @@ def test_what_is_refused_has_the_form_of_the_protocol_though_a_stream_was_asked_
     assert refused.value.param == "max_tokens"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**{**CHAT, "model": "nobody"}, stream=True)
+
+
+@pytest.mark.slow  # installs the clients
+def test_clients_with_pins_of_their_own_get_the_same_texts(
+    writer: ServerProcess, client: openai.OpenAI, work: Path
+) -> None:
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment.pop("PYTHONPATH", None)
+    command = [CLIENTS.python(work, install=True), Path(__file__).with_name("writing_clients.py"), f"{writer.url}/v1"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout.splitlines()[-1])
+    asked = {"model": "poems", "max_tokens": 12, "temperature": 0}
+    chat = client.chat.completions.create(messages=ASK, **asked).choices[0].message.content
+    text = client.completions.create(prompt=ASK[0]["content"], **asked).choices[0].text
+    for name, answers in said.items():
+        for what, answer in answers.items():
+            if what.startswith("chat"):
+                assert answer == chat, (name, what)
+            elif what.startswith("text"):
+                assert answer == text, (name, what)
+    assert said["langchain"]["tokens"] == 12
+    assert "calls of tools are not served" in said["langchain"]["tools"]["message"]
+    assert "only text is taken" in said["langchain"]["images"]["message"]
+    assert said["litellm"]["too long"]["error"] == "BadRequestError"
 
 
 def test_a_stop_that_cannot_wait_ends_texts_with_a_word(writer: ServerProcess) -> None:
