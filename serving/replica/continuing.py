@@ -19,7 +19,7 @@ from serving.generation.sampling import Sampler, Sampling
 from serving.generation.sequence import Continuation
 from serving.generation.stream import Event, Inbox, Text
 from serving.pipelines.base import refusing_what_its_tokenizer_cannot_read
-from serving.pipelines.text_generation import TEXT_GENERATION, TextGenerationParameters
+from serving.pipelines.text_generation import TEXT_GENERATION, USUAL_TOKENS, TextGenerationParameters
 from serving.pipelines.token_ids import TokenIds, check_range
 from serving.telemetry.generation_metrics import GenerationFacts
 from serving.tiers.loaded import Loaded
@@ -179,8 +179,9 @@ def query_of(texts: Sequence[str], wanted: TextGenerationParameters) -> Generati
         texts,
         sampling,
         max_tokens=wanted.max_new_tokens,
+        usual_tokens=USUAL_TOKENS,
         min_tokens=wanted.min_new_tokens,
-        stop=tuple(wanted.stop),
+        stop=(wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop),
         sampled=bool(wanted.do_sample) or wanted.temperature is not None,
     )
 
@@ -262,7 +263,7 @@ def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: i
         )
     most = min(context, room) - prompt
     if query.max_tokens is None:
-        return most
+        return most if query.usual_tokens is None else min(query.usual_tokens, most)
     if query.max_tokens > most:
         limit = "the model takes" if context <= room else "KEN_KV_BYTES on this server has room for"
         raise InvalidInputError(

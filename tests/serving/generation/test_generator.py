@@ -295,6 +295,32 @@ def test_what_cannot_be_generated_is_refused_by_name(
     assert refused.value.at == at
 
 
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "at"),
+    [
+        (["rain"], {"max_new_tokens": POSITIONS}, "max_new_tokens"),
+        (["rain"], {"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens"),
+        (["rain", ""], {"max_new_tokens": 3}, "inputs.1"),
+        (["rain"], {"stop": ["x"] * 17}, "stop"),
+    ],
+)
+def test_a_prediction_is_refused_in_its_own_words(
+    generating: Service, inputs: list[str], parameters: dict[str, Any], at: str
+) -> None:
+    digest = generating.table.resolve("poet")
+    with pytest.raises(InvalidInputError, match=f"^{at}: ") as refused:
+        asyncio.run(generating.predict(digest, inputs, parameters, 30.0))
+    assert refused.value.at == at
+
+
+def test_without_a_limit_of_its_own_a_request_gets_what_fits(generating: Service) -> None:
+    ids = TokenIds((5,) * (POSITIONS - 10))
+    query = GenerationQuery([ids], GREEDY, usual_tokens=256, ignores_end=True)
+    assert len(asyncio.run(generated(generating, "poet", query))[0]) == 10
+    query = GenerationQuery([ids], GREEDY, usual_tokens=3, ignores_end=True)
+    assert len(asyncio.run(generated(generating, "poet", query))[0]) == 3
+
+
 def test_a_prompt_that_leaves_room_for_one_token(generating: Service) -> None:
     ids = TokenIds((5,) * (POSITIONS - 1))
     (found,) = asyncio.run(generated(generating, "poet", GenerationQuery([ids], GREEDY, ignores_end=True)))
