@@ -373,6 +373,24 @@ def test_chat_goes_through_the_tasks_own_template(generating: Service, tasks: di
     assert found == tasks["poet"].generate(encoder.prompt(rendered, special=False), 12, eos_token_id=-1)
 
 
+def test_a_slow_template_holds_up_no_other_task(generating: Service, models: LanguageModels) -> None:
+    """Two renderings, which take until they are stopped, are as many as run at once."""
+    endless = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    publish_to(generating, "slow", models.fine_tune("slow", template=endless).file)
+    chat = GenerationQuery([Chat([{"role": "user", "content": "rain"}])], GREEDY, max_tokens=4)
+
+    async def run() -> tuple[list[bool], list[Any]]:
+        slow = [asyncio.create_task(generated(generating, "slow", chat)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await generated(generating, "poet", greedy(*PROMPTS, tokens=4))
+        waiting = [not one.done() for one in slow]
+        return waiting, await asyncio.gather(*slow, return_exceptions=True)
+
+    waiting, refused = asyncio.run(run())
+    assert waiting == [True, True, True]
+    assert all(isinstance(error, InvalidInputError) and error.at == "messages" for error in refused)
+
+
 def test_nothing_of_a_text_stays_behind(generating: Service) -> None:
     ask(generating, greedy(*PROMPTS))
     gc.collect()

@@ -57,9 +57,13 @@ class LanguageModels:
     def checkpoint(self) -> Checkpoint:
         return open_base(str(self.base))
 
-    def fine_tune(self, name: str, spread: float = 0.08) -> Written:
-        """A fine-tune, all of whose weights have moved."""
-        return fine_tune_of(self.checkpoint, self.folder / name, spread)
+    def fine_tune(self, name: str, **tokenizer: Any) -> Written:
+        """A fine-tune, all of whose weights have moved.
+
+        Args:
+            tokenizer: how its tokenizer differs from the base's, such as by its chat template.
+        """
+        return fine_tune_of(self.checkpoint, self.folder / name, **tokenizer)
 
     def classifier(self, name: str, labels: Sequence[str]) -> DeltaFile:
         """The delta of a text classifier on the same base."""
@@ -78,15 +82,15 @@ class LanguageModels:
         return deltafile.write(delta, self.checkpoint, folder.with_suffix(".ken"))
 
 
-def fine_tune_of(base: Checkpoint, folder: Path, spread: float = 0.08) -> Written:
+def fine_tune_of(base: Checkpoint, folder: Path, **tokenizer: Any) -> Written:
     """Write a fine-tune of a base, its delta, and the folder that the delta makes of the base."""
     model = AutoModelForCausalLM.from_pretrained(base.folder)
     torch.manual_seed(sum(folder.name.encode()))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * spread)
+            parameter.add_(torch.randn_like(parameter) * 0.08)
     model.save_pretrained(folder)
-    write_chat_tokenizer(folder)
+    write_chat_tokenizer(folder, **tokenizer)
     delta = extract(base, open_tuned(str(folder)), Selection(budget=Budget(fraction=0.3)))
     file = deltafile.write(delta, base, folder.with_suffix(".ken"))
     applied = folder.with_name(f"{folder.name}-applied")
