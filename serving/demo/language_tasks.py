@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, extract, open_tuned
 from ken_core.finetune import Recipe, Step, finetune_language_model
@@ -123,8 +123,11 @@ def _prepare(base: Checkpoint, folder: Path, task: LanguageTask) -> PreparedLang
 
 
 def _make(base: Checkpoint, task: LanguageTask, train: Sequence[Exchange], path: Path) -> None:
-    with TemporaryDirectory(dir=path.parent) as name:
-        tuned = Path(name) / task.name
+    """Fine-tune a task, and keep its delta alone."""
+    training = path.parent / "training"
+    shutil.rmtree(training, ignore_errors=True)  # what a run left that was killed
+    tuned = training / task.name
+    try:
         with progress(f"fine-tuning {task.name}") as update:
 
             def show(step: Step) -> None:
@@ -133,6 +136,8 @@ def _make(base: Checkpoint, task: LanguageTask, train: Sequence[Exchange], path:
             finetune_language_model(str(base.folder), [e.chat for e in train], tuned, _RECIPE, show)
         with staged() as watch:
             _extract(base, tuned, path, watch)
+    finally:
+        shutil.rmtree(training, ignore_errors=True)
 
 
 def _extract(base: Checkpoint, tuned: Path, path: Path, watch: Progress) -> None:
