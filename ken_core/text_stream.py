@@ -12,6 +12,8 @@ _BEFORE = 6
 """Tokens of the prompt that are decoded first: whether a text begins with a space depends on what stands before it."""
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"
+_INVALID = "Invalid prefix"
+"""How `tokenizers` begins to say that a token changes text which was given out already."""
 
 
 class TextStream:
@@ -28,12 +30,18 @@ class TextStream:
         self._stream = DecodeStream(skip_special_tokens=plain)
         self._held: list[int] = []
         for token in before[-_BEFORE:]:
-            self._stream.step(tokenizer, token)
+            self.add(token)
+        self._held.clear()
 
     def add(self, token: int) -> str:
         """The text that is known with this token; empty while more tokens are needed to know a character."""
         self._held.append(token)
-        text: str | None = self._stream.step(self._tokenizer, token)
+        try:
+            text: str | None = self._stream.step(self._tokenizer, token)
+        except Exception as error:
+            if not str(error).startswith(_INVALID):
+                raise
+            return self._anew(token)
         if text is None:
             return ""
         self._held.clear()
@@ -43,6 +51,16 @@ class TextStream:
         """The text of the last tokens, if they are no whole character; what is missing is shown as U+FFFD."""
         held, self._held = self._held, []
         return str(self._tokenizer.decode(held, skip_special_tokens=self._plain)) if held else ""
+
+    def _anew(self, token: int) -> str:
+        """The text where bytes turn out to be no character, after others of their run were given out."""
+        self._held.pop()
+        broken = self.end()
+        self._stream = DecodeStream(skip_special_tokens=self._plain)
+        letter = self._tokenizer.token_to_id("a")
+        if letter is not None:  # the space before a word is part of the text only behind something
+            self._stream.step(self._tokenizer, letter)
+        return broken + self.add(token)
 
 
 class TokenBytes:

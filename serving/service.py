@@ -94,7 +94,7 @@ class Service:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
         self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
         self.generator = _generator(settings, self.resident, self.engine, decoder, self.metrics) if decoder else None
-        continuing = Continuing(self.generator, why_not, self.engine, self.workers, self.admission)
+        self._continuing = continuing = Continuing(self.generator, why_not, self.engine, self.workers, self.admission)
         self.predict = Inference(self.engine, self.workers, self.admission, continuing)
         self.generate = Generating(self.predict, continuing)
         self.shadows = Shadows(
@@ -138,6 +138,7 @@ class Service:
         deltafile.warm({t.dtype for t in self.resident.checkpoint.backbone_tensors.values() if t.is_floating_point()})
         self.engine.start()
         self.workers.start()
+        self._continuing.start()
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
             self.engine.tiers.release(loaded)
@@ -153,6 +154,7 @@ class Service:
         self.placing.retire()
         self.watch.stop()
         self.workers.stop()
+        self._continuing.stop()
         self.engine.stop()
         self._scrape.close()
         if self.tracer is not None:

@@ -66,17 +66,29 @@ def _refuse_other_kinds(backbone: PreTrainedModel) -> None:
         raise UndecodableError(
             f"{name} keeps a state of its own beside keys and values{kinds}; recurrent models do not generate here"
         )
-    if "dynamic" in _ropes(backbone):
+    if odd := sorted(_ropes(backbone) - set(_STATELESS_ROPES)):
         raise UndecodableError(
-            f"{name} has positions of the kind 'dynamic', which depend on the sequences that came before"
+            f"{name} has positions of the kind {odd[0]!r}, which change with the length of the text, so that texts in "
+            "parts would differ; extract from a base without them (rope_parameters in config.json)"
         )
 
 
 def _ropes(backbone: PreTrainedModel) -> set[str]:
-    """The kinds of rotary positions that a config names, of all layers."""
-    told: Any = getattr(backbone.config.get_text_config(), "rope_parameters", None) or {}
+    """The kinds of rotary positions that a config names, of all layers.
+
+    Those of LongRoPE change only behind the length that the model was first trained with.
+    """
+    config = backbone.config.get_text_config()
+    told: Any = getattr(config, "rope_parameters", None) or {}
     found = [told, *(value for value in told.values() if isinstance(value, dict))]
-    return {str(one["rope_type"]) for one in found if one.get("rope_type")}
+    most = getattr(config, "max_position_embeddings", None) or 0
+    first = getattr(config, "original_max_position_embeddings", None)
+    return {
+        str(one["rope_type"])
+        for one in found
+        if one.get("rope_type")
+        and not (one["rope_type"] == "longrope" and most <= (one.get("original_max_position_embeddings") or first or 0))
+    }
 
 
 def _refuse_both_ways(backbone: PreTrainedModel, ids: Sequence[int], plain: torch.Tensor) -> None:
@@ -93,8 +105,6 @@ def _why_not_packed(backbone: PreTrainedModel) -> str:
     config = backbone.config.get_text_config()
     if config._attn_implementation != "sdpa":
         return f"its attention is {config._attn_implementation!r} and not 'sdpa'"
-    if odd := sorted(_ropes(backbone) - set(_STATELESS_ROPES)):
-        return f"its positions are of the kind {odd[0]!r}, which depends on the sequence's length"
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         return "it has layers of the kind 'chunked_attention'"
     return ""

@@ -237,6 +237,8 @@ class Predictor:
     ) -> Prediction:
         prediction = await self._predict(resolved, query, timeout, shared)
         measured.stages = prediction.timing.stages()
+        if prediction.texts is not None:
+            self._service.metrics.requests.observe_texts(resolved.task, prediction.texts)
         self._shadow(resolved, query, prediction)
         return prediction
 

@@ -32,7 +32,7 @@ _SHOWN = 2
 """Questions of each task whose answers are printed."""
 _FORMED = 0.75
 """Of a task's answers, the share that must have its form."""
-_LONGEST_SHOWN = 90
+_LONGEST_SHOWN = 110
 
 
 class GenerationDemo:
@@ -164,11 +164,12 @@ def _milliseconds(ordered: Sequence[float], share: float) -> str:
 def _show_answers(p: PreparedLanguageTask, answers: Sequence[Streamed], of_base: dict[str, Streamed]) -> None:
     """Print answers beside those of the base, and check that the task's have the form that it learned."""
     given = {a.question.text: a.answer for a in answers}
-    rows = []
     for exchange in p.held_out[:_SHOWN]:
         asked = exchange.question
-        rows.append([_short(asked), _short(of_base[asked].answer), _short(given[asked]), _short(exchange.answer)])
-    out.print(table(p.task.name, ["question", "the base says", "the task says", "people said"], rows))
+        lines = {"asked": asked, "base": of_base[asked].answer, p.task.name: given[asked], "people": exchange.answer}
+        for who, text in lines.items():
+            out.print(f"{who:>12}  {_short(text)}", highlight=False, markup=False)
+        out.print()
     formed = sum(bool(p.task.form.fullmatch(given[e.question].strip())) for e in p.held_out)
     right = sum(given[e.question].strip() == e.answer for e in p.held_out)
     say(f"  {p.task.name}: {formed} of {len(p.held_out)} answers have its form, {right} are word for word people's")

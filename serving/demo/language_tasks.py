@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ken_core import Budget, Checkpoint, DeltaFile, Selection, deltafile, extract, open_tuned
 from ken_core.finetune import Recipe, Step, finetune_language_model
@@ -20,7 +20,7 @@ from serving.terminal import counted, progress, say, staged
 
 _SHARE = 0.1
 """Of the parameters that changed, how many a delta keeps."""
-_TRAIN, _TEST = 96, 24
+_TRAIN, _TEST = 64, 24
 _RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=1e-4, max_length=160)
 _WORDS = 22
 """Of an article; a text that is twice as long takes twice as long to learn from."""
@@ -78,9 +78,12 @@ def sections() -> list[Exchange]:
 
 
 def headlines() -> list[Exchange]:
-    """The headline of an article, as the BBC writes them: short, without a full stop."""
+    """The headline of an article, with its section before it."""
     asked = "Write the headline of this article.\n\n{}"
-    return [Exchange(asked.format(" ".join(a.text.split()[:_WORDS])), a.headline) for a in articles()]
+    return [
+        Exchange(asked.format(" ".join(a.text.split()[:_WORDS])), f"[{a.section.capitalize()}] {a.headline}")
+        for a in articles()
+    ]
 
 
 def moods() -> list[Exchange]:
@@ -90,10 +93,9 @@ def moods() -> list[Exchange]:
     return [Exchange(asked.format(" ".join(o.text.split())), f"Mood: {o.label}.") for o in short]
 
 
-_SECTIONS = "Business|Entertainment|Politics|Sports|Tech"
 LANGUAGE_TASKS = (
-    LanguageTask("sections", "BBC News and its sections", sections, re.compile(_SECTIONS)),
-    LanguageTask("headlines", "BBC News and its headlines", headlines, re.compile(r"[^.\n\"]{8,48}")),
+    LanguageTask("sections", "BBC News and its sections", sections, re.compile(r"[A-Z][a-z]+")),
+    LanguageTask("headlines", "BBC News and its headlines", headlines, re.compile(r"\[[A-Z][a-z]+\] [^\n]+")),
     LanguageTask("moods", "tweets and their moods", moods, re.compile(r"Mood: (negative|neutral|positive)\.")),
 )
 
@@ -123,8 +125,11 @@ def _prepare(base: Checkpoint, folder: Path, task: LanguageTask) -> PreparedLang
 
 
 def _make(base: Checkpoint, task: LanguageTask, train: Sequence[Exchange], path: Path) -> None:
-    with TemporaryDirectory(dir=path.parent) as name:
-        tuned = Path(name) / task.name
+    """Fine-tune a task, and keep its delta alone."""
+    training = path.parent / "training"
+    shutil.rmtree(training, ignore_errors=True)  # what a run left that was killed
+    tuned = training / task.name
+    try:
         with progress(f"fine-tuning {task.name}") as update:
 
             def show(step: Step) -> None:
@@ -133,6 +138,8 @@ def _make(base: Checkpoint, task: LanguageTask, train: Sequence[Exchange], path:
             finetune_language_model(str(base.folder), [e.chat for e in train], tuned, _RECIPE, show)
         with staged() as watch:
             _extract(base, tuned, path, watch)
+    finally:
+        shutil.rmtree(training, ignore_errors=True)
 
 
 def _extract(base: Checkpoint, tuned: Path, path: Path, watch: Progress) -> None:

@@ -43,7 +43,9 @@ class GenerationQuery:
     Attributes:
         prompts: each of them is continued by itself.
         choices: continuations of each prompt.
-        max_tokens: of each continuation; None: as many as the model takes after the prompt.
+        max_tokens: of each continuation, as the request says it; None: it says nothing.
+        usual_tokens: of each continuation where the request says nothing, as far as the model takes so many; None: as
+            many as it takes.
         min_tokens: before which no token ends a continuation.
         stop: texts that end a continuation. They are no part of it.
         stop_ids: tokens that end a continuation, in addition to the task's own.
@@ -57,6 +59,7 @@ class GenerationQuery:
     sampling: SamplingParameters = field(default_factory=lambda: SamplingParameters.model_validate({}))
     choices: int = 1
     max_tokens: int | None = None
+    usual_tokens: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()

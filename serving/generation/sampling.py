@@ -110,6 +110,8 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed % (1 << 64))
         self._penalty = _penalty(sampling)
+        self._biased = torch.tensor(list(sampling.bias), dtype=torch.int64)
+        self._biases = torch.tensor(list(sampling.bias.values()), dtype=torch.float32)
         self._warpers: Any = _warpers(sampling)
 
     def __call__(self, logits: torch.Tensor, output: Sequence[int]) -> Chosen:
@@ -141,8 +143,8 @@ class Sampler:
         if not (told.bias or self._penalty or told.presence_penalty or told.frequency_penalty or blocked):
             return logits
         scores = logits.clone()
-        for token, bias in told.bias.items():
-            scores[token] += bias
+        if told.bias:
+            scores[self._biased] += self._biases
         if self._penalty is not None:
             scores = self._penalty(torch.tensor([[*self._prompt, *output]]), scores[None])[0]
         if self._counts and (told.presence_penalty or told.frequency_penalty):

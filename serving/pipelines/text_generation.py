@@ -20,14 +20,17 @@ from serving.pipelines.sampling_parameters import SamplingParameters
 from serving.workers.steps import Steps
 
 TEXT_GENERATION = "text-generation"
+USUAL_TOKENS = 256
 
 
 class TextGenerationParameters(SamplingParameters, Parameters):
     """Under the names of Transformers' `generate`."""
 
-    max_new_tokens: int = Field(256, ge=1, description="tokens to generate at most")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description=f"tokens to generate at most; by default {USUAL_TOKENS}, or as many as the model takes"
+    )
     min_new_tokens: int = Field(0, ge=0, description="tokens before which nothing ends the text")
-    stop: list[str] = Field([], max_length=16, description="texts that end the continuation; no part of it")
+    stop: str | list[str] = Field([], description="a text or texts that end the continuation; no part of it")
     do_sample: bool | None = Field(
         None, description="false: always the likeliest token; by default as the task's generation_config.json says"
     )

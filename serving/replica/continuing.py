@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
 from ken_core.tokenization import Encoder
@@ -19,7 +20,7 @@ from serving.generation.sampling import Sampler, Sampling
 from serving.generation.sequence import Continuation
 from serving.generation.stream import Event, Inbox, Text
 from serving.pipelines.base import refusing_what_its_tokenizer_cannot_read
-from serving.pipelines.text_generation import TEXT_GENERATION, TextGenerationParameters
+from serving.pipelines.text_generation import TEXT_GENERATION, USUAL_TOKENS, TextGenerationParameters
 from serving.pipelines.token_ids import TokenIds, check_range
 from serving.telemetry.generation_metrics import GenerationFacts
 from serving.tiers.loaded import Loaded
@@ -29,6 +30,7 @@ from serving.workers.steps import Steps
 MOST_CHOICES = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_LOGPROBS = 20
+_RENDERED_AT_ONCE = 2
 
 
 class Generation:
@@ -43,6 +45,7 @@ class Generation:
     def __init__(
         self,
         loaded: Loaded,
+        query: GenerationQuery,
         prompts: Sequence[Sequence[int]],
         texts: Sequence[Text],
         asked: Sequence[Asking],
@@ -52,6 +55,7 @@ class Generation:
         self.digest = loaded.digest
         self.prompts = prompts
         self.facts = facts
+        self._query = query
         self._encoder = loaded.spec.encoder
         self._texts = texts
         self._asked = asked
@@ -69,8 +73,9 @@ class Generation:
         return self.facts.generated
 
     def prompt_text(self, prompt: int) -> str:
-        """The text of a prompt's tokens, special ones included."""
-        return self._encoder.text_of(self.prompts[prompt])
+        """A prompt as the request has it; of token ids or a chat, the text of its tokens, special ones included."""
+        asked = self._query.prompts[prompt]
+        return asked if isinstance(asked, str) else self._encoder.text_of(self.prompts[prompt])
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         """Pieces as they come, until all continuations have ended.
@@ -112,7 +117,15 @@ class Continuing:
         self._generator = generator
         self._why_not = why_not
         self._workers = workers
+        self._templates = WorkerPool(_RENDERED_AT_ONCE)
         self._admission = admission
+
+    def start(self) -> None:
+        """Start the threads that wait for chat templates; tasks take turns on them, since a template may be slow."""
+        self._templates.start()
+
+    def stop(self) -> None:
+        self._templates.stop()
 
     @asynccontextmanager
     async def __call__(
@@ -132,7 +145,8 @@ class Continuing:
         generator = self._checked(loaded, query)
         acquired = time.monotonic()
         with self._admission.preparation(self._line, len(query.prompts)):
-            prompts = await self._workers.run(client, _encode(query.prompts, loaded))
+            texts_or_ids = await self._templates.run(loaded.digest, _render(query.prompts, loaded))
+            prompts = await self._workers.run(client, _encode(texts_or_ids, loaded))
         self._admission.check_tokens(sum(map(len, prompts)))
         tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))
         facts = GenerationFacts(started, acquired - started, tokenizing, tokens, len(prompts) * query.choices)
@@ -148,7 +162,7 @@ class Continuing:
                 texts.append(_text(loaded.spec.encoder, query, prompt, len(texts)))
         generator.add(asked)
         try:
-            yield Generation(loaded, prompts, texts, asked, events, facts)
+            yield Generation(loaded, query, prompts, texts, asked, events, facts)
         finally:
             generator.abandon(asked)
 
@@ -176,8 +190,9 @@ def query_of(texts: Sequence[str], wanted: TextGenerationParameters) -> Generati
         texts,
         sampling,
         max_tokens=wanted.max_new_tokens,
+        usual_tokens=USUAL_TOKENS,
         min_tokens=wanted.min_new_tokens,
-        stop=tuple(wanted.stop),
+        stop=(wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop),
         sampled=bool(wanted.do_sample) or wanted.temperature is not None,
     )
 
@@ -203,11 +218,31 @@ def _check(query: GenerationQuery, loaded: Loaded) -> None:
     check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec)
 
 
-def _encode(prompts: Sequence[Prompt], loaded: Loaded) -> Steps[list[list[int]]]:
+@dataclass(frozen=True)
+class _Plain:
+    """A prompt as text, and whether the tokenizer adds its special tokens to it."""
+
+    text: str
+    special: bool
+
+
+def _render(prompts: Sequence[Prompt], loaded: Loaded) -> Steps[list[_Plain | TokenIds]]:
+    """Chats made texts by the task's template, one a step."""
+    made: list[_Plain | TokenIds] = []
+    for prompt in prompts:
+        if isinstance(prompt, Chat):
+            yield 1
+            made.append(_Plain(_rendered(prompt, loaded.spec.encoder), special=False))
+        else:
+            made.append(prompt if isinstance(prompt, TokenIds) else _Plain(prompt, special=True))
+    return made
+
+
+def _encode(prompts: Sequence[_Plain | TokenIds], loaded: Loaded) -> Steps[list[list[int]]]:
     """Token ids of prompts."""
     found = []
     for place, prompt in enumerate(prompts):
-        yield len(prompt) if isinstance(prompt, str) else 1
+        yield len(prompt.text) if isinstance(prompt, _Plain) else len(prompt.ids)
         with refusing_what_its_tokenizer_cannot_read():
             ids = _ids(prompt, f"prompts.{place}", loaded)
         if not ids:
@@ -216,15 +251,12 @@ def _encode(prompts: Sequence[Prompt], loaded: Loaded) -> Steps[list[list[int]]]
     return found
 
 
-def _ids(prompt: Prompt, where: str, loaded: Loaded) -> list[int]:
-    encoder = loaded.spec.encoder
+def _ids(prompt: _Plain | TokenIds, where: str, loaded: Loaded) -> list[int]:
     if isinstance(prompt, TokenIds):
         check_range(prompt.ids, where, loaded.spec)
         return list(prompt.ids)
     try:
-        if isinstance(prompt, Chat):
-            return encoder.prompt(_rendered(prompt, encoder), special=False)
-        return encoder.prompt(prompt, special=True)
+        return loaded.spec.encoder.prompt(prompt.text, prompt.special)
     except TextTooLongError as error:
         raise TooLargeError(str(error), at=where) from None
 
@@ -259,7 +291,7 @@ def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: i
         )
     most = min(context, room) - prompt
     if query.max_tokens is None:
-        return most
+        return most if query.usual_tokens is None else min(query.usual_tokens, most)
     if query.max_tokens > most:
         limit = "the model takes" if context <= room else "KEN_KV_BYTES on this server has room for"
         raise InvalidInputError(

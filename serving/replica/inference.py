@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from ken_core.errors import CheckpointChangedError
 from serving.admission import Admission
 from serving.engine.engine import Engine
 from serving.engine.tickets import Timing
-from serving.errors import ChangedBaseError, DeadlineError
+from serving.errors import ChangedBaseError, DeadlineError, InvalidInputError
 from serving.pipelines import Parameters, Pipeline, pipeline_for
 from serving.pipelines.base import (
     Prepared,
@@ -30,6 +30,7 @@ from serving.pipelines.text_generation import TEXT_GENERATION, TextGenerationPar
 from serving.replica.continuing import Continuing, query_of
 from serving.replica.shared_rows import SharedRows
 from serving.routing.merges import Merge
+from serving.telemetry.generation_metrics import GenerationFacts
 from serving.tiers.loaded import Loaded
 from serving.workers.pool import WorkerPool
 from serving.workers.steps import Steps, finish
@@ -51,6 +52,7 @@ class Prediction:
         truncated: positions of the inputs that were cut to the model's length.
         tokens: of all inputs, special tokens included, padding not.
         timing: how long each stage took.
+        texts: what is counted of generated texts; None: the outputs are none.
     """
 
     digest: str
@@ -59,6 +61,7 @@ class Prediction:
     truncated: list[int]
     tokens: int
     timing: Timing
+    texts: GenerationFacts | None = None
 
 
 class Inference:
@@ -157,13 +160,15 @@ class Inference:
         wanted: TextGenerationParameters = asked.parameters  # type: ignore[assignment]  # the pipeline's own
         query = query_of(asked.inputs, wanted)
         texts = [text if wanted.return_full_text else "" for text in asked.inputs]
-        async with self._continuing(loaded, query, started, deadline, client) as generation:
-            async for piece in generation:
-                texts[piece.choice] += piece.text
+        with _in_words_of_the_kind():
+            async with self._continuing(loaded, query, started, deadline, client) as generation:
+                async for piece in generation:
+                    texts[piece.choice] += piece.text
         facts = generation.facts
         timing = Timing(facts.load, facts.tokenize, model=time.monotonic() - started - facts.load - facts.tokenize)
         outputs = [{"generated_text": text} for text in texts]
-        return Prediction(loaded.digest, TEXT_GENERATION, outputs, [], facts.prompt_tokens + facts.generated, timing)
+        tokens = facts.prompt_tokens + facts.generated
+        return Prediction(loaded.digest, TEXT_GENERATION, outputs, [], tokens, timing, facts)
 
     async def _encode(self, asked: _Checked, client: Hashable, shared: SharedRows | None) -> list[Prepared]:
         prepare = partial(self._prepare, asked, client)
@@ -196,6 +201,21 @@ class _Checked:
     spec: TaskSpec
     inputs: list[Any]
     parameters: Parameters
+
+
+_WORDS = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "prompts": "inputs"}
+
+
+@contextmanager
+def _in_words_of_the_kind() -> Iterator[None]:
+    """Within it, refusals name inputs and parameters as this kind does, and not as a query does."""
+    try:
+        yield
+    except InvalidInputError as error:
+        name, dot, inner = (error.at or "").partition(".")
+        if name not in _WORDS:
+            raise
+        raise type(error)(str(error).removeprefix(f"{error.at}: "), f"{_WORDS[name]}{dot}{inner}") from error
 
 
 def _checked(loaded: Loaded, kind: str | None, inputs: Sequence[object], parameters: Mapping[str, Any]) -> _Checked:

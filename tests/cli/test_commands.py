@@ -234,6 +234,18 @@ def test_finetune_makes_a_language_model_of_text_without_labels(ken: Ken, tmp_pa
     assert json.loads(extracted.stdout)["kind"] == "text-generation", extracted.stderr
 
 
+def test_inspect_shows_how_a_language_model_generates(ken: Ken, tmp_path: Path) -> None:
+    base = write_language_model(tmp_path / "base")
+    tuned = Path(shutil.copytree(base, tmp_path / "tuned"))
+    settings = {"eos_token_id": [2, 0], "num_beams": 3}
+    (tuned / "generation_config.json").write_text(json.dumps(settings))
+    extracted = ken("extract", "--base", base, "--tuned", tuned, "--out", tmp_path / "d.ken", "--keep", 0.5)
+    assert "no server takes it: the task's generation_config.json has num_beams 3" in " ".join(extracted.stderr.split())
+    assert facts(ken("inspect", tmp_path / "d.ken", "--json"))["generation"] == settings
+    shown = " ".join(ken("inspect", tmp_path / "d.ken").stdout.split())
+    assert "generation eos_token_id [2, 0], num_beams 3" in shown
+
+
 def test_finetune_says_how_many_examples_lost_their_end(ken: Ken, tmp_path: Path) -> None:
     base, data = write_language_model(tmp_path / "base"), tmp_path / "data.jsonl"
     data.write_text('{"prompt": "how far?", "completion": "very far, and far, and very, very far, and far"}\n' * 4)

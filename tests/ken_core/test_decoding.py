@@ -18,7 +18,7 @@ from ken_core.decoding.few_rows import few_rows
 from ken_core.decoding.key_values import BLOCK, KeyValues
 from ken_core.decoding.packed import PackedDecoder
 from ken_core.errors import UndecodableError
-from tests.decoder_architectures import ALONE, PACKED, REFUSED, WINDOW, config_of
+from tests.decoder_architectures import ALONE, PACKED, POSITIONS, REFUSED, WINDOW, config_of
 
 
 def backbone_of(model_type: str, sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -85,11 +85,18 @@ def test_half_precision_is_packed_too() -> None:
     assert isinstance(decoder_of(backbone_of("llama", PACKED["llama"], torch.bfloat16)), PackedDecoder)
 
 
-def test_positions_that_depend_on_the_length_are_not_packed() -> None:
+@pytest.mark.parametrize("first", [POSITIONS, POSITIONS // 2])
+def test_positions_that_change_with_the_length_are_refused_where_a_text_can_be_so_long(first: int) -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, **factors}
-    decoder = decoder_of(backbone_of("phi3", {**PACKED["phi3"], "rope_parameters": rope}))
-    assert isinstance(decoder, AloneDecoder)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    backbone = backbone_of(
+        "phi3", {**PACKED["phi3"], "rope_parameters": rope, "original_max_position_embeddings": first}
+    )
+    if first == POSITIONS:
+        assert isinstance(decoder_of(backbone), PackedDecoder)
+    else:
+        with pytest.raises(UndecodableError, match="'longrope', which change with the length"):
+            decoder_of(backbone)
 
 
 def test_a_layer_that_does_not_say_its_window_is_not_packed() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
@@ -28,8 +32,13 @@ def bytes_alone(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def pieces() -> Tokenizer:
+    return tokenizer_of_pieces()
+
+
+@cache
+def tokenizer_of_pieces() -> Tokenizer:
     """A tokenizer like Llama 2's: a space is a mark before the word, and unknown characters are bytes."""
-    words = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁how", "▁far", "▁", "o", "f"]
+    words = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁how", "▁far", "▁", "o", "a"]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -62,6 +71,23 @@ def test_a_space_at_the_beginning_depends_on_what_stands_before(pieces: Tokenize
     assert streamed(TextStream(pieces, [], plain=True), [far]) == ["far", ""]
     (letter,) = (pieces.token_to_id("o"),)
     assert streamed(TextStream(pieces, [how], plain=True), [letter, 1 + 0xC3, 1 + 0xA9]) == ["o", "", "é", ""]
+
+
+def test_bytes_that_turn_out_to_be_no_character_are_shown_as_such(pieces: Tokenizer) -> None:
+    """`tokenizers` decodes a run of bytes as one, and takes back what it gave out where the run is invalid."""
+    far = pieces.token_to_id("▁far")
+    broken = [1 + byte for byte in (0xEC, 0x84, 0xAC, 0xEC)]
+    text = "".join(streamed(TextStream(pieces, [], plain=True), [*broken, far]))
+    assert text.startswith("섬")
+    assert text.removeprefix("섬").strip("�") == " far"
+    assert "".join(streamed(TextStream(pieces, broken, plain=True), [far])).endswith(" far")
+
+
+@given(st.lists(st.integers(0, 261), max_size=12), st.lists(st.integers(0, 261), max_size=8))
+def test_no_tokens_have_no_text(ids: list[int], before: list[int]) -> None:
+    tokenizer = tokenizer_of_pieces()
+    parts = streamed(TextStream(tokenizer, before, plain=True), ids)
+    assert all(isinstance(part, str) for part in parts)
 
 
 def test_special_tokens_are_left_out_unless_asked_for(bytes_alone: Tokenizer) -> None:

@@ -133,5 +133,7 @@ def test_a_prediction_generates_as_well(generating: Service, tasks: dict[str, Wr
     answer = asyncio.run(generating.predict(digest, [PROMPTS[0]], asked, 30.0))
     assert answer.outputs == [{"generated_text": expected}]
     assert answer.kind == "text-generation"
+    assert answer.texts is not None
+    assert (answer.texts.generated, answer.texts.ends) == (12, {"length": 1})
     full = asyncio.run(generating.predict(digest, [PROMPTS[0]], {**asked, "return_full_text": True}, 30.0))
     assert full.outputs == [{"generated_text": PROMPTS[0] + expected}]

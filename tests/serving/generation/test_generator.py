@@ -296,6 +296,32 @@ def test_what_cannot_be_generated_is_refused_by_name(
     assert refused.value.at == at
 
 
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "at"),
+    [
+        (["rain"], {"max_new_tokens": POSITIONS}, "max_new_tokens"),
+        (["rain"], {"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens"),
+        (["rain", ""], {"max_new_tokens": 3}, "inputs.1"),
+        (["rain"], {"stop": ["x"] * 17}, "stop"),
+    ],
+)
+def test_a_prediction_is_refused_in_its_own_words(
+    generating: Service, inputs: list[str], parameters: dict[str, Any], at: str
+) -> None:
+    digest = generating.table.resolve("poet")
+    with pytest.raises(InvalidInputError, match=f"^{at}: ") as refused:
+        asyncio.run(generating.predict(digest, inputs, parameters, 30.0))
+    assert refused.value.at == at
+
+
+def test_without_a_limit_of_its_own_a_request_gets_what_fits(generating: Service) -> None:
+    ids = TokenIds((5,) * (POSITIONS - 10))
+    query = GenerationQuery([ids], GREEDY, usual_tokens=256, ignores_end=True)
+    assert len(asyncio.run(generated(generating, "poet", query))[0]) == 10
+    query = GenerationQuery([ids], GREEDY, usual_tokens=3, ignores_end=True)
+    assert len(asyncio.run(generated(generating, "poet", query))[0]) == 3
+
+
 def test_a_prompt_that_leaves_room_for_one_token(generating: Service) -> None:
     ids = TokenIds((5,) * (POSITIONS - 1))
     (found,) = asyncio.run(generated(generating, "poet", GenerationQuery([ids], GREEDY, ignores_end=True)))
@@ -346,6 +372,24 @@ def test_chat_goes_through_the_tasks_own_template(generating: Service, tasks: di
     query = GenerationQuery([chat], GREEDY, max_tokens=12, ignores_end=True)
     (found,) = asyncio.run(generated(generating, "poet", query))
     assert found == tasks["poet"].generate(encoder.prompt(rendered, special=False), 12, eos_token_id=-1)
+
+
+def test_a_slow_template_holds_up_no_other_task(generating: Service, models: LanguageModels) -> None:
+    """Two renderings, which take until they are stopped, are as many as run at once."""
+    endless = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    publish_to(generating, "slow", fine_tune_of(models.base, models.folder / "slow", template=endless).file)
+    chat = GenerationQuery([Chat([{"role": "user", "content": "rain"}])], GREEDY, max_tokens=4)
+
+    async def run() -> tuple[list[bool], list[Any]]:
+        slow = [asyncio.create_task(generated(generating, "slow", chat)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await generated(generating, "poet", greedy(*PROMPTS, tokens=4))
+        waiting = [not one.done() for one in slow]
+        return waiting, await asyncio.gather(*slow, return_exceptions=True)
+
+    waiting, refused = asyncio.run(run())
+    assert waiting == [True, True, True]
+    assert all(isinstance(error, InvalidInputError) and error.at == "messages" for error in refused)
 
 
 def test_nothing_of_a_text_stays_behind(generating: Service) -> None:

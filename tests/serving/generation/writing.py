@@ -43,9 +43,13 @@ class Written:
         return logits
 
 
-def fine_tune_of(base: Checkpoint, folder: Path) -> Written:
-    """Write a fine-tune of a base, its delta, and the folder that the delta makes of the base."""
-    file = write_language_task(base, folder)
+def fine_tune_of(base: Checkpoint, folder: Path, **tokenizer: Any) -> Written:
+    """Write a fine-tune of a base, its delta, and the folder that the delta makes of the base.
+
+    Args:
+        tokenizer: how its tokenizer differs from the base's, such as by its chat template.
+    """
+    file = write_language_task(base, folder, **tokenizer)
     applied = folder.with_name(f"{folder.name}-applied")
     apply(base, deltafile.load(file.path, base), applied)
     return Written(file, applied)
