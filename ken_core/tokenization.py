@@ -180,6 +180,10 @@ class Encoder:
         """The text of tokens, special ones included."""
         return str(self._fast.decode(list(ids), skip_special_tokens=False))
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token is one of the special ones, such as the end of a text."""
+        return token in self._special_ids
+
     @cached_property
     def bytes_of(self) -> TokenBytes:
         """Gives the bytes that a token stands for by itself."""

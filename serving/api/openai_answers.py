@@ -231,7 +231,7 @@ class _TokenLists:
 
     def of(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return {
-            "tokens": [token.text for token in tokens],
+            "tokens": [_name(token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [_likeliest(token) for token in tokens],
             "text_offset": [self._offset(token) for token in tokens],
@@ -246,9 +246,16 @@ class _TokenLists:
 
 
 def _likeliest(token: Token) -> dict[str, float | None]:
-    """By text. The chosen token is always among them; of others with one text, such as U+FFFD, the likeliest one is."""
-    found: dict[str, float | None] = {one.text: one.logprob for one in reversed(token.likeliest)}
-    return {**dict(reversed(found.items())), token.text: token.logprob}
+    """By name. The chosen token is always among them; of others with one name, the likeliest one is."""
+    found: dict[str, float | None] = {_name(one): one.logprob for one in reversed(token.likeliest)}
+    return {**dict(reversed(found.items())), _name(token): token.logprob}
+
+
+def _name(token: Token | Candidate) -> str:
+    """A token's text; as OpenAI has it, its bytes where it is no whole text, which keeps such tokens apart."""
+    if _HALF not in token.text:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
 
 
 def _token(token: Token) -> dict[str, Any]:
@@ -261,5 +268,4 @@ def _token(token: Token) -> dict[str, Any]:
 
 
 def _candidate(one: Candidate) -> dict[str, Any]:
-    raw = None if _HALF in one.text else list(one.text.encode())
-    return {"token": one.text, "logprob": one.logprob, "bytes": raw}
+    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.raw)}

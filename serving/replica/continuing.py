@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
 from ken_core.tokenization import Encoder
 from serving.admission import Admission, Line
-from serving.errors import DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
+from serving.errors import ContextLengthError, DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
 from serving.generation.asked import Asked, Asking
 from serving.generation.generator import Generator
 from serving.generation.pieces import Piece
@@ -214,8 +214,8 @@ def _check(query: GenerationQuery, loaded: Loaded) -> None:
         raise InvalidInputError(f"found {query.logprobs}; expected 0 to {MOST_LOGPROBS}", at="logprobs")
     if len(query.stop_ids) > MOST_STOPS:
         raise InvalidInputError(f"found {len(query.stop_ids)} ids; at most {MOST_STOPS} are taken", at="stop_token_ids")
-    check_range(query.stop_ids, "stop_token_ids", loaded.spec)
-    check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec)
+    check_range(query.stop_ids, "stop_token_ids", loaded.spec, of_prompt=False)
+    check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec, of_prompt=False)
 
 
 @dataclass(frozen=True)
@@ -280,11 +280,11 @@ def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: i
     """Tokens that a continuation may have."""
     where = f"prompts.{place}"
     if prompt >= context:
-        raise InvalidInputError(
+        raise ContextLengthError(
             f"found a prompt of {prompt} tokens; the model takes {context}, at least one of them generated", at=where
         )
     if prompt >= room:
-        raise InvalidInputError(
+        raise ContextLengthError(
             f"found a prompt of {prompt} tokens; this server has room for the keys and values of {room} tokens; "
             "shorten it, or raise KEN_KV_BYTES",
             at=where,
@@ -294,7 +294,7 @@ def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: i
         return most if query.usual_tokens is None else min(query.usual_tokens, most)
     if query.max_tokens > most:
         limit = "the model takes" if context <= room else "KEN_KV_BYTES on this server has room for"
-        raise InvalidInputError(
+        raise ContextLengthError(
             f"found {query.max_tokens} after a prompt of {prompt} tokens; {limit} {min(context, room)} in all, so at "
             f"most {most} can follow",
             at="max_tokens",

@@ -374,10 +374,10 @@ def test_chat_goes_through_the_tasks_own_template(generating: Service, tasks: di
     assert found == tasks["poet"].generate(encoder.prompt(rendered, special=False), 12, eos_token_id=-1)
 
 
-def test_a_slow_template_holds_up_no_other_task(generating: Service, models: LanguageModels) -> None:
+def test_a_slow_template_holds_up_no_other_task(generating: Service, models: LanguageTasks) -> None:
     """Two renderings, which take until they are stopped, are as many as run at once."""
     endless = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
-    publish_to(generating, "slow", fine_tune_of(models.base, models.folder / "slow", template=endless).file)
+    publish_to(generating, "slow", models.language_model("slow", template=endless))
     chat = GenerationQuery([Chat([{"role": "user", "content": "rain"}])], GREEDY, max_tokens=4)
 
     async def run() -> tuple[list[bool], list[Any]]:
