@@ -1,9 +1,9 @@
 """Which continuations run in the next step, and whose keys and values have room. Pure: no torch, no clock, no threads.
 
 A continuation *waits* until its keys and values have room. Room goes to the key that has least of it, and among a key's
-own continuations in the order of arrival. From then on a continuation *runs*, until it has ended. A step runs continuations of one key: each that has its last token to compute gets a token, then prompts get
-so many tokens, oldest first. The keys take turns, the one that ran longest ago first; a new one comes after those that
-wait for their turn.
+own continuations in the order of arrival. From then on a continuation *runs*, until it has ended. A step runs
+continuations of one key: each that has its last token to compute gets a token, then prompts get so many tokens, oldest
+first. The keys take turns, the one that ran longest ago first; a new one comes after those that wait for their turn.
 
 Room is counted in tokens, in blocks. If a running continuation needs another block and there is none, the youngest one
 of the key that has most room gives up its keys and values, and waits again at its old place. The oldest of all that run
