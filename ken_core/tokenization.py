@@ -173,8 +173,13 @@ class Encoder:
         return ids
 
     def stream(self, before: Sequence[int], plain: bool) -> TextStream:
-        """See `TextStream`."""
-        return TextStream(self._fast, before, plain)
+        """The text of tokens as they come.
+
+        Args:
+            before: the tokens before the first one.
+            plain: whether special tokens are left out.
+        """
+        return TextStream(self._fast, before, self.bytes_of.special if plain else ())
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""

@@ -51,8 +51,8 @@ class InvalidInputError(ServingError):
 
 
 class ContextLengthError(InvalidInputError):
-    """A prompt, with the tokens that shall follow it, is longer than the model takes. Clients that shorten chats, or
-    turn to a model that takes more, know it by its code."""
+    """A prompt, or a prompt and what is to follow it, has more tokens than the model takes. Clients that shorten chats,
+    or turn to a model that takes more, know it by its code."""
 
     code = "context_length_exceeded"
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
+from ken_core.generation_settings import GenerationSettings
 from ken_core.tokenization import Encoder
 from serving.admission import Admission, Line
 from serving.errors import ContextLengthError, DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
@@ -31,6 +32,7 @@ MOST_CHOICES = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_LOGPROBS = 20
 _RENDERED_AT_ONCE = 2
+_TOP_K_OF_GENERATE = 50
 
 
 class Generation:
@@ -147,7 +149,7 @@ class Continuing:
         with self._admission.preparation(self._line, len(query.prompts)):
             texts_or_ids = await self._templates.run(loaded.digest, _render(query.prompts, loaded))
             prompts = await self._workers.run(client, _encode(texts_or_ids, loaded))
-        self._admission.check_tokens(sum(map(len, prompts)))
+        self._admission.check_tokens(sum(map(len, prompts)) * query.choices)
         tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))
         facts = GenerationFacts(started, acquired - started, tokenizing, tokens, len(prompts) * query.choices)
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -180,12 +182,17 @@ class Continuing:
         return self._generator
 
 
-def query_of(texts: Sequence[str], wanted: TextGenerationParameters) -> GenerationQuery:
-    """The query that a task's inputs and the parameters of its kind make."""
-    greedy = {} if wanted.do_sample is not False else {"temperature": 0.0}
-    sampling = SamplingParameters.model_validate(
-        {name: getattr(wanted, name) for name in SamplingParameters.model_fields} | greedy
-    )
+def query_of(texts: Sequence[str], wanted: TextGenerationParameters, settings: GenerationSettings) -> GenerationQuery:
+    """The query that a task's inputs and the parameters of its kind make.
+
+    Where nobody names a `top_k`, tokens are sampled from as many as by Transformers' `generate`.
+    """
+    asked = {name: getattr(wanted, name) for name in SamplingParameters.model_fields}
+    if wanted.do_sample is False:
+        asked["temperature"] = 0.0
+    if wanted.top_k is None and settings.top_k is None:
+        asked["top_k"] = _TOP_K_OF_GENERATE
+    sampling = SamplingParameters.model_validate(asked)
     return GenerationQuery(
         texts,
         sampling,
