@@ -81,12 +81,14 @@ class Wanted:
 
     Attributes:
         model: as it names the task; None: it wants tasks merged.
-        usage: whether a stream tells how many tokens there were.
+        usage: whether a stream tells at its end how many tokens there were.
+        running_usage: whether each of its chunks then tells how many there were so far.
         logprobs: whether probabilities are told.
     """
 
     model: str | None
     usage: bool
+    running_usage: bool
     logprobs: bool
 
 
@@ -111,7 +113,8 @@ class _OpenAIForm(Form):
 
     def chunk(self, index: int, **content: Any) -> bytes:
         """An event with a part of one choice."""
-        return self._event([{"index": index, "finish_reason": None, **content}], None)
+        usage = self._usage() if self._wanted.running_usage else None
+        return self._event([{"index": index, "finish_reason": None, **content}], usage)
 
     def end(self) -> bytes:
         return (self._event([], self._usage()) if self._wanted.usage else b"") + _DONE

@@ -39,6 +39,9 @@ class StreamOptions(Incoming):
     """What a stream says beside the text."""
 
     include_usage: bool = Field(False, description="one last chunk, without choices, says how many tokens there were")
+    continuous_usage_stats: bool = Field(
+        False, description="with include_usage, every chunk says how many tokens there were so far"
+    )
     include_obfuscation: bool | None = Field(None, description="without effect")
 
 
@@ -131,7 +134,9 @@ class TextRequest(WithForeignFields, SamplingParameters):
         return SamplingParameters(**self.model_dump(include=set(SamplingParameters.model_fields), exclude_unset=True))
 
     def wanted(self, logprobs: bool) -> Wanted:
-        return Wanted(self.model if isinstance(self.model, str) else None, self.stream_options.include_usage, logprobs)
+        options = self.stream_options
+        model = self.model if isinstance(self.model, str) else None
+        return Wanted(model, options.include_usage, options.continuous_usage_stats, logprobs)
 
     def query(self, **own: Any) -> GenerationQuery:
         if self.best_of not in (None, self.n):

@@ -101,6 +101,18 @@ def test_a_stream_tells_how_many_tokens_there_were_if_it_is_asked_to(client: ope
     assert raw.endswith("data: [DONE]\n\n")
 
 
+def test_a_stream_tells_how_many_tokens_there_were_so_far_if_it_is_asked_to(client: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options=options))
+    told = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert len(told) == len(chunks)
+    assert (told, told[-1]) == (sorted(told), 12)
+    assert len(set(told)) > 3
+    options = {"include_usage": False, "continuous_usage_stats": False}
+    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options=options))
+    assert not any(chunk.usage for chunk in chunks)
+
+
 def test_an_answer_of_several_choices_streams_each_of_them(client: openai.OpenAI) -> None:
     asked = {**CHAT, "temperature": 1, "n": 3, "seed": 5}
     whole = [choice.message.content for choice in client.chat.completions.create(**asked).choices]
