@@ -31,6 +31,8 @@ _MOST_GROWTH = 64
 """How many characters a part may make of one. The growths of successive replacements multiply."""
 _MOST_TEMPLATES = 16
 _TEMPLATE_NAME = re.compile(r"[\w-]{1,64}")
+_LONGEST_TOKEN = 4096
+"""Characters of a token. A text is decoded between two tokens of others, so no token may take long."""
 _SHORTEST = 8
 """The shortest length in tokens at which texts may be cut: two texts of a token each, and their special tokens."""
 
@@ -132,6 +134,12 @@ def _check_steps(name: str, plain: Mapping[str, Any]) -> None:
                 f"the delta's {name} has a {part} that makes up to {growth:.0f} characters of one; at most "
                 f"{_MOST_GROWTH} are accepted"
             )
+    if any(_is_by_pattern(step) for step in _steps(plain.get("decoder"))):
+        raise DeltaFormatError(f"the delta's {name} decodes by a regular expression, which may take any time; refused")
+    if (length := max(map(len, _tokens(plain)), default=0)) > _LONGEST_TOKEN:
+        raise DeltaFormatError(
+            f"the delta's {name} has a token of {length} characters; at most {_LONGEST_TOKEN} are accepted"
+        )
     longest = (plain.get("model") or {}).get("max_input_chars_per_word")
     if isinstance(longest, int) and longest > LONGEST_WORD:
         raise DeltaFormatError(f"the delta's {name} has words of {longest} characters; at most {LONGEST_WORD}")
@@ -147,6 +155,20 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
         for inner in part.values():
             if isinstance(inner, list):
                 yield from _steps([step for step in inner if isinstance(step, dict)])
+
+
+def _is_by_pattern(step: Mapping[str, Any]) -> bool:
+    pattern = step.get("pattern")
+    return isinstance(pattern, dict) and "Regex" in pattern
+
+
+def _tokens(plain: Mapping[str, Any]) -> Iterator[str]:
+    """The tokens of a vocabulary, in whichever form its model has it, and those that were added."""
+    vocabulary = (plain.get("model") or {}).get("vocab") or ()
+    for one in vocabulary:
+        yield str(one[0] if isinstance(one, list) and one else one)
+    for added in plain.get("added_tokens") or ():
+        yield str(added.get("content", ""))
 
 
 def _growth(step: Mapping[str, Any]) -> float:

@@ -81,6 +81,8 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = MappingProxyType(
             "both directions",
         ),
         "t5": ({"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}, "encoder with a decoder"),
+        "doge": ({**_LLAMA, "keep_window_size": WINDOW}, "by the chunk"),
+        "openai-gpt": (_GPT2, "a trial fails with RuntimeError"),
         "llama": (
             {**_LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
             "'dynamic'",

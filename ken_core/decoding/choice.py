@@ -18,6 +18,7 @@ from ken_core.decoding.alone import AloneDecoder
 from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.packed import PackedDecoder
 from ken_core.errors import UndecodableError
+from ken_core.foreign import reason
 
 _log = logging.getLogger(__name__)
 _FIRST, _SECOND = 11, 7
@@ -29,6 +30,9 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _STATELESS_ROPES = ("default", "linear", "yarn", "llama3", "proportional")
 """Kinds of rotary positions that do not depend on how long the sequence is, or was."""
 
+_MASKS_BY_CHUNK = ("doge",)
+"""Model types whose attention chooses what it sees among the tokens of a pass; a trial is too short to show it."""
+
 AnyDecoder = PackedDecoder | AloneDecoder
 
 
@@ -36,10 +40,22 @@ def decoder_of(backbone: PreTrainedModel) -> AnyDecoder:
     """The decoder for a backbone, after a trial on a few tokens. The weights must not change in the meantime.
 
     Raises:
-        UndecodableError: the backbone is no decoder, keeps a state beside keys and values, or does not give the same
-            output for a sequence in parts as for the whole.
+        UndecodableError: the backbone is no decoder, keeps a state beside keys and values, does not give the same
+            output for a sequence in parts as for the whole, or fails.
     """
     _refuse_other_kinds(backbone)
+    try:
+        return _tried(backbone)
+    except UndecodableError:
+        raise
+    except Exception as error:
+        raise UndecodableError(
+            f"{type(backbone).__name__} cannot generate here: a trial fails with {type(error).__name__}: "
+            f"{reason(error)}"
+        ) from error
+
+
+def _tried(backbone: PreTrainedModel) -> AnyDecoder:
     ids = _some_ids(backbone)
     with torch.inference_mode():
         plain = [backbone(input_ids=torch.tensor([one], device=backbone.device)).last_hidden_state for one in ids]
@@ -66,6 +82,8 @@ def _refuse_other_kinds(backbone: PreTrainedModel) -> None:
         raise UndecodableError(
             f"{name} keeps a state of its own beside keys and values{kinds}; recurrent models do not generate here"
         )
+    if config.model_type in _MASKS_BY_CHUNK:
+        raise UndecodableError(f"{name} masks what it sees by the chunk that it reads, so texts in parts would differ")
     if odd := sorted(_ropes(backbone) - set(_STATELESS_ROPES)):
         raise UndecodableError(
             f"{name} has positions of the kind {odd[0]!r}, which change with the length of the text, so that texts in "

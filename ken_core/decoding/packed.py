@@ -114,9 +114,12 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention function of a packed pass: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
+    if attention_mask is not None or position_bias is not None:  # the registered mask is none
+        raise NotImplementedError(f"the attention of {type(module).__name__} has a mask of its own")
     running: _Pass = _of_thread.running
     layer: int = module.layer_idx  # type: ignore[assignment]  # every attention that keeps keys has one
     running.windows[layer] = sliding_window

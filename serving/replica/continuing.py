@@ -31,6 +31,7 @@ from serving.workers.steps import Steps
 MOST_CHOICES = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_LOGPROBS = 20
+_MOST_PROBABILITIES = 1 << 18
 _RENDERED_AT_ONCE = 2
 _TOP_K_OF_GENERATE = 50
 
@@ -162,6 +163,7 @@ class Continuing:
                 inbox = Inbox(len(asked), events, loop)
                 asked.append(_asking(loaded, query, prompt, choice, most, inbox, deadline))
                 texts.append(_text(loaded.spec.encoder, query, prompt, len(texts)))
+        _check_probabilities(query, sum(one.most for one in asked))
         generator.add(asked)
         try:
             yield Generation(loaded, query, prompts, texts, asked, events, facts)
@@ -202,6 +204,17 @@ def query_of(texts: Sequence[str], wanted: TextGenerationParameters, settings: G
         stop=(wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop),
         sampled=bool(wanted.do_sample) or wanted.temperature is not None,
     )
+
+
+def _check_probabilities(query: GenerationQuery, tokens: int) -> None:
+    """Refuse what would hold up other requests while it is written."""
+    asked = tokens * (1 + (query.logprobs or 0))
+    if query.logprobs is not None and asked > _MOST_PROBABILITIES:
+        raise InvalidInputError(
+            f"{asked} probabilities could be told; at most {_MOST_PROBABILITIES} are in one request; ask for fewer "
+            "tokens or continuations, or for fewer alternatives",
+            at="logprobs",
+        )
 
 
 def _check(query: GenerationQuery, loaded: Loaded) -> None:

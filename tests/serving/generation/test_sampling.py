@@ -18,7 +18,7 @@ from transformers import (
 from ken_core.generation_settings import GenerationSettings
 from serving.errors import InternalError
 from serving.generation.query import SamplingParameters
-from serving.generation.sampling import Sampler, Sampling
+from serving.generation.sampling import Sampler, Sampling, _candidates
 
 LOGITS = torch.tensor([2.0, 1.5, 1.5, 1.0, 0.0, -1.0, -3.0, 0.5])
 PLAIN = GenerationSettings()
@@ -61,6 +61,24 @@ def test_tokens_are_distributed_as_transformers_distributes_them(asked: dict[str
     possible = [i for i, share in enumerate(expected.tolist()) if share > 0]
     assert set(found) <= set(possible)
     assert likelihood([found[i] for i in possible], expected[possible]) > 1e-4
+
+
+@pytest.mark.parametrize("vocabulary", [20, 1024, 5000])
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+@pytest.mark.parametrize(
+    "asked", [{"top_k": 7}, {"top_p": 0.4}, {"top_p": 0.97}, {"min_p": 0.2}, {"top_k": 15, "top_p": 0.8, "min_p": 0.05}]
+)
+def test_the_tokens_that_may_be_drawn_are_those_that_transformers_leaves(
+    vocabulary: int, spread: float, asked: dict[str, Any]
+) -> None:
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * spread
+    made = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    warpers = [TemperatureLogitsWarper(0.7), *(made[name](value) for name, value in asked.items())]
+    left = LogitsProcessorList(warpers)(torch.tensor([[0]]), logits[None])[0]
+    ids, scores = _candidates(logits, decided(temperature=0.7, **asked))
+    expected = torch.nonzero(torch.isfinite(left))[:, 0]
+    assert sorted(ids.tolist()) == expected.tolist()
+    torch.testing.assert_close(scores, left[ids])
 
 
 def test_the_test_of_distributions_can_fail() -> None:
