@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -12,6 +12,8 @@ _BEFORE = 6
 """Tokens of the prompt that are decoded first: whether a text begins with a space depends on what stands before it."""
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"
+_MOST_HELD = 16
+"""Tokens of which one character may consist; `DecodeStream` decodes all of them again with each further one."""
 _INVALID = "Invalid prefix"
 """How `tokenizers` begins to say that a token changes text which was given out already."""
 
@@ -21,13 +23,13 @@ class TextStream:
 
     Args:
         before: the tokens before the first one.
-        plain: whether special tokens are left out of the text.
+        left_out: special tokens that are no part of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], plain: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], left_out: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._plain = plain
-        self._stream = DecodeStream(skip_special_tokens=plain)
+        self._left_out = left_out
+        self._stream = DecodeStream(skip_special_tokens=False)
         self._held: list[int] = []
         for token in before[-_BEFORE:]:
             self.add(token)
@@ -35,12 +37,17 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that is known with this token; empty while more tokens are needed to know a character."""
+        if token in self._left_out:
+            return ""
+        if len(self._held) >= _MOST_HELD:
+            return self._anew(token)
         self._held.append(token)
         try:
             text: str | None = self._stream.step(self._tokenizer, token)
         except Exception as error:
             if not str(error).startswith(_INVALID):
                 raise
+            self._held.pop()
             return self._anew(token)
         if text is None:
             return ""
@@ -50,13 +57,12 @@ class TextStream:
     def end(self) -> str:
         """The text of the last tokens, if they are no whole character; what is missing is shown as U+FFFD."""
         held, self._held = self._held, []
-        return str(self._tokenizer.decode(held, skip_special_tokens=self._plain)) if held else ""
+        return str(self._tokenizer.decode(held, skip_special_tokens=False)) if held else ""
 
     def _anew(self, token: int) -> str:
-        """The text where bytes turn out to be no character, after others of their run were given out."""
-        self._held.pop()
+        """The text where bytes turn out to be no character: they are shown as U+FFFD, and a new text begins."""
         broken = self.end()
-        self._stream = DecodeStream(skip_special_tokens=self._plain)
+        self._stream = DecodeStream(skip_special_tokens=False)
         letter = self._tokenizer.token_to_id("a")
         if letter is not None:  # the space before a word is part of the text only behind something
             self._stream.step(self._tokenizer, letter)
@@ -64,11 +70,17 @@ class TextStream:
 
 
 class TokenBytes:
-    """The bytes that single tokens of a tokenizer stand for."""
+    """The bytes that single tokens of a tokenizer stand for.
+
+    Attributes:
+        special: ids of special tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._added = frozenset(tokenizer.get_added_tokens_decoder())
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self.special = frozenset(token for token, told in added.items() if told.special)
         self._writes_bytes = "ByteLevel" in repr(tokenizer.decoder)
 
     def __call__(self, token: int) -> bytes:

@@ -173,12 +173,21 @@ class Encoder:
         return ids
 
     def stream(self, before: Sequence[int], plain: bool) -> TextStream:
-        """See `TextStream`."""
-        return TextStream(self._fast, before, plain)
+        """The text of tokens as they come.
+
+        Args:
+            before: the tokens before the first one.
+            plain: whether special tokens are left out.
+        """
+        return TextStream(self._fast, before, self.bytes_of.special if plain else ())
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""
         return str(self._fast.decode(list(ids), skip_special_tokens=False))
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is one of the special ones, such as the end of a text."""
+        return token in self._special_ids
 
     @cached_property
     def bytes_of(self) -> TokenBytes:

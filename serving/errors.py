@@ -50,6 +50,13 @@ class InvalidInputError(ServingError):
     title = "Invalid input"
 
 
+class ContextLengthError(InvalidInputError):
+    """A prompt, or a prompt and what is to follow it, has more tokens than the model takes. Clients that shorten chats,
+    or turn to a model that takes more, know it by its code."""
+
+    code = "context_length_exceeded"
+
+
 class TooLargeError(ServingError):
     status = 413
     title = "Request too large"

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from serving.api.unserved import WithForeignFields
@@ -18,23 +18,30 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 MOST_MESSAGES = 4096
 
 
-class TextPart(Incoming):
+class TextPart(WithForeignFields):
     """A part of a message's content."""
+
+    WITHOUT_EFFECT = frozenset({"annotations", "cache_control", "extras", "id", "index", "prompt_cache_breakpoint"})
 
     type: Literal["text"] = "text"
     text: str
 
 
 def _parts(plain: Any) -> Any:
-    """Refuses parts that are no text by their own name, before the form of a text part is asked for."""
-    if isinstance(plain, list):
-        for part in plain:
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if isinstance(kind, str) and kind != "text":
-                raise PydanticCustomError(
-                    "not_served", "found a part of type '{kind}', and only text is taken", {"kind": kind[:40]}
-                )
-    return plain
+    """One refusal, of what was meant: a union would refuse by every form. Parts that are no text have a refusal of
+    their own."""
+    if not isinstance(plain, list):
+        return plain
+    for part in plain:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != "text":
+            raise PydanticCustomError(
+                "not_served", "found a part of type '{kind}', and only text is taken", {"kind": kind[:40]}
+            )
+    return _PARTS.validate_python(plain)
+
+
+_PARTS = TypeAdapter(list[TextPart])
 
 
 class FunctionCall(Incoming):
@@ -65,8 +72,8 @@ class ToolCall(Incoming):
 class Message(WithForeignFields):
     """One message. Clients send an answer of the assistant again as they got it."""
 
-    WITHOUT_EFFECT = frozenset({"annotations", "provider_specific_fields"})
-    ONLY_AT = MappingProxyType({"audio": (), "function_call": ()})
+    WITHOUT_EFFECT = frozenset({"annotations", "cache_control", "provider_specific_fields", "reasoning_details"})
+    ONLY_AT = MappingProxyType({"audio": (), "function_call": (), "images": ([],), "thinking_blocks": ([],)})
 
     role: Role
     content: Annotated[str | list[TextPart], BeforeValidator(_parts)] | None = Field(
@@ -75,7 +82,8 @@ class Message(WithForeignFields):
     name: str | None = None
     tool_calls: list[ToolCall] | None = Field(None, description="that a message of the assistant made")
     tool_call_id: str | None = Field(None, description="the call that a message of a tool answers")
-    reasoning_content: str | None = Field(None, description="for templates that show it")
+    reasoning_content: str | None = Field(None, description="what the model thought, for templates that show it")
+    reasoning: str | None = Field(None, description="the same under another name")
     refusal: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -84,7 +92,7 @@ class Message(WithForeignFields):
             "name": self.name,
             "tool_calls": [call.plain() for call in self.tool_calls] if self.tool_calls else None,
             "tool_call_id": self.tool_call_id,
-            "reasoning_content": self.reasoning_content,
+            "reasoning_content": self.reasoning_content if self.reasoning is None else self.reasoning,
         }
         return {"role": self.role, "content": self._text(), **{k: v for k, v in beside.items() if v is not None}}
 

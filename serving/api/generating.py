@@ -7,6 +7,7 @@ Requests for text are not copied for shadows: two samples of one prompt say noth
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ from typing import Any
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serving.api import event_stream
 from serving.api.failures import Failure, Shape, failure_of, logged
 from serving.api.merging import MergedModel
+from serving.api.middleware import GoneError
 from serving.api.predicting import Predictor, Taken, merge_header, server_timing
 from serving.api.resolve import Resolved
 from serving.errors import InvalidInputError
@@ -33,6 +35,8 @@ from serving.telemetry.measured import Measured
 
 PAUSE_SECONDS = 15.0
 """After so long without a token, a comment is sent. Proxies give up connections that are quiet for a minute."""
+_LATE_SECONDS = 5.0
+"""After its deadline, a client that does not read has so long to read why the text ends."""
 _JSON = "application/json"
 
 
@@ -147,7 +151,7 @@ class Generator:
             left = ends - time.monotonic()
             async with aclosing(event_stream.while_heard(aiter(generation), receive, PAUSE_SECONDS, left)) as pieces:
                 if asked.streams:
-                    stream = _Stream(send, lambda: _headers(taken.resolved, generation))
+                    stream = _Stream(send, lambda: _headers(taken.resolved, generation), ends + _LATE_SECONDS)
                     last = await _pass_on(pieces, form, stream, scope, taken.measured)
                 else:
                     content = form.whole(await _collected(pieces, len(asked.query.prompts) * asked.query.choices))
@@ -201,11 +205,13 @@ class _Stream:
 
     Args:
         headers: gives its headers when it starts.
+        ends: the time of `time.monotonic` after which a client that does not read is taken for gone.
     """
 
-    def __init__(self, send: Send, headers: Callable[[], Mapping[str, str]]) -> None:
-        self._send = send
+    def __init__(self, send: Send, headers: Callable[[], Mapping[str, str]], ends: float) -> None:
+        self._unbounded = send
         self._headers = headers
+        self._ends = ends
         self.started = False
 
     async def __call__(self, events: bytes, more: bool = True) -> None:
@@ -219,6 +225,13 @@ class _Stream:
 
     async def end(self, events: bytes) -> None:
         await self(events, more=False)
+
+    async def _send(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, self._ends - time.monotonic())):
+                await self._unbounded(message)
+        except TimeoutError:
+            raise GoneError from None
 
 
 async def _pass_on(

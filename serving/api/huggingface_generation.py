@@ -45,7 +45,9 @@ class TextGenerationParameters(WithForeignFields, SamplingParameters):
     do_sample: bool | None = Field(
         None, description="whether tokens are sampled; by default where temperature, top_k or top_p says how"
     )
-    max_new_tokens: int = Field(_TOKENS, ge=1, description="most tokens that are generated")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description=f"most tokens that are generated; by default {_TOKENS}, as far as the model takes them"
+    )
     return_full_text: bool = Field(False, description="whether the prompt is repeated before the text")
     stop: Stops = Field([], description="texts that end the text and are no part of it")
     stop_sequences: Stops = Field([], description="the same as stop, and its older name")
@@ -86,6 +88,7 @@ class TextGenerationRequest(WithForeignFields):
             prompts=[self.inputs],
             sampling=asked.sampling(),
             max_tokens=asked.max_new_tokens,
+            usual_tokens=_TOKENS,
             stop=tuple(asked.stop or asked.stop_sequences),
             logprobs=(asked.top_n_tokens or 0) if tells else None,
             sampled=asked.samples,
@@ -148,4 +151,4 @@ class TextGenerationForm(Form):
 
 
 def _token(token: Token | Candidate, text: str) -> dict[str, Any]:
-    return {"id": token.id, "text": text, "logprob": token.logprob, "special": False}
+    return {"id": token.id, "text": text, "logprob": token.logprob, "special": token.special}

@@ -81,12 +81,14 @@ class Wanted:
 
     Attributes:
         model: as it names the task; None: it wants tasks merged.
-        usage: whether a stream tells how many tokens there were.
+        usage: whether a stream tells at its end how many tokens there were.
+        running_usage: whether each of its chunks then tells how many there were so far.
         logprobs: whether probabilities are told.
     """
 
     model: str | None
     usage: bool
+    running_usage: bool
     logprobs: bool
 
 
@@ -111,7 +113,8 @@ class _OpenAIForm(Form):
 
     def chunk(self, index: int, **content: Any) -> bytes:
         """An event with a part of one choice."""
-        return self._event([{"index": index, "finish_reason": None, **content}], None)
+        usage = self._usage() if self._wanted.running_usage else None
+        return self._event([{"index": index, "finish_reason": None, **content}], usage)
 
     def end(self) -> bytes:
         return (self._event([], self._usage()) if self._wanted.usage else b"") + _DONE
@@ -231,7 +234,7 @@ class _TokenLists:
 
     def of(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return {
-            "tokens": [token.text for token in tokens],
+            "tokens": [_name(token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [_likeliest(token) for token in tokens],
             "text_offset": [self._offset(token) for token in tokens],
@@ -246,9 +249,16 @@ class _TokenLists:
 
 
 def _likeliest(token: Token) -> dict[str, float | None]:
-    """By text; the token that was chosen is always among them."""
-    found: dict[str, float | None] = {one.text: one.logprob for one in token.likeliest}
-    return found if token.text in found else {**found, token.text: token.logprob}
+    """By name. The chosen token is always among them; of others with one name, the likeliest one is."""
+    found: dict[str, float | None] = {_name(one): one.logprob for one in reversed(token.likeliest)}
+    return {**dict(reversed(found.items())), _name(token): token.logprob}
+
+
+def _name(token: Token | Candidate) -> str:
+    """A token's text; as OpenAI has it, its bytes where it is no whole text, which keeps such tokens apart."""
+    if _HALF not in token.text:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
 
 
 def _token(token: Token) -> dict[str, Any]:
@@ -261,5 +271,4 @@ def _token(token: Token) -> dict[str, Any]:
 
 
 def _candidate(one: Candidate) -> dict[str, Any]:
-    raw = None if _HALF in one.text else list(one.text.encode())
-    return {"token": one.text, "logprob": one.logprob, "bytes": raw}
+    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.raw)}

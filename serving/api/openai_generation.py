@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from serving.api.bodies import body_of, read_body
 from serving.api.chat_messages import Messages
@@ -38,34 +39,63 @@ class StreamOptions(Incoming):
     """What a stream says beside the text."""
 
     include_usage: bool = Field(False, description="one last chunk, without choices, says how many tokens there were")
+    continuous_usage_stats: bool = Field(
+        False, description="with include_usage, every chunk says how many tokens there were so far"
+    )
     include_obfuscation: bool | None = Field(None, description="without effect")
 
 
 _WITHOUT_EFFECT = frozenset(
-    {"metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"}
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+    }
 )
 _ONLY_AT: Mapping[str, Sequence[Any]] = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "cache_salt": (),
+    "detokenize": (True,),
+    "extra_body": ({},),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
     "length_penalty": (1.0, 1),
+    "mm_processor_kwargs": (),
     "priority": (0,),
+    "prompt_logprobs": (),
     "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
+    "structured_outputs": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "vllm_xargs": ({},),
 }
-
-
 _ONLY_AT_IN_CHATS: Mapping[str, Sequence[Any]] = {
     **_ONLY_AT,
     "add_special_tokens": (False,),
     "audio": (),
+    "chat_template": (),
+    "documents": ([],),
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
+    "reasoning": (),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
@@ -104,7 +134,9 @@ class TextRequest(WithForeignFields, SamplingParameters):
         return SamplingParameters(**self.model_dump(include=set(SamplingParameters.model_fields), exclude_unset=True))
 
     def wanted(self, logprobs: bool) -> Wanted:
-        return Wanted(self.model if isinstance(self.model, str) else None, self.stream_options.include_usage, logprobs)
+        options = self.stream_options
+        model = self.model if isinstance(self.model, str) else None
+        return Wanted(model, options.include_usage, options.continuous_usage_stats, logprobs)
 
     def query(self, **own: Any) -> GenerationQuery:
         if self.best_of not in (None, self.n):
@@ -187,7 +219,7 @@ class ChatRequest(TextRequest):
             )
         if self.tool_choice not in ("none", "auto"):
             raise InvalidInputError('calls of tools are not served; expected "none"', at="tool_choice")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InvalidInputError("expected logprobs to be true beside it", at="top_logprobs")
         if self.add_generation_prompt and self.continue_final_message:
             raise InvalidInputError(
@@ -200,6 +232,13 @@ class ChatRequest(TextRequest):
                 "one of them",
                 at="max_completion_tokens",
             )
+
+
+def _number(plain: Any) -> Any:
+    """Chats have a boolean of this name, which must not be read as a number."""
+    if isinstance(plain, bool):
+        raise PydanticCustomError("number", "expected a number from 0 to 5, or null for none; found a boolean")
+    return plain
 
 
 class CompletionRequest(TextRequest):
@@ -215,7 +254,7 @@ class CompletionRequest(TextRequest):
     prompt: Prompts = Field(
         description="texts, or token ids of the task's own tokenizer, to which no special token is added"
     )
-    logprobs: int | None = Field(
+    logprobs: Annotated[int, BeforeValidator(_number)] | None = Field(
         None, ge=0, le=5, description="how many of the likeliest tokens are told at each place; null: nothing is told"
     )
     echo: bool = Field(False, description="whether the prompt is repeated before the text; not with logprobs")
@@ -227,7 +266,8 @@ class CompletionRequest(TextRequest):
             )
         query = self.query(
             prompts=self.prompt,
-            max_tokens=self.max_tokens or _TOKENS_OF_A_COMPLETION,
+            max_tokens=self.max_tokens,
+            usual_tokens=_TOKENS_OF_A_COMPLETION,
             logprobs=self.logprobs,
         )
         wanted = self.wanted(self.logprobs is not None)

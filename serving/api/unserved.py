@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import orjson
-from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic import GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 
 _SHOWN = 60
@@ -40,8 +39,9 @@ class WithForeignFields(Incoming):
         own = dict(plain)
         for name in cls.WITHOUT_EFFECT & own.keys():
             del own[name]
-        for name in cls.ONLY_AT.keys() & own.keys():
-            _check(name, own.pop(name), cls.ONLY_AT[name])
+        found = [_refusal(name, own.pop(name), values) for name, values in cls.ONLY_AT.items() if name in own]
+        if refusals := [refusal for refusal in found if refusal is not None]:
+            raise ValidationError.from_exception_data(cls.__name__, refusals)
         return own
 
     @classmethod
@@ -57,17 +57,23 @@ class WithForeignFields(Incoming):
         return schema
 
 
-def _check(name: str, found: Any, values: Sequence[Any]) -> None:
+def _refusal(name: str, found: Any, values: Sequence[Any]) -> InitErrorDetails | None:
     if found is None or any(found == value and isinstance(found, type(value)) for value in values):
-        return
+        return None
     expected = f"one of: null, {', '.join(map(_json, values))}" if values else "null"
-    raise InvalidInputError(
-        f"found {_shown(found)}, and that is not served; leave the field out, or send {expected}", at=name
+    told = PydanticCustomError(
+        "not_served",
+        "found {found}, and that is not served; leave the field out, or send {expected}",
+        {"found": _shown(found), "expected": expected},
     )
+    return InitErrorDetails(type=told, loc=(name,), input=found)
 
 
 def _shown(found: Any) -> str:
-    shown = _json(found)
+    try:
+        shown = _json(found)
+    except TypeError:  # it is nested too deeply to be written again
+        return "a nested value"
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 

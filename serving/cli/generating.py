@@ -59,12 +59,14 @@ def generate(
             last = piece
         typer.echo()
         usage = pieces.end.usage
-    say(f"{counted(usage.generated_tokens, 'token')} after {counted(usage.prompt_tokens, 'token')}; {_ended(last)}")
+    ended = _ended(last, usage.generated_tokens == max_tokens)
+    say(f"{counted(usage.generated_tokens, 'token')} after {counted(usage.prompt_tokens, 'token')}; {ended}")
 
 
-def _ended(last: TextPiece | None) -> str:
+def _ended(last: TextPiece | None, at_limit: bool) -> str:
+    """How the text ended, of which this is the last piece."""
     if last is None or last.finish == "length":
-        return "there was no room for more"
+        return "as many as were asked for" if at_limit else "the model takes no more"
     return "the model ended the text" if last.stop is None else f"{last.stop!r} ended the text"
 
 

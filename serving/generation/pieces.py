@@ -12,11 +12,17 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could have been chosen, with its log-probability before any sampling parameter."""
+    """A token that could have been chosen, with its log-probability before any sampling parameter.
+
+    Attributes:
+        text, raw, special: as of a `Token`.
+    """
 
     id: int
     text: str
+    raw: bytes
     logprob: float
+    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Token:
         raw: the bytes that the token stands for.
         logprob: before any sampling parameter; None unless the request asks for probabilities.
         likeliest: the likeliest tokens at this place, as many as the request asks for.
+        special: whether it is one of the tokenizer's special tokens, such as the end of a text.
     """
 
     id: int
@@ -35,6 +42,7 @@ class Token:
     raw: bytes
     logprob: float | None = None
     likeliest: Sequence[Candidate] = ()
+    special: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Sampling:
         """
         temperature = asked.temperature
         if temperature is None:
-            temperature = (task.temperature or 1.0) if task.samples or sampled else 0.0
+            usual = 1.0 if task.temperature is None else task.temperature
+            temperature = usual if task.samples or sampled else 0.0
         if temperature < _COLDEST:
             temperature = 0.0
         top_k = task.top_k if asked.top_k is None else asked.top_k

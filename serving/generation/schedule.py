@@ -1,13 +1,13 @@
 """Which continuations run in the next step, and whose keys and values have room. Pure: no torch, no clock, no threads.
 
-A continuation *waits* until its keys and values have room, in the order of arrival. From then on it *runs*, until it
-has ended. A step runs continuations of one key: each that has its last token to compute gets a token, then prompts get
-so many tokens, oldest first. The keys take turns, the one that ran longest ago first; a new one comes after those that
-wait for their turn.
+A continuation *waits* until its keys and values have room. Room goes to the key that has least of it, and among a key's
+own continuations in the order of arrival. From then on a continuation *runs*, until it has ended. A step runs
+continuations of one key: each that has its last token to compute gets a token, then prompts get so many tokens, oldest
+first. The keys take turns, the one that ran longest ago first; a new one comes after those that wait for their turn.
 
-Room is counted in tokens, in blocks. If a running continuation needs another block and there is none, the youngest of
-all gives up its keys and values, and waits again at its old place. The oldest one is never stopped by others, and no
-continuation is admitted that has no room alone, so all of them end.
+Room is counted in tokens, in blocks. If a running continuation needs another block and there is none, the youngest one
+of the key that has most room gives up its keys and values, and waits again at its old place. The oldest of all that run
+is never stopped by others, and no continuation is taken that has no room alone, so all of them end.
 """
 
 from __future__ import annotations
@@ -154,11 +154,9 @@ class Schedule(Generic[T]):
         return parts
 
     def _admit(self) -> None:
-        """Give room to those that wait, in the order of arrival; a key that runs enough is passed over."""
-        for one in tuple(self._waiting):
+        """Give room to those that wait; a key that runs enough is passed over, nobody else is."""
+        while (one := self._next()) is not None:
             some = self._running.get(one.key, [])
-            if len(some) >= self._rows:
-                continue
             needed = self.room.blocks(self._needed(one))
             if self.used + needed > self.room.tokens:
                 return
@@ -167,17 +165,34 @@ class Schedule(Generic[T]):
             self._ran.setdefault(one.key, self._turn - 0.5)
             insort(self._running.setdefault(one.key, some), one, key=lambda c: c.number)
 
+    def _next(self) -> Continuation[T] | None:
+        """Who is next to have room: the first of the key that has least, of keys that run fewer than they may."""
+        first: dict[Hashable, Continuation[T]] = {}
+        for one in self._waiting:
+            if one.key not in first and len(self._running.get(one.key, ())) < self._rows:
+                first[one.key] = one
+        return min(first.values(), key=lambda one: (self._room_of(one.key), one.number), default=None)
+
+    def _room_of(self, key: Hashable) -> int:
+        return sum(self._held[one.number] for one in self._running.get(key, ()))
+
+    def _youngest(self) -> Continuation[T]:
+        """Who gives up its room: the youngest of the key that has most, but not the oldest of all."""
+        oldest = min(some[0].number for some in self._running.values())
+        by_room = sorted(self._running, key=self._room_of, reverse=True)
+        return next(some[-1] for key in by_room if (some := self._running[key])[-1].number != oldest)
+
     def _needed(self, one: Continuation[T]) -> int:
         """Tokens of room for what is known, and for the next token."""
         return min(len(one) + 1, one.longest)
 
     def _has_room(self, one: Continuation[T]) -> bool:
-        """Give a running continuation room for its last token, if need be that of the youngest."""
+        """Give a running continuation room for its last token, if need be that of another."""
         if one.number not in self._held:
             return False
         more = self.room.blocks(len(one)) - self._held[one.number]
         while more > 0 and self.used + more > self.room.tokens:
-            youngest = max((c for some in self._running.values() for c in some), key=lambda c: c.number)
+            youngest = self._youngest()
             self._preempt(youngest)
             if youngest is one:
                 return False

@@ -96,11 +96,14 @@ class Text:
         return Piece(self._number, text, (token,), finish, stopped_by)
 
     def _token(self, chosen: Chosen) -> Token:
-        likeliest = [Candidate(i, self._text_of(i), logprob) for i, logprob in chosen.likeliest]
-        return Token(chosen.id, self._text_of(chosen.id), self._encoder.bytes_of(chosen.id), chosen.logprob, likeliest)
+        likeliest = [self._candidate(i, logprob) for i, logprob in chosen.likeliest]
+        raw = self._encoder.bytes_of(chosen.id)
+        special = self._encoder.is_special(chosen.id)
+        return Token(chosen.id, raw.decode(errors="replace"), raw, chosen.logprob, likeliest, special)
 
-    def _text_of(self, token: int) -> str:
-        return self._encoder.bytes_of(token).decode(errors="replace")
+    def _candidate(self, token: int, logprob: float) -> Candidate:
+        raw = self._encoder.bytes_of(token)
+        return Candidate(token, raw.decode(errors="replace"), raw, logprob, self._encoder.is_special(token))
 
 
 class _its_tokenizer:

@@ -45,13 +45,18 @@ def _check(given: TokenIds, where: str, task: TaskSpec) -> None:
     check_range(given.ids, where, task)
 
 
-def check_range(ids: Sequence[int], where: str, task: TaskSpec) -> None:
-    """Raises `InvalidInputError` for an id that is no token of the task."""
+def check_range(ids: Sequence[int], where: str, task: TaskSpec, *, of_prompt: bool = True) -> None:
+    """Raises `InvalidInputError` for an id that is no token of the task.
+
+    Args:
+        of_prompt: whether the ids are a prompt, so that a text could be sent in their place.
+    """
     rows = task.config.get_text_config().vocab_size
     for position, token in enumerate(ids):
         if not (0 <= token < rows and task.encoder.has(token)):
+            place, instead = (f" at {position}", ", or texts") if of_prompt else ("", "")
             raise InvalidInputError(
-                f"{token} at {position} is no token of this task, whose vocabulary has {rows}; send ids of "
-                "the task's own tokenizer, or texts",
+                f"{token}{place} is no token of this task, whose vocabulary has {rows}; send ids of the task's own "
+                f"tokenizer{instead}",
                 at=where,
             )

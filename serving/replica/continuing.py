@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
+from ken_core.generation_settings import GenerationSettings
 from ken_core.tokenization import Encoder
 from serving.admission import Admission, Line
-from serving.errors import DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
+from serving.errors import ContextLengthError, DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
 from serving.generation.asked import Asked, Asking
 from serving.generation.generator import Generator
 from serving.generation.pieces import Piece
@@ -31,6 +32,7 @@ MOST_CHOICES = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_LOGPROBS = 20
 _RENDERED_AT_ONCE = 2
+_TOP_K_OF_GENERATE = 50
 
 
 class Generation:
@@ -147,7 +149,7 @@ class Continuing:
         with self._admission.preparation(self._line, len(query.prompts)):
             texts_or_ids = await self._templates.run(loaded.digest, _render(query.prompts, loaded))
             prompts = await self._workers.run(client, _encode(texts_or_ids, loaded))
-        self._admission.check_tokens(sum(map(len, prompts)))
+        self._admission.check_tokens(sum(map(len, prompts)) * query.choices)
         tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))
         facts = GenerationFacts(started, acquired - started, tokenizing, tokens, len(prompts) * query.choices)
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -180,12 +182,17 @@ class Continuing:
         return self._generator
 
 
-def query_of(texts: Sequence[str], wanted: TextGenerationParameters) -> GenerationQuery:
-    """The query that a task's inputs and the parameters of its kind make."""
-    greedy = {} if wanted.do_sample is not False else {"temperature": 0.0}
-    sampling = SamplingParameters.model_validate(
-        {name: getattr(wanted, name) for name in SamplingParameters.model_fields} | greedy
-    )
+def query_of(texts: Sequence[str], wanted: TextGenerationParameters, settings: GenerationSettings) -> GenerationQuery:
+    """The query that a task's inputs and the parameters of its kind make.
+
+    Where nobody names a `top_k`, tokens are sampled from as many as by Transformers' `generate`.
+    """
+    asked = {name: getattr(wanted, name) for name in SamplingParameters.model_fields}
+    if wanted.do_sample is False:
+        asked["temperature"] = 0.0
+    if wanted.top_k is None and settings.top_k is None:
+        asked["top_k"] = _TOP_K_OF_GENERATE
+    sampling = SamplingParameters.model_validate(asked)
     return GenerationQuery(
         texts,
         sampling,
@@ -214,8 +221,8 @@ def _check(query: GenerationQuery, loaded: Loaded) -> None:
         raise InvalidInputError(f"found {query.logprobs}; expected 0 to {MOST_LOGPROBS}", at="logprobs")
     if len(query.stop_ids) > MOST_STOPS:
         raise InvalidInputError(f"found {len(query.stop_ids)} ids; at most {MOST_STOPS} are taken", at="stop_token_ids")
-    check_range(query.stop_ids, "stop_token_ids", loaded.spec)
-    check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec)
+    check_range(query.stop_ids, "stop_token_ids", loaded.spec, of_prompt=False)
+    check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec, of_prompt=False)
 
 
 @dataclass(frozen=True)
@@ -280,11 +287,11 @@ def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: i
     """Tokens that a continuation may have."""
     where = f"prompts.{place}"
     if prompt >= context:
-        raise InvalidInputError(
+        raise ContextLengthError(
             f"found a prompt of {prompt} tokens; the model takes {context}, at least one of them generated", at=where
         )
     if prompt >= room:
-        raise InvalidInputError(
+        raise ContextLengthError(
             f"found a prompt of {prompt} tokens; this server has room for the keys and values of {room} tokens; "
             "shorten it, or raise KEN_KV_BYTES",
             at=where,
@@ -294,7 +301,7 @@ def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: i
         return most if query.usual_tokens is None else min(query.usual_tokens, most)
     if query.max_tokens > most:
         limit = "the model takes" if context <= room else "KEN_KV_BYTES on this server has room for"
-        raise InvalidInputError(
+        raise ContextLengthError(
             f"found {query.max_tokens} after a prompt of {prompt} tokens; {limit} {min(context, room)} in all, so at "
             f"most {most} can follow",
             at="max_tokens",

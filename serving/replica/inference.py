@@ -158,7 +158,7 @@ class Inference:
     ) -> Prediction:
         """Continue the inputs, and answer when all continuations are complete."""
         wanted: TextGenerationParameters = asked.parameters  # type: ignore[assignment]  # the pipeline's own
-        query = query_of(asked.inputs, wanted)
+        query = query_of(asked.inputs, wanted, loaded.spec.generation)
         texts = [text if wanted.return_full_text else "" for text in asked.inputs]
         with _in_words_of_the_kind():
             async with self._continuing(loaded, query, started, deadline, client) as generation:

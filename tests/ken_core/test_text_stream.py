@@ -53,47 +53,56 @@ def streamed(stream: TextStream, ids: list[int]) -> list[str]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_parts_make_the_whole_text_and_no_part_has_half_a_character(bytes_alone: Tokenizer, text: str) -> None:
     ids = bytes_alone.encode(text).ids
-    parts = streamed(TextStream(bytes_alone, [], plain=True), ids)
+    parts = streamed(TextStream(bytes_alone, []), ids)
     assert "".join(parts) == text
     assert "�" not in "".join(parts)
 
 
 def test_half_a_character_at_the_end_is_shown_as_such(bytes_alone: Tokenizer) -> None:
     ids = bytes_alone.encode("a 東").ids[:-1]
-    parts = streamed(TextStream(bytes_alone, [], plain=True), ids)
+    parts = streamed(TextStream(bytes_alone, []), ids)
     assert parts[-1].startswith("�") or parts[-1].endswith("�")
     assert "".join(parts) == bytes_alone.decode(ids)
 
 
 def test_a_space_at_the_beginning_depends_on_what_stands_before(pieces: Tokenizer) -> None:
     how, far = pieces.token_to_id("▁how"), pieces.token_to_id("▁far")
-    assert streamed(TextStream(pieces, [how], plain=True), [far]) == [" far", ""]
-    assert streamed(TextStream(pieces, [], plain=True), [far]) == ["far", ""]
+    assert streamed(TextStream(pieces, [how]), [far]) == [" far", ""]
+    assert streamed(TextStream(pieces, []), [far]) == ["far", ""]
     (letter,) = (pieces.token_to_id("o"),)
-    assert streamed(TextStream(pieces, [how], plain=True), [letter, 1 + 0xC3, 1 + 0xA9]) == ["o", "", "é", ""]
+    assert streamed(TextStream(pieces, [how]), [letter, 1 + 0xC3, 1 + 0xA9]) == ["o", "", "é", ""]
 
 
 def test_bytes_that_turn_out_to_be_no_character_are_shown_as_such(pieces: Tokenizer) -> None:
     """`tokenizers` decodes a run of bytes as one, and takes back what it gave out where the run is invalid."""
     far = pieces.token_to_id("▁far")
     broken = [1 + byte for byte in (0xEC, 0x84, 0xAC, 0xEC)]
-    text = "".join(streamed(TextStream(pieces, [], plain=True), [*broken, far]))
+    text = "".join(streamed(TextStream(pieces, []), [*broken, far]))
     assert text.startswith("섬")
     assert text.removeprefix("섬").strip("�") == " far"
-    assert "".join(streamed(TextStream(pieces, broken, plain=True), [far])).endswith(" far")
+    assert "".join(streamed(TextStream(pieces, broken), [far])).endswith(" far")
+
+
+def test_bytes_that_never_make_a_character_are_not_held_for_ever(bytes_alone: Tokenizer) -> None:
+    half = bytes_alone.encode("東").ids[0]
+    stream = TextStream(bytes_alone, [])
+    parts = [stream.add(half) for _ in range(100)]
+    assert sum(map(bool, parts)) >= 5
+    assert set("".join([*parts, stream.end()])) == {"\N{REPLACEMENT CHARACTER}"}
 
 
 @given(st.lists(st.integers(0, 261), max_size=12), st.lists(st.integers(0, 261), max_size=8))
 def test_no_tokens_have_no_text(ids: list[int], before: list[int]) -> None:
     tokenizer = tokenizer_of_pieces()
-    parts = streamed(TextStream(tokenizer, before, plain=True), ids)
+    parts = streamed(TextStream(tokenizer, before), ids)
     assert all(isinstance(part, str) for part in parts)
 
 
 def test_special_tokens_are_left_out_unless_asked_for(bytes_alone: Tokenizer) -> None:
     ids = [*bytes_alone.encode("rain").ids, bytes_alone.token_to_id("<|im_end|>"), *bytes_alone.encode("rain").ids]
-    assert "".join(streamed(TextStream(bytes_alone, [], plain=True), ids)) == "rainrain"
-    assert "".join(streamed(TextStream(bytes_alone, [], plain=False), ids)) == "rain<|im_end|>rain"
+    special = TokenBytes(bytes_alone).special
+    assert "".join(streamed(TextStream(bytes_alone, [], special), ids)) == "rainrain"
+    assert "".join(streamed(TextStream(bytes_alone, []), ids)) == "rain<|im_end|>rain"
 
 
 def test_bytes_of_tokens(bytes_alone: Tokenizer, pieces: Tokenizer) -> None:

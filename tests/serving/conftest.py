@@ -293,17 +293,17 @@ RAISING = (
 
 @pytest.fixture(scope="session")
 def language_tasks(tmp_path_factory: pytest.TempPathFactory) -> LanguageTasks:
-    return LanguageTasks(tmp_path_factory.mktemp("language-tasks"))
+    return LanguageTasks(tmp_path_factory.mktemp("language-tasks"), positions=256)
 
 
 @pytest.fixture(scope="session")
 def language_deltas(language_tasks: LanguageTasks) -> dict[str, DeltaFile]:
     """Two language models, one whose chat template takes no system message, and a classifier."""
     return {
-        "poems": language_tasks.language_model("poems", 1),
-        "news": language_tasks.language_model("news", 2),
-        "strict": language_tasks.language_model("strict", 3, template=RAISING),
-        "spam": language_tasks.classifier("spam", 4),
+        "poems": language_tasks.language_model("poems"),
+        "news": language_tasks.language_model("news"),
+        "strict": language_tasks.language_model("strict", template=RAISING),
+        "spam": language_tasks.classifier("spam"),
     }
 
 

@@ -85,6 +85,23 @@ def test_a_stop_ends_a_text(client: Client) -> None:
     assert "".join(stream) == answer.generated_text
 
 
+def test_the_end_of_a_text_is_a_special_token(writers: Served, language_tasks: LanguageTasks) -> None:
+    end = language_tasks.tokenizer.eos_token_id
+    asked = {"max_new_tokens": 10, "details": True, "logit_bias": {str(end): 9}}
+    (answer,) = writers.post("/models/poems", json={"inputs": "the rain", "parameters": asked}).json()
+    *tokens, last = answer["details"]["tokens"]
+    assert (last["id"], last["special"], answer["details"]["finish_reason"]) == (end, True, "eos_token")
+    assert "".join(token["text"] for token in tokens if not token["special"]) == answer["generated_text"]
+
+
+def test_without_a_limit_as_much_is_generated_as_has_room(client: Client, language_tasks: LanguageTasks) -> None:
+    prompt = " a" * 226
+    left = 256 - len(language_tasks.tokenizer(prompt)["input_ids"])
+    answer = client("poems").text_generation(prompt, details=True)
+    assert answer.details is not None
+    assert answer.details.generated_tokens == left < 100
+
+
 def test_texts_are_sampled_where_a_parameter_says_how(client: Client) -> None:
     def said(**parameters: Any) -> str:
         return client("poems").text_generation("the rain", max_new_tokens=10, **parameters)
@@ -107,7 +124,7 @@ def test_the_client_for_asyncio_streams_too(writers: Served, client: Client) -> 
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"grammar": {"type": "json", "value": {}}}, "grammar"),
+        ({"grammar": {"type": "json", "value": {}}}, "parameters.grammar: found"),
         ({"adapter_id": "other"}, "adapter_id"),
         ({"best_of": 2}, "best_of"),
         ({"truncate": 5}, "truncate"),

@@ -16,6 +16,7 @@ from over_http import Served
 from prometheus_client.parser import text_string_to_metric_families
 
 from ken_core import DeltaFile
+from serving.api import create_app
 from serving.errors import UnavailableError
 from tests.tiny_language_tasks import LanguageTasks
 
@@ -100,6 +101,18 @@ def test_a_stream_tells_how_many_tokens_there_were_if_it_is_asked_to(client: ope
     assert raw.endswith("data: [DONE]\n\n")
 
 
+def test_a_stream_tells_how_many_tokens_there_were_so_far_if_it_is_asked_to(client: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options=options))
+    told = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert len(told) == len(chunks)
+    assert (told, told[-1]) == (sorted(told), 12)
+    assert len(set(told)) > 3
+    options = {"include_usage": False, "continuous_usage_stats": False}
+    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options=options))
+    assert not any(chunk.usage for chunk in chunks)
+
+
 def test_an_answer_of_several_choices_streams_each_of_them(client: openai.OpenAI) -> None:
     asked = {**CHAT, "temperature": 1, "n": 3, "seed": 5}
     whole = [choice.message.content for choice in client.chat.completions.create(**asked).choices]
@@ -138,6 +151,31 @@ def test_an_answer_can_be_sent_again_as_it_came(client: openai.OpenAI) -> None:
     plain = [*ASK, {"role": "assistant", "content": said.content}, {"role": "user", "content": "why"}]
     answers = [client.chat.completions.create(**CHAT | {"messages": messages}) for messages in (again, plain)]
     assert answers[0].choices == answers[1].choices
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"reasoning": None},
+        {"reasoning": "the city is near"},
+        {"reasoning_content": "the city is near"},
+        {"thinking_blocks": None, "images": None},
+        {"thinking_blocks": [], "images": []},
+        {"provider_specific_fields": {"a": 1}, "annotations": []},
+        {"cache_control": {"type": "ephemeral"}},
+        {"content": [{"type": "text", "text": "it is", "cache_control": {"type": "ephemeral"}}]},
+        {"content": [{"type": "text", "text": "it is", "cache_control": None, "annotations": []}]},
+        {"content": [{"type": "text", "text": "it is", "prompt_cache_breakpoint": {}, "id": "x", "index": 0}]},
+    ],
+)
+def test_what_servers_and_libraries_put_beside_an_answer_is_taken_back(kept: dict[str, Any], writers: Served) -> None:
+    said = {"role": "assistant", "content": "it is"}
+    answers = [
+        writers.post("/v1/chat/completions", json={**CHAT, "messages": [*ASK, message, *ASK]})
+        for message in (said, {**said, **kept})
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[1].text
+    assert answers[0].json()["choices"] == answers[1].json()["choices"]
 
 
 def test_calls_of_tools_that_were_made_are_read(client: openai.OpenAI) -> None:
@@ -217,6 +255,12 @@ def test_the_prompt_is_repeated_if_that_is_asked_for(stream: bool, client: opena
     assert found == [before + text for before, text in zip(prompts, plain, strict=True)]
 
 
+def test_without_a_limit_as_much_is_generated_as_has_room(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="poems", prompt=[5] * 250, extra_body={"ignore_eos": True})
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 6
+
+
 def test_without_a_limit_a_completion_is_short_and_a_chat_goes_on(client: openai.OpenAI) -> None:
     endless = {"extra_body": {"ignore_eos": True}}
     short = client.completions.create(model="poems", prompt="the rain", **endless)
@@ -241,18 +285,14 @@ def test_a_text_ends_before_a_stop_even_if_that_spans_tokens(stream: bool, clien
     assert client.completions.create(**TEXT, stop=stop).choices[0].text == whole[: whole.index(stop)]
 
 
-def test_a_token_can_end_a_text(client: openai.OpenAI, language_tasks: LanguageTasks) -> None:
-    whole = client.completions.create(**TEXT, logprobs=0).choices[0]
-    assert whole.logprobs is not None
-    tokens = whole.logprobs.tokens
-    assert tokens is not None
-    chosen = next(text for text in tokens if "\ufffd" not in text)
-    (ends,) = (t for t in range(len(language_tasks.tokenizer)) if language_tasks.tokenizer.decode([t]) == chosen)
-    answer = client.completions.create(**TEXT, extra_body={"stop_token_ids": [ends]})
+def test_a_token_can_end_a_text(client: openai.OpenAI, writers: Served) -> None:
+    asked = {"prompt": TEXT["prompt"], "parameters": {"max_tokens": 12, "temperature": 0, "logprobs": 0}}
+    told = writers.post("/v1/tasks/poems/generate", json=asked).json()["choices"][0]["tokens"]
+    ids = [token["id"] for token in told]
+    answer = client.completions.create(**TEXT, extra_body={"stop_token_ids": [ids[2]]})
     assert answer.choices[0].finish_reason == "stop"
-    assert whole.text.startswith(answer.choices[0].text + chosen)
     assert answer.usage is not None
-    assert answer.usage.completion_tokens == tokens.index(chosen) + 1
+    assert answer.usage.completion_tokens == ids.index(ids[2]) + 1
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another(client: openai.OpenAI) -> None:
@@ -288,6 +328,7 @@ def test_probabilities_of_a_chat_are_those_of_its_tokens(client: openai.OpenAI, 
     assert b"".join(bytes(token.bytes or ()) for token in tokens).decode(errors="replace") == choice.message.content
     for token in tokens:
         best = [top.logprob for top in token.top_logprobs]
+        assert all(top.bytes for top in token.top_logprobs)
         assert len(best) == 3
         assert best == sorted(best, reverse=True)
         assert token.logprob == best[0] < 0  # the likeliest token was taken
@@ -309,11 +350,13 @@ def test_probabilities_of_a_completion_are_lists_and_say_where_tokens_begin(clie
     assert told.top_logprobs is not None
     assert told.token_logprobs is not None
     assert {len(told.tokens), len(told.text_offset), len(told.top_logprobs), len(told.token_logprobs)} == {12}
+    assert any(token.startswith("bytes:\\x") for token in told.tokens), "no token of this text is a part of a character"
     for token, at in zip(told.tokens, told.text_offset, strict=True):
-        assert "\ufffd" in token or choice.text[at:].startswith(token)
+        assert token.startswith("bytes:") or choice.text[at:].startswith(token)
     for token, logprob, tops in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
         assert tops[token] == logprob == max(tops.values())
-        assert len(tops) <= 2
+        assert next(iter(tops)) == token
+        assert len(tops) == 2
     streamed = [chunk.choices[0].logprobs for chunk in client.completions.create(**TEXT, logprobs=2, stream=True)]
     assert [at for part in streamed if part for at in part.text_offset or ()] == told.text_offset
 
@@ -340,9 +383,18 @@ NEUTRAL: dict[str, Any] = {
     "best_of": 1,
     "frequency_penalty": 0,
     "logit_bias": {},
+    "bad_words": [],
+    "detokenize": True,
+    "guided_json": None,
+    "include_reasoning": True,
+    "include_stop_str_in_output": False,
     "metadata": {"team": "search"},
     "n": 1,
     "presence_penalty": 0,
+    "prompt_logprobs": None,
+    "request_id": "r",
+    "return_token_ids": False,
+    "structured_outputs": None,
     "prompt_cache_key": "k",
     "response_format": {"type": "text"},
     "safety_identifier": "s",
@@ -355,6 +407,8 @@ NEUTRAL: dict[str, Any] = {
 }
 IN_CHATS: dict[str, Any] = {
     "audio": None,
+    "chat_template": None,
+    "documents": None,
     "function_call": "none",
     "functions": [],
     "logprobs": False,
@@ -364,7 +418,7 @@ IN_CHATS: dict[str, Any] = {
     "reasoning_effort": "none",
     "tool_choice": "auto",
     "tools": [],
-    "top_logprobs": None,
+    "top_logprobs": 0,
     "verbosity": "medium",
     "web_search_options": None,
 }
@@ -389,6 +443,14 @@ def test_values_that_ask_for_nothing_are_taken_and_nulls_too(
 
 
 # Refusals
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
 
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}
 _FUNCTION = {"type": "function", "function": {"name": "weather"}}
@@ -429,7 +491,13 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 2}, "best_of", "same number"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "one of them"),
     ({"chat_template_kwargs": {"messages": []}}, "messages", "given by itself"),
-    ({"guided_json": {}}, "guided_json", "not permitted"),
+    ({"guided_json": {}}, "guided_json", "not served"),
+    ({"nonsense": 1}, "nonsense", "not permitted"),
+    ({"response_format": nested(300)}, "response_format", "a nested value"),
+    ({"messages": [*ASK, {"role": "user", "content": [{"type": "text", "text": "a", "foo": 1}]}]}, "messages", "foo"),
+    ({"messages": [{"role": "user", "content": ["a"]}]}, "messages", "messages.0.content.0: "),
+    ({"messages": [*ASK, {"role": "user", "audio": {"id": "a"}}]}, "messages", "messages.1.audio: found"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias", "99999 is no token of this task"),
     ({"model": "spam"}, "model", "generates no text"),
     ({"model": "nobody"}, "model", "no task 'nobody'"),
 ]
@@ -446,6 +514,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ["a"] * 5, "n": 64}, "prompt", "at most 256 continuations"),
     ({"prompt": ""}, "prompt", "no token"),
     ({"max_tokens": 256}, "max_tokens", "at most 25"),
+    ({"logprobs": True}, "logprobs", "found a boolean"),
     ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
     ({"echo": True, "logprobs": 1}, "echo", "without logprobs"),
     ({"suffix": "."}, "suffix", "not served"),
@@ -471,6 +540,13 @@ def test_what_cannot_be_done_is_refused_by_name_before_anything_is_sent(
     assert answer.status_code == (404 if asked["model"] == "nobody" else 400)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert words in error["message"]
+
+
+@pytest.mark.parametrize("asked", [{"messages": [{"role": "user", "content": "rain " * 900}]}, {"max_tokens": 250}])
+def test_clients_know_a_context_that_is_too_short_by_its_code(asked: dict[str, Any], client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**CHAT | asked)
+    assert refused.value.code == "context_length_exceeded"
 
 
 def test_a_language_model_does_not_embed(client: openai.OpenAI) -> None:
@@ -551,6 +627,38 @@ def test_a_client_that_leaves_in_the_middle_frees_what_its_texts_took(client: op
     eventually(lambda: metric(writers, "ken_requests_total", task="poems", code="499") == gone + 1)
     eventually(lambda: metric(writers, "ken_kv_bytes") == 0)
     assert metric(writers, "ken_texts_total", task="poems", finish="unfinished") == unfinished + 16
+
+
+def test_a_client_that_does_not_read_is_left_after_its_deadline(
+    lone_writer: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.api.generating._LATE_SECONDS", 0.2)
+    service = lone_writer.service
+    body = json.dumps({**MANY, "model": "poems"}).encode()
+    sent = []
+
+    async def receive() -> dict[str, Any]:
+        if not sent:
+            sent.append("body")
+            return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+        if len(sent) > 3:
+            await asyncio.Event().wait()
+
+    headers = [(b"x-request-timeout-ms", b"300"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+
+    async def ask() -> None:
+        async with asyncio.timeout(15):
+            await create_app(service)(scope, receive, send)  # type: ignore[arg-type]
+
+    asyncio.run(ask())
+    assert service.admission.predictions == service.admission.requests == 0
+    assert metric(lone_writer, "ken_requests_total", task="poems", code="499") == 1
 
 
 # Stopping

@@ -137,8 +137,8 @@ def closed_writer(embedded_url: str, tmp_path_factory: pytest.TempPathFactory) -
     )
     service = Service(settings, embedded_url)
     service.start()
-    tasks = {"emotion": language_tasks.language_model("emotion", 7)}
-    yield Closed(service, create_app(service), tasks, language_tasks.language_model("emotion-later", 8))
+    tasks = {"emotion": language_tasks.language_model("emotion")}
+    yield Closed(service, create_app(service), tasks, language_tasks.language_model("emotion-later"))
     service.stop()
 
 

@@ -12,6 +12,7 @@ from querying import PROMPTS, generated, greedy, ids_of, sampled
 from writing import Written, fine_tune_of
 
 from ken_core import open_base
+from serving.generation.schedule import Room
 from serving.service import Service
 from tests.decoder_architectures import ALONE, PACKED, write_decoder
 
@@ -31,6 +32,12 @@ def assert_all_greedy(
 ) -> None:
     for ids, output in zip(ids_of(service, *prompts), outputs, strict=True):
         assert_greedy(written, ids, output)
+
+
+def give_room(service: Service, tokens: int) -> None:
+    """Have room for the keys and values of about so many tokens from now on."""
+    room = service.generator._schedule.room
+    service.generator._schedule.room = Room(-(-tokens // room.block) * room.block, room.block)
 
 
 def test_one_text_has_the_very_tokens_of_generate(generating: Service, tasks: dict[str, Written]) -> None:
@@ -55,19 +62,19 @@ def test_many_texts_of_many_tasks_at_once(make_generating: Callable[..., Service
 def test_texts_that_gave_up_their_keys_and_values_go_on_as_if_nothing_had_happened(
     make_generating: Callable[..., Service], tasks: dict[str, Written]
 ) -> None:
-    """Of 12 texts of up to 4 blocks each, the room takes 8 blocks."""
+    """Of 12 texts of up to 3 blocks each, the room takes 8 blocks."""
     service = make_generating()
-    token = service.generator.budget_bytes // (service.generator.most_tokens - 1)
-    service.stop()
-    service = make_generating(kv_bytes=max(8 * 64 * token, 1 << 20))
-    service.generator._schedule.room = type(service.generator._schedule.room)(8 * 64, 64)
+    seeded = sampled(PROMPTS[0], tokens=150, seed=3, temperature=1.1)
+    alone = asyncio.run(generated(service, "judge", seeded))
+    give_room(service, 8 * 64)
 
     async def ask() -> list[list[list[int]]]:
-        some = [greedy(*PROMPTS, tokens=150, ignores_end=True) for _ in range(3)]
-        return await asyncio.gather(*(generated(service, t, q) for t, q in zip(tasks, some, strict=False)))
+        some = [*(greedy(*PROMPTS, tokens=150, ignores_end=True) for _ in range(3)), seeded]
+        return await asyncio.gather(*(generated(service, t, q) for t, q in zip(tasks, some, strict=True)))
 
-    found = asyncio.run(ask())
+    *found, drawn = asyncio.run(ask())
     assert service.metrics.preempted._value.get() > 0
+    assert drawn == alone
     for written, outputs in zip(tasks.values(), found, strict=False):
         assert_all_greedy(service, written, PROMPTS, outputs)
         assert all(len(output) == 150 for output in outputs)
@@ -107,6 +114,10 @@ def test_every_architecture(of_architecture: tuple[Service, dict[str, Written]])
 
     for written, outputs in zip(tasks.values(), asyncio.run(ask()), strict=True):
         assert_all_greedy(service, written, PROMPTS, outputs)
+    give_room(service, 150)
+    outputs = asyncio.run(generated(service, "one", greedy(*PROMPTS, tokens=90, ignores_end=True)))
+    assert service.metrics.preempted._value.get() > 0
+    assert_all_greedy(service, tasks["one"], PROMPTS, outputs)
     assert service.engine.verify().result() == []
 
 

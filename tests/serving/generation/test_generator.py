@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from querying import GREEDY, PROMPTS, generated, greedy, ids_of, publish_to, sampled
-from writing import LanguageModels, Written
+from writing import Written
 
 from ken_core import DeltaFile
 from serving.errors import (
@@ -28,6 +28,7 @@ from serving.pipelines.token_ids import TokenIds
 from serving.service import Service
 from tests.tiny_checkpoints import Tiny
 from tests.tiny_language_models import POSITIONS
+from tests.tiny_language_tasks import LanguageTasks
 
 
 async def text_of(service: Service, task: str, query: GenerationQuery, timeout: float = 60.0) -> list[str]:
@@ -226,7 +227,7 @@ def test_tasks_take_turns_and_none_waits_for_another_to_end(make_generating: Cal
 
 
 @pytest.fixture(scope="module")
-def classifier(models: LanguageModels) -> DeltaFile:
+def classifier(models: LanguageTasks) -> DeltaFile:
     return models.classifier("mood", ["good", "bad", "none"])
 
 
@@ -373,10 +374,10 @@ def test_chat_goes_through_the_tasks_own_template(generating: Service, tasks: di
     assert found == tasks["poet"].generate(encoder.prompt(rendered, special=False), 12, eos_token_id=-1)
 
 
-def test_a_slow_template_holds_up_no_other_task(generating: Service, models: LanguageModels) -> None:
+def test_a_slow_template_holds_up_no_other_task(generating: Service, models: LanguageTasks) -> None:
     """Two renderings, which take until they are stopped, are as many as run at once."""
     endless = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
-    publish_to(generating, "slow", models.fine_tune("slow", template=endless).file)
+    publish_to(generating, "slow", models.language_model("slow", template=endless))
     chat = GenerationQuery([Chat([{"role": "user", "content": "rain"}])], GREEDY, max_tokens=4)
 
     async def run() -> tuple[list[bool], list[Any]]:
