@@ -30,6 +30,7 @@ from ken_core.errors import CheckpointError
 from ken_core.extraction import extract
 from ken_core.fingerprint import dtype_name
 from ken_core.foreign import reading
+from ken_core.generation_settings import settings_in, settings_of
 from ken_core.progress import Progress, silent
 from ken_core.selection import Budget, Selection
 
@@ -84,7 +85,14 @@ def import_peft(
         fitting.fit()
     delta = extract(base, fitting.tuned(), Selection(budget=Budget(fraction=1.0)), cast=cast, progress=progress)
     sparse = {n: replace(s, selected=fitting.positions.get(n, s.selected)) for n, s in delta.sparse.items()}
-    return replace(delta, sparse=sparse, lowrank=fitting.lowrank, adapter=adapter.kind)
+    generation = _generation(adapter, base) if delta.kind == "text-generation" else None
+    return replace(delta, sparse=sparse, lowrank=fitting.lowrank, adapter=adapter.kind, generation=generation)
+
+
+def _generation(adapter: AdapterFolder, base: Checkpoint) -> dict[str, Any] | None:
+    """How the task generates where the adapter's folder says so, and other than its base."""
+    own = settings_in(adapter.path)
+    return None if own == settings_of(base) else own
 
 
 class _Fitting:

@@ -29,10 +29,10 @@ _MOST_STEPS = 64
 """Steps of a normalizer, a pre-tokenizer, a post-processor or a decoder; known ones have up to 10."""
 _MOST_GROWTH = 64
 """How many characters a part may make of one. The growths of successive replacements multiply."""
+_LONGEST_TEXT_OF_A_TOKEN = 1 << 16
+"""Characters that a token may become. The longest tokens in use have some hundred."""
 _MOST_TEMPLATES = 16
 _TEMPLATE_NAME = re.compile(r"[\w-]{1,64}")
-_LONGEST_TOKEN = 4096
-"""Characters of a token. A text is decoded between two tokens of others, so no token may take long."""
 _SHORTEST = 8
 """The shortest length in tokens at which texts may be cut: two texts of a token each, and their special tokens."""
 
@@ -134,15 +134,29 @@ def _check_steps(name: str, plain: Mapping[str, Any]) -> None:
                 f"the delta's {name} has a {part} that makes up to {growth:.0f} characters of one; at most "
                 f"{_MOST_GROWTH} are accepted"
             )
-    if any(_is_by_pattern(step) for step in _steps(plain.get("decoder"))):
-        raise DeltaFormatError(f"the delta's {name} decodes by a regular expression, which may take any time; refused")
-    if (length := max(map(len, _tokens(plain)), default=0)) > _LONGEST_TOKEN:
-        raise DeltaFormatError(
-            f"the delta's {name} has a token of {length} characters; at most {_LONGEST_TOKEN} are accepted"
-        )
+    _check_decoding(name, plain)
     longest = (plain.get("model") or {}).get("max_input_chars_per_word")
     if isinstance(longest, int) and longest > LONGEST_WORD:
         raise DeltaFormatError(f"the delta's {name} has words of {longest} characters; at most {LONGEST_WORD}")
+
+
+def _check_decoding(name: str, plain: Mapping[str, Any]) -> None:
+    """Refuse what makes the text of a single token costly: tokens are decoded one by one while a text is generated."""
+    steps = list(_steps(plain.get("decoder")))
+    if any(isinstance(pattern := step.get("pattern"), dict) and "Regex" in pattern for step in steps):
+        raise DeltaFormatError(f"the delta's {name} has a decoder with a regular expression; expected a plain text")
+    longest = max(map(len, _tokens(plain)), default=0)
+    if longest * prod(map(_growth, steps)) > _LONGEST_TEXT_OF_A_TOKEN:
+        raise DeltaFormatError(
+            f"the delta's {name} has a token of {longest} characters, whose text may have more than "
+            f"{_LONGEST_TEXT_OF_A_TOKEN}"
+        )
+
+
+def _tokens(plain: Mapping[str, Any]) -> Iterator[str]:
+    vocabulary = (plain.get("model") or {}).get("vocab") or ()
+    yield from (str(entry[0]) if isinstance(entry, list) and entry else str(entry) for entry in vocabulary)
+    yield from (str(token.get("content")) for token in plain.get("added_tokens") or () if isinstance(token, dict))
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
@@ -155,20 +169,6 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
         for inner in part.values():
             if isinstance(inner, list):
                 yield from _steps([step for step in inner if isinstance(step, dict)])
-
-
-def _is_by_pattern(step: Mapping[str, Any]) -> bool:
-    pattern = step.get("pattern")
-    return isinstance(pattern, dict) and "Regex" in pattern
-
-
-def _tokens(plain: Mapping[str, Any]) -> Iterator[str]:
-    """The tokens of a vocabulary, in whichever form its model has it, and those that were added."""
-    vocabulary = (plain.get("model") or {}).get("vocab") or ()
-    for one in vocabulary:
-        yield str(one[0] if isinstance(one, list) and one else one)
-    for added in plain.get("added_tokens") or ():
-        yield str(added.get("content", ""))
 
 
 def _growth(step: Mapping[str, Any]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -120,26 +121,39 @@ def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    found = getattr(checkpoint.model, "generation_config", None)
-    if found is None or found._from_model_config:
-        found = _read(checkpoint)
+    own = getattr(checkpoint.model, "generation_config", None)
+    if own is not None and not own._from_model_config:
+        return _plain(own, checkpoint.folder)
+    in_folder = settings_in(checkpoint.folder)
+    return _plain(_of_config(checkpoint), checkpoint.folder) if in_folder is None else in_folder
+
+
+def settings_in(folder: Path) -> dict[str, Any] | None:
+    """The settings in a folder's own generation_config.json, as `settings_of`; None where it has none."""
+    if not (folder / FILE).is_file():
+        return None
+    with reading(f"{FILE} of {folder}", CheckpointError):
+        return _plain(GenerationConfig.from_pretrained(folder), folder)
+
+
+def _of_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """The settings that Transformers makes of a config."""
+    folder = checkpoint.folder
+    with reading(f"config.json of {folder}", CheckpointError):
+        if (folder / "config.json").is_file():
+            return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
+        return GenerationConfig.from_model_config(checkpoint.config)
+
+
+def _plain(found: GenerationConfig, folder: Path) -> dict[str, Any]:
     known = vars(GenerationConfig()).keys() - {"transformers_version", "_from_model_config", "_commit_hash"}
-    with reading(f"{FILE} of {checkpoint.folder}", CheckpointError):
+    with reading(f"{FILE} of {folder}", CheckpointError):
         plain = foreign_json.parse(found.to_json_string(use_diff=True))
     return {key: plain[key] for key in sorted(plain.keys() & known) if not _is_unset(key, plain[key])}
 
 
 def _is_unset(key: str, value: Any) -> bool:
     return value is None or (key.startswith("output_") and value is False)
-
-
-def _read(checkpoint: Checkpoint) -> GenerationConfig:
-    """The settings in a folder, as Transformers reads them with a model."""
-    folder = checkpoint.folder
-    with reading(f"{FILE} of {folder}", CheckpointError):
-        if (folder / FILE).is_file():
-            return GenerationConfig.from_pretrained(folder)
-        return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
 
 
 def _refuse_unless_neutral(key: str, value: Any) -> None:

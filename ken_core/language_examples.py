@@ -104,7 +104,20 @@ def _conversation(path: Path, record: Record) -> Conversation:
         raise DataError(f"{where}: the first message has the role {ANSWERS}; a chat begins with what it answers")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise DataError(f"{where}: found tools that are no list of objects")
-    return Conversation(messages, tools, where)
+    return Conversation([_with_text(message, where) for message in messages], tools, where)
+
+
+def _with_text(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A message whose content is one text; several are joined as the server joins them."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return message
+    texts = (
+        [part.get("text") if isinstance(part, dict) else None for part in content] if isinstance(content, list) else []
+    )
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where}: found a message whose content is {type(content).__name__}; expected a text")
+    return {**message, "content": "\n".join(map(str, texts))}
 
 
 def _is_message(found: Any) -> bool:
@@ -116,7 +129,8 @@ def _string(path: Path, record: Record, key: str) -> str:
     if isinstance(value, str):
         return value
     found = type(value).__name__ if key in record.fields else "none"
-    raise DataError(f"{_where(path, record)}: found {found} as {key!r}, expected a string, as in the first row")
+    hint = "; a list of messages goes into one field, messages, with the answers in it" if found == "list" else ""
+    raise DataError(f"{_where(path, record)}: found {found} as {key!r}, expected a string{hint}")
 
 
 def _where(path: Path, record: Record) -> str:

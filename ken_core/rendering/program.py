@@ -110,15 +110,21 @@ def _compiled(text: str) -> Template:
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Render, and tell what went wrong; running out of memory leaves a process that must end."""
     try:
-        return {"text": _compiled(question["template"]).render(question["variables"])}
+        text = _compiled(question["template"]).render(question["variables"])
+        text.encode()  # half of a surrogate pair is no text
+        return {"text": text}
     except MemoryError:
         return {"error": "it takes too much memory", "raised": False, "last": True}
     except Raised as error:
-        return {"error": str(error)[:_LONGEST_REASON], "raised": True}
+        return {"error": _as_text(str(error)), "raised": True}
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         place = f" in line {line}" if (line := getattr(error, "lineno", None)) else ""
-        return {"error": f"{type(error).__name__}{place}: {lines[0]}"[:_LONGEST_REASON], "raised": False}
+        return {"error": _as_text(f"{type(error).__name__}{place}: {lines[0]}"), "raised": False}
+
+
+def _as_text(reason: str) -> str:
+    return reason[:_LONGEST_REASON].encode(errors="replace").decode()
 
 
 def main(seconds: float, memory: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from ken_core.delta import merge
 from ken_core.deltafile import open_file, read, write
 from ken_core.heads import graft
 from ken_core.resident import ResidentModel
+from ken_core.tokenization import Encoder
 from tests.ken_core.adapters import Made, make_adapter
+from tests.tiny_language_models import write_chat_tokenizer, write_language_model
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning:transformers")
@@ -304,3 +307,50 @@ def test_an_adapter_of_minilm_answers_as_peft_merges_it(minilm, tmp_path):
     delta = assert_answers_as_merged(made, dict(texts), tmp_path)
     assert len(delta.lowrank) == 12
     assert (tmp_path / "delta.ken").stat().st_size < 1 << 20
+
+
+# Adapters of language models
+
+
+@pytest.fixture(scope="module")
+def of_language_model(tmp_path_factory) -> Made:
+    folder = tmp_path_factory.mktemp("language")
+    base = write_language_model(folder / "base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    return make_adapter(base, AutoModelForCausalLM, config, folder / "lora")
+
+
+@pytest.mark.parametrize("settings_in_base", ["its own", "of its config", "none"])
+@pytest.mark.parametrize("own", [None, {"eos_token_id": 5, "do_sample": False}])
+def test_an_adapter_of_a_language_model_generates_as_its_folder_says_or_as_its_base(
+    of_language_model, tmp_path, settings_in_base, own
+):
+    base, adapter = (
+        Path(shutil.copytree(f, tmp_path / f.name)) for f in (of_language_model.base, of_language_model.folder)
+    )
+    if settings_in_base == "none":
+        (base / "generation_config.json").unlink()
+    elif settings_in_base == "its own":
+        (base / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    if own is not None:
+        (adapter / "generation_config.json").write_text(json.dumps(own))
+    opened = open_base(str(base))
+    delta = import_peft(adapter, opened)
+    assert delta.kind == "text-generation"
+    assert delta.generation == own
+    apply(opened, delta, tmp_path / "applied")
+    applied = AutoModelForCausalLM.from_pretrained(tmp_path / "applied")
+    batch = {"input_ids": torch.tensor([[5, 9, 30, 41]])}
+    with torch.no_grad():
+        assert torch.allclose(applied(**batch).logits, of_language_model.answers(batch), atol=1e-5)
+    ends = {"its own": [2, 3]}.get(settings_in_base, 2)
+    assert applied.generation_config.eos_token_id == (ends if own is None else 5)
+
+
+def test_an_adapter_may_bring_its_chat_template(of_language_model, tmp_path):
+    adapter = Path(shutil.copytree(of_language_model.folder, tmp_path / "lora"))
+    write_chat_tokenizer(adapter, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    base = open_base(str(of_language_model.base))
+    chat = Encoder.of(base, import_peft(adapter, base)).chat
+    assert chat is not None
+    assert chat.render([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]) == "ab"

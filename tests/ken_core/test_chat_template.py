@@ -222,6 +222,20 @@ def test_a_renderer_sees_nothing_of_the_environment(monkeypatch: pytest.MonkeyPa
     renderers.end()
 
 
+@pytest.mark.parametrize("half", ["\\ud800", "\\udfff", "a\\ud83d b"])
+def test_half_a_surrogate_pair_is_no_text_and_costs_no_process(half: str) -> None:
+    renderers = Renderers(1)
+    renderers.render("x", {})
+    process = renderers._idle[0]._process
+    with pytest.raises(TemplateError, match="fails on these messages: UnicodeEncodeError"):
+        renderers.render(f"{{{{ '{half}' }}}}", {})
+    with pytest.raises(TemplateError, match="refuses the messages"):
+        renderers.render(f"{{{{ raise_exception('{half}') }}}}", {})
+    assert renderers.render("{{ 1 }}", {}) == "1"
+    assert renderers._idle[0]._process is process
+    renderers.end()
+
+
 def test_many_threads_share_a_few_renderers() -> None:
     renderers = Renderers(2)
 

@@ -118,6 +118,12 @@ def test_a_folder_without_the_file_generates_by_its_config(base: Checkpoint, tmp
     assert settings_of(open_base(str(bare))) == settings_of(base)
 
 
+def test_an_empty_file_sets_nothing_whatever_the_config_says(base: Checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base.folder, tmp_path / "base"))
+    (folder / FILE).write_text("{}")
+    assert settings_of(open_base(str(folder))) == settings_of(open_tuned(str(folder))) == {}
+
+
 def test_keys_that_transformers_does_not_know_are_left_out(base: Checkpoint, tmp_path: Path) -> None:
     folder = tuned(base, tmp_path / "tuned", {**OWN, "chat_format": "chatml"})
     assert extracted(base, folder).generation == OWN

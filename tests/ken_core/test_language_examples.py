@@ -45,6 +45,12 @@ def test_csv_has_texts_and_completions(tmp_path: Path) -> None:
         read_language_examples(written(tmp_path, "messages", "a", name="data.csv"))
 
 
+def test_texts_of_a_message_are_joined_as_the_server_joins_them(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    found = read_language_examples(written(tmp_path, {"messages": [{"role": "user", "content": parts}, CHAT[1]]}))
+    assert found == [Conversation([{"role": "user", "content": "a\nb"}, CHAT[1]])]
+
+
 def test_labels_make_a_classifiers_data(tmp_path: Path) -> None:
     assert is_labelled(written(tmp_path, {"text": "a", "label": "x"}))
     assert is_labelled(written(tmp_path, "label,text", "x,a", name="data.csv"))
@@ -67,6 +73,12 @@ def test_labels_make_a_classifiers_data(tmp_path: Path) -> None:
         ([{"messages": CHAT}, {"messages": CHAT[1:]}], r"line 2: the first message has the role assistant"),
         ([{"messages": CHAT, "tools": {}}], r"line 1: found tools that are no list"),
         (["{"], r"line 1: expected a JSON object"),
+        (
+            [{"prompt": CHAT[:1], "completion": CHAT[1:]}],
+            r"line 1: found list as 'completion', .* goes into one field, messages",
+        ),
+        ([{"messages": [*CHAT, {"role": "user", "content": 3}]}], r"line 1: found a message whose content is int"),
+        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}, *CHAT]}], r"line 1: .* content is list"),
     ],
 )
 def test_a_row_of_another_form_is_refused_naming_its_line(tmp_path: Path, rows: list[Any], match: str) -> None:
