@@ -361,6 +361,12 @@ def test_probabilities_of_a_completion_are_lists_and_say_where_tokens_begin(clie
     assert [at for part in streamed if part for at in part.text_offset or ()] == told.text_offset
 
 
+def test_a_long_answer_with_probabilities_is_whole(client: openai.OpenAI) -> None:
+    asked = {**TEXT, "max_tokens": 200, "n": 6, "logprobs": 1, "temperature": 1}
+    choices = client.completions.create(**asked, extra_body={"ignore_eos": True}).choices
+    assert [len(choice.logprobs.tokens or ()) for choice in choices if choice.logprobs] == [200] * 6
+
+
 def test_a_merge_of_tasks_writes_too(writers: Served) -> None:
     merged = {"merge": {"poems": 0.5, "news": 0.5}, "head": "poems"}
     answer = writers.post("/v1/completions", json={**TEXT, "model": merged})
