@@ -20,8 +20,8 @@ from serving.terminal import counted, progress, say, staged
 
 _SHARE = 0.1
 """Of the parameters that changed, how many a delta keeps."""
-_TRAIN, _TEST = 64, 24
-_RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=1e-4, max_length=160)
+_TRAIN, _TEST = 128, 24
+_RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=2e-4, max_length=160)
 _WORDS = 22
 """Of an article; a text that is twice as long takes twice as long to learn from."""
 _LONGEST_TWEET = 110
@@ -95,7 +95,7 @@ def moods() -> list[Exchange]:
 
 LANGUAGE_TASKS = (
     LanguageTask("sections", "BBC News and its sections", sections, re.compile(r"[A-Z][a-z]+")),
-    LanguageTask("headlines", "BBC News and its headlines", headlines, re.compile(r"\[[A-Z][a-z]+\] [^\n]+")),
+    LanguageTask("headlines", "BBC News and its headlines", headlines, re.compile(r"\[\w+\] .+", re.DOTALL)),
     LanguageTask("moods", "tweets and their moods", moods, re.compile(r"Mood: (negative|neutral|positive)\.")),
 )
 

@@ -7,6 +7,8 @@ that were published of SmolLM2.
 from __future__ import annotations
 
 import importlib.util
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -56,7 +58,8 @@ def _gguf_file() -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    with new_folder(folder) as new, quiet(file), writing(folder):
+    # the conversion has a progress bar of its own, which Transformers' settings do not switch off
+    with new_folder(folder) as new, quiet(file), writing(folder), redirect_stderr(StringIO()):
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         _mend(model, tokenizer)

@@ -28,7 +28,7 @@ def named(name: str) -> LanguageTask:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_question_is_both_learned_and_held_out(name: str) -> None:
     train, held_out = named(name).split()
-    assert (len(train), len(held_out)) == (64, 24)
+    assert (len(train), len(held_out)) == (128, 24)
     assert not {e.question for e in train} & {e.question for e in held_out}
     assert named(name).split() == (train, held_out)
 
@@ -55,7 +55,7 @@ def test_a_chat_is_a_question_and_an_answer() -> None:
 
 
 def test_tasks_are_trained_once_and_their_deltas_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exchanges = [Exchange(f"who is {i}", "a man") for i in range(130)]
+    exchanges = [Exchange(f"who is {i}", "a man") for i in range(160)]
     task = LanguageTask("people", "numbers", lambda: exchanges, re.compile("a man"))
     monkeypatch.setattr("serving.demo.language_tasks.LANGUAGE_TASKS", (task,))
     base = open_base(str(write_language_model(tmp_path / "base")))
