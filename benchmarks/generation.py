@@ -114,7 +114,7 @@ def main() -> None:
         settings = {"base": str(model.base.folder), "namespace": "bench", "dtype": options.dtype}
         with _service(url, Path(name), settings) as service:
             prompts = _prompts(service, 24 if options.quick else 64)
-            turns = 2 if options.quick else 5
+            turns = 2 if options.quick else 3
             rows = _throughput(service, model, prompts, turns, options.dtype)
             rows += _first_token(service, prompts, turns)
             gap = _gap(service, prompts, turns)

@@ -27,7 +27,7 @@ from serving.pipelines.model_failure import told
 from serving.telemetry.metrics import Metrics
 from serving.tiers.loaded import Loaded
 
-_STEP_SECONDS = 0.25
+_STEP_SECONDS = 0.4
 """A step that makes others wait gets so many tokens of prompts as to end within this time."""
 _FEWEST = 16
 """Tokens of prompts that a step gets in any case."""
