@@ -51,6 +51,9 @@ from ken_core import (
     open_base,
     open_tuned,
 )
+from ken_core.decoding.choice import decoder_of
+from ken_core.decoding.decoder import Chunk
+from ken_core.decoding.few_rows import few_rows
 from ken_core.heads import Grafted, graft_split
 from serving.config import default_data_dir, load_settings
 from serving.demo.smollm2 import smollm2
@@ -260,9 +263,10 @@ def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dt
         "generate_batch with switches, 4 x 2": lambda: switching.run(prompts, _generate_batch),
     }
     found = _taking_turns(ways, turns)
+    switching.resident.revert()
     generated = {name: prompts.tokens * (1 if "x 1" in name else _SEQUENCES) for name in ways}
     rate = {name: generated[name] / seconds for name, seconds in found.items()}
-    rows = [Row(name, value, "tokens/s") for name, value in rate.items()]
+    rows = [Row(name, value, "tokens/s") for name, value in rate.items()] + _steps(switching, turns)
     over = {
         "batched": ("ken, 1 task x 8", "generate, 1 x 8"),
         "tasks": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
@@ -270,6 +274,29 @@ def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dt
     }
     bars = {bar.name: bar for bar in BARS}
     return rows + [bars[name].row(rate[one] / rate[other], other) for name, (one, other) in over.items()]
+
+
+def _steps(switching: Switching, turns: int) -> list[Row]:
+    """Decode steps of the backbone alone, with linear layers as torch asks for them and as `few_rows` does."""
+    backbone = switching.resident.backbone
+    decoder = decoder_of(backbone)
+    modules = list(backbone.modules())
+    rows = []
+    for texts in (1, 2, 4, 8, 16):
+        pasts = [decoder.start() for _ in range(texts)]
+        with torch.inference_mode():
+            for past in pasts:
+                decoder.step([Chunk(range(100, 164), past)])
+            ways = {"torch": [], "few rows": modules}
+            found: dict[str, list[float]] = {name: [] for name in ways}
+            for _ in range(4 * turns):
+                for name, changed in ways.items():
+                    with few_rows(changed):
+                        began = time.perf_counter()
+                        decoder.step([Chunk([5], past) for past in pasts])
+                        found[name].append(time.perf_counter() - began)
+        rows += [Row(f"a step of {texts}, {name}", statistics.median(s) * 1000, "ms") for name, s in found.items()]
+    return rows
 
 
 def _taking_turns(ways: Mapping[str, Callable[[], None]], turns: int) -> dict[str, float]:
