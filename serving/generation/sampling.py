@@ -189,7 +189,7 @@ def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
         before = found.values.cumsum(dim=-1) - found.values
         if before[-1] + found.values[-1] >= top_p:
             break
-    return found.indices[before < top_p]
+    return found.indices[: max(1, int((before < top_p).sum()))]
 
 
 def _drawn(scores: torch.Tensor, generator: torch.Generator) -> int:

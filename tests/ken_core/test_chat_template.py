@@ -200,7 +200,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+QUICK = ("nested loops", "a doubled string", "a repeated string", "deep nesting")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in HOSTILE]
+)
 def test_a_hostile_template_fails_alone(kind: str) -> None:
     renderers = Renderers(1)
     started = os.times()

@@ -16,10 +16,10 @@ from ken_core.calibration import calibrate
 from ken_core.checkpoint import open_base, open_tuned, wrap
 from ken_core.delta import Delta, apply
 from ken_core.deltafile import write
-from ken_core.errors import CheckpointError, DeltaFormatError, KenError, OutputError, OutputExistsError
+from ken_core.errors import CheckpointError, DeltaFormatError, KenError, OutputError, OutputExistsError, TrainingError
 from ken_core.examples import Example
 from ken_core.extraction import extract
-from ken_core.finetune import Recipe, TrainingError, finetune
+from ken_core.finetune import Recipe, finetune
 from ken_core.judges import Judges
 from ken_core.writing import new_file
 

@@ -18,6 +18,8 @@ from tests.decoder_architectures import ALONE, PACKED, write_decoder
 
 ARCHITECTURES = {name: sizes for name, sizes in {**PACKED, **ALONE}.items() if name != "llama4_text"}
 """Without the one whose causal language model puts its head into its backbone, so that no delta of it is made."""
+LIKE_OTHERS = ("qwen2", "phi3", "smollm3", "granite", "olmo2", "cohere2", "mixtral", "starcoder2", "gptj")
+"""Whose attention and positions others have, too."""
 
 
 def assert_greedy(written: Written, prompt: Sequence[int], output: Sequence[int], within: float = 1e-3) -> None:
@@ -101,7 +103,11 @@ def of_architecture(
     return make_service(base=str(base.folder), quantum_seconds=0.004), tasks
 
 
-@pytest.mark.parametrize("of_architecture", ARCHITECTURES, indirect=True)
+@pytest.mark.parametrize(
+    "of_architecture",
+    [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in ARCHITECTURES],
+    indirect=True,
+)
 def test_every_architecture(of_architecture: tuple[Service, dict[str, Written]]) -> None:
     """Alone the very tokens, several texts of two tasks by turns each its own, and the base is the base afterwards."""
     service, tasks = of_architecture

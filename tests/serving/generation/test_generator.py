@@ -276,9 +276,9 @@ def bad(match: str, at: str | None, **settings: Any) -> Any:
         bad("-1 at 0 is no token", "prompts.0", prompts=[TokenIds((-1,))]),
         bad("no token in it", "prompts.0", prompts=[TokenIds(())]),
         bad("no token in it", "prompts.1", prompts=["rain", ""]),
-        bad("4000 at 0 is no token", "stop_token_ids", stop_ids=(4000,)),
+        bad("4000 is no token of this task", "stop_token_ids", stop_ids=(4000,)),
         bad(
-            "4000 at 0 is no token",
+            "4000 is no token of this task",
             "logit_bias",
             sampling=SamplingParameters.model_validate({"logit_bias": {"4000": 1}}),
         ),

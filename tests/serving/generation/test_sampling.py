@@ -81,6 +81,11 @@ def test_the_tokens_that_may_be_drawn_are_those_that_transformers_leaves(
     torch.testing.assert_close(scores, left[ids])
 
 
+@pytest.mark.parametrize("asked", [{"top_p": 1e-300}, {"top_p": 1e-9}, {"min_p": 1.0}, {"top_k": 1}])
+def test_the_likeliest_token_is_always_left(asked: dict[str, Any]) -> None:
+    assert Sampler(decided(**asked), [])(LOGITS, []).id == 0
+
+
 def test_the_test_of_distributions_can_fail() -> None:
     found = drawn(decided(temperature=0.8))
     assert likelihood([found[i] for i in range(len(LOGITS))], LOGITS.softmax(dim=-1)) < 1e-6

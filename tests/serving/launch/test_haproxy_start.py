@@ -188,10 +188,10 @@ def test_a_change_may_take_longer_than_a_prediction(file: Path, binary: str) -> 
     "path",
     [
         "/v1/chat/completions",
-        "/v1/completions",
+        pytest.param("/v1/completions", marks=pytest.mark.slow),
         "/v1/tasks/news/generate",
-        "/models/a",
-        "/models/a/v1/chat/completions",
+        pytest.param("/models/a", marks=pytest.mark.slow),
+        pytest.param("/models/a/v1/chat/completions", marks=pytest.mark.slow),
     ],
 )
 def test_a_text_may_take_longer_than_a_prediction(path: str, file: Path, binary: str) -> None:

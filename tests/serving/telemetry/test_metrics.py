@@ -285,6 +285,7 @@ def test_every_label_has_few_values(busy: Service) -> None:
         "tier": tiers,
         "reason": reasons,
         "outcome": outcomes,
+        "finish": {"stop", "length", "unfinished"},
     }
     most = {"task": 2 + 2, "version": 2 * 2 + 1, "code": 20, "le": 24}
     values: dict[str, set[str]] = {}
