@@ -122,7 +122,7 @@ def main() -> None:
             rows += _first_token(service, prompts, turns)
             gap = _gap(service, prompts, turns)
         rows += _streaming(url, Path(name), settings, prompts, gap, turns)
-    title = f"Generation: SmolLM2-135M, {options.dtype}, {threads} threads"
+    title = f"Generation: SmolLM2-135M, {options.dtype}, {threads} threads{', quick' if options.quick else ''}"
     report(title, rows, options.json, [_table(title, rows), _bars(rows)])
 
 

@@ -28,7 +28,7 @@ def named(name: str) -> LanguageTask:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_question_is_both_learned_and_held_out(name: str) -> None:
     train, held_out = named(name).split()
-    assert (len(train), len(held_out)) == (128, 24)
+    assert (len(train), len(held_out)) == (160, 24)
     assert not {e.question for e in train} & {e.question for e in held_out}
     assert named(name).split() == (train, held_out)
 
