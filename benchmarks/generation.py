@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from benchmarks.bars import Bar
 from benchmarks.report import Row, plain_table, report, with_shared_options
+from benchmarks.turns import taking_turns
 from ken_core import (
     Attached,
     Budget,
@@ -262,7 +263,7 @@ def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dt
         "generate with switches, 4 x 2": lambda: switching.run(prompts, _generate),
         "generate_batch with switches, 4 x 2": lambda: switching.run(prompts, _generate_batch),
     }
-    found = _taking_turns(ways, turns)
+    found = taking_turns(ways, turns)
     switching.resident.revert()
     generated = {name: prompts.tokens * (1 if "x 1" in name else _SEQUENCES) for name in ways}
     rate = {name: generated[name] / seconds for name, seconds in found.items()}
@@ -297,17 +298,6 @@ def _steps(switching: Switching, turns: int) -> list[Row]:
                         found[name].append(time.perf_counter() - began)
         rows += [Row(f"a step of {texts}, {name}", statistics.median(s) * 1000, "ms") for name, s in found.items()]
     return rows
-
-
-def _taking_turns(ways: Mapping[str, Callable[[], None]], turns: int) -> dict[str, float]:
-    """Median seconds of each way, after one turn that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(turns + 1):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def _first_token(service: Service, prompts: Prompts, turns: int) -> list[Row]:

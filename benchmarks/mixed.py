@@ -18,8 +18,6 @@ that what else the machine does hits them alike; figures are medians.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +30,7 @@ from rich.table import Table
 from torch.nn import functional
 
 from benchmarks.report import Row, arguments, plain_table, report
+from benchmarks.turns import taking_turns
 from ken_core.bits import as_bits, pack_mask
 from ken_core.kernels import Segment, correction_for, pack
 from ken_core.kernels.correction import Correction, Shift, linear_shift
@@ -108,7 +107,7 @@ def _medians(batch: Batch, correction: Correction, turns: int) -> dict[str, floa
         "base": partial(functional.linear, x, weight),
         "large": partial(torch.mm, large, large),
     }
-    return _taking_turns(ways, turns)
+    return taking_turns(ways, turns)
 
 
 def _random_shift(rng: np.random.Generator, batch: Batch) -> Shift:
@@ -119,17 +118,6 @@ def _random_shift(rng: np.random.Generator, batch: Batch) -> Shift:
     shift = linear_shift(pack([Segment(0, pack_mask(mask), values)], _DTYPE, _CPU), 0, batch.shape)
     assert shift is not None
     return shift
-
-
-def _taking_turns(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Median seconds of each way, after one turn that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(turns + 1):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def _elements(batch: Batch) -> float:

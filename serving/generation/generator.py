@@ -104,7 +104,7 @@ class Generator:
     @property
     def most_tokens(self) -> int:
         """Tokens of one continuation, its prompt included, for which there is room."""
-        return self._schedule.room.tokens // self._decoder.block * self._decoder.block + 1
+        return self._schedule.room.longest
 
     def add(self, some: Sequence[Asking]) -> None:
         """Continue sequences, each of at most `most_tokens`.

@@ -35,6 +35,11 @@ class Room:
     tokens: int
     block: int
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a continuation that has room alone, its prompt included; the last one needs none."""
+        return self.tokens // self.block * self.block + 1
+
     def blocks(self, tokens: int) -> int:
         """Tokens that a part for so many takes."""
         return -(-tokens // self.block) * self.block
@@ -94,10 +99,6 @@ class Schedule(Generic[T]):
         yield from self._waiting
         for some in self._running.values():
             yield from some
-
-    def fits(self, tokens: int) -> bool:
-        """Whether a continuation of so many tokens has room if it is alone."""
-        return self.room.blocks(tokens) <= self.room.tokens
 
     def add(self, some: Iterable[Continuation[T]]) -> None:
         """Take continuations, each of which fits alone."""

@@ -146,7 +146,13 @@ def test_the_abandoned_and_the_late_free_their_room() -> None:
 
 @pytest.mark.parametrize(("prompt", "most", "fits"), [(1, 16, True), (1, 17, False), (16, 1, True), (17, 1, False)])
 def test_the_last_token_needs_no_room(prompt: int, most: int, fits: bool) -> None:
-    assert schedule(tokens=16).fits(one("a", prompt, most).longest) == fits
+    made = schedule(tokens=16)
+    assert (prompt + most <= made.room.longest) == fits
+    if fits:
+        made.add([one("a", prompt, most)])
+        for _ in range(most):
+            ended = run(made, made.plan("a", 99))
+        assert len(ended) == 1
 
 
 sequences = st.tuples(st.sampled_from("abc"), st.integers(1, 20), st.integers(1, 20))
