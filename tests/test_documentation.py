@@ -30,7 +30,11 @@ from tests.deploy.charts import CHART, needs_helm, rendered
 from tests.ken_core.adapters import make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "deploy/README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = [
+    *(page.name for page in sorted(ROOT.glob("*.md"))),
+    "deploy/README.md",
+    *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs").rglob("*.md"))),
+]
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
