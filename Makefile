@@ -11,7 +11,7 @@ export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
 # Hub look-ups never decide whether a test passes.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo demo-serve test test-full check unit e2e coverage docs bench format lock clean
+.PHONY: help install demo demo-serve test test-full check unit e2e coverage docs image bench format lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,7 @@ check: $(STAMP) docs  ## ruff, mypy, the documentation site and the workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 docs: $(STAMP)  ## the documentation site, into build/site
@@ -53,8 +53,14 @@ unit: $(STAMP) $(HELM)  ## tests that need no Ray
 e2e: $(STAMP)  ## tests that drive a real server
 	$(TEST_ENV) $(BIN)/pytest -m 'e2e and not slow'
 
+coverage: $(STAMP) $(HELM)  ## tests that need no Ray, with the lines that they run counted against the floor
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile --cov --cov-report=
+
 test-full: check $(HELM)  ## also the slow ones
 	$(TEST_ENV) $(BIN)/pytest
+
+image:  ## the image for CPU; TORCH_INDEX names an index of smaller wheels of torch
+	docker build -f deploy/docker/Dockerfile -t ken-serve:cpu --build-arg TORCH_INDEX=$(TORCH_INDEX) .
 
 bench: $(STAMP)  ## many tasks over HTTP, beside other servers (20 minutes, 17 GiB)
 	$(BIN)/python -m benchmarks.serving
