@@ -105,6 +105,18 @@ def test_links_within_the_repository_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_headline_figures_are_those_of_the_pages_that_they_link_to(page: str) -> None:
+    rows = re.findall(r"^\| .*\]\((.+?)#.+?\) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(rows) == 4
+    for line in re.findall(r"^\| .*#.*\|$", (ROOT / page).read_text(), re.MULTILINE):
+        (link,) = re.findall(r"\]\((.+?)#", line)
+        told = ((ROOT / page).parent / link).read_text()
+        figures = re.findall(r"\d[\d.,]*\d|\d", line.rpartition("[")[0])
+        assert figures
+        assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", told)] == []
+
+
 class TestTheOperatingPage:
     """Its names are the server's, and its figures those of the code and of the recorded runs."""
 

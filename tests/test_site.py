@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -129,3 +130,30 @@ def test_the_address_of_the_repository_is_the_same_everywhere() -> None:
 def test_a_readers_browser_asks_no_other_host() -> None:
     assert configuration()["theme"]["font"] is False
     assert not {"extra_css", "extra_javascript", "extra"} & configuration().keys()
+
+
+def templates() -> list[str]:
+    """The texts in the sources, with … for what is filled in."""
+    files = [path for package in ("ken_core", "serving") for path in (ROOT / package).rglob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    plain = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    filled = [
+        "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)  # type: ignore[misc]
+        for node in nodes
+        if isinstance(node, ast.JoinedStr)
+    ]
+    return plain + filled
+
+
+def test_every_message_on_the_page_of_troubles_is_one_of_the_sources() -> None:
+    text = (ROOT / "docs/howto/troubleshooting.md").read_text()
+    messages = [message for message in first_cells(ROOT / "docs/howto/troubleshooting.md") if " " in message]
+    assert len(messages) >= 20
+    assert len(messages) == len(re.findall(r"^\| `", text, re.MULTILINE))
+    known = templates()
+
+    def is_there(message: str) -> bool:
+        fixed = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("…")), re.DOTALL)
+        return any(fixed.search(template) for template in known)
+
+    assert [message for message in messages if not is_there(message)] == []
