@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from serving.api import (
+    cohere,
     docs_page,
     document,
     failures,
@@ -43,6 +44,7 @@ PROTOCOLS = (
     openai_generation.PROTOCOL,
     huggingface.PROTOCOL,
     tei.PROTOCOL,
+    cohere.PROTOCOL,
     kserve.PROTOCOL,
 )
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
