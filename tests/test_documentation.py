@@ -117,6 +117,35 @@ def test_headline_figures_are_those_of_the_pages_that_they_link_to(page: str) ->
         assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", told)] == []
 
 
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", ".github/PULL_REQUEST_TEMPLATE.md"])
+def test_make_targets_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"(?:`|^)make ([a-z][a-z0-9-]*)", (ROOT / page).read_text(), re.MULTILINE))
+    assert named
+    assert named - make_targets() == set()
+
+
+@pytest.mark.parametrize("workflow", sorted(path.name for path in (ROOT / ".github/workflows").glob("*.yml")))
+def test_a_workflow_does_its_work_by_make_targets(workflow: str) -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows" / workflow).read_text())["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    called = [run.split()[1] for run in runs if run.startswith("make ")]
+    assert called
+    assert set(called) - make_targets() == set()
+
+
+def test_files_that_contributors_and_reporters_are_sent_to_exist() -> None:
+    for page in ("CONTRIBUTING.md", "SECURITY.md"):
+        named = re.findall(
+            r"`((?:ken_core|serving|tests|benchmarks|deploy|docs)/[\w./*-]*)`", (ROOT / page).read_text()
+        )
+        assert named
+        assert [path for path in named if not list(ROOT.glob(path.rstrip("/")))] == []
+
+
 class TestTheOperatingPage:
     """Its names are the server's, and its figures those of the code and of the recorded runs."""
 
