@@ -13,7 +13,7 @@ export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
 # Hub look-ups never decide whether a test passes.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo demo-serve test test-full check unit e2e coverage docs image bench format lock clean
+.PHONY: help install demo demo-serve test test-full check unit e2e coverage docs image bench dist format lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,12 @@ image:  ## the image for CPU; TORCH_INDEX names an index of smaller wheels of to
 bench: $(STAMP)  ## many tasks over HTTP, beside other servers (20 minutes, 17 GiB)
 	$(BIN)/python -m benchmarks.serving
 
+dist: $(STAMP)  ## build ken-serve and ken-serve-client into dist/, and check what they say of themselves
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist deploy/client
+	$(BIN)/twine check --strict dist/*
+
 format: $(STAMP)  ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -77,4 +83,4 @@ lock: $(STAMP)  ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^triton==' | sed -E 's/\+cpu$$//' > constraints.txt
 
 clean:  ## remove what was installed and built, not what was trained
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info deploy/client/build deploy/client/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError
 
+from serving.data_dir import default_data_dir
 from serving.errors import StartError
 from serving.security.signatures import TrustedKeys
 
@@ -26,11 +27,6 @@ MIB = 1 << 20
 _NOT_FOR_REPLICAS = {"replicas", "port", "drain_seconds", "max_connections", "max_connections_per_source"}
 """What only the launcher, Serve or HAProxy reads."""
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
-
-
-def default_data_dir() -> Path:
-    """``$XDG_DATA_HOME/ken``, by default ``~/.local/share/ken``."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "ken"
 
 
 class Settings(BaseSettings):

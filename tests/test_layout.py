@@ -34,7 +34,7 @@ FLOORS = (
     "config",
     "security",
     "admission names",
-    "addresses errors incoming popularity terminal",
+    "addresses data_dir errors incoming popularity terminal",
     "ken_core",
 )
 """From top to bottom, the folders and files of `serving`, and `ken_core`. Each may import from the floors below it, so

@@ -122,9 +122,9 @@ def test_a_link_to_nothing_ends_the_build() -> None:
 
 
 def test_the_address_of_the_repository_is_the_same_everywhere() -> None:
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
-    assert configuration()["repo_url"] == urls["Repository"]
-    assert configuration()["site_url"].rstrip("/") == urls["Documentation"].rstrip("/")
+    for project in ("pyproject.toml", "deploy/client/pyproject.toml"):
+        urls = tomllib.loads((ROOT / project).read_text())["project"]["urls"]
+        assert (urls["Homepage"], urls["Documentation"]) == (configuration()["repo_url"], configuration()["site_url"])
 
 
 def test_a_readers_browser_asks_no_other_host() -> None:

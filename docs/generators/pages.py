@@ -60,5 +60,5 @@ def in_repository(path: str) -> str:
     """
     if not (ROOT / path).exists():
         raise FileNotFoundError(f"a page links to {path}, which is not in the repository; correct the link")
-    address = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Homepage"]
     return f"{address}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
