@@ -9,6 +9,7 @@ import sys
 import typer
 
 from serving.cli import (
+    adding,
     adopt_store,
     calibrating,
     generating,
@@ -33,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 weights.add_to(app)
+adding.add_to(app)
 merging.add_to(app)
 calibrating.add_to(app)
 viz.add_to(app)
