@@ -37,15 +37,16 @@ def same_answers(
     """
     if kind == "feature-extraction":
         ours, theirs = (answers["last_hidden_state"][mask].float() for answers in (first, second))
-        cosines: torch.Tensor = torch.cosine_similarity(ours, theirs, dim=-1)
-        return cosines >= SAME_DIRECTION
+        alike: torch.Tensor = torch.cosine_similarity(ours, theirs, dim=-1) >= SAME_DIRECTION
+        return alike
     if kind == "question-answering":
         starts, ends = (_best(_tokens(first[end], mask)) == _best(_tokens(second[end], mask)) for end in _ENDS)
         return starts & ends
     ours, theirs = (answers["logits"].float() for answers in (first, second))
     if kind == "text-classification":
         if config.problem_type == "multi_label_classification":
-            return ((ours > 0) == (theirs > 0)).all(dim=-1)
+            same: torch.Tensor = (ours > 0) == (theirs > 0)
+            return same.all(dim=-1)
         return _best(ours) == _best(theirs)
     return _best(ours[mask]) == _best(theirs[mask])
 

@@ -12,9 +12,11 @@ from serving.cli import (
     adding,
     adopt_store,
     calibrating,
+    evaluating,
     generating,
     keys,
     merging,
+    predicting,
     routes,
     server,
     signing,
@@ -44,6 +46,8 @@ keys.add_to(app)
 signing.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
+evaluating.add_to(app)
+predicting.add_to(app)
 server.add_to(app)
 
 

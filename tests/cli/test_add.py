@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.running import ADMIN, Ken, facts
+from tests.cli.running import Ken, facts
 
 TEXTS = ["a good film", "what a boring film", "how many actors", "who was the king", "a bad price", "the city"]
 
@@ -48,17 +48,15 @@ def test_many_fine_tunes_become_tasks_in_one_call(
         )
 
 
-def test_a_task_and_its_folder_are_added_through_a_server(
-    ken: Ken, url: str, tiny_base: Path, tiny_tuned: dict[str, Path], labelled: Path, monkeypatch: pytest.MonkeyPatch
+def test_accuracies_are_shown_where_the_texts_have_labels(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], labelled: Path
 ) -> None:
-    monkeypatch.setenv("KEN_API_KEY", ADMIN)
     command = ("add", "feeling", tiny_tuned["mood"], "--base", tiny_base, "--keep", "1", "--text", labelled)
-    ended = ken(*command, "--url", url, "--alias", "canary", "--wait", "10")
+    ended = ken(*command, "--alias", "canary")
     assert ended.returncode == 0, ended.stderr
     assert "feeling@canary is" in ended.stderr
-    assert "100.0%" in ended.stdout
-    assert "6 texts" in ended.stdout
-    assert "accuracy" in ended.stdout
+    for part in ("100.0%", "6 texts", "accuracy", "fine-tune's"):
+        assert part in ended.stdout
 
 
 def test_one_that_fails_leaves_the_others_alone(

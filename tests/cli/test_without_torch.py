@@ -84,6 +84,16 @@ def test_commands_through_a_server_import_no_torch(ken: Ken, url: str, files: li
     run_all([[*command, "--url", url] for command in on_tasks_and_keys(ken, files)])
 
 
+def test_answers_of_a_server_are_read_and_judged_without_torch(
+    ken: Ken, url: str, files: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "dev.jsonl"
+    data.write_text('{"text": "a good film", "label": "good"}\n')
+    asked = ["judged", "--url", url, "--data", str(data)]
+    predict = ["predict", *asked, "--out", str(tmp_path / "answers.jsonl")]
+    run_all([["publish", "judged", files[0], "--url", url, "--wait", "5"], predict, ["eval", *asked, "--json"]])
+
+
 def test_commands_on_delta_files_that_decode_nothing_import_no_torch(files: list[str], tmp_path: Path) -> None:
     key = str(tmp_path / "signing.pem")
     run_all([["signing-key", "create", key], ["sign", files[0], "--key", key], ["inspect", files[0], "--tensors"]])
