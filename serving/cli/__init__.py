@@ -12,6 +12,7 @@ from serving.cli import (
     adding,
     adopt_store,
     calibrating,
+    differing,
     evaluating,
     generating,
     keys,
@@ -47,6 +48,7 @@ signing.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
 evaluating.add_to(app)
+differing.add_to(app)
 predicting.add_to(app)
 server.add_to(app)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from ken_core.errors import DataError
 from serving.cli.answering import Answerer, Given, answerer, in_order
@@ -160,7 +161,7 @@ def _show(target: Target, digest: str, data: Path, found: ClassificationReport, 
     columns = ["label", "precision", "recall", "F1", "examples", "answers"]
     rows = [
         [
-            one.label,
+            escape(one.label),
             f"{one.precision:.3f}",
             f"{one.recall:.3f}",
             f"{one.f1:.3f}",

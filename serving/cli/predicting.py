@@ -7,21 +7,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import orjson
 import typer
 
-from ken_core.errors import DataError
 from serving.cli.answering import Answerer, Given, answerer, in_order, refuse_if_all_fail
+from serving.cli.input_lines import INPUTS_HELP, read_inputs
 from serving.cli.options import DataDir, Namespace, Overwrite, RedisUrl, Url
 from serving.cli.outputs import check_output_file
 from serving.cli.predicted_file import PredictedFile, as_lines, sha256_of
 from serving.cli.targets import LocalBase, TargetArgument, target_of
 from serving.terminal import counted, error_line, progress, say
-
-if TYPE_CHECKING:
-    from ken_core.records import Record
 
 _STDIN = Path("/dev/stdin")
 
@@ -34,13 +31,7 @@ def add_to(app: typer.Typer) -> None:
 def predict(
     context: typer.Context,
     target: TargetArgument,
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="JSON lines, CSV or TSV with the field `text`, and `text_pair` for pairs; or with `question` and "
-            "`context`; or JSON lines with `inputs`, any input as the server takes it. - reads JSON lines from stdin"
-        ),
-    ],
+    data: Annotated[Path, typer.Option(help=f"{INPUTS_HELP}. - reads JSON lines from stdin")],
     out: Annotated[Path, typer.Option(help="file to write, JSON lines; - writes to stdout")],
     base: LocalBase = None,
     kind: Annotated[
@@ -73,7 +64,7 @@ def predict(
         raise typer.BadParameter("stdout cannot be resumed; give a file as --out", param_hint="--resume")
     if not (to_stdout or resume):
         check_output_file(out, "--out", overwrite)
-    lines, inputs = _read(_STDIN if str(data) == "-" else data)
+    lines, inputs = read_inputs(_STDIN if str(data) == "-" else data)
     written = None if to_stdout else PredictedFile(out)
 
     async def run() -> list[bool]:
@@ -146,32 +137,6 @@ def _row(line: int, given: Given, digest: str) -> dict[str, Any]:
         return {"line": line, "error": given.error, "digest": digest}
     cut = {"truncated": True} if given.truncated else {}
     return {"line": line, "output": given.output, **cut, "digest": digest}
-
-
-def _read(path: Path) -> tuple[list[int], list[Any]]:
-    """The numbers of the lines that hold inputs, and the inputs."""
-    from ken_core.records import read_records
-
-    rows = read_records(path).rows
-    if not rows:
-        raise DataError(f"{path} holds no inputs")
-    return [row.line for row in rows], [_input(path, row) for row in rows]
-
-
-def _input(path: Path, row: Record) -> Any:
-    fields = row.fields
-    if "inputs" in fields:
-        return fields["inputs"]
-    for names in (("question", "context"), ("query", "texts")):
-        if fields.keys() >= set(names):
-            return {name: fields[name] for name in names}
-    if "text" not in fields:
-        raise DataError(
-            f"{path}, line {row.line}: found {', '.join(fields) or 'no field'}; expected `text`, `question` and "
-            "`context`, `query` and `texts`, or `inputs`"
-        )
-    pair = fields.get("text_pair")
-    return fields["text"] if pair is None else {"text": fields["text"], "text_pair": pair}
 
 
 def _parsed(parameters: str | None) -> dict[str, Any]:

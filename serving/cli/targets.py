@@ -55,9 +55,13 @@ class Target:
         return self.name.partition("@")[2] or "live"
 
 
-def target_of(name: str, context: typer.Context, url: str | None) -> Target:
+def target_of(name: str, context: typer.Context | None = None, url: str | None = None) -> Target:
     """What a name means, by this rule: a place on the command line (`--url`, `--redis-url`, `--data-dir`) makes it a
     task; else what exists is a file or folder; else what can be a task's name is a task, of the server if one is named.
+
+    Args:
+        context: of the command; None: files and tasks may stand side by side, so no option makes a name a task.
+        url: of the server; None: the store's tasks are meant.
 
     Raises:
         typer.BadParameter: it is none of these.
@@ -80,13 +84,13 @@ def target_of(name: str, context: typer.Context, url: str | None) -> Target:
     return Target(name, "served" if url and not _names_a_store(context, given) else "stored")
 
 
-def _names_a_store(context: typer.Context, given: str | None) -> bool:
+def _names_a_store(context: typer.Context | None, given: str | None) -> bool:
     """Whether the command line names a store, which then counts more than a server that the environment names."""
     return given in ("redis_url", "data_dir") and not _on_the_command_line(context, "url")
 
 
-def _on_the_command_line(context: typer.Context, option: str) -> bool:
-    source = context.get_parameter_source(option)
+def _on_the_command_line(context: typer.Context | None, option: str) -> bool:
+    source = None if context is None else context.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
 
 
