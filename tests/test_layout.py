@@ -26,7 +26,7 @@ FLOORS = (
     "replica",
     "generation",
     "engine",
-    "tiers",
+    "local tiers",
     "pipelines tasks",
     "client store workers",
     "placement routing",

@@ -10,11 +10,15 @@ from typing import Annotated
 import typer
 
 from serving.cli import (
+    adding,
     adopt_store,
     calibrating,
+    differing,
+    evaluating,
     generating,
     keys,
     merging,
+    predicting,
     routes,
     server,
     signing,
@@ -34,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 weights.add_to(app)
+adding.add_to(app)
 merging.add_to(app)
 calibrating.add_to(app)
 viz.add_to(app)
@@ -43,6 +48,9 @@ keys.add_to(app)
 signing.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
+evaluating.add_to(app)
+differing.add_to(app)
+predicting.add_to(app)
 server.add_to(app)
 
 _INTERRUPTED = 130

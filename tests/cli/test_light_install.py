@@ -145,6 +145,17 @@ def test_commands_through_a_server_run_with_what_the_client_brings(
     run_all(brought, [[*command, "--url", url] for command in on_tasks_and_keys(ken, files)])
 
 
+def test_answers_of_a_server_are_read_and_judged_with_what_the_client_brings(
+    ken: Ken, url: str, files: list[str], tmp_path: Path, brought: list[str]
+) -> None:
+    data = tmp_path / "dev.jsonl"
+    data.write_text('{"text": "a good film", "label": "good"}\n')
+    asked = ["judged", "--url", url, "--data", str(data)]
+    predict = ["predict", *asked, "--out", str(tmp_path / "answers.jsonl")]
+    publish = ["publish", "judged", files[0], "--url", url, "--wait", "5"]
+    run_all(brought, [publish, predict, ["eval", *asked, "--json"]])
+
+
 def test_commands_that_decode_no_delta_run_with_what_the_client_brings(
     files: list[str], tmp_path: Path, brought: list[str]
 ) -> None:
