@@ -13,6 +13,7 @@ from serving.cli import (
     adopt_store,
     calibrating,
     generating,
+    hub,
     keys,
     merging,
     routes,
@@ -41,6 +42,7 @@ tasks.add_to(app)
 routes.add_to(app)
 keys.add_to(app)
 signing.add_to(app)
+hub.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
 server.add_to(app)

@@ -13,6 +13,7 @@ from serving.terminal import say
 
 if TYPE_CHECKING:
     from serving.cli.backend import Backend
+    from serving.store import Store
 
 
 @contextmanager
@@ -54,14 +55,22 @@ def _opened(url: str | None, redis_url: str | None, data_dir: Path | None, names
             yield server
         return
     from serving.cli.direct import StoreBackend
+
+    with open_store(redis_url, data_dir, namespace) as store:
+        yield StoreBackend(store)
+
+
+@contextmanager
+def open_store(redis_url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
+    """The store at `redis_url`, else the embedded store, which is made if there is none."""
     from serving.store import Store
     from serving.store.embedded import embedded_store
 
     if redis_url:
-        yield StoreBackend(Store(redis_url, namespace))
+        yield Store(redis_url, namespace)
         return
     with embedded_store(data_dir or default_data_dir()) as embedded:
-        yield StoreBackend(Store(embedded, namespace))
+        yield Store(embedded, namespace)
 
 
 def _check_there(data_dir: Path) -> None:
