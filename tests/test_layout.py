@@ -28,7 +28,7 @@ FLOORS = (
     "engine",
     "local tiers",
     "pipelines tasks",
-    "client store workers",
+    "client hub store workers",
     "placement routing",
     "telemetry",
     "config",

@@ -16,6 +16,7 @@ from serving.cli import (
     differing,
     evaluating,
     generating,
+    hub,
     keys,
     merging,
     predicting,
@@ -46,6 +47,7 @@ tasks.add_to(app)
 routes.add_to(app)
 keys.add_to(app)
 signing.add_to(app)
+hub.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
 evaluating.add_to(app)

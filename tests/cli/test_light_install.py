@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 
 from serving.cli.distribution import contradiction, missing_module, version_line
 from tests.cli.running import ADMIN, Ken, facts
+from tests.hub_stand_in import HubStandIn
+from tests.serving.listening import listening
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("IPython", "fastapi", "matplotlib", "numba", "pandas", "ray", "torch", "transformers", "uvicorn")
@@ -102,11 +104,11 @@ def run_light(code: str, *arguments: str, **environment: str) -> subprocess.Comp
     )
 
 
-def run_all(brought: list[str], commands: list[list[str]]) -> None:
+def run_all(brought: list[str], commands: list[list[str]], **environment: str) -> None:
     """Run commands one after another in a process of their own; each must end as it should."""
     # the store that a server knows is not one to adopt
     expected = [(command, int(command[0] == "adopt-store")) for command in commands]
-    ended = run_light(RUN_ALL, json.dumps(brought), json.dumps(expected))
+    ended = run_light(RUN_ALL, json.dumps(brought), json.dumps(expected), **environment)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -164,6 +166,15 @@ def test_commands_that_decode_no_delta_run_with_what_the_client_brings(
     run_all(brought, [*made, ["--help"], ["publish", "--help"]])
     public = json.loads(Path(f"{files[0]}.sig").read_text())[0]["key"]
     run_all(brought, [["verify", files[0], "--trusted-keys", public]])
+
+
+def test_push_and_pull_run_with_what_the_client_brings(files: list[str], tmp_path: Path, brought: list[str]) -> None:
+    hub, out = HubStandIn(), tmp_path / "out.ken"
+    with listening(hub.app) as url:
+        environment = {"HF_ENDPOINT": url, "HF_TOKEN": "me-token", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        commands = [["push", files[0], "me/deltas"], ["pull", "me/deltas", "--out", str(out)]]
+        run_all(brought, commands, HF_HOME=str(tmp_path / "home"), **environment)
+    assert out.read_bytes() == Path(files[0]).read_bytes()
 
 
 @pytest.mark.parametrize("code", ["import serving.client", "from serving.cli import main; main(['--help'])"])
