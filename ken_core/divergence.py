@@ -25,15 +25,16 @@ _ENDS = ("start_logits", "end_logits")
 _NEVER = -1e4
 """A logit of what cannot be; infinities would give NaN."""
 _BY_TOKEN = ("token-classification", "text-generation", "fill-mask")
-_COMPARABLE = (*_BY_TOKEN, "text-classification", "question-answering", "feature-extraction")
+COMPARABLE = (*_BY_TOKEN, "text-classification", "question-answering", "feature-extraction")
+"""The kinds of tasks whose answers can be compared."""
 
 
 def check_comparable(kind: str) -> None:
     """Raise `CheckpointError` unless `divergence` is known for tasks of this kind."""
-    if kind not in _COMPARABLE:
+    if kind not in COMPARABLE:
         raise CheckpointError(
-            f"answers of the kind {kind!r} cannot be compared, so such a delta is not distilled; distillation knows "
-            f"{', '.join(_COMPARABLE)}"
+            f"answers of the kind {kind!r} cannot be compared, so such a delta is neither distilled nor checked; known "
+            f"are {', '.join(COMPARABLE)}"
         )
 
 

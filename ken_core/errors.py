@@ -29,6 +29,10 @@ class CalibrationError(KenError):
     """There is nothing to choose from, too little text to judge by, or no delta for which the promise can be made."""
 
 
+class CheckError(KenError):
+    """A delta's answers agree too little with those of the fine-tune that it was made of."""
+
+
 class DeltaFormatError(KenError):
     """A delta file is damaged, hostile, or of a version this reader does not know."""
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ken_core.errors import DataError
 from ken_core.labels import Label
 from ken_core.records import Record, Records, header_error, read_records
-from ken_core.tokenization import Input
+
+if TYPE_CHECKING:  # needs torch, and reading does not
+    from ken_core.tokenization import Input
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.config import default_data_dir
+from serving.data_dir import default_data_dir
 from serving.terminal import say
 
 if TYPE_CHECKING:
     from serving.cli.backend import Backend
+    from serving.store import Store
 
 
 @contextmanager
@@ -54,14 +55,30 @@ def _opened(url: str | None, redis_url: str | None, data_dir: Path | None, names
             yield server
         return
     from serving.cli.direct import StoreBackend
+
+    with _store(redis_url, data_dir, namespace) as store:
+        yield StoreBackend(store)
+
+
+@contextmanager
+def open_store(redis_url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
+    """The store itself: at `redis_url`, else the embedded store. Arguments and errors as of `open_backend`."""
+    if not redis_url:
+        _check_there(data_dir or default_data_dir())
+    with _store(redis_url, data_dir, namespace) as store:
+        yield store
+
+
+@contextmanager
+def _store(redis_url: str | None, data_dir: Path | None, namespace: str) -> Iterator[Store]:
     from serving.store import Store
     from serving.store.embedded import embedded_store
 
     if redis_url:
-        yield StoreBackend(Store(redis_url, namespace))
+        yield Store(redis_url, namespace)
         return
     with embedded_store(data_dir or default_data_dir()) as embedded:
-        yield StoreBackend(Store(embedded, namespace))
+        yield Store(embedded, namespace)
 
 
 def _check_there(data_dir: Path) -> None:

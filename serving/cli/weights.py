@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from serving.cli.delta_facts import facts, per_tensor
+from serving.cli.making import (
+    CodecOption,
+    DistilOption,
+    EnergyOption,
+    FitOption,
+    KeepOption,
+    KOption,
+    MethodOption,
+    ScopeOption,
+    SeedOption,
+    SizeOption,
+    delta_recipe,
+)
 from serving.cli.options import (
     BaseOption,
     CastOption,
@@ -21,7 +33,8 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file, check_output_folder
-from serving.cli.selecting import bytes_of, check_text, codecs_of, method_of, selection, tensor_filter
+from serving.cli.panels import DELTAS, FILES
+from serving.cli.selecting import check_text
 from serving.cli.show_delta import show, show_written
 from serving.cli.training import Data, train_classifier, train_language_model
 from serving.terminal import say, staged
@@ -31,8 +44,9 @@ _DEV_SHARE = 0.1
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (finetune, extract, import_peft, apply, inspect):
-        app.command()(command)
+    for command in (finetune, extract, import_peft, apply):
+        app.command(rich_help_panel=DELTAS)(command)
+    app.command(rich_help_panel=FILES)(inspect)
 
 
 def finetune(
@@ -82,56 +96,15 @@ def extract(
     base: BaseOption,
     tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint")],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="svd (the default), which keeps the largest singular components of what fine-tuning added; or how "
-            "single parameters are ranked: magnitude (the default with --keep and --k), ken, ken-grid, ken-shift, "
-            "random"
-        ),
-    ] = None,
-    keep: Annotated[
-        float | None,
-        typer.Option(help="fraction of the parameters to keep, bit for bit unless --codec says otherwise"),
-    ] = None,
-    file_size: Annotated[
-        str | None,
-        typer.Option("--size", help="most bytes of the file, such as 1MB or 500kB; default about 1/45 of the base"),
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="with svd, in place of --size: share of the energy of what fine-tuning added, such as 0.9"),
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option(
-            help="rank over all tensors (global) or within each row (row); default global where the method allows it"
-        ),
-    ] = None,
-    k: Annotated[int | None, typer.Option("--k", help="parameters to keep in each row, in place of --keep")] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            help="how values are stored: zstd or raw, or lossy as int8, int4 or sign; default zstd, with svd int4"
-        ),
-    ] = None,
-    fit: Annotated[
-        bool,
-        typer.Option(
-            "--fit",
-            help="scale kept values so that they do best on the texts of --text, or on random tokens without it; takes "
-            "seconds",
-        ),
-    ] = False,
-    distil: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="STEPS",
-            help="train the delta's values for so many steps, such as 100, so that answers to the texts of --text come "
-            "close to the fine-tune's; takes minutes",
-        ),
-    ] = None,
+    method: MethodOption = None,
+    keep: KeepOption = None,
+    file_size: SizeOption = None,
+    energy: EnergyOption = None,
+    scope: ScopeOption = None,
+    k: KOption = None,
+    codec: CodecOption = None,
+    fit: FitOption = False,
+    distil: DistilOption = None,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -143,7 +116,7 @@ def extract(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     outside: OutsideOption = "reset",
-    seed: Annotated[int, typer.Option(help="seed of the method random and of --distil")] = 0,
+    seed: SeedOption = 0,
     cast: CastOption = False,
     ignore_config: IgnoreConfigOption = None,
     overwrite: Overwrite = False,
@@ -153,39 +126,19 @@ def extract(
 
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
-    from ken_core import Delta, Extraction, deltafile, open_base, open_tuned
-    from ken_core.distillation import distil as distilled
+    from ken_core import open_base, open_tuned
     from ken_core.examples import read_texts
-    from ken_core.file_size import usual_bytes, write_within
-    from ken_core.scales import fit_scales
 
-    tensors = tensor_filter(only, include, exclude, outside)
-    named = method_of(method, keep, k)
-    (stored,) = codecs_of([codec or ("int4" if named == "svd" else "zstd")])
-    most = bytes_of(named, stored, file_size, energy, scope, keep is not None or k is not None)
-    chosen = partial(selection, named, keep, scope, k, seed, tensors, energy)
-    chosen(nbytes=0)  # checks the options before anything is opened
-    check_text(named, text, fit=fit, distil=distil is not None)
+    recipe = delta_recipe(
+        method=method, keep=keep, file_size=file_size, energy=energy, scope=scope, k=k, codec=codec, fit=fit,
+        distil=distil, only=only, include=include, exclude=exclude, outside=outside, seed=seed, cast=cast,
+        ignore_config=ignore_config,
+    )  # fmt: skip
+    check_text(recipe.chosen(0).method, text, fit=fit, distil=distil is not None)
     check_output_file(out_file, "--out", overwrite)
     texts = None if text is None else read_texts(text)[0]
-    ours, theirs = open_base(base), open_tuned(tuned)
     with staged() as watch:
-
-        def refined(delta: Delta) -> Delta:
-            scaled = fit_scales(ours, theirs, delta, texts, watch) if fit else delta
-            if distil is None:
-                return scaled
-            return distilled(ours, theirs, scaled, texts or (), distil, codec=stored, seed=seed, progress=watch)
-
-        extraction = Extraction(ours, theirs, cast=cast, ignore_config=ignore_config or (), progress=watch)
-        if most is None:
-            found = refined(extraction.delta(chosen(nbytes=usual_bytes(ours)), stored))
-            file = deltafile.write(found, ours, out_file, stored, progress=watch)
-        else:
-            found, file = write_within(
-                extraction, ours, most, out_file, stored, method=chosen(nbytes=0).method, tensors=tensors,
-                refine=refined, progress=watch,
-            )  # fmt: skip
+        found, file = recipe.make(open_base(base), open_tuned(tuned), out_file, texts, watch)
     show_written(file, found.warnings, as_json)
 
 

@@ -1,0 +1,352 @@
+"""The command ``ken add``: from the folders of fine-tunes to published tasks, each checked before it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.cli.added import Added, show
+from serving.cli.making import (
+    CodecOption,
+    DeltaRecipe,
+    DistilOption,
+    EnergyOption,
+    FitOption,
+    KeepOption,
+    KOption,
+    MethodOption,
+    ScopeOption,
+    SeedOption,
+    SizeOption,
+    delta_recipe,
+)
+from serving.cli.opening import open_or_make_backend
+from serving.cli.options import (
+    Alias,
+    AllowOtherLabels,
+    BaseOption,
+    CastOption,
+    DataDir,
+    ExcludeOption,
+    IgnoreConfigOption,
+    IncludeOption,
+    JsonFlag,
+    Namespace,
+    OnlyOption,
+    OutsideOption,
+    RedisUrl,
+    Url,
+    Wait,
+)
+from serving.cli.outcome import recorded, tell_pending
+from serving.cli.outputs import check_output_folder
+from serving.cli.panels import DELTAS
+from serving.terminal import counted, error_line, progress, say, warn
+
+if TYPE_CHECKING:
+    from ken_core import Checkpoint
+    from ken_core.fidelity import Checker, Fidelity
+    from ken_core.labels import Label
+    from ken_core.progress import Progress, Stage
+    from ken_core.tokenization import Input
+    from serving.cli.backend import Backend
+
+_CHECKING_SHARE = 0.2
+"""Of the texts, where the others train the delta's values."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(rich_help_panel=DELTAS)(add)
+
+
+def add(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK FOLDER | TASK=FOLDER...",
+            help="tasks, each with the folder or hub name of its fine-tune; of a Trainer's output folder the best "
+            "checkpoint is taken",
+            show_default=False,
+        ),
+    ],
+    base: BaseOption,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FILE, or TASK=FILE, repeatable: texts to check answers on, as JSON lines, CSV or TSV with the field "
+            "`text`, and `label` to see both accuracies; with --fit or --distil a fifth of them checks, the others "
+            "train. Default: texts of random tokens"
+        ),
+    ] = None,
+    least_agreement: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="least share of answers that must be the fine-tune's; a delta below it is not published",
+        ),
+    ] = 0.9,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="new folder to keep the delta files in, as TASK.ken")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="extract and check, but publish nothing")] = False,
+    method: MethodOption = None,
+    keep: KeepOption = None,
+    file_size: SizeOption = None,
+    energy: EnergyOption = None,
+    scope: ScopeOption = None,
+    k: KOption = None,
+    codec: CodecOption = None,
+    fit: FitOption = False,
+    distil: DistilOption = None,
+    only: OnlyOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    outside: OutsideOption = "reset",
+    seed: SeedOption = 0,
+    cast: CastOption = False,
+    ignore_config: IgnoreConfigOption = None,
+    alias: Alias = "live",
+    allow_other_labels: AllowOtherLabels = False,
+    url: Url = None,
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+    namespace: Namespace = "default",
+    wait: Wait = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make tasks of fine-tunes: extract each, check its answers against the fine-tune's own, and publish it.
+
+    The check reads the delta file back, as a replica does. A task that fails leaves the others alone; what was
+    published stays, and the exit code is 1.
+
+    Example: ken add trec=./minilm-trec mood=./minilm-mood --base ./minilm --text dev.jsonl
+    """
+    wanted = _wanted(tasks, alias)
+    recipe = delta_recipe(
+        method=method, keep=keep, file_size=file_size, energy=energy, scope=scope, k=k, codec=codec, fit=fit,
+        distil=distil, only=only, include=include, exclude=exclude, outside=outside, seed=seed, cast=cast,
+        ignore_config=ignore_config,
+    )  # fmt: skip
+    files = _files(text or [], wanted)
+    if distil is not None and (missing := [name for name in wanted if name not in files]):
+        raise typer.BadParameter(
+            f"give --text FILE, with texts like those that {missing[0]} will answer", param_hint="--distil"
+        )
+    if out_folder is not None:
+        check_output_folder(out_folder, "--out")
+    texts = {name: _Texts.read(path, recipe.trains) for name, path in files.items()}
+
+    from ken_core import open_base
+    from ken_core.fidelity import Checker
+
+    ours = open_base(base)
+    store = nullcontext() if dry_run else open_or_make_backend(url, redis_url, data_dir, namespace)
+    with store as backend, _folder(out_folder) as folder, progress("") as update:
+        adding = _Adding(ours, Checker(ours), recipe, least_agreement, folder, backend)
+        publishing = _Publishing(alias, allow_other_labels, wait)
+        done: list[Added] = []
+        try:
+            for name, source in wanted.items():
+                told = _telling(update, name, len(done), len(wanted))
+                done.append(adding.task(name, source, texts.get(name), publishing, told))
+        finally:
+            update(len(done), len(wanted), "")
+            show(done, least_agreement, as_json)
+    if any(one.error for one in done):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts of a task: all or some check answers, the others train."""
+
+    checking: Sequence[Input]
+    labels: Sequence[Label] | None
+    training: Sequence[Input] | None
+
+    @classmethod
+    def read(cls, path: Path, trains: bool) -> _Texts:
+        from ken_core import DataError
+        from ken_core.examples import read_texts
+        from ken_core.held_out import divide
+
+        texts, labels = read_texts(path)
+        if not trains:
+            return cls(texts, labels, None)
+        checking, training = divide(texts, labels, _CHECKING_SHARE)
+        if not checking:
+            raise DataError(
+                f"found {counted(len(training), 'distinct text')} in {path}; expected at least 3, as a fifth checks "
+                "and the others train"
+            )
+        return cls(
+            [texts[i] for i in checking],
+            None if labels is None else [labels[i] for i in checking],
+            [texts[i] for i in training],
+        )
+
+
+@dataclass(frozen=True)
+class _Publishing:
+    alias: str
+    allow_other_labels: bool
+    wait: float | None
+
+
+@dataclass(frozen=True)
+class _Adding:
+    """Everything that the tasks of one call share. Without a `backend` nothing is published."""
+
+    base: Checkpoint
+    checker: Checker
+    recipe: DeltaRecipe
+    least: float
+    folder: Path
+    backend: Backend | None
+
+    def task(self, name: str, source: str, texts: _Texts | None, publishing: _Publishing, watch: Progress) -> Added:
+        from ken_core import KenError
+
+        added = Added(name, source)
+        try:
+            self._extract(added, texts, watch)
+            if self.backend is not None:
+                self._publish(self.backend, added, publishing)
+        except (KenError, OSError) as error:
+            added.error = str(error)
+            error_line(f"{name}: {added.error}")
+        return added
+
+    def _extract(self, added: Added, texts: _Texts | None, watch: Progress) -> None:
+        from ken_core import open_tuned
+        from ken_core.trainer_folder import choose
+
+        chosen = choose(added.source)
+        added.folder = chosen.name
+        if chosen.why:
+            say(f"{added.task}: taking {chosen.name}, {chosen.why}")
+        tuned = open_tuned(chosen.name)
+        path = self.folder / f"{added.task}.ken"
+        delta, added.file = self.recipe.make(self.base, tuned, path, texts.training if texts else None, watch)
+        for warning in delta.warnings:
+            added.warnings.append(warning)
+            warn(f"{added.task}: {warning}")
+        self._check(added, tuned, texts, watch)
+
+    def _check(self, added: Added, tuned: Checkpoint, texts: _Texts | None, watch: Progress) -> None:
+        from ken_core.divergence import COMPARABLE
+
+        assert added.file is not None
+        if self.least == 0 and (kind := added.file.manifest.kind) not in COMPARABLE:
+            added.warnings.append(f"not checked: answers of the kind {kind!r} cannot be compared")
+            warn(f"{added.task}: {added.warnings[-1]}")
+            return
+        if texts is None:
+            added.fidelity = self.checker(tuned, added.file, progress=watch)
+        else:
+            added.fidelity = self.checker(tuned, added.file, texts.checking, texts.labels, progress=watch)
+        _check_agreement(added.fidelity, self.least)
+
+    def _publish(self, backend: Backend, added: Added, publishing: _Publishing) -> None:
+        assert added.file is not None
+        change = backend.publish(
+            added.task,
+            added.file.path,
+            publishing.alias,
+            allow_other_labels=publishing.allow_other_labels,
+            wait=publishing.wait,
+        )
+        added.revision = change.revision
+        say(f"{added.task}@{publishing.alias} is {recorded(backend, added.task, change).digest}")
+        tell_pending(change, publishing.wait)
+
+
+def _check_agreement(found: Fidelity, least: float) -> None:
+    """Raises `CheckError` where too few answers are the fine-tune's."""
+    from ken_core.errors import CheckError
+
+    if least == 0 or found.agreement >= least:
+        return
+    what = "texts of random tokens" if found.random else "texts"
+    real = "give real texts with --text, which judge better; " if found.random else ""
+    raise CheckError(
+        f"nothing was published, for only {found.agreement:.1%} of {found.answers:,} {found.unit} agree with the "
+        f"fine-tune's answers, on {found.texts:,} {what}, and --least-agreement asks for {least:.1%} (mean divergence "
+        f"{found.divergence:.4f}); {real}keep more (--size, --keep), fit what is kept (--fit, --distil), or lower "
+        "--least-agreement"
+    )
+
+
+def _wanted(arguments: Sequence[str], alias: str) -> dict[str, str]:
+    """Sources by task."""
+    from serving.errors import InvalidInputError
+    from serving.names import check_alias, check_name
+
+    if "=" in arguments[0]:
+        pairs = [argument.partition("=")[::2] for argument in arguments]
+    elif len(arguments) == 2:
+        pairs = [(arguments[0], arguments[1])]
+    else:
+        raise typer.BadParameter(
+            f"found {counted(len(arguments), 'argument')}, the first {arguments[0]!r}; expected TASK FOLDER, or "
+            "TASK=FOLDER for each task"
+        )
+    found: dict[str, str] = {}
+    for name, source in pairs:
+        if not source:
+            raise typer.BadParameter(f"found {name!r}; expected a task and its folder, such as trec=./minilm-trec")
+        if name in found:
+            raise typer.BadParameter(f"found the task {name!r} twice; give each task one folder")
+        found[name] = source
+    try:
+        check_alias(alias)
+        for name in found:
+            check_name("task", name)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return found
+
+
+def _files(given: Sequence[str], tasks: Mapping[str, str]) -> dict[str, Path]:
+    """Files of texts by task. A file without a task's name is for all tasks that have no file of their own."""
+    of_task: dict[str, Path] = {}
+    of_all: list[Path] = []
+    for one in given:
+        name, _, path = one.partition("=")
+        if name in tasks and path:
+            of_task[name] = Path(path)
+        else:
+            of_all.append(Path(one))
+    if len(of_all) > 1:
+        raise typer.BadParameter(
+            f"found {of_all[0]} and {of_all[1]}; give one file for all tasks, and others as TASK=FILE",
+            param_hint="--text",
+        )
+    return {**{name: path for path in of_all for name in tasks}, **of_task}
+
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    if kept is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+
+
+def _telling(update: Any, name: str, done: int, total: int) -> Progress:
+    """Progress of one task, shown on the bar of all."""
+
+    def told(stage: Stage) -> None:
+        update(done, total, f"{name}, {stage.what}: {stage.name}")
+
+    return told

@@ -1,0 +1,1 @@
+"""Tasks answered in the caller's own process, without a server."""
