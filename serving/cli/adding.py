@@ -81,7 +81,7 @@ def add(
         typer.Option(
             help="FILE, or TASK=FILE, repeatable: texts to check answers on, as JSON lines, CSV or TSV with the field "
             "`text`, and `label` to see both accuracies; with --fit or --distil a fifth of them checks, the others "
-            "train. Default: texts of random tokens"
+            "train. Labels in a FILE for several tasks are not used. Default: texts of random tokens"
         ),
     ] = None,
     least_agreement: Annotated[
@@ -141,7 +141,10 @@ def add(
         )
     if out_folder is not None:
         check_output_folder(out_folder, "--out")
-    texts = {name: _Texts.read(path, recipe.trains) for name, path in files.items()}
+    texts = {
+        name: _Texts.read(path, recipe.trains, labelled=list(files.values()).count(path) == 1)
+        for name, path in files.items()
+    }
 
     from ken_core import open_base
     from ken_core.fidelity import Checker
@@ -149,7 +152,7 @@ def add(
     ours = open_base(base)
     store = nullcontext() if dry_run else open_or_make_backend(url, redis_url, data_dir, namespace)
     with store as backend, _folder(out_folder) as folder, progress("") as update:
-        adding = _Adding(ours, Checker(ours), recipe, least_agreement, folder, backend)
+        adding = _Adding(ours, Checker(ours), recipe, least_agreement, folder, out_folder is not None, backend)
         publishing = _Publishing(alias, allow_other_labels, wait)
         done: list[Added] = []
         try:
@@ -172,12 +175,19 @@ class _Texts:
     training: Sequence[Input] | None
 
     @classmethod
-    def read(cls, path: Path, trains: bool) -> _Texts:
+    def read(cls, path: Path, trains: bool, labelled: bool) -> _Texts:
+        """The texts of a file.
+
+        Args:
+            trains: whether a part of them trains.
+            labelled: whether labels in it are of one task.
+        """
         from ken_core import DataError
         from ken_core.examples import read_texts
         from ken_core.held_out import divide
 
-        texts, labels = read_texts(path)
+        texts, found = read_texts(path)
+        labels = found if labelled else None
         if not trains:
             return cls(texts, labels, None)
         checking, training = divide(texts, labels, _CHECKING_SHARE)
@@ -202,13 +212,20 @@ class _Publishing:
 
 @dataclass(frozen=True)
 class _Adding:
-    """Everything that the tasks of one call share. Without a `backend` nothing is published."""
+    """Everything that the tasks of one call share.
+
+    Attributes:
+        folder: for the delta files.
+        keeps: whether they stay there.
+        backend: to publish to; None: nothing is published.
+    """
 
     base: Checkpoint
     checker: Checker
     recipe: DeltaRecipe
     least: float
     folder: Path
+    keeps: bool
     backend: Backend | None
 
     def task(self, name: str, source: str, texts: _Texts | None, publishing: _Publishing, watch: Progress) -> Added:
@@ -222,7 +239,13 @@ class _Adding:
         except (KenError, OSError) as error:
             added.error = str(error)
             error_line(f"{name}: {added.error}")
+        finally:
+            if not self.keeps:
+                self._path(name).unlink(missing_ok=True)
         return added
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.ken"
 
     def _extract(self, added: Added, texts: _Texts | None, watch: Progress) -> None:
         from ken_core import open_tuned
@@ -233,8 +256,8 @@ class _Adding:
         if chosen.why:
             say(f"{added.task}: taking {chosen.name}, {chosen.why}")
         tuned = open_tuned(chosen.name)
-        path = self.folder / f"{added.task}.ken"
-        delta, added.file = self.recipe.make(self.base, tuned, path, texts.training if texts else None, watch)
+        training = texts.training if texts else None
+        delta, added.file = self.recipe.make(self.base, tuned, self._path(added.task), training, watch)
         for warning in delta.warnings:
             added.warnings.append(warning)
             warn(f"{added.task}: {warning}")

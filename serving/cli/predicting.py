@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,18 +63,22 @@ def predict(
     to_stdout = str(out) == "-"
     if to_stdout and resume:
         raise typer.BadParameter("stdout cannot be resumed; give a file as --out", param_hint="--resume")
-    if not (to_stdout or resume):
+    written = None if to_stdout else PredictedFile(out)
+    if written is not None and not resume:
+        if written.exists and not overwrite:
+            raise typer.BadParameter(
+                f"{out} exists already; --resume goes on with it, --overwrite replaces it", param_hint="--out"
+            )
         check_output_file(out, "--out", overwrite)
     lines, inputs = read_inputs(_STDIN if str(data) == "-" else data)
-    written = None if to_stdout else PredictedFile(out)
 
     async def run() -> list[bool]:
         async with answerer(meant, base, url, redis_url, data_dir, namespace, kind=kind, parameters=asked_for) as asked:
             made_from = {
                 "inputs": sha256_of(inputs), "digest": asked.digest, "kind": kind, "parameters": asked_for
             }  # fmt: skip
-            done = _begun(written, resume, made_from, lines)
-            await _answer(asked, lines, inputs, done, written, (batch, in_flight))
+            done = written.resume(made_from, lines) if written is not None and resume and written.exists else []
+            await _answer(asked, lines, inputs, done, _Output(written, made_from), (batch, in_flight))
             return done
 
     done = asyncio.run(run())
@@ -85,16 +90,23 @@ def predict(
         raise typer.Exit(1)
 
 
-def _begun(
-    written: PredictedFile | None, resume: bool, made_from: Mapping[str, Any], lines: Sequence[int]
-) -> list[bool]:
-    """Of each line that is written already, whether it is an output, and no error."""
-    if written is None:
-        return []
-    if resume and written.exists:
-        return written.resume(made_from, lines)
-    written.begin(made_from)
-    return []
+@dataclass(frozen=True)
+class _Output:
+    """Where lines go: a file, or stdout where there is none."""
+
+    file: PredictedFile | None
+    made_from: Mapping[str, Any]
+
+    def begin(self) -> None:
+        if self.file is not None:
+            self.file.begin(self.made_from)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.file is not None:
+            self.file.add(rows)
+        else:
+            sys.stdout.write(as_lines(rows).decode())
+            sys.stdout.flush()
 
 
 async def _answer(
@@ -102,25 +114,20 @@ async def _answer(
     lines: Sequence[int],
     inputs: Sequence[Any],
     done: list[bool],
-    written: PredictedFile | None,
+    output: _Output,
     limits: tuple[int, int],
 ) -> None:
     """Answer what is left; `done` gets one element for each line that was written."""
     try:
         with progress("answering") as update:
             update(len(done), len(inputs), "")
-            first = not done
             async for some in in_order(asked, inputs[len(done) :], *limits):
-                if first:
+                if not done:
                     refuse_if_all_fail(some)
-                    first = False
+                    output.begin()
                 numbers = lines[len(done) : len(done) + len(some)]
                 rows = [_row(number, one, asked.digest) for number, one in zip(numbers, some, strict=True)]
-                if written is None:
-                    sys.stdout.write(as_lines(rows).decode())
-                    sys.stdout.flush()
-                else:
-                    written.add(rows)
+                output.add(rows)
                 done += [one.error is None for one in some]
                 update(len(done), len(inputs), "")
     except BaseException:
