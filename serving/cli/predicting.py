@@ -131,11 +131,9 @@ async def _answer(
                 done += [one.error is None for one in some]
                 update(len(done), len(inputs), "")
     except BaseException:
-        if written is not None:
-            with suppress(OSError):
-                say(
-                    f"{len(done)} of {counted(len(inputs), 'line')} are written; the same command with --resume goes on"
-                )
+        if output.file is not None and done:
+            with suppress(OSError):  # a terminal that is gone must not hide the reason
+                say(f"{len(done)} of {len(inputs)} lines are written; the same command with --resume goes on")
         raise
 
 
