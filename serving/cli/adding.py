@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -365,10 +365,11 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield kept
 
 
-def _telling(update: Any, name: str, done: int, total: int) -> Progress:
-    """Progress of one task, shown on the bar of all."""
+def _telling(update: Callable[[int, int, str], None], name: str, done: int, total: int) -> Progress:
+    """Progress of one task, shown on the bar of all. The bar of a single task counts what its stages do."""
 
     def told(stage: Stage) -> None:
-        update(done, total, f"{name}, {stage.what}: {stage.name}")
+        counts = (done, total) if total > 1 else (stage.done, stage.total)
+        update(*counts, f"{name}, {stage.what}: {stage.name}")
 
     return told

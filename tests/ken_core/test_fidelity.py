@@ -63,6 +63,14 @@ def test_a_delta_of_all_that_changed_answers_alike_and_a_small_one_does_not(
     assert other.agreement < 1.0
 
 
+def test_embeddings_are_compared_as_they_are_served(checker: Checker, tiny: Any, tmp_path: Path) -> None:
+    tuned = open_tuned(str(tiny.embedding("pooled", seed=8, pooling="mean_tokens")))
+    whole, small = (written(tiny, tuned, tmp_path / f"{part}.ken", part) for part in (1.0, 0.02))
+    same, other = checker(tuned, whole, TEXTS), checker(tuned, small, TEXTS)
+    assert (same.unit, same.answers, same.agreement) == ("texts", len(TEXTS), 1.0)
+    assert same.divergence < 1e-5 < other.divergence
+
+
 def test_accuracies_are_the_shares_of_labels_that_are_found(checker: Checker, tiny: Any, tmp_path: Path) -> None:
     tuned = open_tuned(str(tiny.tuned("judged", ["no", "yes"], seed=5)))
     found = checker(tuned, written(tiny, tuned, tmp_path / "d.ken", 1.0), TEXTS, ["yes"] * len(TEXTS))
