@@ -50,7 +50,7 @@ def predict(
     data_dir: DataDir = None,
     namespace: Namespace = "default",
 ) -> None:
-    """Answer a file of inputs with one version of a task, through a server or in this process.
+    """Answer a file of inputs through a server or in this process, with the version that the name means at the start.
 
     Line by line, in the order of the inputs: the number of the input's line, the output, and the digest that answered.
     An input that cannot be answered gets a line with the error, and the exit code is 1. OUT.run says what the answers
@@ -70,6 +70,7 @@ def predict(
                 f"{out} exists already; --resume goes on with it, --overwrite replaces it", param_hint="--out"
             )
         check_output_file(out, "--out", overwrite)
+    limits = (batch, in_flight if meant.kind == "served" else 1)  # in this process one batch runs at a time anyway
     lines, inputs = read_inputs(_STDIN if str(data) == "-" else data)
 
     async def run() -> list[bool]:
@@ -78,7 +79,7 @@ def predict(
                 "inputs": sha256_of(inputs), "digest": asked.digest, "kind": kind, "parameters": asked_for
             }  # fmt: skip
             done = written.resume(made_from, lines) if written is not None and resume and written.exists else []
-            await _answer(asked, lines, inputs, done, _Output(written, made_from), (batch, in_flight))
+            await _answer(asked, lines, inputs, done, _Output(written, made_from), limits)
             return done
 
     done = asyncio.run(run())
