@@ -14,6 +14,7 @@ from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base
 from ken_core.container import DeltaFile
 from ken_core.divergence import Answers, check_comparable, divergence
+from ken_core.embedder import Embedder
 from ken_core.errors import DataError
 from ken_core.heads import graft
 from ken_core.labels import Label, numbers_of
@@ -38,8 +39,8 @@ class Fidelity:
     Attributes:
         texts: how many both answered.
         random: whether the texts are random tokens. Answers to these say less than answers to real text.
-        unit: what answers belong to: ``texts``, ``tokens``, or ``pairs of texts`` for models that give scores, where an
-            answer is the order of the two.
+        unit: what answers belong to: ``texts``; ``tokens``, also for vectors where no pooling is declared; or ``pairs
+            of texts`` for models that give scores, where an answer is the order of the two.
         answers: how many answers were compared.
         agreement: the share of answers that are the same (`ken_core.same_answers`); NaN where there are none.
         divergence: of the delta's answers from the fine-tune's, the mean over texts (`ken_core.divergence`): in nats
@@ -96,7 +97,8 @@ class Checker:
         if not used:
             raise DataError("a delta is checked on texts, and there is none")
         numbers = None if labels is None else _numbers(delta.kind, tuned.config, labels)
-        compared = _Compared(delta.kind, tuned.config)
+        embedder = None if delta.embedding is None else Embedder(delta.embedding, delta.projections)
+        compared = _Compared(delta.kind, tuned.config, embedder)
         teacher = Teacher(self._base, tuned)
         attached = self._resident.attach(delta)
         self._resident.activate(attached)
@@ -119,8 +121,8 @@ class Checker:
 class _Compared:
     """What was found, batch by batch."""
 
-    def __init__(self, kind: str, config: PretrainedConfig) -> None:
-        self._kind, self._config = kind, config
+    def __init__(self, kind: str, config: PretrainedConfig, embedder: Embedder | None) -> None:
+        self._kind, self._config, self._embedder = kind, config, embedder
         self._scores = gives_scores(kind, config)
         self._places: list[int] = []
         self._divergence = 0.0
@@ -130,6 +132,9 @@ class _Compared:
     def add(self, first: Answers, second: Answers, mask: torch.Tensor, places: Sequence[int]) -> None:
         """Count in the fine-tune's and the delta's answers to a batch of the texts at these places."""
         self._places += places
+        if self._embedder is not None:
+            first, second = (_embedded(self._embedder, answers, mask) for answers in (first, second))
+            mask = mask[:, :1]
         self._divergence += float(divergence(self._kind, self._config, first, second, mask)) * len(places)
         if self._kind == "text-classification":
             self._logits.append((first["logits"].float(), second["logits"].float()))
@@ -141,7 +146,7 @@ class _Compared:
             ours, theirs = (torch.cat(side)[:_MOST_SCORES] for side in zip(*self._logits, strict=True))
             same, unit = same_order(ours, theirs), "pairs of texts"
         else:
-            same, unit = torch.cat(self._same), "tokens" if self._kind in _BY_TOKEN else "texts"
+            same, unit = torch.cat(self._same), "tokens" if self._by_token else "texts"
         tuned, own = (None, None) if labels is None else self._accuracies(labels)
         return Fidelity(
             texts=len(self._places),
@@ -154,10 +159,21 @@ class _Compared:
             tuned_accuracy=tuned,
         )
 
+    @property
+    def _by_token(self) -> bool:
+        return self._kind in _BY_TOKEN and self._embedder is None
+
     def _accuracies(self, labels: list[int]) -> tuple[float, float]:
         expected = np.array(labels)[self._places]
         ours, theirs = (torch.cat(side).argmax(dim=-1).numpy() for side in zip(*self._logits, strict=True))
         return float((ours == expected).mean()), float((theirs == expected).mean())
+
+
+def _embedded(embedder: Embedder, answers: Answers, mask: torch.Tensor) -> Answers:
+    """One vector for each text in place of one for each token."""
+    states = answers["last_hidden_state"].double()
+    vectors = [embedder(row[real].numpy()) for row, real in zip(states, mask, strict=True)]
+    return {"last_hidden_state": torch.from_numpy(np.stack(vectors))[:, None]}
 
 
 def _numbers(kind: str, config: PretrainedConfig, labels: Sequence[Label]) -> list[int]:

@@ -40,8 +40,11 @@ def show(found: Sequence[Added], least_agreement: float, as_json: bool) -> None:
         print_json({"least_agreement": least_agreement, "tasks": list(map(_facts, found))})
         return
     checked = [one.fidelity for one in found if one.fidelity is not None]
-    if any(one.random for one in checked):
-        say("answers were compared on random tokens, which say less than real texts; give those with --text")
+    if random := [one.task for one in found if one.fidelity is not None and one.fidelity.random]:
+        say(
+            f"answers of {', '.join(random)} were compared on random tokens, which say less than real texts; give "
+            "those with --text"
+        )
     labelled = any(one.accuracy is not None for one in checked)
     if made := [one for one in found if one.file is not None]:
         columns = ["task", "bytes", "agreement", "of", "divergence"]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.cli.add_task import CheckTexts, Publishing, TaskAdder
 from serving.cli.added import Added, show
 from serving.cli.making import (
     CodecOption,
-    DeltaRecipe,
     DistilOption,
     EnergyOption,
     FitOption,
@@ -44,21 +43,12 @@ from serving.cli.options import (
     Url,
     Wait,
 )
-from serving.cli.outcome import recorded, tell_pending
 from serving.cli.outputs import check_output_folder
 from serving.cli.panels import DELTAS
-from serving.terminal import counted, error_line, progress, say, warn
+from serving.terminal import counted, progress
 
 if TYPE_CHECKING:
-    from ken_core import Checkpoint
-    from ken_core.fidelity import Checker, Fidelity
-    from ken_core.labels import Label
     from ken_core.progress import Progress, Stage
-    from ken_core.tokenization import Input
-    from serving.cli.backend import Backend
-
-_CHECKING_SHARE = 0.2
-"""Of the texts, where the others train the delta's values."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -82,7 +72,7 @@ def add(
         typer.Option(
             help="FILE, or TASK=FILE, repeatable: texts to check answers on, as JSON lines, CSV or TSV with the field "
             "`text`, and `label` to see both accuracies; with --fit or --distil a fifth of them checks, the others "
-            "train. Default: texts of random tokens"
+            "train. Labels in a FILE for several tasks are not used. Default: texts of random tokens"
         ),
     ] = None,
     least_agreement: Annotated[
@@ -142,7 +132,10 @@ def add(
         )
     if out_folder is not None:
         check_output_folder(out_folder, "--out")
-    texts = {name: _Texts.read(path, recipe.trains) for name, path in files.items()}
+    texts = {
+        name: CheckTexts.read(path, recipe.trains, labelled=list(files.values()).count(path) == 1)
+        for name, path in files.items()
+    }
 
     from ken_core import open_base
     from ken_core.fidelity import Checker
@@ -150,8 +143,8 @@ def add(
     ours = open_base(base)
     store = nullcontext() if dry_run else open_or_make_backend(url, redis_url, data_dir, namespace)
     with store as backend, _folder(out_folder) as folder, progress("") as update:
-        adding = _Adding(ours, Checker(ours), recipe, least_agreement, folder, backend)
-        publishing = _Publishing(alias, allow_other_labels, wait)
+        adding = TaskAdder(ours, Checker(ours), recipe, least_agreement, folder, out_folder is not None, backend)
+        publishing = Publishing(alias, allow_other_labels, wait)
         done: list[Added] = []
         try:
             for name, source in wanted.items():
@@ -162,127 +155,6 @@ def add(
             show(done, least_agreement, as_json)
     if any(one.error for one in done):
         raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Texts of a task: all or some check answers, the others train."""
-
-    checking: Sequence[Input]
-    labels: Sequence[Label] | None
-    training: Sequence[Input] | None
-
-    @classmethod
-    def read(cls, path: Path, trains: bool) -> _Texts:
-        from ken_core import DataError
-        from ken_core.examples import read_texts
-        from ken_core.held_out import divide
-
-        texts, labels = read_texts(path)
-        if not trains:
-            return cls(texts, labels, None)
-        checking, training = divide(texts, labels, _CHECKING_SHARE)
-        if not checking:
-            raise DataError(
-                f"found {counted(len(training), 'distinct text')} in {path}; expected at least 3, as a fifth checks "
-                "and the others train"
-            )
-        return cls(
-            [texts[i] for i in checking],
-            None if labels is None else [labels[i] for i in checking],
-            [texts[i] for i in training],
-        )
-
-
-@dataclass(frozen=True)
-class _Publishing:
-    alias: str
-    allow_other_labels: bool
-    wait: float | None
-
-
-@dataclass(frozen=True)
-class _Adding:
-    """Everything that the tasks of one call share. Without a `backend` nothing is published."""
-
-    base: Checkpoint
-    checker: Checker
-    recipe: DeltaRecipe
-    least: float
-    folder: Path
-    backend: Backend | None
-
-    def task(self, name: str, source: str, texts: _Texts | None, publishing: _Publishing, watch: Progress) -> Added:
-        from ken_core import KenError
-
-        added = Added(name, source)
-        try:
-            self._extract(added, texts, watch)
-            if self.backend is not None:
-                self._publish(self.backend, added, publishing)
-        except (KenError, OSError) as error:
-            added.error = str(error)
-            error_line(f"{name}: {added.error}")
-        return added
-
-    def _extract(self, added: Added, texts: _Texts | None, watch: Progress) -> None:
-        from ken_core import open_tuned
-        from ken_core.trainer_folder import choose
-
-        chosen = choose(added.source)
-        added.folder = chosen.name
-        if chosen.why:
-            say(f"{added.task}: taking {chosen.name}, {chosen.why}")
-        tuned = open_tuned(chosen.name)
-        path = self.folder / f"{added.task}.ken"
-        delta, added.file = self.recipe.make(self.base, tuned, path, texts.training if texts else None, watch)
-        for warning in delta.warnings:
-            added.warnings.append(warning)
-            warn(f"{added.task}: {warning}")
-        self._check(added, tuned, texts, watch)
-
-    def _check(self, added: Added, tuned: Checkpoint, texts: _Texts | None, watch: Progress) -> None:
-        from ken_core.divergence import COMPARABLE
-
-        assert added.file is not None
-        if self.least == 0 and (kind := added.file.manifest.kind) not in COMPARABLE:
-            added.warnings.append(f"not checked: answers of the kind {kind!r} cannot be compared")
-            warn(f"{added.task}: {added.warnings[-1]}")
-            return
-        if texts is None:
-            added.fidelity = self.checker(tuned, added.file, progress=watch)
-        else:
-            added.fidelity = self.checker(tuned, added.file, texts.checking, texts.labels, progress=watch)
-        _check_agreement(added.fidelity, self.least)
-
-    def _publish(self, backend: Backend, added: Added, publishing: _Publishing) -> None:
-        assert added.file is not None
-        change = backend.publish(
-            added.task,
-            added.file.path,
-            publishing.alias,
-            allow_other_labels=publishing.allow_other_labels,
-            wait=publishing.wait,
-        )
-        added.revision = change.revision
-        say(f"{added.task}@{publishing.alias} is {recorded(backend, added.task, change).digest}")
-        tell_pending(change, publishing.wait)
-
-
-def _check_agreement(found: Fidelity, least: float) -> None:
-    """Raises `CheckError` where too few answers are the fine-tune's."""
-    from ken_core.errors import CheckError
-
-    if least == 0 or found.agreement >= least:
-        return
-    what = "texts of random tokens" if found.random else "texts"
-    real = "give real texts with --text, which judge better; " if found.random else ""
-    raise CheckError(
-        f"nothing was published, for only {found.agreement:.1%} of {found.answers:,} {found.unit} agree with the "
-        f"fine-tune's answers, on {found.texts:,} {what}, and --least-agreement asks for {least:.1%} (mean divergence "
-        f"{found.divergence:.4f}); {real}keep more (--size, --keep), fit what is kept (--fit, --distil), or lower "
-        "--least-agreement"
-    )
 
 
 def _wanted(arguments: Sequence[str], alias: str) -> dict[str, str]:
@@ -343,10 +215,11 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield kept
 
 
-def _telling(update: Any, name: str, done: int, total: int) -> Progress:
-    """Progress of one task, shown on the bar of all."""
+def _telling(update: Callable[[int, int, str], None], name: str, done: int, total: int) -> Progress:
+    """Progress of one task, shown on the bar of all. The bar of a single task counts what its stages do."""
 
     def told(stage: Stage) -> None:
-        update(done, total, f"{name}, {stage.what}: {stage.name}")
+        counts = (done, total) if total > 1 else (stage.done, stage.total)
+        update(*counts, f"{name}, {stage.what}: {stage.name}")
 
     return told

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def predict(
     data_dir: DataDir = None,
     namespace: Namespace = "default",
 ) -> None:
-    """Answer a file of inputs with one version of a task, through a server or in this process.
+    """Answer a file of inputs through a server or in this process, with the version that the name means at the start.
 
     Line by line, in the order of the inputs: the number of the input's line, the output, and the digest that answered.
     An input that cannot be answered gets a line with the error, and the exit code is 1. OUT.run says what the answers
@@ -63,18 +64,23 @@ def predict(
     to_stdout = str(out) == "-"
     if to_stdout and resume:
         raise typer.BadParameter("stdout cannot be resumed; give a file as --out", param_hint="--resume")
-    if not (to_stdout or resume):
-        check_output_file(out, "--out", overwrite)
-    lines, inputs = read_inputs(_STDIN if str(data) == "-" else data)
     written = None if to_stdout else PredictedFile(out)
+    if written is not None and not resume:
+        if written.exists and not overwrite:
+            raise typer.BadParameter(
+                f"{out} exists already; --resume goes on with it, --overwrite replaces it", param_hint="--out"
+            )
+        check_output_file(out, "--out", overwrite)
+    limits = (batch, in_flight if meant.kind == "served" else 1)  # in this process one batch runs at a time anyway
+    lines, inputs = read_inputs(_STDIN if str(data) == "-" else data)
 
     async def run() -> list[bool]:
         async with answerer(meant, base, url, redis_url, data_dir, namespace, kind=kind, parameters=asked_for) as asked:
             made_from = {
                 "inputs": sha256_of(inputs), "digest": asked.digest, "kind": kind, "parameters": asked_for
             }  # fmt: skip
-            done = _begun(written, resume, made_from, lines)
-            await _answer(asked, lines, inputs, done, written, (batch, in_flight))
+            done = written.resume(made_from, lines) if written is not None and resume and written.exists else []
+            await _answer(asked, lines, inputs, done, _Output(written, made_from), limits)
             return done
 
     done = asyncio.run(run())
@@ -86,16 +92,23 @@ def predict(
         raise typer.Exit(1)
 
 
-def _begun(
-    written: PredictedFile | None, resume: bool, made_from: Mapping[str, Any], lines: Sequence[int]
-) -> list[bool]:
-    """Of each line that is written already, whether it is an output, and no error."""
-    if written is None:
-        return []
-    if resume and written.exists:
-        return written.resume(made_from, lines)
-    written.begin(made_from)
-    return []
+@dataclass(frozen=True)
+class _Output:
+    """Where lines go: a file, or stdout where there is none."""
+
+    file: PredictedFile | None
+    made_from: Mapping[str, Any]
+
+    def begin(self) -> None:
+        if self.file is not None:
+            self.file.begin(self.made_from)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.file is not None:
+            self.file.add(rows)
+        else:
+            sys.stdout.write(as_lines(rows).decode())
+            sys.stdout.flush()
 
 
 async def _answer(
@@ -103,33 +116,26 @@ async def _answer(
     lines: Sequence[int],
     inputs: Sequence[Any],
     done: list[bool],
-    written: PredictedFile | None,
+    output: _Output,
     limits: tuple[int, int],
 ) -> None:
     """Answer what is left; `done` gets one element for each line that was written."""
     try:
         with progress("answering") as update:
             update(len(done), len(inputs), "")
-            first = not done
             async for some in in_order(asked, inputs[len(done) :], *limits):
-                if first:
+                if not done:
                     refuse_if_all_fail(some)
-                    first = False
+                    output.begin()
                 numbers = lines[len(done) : len(done) + len(some)]
                 rows = [_row(number, one, asked.digest) for number, one in zip(numbers, some, strict=True)]
-                if written is None:
-                    sys.stdout.write(as_lines(rows).decode())
-                    sys.stdout.flush()
-                else:
-                    written.add(rows)
+                output.add(rows)
                 done += [one.error is None for one in some]
                 update(len(done), len(inputs), "")
     except BaseException:
-        if written is not None:
-            with suppress(OSError):
-                say(
-                    f"{len(done)} of {counted(len(inputs), 'line')} are written; the same command with --resume goes on"
-                )
+        if output.file is not None and done:
+            with suppress(OSError):  # a terminal that is gone must not hide the reason
+                say(f"{len(done)} of {len(inputs)} lines are written; the same command with --resume goes on")
         raise
 
 

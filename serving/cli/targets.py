@@ -78,7 +78,7 @@ def target_of(name: str, context: typer.Context | None = None, url: str | None =
             say(f"{name} is taken for the {'folder' if path.is_dir() else 'file'} here, and not for a task")
         return Target(name, "folder" if path.is_dir() else "file")
     elif not could_be_a_task or name.endswith(".ken"):
-        if path.suffix or name.startswith((".", "/", "~")) or "/" not in name:
+        if name.endswith(".ken") or name.startswith((".", "/", "~")) or "/" not in name:
             raise typer.BadParameter(f"found no file, folder or task {name!r}")
         return Target(name, "folder")  # a hub name
     return Target(name, "served" if url and not _names_a_store(context, given) else "stored")

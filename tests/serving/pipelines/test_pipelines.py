@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, pipeline
 
+from ken_core import open_base, open_tuned
 from serving.config import load_settings
 from serving.errors import InternalError, InvalidInputError, UnsupportedKindError
+from serving.local.task import LocalTask
 from serving.pipelines import PIPELINES, default_kind, pipeline_for
 from serving.replica.inference import Prediction
 from serving.service import Service
@@ -93,6 +95,22 @@ def test_kinds_asked_at_once_are_answered_as_each_by_itself(predict: Predict, fi
         alone = expected(fine_tunes, *question)
         assert answer.kind == question[1]
         assert_same(orjson.loads(orjson.dumps(answer.outputs)), [alone, alone])
+
+
+@pytest.mark.parametrize("task", sorted(HEADS))
+def test_a_task_in_this_process_answers_as_the_service_does(
+    task: str, predict: Predict, fine_tunes: dict[str, FineTune]
+) -> None:
+    """From its delta, and from the folder that the delta makes."""
+    of = fine_tunes[task]
+    local = LocalTask.of_delta(open_base(str(of.base.path)), of.file), LocalTask.of_folder(open_tuned(str(of.applied)))
+    for _, kind, given, parameters in (question for question in QUESTIONS if question[0] == task):
+        (served,) = predict([(task, kind, [given, given], parameters)])
+        for one in local:
+            found = one.answer([given, given], parameters, kind)
+            assert_same(orjson.loads(orjson.dumps(found.outputs)), served.outputs)
+            assert found.truncated == served.truncated
+    assert local[0].digest == of.file.digest
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+"""One task of ``ken add``: its delta extracted, checked against the fine-tune, and published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.cli.added import Added
+from serving.cli.making import DeltaRecipe
+from serving.cli.outcome import recorded, tell_pending
+from serving.terminal import counted, error_line, say, warn
+
+if TYPE_CHECKING:
+    from ken_core import Checkpoint
+    from ken_core.fidelity import Checker, Fidelity
+    from ken_core.labels import Label
+    from ken_core.progress import Progress
+    from ken_core.tokenization import Input
+    from serving.cli.backend import Backend
+
+_CHECKING_SHARE = 0.2
+"""Of the texts, where the others train the delta's values."""
+
+
+@dataclass(frozen=True)
+class CheckTexts:
+    """Texts of a task: all or some check answers, the others train."""
+
+    checking: Sequence[Input]
+    labels: Sequence[Label] | None
+    training: Sequence[Input] | None
+
+    @classmethod
+    def read(cls, path: Path, trains: bool, labelled: bool) -> CheckTexts:
+        """The texts of a file.
+
+        Args:
+            trains: whether a part of them trains.
+            labelled: whether labels in it are of one task.
+        """
+        from ken_core import DataError
+        from ken_core.examples import read_texts
+        from ken_core.held_out import divide
+
+        texts, found = read_texts(path)
+        labels = found if labelled else None
+        if not trains:
+            return cls(texts, labels, None)
+        checking, training = divide(texts, labels, _CHECKING_SHARE)
+        if not checking:
+            raise DataError(
+                f"found {counted(len(training), 'distinct text')} in {path}; expected at least 3, as a fifth checks "
+                "and the others train"
+            )
+        return cls(
+            [texts[i] for i in checking],
+            None if labels is None else [labels[i] for i in checking],
+            [texts[i] for i in training],
+        )
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """How a delta is published, as `ken publish` says."""
+
+    alias: str
+    allow_other_labels: bool
+    wait: float | None
+
+
+@dataclass(frozen=True)
+class TaskAdder:
+    """Makes tasks of fine-tunes of one base, one after another.
+
+    Attributes:
+        least: share of answers that must be the fine-tune's.
+        folder: for the delta files.
+        keeps: whether they stay there.
+        backend: to publish to; None: nothing is published.
+    """
+
+    base: Checkpoint
+    checker: Checker
+    recipe: DeltaRecipe
+    least: float
+    folder: Path
+    keeps: bool
+    backend: Backend | None
+
+    def task(self, name: str, source: str, texts: CheckTexts | None, publishing: Publishing, watch: Progress) -> Added:
+        """Extract, check and publish one task. What fails is told, and is the result's `error`."""
+        from ken_core import KenError
+
+        added = Added(name, source)
+        try:
+            self._extract(added, texts, watch)
+            if self.backend is not None:
+                self._publish(self.backend, added, publishing)
+        except (KenError, OSError) as error:
+            added.error = str(error)
+            error_line(f"{name}: {added.error}")
+        finally:
+            if not self.keeps:
+                self._path(name).unlink(missing_ok=True)
+        return added
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.ken"
+
+    def _extract(self, added: Added, texts: CheckTexts | None, watch: Progress) -> None:
+        from ken_core import open_tuned
+        from ken_core.trainer_folder import choose
+
+        chosen = choose(added.source)
+        added.folder = chosen.name
+        if chosen.why:
+            say(f"{added.task}: taking {chosen.name}, {chosen.why}")
+        tuned = open_tuned(chosen.name)
+        training = texts.training if texts else None
+        delta, added.file = self.recipe.make(self.base, tuned, self._path(added.task), training, watch)
+        for warning in delta.warnings:
+            added.warnings.append(warning)
+            warn(f"{added.task}: {warning}")
+        self._check(added, tuned, texts, watch)
+
+    def _check(self, added: Added, tuned: Checkpoint, texts: CheckTexts | None, watch: Progress) -> None:
+        from ken_core.divergence import COMPARABLE
+
+        assert added.file is not None
+        if self.least == 0 and (kind := added.file.manifest.kind) not in COMPARABLE:
+            added.warnings.append(f"not checked: answers of the kind {kind!r} cannot be compared")
+            warn(f"{added.task}: {added.warnings[-1]}")
+            return
+        if texts is None:
+            added.fidelity = self.checker(tuned, added.file, progress=watch)
+        else:
+            added.fidelity = self.checker(tuned, added.file, texts.checking, texts.labels, progress=watch)
+        _check_agreement(added.fidelity, self.least)
+
+    def _publish(self, backend: Backend, added: Added, publishing: Publishing) -> None:
+        assert added.file is not None
+        change = backend.publish(
+            added.task,
+            added.file.path,
+            publishing.alias,
+            allow_other_labels=publishing.allow_other_labels,
+            wait=publishing.wait,
+        )
+        added.revision = change.revision
+        say(f"{added.task}@{publishing.alias} is {recorded(backend, added.task, change).digest}")
+        tell_pending(change, publishing.wait)
+
+
+def _check_agreement(found: Fidelity, least: float) -> None:
+    """Raises `CheckError` where too few answers are the fine-tune's."""
+    from ken_core.errors import CheckError
+
+    if least == 0 or found.agreement >= least:
+        return
+    what = "texts of random tokens" if found.random else "texts"
+    real = "give real texts with --text, which judge better; " if found.random else ""
+    raise CheckError(
+        f"nothing was published, for only {found.agreement:.1%} of {found.answers:,} {found.unit} agree with the "
+        f"fine-tune's answers, on {found.texts:,} {what}, and --least-agreement asks for {least:.1%} (mean divergence "
+        f"{found.divergence:.4f}); {real}keep more (--size, --keep), fit what is kept (--fit, --distil), or lower "
+        "--least-agreement"
+    )
