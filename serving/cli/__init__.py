@@ -20,6 +20,7 @@ from serving.cli import (
     server,
     signing,
     tasks,
+    top,
     viz,
     weights,
 )
@@ -45,6 +46,7 @@ signing.add_to(app)
 hub.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
+top.add_to(app)
 server.add_to(app)
 
 _INTERRUPTED = 130
