@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HELM := $(BIN)/helm
-# One more than there are cores, since many tests wait.
-WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# Two workers more than there are cores, since tests wait, most of all those that drive a server.
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
+# tests/conftest.py says which tests go to one worker.
+SPREAD := -n $(WORKERS) --no-loadscope-reorder
 export KEN_DATA_DIR ?= $(CURDIR)/.ken
 export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
 # Hub look-ups never decide whether a test passes.
@@ -30,7 +32,8 @@ demo: $(STAMP)  ## the main job end to end: fine-tune, extract, publish, serve, 
 demo-serve: $(STAMP)  ## the same, and keep the server up
 	$(BIN)/ken demo --serve
 
-test: check unit e2e  ## every check and test
+test: check $(HELM)  ## every check and test, those that drive a server beside the others
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' $(SPREAD)
 
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -41,7 +44,7 @@ $(HELM): $(STAMP) tests/deploy/install_helm.py
 	$(BIN)/python tests/deploy/install_helm.py
 
 unit: $(STAMP) $(HELM)  ## tests that need no Ray
-	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not e2e' $(SPREAD)
 
 e2e: $(STAMP)  ## tests that drive a real server
 	$(TEST_ENV) $(BIN)/pytest -m 'e2e and not slow'

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from ken_core.version import __version__
 from serving.api import (
+    cohere,
     docs_page,
     document,
     failures,
@@ -42,6 +43,7 @@ PROTOCOLS = (
     openai_generation.PROTOCOL,
     huggingface.PROTOCOL,
     tei.PROTOCOL,
+    cohere.PROTOCOL,
     kserve.PROTOCOL,
 )
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""

@@ -112,7 +112,8 @@ def demo(
     from serving.data_dir import default_data_dir
     from serving.demo.generation import GenerationDemo
     from serving.demo.run import Demo
+    from serving.demo.stage import Stage
 
     folder = (data_dir or Path(default_data_dir())).expanduser()
-    kind = GenerationDemo if generate else Demo
-    sys.exit(kind(base, redis_url, folder, port, clients, keep_serving).run())
+    kind, namespace = (GenerationDemo, "demo-generate") if generate else (Demo, "demo")
+    sys.exit(kind(Stage(base, redis_url, folder, port, clients, keep_serving, namespace)).run())
