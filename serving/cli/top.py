@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from serving.monitoring.looking import Watcher
 
 _URL = "http://127.0.0.1:8000"
+_LINES_AROUND = 17
+"""Lines of the screen that hold no task and no replica: titles, heads and borders of the tables."""
+_FEWEST_TASKS = 3
 
 
 def add_to(app: typer.Typer) -> None:
@@ -108,12 +111,20 @@ def _follow(seen: Iterator[Activity | ClientError], url: str, most_tasks: int) -
             show(shown)
         for found in seen:
             if not isinstance(found, ClientError):
-                shown = tables(found, url, most_tasks)
+                shown = tables(found, url, _that_fit(most_tasks, found))
                 show(shown)
             elif out.is_terminal:
                 show(with_error(shown, str(found)))
             else:
                 error_line(f"{found}; trying again")
+
+
+def _that_fit(most_tasks: int, found: Activity) -> int:
+    """How many tasks are shown: as many as leave room for the replicas on a terminal."""
+    if not out.is_terminal:
+        return most_tasks
+    others = _LINES_AROUND + 2 * len(found.replicas) + sum(len(one.trouble) for one in found.replicas)
+    return min(most_tasks, max(_FEWEST_TASKS, out.height - others))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class Watcher:
         self._url = url.rstrip("/")
         self._client = Client(url, api_key, timeout=_SECONDS, retries=Retries(attempts=1))
         # apart from the client, so that the API key is sent to the server alone
-        self._metrics = httpx.Client(timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS), trust_env=False)
+        self._metrics = httpx.Client(timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS))
 
     def __enter__(self) -> Self:
         return self
