@@ -27,7 +27,7 @@ FLOORS = (
     "generation",
     "engine",
     "local tiers",
-    "pipelines tasks",
+    "monitoring pipelines tasks",
     "client hub store workers",
     "placement routing",
     "telemetry",

@@ -24,6 +24,7 @@ from serving.cli import (
     server,
     signing,
     tasks,
+    top,
     viz,
     weights,
 )
@@ -53,6 +54,7 @@ generating.add_to(app)
 evaluating.add_to(app)
 differing.add_to(app)
 predicting.add_to(app)
+top.add_to(app)
 server.add_to(app)
 
 _INTERRUPTED = 130

@@ -61,6 +61,8 @@ def push(
     from serving.hub.deltas import push as push_to
     from serving.hub.repository import Repository
 
+    if base_model is not None and card.hub_name(base_model) is None:
+        raise typer.BadParameter(f"found {base_model!r}, expected owner/name", param_hint="--base-model")
     with _opened(delta, alias, redis_url, data_dir, namespace) as file:
         file_name = check_file_name(name or (file.path.name if _is_file(delta) else f"{delta}.ken"))
         found = facts(file)

@@ -144,7 +144,8 @@ def test_commands_on_the_store_run_with_what_the_client_brings(ken: Ken, files: 
 def test_commands_through_a_server_run_with_what_the_client_brings(
     ken: Ken, url: str, files: list[str], brought: list[str]
 ) -> None:
-    run_all(brought, [[*command, "--url", url] for command in on_tasks_and_keys(ken, files)])
+    commands = [*on_tasks_and_keys(ken, files), ["top", "--once", "--interval", "0.1"]]
+    run_all(brought, [[*command, "--url", url] for command in commands])
 
 
 def test_answers_of_a_server_are_read_and_judged_with_what_the_client_brings(
