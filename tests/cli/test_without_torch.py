@@ -96,6 +96,13 @@ def test_answers_of_a_server_are_read_and_judged_without_torch(
 
 def test_commands_on_delta_files_that_decode_nothing_import_no_torch(files: list[str], tmp_path: Path) -> None:
     key = str(tmp_path / "signing.pem")
-    run_all([["signing-key", "create", key], ["sign", files[0], "--key", key], ["inspect", files[0], "--tensors"]])
+    run_all(
+        [
+            ["signing-key", "create", key],
+            ["sign", files[0], "--key", key],
+            ["inspect", files[0], "--tensors"],
+            ["diff", *files],
+        ]
+    )
     public = json.loads(Path(f"{files[0]}.sig").read_text())[0]["key"]
     run_all([["verify", files[0], "--trusted-keys", public]])
