@@ -20,7 +20,7 @@ from rich.progress import Progress
 from benchmarks import wordnet
 from ken_core.examples import Example, read_examples
 from ken_core.finetune import Recipe, Step, finetune
-from serving.config import default_data_dir
+from serving.data_dir import default_data_dir
 from serving.demo.prepare import demo_base
 from serving.demo.texts import TASKS
 

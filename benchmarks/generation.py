@@ -56,7 +56,8 @@ from ken_core.decoding.choice import decoder_of
 from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.few_rows import few_rows
 from ken_core.heads import Grafted, graft_split
-from serving.config import default_data_dir, load_settings
+from serving.config import load_settings
+from serving.data_dir import default_data_dir
 from serving.demo.smollm2 import smollm2
 from serving.engine.cores import usable_cores
 from serving.generation.query import GenerationQuery, SamplingParameters

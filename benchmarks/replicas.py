@@ -47,7 +47,7 @@ from benchmarks.peers.scraped import Counts, scraped
 from benchmarks.peers.systems import System, ken
 from benchmarks.report import Row, plain_table, report, with_shared_options
 from ken_core import open_base, open_tuned
-from serving.config import default_data_dir
+from serving.data_dir import default_data_dir
 from serving.demo.prepare import demo_base
 from serving.placement.plan import Homes, Placement
 from serving.placement.rendezvous import order

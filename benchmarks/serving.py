@@ -57,7 +57,7 @@ from benchmarks.peers.trial import Cell, Measured, WrongAnswerError
 from benchmarks.place import FULL, QUICK, Place, Sizes, prepared
 from benchmarks.report import report, with_shared_options
 from ken_core import open_base
-from serving.config import default_data_dir
+from serving.data_dir import default_data_dir
 from serving.demo.prepare import demo_base
 from serving.store.urls import connect
 from serving.terminal import say

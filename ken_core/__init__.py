@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ken_core.version import __version__
+
 if TYPE_CHECKING:
     from ken_core.adapters import import_peft
     from ken_core.arithmetic import combine
@@ -117,6 +119,7 @@ __all__ = [
     "Selection",
     "SelectionError",
     "TensorFilter",
+    "__version__",
     "apply",
     "best_within",
     "calibrate",

@@ -11,7 +11,6 @@ import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -44,6 +43,7 @@ from ken_core.positions import decode_positions, encode_positions
 from ken_core.progress import Progress, Stage, silent
 from ken_core.selection import Budget, Selection
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
+from ken_core.version import __version__
 from ken_core.writing import new_file
 
 __all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
@@ -101,7 +101,7 @@ def write(
     budget, tensors = delta.selection.budget, delta.selection.tensors
     described = m.Manifest(
         format=m.FORMAT_VERSION,
-        creator=f"ken-serve {_own_version()}",
+        creator=f"ken-serve {__version__}",
         base=m.Base(name=delta.base_name, fingerprint=delta.base_fingerprint),
         architecture=delta.architecture,
         kind=delta.kind,
@@ -230,13 +230,6 @@ def warm(dtypes: Collection[torch.dtype]) -> None:
             base = take(as_bits(torch.ones(mask.size, dtype=dtype)), packed, int(mask.sum()))
             for codec in CODECS:
                 decode_values(encode_values(base + 1, base, dtype, codec), base, dtype, codec)
-
-
-def _own_version() -> str:
-    try:
-        return version("ken-serve")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _add(name: str, data: Bytes, streams: dict[str, Bytes]) -> m.Stream:

@@ -212,6 +212,10 @@ class Encoder:
         read = (Read(next(whole)) if len(t) <= most else self.long_texts.kept(t) for t in texts)
         return [self._part(one.encoding.ids, one.more) for one in read]
 
+    def shortened(self, part: Part, most: int) -> Part:
+        """A text of which at most `most` tokens are kept, at the end that is kept when a text is cut."""
+        return part if part.whole <= most else Part(self.cut(part.ids, most), most)
+
     def pair(self, first: Part, second: Part) -> Encoded:
         """A row of two texts; where they do not fit, the longer one is cut first.
 

@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError
 
+from serving.data_dir import default_data_dir
 from serving.errors import StartError
 from serving.security.signatures import TrustedKeys
 
@@ -26,11 +27,6 @@ MIB = 1 << 20
 _NOT_FOR_REPLICAS = {"replicas", "port", "drain_seconds", "max_connections", "max_connections_per_source"}
 """What only the launcher, Serve or HAProxy reads."""
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
-
-
-def default_data_dir() -> Path:
-    """``$XDG_DATA_HOME/ken``, by default ``~/.local/share/ken``."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "ken"
 
 
 class Settings(BaseSettings):
@@ -54,7 +50,7 @@ class Settings(BaseSettings):
         default_factory=default_data_dir, description="cached deltas, embedded store, compiled kernels"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     auth: Literal["auto", "on", "off"] = Field(
         "auto",
         description="whether requests need a key; auto: yes beyond loopback, and wherever a key exists or ever existed",
@@ -73,8 +69,8 @@ class Settings(BaseSettings):
     tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain; with tls_key")
     tls_key: Path | None = Field(None, description="PEM file of the private key, not encrypted")
     log_format: Literal["auto", "json", "human"] = Field("auto", description="auto: human on a terminal, else json")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    replicas: int = Field(1, ge=1, le=1000)
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    replicas: int = Field(1, ge=1, le=1000, description="replicas on this machine, each with a copy of the base")
     threads: int = Field(
         0, ge=0, description="CPU threads that a replica computes with; 0: as many as the process may use"
     )
@@ -118,7 +114,9 @@ class Settings(BaseSettings):
         10.0, gt=0, description="age from which a waiting input comes next, whatever that costs"
     )
     queue_rows: int = Field(2048, ge=1, description="most inputs that wait; further requests get 429")
-    request_timeout_seconds: float = Field(30.0, gt=0)
+    request_timeout_seconds: float = Field(
+        30.0, gt=0, description="longest time that a request may take; generating has its own limit"
+    )
     kv_bytes: int = Field(
         1_000 * MIB, ge=MIB, description="budget of the keys and values of all texts that are being generated"
     )
@@ -133,7 +131,9 @@ class Settings(BaseSettings):
         ge=0,
         description="most open connections of one address (IPv6: of one /64 network); 0: no limit, for load balancers",
     )
-    max_body_bytes: int = Field(2 * MIB, ge=1024)
+    max_body_bytes: int = Field(
+        2 * MIB, ge=1024, description="most bytes in the body of one request; chunks of uploads have their own limit"
+    )
     max_tokens: int = Field(262_144, ge=16, description="most tokens in one request, all its inputs together")
     max_requests: int = Field(
         1024, ge=1, description="most predictions at the same time in a replica; further ones get 429"

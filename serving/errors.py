@@ -41,11 +41,15 @@ class InternalError(ServingError):
 
 
 class BadRequestError(ServingError):
+    """The request cannot be read: its JSON, its parameters or its address are wrong."""
+
     status = 400
     title = "Bad request"
 
 
 class InvalidInputError(ServingError):
+    """The request can be read, and asks for what its task cannot do."""
+
     status = 422
     title = "Invalid input"
 
@@ -58,6 +62,8 @@ class ContextLengthError(InvalidInputError):
 
 
 class TooLargeError(ServingError):
+    """The request has more bytes, inputs, tokens or tasks than one request may have."""
+
     status = 413
     title = "Request too large"
 
@@ -98,6 +104,8 @@ class SlowBodyError(ServingError):
 
 
 class ForbiddenError(ServingError):
+    """The key is valid, and lacks the scope or the task that the request needs."""
+
     status = 403
     title = "Forbidden"
     code = "insufficient_permissions"
@@ -137,6 +145,8 @@ class UnknownKeyError(ServingError):
 
 
 class ConflictError(ServingError):
+    """What the request wants to change is not, or no longer, as it must be for that."""
+
     status = 409
     title = "Conflict"
 

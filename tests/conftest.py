@@ -59,10 +59,26 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOCABULARY = [*_SPECIAL, *_LETTERS.replace("a", ""), *(f"##{c}" for c in _LETTERS), *"0123456789.,?!'", *_WORDS]
 
 
+_LONG = ("e2e/", "test_documentation.py")
+"""Where the tests are that take longest."""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, so that no worker is left with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_documentation.py")
+    """Begin with what takes longest, so that no worker is left with it at the end. Takes ``--no-loadscope-reorder``."""
+    items.sort(key=lambda item: next((i for i, long in enumerate(_LONG) if f"tests/{long}" in item.nodeid), len(_LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files, and one worker all tests of ``e2e``: they share a server, which mostly waits."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -30,7 +30,11 @@ from tests.deploy.charts import CHART, needs_helm, rendered
 from tests.ken_core.adapters import make_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "deploy/README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = [
+    *(page.name for page in sorted(ROOT.glob("*.md"))),
+    "deploy/README.md",
+    *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs").rglob("*.md"))),
+]
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -99,6 +103,47 @@ def test_links_within_the_repository_lead_somewhere(page: str) -> None:
         target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_headline_figures_are_those_of_the_pages_that_they_link_to(page: str) -> None:
+    rows = re.findall(r"^\| .*\]\((.+?)#.+?\) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(rows) == 4
+    for line in re.findall(r"^\| .*#.*\|$", (ROOT / page).read_text(), re.MULTILINE):
+        (link,) = re.findall(r"\]\((.+?)#", line)
+        told = ((ROOT / page).parent / link).read_text()
+        figures = re.findall(r"\d[\d.,]*\d|\d", line.rpartition("[")[0])
+        assert figures
+        assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", told)] == []
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", ".github/PULL_REQUEST_TEMPLATE.md"])
+def test_make_targets_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"(?:`|^)make ([a-z][a-z0-9-]*)", (ROOT / page).read_text(), re.MULTILINE))
+    assert named
+    assert named - make_targets() == set()
+
+
+@pytest.mark.parametrize("workflow", sorted(path.name for path in (ROOT / ".github/workflows").glob("*.yml")))
+def test_a_workflow_does_its_work_by_make_targets(workflow: str) -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows" / workflow).read_text())["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    called = [run.split()[1] for run in runs if run.startswith("make ")]
+    assert called
+    assert set(called) - make_targets() == set()
+
+
+def test_files_that_contributors_and_reporters_are_sent_to_exist() -> None:
+    for page in ("CONTRIBUTING.md", "SECURITY.md"):
+        named = re.findall(
+            r"`((?:ken_core|serving|tests|benchmarks|deploy|docs)/[\w./*-]*)`", (ROOT / page).read_text()
+        )
+        assert named
+        assert [path for path in named if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
 class TestTheOperatingPage:

@@ -27,14 +27,14 @@ FLOORS = (
     "generation",
     "engine",
     "local tiers",
-    "pipelines tasks",
-    "client store workers",
+    "monitoring pipelines tasks",
+    "client hub store workers",
     "placement routing",
     "telemetry",
     "config",
     "security",
     "admission names",
-    "addresses errors incoming popularity terminal",
+    "addresses data_dir errors incoming popularity terminal",
     "ken_core",
 )
 """From top to bottom, the folders and files of `serving`, and `ken_core`. Each may import from the floors below it, so

@@ -1,7 +1,7 @@
-"""The built wheel: what is in it, and that it works where nothing but the wheel is found.
+"""Both distributions as `make dist` builds them: what is in them, and that they work where nothing else is found.
 
-It is built offline from a copy of the sources and installed into a folder of its own. Its dependencies are those of the
-environment that runs the tests.
+They are built offline from a copy of the sources. The wheel is installed into a folder of its own, and its dependencies
+are those of the environment that runs the tests.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+
+from ken_core import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ken_core", "serving")
@@ -32,19 +36,41 @@ IS_HAPROXY_STARTABLE = "from serving.launch.haproxy_start import check_startable
 pytest.importorskip("setuptools", reason="a wheel is built with setuptools")
 
 
+CLIENT = "deploy/client"
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, since building writes into the folder it builds from."""
     copy = tmp_path_factory.mktemp("sources") / "ken-serve"
-    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in (*PACKAGES, CLIENT):
+        shutil.copytree(ROOT / name, copy / name, ignore=NOT_SOURCES, symlinks=True)
     return copy
 
 
 @pytest.fixture(scope="module")
-def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sources))
-    (built,) = folder.glob("*.whl")
+def dist(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with an archive of the sources and a wheel of each distribution."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    for project in (sources, sources / CLIENT):
+        built = subprocess.run([*build, str(project)], capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (built,) = dist.glob("ken_serve-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def client_wheel(dist: Path) -> Path:
+    (built,) = dist.glob("ken_serve_client-*.whl")
     return built
 
 
@@ -76,6 +102,16 @@ def files_of_packages(sources: Path) -> set[str]:
     return {path.relative_to(sources).as_posix() for path in files}
 
 
+def files_in(wheel: Path) -> set[str]:
+    return {name for name in ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
+
+
+def metadata_of(wheel: Path) -> Message:
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_bytes(archive.read(name))
+
+
 def modules_in(sources: Path) -> list[str]:
     """Without the one that runs the command line when it is imported."""
     paths = (Path(file).with_suffix("") for file in files_of_packages(sources) if file.endswith(".py"))
@@ -84,10 +120,54 @@ def modules_in(sources: Path) -> list[str]:
 
 
 def test_every_file_of_both_packages_is_in_it_and_nothing_else(wheel: Path, sources: Path) -> None:
-    packed = {name for name in ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
+    packed = files_in(wheel)
     assert packed == files_of_packages(sources)
     assert {"ken_core/py.typed", "serving/py.typed", "serving/launch/haproxy.sh"} <= packed
     assert any(name.endswith(".lua") for name in packed)
+
+
+def test_the_clients_wheel_has_the_same_files_and_the_same_version(wheel: Path, client_wheel: Path) -> None:
+    assert files_in(client_wheel) == files_in(wheel)
+    ours, clients = metadata_of(wheel), metadata_of(client_wheel)
+    assert (ours["Name"], clients["Name"]) == ("ken-serve", "ken-serve-client")
+    assert ours["Version"] == clients["Version"] == __version__
+
+
+def test_the_client_asks_for_nothing_that_ken_serve_does_not_ask_for(wheel: Path, client_wheel: Path) -> None:
+    ours, clients = (set(metadata_of(built).get_all("Requires-Dist")) for built in (wheel, client_wheel))
+    assert clients < ours
+    assert not [text for text in clients if text.startswith(("torch", "transformers", "ray", "numba"))]
+
+
+def test_an_index_takes_what_both_say_of_themselves(dist: Path) -> None:
+    archives = sorted(map(str, dist.iterdir()))
+    assert len(archives) == 4
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *archives],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.count("PASSED") == 4
+
+
+@pytest.mark.slow
+def test_pipx_runs_the_clients_wheel_in_an_environment_of_its_own(client_wheel: Path, tmp_path: Path) -> None:
+    """Its dependencies come from the package index."""
+    places = {"PIPX_HOME": "home", "PIPX_BIN_DIR": "bin", "PIPX_SHARED_LIBS": "shared"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KEN_", "PYTHON"))}
+    environment |= {name: str(tmp_path / folder) for name, folder in places.items()}
+
+    def ken(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipx", "run", "--spec", str(client_wheel), "ken", *arguments]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    shown = ken("--version")
+    assert shown.stdout.startswith(f"ken-serve-client {__version__}, Python "), shown.stderr
+    ended = ken("extract", "--base", "b", "--tuned", "t", "--out", "d.ken")
+    assert ended.returncode == 1
+    assert "`ken extract` needs torch, which ken-serve-client does not bring; pip install ken-serve" in ended.stderr
 
 
 def test_every_module_is_imported_from_it(site: Path, sources: Path, tmp_path: Path) -> None:

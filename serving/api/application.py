@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastapi import FastAPI
 
+from ken_core.version import __version__
 from serving.api import (
+    cohere,
     docs_page,
     document,
     failures,
@@ -43,6 +43,7 @@ PROTOCOLS = (
     openai_generation.PROTOCOL,
     huggingface.PROTOCOL,
     tei.PROTOCOL,
+    cohere.PROTOCOL,
     kserve.PROTOCOL,
 )
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
@@ -58,7 +59,7 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
     """
     app = FastAPI(
         title="ken-serve",
-        version=_version(),
+        version=__version__,
         description=document.DESCRIPTION,
         openapi_tags=document.TAGS,
         docs_url=None,
@@ -97,10 +98,3 @@ def protocol_of(path: str) -> Protocol:
 def body_limit(service: Service, path: str) -> int:
     """The most bytes that a body under a path may have, as it is sent and as it is unpacked."""
     return CHUNK_BYTES if path.startswith(f"{uploads.PREFIX}/") else service.settings.max_body_bytes
-
-
-def _version() -> str:
-    try:
-        return version("ken-serve")
-    except PackageNotFoundError:
-        return "0"

@@ -18,7 +18,8 @@ from serving.routing.versions import SHORTEST
 
 DESCRIPTION = """\
 Tasks are fine-tunes of one transformer. One copy of its weights answers all of them. The routes under `/v1/tasks` are
-the server's own protocol; the others speak the protocols of OpenAI, Hugging Face, text-embeddings-inference and KServe.
+the server's own protocol; the others speak the protocols of OpenAI, Hugging Face, text-embeddings-inference, Cohere
+(reranking) and KServe.
 A failure has the form of the protocol that the path belongs to, and is RFC 9457 problem JSON under all other paths.
 """
 TAGS = [
@@ -26,6 +27,7 @@ TAGS = [
     {"name": "openai", "description": "OpenAI's protocol: a task is a model"},
     {"name": "huggingface", "description": "Hugging Face's inference protocol, as `InferenceClient` speaks it"},
     {"name": "text-embeddings-inference", "description": "Hugging Face's text-embeddings-inference"},
+    {"name": "cohere", "description": "Cohere's protocol for reranking"},
     {"name": "Open Inference Protocol", "description": "KServe's protocol, version 2, with JSON tensors"},
     {"name": "tasks", "description": "Tasks, their versions, aliases and routes, and uploads of deltas"},
     {"name": "keys", "description": "API keys"},

@@ -50,6 +50,11 @@ _MADE = {"id": "4f0c9a6be1d24d5f9f0b6a1c2d3e4f50", "created": 1767225600, "model
 _TEXT_USAGE = {"prompt_tokens": 31, "completion_tokens": 12, "total_tokens": 43}
 
 ANSWERS: dict[str, Any] = {
+    "RankedDocuments": {
+        "id": "a650e05d403c49529ed7cb4abaf4a736",
+        "results": [{"index": 0, "relevance_score": 0.97}],
+        "meta": {"api_version": {"version": "2"}, "tokens": {"input_tokens": 34}},
+    },
     "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA, "trouble": None},
     "HistoryEntry": {
         "action": "publish",

@@ -167,9 +167,17 @@ class RerankRequest(_TeiRequest):
     texts: list[str] = Field(min_length=1)
     raw_scores: bool = Field(False, description="give logits in place of probabilities")
     return_text: bool = Field(False, description="give each text beside its score")
+    top_n: int | None = Field(
+        None, ge=1, description="only the n most relevant texts; all by default. Not in the original; LiteLLM sends it"
+    )
 
     def task_query(self) -> TaskQuery:
-        parameters = {"raw_scores": self.raw_scores, "return_text": self.return_text, **self.truncation}
+        parameters = {
+            "raw_scores": self.raw_scores,
+            "return_text": self.return_text,
+            "top_n": self.top_n,
+            **self.truncation,
+        }
         return TaskQuery([{"query": self.query, "texts": self.texts}], parameters, "rerank", self.model)
 
     def present(self, outputs: Sequence[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from serving.cli import (
     differing,
     evaluating,
     generating,
+    hub,
     keys,
     merging,
     predicting,
@@ -22,15 +24,16 @@ from serving.cli import (
     server,
     signing,
     tasks,
+    top,
     viz,
     weights,
 )
-from serving.config import default_data_dir
+from serving.cli.distribution import contradiction, installed, missing_module, version_line
+from serving.data_dir import default_data_dir
 from serving.terminal import error_line
 
 app = typer.Typer(
     name="ken",
-    help="Serve hundreds of full fine-tunes of one transformer from one copy of its weights.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,15 +48,38 @@ tasks.add_to(app)
 routes.add_to(app)
 keys.add_to(app)
 signing.add_to(app)
+hub.add_to(app)
 adopt_store.add_to(app)
 generating.add_to(app)
 evaluating.add_to(app)
 differing.add_to(app)
 predicting.add_to(app)
+top.add_to(app)
 server.add_to(app)
 
-
 _INTERRUPTED = 130
+_OWN_PACKAGES = ("ken_core", "serving")
+
+
+def _print_version(asked: bool) -> None:
+    if not asked:
+        return
+    found = installed()
+    typer.echo(version_line(found))
+    if trouble := contradiction(found):
+        error_line(trouble)
+        raise typer.Exit(1)
+    raise typer.Exit
+
+
+@app.callback()
+def ken(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print what is installed, and exit"),
+    ] = False,
+) -> None:
+    """Serve hundreds of full fine-tunes of one transformer from one copy of its weights."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,11 +106,22 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:  # a file in the way, no permission, no space
         error_line(str(error))
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", *_OWN_PACKAGES):
+            raise
+        error_line(missing_module(_named(sys.argv[1:] if arguments is None else arguments), module, installed()))
+        sys.exit(1)
     except Exception as error:
         if not any(base.__name__ == "KenError" for base in type(error).__mro__):
             raise
         error_line(str(error))
         sys.exit(1)
+
+
+def _named(arguments: list[str]) -> str:
+    """The command that arguments name, as a person types it."""
+    return " ".join(["ken", *(argument for argument in arguments[:1] if not argument.startswith("-"))])
 
 
 if __name__ == "__main__":

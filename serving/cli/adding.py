@@ -44,6 +44,7 @@ from serving.cli.options import (
     Wait,
 )
 from serving.cli.outputs import check_output_folder
+from serving.cli.panels import DELTAS
 from serving.terminal import counted, progress
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(add)
+    app.command(rich_help_panel=DELTAS)(add)
 
 
 def add(

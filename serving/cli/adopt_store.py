@@ -7,12 +7,13 @@ import typer
 from serving.cli.opening import open_backend
 from serving.cli.options import DataDir, Namespace, RedisUrl, Url, Wait
 from serving.cli.outcome import tell_pending
+from serving.cli.panels import TASKS
 from serving.terminal import say
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("adopt-store")(adopt_store)
+    app.command("adopt-store", rich_help_panel=TASKS)(adopt_store)
 
 
 def adopt_store(

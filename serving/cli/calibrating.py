@@ -20,6 +20,7 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file
+from serving.cli.panels import DELTAS
 from serving.cli.selecting import calibrated_methods, codecs_of, parsed_size, tensor_filter
 from serving.cli.show_calibration import show_calibration
 from serving.terminal import counted, staged, warn
@@ -27,7 +28,7 @@ from serving.terminal import counted, staged, warn
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(calibrate)
+    app.command(rich_help_panel=DELTAS)(calibrate)
 
 
 def calibrate(

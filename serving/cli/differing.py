@@ -12,6 +12,7 @@ import typer
 from ken_core.errors import DataError
 from serving.cli.input_lines import INPUTS_HELP, read_inputs
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl
+from serving.cli.panels import DELTAS
 from serving.cli.show_difference import Compared, Held, show_json, show_tables
 from serving.cli.targets import LocalBase, delta_file, target_of
 from serving.terminal import progress, staged
@@ -25,7 +26,7 @@ _AT_ONCE = 256
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(diff)
+    app.command(rich_help_panel=DELTAS)(diff)
 
 
 def diff(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ken_core import open_file
 from serving.cli.backend import Listing
 from serving.client import Change, Collected, HistoryEntry, KeyInfo, NewKey, Revoked, TaskInfo
 from serving.routing.routes import Route
@@ -51,6 +50,10 @@ class StoreBackend:
         wait: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Change:
+        from ken_core import (
+            open_file,
+        )  # imported late: it builds the manifest's models, which other commands do not need
+
         opened = open_file(delta)
         revision = self._store.tasks.publish(
             task, opened, alias, signatures=read_signatures(delta), allow_other_labels=allow_other_labels

@@ -13,6 +13,7 @@ import typer
 from ken_core.errors import DataError
 from serving.cli.answering import Answerer, Given, answerer, in_order
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url
+from serving.cli.panels import ASKING
 from serving.cli.targets import LocalBase, Target, TargetArgument, target_of
 from serving.terminal import cell, out, print_json, progress, table
 
@@ -29,7 +30,7 @@ _ONE = 1e-3
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("eval")(evaluate)
+    app.command("eval", rich_help_panel=ASKING)(evaluate)
 
 
 def evaluate(

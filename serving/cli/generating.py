@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serving.cli.options import TaskName
+from serving.cli.panels import ASKING
 from serving.terminal import counted, say
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _URL = "http://127.0.0.1:8000"
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(generate)
+    app.command(rich_help_panel=ASKING)(generate)
 
 
 def generate(

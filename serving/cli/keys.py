@@ -10,6 +10,7 @@ import typer
 from serving.cli.opening import open_backend, open_or_make_backend
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url, Wait
 from serving.cli.outcome import tell_pending
+from serving.cli.panels import TASKS
 from serving.terminal import counted, out, print_json, say, table
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(help="Make, list and revoke the API keys that clients send.", no_args_is_help=True)
     for name, command in (("create", create), ("list", list_keys), ("revoke", revoke)):
         group.command(name)(command)
-    app.add_typer(group, name="keys")
+    app.add_typer(group, name="keys", rich_help_panel=TASKS)
 
 
 def create(

@@ -11,6 +11,7 @@ import typer
 
 from serving.cli.options import BaseOption, JsonFlag, Overwrite
 from serving.cli.outputs import check_output_file
+from serving.cli.panels import DELTAS
 from serving.cli.selecting import codecs_of
 from serving.cli.show_delta import show_written
 from serving.terminal import staged
@@ -18,7 +19,7 @@ from serving.terminal import staged
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(merge)
+    app.command(rich_help_panel=DELTAS)(merge)
 
 
 def merge(

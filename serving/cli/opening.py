@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.config import default_data_dir
+from serving.data_dir import default_data_dir
 from serving.terminal import say
 
 if TYPE_CHECKING:

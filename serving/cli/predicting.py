@@ -17,6 +17,7 @@ from serving.cli.answering import Answerer, Given, answerer, in_order, refuse_if
 from serving.cli.input_lines import INPUTS_HELP, read_inputs
 from serving.cli.options import DataDir, Namespace, Overwrite, RedisUrl, Url
 from serving.cli.outputs import check_output_file
+from serving.cli.panels import ASKING
 from serving.cli.predicted_file import PredictedFile, as_lines, sha256_of
 from serving.cli.targets import LocalBase, TargetArgument, target_of
 from serving.terminal import counted, error_line, progress, say
@@ -26,7 +27,7 @@ _STDIN = Path("/dev/stdin")
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(predict)
+    app.command(rich_help_panel=ASKING)(predict)
 
 
 def predict(

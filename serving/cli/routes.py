@@ -11,6 +11,7 @@ import typer
 from serving.cli.opening import open_backend
 from serving.cli.options import AllowOtherLabels, DataDir, JsonFlag, Namespace, RedisUrl, TaskName, Url, Wait
 from serving.cli.outcome import recorded, tell_pending
+from serving.cli.panels import TASKS
 from serving.terminal import out, print_json, say, table
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _SHARE = re.compile(r"(.+)=([0-9]{1,9})")
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(route)
+    app.command(rich_help_panel=TASKS)(route)
 
 
 def route(

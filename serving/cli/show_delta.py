@@ -25,6 +25,14 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
     if as_json:
         print_json({**found, **({"per_tensor": tensors} if tensors else {})})
         return
+    for key, value in lines_of(found).items():
+        out.print(f"{key:>12}  {value}", highlight=False, markup=False)
+    if tensors:
+        _show_tensors(tensors)
+
+
+def lines_of(found: dict[str, Any]) -> dict[str, str]:
+    """What `serving.cli.delta_facts.facts` returned, as lines for people: what each tells, and its text."""
     kept = found["stored"] / found["candidates"] if found["candidates"] else 0.0
     lines = {
         "digest": found["digest"],
@@ -67,24 +75,25 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         lines["tensors"] = f"{', '.join(only['include'])}{but}; the others {only['outside']}"
     if calibration := found["calibration"]:
         lines["calibrated"] = promise_line(calibration)
-    for key, value in lines.items():
-        out.print(f"{key:>12}  {value}", highlight=False, markup=False)
-    if tensors:
-        columns = ["tensor", "entry", "stored", "mask", "bytes", "values", "bytes", "all bytes"]
-        rows = [
-            [
-                r["tensor"],
-                r["entry"],
-                "" if r["stored"] is None else f"{r['stored']:,}",
-                r["mask"] or "",
-                f"{r['mask_bytes']:,}",
-                r["values"],
-                f"{r['value_bytes']:,}",
-                f"{r['bytes']:,}",
-            ]
-            for r in tensors
+    return lines
+
+
+def _show_tensors(tensors: list[dict[str, Any]]) -> None:
+    columns = ["tensor", "entry", "stored", "mask", "bytes", "values", "bytes", "all bytes"]
+    rows = [
+        [
+            r["tensor"],
+            r["entry"],
+            "" if r["stored"] is None else f"{r['stored']:,}",
+            r["mask"] or "",
+            f"{r['mask_bytes']:,}",
+            r["values"],
+            f"{r['value_bytes']:,}",
+            f"{r['bytes']:,}",
         ]
-        out.print(table("", columns, rows))
+        for r in tensors
+    ]
+    out.print(table("", columns, rows))
 
 
 def _merged_lines(found: dict[str, Any]) -> dict[str, str]:

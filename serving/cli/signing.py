@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serving.cli.options import TrustedKeysOption
+from serving.cli.panels import FILES
 from serving.cli.trusted_keys import check_signed, trusted_keys_of
 from serving.terminal import say
 
@@ -15,10 +16,10 @@ from serving.terminal import say
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     for command in (sign, verify):
-        app.command()(command)
+        app.command(rich_help_panel=FILES)(command)
     group = typer.Typer(help="Make keys for signing deltas.", no_args_is_help=True)
     group.command("create")(create)
-    app.add_typer(group, name="signing-key")
+    app.add_typer(group, name="signing-key", rich_help_panel=FILES)
 
 
 def create(file: Annotated[Path, typer.Argument(help="PEM file to write the private key to")]) -> None:

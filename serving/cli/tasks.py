@@ -23,6 +23,7 @@ from serving.cli.options import (
     Wait,
 )
 from serving.cli.outcome import recorded, tell_pending
+from serving.cli.panels import TASKS
 from serving.cli.trusted_keys import check_signed, trusted_keys_of
 from serving.terminal import counted, out, print_json, progress, say, size, table
 
@@ -36,7 +37,7 @@ _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     for command in (publish, tasks, promote, rollback, rm, history, gc):
-        app.command()(command)
+        app.command(rich_help_panel=TASKS)(command)
 
 
 def publish(

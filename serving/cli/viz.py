@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from serving.cli.options import BaseOption, JsonFlag
 from serving.cli.outputs import check_output_folder
+from serving.cli.panels import DELTAS
 from serving.terminal import counted, out, print_json, progress, say, table
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _MOST_PAIRS = 10
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(viz)
+    app.command(rich_help_panel=DELTAS)(viz)
 
 
 def viz(

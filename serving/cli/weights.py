@@ -33,6 +33,7 @@ from serving.cli.options import (
     Overwrite,
 )
 from serving.cli.outputs import check_output_file, check_output_folder
+from serving.cli.panels import DELTAS, FILES
 from serving.cli.selecting import check_text
 from serving.cli.show_delta import show, show_written
 from serving.cli.training import Data, train_classifier, train_language_model
@@ -43,8 +44,9 @@ _DEV_SHARE = 0.1
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (finetune, extract, import_peft, apply, inspect):
-        app.command()(command)
+    for command in (finetune, extract, import_peft, apply):
+        app.command(rich_help_panel=DELTAS)(command)
+    app.command(rich_help_panel=FILES)(inspect)
 
 
 def finetune(

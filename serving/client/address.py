@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx
 
+from ken_core.version import __version__
 from serving.client.errors import ClientError
 
 _IDLE_SECONDS = 3.0
 """How long an idle connection is kept. Servers keep it longer (uvicorn: 5 s), so no request is sent on a connection
 that the server is closing."""
+_USER_AGENT = f"ken-serve-client/{__version__} httpx/{httpx.__version__}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Address:
 
     def options(self, verify: ssl.SSLContext | bool) -> dict[str, Any]:
         """Arguments for httpx's clients. The number of connections is not limited: the caller's concurrency sets it."""
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        headers = {"User-Agent": _USER_AGENT}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE_SECONDS)
         return {"base_url": self.url, "headers": headers, "verify": verify, "limits": limits}

@@ -10,9 +10,12 @@ from serving.client.merge import Merge
 
 
 class Result(BaseModel):
-    """Base class of all results: frozen, compared by value."""
+    """Base class of all results: frozen, compared by value.
 
-    model_config = ConfigDict(frozen=True)
+    A model is built when it is first used, since a program uses few of them and pydantic takes a millisecond for each.
+    """
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Prediction(Result):

@@ -8,8 +8,6 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 
@@ -19,13 +17,10 @@ from serving.demo.checks import WAIT_SECONDS, check_seen, heading, quantile, ver
 from serving.demo.language_tasks import PreparedLanguageTask, base_as_a_task, prepare_language_tasks
 from serving.demo.prepare import DemoError
 from serving.demo.smollm2 import smollm2
+from serving.demo.stage import Stage, Step, show_next
 from serving.demo.streaming import Question, Streamed, ask_all
-from serving.launch.server_process import ServerProcess
-from serving.store.embedded import embedded_store
-from serving.store.urls import printable
 from serving.terminal import counted, out, progress, say, size, table
 
-_NAMESPACE = "demo-generate"
 _BASE = "base"
 """The task that changes nothing."""
 _SHOWN = 2
@@ -36,33 +31,15 @@ _LONGEST_SHOWN = 110
 
 
 class GenerationDemo:
-    """One run of the demonstration.
+    """One run of the demonstration, with SmolLM2-135M-Instruct unless the stage names another base.
 
-    Args:
-        base: folder or hub name of a language model with a chat template; None for SmolLM2-135M-Instruct.
-        redis_url: the store; None for the embedded one.
-        data_dir: folder for the model, deltas and the embedded store.
-        port: of the server; None for a free one.
-        clients: number of clients that read streams at the same time.
-        keep_serving: keep the server running afterwards, until it is interrupted.
+    The base must be a language model with a chat template.
     """
 
-    def __init__(
-        self,
-        base: str | None,
-        redis_url: str | None,
-        data_dir: Path,
-        port: int | None,
-        clients: int,
-        keep_serving: bool,
-    ) -> None:
-        self._base_name = base
-        self._redis_url = redis_url
-        self._folder = data_dir / "demo"
-        self._data_dir = data_dir
-        self._port = port
-        self._clients = clients
-        self._keep_serving = keep_serving
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._folder = stage.folder
+        self._clients = stage.clients
 
     def run(self) -> int:
         """Run the demonstration and return the exit code 0.
@@ -73,40 +50,24 @@ class GenerationDemo:
         started = time.monotonic()
         torch.set_num_threads(os.cpu_count() or 1)
         self._folder.mkdir(parents=True, exist_ok=True)
-        base = open_base(self._base_name or str(smollm2(self._folder)))
+        base = open_base(self._stage.base or str(smollm2(self._folder)))
         whole = sum(f.stat().st_size for f in base.folder.glob("*.safetensors"))
         heading(1, f"the base: {base.folder.name} ({size(whole)} checkpoint)")
         heading(2, "fine-tune each task on a few real chats, and keep a tenth of it")
         prepared = prepare_language_tasks(base, self._folder)
         unchanged = base_as_a_task(base, self._folder)
         self._show_deltas(prepared, whole)
-        with ExitStack() as stack:
-            url = self._redis_url or stack.enter_context(embedded_store(self._data_dir))
-            where = "the embedded Valkey" if self._redis_url is None else printable(url)
-            heading(3, f"publish to {where}, and serve")
-            settings = {"base": str(base.folder), "redis_url": url, "namespace": _NAMESPACE}
-            server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, self._server_log(), self._port)
-            with server, Client(server.url, timeout=600.0) as client:
-                for name, file in _files(prepared, unchanged).items():
-                    check_seen(client.publish(name, file.path, wait=WAIT_SECONDS))
-                self._stream(server.url, prepared, unchanged)
-                heading(6, "verify the base")
-                verify(client)
-                if self._keep_serving:
-                    _wait_for_interrupt(prepared[0], server)
-            if server.process.returncode != 0:
-                raise DemoError(f"the server ended with exit code {server.process.returncode}")
+        with self._stage.serving(str(base.folder), 3) as server, Client(server.url, timeout=600.0) as client:
+            for name, file in _files(prepared, unchanged).items():
+                check_seen(client.publish(name, file.path, wait=WAIT_SECONDS))
+            self._stream(server.url, prepared, unchanged)
+            heading(6, "verify the base")
+            verify(client)
+            if self._stage.keep_serving:
+                self._stage.wait_for_interrupt(server, _questions(prepared[0], server.url))
         say(f"all checks passed, and all processes have ended ({time.monotonic() - started:.0f} s)")
+        show_next(next_steps(self._stage, str(base.folder), prepared[0].task.name, prepared[0].held_out[0].question))
         return 0
-
-    def _server_log(self) -> Path | None:
-        """The file for the server's log, since log lines would disturb the tables. None to log to the terminal."""
-        if self._keep_serving:
-            return None
-        log = self._folder / "server.log"
-        log.unlink(missing_ok=True)
-        say(f"  the server's log: {log}")
-        return log
 
     def _show_deltas(self, prepared: Sequence[PreparedLanguageTask], whole: int) -> None:
         rows = [[p.task.name, p.task.source, size(p.file.size), f"1/{whole / p.file.size:.1f}"] for p in prepared]
@@ -129,6 +90,24 @@ class GenerationDemo:
         _check_digests(list(of_base.values()), _files(prepared, unchanged))
         for p in prepared:
             _show_answers(p, [a for a in answers if a.question.task == p.task.name], of_base)
+
+
+def next_steps(stage: Stage, base: str, task: str, question: str) -> list[Step]:
+    """What to try with the tasks of the demonstration.
+
+    Args:
+        base: folder or hub name.
+        question: one that the task was not trained on.
+    """
+    return [
+        stage.serve_again(base),
+        Step("ask that server, from another terminal", ["generate", task, question, "--chat"]),
+        Step(
+            "fine-tune the model on chats of your own",
+            ["finetune", "--base", base, "--data", "CHATS.jsonl", "--out", "FOLDER"],
+        ),
+        Step("make a task of what was fine-tuned", ["add", "TASK", "FOLDER", "--base", base, "--keep", "0.1"]),
+    ]
 
 
 def _files(prepared: Sequence[PreparedLanguageTask], unchanged: DeltaFile) -> dict[str, DeltaFile]:
@@ -185,14 +164,8 @@ def _short(text: str) -> str:
     return line if len(line) <= _LONGEST_SHOWN else f"{line[:_LONGEST_SHOWN]}…"
 
 
-def _wait_for_interrupt(p: PreparedLanguageTask, server: ServerProcess) -> None:
+def _questions(p: PreparedLanguageTask, url: str) -> list[str]:
     messages = [{"role": "user", "content": p.held_out[0].question}]
     body = json.dumps({"model": p.task.name, "messages": messages, "stream": True}).replace("'", "")
-    say("\nthe server keeps running until Ctrl-C; try:")
-    say(f"  curl -N {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
-    say(f"  curl {server.url}/v1/tasks")
-    say(f"  open {server.url}/docs")
-    try:
-        server.process.wait()
-    except KeyboardInterrupt:
-        return
+    asked = f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    return [asked, f"curl {url}/v1/tasks", f"open {url}/docs"]

@@ -8,7 +8,7 @@ import os
 import random
 import statistics
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,13 +19,11 @@ from ken_core.examples import Example
 from serving.client import Client
 from serving.demo.checks import WAIT_SECONDS, check_seen, heading, quantile, verify
 from serving.demo.prepare import DemoError, PreparedTask, demo_base, extract_to, prepare
+from serving.demo.stage import Stage, Step, show_next
+from serving.demo.texts import write_examples
 from serving.demo.traffic import Reply, connect, send_all, send_until
-from serving.launch.server_process import ServerProcess
-from serving.store.embedded import embedded_store
-from serving.store.urls import printable
 from serving.terminal import out, progress, say, size, table
 
-_NAMESPACE = "demo"
 _IN_A_BLOCK = 100
 _MOST_LOST = 0.01
 """Of accuracy, on 300 examples: three of them."""
@@ -33,33 +31,13 @@ _PAPER_FRACTIONS = (0.25, 0.50, 0.75)
 
 
 class Demo:
-    """One run of the demonstration.
+    """One run of the demonstration, with MiniLM-L6 unless the stage names another base."""
 
-    Args:
-        base: folder or hub name; None for MiniLM-L6.
-        redis_url: the store; None for the embedded one.
-        data_dir: folder for models, deltas and the embedded store.
-        port: of the server; None for a free one.
-        clients: number of clients that send requests at the same time.
-        keep_serving: keep the server running afterwards, until it is interrupted.
-    """
-
-    def __init__(
-        self,
-        base: str | None,
-        redis_url: str | None,
-        data_dir: Path,
-        port: int | None,
-        clients: int,
-        keep_serving: bool,
-    ) -> None:
-        self._base_name = base or demo_base()
-        self._redis_url = redis_url
-        self._folder = data_dir / "demo"
-        self._data_dir = data_dir
-        self._port = port
-        self._clients = clients
-        self._keep_serving = keep_serving
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._base_name = stage.base or demo_base()
+        self._folder = stage.folder
+        self._clients = stage.clients
 
     def run(self) -> int:
         """Run the demonstration and return the exit code 0.
@@ -76,32 +54,19 @@ class Demo:
         prepared = prepare(self._base, self._folder)
         self._show_deltas(prepared)
         self._show_paper(prepared[0])
-        with ExitStack() as stack:
-            url = self._redis_url or stack.enter_context(embedded_store(self._data_dir))
-            where = "the embedded Valkey" if self._redis_url is None else printable(url)
-            heading(4, f"publish to {where}, and serve")
-            settings = {"base": self._base_name, "redis_url": url, "namespace": _NAMESPACE}
-            server = ServerProcess({**settings, "data_dir": str(self._data_dir)}, self._server_log(), self._port)
-            with server, Client(server.url) as client:
-                self._url, self._client = server.url, client
-                for p in prepared:
-                    check_seen(client.publish(p.task.name, p.file.path, wait=WAIT_SECONDS))
-                self._serve(prepared)
-                if self._keep_serving:
-                    self._wait_for_interrupt(prepared[0], server)
-            if server.process.returncode != 0:
-                raise DemoError(f"the server ended with exit code {server.process.returncode}")
+        with self._stage.serving(self._base_name, 4) as server, Client(server.url) as client:
+            self._url, self._client = server.url, client
+            for p in prepared:
+                check_seen(client.publish(p.task.name, p.file.path, wait=WAIT_SECONDS))
+            self._serve(prepared)
+            if self._stage.keep_serving:
+                self._stage.wait_for_interrupt(server, self._questions(prepared[0]))
         say(f"all checks passed, and all processes have ended ({time.monotonic() - started:.0f} s)")
+        first = prepared[0]
+        held_out = write_examples(first.held_out, self._folder / f"{first.task.name}-held-out.jsonl")
+        files = [str(p.file.path) for p in prepared]
+        show_next(next_steps(self._stage, self._base_name, files, str(held_out)))
         return 0
-
-    def _server_log(self) -> Path | None:
-        """The file for the server's log, since log lines would disturb the tables. None to log to the terminal."""
-        if self._keep_serving:
-            return None
-        log = self._folder / "server.log"
-        log.unlink(missing_ok=True)
-        say(f"  the server's log: {log}")
-        return log
 
     # Before serving
 
@@ -259,18 +224,27 @@ class Demo:
             ])  # fmt: skip
         out.print(table("", ["task", "mixed", "swap", "p50"], rows))
 
-    def _wait_for_interrupt(self, p: PreparedTask, server: ServerProcess) -> None:
-        body = json.dumps({"inputs": p.held_out[0].text[:60]})
-        quoted = body.replace("'", "")
-        say("\nthe server keeps running until Ctrl-C; try:")
-        say(f"  curl {self._url}/v1/tasks/{p.task.name}/predict -d '{quoted}'")
-        say(f"  curl {self._url}/v1/tasks")
-        say(f"  curl {self._url}/metrics")
-        say(f"  open {self._url}/docs")
-        try:
-            server.process.wait()
-        except KeyboardInterrupt:
-            return
+    def _questions(self, p: PreparedTask) -> list[str]:
+        body = json.dumps({"inputs": p.held_out[0].text[:60]}).replace("'", "")
+        asked = f"curl {self._url}/v1/tasks/{p.task.name}/predict -d '{body}'"
+        return [asked, f"curl {self._url}/v1/tasks", f"curl {self._url}/metrics", f"open {self._url}/docs"]
+
+
+def next_steps(stage: Stage, base: str, files: Sequence[str], held_out: str) -> list[Step]:
+    """What to try with the deltas of the demonstration.
+
+    Args:
+        base: folder or hub name.
+        files: the tasks' delta files.
+        held_out: file of labelled text for the first of them.
+    """
+    of_base = ["--base", base]
+    return [
+        stage.serve_again(base),
+        Step("measure a delta on text that was held out", ["eval", files[0], *of_base, "--data", held_out]),
+        Step("draw what the deltas keep and share", ["viz", *files, *of_base, "--out", "pictures"]),
+        Step("make a task of a fine-tune of your own", ["add", "TASK", "FOLDER", "--base", "YOUR-BASE"]),
+    ]
 
 
 def _share_mixed(replies: list[Reply]) -> str:

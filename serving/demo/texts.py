@@ -10,9 +10,11 @@ import gettext
 import importlib.util
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from ken_core.errors import KenError
 from ken_core.examples import Example
@@ -134,3 +136,10 @@ def _package(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingTextError(f"the demonstration needs the package {name!r}: pip install 'ken-serve[demo]'")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def write_examples(examples: Sequence[Example], path: Path) -> Path:
+    """Write labelled text as JSON lines, as `ken eval --data` reads it. Returns the path."""
+    lines = [orjson.dumps({"text": example.text, "label": example.label}) for example in examples]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path

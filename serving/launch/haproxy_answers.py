@@ -55,6 +55,10 @@ def _hub(answer: OwnAnswer) -> Body:
     return {"error": answer.detail, "error_type": "Unhealthy" if answer.status == 503 else "Backend"}
 
 
+def _cohere(answer: OwnAnswer) -> Body:
+    return {"message": answer.detail}
+
+
 def _kserve(answer: OwnAnswer) -> Body:
     return {"error": answer.detail}
 
@@ -70,6 +74,8 @@ FORMS: Mapping[str, Callable[[OwnAnswer], Body]] = MappingProxyType(
         "/predict": _hub,
         "/rerank": _hub,
         "/info": _hub,
+        "/v1/rerank": _cohere,
+        "/v2/rerank": _cohere,
         "/v2": _kserve,
     }
 )

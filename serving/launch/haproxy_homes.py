@@ -41,7 +41,7 @@ _IF_NEW = f"{_TASK},ifnotexists"
 _FIRST = "txn.ken_server"
 _SECOND = "txn.ken_second"
 _NAME = "url_dec,field(1,@)"
-_FROM_BODY = "/v1/chat/completions /v1/completions /v1/embeddings /embed /predict /rerank"
+_FROM_BODY = "/v1/chat/completions /v1/completions /v1/embeddings /embed /predict /rerank /v1/rerank /v2/rerank"
 
 
 def placing(text: str, folder: Path, slack: int = SLACK) -> str:

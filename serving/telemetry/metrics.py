@@ -65,6 +65,8 @@ class Metrics:
         self.preempted = Counter(
             "ken_preempted_texts", "Times a text gave up its keys and values, to be computed again", registry=own
         )
+        self.started = Gauge("ken_started_timestamp_seconds", "When the replica's metrics began", registry=own)
+        self.started.set_to_current_time()
         self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
         self.poisoned = Gauge("ken_poisoned", "Whether the resident weights are in an unknown state", registry=own)
         self.verified = Gauge(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from ken_core.version import __version__
 from serving.errors import StartError
 from serving.telemetry.measured import Measured
 
@@ -37,7 +37,7 @@ class Tracer:
         about = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "ken-serve"), "service.instance.id": replica}
         self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("ken-serve", version("ken-serve"))
+        self._tracer = self._provider.get_tracer("ken-serve", __version__)
         self._context = TraceContextTextMapPropagator()
 
     def record(self, headers: Mapping[str, str], request: Measured, tasks: Sequence[Measured] = ()) -> None:

@@ -1,4 +1,7 @@
-"""Three real fine-tunes of MiniLM on real text, their deltas in a store, and one server shared by the tests."""
+"""Three real fine-tunes of MiniLM on real text, their deltas in a store, and one server shared by the tests.
+
+It ends with the last test of the folder, since the worker that ran them goes on to other tests.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ class PublishedTask:
     texts: list[str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("e2e")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def published(minilm: Path, work: Path) -> list[PublishedTask]:
     """Tasks with 5, 3 and 5 labels, trained briefly. Their scores are far from 0 and 1, so that errors are visible."""
     import torch
@@ -52,7 +55,7 @@ def published(minilm: Path, work: Path) -> list[PublishedTask]:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def later(minilm: Path, work: Path, published: list[PublishedTask]) -> PublishedTask:
     """A later version of the first task: the same fine-tune with another budget."""
     from ken_core import Budget, Selection, apply, deltafile, extract, open_base, open_tuned
@@ -66,7 +69,7 @@ def later(minilm: Path, work: Path, published: list[PublishedTask]) -> Published
     return PublishedTask(first.name, file.path, file.digest, folder, first.texts)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store_url(work: Path) -> Iterator[str]:
     from serving.store.embedded import embedded_store
 
@@ -74,7 +77,7 @@ def store_url(work: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(minilm: Path, work: Path, store_url: str, published: list[PublishedTask]) -> Iterator[ServerProcess]:
     """The server that all tests share. They must leave its tasks as they found them."""
     publish_all(store_url, published)

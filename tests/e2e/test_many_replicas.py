@@ -1,4 +1,9 @@
-"""Three replicas with a placement: requests are answered at home, whatever happens to replicas, and none fails."""
+"""Replicas by the manifest for Kubernetes: requests are answered at home, whatever happens to replicas, and none fails.
+
+On one machine, without Ray's autoscaler: as many replicas as the bounds of the autoscaling configuration say. A replica
+of a private cluster that ends has no time in which others stop asking it, so there must be another one. In pods, and by
+load: test_pods.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +27,16 @@ from serving.store import Store
 from tests.e2e.conftest import PublishedTask
 from tests.e2e.forwarding import Forwarder, forwarding
 from tests.e2e.from_manifest import serve_config
+from tests.e2e.replicas import (
+    await_deployed,
+    await_replicas,
+    deploy,
+    on_this_machine,
+    replicas,
+    running_at_once,
+    update,
+)
 from tests.e2e.running import settings_on
-from tests.e2e.test_scaling import await_deployed, await_replicas, deploy, on_this_machine, replicas
 
 pytestmark = pytest.mark.e2e
 NAMESPACE = "many-replicas"
@@ -115,7 +128,7 @@ def way(store_url: str) -> Iterator[Forwarder]:
         yield forwarder
 
 
-def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
+def test_replicas_are_added_killed_cut_off_taken_away_and_replaced_and_no_request_fails(
     minilm: Path, work: Path, tmp_path: Path, store_url: str, published: list[PublishedTask], way: Forwarder
 ) -> None:
     store = Store(store_url, NAMESPACE)
@@ -124,13 +137,16 @@ def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
         for i in range(COPIES):
             store.tasks.publish(f"{task.name}-{i}", open_file(task.file))
     settings = settings_on(minilm, work / "server", way.url)
-    settings |= {"data_dir": str(tmp_path), "replicas": "3", "namespace": NAMESPACE, "placement_seconds": "2"}
+    settings |= {"data_dir": str(tmp_path), "replicas": "2", "namespace": NAMESPACE, "placement_seconds": "2"}
     config = on_this_machine(serve_config(), settings)
-    config["applications"][0]["args"] |= {"namespace": NAMESPACE, "placement_seconds": 2, "request_timeout_seconds": 30}
-    deploy(config, 3, tmp_path)
+    config["applications"][0]["args"] |= {"placement_seconds": 2, "request_timeout_seconds": 30}
+    deploy(config, 2, tmp_path)
     with ServerProcess(settings, tmp_path / "log", module="tests.e2e.from_manifest") as server:
         await_deployed(tmp_path)
+        first = await_replicas(server, 2)
         with loaded(server, digests) as load:
+            deploy(config, 3, tmp_path)
+            assert first < await_replicas(server, 3)
             homes = load.await_homes(store, on=3)
 
             (killed, *_) = homes[min(homes)]
@@ -148,10 +164,13 @@ def test_replicas_are_killed_cut_off_added_and_taken_away_and_no_request_fails(
             load.await_homes(store, on=3)
             assert load.failures == []
 
-            for count in (2, 3):
-                deploy(config, count, tmp_path)
-                await_replicas(server, count)
-                load.await_homes(store, on=count)
+            deploy(config, 2, tmp_path)
+            left = await_replicas(server, 2)
+            load.await_homes(store, on=2)
+
+            update(config, tmp_path)
+            assert len(running_at_once(server, left)) > len(left), "an old replica ended before a new one was there"
+            load.await_homes(store, on=2)
         assert load.failures == []
         assert load.answers > 100
         placement = httpx.get(f"{server.url}/readyz").json()["placement"]

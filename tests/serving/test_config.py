@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serving.config import Settings, default_data_dir, load_settings
+from serving.config import Settings, load_settings
+from serving.data_dir import default_data_dir
 from serving.errors import StartError
 
 SECRET = "hunter2"

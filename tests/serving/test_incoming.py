@@ -12,6 +12,7 @@ from pydantic import Field
 
 from serving.api import (
     chat_messages,
+    cohere,
     huggingface,
     huggingface_generation,
     keys,
@@ -44,6 +45,8 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     chat_messages.Message: {"role": "user"},
     chat_messages.TextPart: {"text": "rain"},
     chat_messages.ToolCall: {"function": {"name": "weather"}},
+    cohere.CohereRerankRequest: {"model": "ranks", "query": "rain", "documents": ["sun"]},
+    cohere.TextDocument: {"text": "sun"},
     base.TextPair: {"text": "rain", "text_pair": "sun"},
     huggingface.SimilarityInput: {"source_sentence": "rain", "sentences": ["sun"]},
     huggingface.InferenceRequest: {"inputs": "rain"},
@@ -194,6 +197,11 @@ def test_what_somebody_else_knows_is_left_out_where_it_is_null() -> None:
         ("/models/search/embed", {"inputs": "rain"}, {"normalize": None, "truncate": None, "prompt_name": None}),
         ("/models/emotion/predict", {"inputs": "rain"}, {"raw_scores": None, "truncation_direction": None}),
         ("/models/ranks/rerank", {"query": "rain", "texts": ["sun"]}, {"raw_scores": None, "return_text": None}),
+        (
+            "/v2/rerank",
+            {"model": "ranks", "query": "rain", "documents": ["sun"]},
+            {"top_n": None, "rank_fields": None, "max_tokens_per_doc": None, "return_documents": None},
+        ),
         ("/v2/models/emotion/infer", {"inputs": [TENSOR]}, {"id": None, "parameters": None, "outputs": None}),
         (
             "/v2/models/emotion/infer",
@@ -209,7 +217,9 @@ def test_what_somebody_else_knows_is_left_out_where_it_is_null() -> None:
 def test_every_protocol_answers_as_if_it_was_left_out(
     path: str, body: dict[str, Any], nulls: dict[str, Any], peers: Served
 ) -> None:
-    expected, found = peers.post(path, json=body), peers.post(path, json={**body, **nulls})
+    named = {"X-Request-Id": "the-same"}
+    expected = peers.post(path, json=body, headers=named)
+    found = peers.post(path, json={**body, **nulls}, headers=named)
     assert expected.status_code == 200, expected.text
     assert found.status_code == 200, found.text
     assert found.json() == expected.json()

@@ -61,7 +61,17 @@ def test_a_task_that_the_path_names_is_asked_at_home(path: str, task: str, proxi
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/embed", "/predict", "/rerank"]
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/embed",
+        "/predict",
+        "/rerank",
+    ],
 )
 def test_a_task_that_the_body_names_is_asked_at_home(path: str, proxied: Proxied) -> None:
     for task in ("news", "spam", "lone"):

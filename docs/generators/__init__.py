@@ -1,0 +1,1 @@
+"""From the code to pages of the documentation site. Each file makes one table or list."""
