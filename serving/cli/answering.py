@@ -99,10 +99,9 @@ def _local_task(
             say(f"taking {chosen.name}, {chosen.why}")
         return LocalTask.of_folder(open_tuned(chosen.name))
     if base is None:
-        what = "a delta file" if target.kind == "file" else "a task of the store, whose delta is fetched"
-        raise typer.BadParameter(
-            f"{target.name} is {what}: give the base that it belongs to, or --url to ask a server", param_hint="--base"
-        )
+        of_file = f"{target.name} is a delta file; give the base that it belongs to"
+        of_store = f"{target.name} is a task of the store; give the base of its delta, or --url to ask a server"
+        raise typer.BadParameter(of_file if target.kind == "file" else of_store, param_hint="--base")
     with delta_file(target, redis_url, data_dir, namespace) as file:
         return LocalTask.of_delta(open_base(base), file)
 

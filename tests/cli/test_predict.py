@@ -93,7 +93,7 @@ def test_eval_shows_figures_with_intervals_and_a_row_for_each_label(
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        ([{"text": "good", "label": "great"}], "the label 'great'"),
+        ([{"text": "good", "label": "great"}], "line 1 has the label 'great'; the task knows bad, good"),
         ([{"text": "good"}], "expected a label"),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_name_that_is_a_folder_here_is_that_folder_unless_a_server_is_named(
     ("arguments", "text"),
     [
         (("no/../such.ken",), "found no file, folder or task"),
-        (("mood",), "give the base that it belongs to"),
+        (("mood",), "give the base of its delta"),
         (("./mood", "--url", "http://127.0.0.1:1"), "give a task's name with --url"),
     ],
 )
