@@ -15,7 +15,7 @@ from serving.cli.answering import Answerer, Given, answerer, in_order
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url
 from serving.cli.panels import ASKING
 from serving.cli.targets import LocalBase, Target, TargetArgument, target_of
-from serving.terminal import cell, out, print_json, progress, table
+from serving.terminal import cell, out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from ken_core.classification_report import ClassificationReport, Interval
@@ -27,6 +27,8 @@ _BATCH = 32
 _IN_FLIGHT = 4
 _ONE = 1e-3
 """By how much the probabilities of all labels may differ from 1 together."""
+_FEW = 100
+"""Of fewer examples than this, resamples tell little."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -170,6 +172,10 @@ def _show(target: Target, digest: str, data: Path, found: ClassificationReport, 
     )
     bounds = f"{100 * found.confidence:g} % interval"
     out.print(table("", ["figure", "value", bounds], [_figure(name, figure) for name, figure in figures]))
+    if found.examples < _FEW:
+        say(
+            f"of fewer than {_FEW} examples, the intervals of F1 and calibration error are rough; that of accuracy holds"
+        )
     columns = ["label", "precision", "recall", "F1", "examples", "answers"]
     rows = [
         [

@@ -88,6 +88,7 @@ def test_eval_shows_figures_with_intervals_and_a_row_for_each_label(
     assert ended.returncode == 0, ended.stderr
     for part in ("on 40 examples", "accuracy", "macro F1", "calibration error", "90 % interval", "precision", "good"):
         assert part in ended.stdout
+    assert "of fewer than 100 examples" in ended.stderr
 
 
 @pytest.mark.parametrize(
