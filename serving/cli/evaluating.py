@@ -173,9 +173,7 @@ def _show(target: Target, digest: str, data: Path, found: ClassificationReport, 
     bounds = f"{100 * found.confidence:g} % interval"
     out.print(table("", ["figure", "value", bounds], [_figure(name, figure) for name, figure in figures]))
     if found.examples < _FEW:
-        say(
-            f"of fewer than {_FEW} examples, the intervals of F1 and calibration error are rough; that of accuracy holds"
-        )
+        say(f"of fewer than {_FEW} examples, the intervals of F1 and calibration error are rough")
     columns = ["label", "precision", "recall", "F1", "examples", "answers"]
     rows = [
         [
