@@ -179,7 +179,7 @@ def test_commands_that_decode_no_delta_run_with_what_the_client_brings(
 ) -> None:
     key = str(tmp_path / "signing.pem")
     made = [["signing-key", "create", key], ["sign", files[0], "--key", key], ["inspect", files[0], "--tensors"]]
-    run_all(brought, [*made, ["--help"], ["publish", "--help"]])
+    run_all(brought, [*made, ["diff", *files], ["--help"], ["publish", "--help"]])
     public = json.loads(Path(f"{files[0]}.sig").read_text())[0]["key"]
     run_all(brought, [["verify", files[0], "--trusted-keys", public]])
 
