@@ -1,4 +1,7 @@
-"""Asks a server for texts by LangChain, its Hugging Face package, LlamaIndex and LiteLLM. Run by an interpreter that has them; prints JSON."""
+"""Asks a server for texts by LangChain, its Hugging Face package, LlamaIndex and LiteLLM.
+
+Run by an interpreter that has them; prints JSON.
+"""
 
 from __future__ import annotations
 
