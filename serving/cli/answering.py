@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -153,6 +152,8 @@ class _Local:
 
 async def in_order(asked: Answerer, inputs: Sequence[Any], batch: int, in_flight: int) -> AsyncIterator[list[Given]]:
     """Answers in the order of the inputs, some at a time, with at most `in_flight` requests of `batch` inputs."""
+    import asyncio  # imported late, since `ken --help` would wait for it
+
     running: deque[asyncio.Task[list[Given]]] = deque()
     starts = iter(range(0, len(inputs), batch))
     try:

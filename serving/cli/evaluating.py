@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +60,8 @@ def evaluate(
 
     Example: ken eval trec@canary --data dev.jsonl --url http://localhost:8000
     """
+    import asyncio  # imported late, since `ken --help` would wait for it
+
     from ken_core.classification_report import report
     from ken_core.examples import read_examples
     from ken_core.records import read_records

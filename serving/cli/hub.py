@@ -39,7 +39,9 @@ def push(
         str | None, typer.Option(help="file name in the repository; default the file's own, or the task's with .ken")
     ] = None,
     alias: Annotated[str, typer.Option(help="the task's version to push: an alias or a digest")] = "live",
-    private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="make a new repository private, and refuse one that is public")
+    ] = False,
     base_model: Annotated[
         str | None, typer.Option(help="the base's name on the Hub; default the name in the delta, if it is one")
     ] = None,
@@ -57,16 +59,16 @@ def push(
     Example: ken push trec.ken me/minilm-deltas
     """
     from serving.hub import card
-    from serving.hub.deltas import check_file_name
     from serving.hub.deltas import push as push_to
+    from serving.hub.names import check_delta_file, hub_name
     from serving.hub.repository import Repository
 
-    if base_model is not None and card.hub_name(base_model) is None:
+    if base_model is not None and hub_name(base_model) is None:
         raise typer.BadParameter(f"found {base_model!r}, expected owner/name", param_hint="--base-model")
     with _opened(delta, alias, redis_url, data_dir, namespace) as file:
-        file_name = check_file_name(name or (file.path.name if _is_file(delta) else f"{delta}.ken"))
+        file_name = check_delta_file(name or (file.path.name if _is_file(delta) else f"{delta}.ken"))
         found = facts(file)
-        base = base_model or card.hub_name(file.manifest.base.name)
+        base = base_model or hub_name(file.manifest.base.name)
         if base is None:
             warn(
                 f"the delta's base is {file.manifest.base.name!r}, which is no name on the Hub, so the card links to "
@@ -170,7 +172,7 @@ def _told(found: dict[str, Any]) -> dict[str, str]:
     """The rows of the card's table."""
     lines = lines_of(found)
     parts, loss = lines.pop("", ""), [lines.pop(key) for key in ("calibrated", "distilled") if key in lines]
-    not_measured = "not measured; `ken calibrate` measures it, and promises it for other text"
+    not_measured = "not measured: ken calibrate measures it, and promises it for other text"
     return {
         **lines,
         "base": f"{found['base']}, fingerprint {found['fingerprint']}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +58,8 @@ def predict(
 
     Example: ken predict trec --data questions.jsonl --out answers.jsonl --url http://localhost:8000
     """
+    import asyncio  # imported late, since `ken --help` would wait for it
+
     meant = target_of(target, context, url)
     asked_for = _parsed(parameters)
     to_stdout = str(out) == "-"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ken_core.version import __version__
 from serving.hub.failures import HubError, asking
+from serving.hub.names import check_repository
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Repository:
     Args:
         name: ``owner/name``.
         progress: whether to show how far a file has been sent or received.
+
+    Raises:
+        HubError: the name has another form.
     """
 
     def __init__(self, name: str, *, progress: bool = True) -> None:
@@ -41,7 +45,7 @@ class Repository:
 
         if not progress:
             disable_progress_bars()
-        self.name = name
+        self.name = check_repository(name)
         self._api = HfApi(library_name="ken-serve", library_version=__version__)
 
     @property
@@ -52,10 +56,15 @@ class Repository:
         """Make the repository, if there is none.
 
         Args:
-            private: whether a new repository is private; one that exists stays as it is.
+            private: a new repository is private; one that exists must be.
+
+        Raises:
+            HubError: the repository exists and is public, and was to be private.
         """
         with self._asking():
             self._api.create_repo(self.name, private=private or None, exist_ok=True)
+            if private and not self._api.model_info(self.name).private:
+                raise HubError(f"{self.url} is public: make it private on the Hub first, or leave --private out")
 
     def contents(self, revision: str | None = None) -> Contents:
         """What the repository holds.
