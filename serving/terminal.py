@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ken_core.progress import Stage
 
 _PIPE_WIDTH = 140
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 LINE_SECONDS = 15.0
 """From one line of progress to the next, where there is no terminal for a bar."""
 
@@ -24,20 +27,30 @@ out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
 err = Console(stderr=True, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """Text with a mark in place of control characters, with which foreign text could rewrite the screen."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def cell(text: str) -> str:
+    """Foreign text for a table: in one line, and nothing in it is markup or a control character."""
+    return escape(printable(" ".join(text.split())))
+
+
 def say(message: str) -> None:
     """Print one line for the person at the terminal."""
-    err.print(message, highlight=False, markup=False)
+    err.print(printable(message), highlight=False, markup=False)
 
 
 def warn(message: str) -> None:
     """Print a warning: something was done that may not be what the person wanted."""
     err.print("[bold yellow]warning:[/]", end=" ", highlight=False)
-    err.print(message, highlight=False, markup=False)
+    err.print(printable(message), highlight=False, markup=False)
 
 
 def error_line(message: str) -> None:
     err.print("[bold red]error:[/]", end=" ", highlight=False)
-    err.print(message, highlight=False, markup=False)
+    err.print(printable(message), highlight=False, markup=False)
 
 
 def print_json(facts: Any) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CHECKING_SHARE = 0.2
 """Of the texts, where the others train the delta's values."""
+_LANGUAGE = ("text-generation", "fill-mask")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class TaskAdder:
 
     def _extract(self, added: Added, texts: CheckTexts | None, watch: Progress) -> None:
         from ken_core import open_tuned
+        from ken_core.errors import CheckError
+        from ken_core.manifest import task_kind
         from ken_core.trainer_folder import choose
 
         chosen = choose(added.source)
@@ -118,21 +121,22 @@ class TaskAdder:
         if chosen.why:
             say(f"{added.task}: taking {chosen.name}, {chosen.why}")
         tuned = open_tuned(chosen.name)
+        unchecked = _why_unchecked(task_kind(type(tuned.model).__name__), texts)
+        if unchecked and self.least > 0:
+            raise CheckError(f"{unchecked}; with --least-agreement 0 it is published unchecked")
         training = texts.training if texts else None
         delta, added.file = self.recipe.make(self.base, tuned, self._path(added.task), training, watch)
         for warning in delta.warnings:
             added.warnings.append(warning)
             warn(f"{added.task}: {warning}")
-        self._check(added, tuned, texts, watch)
+        if unchecked:
+            added.warnings.append(f"not checked: {unchecked}")
+            warn(f"{added.task}: {added.warnings[-1]}")
+        else:
+            self._check(added, tuned, texts, watch)
 
     def _check(self, added: Added, tuned: Checkpoint, texts: CheckTexts | None, watch: Progress) -> None:
-        from ken_core.divergence import COMPARABLE
-
         assert added.file is not None
-        if self.least == 0 and (kind := added.file.manifest.kind) not in COMPARABLE:
-            added.warnings.append(f"not checked: answers of the kind {kind!r} cannot be compared")
-            warn(f"{added.task}: {added.warnings[-1]}")
-            return
         if texts is None:
             added.fidelity = self.checker(tuned, added.file, progress=watch)
         else:
@@ -151,6 +155,17 @@ class TaskAdder:
         added.revision = change.revision
         say(f"{added.task}@{publishing.alias} is {recorded(backend, added.task, change).digest}")
         tell_pending(change, publishing.wait)
+
+
+def _why_unchecked(kind: str, texts: CheckTexts | None) -> str:
+    """Why answers of a kind cannot be checked on these texts; empty where they can."""
+    from ken_core.divergence import COMPARABLE
+
+    if kind not in COMPARABLE:
+        return f"answers of the kind {kind!r} cannot be compared with the fine-tune's"
+    if kind in _LANGUAGE and texts is None:
+        return "how a language model goes on after random tokens says nothing: give --text FILE with texts like its own"
+    return ""
 
 
 def _check_agreement(found: Fidelity, least: float) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ken_core.errors import DataError
 from serving.cli.answering import Answerer, Given, answerer, in_order
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url
 from serving.cli.panels import ASKING
 from serving.cli.targets import LocalBase, Target, TargetArgument, target_of
-from serving.terminal import out, print_json, progress, table
+from serving.terminal import cell, out, print_json, progress, table
 
 if TYPE_CHECKING:
     from ken_core.classification_report import ClassificationReport, Interval
@@ -162,7 +161,7 @@ def _show(target: Target, digest: str, data: Path, found: ClassificationReport, 
     columns = ["label", "precision", "recall", "F1", "examples", "answers"]
     rows = [
         [
-            escape(one.label),
+            cell(one.label),
             f"{one.precision:.3f}",
             f"{one.recall:.3f}",
             f"{one.f1:.3f}",

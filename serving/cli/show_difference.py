@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.markup import escape
 
 from serving.cli.delta_facts import facts
-from serving.terminal import counted, out, print_json, size, table
+from serving.terminal import cell, counted, out, print_json, printable, size, table
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -139,9 +138,9 @@ def _show_held(held: Held) -> None:
     rows = []
     for fact in _TOLD:
         pair = [held.first[fact], held.second[fact]]
-        told = [size(one) if fact == "bytes" else escape(str(one)) for one in pair]
+        told = [size(one) if fact == "bytes" else cell(str(one)) for one in pair]
         rows.append([fact, *told, "" if pair[0] == pair[1] else "differs"])
-    out.print(table("", ["", *map(escape, names), ""], rows))
+    out.print(table("", ["", *map(cell, names), ""], rows))
     _line("labels", _labels(held.labels, names))
     if held.first["fingerprint"] != held.second["fingerprint"]:
         _line("base", "they were made against bases of different weights")
@@ -177,8 +176,7 @@ def _show_answers(answers: Sequence[Compared], most: int) -> None:
     changed = _changed(answers)
     _line("answers", f"{1 - len(changed) / len(answers):.1%} of {len(answers):,} agree, {len(changed):,} changed")
     rows = [
-        [str(one.line), *map(escape, (_short(one.input), _said(one.first), _said(one.second)))]
-        for one in changed[:most]
+        [str(one.line), *map(cell, (_short(one.input), _said(one.first), _said(one.second)))] for one in changed[:most]
     ]
     if rows:
         title = "changed answers" + (f", {most} of {len(changed)}" if len(changed) > most else "")
@@ -200,4 +198,4 @@ def _short(value: Any) -> str:
 
 
 def _line(name: str, text: str) -> None:
-    out.print(f"{name:>12}  {text}", highlight=False, markup=False)
+    out.print(printable(f"{name:>12}  {text}"), highlight=False, markup=False)

@@ -16,6 +16,8 @@ from serving.hub.failures import HubError
 FILE = "README.md"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|])")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_LONGEST_CELL = 1000
+"""Characters. A delta may have 131,072 labels."""
 _PIPELINES = {"sentence-embeddings": "sentence-similarity"}
 
 
@@ -50,7 +52,7 @@ def section(file: str, repository: str, facts: Mapping[str, str], base: str | No
         facts: rows of a table: what is told, and its value.
         base: as `About.base`.
     """
-    rows = [f"| {what} | {_SPECIAL.sub(_escaped, ' '.join(value.split()))} |" for what, value in facts.items()]
+    rows = [f"| {what} | {_cell(value)} |" for what, value in facts.items()]
     task = file.removesuffix(".ken")
     return "\n".join(
         [
@@ -115,5 +117,8 @@ def _replaced(text: str, file: str, section: str) -> str:
     return replaced if count else f"{text.rstrip()}\n\n{marked}\n"
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\{found[1]}"
+def _cell(value: str) -> str:
+    """A text as a cell of a table: in one line, not too long, and with no markup in it."""
+    line = " ".join(value.split())
+    cut = line if len(line) <= _LONGEST_CELL else f"{line[:_LONGEST_CELL]}…"
+    return _SPECIAL.sub(r"\\\1", cut)

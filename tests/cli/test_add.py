@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.running import Ken, facts
+from tests.tiny_language_models import write_language_model
 
 TEXTS = ["a good film", "what a boring film", "how many actors", "who was the king", "a bad price", "the city"]
 
@@ -101,6 +102,21 @@ def test_a_dry_run_checks_and_publishes_nothing(
     assert one["check"]["accuracy"] == one["check"]["tuned_accuracy"]
     assert not one["published"]
     assert "try" not in versions(ken)
+
+
+def test_a_language_model_is_not_checked_on_random_tokens(ken: Ken, tmp_path: Path) -> None:
+    folder = write_language_model(tmp_path / "model")
+    command = ("lm", folder, "--base", folder, "--dry-run", "--keep", "1")
+    ended = ken("add", *command)
+    assert ended.returncode == 1
+    assert "a language model goes on after random tokens says nothing" in ended.stderr
+    unchecked = added(ken, *command, "--least-agreement", "0")["lm"]
+    assert unchecked["check"] is None
+    assert any("not checked" in warning for warning in unchecked["warnings"])
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    checked = added(ken, *command, "--text", texts)["lm"]["check"]
+    assert (checked["unit"], checked["agreement"]) == ("tokens", 1.0)
 
 
 def test_the_best_checkpoint_of_a_trainer_is_taken(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, constants
 
+from serving.hub import card
 from tests.cli.running import Ken, facts
 from tests.hub_stand_in import HubStandIn, Repo
 from tests.serving.listening import listening
@@ -249,3 +250,10 @@ def test_without_a_store_a_name_is_no_delta(ken: Ken, tmp_path: Path) -> None:
     ended = ken("push", "mood", REPO, "--data-dir", tmp_path / "none")
     assert ended.returncode == 1
     assert "mood is no delta file (.ken), and there is no store" in " ".join(ended.stderr.split())
+
+
+def test_a_cell_of_the_card_is_one_line_without_markup_and_not_too_long() -> None:
+    told = card.section("mood.ken", REPO, {"labels": "[a](http://b) | <c>\n`d`", "many": "x" * 5000}, None)
+    assert r"| labels | \[a\](http://b) \| \<c\> \`d\` |" in told
+    assert f"| many | {'x' * 1000}… |" in told
+    assert "ken serve --base BASE" in told

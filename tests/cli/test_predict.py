@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,51 @@ def test_an_output_that_was_changed_is_not_resumed(
     ended = ken("predict", *ways["file"], "--data", data, "--out", out, "--resume")
     assert ended.returncode == 1
     assert "line 1: expected the answer to line 2 of the input" in ended.stderr
+
+
+def test_a_run_that_was_cut_off_before_its_first_answer_begins_anew(
+    ken: Ken, ways: dict[str, tuple[object, ...]], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.touch()
+    assert ken("predict", *ways["file"], "--data", data, "--out", out).returncode == 2
+    assert ken("predict", *ways["file"], "--data", data, "--out", out, "--resume").returncode == 0
+    assert len(rows_of(out)) == 40
+
+
+def test_a_second_run_on_one_output_is_refused(
+    ken: Ken, ways: dict[str, tuple[object, ...]], data: Path, cut_off: tuple[Path, bytes]
+) -> None:
+    out, _ = cut_off
+    before = out.read_bytes()
+    with out.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = ken("predict", *ways["file"], "--data", data, "--out", out, "--resume")
+    assert ended.returncode == 1
+    assert "another ken predict is writing" in ended.stderr
+    assert out.read_bytes() == before
+
+
+def test_the_inputs_are_never_the_output(ken: Ken, ways: dict[str, tuple[object, ...]], tmp_path: Path) -> None:
+    given = tmp_path / "in.jsonl"
+    given.write_text('{"text": "good"}\n')
+    for option in ("--overwrite", "--resume"):
+        assert ken("predict", *ways["file"], "--data", given, "--out", given, option).returncode == 2
+    assert given.read_text() == '{"text": "good"}\n'
+
+
+def test_names_of_labels_neither_colour_nor_move_what_is_printed(
+    ken: Ken, tiny_base: Path, make_fine_tune: Any, tmp_path: Path
+) -> None:
+    folder = make_fine_tune(tiny_base, ["\x1b[31mred", "[bold]good"], name="coloured")
+    data = tmp_path / "dev.jsonl"
+    data.write_text(json.dumps({"text": "a film", "label": "[bold]good"}) + "\n")
+    ended = ken("eval", folder, "--data", data)
+    assert ended.returncode == 0, ended.stderr
+    assert "\x1b" not in ended.stdout
+    assert "[bold]good" in ended.stdout
+    data.write_text(json.dumps({"text": "a film", "label": "x"}) + "\n")
+    assert "\x1b" not in ken("eval", folder, "--data", data).stderr
 
 
 def test_a_server_that_is_lost_leaves_an_output_to_resume(
