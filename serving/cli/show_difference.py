@@ -150,7 +150,7 @@ def _show_held(held: Held) -> None:
 
 
 def _headings(names: Sequence[str]) -> list[str]:
-    """Files without their folders, where that tells them apart: long paths would push the last column off the screen."""
+    """Files without their folders, if that tells them apart: long paths would push the last column off the screen."""
     last = [name.rpartition("/")[2] or name for name in names]
     return last if last[0] != last[1] else list(names)
 
