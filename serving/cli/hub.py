@@ -112,14 +112,14 @@ def pull(
     from serving.security.signature_file import signature_file
 
     if wanted := out_file or (file and Path(file)):
-        check_output_file(wanted, "--out", overwrite)
+        _check_outputs(wanted, overwrite)
     trusted = trusted_keys_of(trusted_keys)
     beside = Path.cwd() if out_file is None else out_file.resolve().parent
     hub = Repository(repository, progress=err.is_terminal)
     with pulled(hub, file, revision, beside) as got:
         signed = check_signed(got.delta.path, trusted) if trusted else None
         target = out_file or Path(got.delta.path.name)
-        check_output_file(target, "--out", overwrite)
+        _check_outputs(target, overwrite)
         signatures, beside_target = signature_file(got.delta.path), signature_file(target)
         found = facts(got.delta) | {"file": str(target)}
         # the signatures first: a delta never lies beside those of another one
@@ -132,6 +132,14 @@ def pull(
         return
     show(found, as_json=False)
     say(f"pulled {target} from {hub.url}, commit {got.commit}" + (f"; {signed}" if signed else ""))
+
+
+def _check_outputs(delta: Path, overwrite: bool) -> None:
+    """Refuse to replace a delta file, or the signatures that lie where its own would, unless that was asked for."""
+    from serving.security.signature_file import signature_file
+
+    for path in (delta, signature_file(delta)):
+        check_output_file(path, "--out", overwrite)
 
 
 def _is_file(delta: str) -> bool:

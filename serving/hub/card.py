@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from serving.hub.failures import HubError
+from serving.hub.errors import HubError
 
 FILE = "README.md"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|])")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ken_core import open_file
 from serving.hub import card
-from serving.hub.failures import HubError
+from serving.hub.errors import HubError
 from serving.hub.names import check_delta_file, is_delta_file
 from serving.hub.repository import Contents, Repository
 from serving.security.signature_file import signature_file

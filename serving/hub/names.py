@@ -1,12 +1,14 @@
-"""Names on the Hub, and names of deltas' files in its repositories. Pure."""
+"""Names on the Hub, of deltas' files in its repositories, and what may be shown of an address or a token. Pure."""
 
 from __future__ import annotations
 
 import re
 
-from serving.hub.failures import HubError
+from serving.hub.errors import HubError
 
 _OWNED = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 _DELTA = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}\.ken")
 
 
@@ -43,3 +45,17 @@ def check_delta_file(name: str) -> str:
             "then .ken, and no folder"
         )
     return name
+
+
+def without_user(text: str) -> str:
+    """A text without the users and passwords of the URLs in it."""
+    return _USER.sub("", text)
+
+
+def check_token(token: str | None) -> None:
+    """Raises `HubError` if no header can carry the token; the token is not in the message."""
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise HubError(
+            "the Hub's token (HF_TOKEN, or that of `hf auth login`) holds characters that no token has, such as "
+            "spaces, line breaks or letters beyond ASCII; set it again"
+        )

@@ -209,6 +209,16 @@ def test_a_file_that_is_there_is_replaced_only_when_told_to(ken: Ken, delta: Pat
     assert hashlib.sha256(mine.read_bytes()).digest() == hashlib.sha256(delta.read_bytes()).digest()
 
 
+def test_signatures_that_are_there_are_replaced_only_when_told_to(ken: Ken, delta: Path, folder: Path) -> None:
+    ken("push", delta, REPO)
+    mine = folder / "mood.ken.sig"
+    mine.write_text("mine")
+    assert ken("pull", REPO).returncode == ken("pull", REPO, "mood.ken").returncode == 2
+    assert mine.read_text() == "mine"
+    assert ken("pull", REPO, "--overwrite").returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["mood.ken"]
+
+
 def test_of_several_deltas_one_is_named(ken: Ken, hub: HubStandIn, delta: Path, folder: Path) -> None:
     ken("push", delta, REPO, "--name", "a.ken")
     ken("push", delta, REPO, "--name", "b.ken")
@@ -308,6 +318,31 @@ def test_a_hub_that_does_not_answer_is_named(ken: Ken, delta: Path, monkeypatch:
     ended = ken("push", delta, REPO)
     assert ended.returncode == 1
     assert "http://127.0.0.1:9 did not answer as expected for me/deltas" in ended.stderr
+
+
+@pytest.mark.parametrize("token", ["t\xe9-token", "a b"])
+def test_a_token_that_cannot_be_one_is_named_and_not_shown(
+    ken: Ken, delta: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    ended = ken("push", delta, REPO)
+    assert ended.returncode == 1
+    assert "the Hub's token (HF_TOKEN, or that of `hf auth login`) holds characters" in ended.stderr
+    assert token not in ended.stderr
+
+
+def test_a_password_in_the_hubs_url_is_never_printed(
+    ken: Ken, hub_url: str, delta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_password = hub_url.replace("://", "://me:hunter2@")
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub_url, with_password)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", with_password)
+    told = [ken("push", delta, REPO), ken("push", delta, "other/deltas"), ken("pull", "me/nothing")]
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:hunter2@127.0.0.1:9")
+    told.append(ken("push", delta, REPO))
+    assert hub_url in told[0].stderr
+    assert "hunter2" not in "".join(ended.stderr + ended.stdout for ended in told)
 
 
 def test_without_a_store_a_name_is_no_delta(ken: Ken, tmp_path: Path) -> None:
