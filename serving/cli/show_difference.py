@@ -140,13 +140,19 @@ def _show_held(held: Held) -> None:
         pair = [held.first[fact], held.second[fact]]
         told = [size(one) if fact == "bytes" else cell(str(one)) for one in pair]
         rows.append([fact, *told, "" if pair[0] == pair[1] else "differs"])
-    out.print(table("", ["", *map(cell, names), ""], rows))
+    out.print(table("", ["", *map(cell, _headings(names)), ""], rows))
     _line("labels", _labels(held.labels, names))
     if held.first["fingerprint"] != held.second["fingerprint"]:
         _line("base", "they were made against bases of different weights")
     for name, tensors in zip(names, (held.only_first, held.only_second), strict=True):
         if tensors:
             _line("tensors", f"{counted(len(tensors), 'tensor')} in {name} alone, {tensors[0]} for example")
+
+
+def _headings(names: Sequence[str]) -> list[str]:
+    """Files without their folders, if that tells them apart: long paths would push the last column off the screen."""
+    last = [name.rpartition("/")[2] or name for name in names]
+    return last if last[0] != last[1] else list(names)
 
 
 def _labels(found: Mapping[str, Any], names: Sequence[str]) -> str:
