@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from serving.monitoring.activity import Activity, Answers, ReplicaActivity, TaskActivity
-from serving.terminal import counted, size, table
+from serving.terminal import counted, printable, size, table
 
 _NOTHING = "-"
 
@@ -25,7 +25,8 @@ def tables(found: Activity, url: str, most_tasks: int) -> RenderableType:
     parts.append(
         table("memory", ["replica", *_TIERS, "keys and values", "texts"], [_memory(r) for r in found.replicas])
     )
-    parts += [Text(f"{one.replica}: {trouble}", style="yellow") for one in found.replicas for trouble in one.trouble]
+    troubles = (f"{one.replica}: {trouble}" for one in found.replicas for trouble in one.trouble)
+    parts += [Text(printable(line), style="yellow") for line in troubles]
     if not found.replicas:
         parts.append(Text("no replica has reported", style="yellow"))
     return Group(*parts)
@@ -38,7 +39,7 @@ def waiting(url: str) -> RenderableType:
 
 def with_error(shown: RenderableType, reason: str) -> RenderableType:
     """What was shown last, with the reason why there is nothing newer."""
-    return Group(Text(f"{reason}; trying again", style="bold red"), shown)
+    return Group(Text(printable(f"{reason}; trying again"), style="bold red"), shown)
 
 
 _ANSWERS = ("requests/s", "p50", "p95", "failed/s", "refused/s")

@@ -159,21 +159,6 @@ def test_answers_of_a_server_are_read_and_judged_with_what_the_client_brings(
     run_all(brought, [publish, predict, ["eval", *asked, "--json"]])
 
 
-def test_files_are_answered_and_measured_through_a_server_with_what_the_client_brings(
-    url: str, files: list[str], tmp_path: Path, brought: list[str]
-) -> None:
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text("".join(json.dumps({"text": f"film {i}", "label": "good"}) + "\n" for i in range(4)))
-    commands = [
-        ["publish", "films", files[0], "--wait", "5"],
-        ["predict", "films", "--data", str(texts), "--out", str(tmp_path / "answers.jsonl")],
-        ["eval", "films", "--data", str(texts)],
-        ["rm", "films", "--force"],
-    ]
-    run_all(brought, [[*command, "--url", url] for command in commands])
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
-
-
 def test_commands_that_decode_no_delta_run_with_what_the_client_brings(
     files: list[str], tmp_path: Path, brought: list[str]
 ) -> None:
