@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ class TaskAdder:
         except (KenError, OSError) as error:
             added.error = str(error)
             error_line(f"{name}: {added.error}")
+        except Exception as error:  # whatever a strange folder leads to, the other tasks are made
+            added.error = f"failed in a way that was not foreseen, {type(error).__name__}: {error}"
+            error_line(f"{name}: {added.error}\n{traceback.format_exc()}")
         finally:
             if not self.keeps:
                 self._path(name).unlink(missing_ok=True)

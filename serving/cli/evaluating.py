@@ -14,7 +14,7 @@ from serving.cli.answering import Answerer, Given, answerer, in_order
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url
 from serving.cli.panels import ASKING
 from serving.cli.targets import LocalBase, Target, TargetArgument, target_of
-from serving.terminal import cell, out, print_json, progress, say, table
+from serving.terminal import out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from ken_core.classification_report import ClassificationReport, Interval
@@ -165,20 +165,20 @@ def _show(target: Target, digest: str, data: Path, found: ClassificationReport, 
     if as_json:
         print_json({"target": target.name, "digest": digest, "data": str(data), **asdict(found)})
         return
-    out.print(f"{target.name} ({digest[:12]}…) on {found.examples:,} examples", highlight=False, markup=False)
     figures = (
         ("accuracy", found.accuracy),
         ("macro F1", found.macro_f1),
         ("calibration error", found.calibration_error),
     )
     bounds = f"{100 * found.confidence:g} % interval"
-    out.print(table("", ["figure", "value", bounds], [_figure(name, figure) for name, figure in figures]))
+    title = f"{target.name} ({digest[:12]}…) on {found.examples:,} examples"
+    out.print(table(title, ["figure", "value", bounds], [_figure(name, figure) for name, figure in figures]))
     if found.examples < _FEW:
         say(f"of fewer than {_FEW} examples, the intervals of F1 and calibration error are rough")
     columns = ["label", "precision", "recall", "F1", "examples", "answers"]
     rows = [
         [
-            cell(one.label),
+            one.label,
             f"{one.precision:.3f}",
             f"{one.recall:.3f}",
             f"{one.f1:.3f}",

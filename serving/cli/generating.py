@@ -10,7 +10,7 @@ import typer
 
 from serving.cli.options import LOCAL_SERVER, ServerUrl, TaskName
 from serving.cli.panels import ASKING
-from serving.terminal import counted, say
+from serving.terminal import counted, printable, say
 
 if TYPE_CHECKING:
     from serving.client import TextPiece
@@ -52,7 +52,7 @@ def generate(
         client.stream(task, _messages(text, system) if chat or system else text, parameters=parameters) as pieces,
     ):
         for piece in pieces:
-            typer.echo(piece.text, nl=False)
+            typer.echo(printable(piece.text) if sys.stdout.isatty() else piece.text, nl=False)
             last = piece
         typer.echo()
         usage = pieces.end.usage

@@ -74,6 +74,26 @@ def test_one_that_fails_leaves_the_others_alone(
     assert "live" in versions(ken)["sound"]
 
 
+def test_a_failure_that_nobody_foresaw_leaves_the_others_alone(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ken_core import trainer_folder
+
+    choose = trainer_folder.choose
+
+    def strange(name: str) -> trainer_folder.Chosen:
+        if name == "strange":
+            raise OverflowError("int too large to convert to float")
+        return choose(name)
+
+    monkeypatch.setattr(trainer_folder, "choose", strange)
+    ended = ken("add", "odd=strange", f"even={tiny_tuned['mood']}", "--base", tiny_base, "--keep", "1", "--json")
+    assert ended.returncode == 1
+    odd, even = json.loads(ended.stdout)["tasks"]
+    assert "not foreseen, OverflowError: int too large" in odd["error"]
+    assert even["published"]
+
+
 def test_a_delta_that_answers_otherwise_is_not_published(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path]
 ) -> None:

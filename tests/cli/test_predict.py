@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.running import ADMIN, Ken, facts
+from tests.serving.listening import CUT, Say, Scripted
 
 WORDS = ["who", "what", "when", "the", "a", "of", "in", "city", "king", "war", "price", "film", "good", "bad", "boring"]
 TEXTS = [" ".join(WORDS[(i + j * (1 + i % 3)) % len(WORDS)] for j in range(1 + i % 9)) for i in range(40)]
@@ -266,26 +267,48 @@ def test_names_of_labels_neither_colour_nor_move_what_is_printed(
     assert "\x1b" not in ken("eval", folder, "--data", data).stderr
 
 
+DIGEST = "ab" * 32
+
+
+def scripted_task() -> Say:
+    """What a server says of the task t."""
+    detail = {
+        "name": "t",
+        "revision": 1,
+        "aliases": {"live": DIGEST},
+        "versions": [DIGEST],
+        "replica": "r",
+        "tiers": {},
+    }
+    return Say(body=json.dumps({**detail, "hits": {}, "hit_rate": None, "route": None, "shadow": None}).encode())
+
+
+def scripted_answer(inputs: int) -> Say:
+    outputs = [[{"label": "good", "score": 1.0}]] * inputs
+    answer = {"task": "t", "digest": DIGEST, "kind": "text-classification", "outputs": outputs, "truncated": []}
+    return Say(body=json.dumps(answer).encode())
+
+
+def test_a_line_that_is_too_large_for_the_server_stops_no_other(ken: Ken, tmp_path: Path) -> None:
+    """A server that refuses a body before all of it has come closes the connection."""
+    given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("good", "a" * (2 << 20), "bad")))
+    cut = [CUT, CUT, scripted_task()] * 2  # each time tried twice, and the server is still there
+    says = [scripted_task(), *cut, scripted_answer(1), *cut, scripted_answer(1)]
+    with Scripted(*says) as server:
+        ended = ken("predict", "t", "--data", given, "--out", out, "--url", server.url)
+    assert ended.returncode == 1
+    assert ["error" in row for row in rows_of(out)] == [False, True, False]
+    assert "too large" in rows_of(out)[1]["error"]
+
+
 def test_a_server_that_is_lost_leaves_an_output_to_resume(
     ken: Ken, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from serving.cli import answering
-    from tests.serving.listening import CUT, Say, Scripted
 
     monkeypatch.setattr(answering, "_ATTEMPTS", 1)
-    digest = "ab" * 32
-    detail = {
-        "name": "t",
-        "revision": 1,
-        "aliases": {"live": digest},
-        "versions": [digest],
-        "replica": "r",
-        "tiers": {},
-    }
-    detail |= {"hits": {}, "hit_rate": None, "route": None, "shadow": None}
-    output = [{"label": "good", "score": 1.0}]
-    answer = {"task": "t", "digest": digest, "kind": "text-classification", "outputs": [output] * 4, "truncated": []}
-    says = [Say(body=json.dumps(detail).encode()), Say(body=json.dumps(answer).encode()), CUT]
+    says = [scripted_task(), scripted_answer(4), CUT]
     out = tmp_path / "out.jsonl"
     with Scripted(*says) as server:
         ended = ken(
@@ -293,8 +316,8 @@ def test_a_server_that_is_lost_leaves_an_output_to_resume(
         )
     assert ended.returncode == 1
     assert "4 of 40 lines are written; the same command with --resume goes on" in ended.stderr
-    assert [row["digest"] for row in rows_of(out)] == [digest] * 4
-    assert {heard.headers.get("X-Ken-Delta") for heard in server.heard[1:]} == {digest}
+    assert [row["digest"] for row in rows_of(out)] == [DIGEST] * 4
+    assert {heard.headers.get("X-Ken-Delta") for heard in server.heard[1:]} == {DIGEST}
 
 
 def test_a_pipe_works_as_well(
