@@ -145,6 +145,17 @@ def test_commands_that_a_page_shows_exist_with_their_options(page: str) -> None:
     assert wrong == {}
 
 
+def test_the_map_of_the_house_has_every_folder_and_every_protocol() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "serving").glob("*/__init__.py")}
+    assert folders - set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == set()
+    (row,) = re.findall(r"^\| `api/` \|.*", text, re.MULTILINE)
+    protocols = {path.stem for path in (ROOT / "serving/api").glob("*.py") if "= Protocol(" in path.read_text()}
+    protocols = {name.removesuffix("_generation") for name in protocols}
+    assert len(protocols) > 4
+    assert [name for name in protocols if f"`{name}`" not in row] == []
+
+
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
