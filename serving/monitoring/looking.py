@@ -92,7 +92,7 @@ class Watcher:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return f"{url} cannot be reached from here ({str(error) or type(error).__name__})"
         except ValueError:
-            return f"{url} answers in another format than Prometheus'"
+            return f"{url} answers with something else than a replica's metrics"
 
     def _tier(self, task: str) -> str | None:
         """Where the replica that answers holds a task's live version."""

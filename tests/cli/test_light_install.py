@@ -16,6 +16,7 @@ from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 
 from serving.cli.distribution import contradiction, missing_module, version_line
@@ -211,6 +212,14 @@ def test_help_marks_the_commands_that_the_client_cannot_run(ken: Ken, brought: l
     ended = run_light(RUN_ALL, json.dumps(brought), json.dumps([(["--help"], 0)]), COLUMNS="120")
     assert ended.stdout.count("need ken-serve: pip install ken-serve") == 2, ended.stderr
     assert "need ken-serve" not in ken("--help").stdout
+
+
+def test_the_page_of_the_client_says_of_each_command_whether_it_runs() -> None:
+    from serving.cli import app
+
+    _, _, page = (ROOT / "docs/client.md").read_text().partition("| | `ken-serve` | `ken-serve-client` |")
+    told = set(re.findall(r"`(?:ken )?([a-z-]+)`", page.partition("\n\n")[0]))
+    assert set(typer.main.get_command(app).commands) <= told  # type: ignore[attr-defined]
 
 
 def test_version_names_the_distribution_and_its_version(ken: Ken) -> None:
