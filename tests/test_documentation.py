@@ -145,6 +145,17 @@ def test_commands_that_a_page_shows_exist_with_their_options(page: str) -> None:
     assert wrong == {}
 
 
+def test_the_page_of_the_light_install_sorts_every_command_that_is_not_about_tasks_alone() -> None:
+    from serving.cli import app
+    from serving.cli.panels import TASKS
+
+    section = (ROOT / "docs/client.md").read_text().partition("## A light install\n")[2].partition("\n## ")[0]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    sorted_here = {name for name, command in commands.items() if command.rich_help_panel != TASKS}
+    assert len(sorted_here) > 15
+    assert {name for name in sorted_here if not re.search(rf"`(?:ken )?{name}`", section)} == set()
+
+
 def test_the_map_of_the_house_has_every_folder_and_every_protocol() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     folders = {path.parent.name for path in (ROOT / "serving").glob("*/__init__.py")}

@@ -33,6 +33,8 @@ class CheckTexts:
     checking: Sequence[Input]
     labels: Sequence[Label] | None
     training: Sequence[Input] | None
+    unused_labels: bool = False
+    """Whether the file has labels that are not used, since it is for several tasks."""
 
     @classmethod
     def read(cls, path: Path, trains: bool, labelled: bool) -> CheckTexts:
@@ -48,8 +50,9 @@ class CheckTexts:
 
         texts, found = read_texts(path)
         labels = found if labelled else None
+        unused = found is not None and not labelled
         if not trains:
-            return cls(texts, labels, None)
+            return cls(texts, labels, None, unused)
         checking, training = divide(texts, labels, _CHECKING_SHARE)
         if not checking:
             raise DataError(
@@ -60,6 +63,7 @@ class CheckTexts:
             [texts[i] for i in checking],
             None if labels is None else [labels[i] for i in checking],
             [texts[i] for i in training],
+            unused,
         )
 
 
@@ -178,6 +182,12 @@ def _check_agreement(found: Fidelity, least: float) -> None:
 
     if least == 0 or found.agreement >= least:
         return
+    if found.answers == 0:
+        raise CheckError(
+            f"nothing was published, for {counted(found.texts, 'text')} said nothing of the order of scores; give "
+            "--text with two or more texts that the fine-tune scores differently, or --least-agreement 0 to publish "
+            "without a check"
+        )
     what = "texts of random tokens" if found.random else "texts"
     real = "give real texts with --text, which judge better; " if found.random else ""
     raise CheckError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,27 @@ def test_accuracies_are_shown_where_the_texts_have_labels(
     assert "feeling@canary is" in ended.stderr
     for part in ("100.0%", "6 texts", "accuracy", "fine-tune's"):
         assert part in ended.stdout
+
+
+def test_labels_of_a_file_for_several_tasks_are_not_used_and_that_is_said(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], labelled: Path
+) -> None:
+    given = [f"{name}={folder}" for name, folder in tiny_tuned.items()]
+    ended = ken("add", *given, "--base", tiny_base, "--keep", "1", "--text", labelled, "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "give --text TASK=FILE" in ended.stderr
+    assert "accuracy" not in ended.stdout
+
+
+def test_one_text_says_nothing_of_the_order_of_scores(
+    ken: Ken, tiny_base: Path, make_fine_tune: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "one.jsonl").write_text('{"text": "a good film"}\n')
+    ranks = make_fine_tune(tiny_base, ["relevance"], seed=5, name="ranks")
+    ended = ken("add", "ranks", ranks, "--base", tiny_base, "--keep", "1", "--text", tmp_path / "one.jsonl")
+    assert ended.returncode == 1
+    assert "two or more texts" in ended.stderr
+    assert "nan" not in ended.stdout + ended.stderr
 
 
 def test_one_that_fails_leaves_the_others_alone(
