@@ -180,7 +180,15 @@ def _check_agreement(found: Fidelity, least: float) -> None:
     """Raises `CheckError` where too few answers are the fine-tune's."""
     from ken_core.errors import CheckError
 
-    if least == 0 or found.agreement >= least:
+    if least == 0:
+        return
+    if found.random and found.commonest is not None and found.commonest >= least:
+        raise CheckError(
+            f"nothing was published, for texts of random tokens tell nothing here: the fine-tune has one answer to "
+            f"{found.commonest:.1%} of {found.answers:,} {found.unit}, and so has a delta that is broken; give real "
+            "texts with --text, or --least-agreement 0 to publish without a check"
+        )
+    if found.agreement >= least:
         return
     if found.answers == 0:
         raise CheckError(

@@ -28,6 +28,13 @@ def versions(ken: Ken) -> dict[str, Any]:
 
 
 @pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return file
+
+
+@pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     file = tmp_path / "dev.jsonl"
     file.write_text("".join(json.dumps({"text": text, "label": "good"}) + "\n" for text in TEXTS))
@@ -35,12 +42,12 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def test_many_fine_tunes_become_tasks_in_one_call(
-    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path, tmp_path: Path
 ) -> None:
     given = [f"{name}={folder}" for name, folder in tiny_tuned.items()]
-    found = added(ken, *given, "--base", tiny_base, "--keep", "1", "--out", tmp_path / "kept")
+    found = added(ken, *given, "--base", tiny_base, "--keep", "1", "--text", texts, "--out", tmp_path / "kept")
     assert {name: one["check"]["agreement"] for name, one in found.items()} == dict.fromkeys(tiny_tuned, 1.0)
-    assert all(one["check"]["random"] and one["check"]["divergence"] < 1e-6 for one in found.values())
+    assert all(one["check"]["divergence"] < 1e-6 and not one["check"]["random"] for one in found.values())
     live = versions(ken)
     for name, one in found.items():
         assert (
@@ -83,11 +90,11 @@ def test_one_text_says_nothing_of_the_order_of_scores(
 
 
 def test_one_that_fails_leaves_the_others_alone(
-    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     given = (f"lost={tmp_path / 'empty'}", f"sound={tiny_tuned['mood']}")
-    ended = ken("add", *given, "--base", tiny_base, "--keep", "1")
+    ended = ken("add", *given, "--base", tiny_base, "--keep", "1", "--text", texts)
     assert ended.returncode == 1
     assert "lost: " in ended.stderr
     assert "has no config.json" in ended.stderr
@@ -97,7 +104,7 @@ def test_one_that_fails_leaves_the_others_alone(
 
 
 def test_a_failure_that_nobody_foresaw_leaves_the_others_alone(
-    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ken_core import trainer_folder
 
@@ -109,23 +116,37 @@ def test_a_failure_that_nobody_foresaw_leaves_the_others_alone(
         return choose(name)
 
     monkeypatch.setattr(trainer_folder, "choose", strange)
-    ended = ken("add", "odd=strange", f"even={tiny_tuned['mood']}", "--base", tiny_base, "--keep", "1", "--json")
+    given = ("odd=strange", f"even={tiny_tuned['mood']}", "--text", texts)
+    ended = ken("add", *given, "--base", tiny_base, "--keep", "1", "--json")
     assert ended.returncode == 1
     odd, even = json.loads(ended.stdout)["tasks"]
     assert "not foreseen, OverflowError: int too large" in odd["error"]
     assert even["published"]
 
 
-def test_a_delta_that_answers_otherwise_is_not_published(
+def test_random_tokens_to_which_the_fine_tune_has_one_answer_publish_nothing(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path]
 ) -> None:
+    """A delta that always gave this answer would agree."""
+    command = ("add", "monotonous", tiny_tuned["mood"], "--base", tiny_base, "--keep", "1")
+    ended = ken(*command)
+    assert ended.returncode == 1
+    assert "texts of random tokens tell nothing here" in ended.stderr
+    assert "monotonous" not in versions(ken)
+    assert ken(*command, "--least-agreement", "0").returncode == 0
+    assert "monotonous" in versions(ken)
+
+
+def test_a_delta_that_answers_otherwise_is_not_published(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path
+) -> None:
     command = ("add", "poor", tiny_tuned["stars"], "--base", tiny_base, "--method", "random", "--keep", "0.01")
+    command = (*command, "--text", texts)
     ended = ken(*command)
     assert ended.returncode == 1
     for part in (
         "nothing was published",
-        "of 128 texts agree",
-        "128 texts of random tokens",
+        "of 6 texts agree",
         "asks for 90.0%",
         "--size",
     ):
