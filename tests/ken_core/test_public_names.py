@@ -6,6 +6,7 @@ import pytest
 import ken_core
 
 _HOMES = {
+    "__version__": "version",
     "Attached": "resident",
     "Budget": "selection",
     "Calibrated": "calibration",
