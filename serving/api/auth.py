@@ -109,11 +109,11 @@ class Authenticator:
             return None
         return sessions.opened(cookie, self._keyring.hash_of, time.time())
 
-    def begin_session(self, api_key: str, id: str | None = None) -> tuple[Principal, sessions.Session]:
+    def begin_session(self, api_key: str, before: sessions.Session | None = None) -> tuple[Principal, sessions.Session]:
         """A key's holder, and a session for it.
 
         Args:
-            id: of the session that goes on; None: a new one begins.
+            before: the session that goes on; None: a new one begins.
 
         Raises:
             UnauthorizedError: the key is not valid.
@@ -121,7 +121,7 @@ class Authenticator:
         self._check_keyring()
         who = self._keyring.authenticate(api_key)
         key_id = who.key_id or ""
-        return who, sessions.begun(api_key, key_id, self._keyring.hash_of(key_id) or "", time.time(), id)
+        return who, sessions.begun(api_key, key_id, self._keyring.hash_of(key_id) or "", time.time(), before)
 
     def _check_keyring(self) -> None:
         if not len(self._keyring):

@@ -82,14 +82,14 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
 
     @routes.get("")
     async def show(request: Request, response: Response) -> SessionInfo:
-        """Who asks, and whether requests need a key. A session past its half is renewed."""
+        """Who asks, and whether requests need a key. A session past its half is renewed, until 12 h after it began."""
         try:
             who = authenticator.principal(request)
         except UnauthorizedError:
             return told(None, None)
         session = authenticator.session(request) if authenticator.needs_key() else None
-        if session is not None and session.is_past_half(time.time()):
-            who, session = authenticator.begin_session(session.api_key, session.id)
+        if session is not None and session.is_to_be_renewed(time.time()):
+            who, session = authenticator.begin_session(session.api_key, session)
             give(response, session)
         return told(who, session)
 
@@ -106,7 +106,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
 
     @routes.delete("", status_code=204, openapi_extra={"parameters": [_CSRF]})
     async def end(request: Request) -> Response:
-        """End the session: the browser forgets the cookie."""
+        """End the session: the browser forgets the cookie. A copy of the cookie goes on until its end, or its key's."""
         with suppress(UnauthorizedError):  # there is no session any more
             authenticator.principal(request)
         gone = Response(status_code=204)

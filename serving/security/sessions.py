@@ -1,9 +1,11 @@
-"""Sessions of browsers: an API key, sealed into a token that a cookie holds for an hour at most.
+"""Sessions of browsers: an API key, sealed into a token that a cookie holds for an hour.
 
-A token is ``<key id>.<end>.<session>.<sealed key>``. The key is sealed (AES-GCM) under a secret that every replica
-derives from the stored hash of the key. So nothing is stored for a session, each replica can open it, and it ends with
-its key. Whoever reads the hashes in the store cannot make a token, since a token holds the key itself. Whoever takes a
-token out of a browser has neither the key nor a session that lasts longer.
+A token is ``<key id>.<end>.<beginning>.<session>.<sealed key>``. The key is sealed (AES-GCM) under a secret that every
+replica derives from the stored hash of the key. So nothing is stored for a session, each replica can open it, and it
+ends with its key. Whoever reads the hashes in the store cannot make a token, since a token holds the key itself.
+
+Whoever takes a token out of a browser does not have the key, but a session that lasts until `LONGEST_SECONDS` after it
+began, or until the key is revoked. Signing out makes the browser forget its token, and ends no copy of it.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECONDS = 3600
 """How long a token is valid. Renewed, a session goes on with another token."""
+LONGEST_SECONDS = 12 * 3600
+"""How long a session lasts from its beginning, however often it is renewed."""
 
-_FORM = re.compile(r"([0-9a-z-]{1,32})\.([0-9]{1,12})\.([0-9a-f]{32})\.([A-Za-z0-9_-]{32,4000})")
+_FORM = re.compile(r"([0-9a-z-]{1,32})\.([0-9]{1,12})\.([0-9]{1,12})\.([0-9a-f]{32})\.([A-Za-z0-9_-]{32,4000})")
 _NONCE_BYTES = 12
 _SEALING, _CSRF = b"ken-serve session", b"ken-serve csrf"
 
@@ -38,6 +42,7 @@ class Session:
         token: what the cookie holds.
         api_key: the key. It is still to be checked.
         id: names the session; it stays when the session is renewed.
+        began: unix seconds.
         expires: unix seconds at which the token ends.
         csrf: what requests that change something send in a header. Only pages of this server can read it.
     """
@@ -45,30 +50,32 @@ class Session:
     token: str
     api_key: str
     id: str
+    began: int
     expires: int
     csrf: str
 
-    def is_past_half(self, now: float) -> bool:
-        """Whether it is time for another token."""
-        return self.expires - now < SECONDS / 2
+    def is_to_be_renewed(self, now: float) -> bool:
+        """Whether it is time for another token, which would be valid for longer."""
+        return self.expires - now < SECONDS / 2 and self.expires < self.began + LONGEST_SECONDS
 
 
-def begun(api_key: str, key_id: str, key_hash: str, now: float, id: str | None = None) -> Session:
-    """A session that lasts for `SECONDS`.
+def begun(api_key: str, key_id: str, key_hash: str, now: float, before: Session | None = None) -> Session:
+    """A session whose token is valid for `SECONDS`, but not beyond `LONGEST_SECONDS` from its beginning.
 
     Args:
         api_key: the key.
         key_id: names the key, so that its hash is found.
         key_hash: of the key, as it is stored.
         now: unix seconds.
-        id: of the session that goes on; None: a new one begins.
+        before: the session that goes on; None: a new one begins.
     """
-    id, expires = id or secrets.token_hex(16), int(now) + SECONDS
-    public = f"{key_id}.{expires}.{id}"
+    id, began = (secrets.token_hex(16), int(now)) if before is None else (before.id, before.began)
+    expires = min(int(now) + SECONDS, began + LONGEST_SECONDS)
+    public = f"{key_id}.{expires}.{began}.{id}"
     nonce = secrets.token_bytes(_NONCE_BYTES)
     hidden = nonce + AESGCM(_derived(key_hash, _SEALING)).encrypt(nonce, api_key.encode(), public.encode())
     token = f"{public}.{base64.urlsafe_b64encode(hidden).decode().rstrip('=')}"
-    return Session(token, api_key, id, expires, _csrf(key_id, key_hash, id))
+    return Session(token, api_key, id, began, expires, _csrf(key_id, key_hash, id))
 
 
 def opened(token: str, hash_of: Callable[[str], str | None], now: float) -> Session | None:
@@ -81,17 +88,17 @@ def opened(token: str, hash_of: Callable[[str], str | None], now: float) -> Sess
     parts = _FORM.fullmatch(token)
     if parts is None:
         return None
-    key_id, expires, id, text = parts.groups()
+    key_id, expires, began, id, text = parts.groups()
     key_hash = hash_of(key_id)
     if key_hash is None or int(expires) <= now:
         return None
     try:
         hidden = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        public = f"{key_id}.{expires}.{id}".encode()
+        public = f"{key_id}.{expires}.{began}.{id}".encode()
         shown = AESGCM(_derived(key_hash, _SEALING)).decrypt(hidden[:_NONCE_BYTES], hidden[_NONCE_BYTES:], public)
     except (InvalidTag, binascii.Error):
         return None
-    return Session(token, shown.decode(), id, int(expires), _csrf(key_id, key_hash, id))
+    return Session(token, shown.decode(), id, int(began), int(expires), _csrf(key_id, key_hash, id))
 
 
 def _csrf(key_id: str, key_hash: str, id: str) -> str:

@@ -117,7 +117,7 @@ def test_a_session_past_its_half_goes_on_with_another_cookie(
     browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     csrf, first = begin(browser, ADMIN), browser.cookies[COOKIE]
-    monkeypatch.setattr(sessions.Session, "is_past_half", lambda self, now: True)
+    monkeypatch.setattr(sessions.Session, "is_to_be_renewed", lambda self, now: True)
     renewed = browser.get("/v1/session")
     assert browser.cookies[COOKIE] != first
     assert renewed.json()["csrf"] == csrf["X-Ken-Csrf"]  # which other tabs have
@@ -125,7 +125,7 @@ def test_a_session_past_its_half_goes_on_with_another_cookie(
 
 
 def test_a_cookie_that_is_not_valid_counts_as_none(closed: Served) -> None:
-    for cookie in ("", "x", "a.b.c.d", "admin-token.9999999999." + "0" * 32 + "." + "A" * 80):
+    for cookie in ("", "x", "a.b.c.d", "admin-token.9999999999.1." + "0" * 32 + "." + "A" * 80):
         asked = httpx.get(f"{closed.url}/v1/tasks", headers={"Cookie": f"{COOKIE}={cookie}"})
         assert is_problem(asked, 401)
         assert "this needs a key" in asked.json()["detail"]

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from serving.security import sessions
 from serving.security.keys import Key, new_key
-from serving.security.sessions import SECONDS, begun, opened
+from serving.security.sessions import LONGEST_SECONDS, SECONDS, begun, opened
 
 NOW = 1_800_000_000
 
@@ -44,13 +44,13 @@ def test_no_part_of_a_token_can_be_changed(made: tuple[Key, str]) -> None:
     key, secret = made
     other, _ = new_key("other", ["admin"])
     parts = begun(secret, key.id, key.hash, NOW).token.split(".")
-    changed = [other.id, str(NOW + 10 * SECONDS), "0" * 32, "A" + parts[3][1:]]
+    changed = [other.id, str(NOW + 10 * SECONDS), str(NOW + 5), "0" * 32, "A" + parts[4][1:]]
     for place, part in enumerate(changed):
         token = ".".join([*parts[:place], part, *parts[place + 1 :]])
         assert opened(token, knowing(key, other).get, NOW) is None
 
 
-@pytest.mark.parametrize("token", ["", "a.b.c.d", "....", "x" * 5000, "ken_0123456789ab_" + "a" * 43, "\xe9"])
+@pytest.mark.parametrize("token", ["", "a.b.c.d.e", ".....", "x" * 5000, "ken_0123456789ab_" + "a" * 43, "\xe9"])
 def test_what_is_no_token_opens_nothing(token: str, made: tuple[Key, str]) -> None:
     assert opened(token, knowing(made[0]).get, NOW) is None
 
@@ -58,13 +58,23 @@ def test_what_is_no_token_opens_nothing(token: str, made: tuple[Key, str]) -> No
 def test_a_session_that_goes_on_keeps_its_id_and_its_csrf_token(made: tuple[Key, str]) -> None:
     key, secret = made
     first = begun(secret, key.id, key.hash, NOW)
-    assert not first.is_past_half(NOW + SECONDS // 2)
-    assert first.is_past_half(NOW + SECONDS // 2 + 1)
-    later = begun(secret, key.id, key.hash, NOW + SECONDS - 1, first.id)
+    assert not first.is_to_be_renewed(NOW + SECONDS // 2)
+    assert first.is_to_be_renewed(NOW + SECONDS // 2 + 1)
+    later = begun(secret, key.id, key.hash, NOW + SECONDS - 1, first)
     assert (later.id, later.csrf) == (first.id, first.csrf)
     assert later.token != first.token
     another = begun(secret, key.id, key.hash, NOW)
     assert len({first.id, another.id}) == len({first.csrf, another.csrf}) == 2
+
+
+def test_a_session_that_is_renewed_again_and_again_ends_all_the_same(made: tuple[Key, str]) -> None:
+    key, secret = made
+    now, session = NOW, begun(secret, key.id, key.hash, NOW)
+    while (found := opened(session.token, knowing(key).get, now)) is not None:
+        session = begun(secret, key.id, key.hash, now, found) if found.is_to_be_renewed(now) else session
+        now += SECONDS // 2 + 60
+        assert now < NOW + 2 * LONGEST_SECONDS, "it never ends"
+    assert session.expires == NOW + LONGEST_SECONDS
 
 
 def test_whoever_reads_the_stored_hash_cannot_make_a_token_that_holds_a_valid_key(made: tuple[Key, str]) -> None:
