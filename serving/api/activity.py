@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
@@ -98,7 +97,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
         time. Tasks beyond `KEN_METRIC_TASKS` are counted together as `other`.
         """
         who = authenticator.require(request, "predict")
-        found = await asyncio.to_thread(service.observer.observe)
+        found = await service.observer.observe()
         seen = found.activity
         every = who.sees_every_task
         return ActivityInfo(

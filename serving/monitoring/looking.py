@@ -32,7 +32,6 @@ class Watcher:
 
     def __exit__(self, *error: object) -> None:
         self._client.close()
-        self._metrics.close()
 
     def look(self, where: Sequence[str] = ()) -> Look:
         """Look at the server now.

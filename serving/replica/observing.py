@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serving.client import Replica
@@ -23,7 +24,9 @@ WINDOW_SECONDS = 10.0
 FRESH_SECONDS = 1.0
 """A look counts for at least so long, however many ask."""
 _REST = 10
-"""After a look none is taken for so many times as long as it took: looks take at most a tenth of a core."""
+_LONGEST_REST = 5.0
+"""After a look none is taken for so many times as long as it took, but no longer than this: so looks take little of the
+core that computes answers, and a replica that does not answer does not make all figures stand still."""
 _LONGEST_SECONDS = 120.0
 
 
@@ -55,24 +58,33 @@ class Observer:
         self._metrics = metrics
         self._replica = replica
         self._scraper = Scraper()
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "ken-observer")
+        self._looking: asyncio.Future[Observation] | None = None
         self._looks: deque[tuple[float, Look]] = deque()
         self._latest: Observation | None = None
         self._next = 0.0
 
     def close(self) -> None:
-        self._scraper.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def observe(self) -> Observation:
-        """What the server did lately. Callable from any thread; blocks while metrics are read."""
-        with self._lock:
-            now = time.monotonic()
-            if self._latest is None or now >= self._next:
-                self._latest = self._observed(now)
-                self._next = now + max(FRESH_SECONDS, _REST * (time.monotonic() - now))
+    async def observe(self) -> Observation:
+        """What the server did lately. All who ask at a time wait for one look, on a thread of its own."""
+        if self._latest is not None and time.monotonic() < self._next:
             return self._latest
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().run_in_executor(self._thread, self._observed)
+            self._looking.add_done_callback(self._taken)
+        return await asyncio.shield(self._looking)
 
-    def _observed(self, now: float) -> Observation:
+    def _taken(self, looking: asyncio.Future[Observation]) -> None:
+        self._looking = None
+        if not looking.cancelled() and looking.exception() is None:
+            self._latest = looking.result()
+
+    # On the thread
+
+    def _observed(self) -> Observation:
+        now = time.monotonic()
         loads, look = self._look()
         while self._looks and now - self._looks[0][0] > _LONGEST_SECONDS:
             self._looks.popleft()
@@ -81,7 +93,10 @@ class Observer:
         self._looks.append((now, look))
         at = time.time()
         held = {name: frozenset(load.held) for name, load in loads.items()}
-        return Observation(at, activity(before, look, at), held, look.unread)
+        found = Observation(at, activity(before, look, at), held, look.unread)
+        took = time.monotonic() - now
+        self._next = now + took + max(FRESH_SECONDS - took, min(_REST * took, _LONGEST_REST))
+        return found
 
     def _look(self) -> tuple[Mapping[str, Load], Look]:
         try:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -10,6 +15,7 @@ import pytest
 from over_http import Served
 from problems import is_problem
 
+from serving.monitoring import scraping
 from serving.replica import observing
 
 ADMIN = {"Authorization": "Bearer of-the-admin"}
@@ -88,6 +94,105 @@ def test_a_replica_that_cannot_be_read_is_named_and_the_others_are_shown(
     (gone,) = (one for one in found["replicas"] if one["replica"] == "elsewhere")
     assert gone["requests_per_second"] is None
     assert "metrics" in gone["trouble"][0]
+
+
+class Stranger:
+    """A program that listens where a replica once did, and answers as it likes."""
+
+    def __init__(self, told: Callable[[socket.socket], None]) -> None:
+        self._told = told
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _answer(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                threading.Thread(target=self._one, args=[connection], daemon=True).start()
+
+    def _one(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            connection.recv(10_000)
+            self._told(connection)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+
+
+def silently(connection: socket.socket) -> None:
+    time.sleep(30)
+
+
+def in_drops(connection: socket.socket) -> None:
+    connection.sendall(HEAD)
+    while True:
+        connection.sendall(b"# a comment\n")
+        time.sleep(0.05)
+
+
+def with_an_endless_head(connection: socket.socket) -> None:
+    connection.sendall(HEAD[:-2])
+    while True:
+        connection.sendall(b"X-More: 1\r\n")
+        time.sleep(0.05)
+
+
+def without_end(connection: socket.socket) -> None:
+    connection.sendall(HEAD)
+    while True:
+        connection.sendall(b"# a comment\n" * 1000)
+
+
+def as_html(connection: socket.socket) -> None:
+    connection.sendall(HEAD.replace(b"plain", b"html") + b"<html>")
+
+
+@pytest.mark.parametrize("told", [silently, in_drops, with_an_endless_head, without_end, as_html])
+def test_what_listens_where_a_replica_was_is_given_up(
+    told: Callable[[socket.socket], None],
+    pair: tuple[Served, Served],
+    ask: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scraping, "_SECONDS", 0.5)
+    monkeypatch.setattr(scraping, "_MOST_BYTES", 1 << 20)
+    store, stranger = pair[0].service.store, Stranger(told)
+    monkeypatch.setattr(pair[0].service.observer, "_scraper", scraping.Scraper())
+    store.replicas.report("elsewhere", 1, stranger.address)
+    try:
+        found = ask()
+    finally:
+        store.replicas.retire("elsewhere")
+        stranger.close()
+    assert list(found["unread"]) == ["elsewhere"]
+
+
+def test_who_waits_for_a_look_keeps_nobody_else_waiting_and_figures_go_on(
+    pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer, looking = pair[0].service.observer, threading.Event()
+    look = observer._look
+
+    def held_up() -> Any:
+        assert looking.wait(20)
+        return look()
+
+    monkeypatch.setattr(observer, "_look", held_up)
+    monkeypatch.setattr(observer, "_next", 0.0)
+    with ThreadPoolExecutor(40) as clients:
+        url = f"{pair[0].url}/v1/activity"
+        asked = [clients.submit(httpx.get, url, headers=ADMIN, timeout=30) for _ in range(40)]
+        other = httpx.get(f"{pair[0].url}/v1/tasks/spam/history", headers=ADMIN, timeout=10)
+        assert not any(one.done() for one in asked)
+        looking.set()
+        found = {one.result().json()["at"] for one in asked}
+    assert other.status_code == 200
+    assert len(found) == 1
+    assert observer._next - time.monotonic() <= observing._LONGEST_REST
 
 
 def test_who_asks_again_at_once_is_told_the_same(pair: tuple[Served, Served]) -> None:
