@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving.api import event_stream
 from serving.api.auth import Authenticator
-from serving.api.following import Follower, Following
+from serving.api.following import Follower, Following, is_seen
 from serving.api.middleware import GoneError
 from serving.api.problems import responses
 from serving.api.streamed import streamed
@@ -28,7 +28,7 @@ PAUSE_SECONDS = 15.0
 _LOOK_SECONDS = 0.5
 _SEND_SECONDS = 10.0
 """A client that reads nothing for so long is taken for gone."""
-_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_ID, _MOST = re.compile(r"[0-9]{1,20}-[0-9]{1,20}"), 1 << 64
 
 _DESCRIPTION = (
     "`event` is `change` (a task, a revision, and who did what), `swap` (a replica's weights changed from one task to "
@@ -54,13 +54,13 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
     async def events(request: Request) -> Response:
         """What happens from now on, until the client leaves or the replica stops.
 
-        With `Last-Event-ID`, changes after that one come first, at most 100. A key sees changes of its own tasks;
+        With `Last-Event-ID`, changes after that one come first. A key sees changes of its own tasks;
         `swap`, `replica` and `placement` need a key of every task. A client that reads too slowly is disconnected, and
         goes on where it was.
         """
-        authenticator.require(request, "predict")
+        who = authenticator.require(request, "predict")
         service.admission.check_open()
-        return event_stream.SentByItself(_Stream(service, authenticator, following, request).send_all)
+        return event_stream.SentByItself(_Stream(service, authenticator, following, request, who).send_all)
 
     return routes
 
@@ -72,11 +72,14 @@ def _epoch(service: Service) -> int | None:
 class _Stream:
     """One client's stream."""
 
-    def __init__(self, service: Service, authenticator: Authenticator, following: Following, request: Request) -> None:
+    def __init__(
+        self, service: Service, authenticator: Authenticator, following: Following, request: Request, who: Principal
+    ) -> None:
         self._service = service
         self._authenticator = authenticator
         self._following = following
         self._request = request
+        self._who = who
 
     async def send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def timely(message: Message) -> None:
@@ -86,7 +89,7 @@ class _Stream:
             except TimeoutError:
                 raise GoneError from None
 
-        async with self._following.follow() as follower:
+        async with self._following.follow(self._who) as follower:
             made = Response(headers=event_stream.HEADERS, media_type=event_stream.MEDIA_TYPE)
             headers = [header for header in made.raw_headers if header[0] != b"content-length"]
             await timely({"type": "http.response.start", "status": 200, "headers": headers})
@@ -101,18 +104,18 @@ class _Stream:
     async def _events(self, follower: Follower) -> AsyncIterator[bytes]:
         """Ends when the replica drains, the client was too slow, or its key is not valid any more."""
         yield event_stream.QUIET  # so that the client knows that it follows
-        who, checked = self._authenticator.require(self._request, "predict"), time.monotonic()
-        last = self._request.headers.get("last-event-id", "")
-        missed = await asyncio.to_thread(changes_after, self._service.store, last) if _ID.fullmatch(last) else []
-        for change in missed:
-            if is_seen(change, who):
-                yield _written(change)
-        told = _place(missed[-1].id if missed else last)
+        checked = time.monotonic()
+        told = _place(self._request.headers.get("last-event-id", ""))
+        while missed := await asyncio.to_thread(changes_after, self._service.store, _id(told)) if told else []:
+            for change in missed:
+                if is_seen(change, follower.who):
+                    yield _written(change)
+            told = _place(missed[-1].id)
         while not self._service.admission.draining and not follower.lost:
             if time.monotonic() - checked >= PAUSE_SECONDS:
-                who, checked = self._authenticator.require(self._request, "predict"), time.monotonic()
+                follower.who, checked = self._authenticator.require(self._request, "predict"), time.monotonic()
             found = await follower.next(_LOOK_SECONDS)
-            if found is not None and is_seen(found, who) and (found.id is None or _place(found.id) > told):
+            if found is not None and (found.id is None or _place(found.id) > told):
                 yield _written(found)
 
 
@@ -122,12 +125,9 @@ def _written(found: Happening) -> bytes:
 
 def _place(id: str | None) -> tuple[int, ...]:
     """An id of the store's stream as numbers that can be compared; of what is no id, a place before all of them."""
-    return tuple(map(int, id.split("-"))) if id is not None and _ID.fullmatch(id) else ()
+    place = tuple(map(int, id.split("-"))) if id is not None and _ID.fullmatch(id) else ()
+    return place if all(number < _MOST for number in place) else ()
 
 
-def is_seen(found: Happening, who: Principal) -> bool:
-    """Whether a key sees what happened."""
-    if found.kind != "change":
-        return who.sees_every_task
-    task = str(found.told["task"])
-    return who.may("admin") if task.startswith("@") else who.sees(task)
+def _id(place: tuple[int, ...]) -> str:
+    return "-".join(map(str, place))

@@ -44,41 +44,38 @@ class Happenings:
         self._changes = self._swaps = "0-0"
         self._states: Mapping[str, State] = {}
         self._epoch: int | None = None
-        self._replicas_read = 0.0
+        self._replicas_read = float("-inf")
 
     def begin(self) -> list[Happening]:
         """To be called first. What was before this is not told."""
         self._changes, self._swaps = self._store.events.last_id(), self._store.swaps.last_id()
-        self._states, self._epoch = self._read_states(), self._epoch_now()
+        self._states, self._epoch = self._states_now(), self._epoch_now()
         return []
 
     def new(self) -> list[Happening]:
         """What happened since the last call, or since `begin`. Raises `StoreError`; nothing is lost by that."""
         changes = changes_after(self._store, self._changes)
-        if changes:
-            self._changes = changes[-1].id or self._changes
         swaps = self._store.swaps.after(self._swaps)
-        if swaps:
-            self._swaps = swaps[-1].id
-        return [*changes, *(told for one in swaps for told in _swaps(one)), *self._replicas(), *self._placement()]
+        now, epoch = self._states_now(), self._epoch_now()
+        told = [*changes, *(told for one in swaps for told in _swaps(one)), *movements(self._states, now)]
+        if epoch not in (None, self._epoch):
+            told.append(Happening("placement", {"epoch": epoch}))
+        # from here on nothing fails, so what was read is told
+        self._changes = changes[-1].id or self._changes if changes else self._changes
+        self._swaps = swaps[-1].id if swaps else self._swaps
+        self._states, self._epoch = now, epoch
+        return told
 
-    def _replicas(self) -> list[Happening]:
+    def _states_now(self) -> Mapping[str, State]:
         if time.monotonic() - self._replicas_read < _REPLICAS_SECONDS:
-            return []
-        before, self._states = self._states, self._read_states()
-        return list(movements(before, self._states))
-
-    def _read_states(self) -> Mapping[str, State]:
+            return self._states
+        found = states(self._store.replicas.reports(), self._store.placements.loads())
         self._replicas_read = time.monotonic()
-        return states(self._store.replicas.reports(), self._store.placements.loads())
-
-    def _placement(self) -> list[Happening]:
-        before, self._epoch = self._epoch, self._epoch_now()
-        return [] if self._epoch in (None, before) else [Happening("placement", {"epoch": self._epoch})]
+        return found
 
 
 def changes_after(store: Store, id: str) -> list[Happening]:
-    """The changes after the one with this id, at most 100."""
+    """The changes after the one with this id, at most 100: ask again with the last one's id until there are none."""
     return [_change(store, event) for event in store.events.since(id)]
 
 

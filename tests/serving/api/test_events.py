@@ -14,8 +14,10 @@ from over_http import Served
 from problems import is_problem
 
 from serving.api import events, following
+from serving.errors import StoreError
 from serving.replica import happenings
-from serving.replica.happenings import Happening
+from serving.replica.happenings import Happening, Happenings
+from serving.security.keys import ANYONE, Principal
 from serving.service import Service
 
 ADMIN = {"Authorization": "Bearer of-the-admin"}
@@ -76,6 +78,10 @@ def promote(served: Served, task: str = "spam") -> int:
     return int(changed.json()["revision"])
 
 
+def of(revision: int) -> Callable[[str, dict[str, Any]], bool]:
+    return lambda kind, told: kind == "change" and told["revision"] == revision
+
+
 def is_change(kind: str, told: dict[str, Any]) -> bool:
     return kind == "change"
 
@@ -83,7 +89,7 @@ def is_change(kind: str, told: dict[str, Any]) -> bool:
 def test_a_change_made_at_another_replica_is_told_with_who_made_it(pair: tuple[Served, Served]) -> None:
     with stream(pair[0]) as told:
         revision = promote(pair[1])
-        _, change, id = told.first(is_change)
+        _, change, id = told.first(of(revision))
     digest = pair[0].service.table.live["spam"]
     assert change.pop("when") > 0
     assert change == {
@@ -95,8 +101,7 @@ def test_a_change_made_at_another_replica_is_told_with_who_made_it(pair: tuple[S
 
 def test_whoever_comes_back_is_told_what_it_missed_once(pair: tuple[Served, Served]) -> None:
     with stream(pair[0]) as told:
-        promote(pair[0])
-        _, _, last = told.first(is_change)
+        _, _, last = told.first(of(promote(pair[0])))
     missed = [promote(pair[0]), promote(pair[0], "mood")]
     with stream(pair[1], Last_Event_ID=str(last)) as told:
         revisions = [told.first(is_change)[1]["revision"] for _ in missed]
@@ -105,11 +110,10 @@ def test_whoever_comes_back_is_told_what_it_missed_once(pair: tuple[Served, Serv
         assert told.first(is_change)[1]["revision"] == after
 
 
-@pytest.mark.parametrize("last", ["", "x", "1", "1-", "99999999999999999999999-0"])
+@pytest.mark.parametrize("last", ["", "x", "1", "1-", "99999999999999999999-0", "99999999999999999999999-0"])
 def test_what_is_no_id_is_as_none(last: str, pair: tuple[Served, Served]) -> None:
     with stream(pair[0], Last_Event_ID=last) as told:
-        revision = promote(pair[0])
-        assert told.first(is_change)[1]["revision"] == revision
+        assert told.first(of(promote(pair[0])))
 
 
 def test_a_key_sees_the_changes_of_its_own_tasks_alone(
@@ -122,8 +126,10 @@ def test_a_key_sees_the_changes_of_its_own_tasks_alone(
         log = pair[0].service.metrics.swap_log
         log.note(None, pair[0].service.table.live["mood"], 0.01)
         revision = promote(pair[0], "mood")
-        kind, change, _ = next(told)
-    assert (kind, change["task"], change["revision"]) == ("change", "mood", revision)
+        seen = [next(told)]
+        while not of(revision)(*seen[-1][:2]):
+            seen.append(next(told))
+    assert {(kind, one["task"]) for kind, one, _ in seen} == {("change", "mood")}
 
 
 def test_swaps_of_another_replica_are_told_with_the_names_of_tasks(pair: tuple[Served, Served]) -> None:
@@ -209,7 +215,7 @@ def test_whoever_leaves_makes_room(
 
 def test_whoever_reads_too_slowly_is_known_to_have_lost_something() -> None:
     async def follow() -> tuple[bool, bool]:
-        follower = following.Follower(asyncio.Queue(2))
+        follower = following.Follower(ANYONE, asyncio.Queue(2))
         one = Happening("placement", {"epoch": 1})
         follower.take([one, one])
         before = follower.lost
@@ -217,6 +223,62 @@ def test_whoever_reads_too_slowly_is_known_to_have_lost_something() -> None:
         return before, follower.lost
 
     assert asyncio.run(follow()) == (False, True)
+
+
+def test_swaps_that_are_too_many_are_counted_and_end_no_stream() -> None:
+    async def follow() -> list[Happening | None]:
+        everybody, somebody = following.Follower(ANYONE), following.Follower(Principal("p", ("predict",), ("mood",)))
+        swap = Happening("swap", {"replica": "a", "from": None, "to": "spam"})
+        for follower in (everybody, somebody):
+            follower.take([swap] * 3000)
+            follower.take([Happening("change", {"task": "mood"}, "1-0")])
+            assert not follower.lost
+        assert somebody.waiting.qsize() == 1
+        return [await everybody.next(0.01) for _ in range(503)]
+
+    *swaps, change, skipped, nothing = asyncio.run(follow())
+    assert len(swaps) == 500
+    assert change is not None
+    assert change.kind == "change"
+    assert skipped is not None
+    assert skipped.told == {"replica": "a", "skipped": 2500}
+    assert nothing is None
+
+
+def test_what_was_read_before_the_store_failed_is_told_afterwards(
+    pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = pair[0].service.store
+    found = Happenings(store, lambda: None)
+    found.begin()
+    revision = promote(pair[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(happenings, "_REPLICAS_SECONDS", 0.0)
+        broken.setattr(store.replicas, "reports", lambda: (_ for _ in ()).throw(StoreError("it is down")))
+        with pytest.raises(StoreError):
+            found.new()
+    assert [told.told["revision"] for told in found.new() if told.kind == "change"] == [revision]
+
+
+def test_no_change_is_left_out_of_many_that_were_missed(pair: tuple[Served, Served]) -> None:
+    store, digest = pair[0].service.store, pair[0].service.table.live["spam"]
+    with stream(pair[0]) as told:
+        _, _, last = told.first(of(promote(pair[0])))
+    missed = [store.tasks.promote("spam", digest, "canary") for _ in range(230)]
+    with stream(pair[0], Last_Event_ID=str(last)) as told:
+        assert [told.first(is_change)[1]["revision"] for _ in missed] == missed
+
+
+def test_one_key_leaves_room_for_others(
+    pair: tuple[Served, Served], key_of: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "MOST_OF_A_KEY", 1)
+    _, token = key_of("predict")
+    with stream(pair[0], Authorization=f"Bearer {token}") as one:
+        refused = httpx.get(f"{pair[0].url}/v1/events", headers={"X-Api-Key": token})
+        assert is_problem(refused, 429)
+        with stream(pair[0]) as other:
+            assert one is not other
 
 
 def test_the_engine_notes_which_tasks_its_weights_change_between(exchanging: Service, talk: Callable[..., Any]) -> None:
