@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +23,7 @@ from serving.security.keys import ANYONE, Key, Keyring, Principal, Scope, readab
 from serving.security.keys_file import KeysFile
 
 COOKIE = "ken_session"
-"""The cookie that holds a browser's session, see `serving.security.sessions`."""
+"""How the name of the cookie begins that holds a browser's session, see `serving.security.sessions`."""
 CSRF_HEADER = "X-Ken-Csrf"
 
 _READING = ("GET", "HEAD")
@@ -69,6 +71,7 @@ class Authenticator:
         self._records: _Records | None = None
         self._listed: list[Key] | None = None
         self._keyring = Keyring([])
+        self.cookie = cookie_of(settings)
         if settings.auth != "off":
             with suppress(UnavailableError):  # the table is not loaded yet; the first request refreshes again
                 self._refresh()
@@ -104,7 +107,7 @@ class Authenticator:
 
     def session(self, request: Request) -> sessions.Session | None:
         """The session whose cookie a request has. None: it has none that is valid, or it has a key in a header."""
-        cookie = request.cookies.get(COOKIE)
+        cookie = request.cookies.get(self.cookie)
         if cookie is None or _token(request) is not None:
             return None
         return sessions.opened(cookie, self._keyring.hash_of, time.time())
@@ -156,14 +159,25 @@ class Authenticator:
             )
 
     def _refuse_other_sites(self, request: Request) -> None:
-        """On loopback without keys the server trusts every sender, and a page of any site can make a browser send."""
-        origin = request.headers.get("origin")
-        if origin is None or _is_loopback(origin) or {origin, "*"} & set(self._settings.cors_origins):
-            return
-        raise ForbiddenError(
-            f"a page of {origin[:100]!r} sent this request, and the server has no keys; name that origin in "
-            "KEN_CORS_ORIGINS, or make a key with `ken keys create`"
-        )
+        """On loopback without keys the server trusts every sender, and a page of any site can make a browser send.
+
+        The site's own name may lead to this machine (DNS rebinding): to the browser, its page is then of this server.
+        """
+        origin, named = request.headers.get("origin"), set(self._settings.cors_origins)
+        if origin is not None:
+            if not _is_loopback(origin) and not {origin, "*"} & named:
+                raise _of_another_site(f"a page of {origin[:100]!r} sent this request")
+        elif request.headers.get("sec-fetch-site") == "cross-site" and not _is_navigation(request):
+            raise _of_another_site("a page of another site sent this request")
+        host = request.url.hostname or ""
+        if not _is_own_name(host) and host not in {urlsplit(origin).hostname for origin in named}:
+            raise _of_another_site(f"this request is for the host {host[:100]!r}")
+
+
+def cookie_of(settings: Settings) -> str:
+    """The name of a server's cookie. Cookies are of a host, whatever the port, and several servers may share a host."""
+    server = f"{settings.namespace} {settings.base} {settings.port}"
+    return f"{COOKIE}_{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 
 
 def permit(who: Principal, scope: Scope, task: str | None = None) -> None:
@@ -205,6 +219,27 @@ def _check_csrf(request: Request, session: sessions.Session) -> None:
             f"with a session's cookie, a request that changes something needs the header {CSRF_HEADER}; "
             "`GET /v1/session` tells its value"
         )
+
+
+def _of_another_site(found: str) -> ForbiddenError:
+    return ForbiddenError(
+        f"{found}, and the server has no keys; name its origin in KEN_CORS_ORIGINS, or make a key with "
+        "`ken keys create`"
+    )
+
+
+def _is_navigation(request: Request) -> bool:
+    """Whether a person follows a link, whose answer the other site's page does not get."""
+    return request.headers.get("sec-fetch-mode") == "navigate"
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether a host is one that no other site can have: an address, this machine's name, or a name without a dot."""
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        own = {socket.gethostname().lower(), socket.getfqdn().lower()} if "." in host else set()
+        return "." not in host or host.endswith(".localhost") or host.lower() in own
 
 
 def _is_loopback(origin: str) -> bool:

@@ -45,7 +45,7 @@ _SECURITY = {
     "session": {
         "type": "apiKey",
         "in": "cookie",
-        "name": COOKIE,
+        "name": f"{COOKIE}_<8 digits>",
         "description": f"of browsers, see `/v1/session`; a request that is no GET also needs `{CSRF_HEADER}`",
     },
 }

@@ -102,7 +102,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
     ) -> OverlapInfo:
         """How far the live versions of tasks keep the same positions, beside what chance would give."""
         who = authenticator.require(request, "predict")
-        names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
+        names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
         if not 2 <= len(names) <= MOST_TASKS:
             raise InvalidInputError(f"found {len(names)} different names, expected 2 to {MOST_TASKS}", at="tasks")
         for name in names:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ken_core.version import __version__
-from serving.api.auth import COOKIE, CSRF_HEADER, Authenticator
+from serving.api.auth import CSRF_HEADER, Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.problems import responses
 from serving.errors import ForbiddenError, UnauthorizedError
@@ -64,7 +64,9 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
     """Routes of sessions."""
     routes = APIRouter(prefix="/v1/session", tags=["session"], responses=responses(403, 503))
 
-    attributes: dict[str, Any] = {"secure": service.settings.tls, "httponly": True, "samesite": "strict"}
+    def attributes(request: Request) -> dict[str, Any]:
+        forwarded = request.headers.get("x-forwarded-proto", "").lower() == "https"  # by a proxy that ends TLS
+        return {"secure": service.settings.tls or forwarded, "httponly": True, "samesite": "strict"}
 
     def told(who: Principal | None, session: Session | None) -> SessionInfo:
         return SessionInfo(
@@ -77,8 +79,8 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
             replica=service.replica if who else None,
         )
 
-    def give(response: Response, session: Session) -> None:
-        response.set_cookie(COOKIE, session.token, max_age=SECONDS, **attributes)
+    def give(request: Request, response: Response, session: Session) -> None:
+        response.set_cookie(authenticator.cookie, session.token, max_age=SECONDS, **attributes(request))
 
     @routes.get("")
     async def show(request: Request, response: Response) -> SessionInfo:
@@ -90,7 +92,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
         session = authenticator.session(request) if authenticator.needs_key() else None
         if session is not None and session.is_to_be_renewed(time.time()):
             who, session = authenticator.begin_session(session.api_key, session)
-            give(response, session)
+            give(request, response, session)
         return told(who, session)
 
     @routes.post("", responses=responses(401), openapi_extra={**body_of(SessionRequest), "security": []})
@@ -101,7 +103,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
         if not authenticator.needs_key():
             return told(authenticator.principal(request), None)
         who, session = authenticator.begin_session(body.key.strip())
-        give(response, session)
+        give(request, response, session)
         return told(who, session)
 
     @routes.delete("", status_code=204, openapi_extra={"parameters": [_CSRF]})
@@ -110,7 +112,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
         with suppress(UnauthorizedError):  # there is no session any more
             authenticator.principal(request)
         gone = Response(status_code=204)
-        gone.delete_cookie(COOKIE, **attributes)
+        gone.delete_cookie(authenticator.cookie, **attributes(request))
         return gone
 
     return routes

@@ -40,7 +40,7 @@ class Table:
 
 def asking(**headers: str) -> Request:
     raw = [(name.replace("_", "-").lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return Request({"type": "http", "headers": raw})
+    return Request({"type": "http", "path": "/", "server": ("127.0.0.1", 8000), "headers": raw})
 
 
 def bearing(token: str) -> Request:
@@ -263,6 +263,24 @@ def test_without_keys_a_page_of_another_site_is_refused(origin: str, table: Tabl
 )
 def test_a_page_of_this_machine_or_of_a_named_origin_is_not(origin: str, table: Table) -> None:
     assert authenticator(table, cors_origins=("https://app.example",)).principal(asking(Origin=origin))
+
+
+@pytest.mark.parametrize("host", ["evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example"])
+def test_without_keys_a_name_of_another_site_that_leads_here_is_refused(host: str, table: Table) -> None:
+    with pytest.raises(ForbiddenError, match="KEN_CORS_ORIGINS"):
+        authenticator(table).principal(asking(Host=host))
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "ken", "app.example", ""])
+def test_a_name_of_this_machine_or_of_a_named_origin_is_not_refused(host: str, table: Table) -> None:
+    assert authenticator(table, cors_origins=("https://app.example",)).principal(asking(Host=host))
+
+
+def test_without_keys_another_sites_page_may_link_here_and_not_load_anything(table: Table) -> None:
+    auth = authenticator(table)
+    assert auth.principal(asking(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate"))
+    with pytest.raises(ForbiddenError, match="another site"):
+        auth.principal(asking(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors"))
 
 
 def test_with_a_key_the_origin_does_not_matter(table: Table) -> None:

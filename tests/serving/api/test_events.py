@@ -82,6 +82,10 @@ def of(revision: int) -> Callable[[str, dict[str, Any]], bool]:
     return lambda kind, told: kind == "change" and told["revision"] == revision
 
 
+def swap_of(served: Served) -> Callable[[str, dict[str, Any]], bool]:
+    return lambda kind, told: kind == "swap" and told["replica"] == served.service.replica
+
+
 def is_change(kind: str, told: dict[str, Any]) -> bool:
     return kind == "change"
 
@@ -137,7 +141,7 @@ def test_swaps_of_another_replica_are_told_with_the_names_of_tasks(pair: tuple[S
     with stream(pair[0]) as told:
         for left, entered in ((None, spam), (spam, "f" * 64)):
             pair[1].service.metrics.swap_log.note(left, entered, 0.0125)
-        swaps = [told.first(lambda kind, _: kind == "swap")[1] for _ in range(2)]
+        swaps = [told.first(swap_of(pair[1]))[1] for _ in range(2)]
     assert [(one["from"], one["to"], one["seconds"]) for one in swaps] == [
         (None, "spam", 0.0125),
         ("spam", "@other", 0.0125),
@@ -151,8 +155,8 @@ def test_of_many_swaps_the_first_are_told_and_the_others_counted(pair: tuple[Ser
             pair[0].service.metrics.swap_log.note(None, "f" * 64, 0.001)
         seen = skipped = 0
         while seen + skipped < 500:
-            _, swap, _ = told.first(lambda kind, _: kind == "swap")
-            skipped, seen = skipped + swap.get("skipped", 0), seen + ("to" in swap)
+            _, swap, _ = told.first(swap_of(pair[0]))
+            skipped, seen = skipped + swap.get("skipped", 0), seen + (swap.get("to") == "@other")
     assert seen + skipped == 500
     assert 10 <= seen <= 100
 

@@ -10,7 +10,8 @@ import pytest
 from over_http import Served
 from problems import is_problem
 
-from serving.api.auth import COOKIE
+from serving.api.auth import cookie_of
+from serving.config import load_settings
 from serving.security import sessions
 
 ADMIN = "of-the-admin"
@@ -109,24 +110,25 @@ def test_leaving_takes_the_cookie_and_only_the_page_itself_can_leave(browser: ht
     csrf = begin(browser, ADMIN)
     assert is_problem(browser.delete("/v1/session"), 403)
     assert browser.delete("/v1/session", headers=csrf).status_code == 204
-    assert COOKIE not in browser.cookies
+    assert not browser.cookies
     assert browser.delete("/v1/session").status_code == 204  # once more, from another tab
 
 
 def test_a_session_past_its_half_goes_on_with_another_cookie(
     browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    csrf, first = begin(browser, ADMIN), browser.cookies[COOKIE]
+    csrf, first = begin(browser, ADMIN), dict(browser.cookies)
     monkeypatch.setattr(sessions.Session, "is_to_be_renewed", lambda self, now: True)
     renewed = browser.get("/v1/session")
-    assert browser.cookies[COOKIE] != first
+    assert dict(browser.cookies) != first
     assert renewed.json()["csrf"] == csrf["X-Ken-Csrf"]  # which other tabs have
     assert browser.delete("/v1/tasks/spam/route", headers=csrf).status_code == 200
 
 
 def test_a_cookie_that_is_not_valid_counts_as_none(closed: Served) -> None:
+    named = cookie_of(closed.service.settings)
     for cookie in ("", "x", "a.b.c.d", "admin-token.9999999999.1." + "0" * 32 + "." + "A" * 80):
-        asked = httpx.get(f"{closed.url}/v1/tasks", headers={"Cookie": f"{COOKIE}={cookie}"})
+        asked = httpx.get(f"{closed.url}/v1/tasks", headers={"Cookie": f"{named}={cookie}"})
         assert is_problem(asked, 401)
         assert "this needs a key" in asked.json()["detail"]
 
@@ -150,6 +152,17 @@ def test_a_page_of_another_site_begins_no_session(headers: dict[str, str], brows
 def test_the_servers_own_page_does(closed: Served, browser: httpx.Client) -> None:
     for headers in ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxied.example"}, {"Origin": closed.url}):
         assert browser.post("/v1/session", json={"key": ADMIN}, headers=headers).status_code == 200
+
+
+def test_servers_of_one_host_have_cookies_of_their_own() -> None:
+    settings = [load_settings(base=base, port=port) for base, port in (("a", 8000), ("a", 8001), ("b", 8000))]
+    assert len({cookie_of(one) for one in settings}) == 3
+    assert cookie_of(settings[0]) == cookie_of(load_settings(base="a", port=8000))
+
+
+def test_behind_a_proxy_that_ends_tls_the_cookie_stays_on_tls(browser: httpx.Client) -> None:
+    begun = browser.post("/v1/session", json={"key": ADMIN}, headers={"X-Forwarded-Proto": "https"})
+    assert "secure" in begun.headers["set-cookie"].lower()
 
 
 def test_an_open_server_needs_no_session(peers: Served) -> None:
