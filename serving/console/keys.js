@@ -1,0 +1,2 @@
+import { el, fill } from "./dom.js";
+export function show(main) { fill(main, el("h1", {tabindex: "-1"}, "keys")); }
