@@ -12,7 +12,8 @@ const DETAIL_SECONDS = 15;
 
 const COLUMNS = [
   { name: "Task", key: (row) => row.task.name, cell: (row) => link(row.task.name) },
-  { name: "Versions", number: true, key: (row) => row.task.versions.length, cell: versions },
+  { name: "Versions", number: true, key: (row) => row.task.versions.length, cell: (row) => whole(row.task.versions.length) },
+  { name: "Beside live", cell: beside, hint: "other aliases, and whether requests are split or copied" },
   { name: "Held", key: (row) => heldAt(row) ?? "", cell: (row) => tier(heldAt(row)), hint: "by the replicas that were asked" },
   { name: "Hits", number: true, cell: hits, hint: "share of requests that found the delta on the device" },
   { name: "Requests/s", number: true, key: (row) => row.seen?.requests_per_second ?? -1, cell: (row) => rate(row.seen?.requests_per_second) },
@@ -65,7 +66,8 @@ class TasksPage {
       fill(this.list, empty());
     } else if (!this.table) {
       this.table = el("table", {}, el("thead", {}, el("tr", {}, this.heads)), this.body);
-      fill(this.list, field("Search", this.search), this.found, scrolled("Tasks", this.table), this.more);
+      const above = el("div", { class: "bar-row" }, field("Search", this.search), this.found);
+      fill(this.list, el("div", { class: "card" }, above, scrolled("Tasks", this.table), el("div", { class: "row" }, this.more)));
     }
     this.draw();
   }
@@ -177,10 +179,11 @@ class TasksPage {
 
 const link = (name) => el("a", { href: `#/tasks/${part(name)}` }, name);
 
-function versions({ task }) {
+function beside({ task }) {
   const others = Object.keys(task.aliases).filter((alias) => alias !== "live");
-  const notes = [...others, ...(task.route ? ["route"] : []), ...(task.shadow ? ["shadow"] : [])];
-  return [notes.length ? el("span", { class: "quiet" }, `${notes.join(", ")} · `) : null, whole(task.versions.length)];
+  const split = task.route && Object.keys(task.route).length > 1;
+  const marks = [split ? "split" : null, task.shadow ? "copied" : null].filter(Boolean);
+  return [others.map((alias) => el("span", { class: "chip" }, alias)), el("span", { class: "quiet" }, marks.join(", "))];
 }
 
 function heldAt({ task, seen, detail }) {
