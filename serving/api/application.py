@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from ken_core.version import __version__
 from serving.api import (
     cohere,
+    console_page,
     docs_page,
     document,
     failures,
@@ -20,6 +21,7 @@ from serving.api import (
     openai,
     openai_generation,
     operations,
+    session,
     tasks,
     tei,
     uploads,
@@ -73,6 +75,8 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
+    app.include_router(session.router(service, authenticator))
+    console_page.install(app)
     docs_page.install(app)
     app.add_middleware(Unpacked, limit_of=lambda path: body_limit(service, path))
     app.add_middleware(

@@ -31,6 +31,7 @@ TAGS = [
     {"name": "Open Inference Protocol", "description": "KServe's protocol, version 2, with JSON tensors"},
     {"name": "tasks", "description": "Tasks, their versions, aliases and routes, and uploads of deltas"},
     {"name": "keys", "description": "API keys"},
+    {"name": "session", "description": "Sessions of browsers, for the console"},
     {"name": "operations", "description": "Health, metrics, replicas and the resident base"},
 ]
 
@@ -140,7 +141,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 def _complete(path: str, operation: dict[str, Any], failing: Failing) -> None:
     responses = operation["responses"]
     needs_key, predicts = "401" in responses, "504" in responses
-    if needs_key:
+    if needs_key and "security" not in operation:
         operation["security"] = [{name: []} for name in _SECURITY]
     operation["parameters"] = [*operation.get("parameters", ()), *_headers(path, operation, predicts)]
     responses.pop("422", None)

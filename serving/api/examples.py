@@ -167,6 +167,15 @@ ANSWERS: dict[str, Any] = {
         "placement": {"epoch": 5, "seen": 5, "enforced": True, "trouble": None},
     },
     "Status": {"status": "ok"},
+    "SessionInfo": {
+        "needs_key": True,
+        "key": {name: _KEY[name] for name in ("id", "name", "scopes", "tasks", "expires")},
+        "csrf": "9f2b1c04d7e85a6b3c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b",
+        "expires": 1767229200,
+        "version": "0.1.0",
+        "base": "minilm",
+        "replica": _REPLICA,
+    },
     "TargetGroup": {"targets": ["10.0.3.7:40123"], "labels": {"replica": _REPLICA}},
     "TaskDetail": {
         **_TASK,
