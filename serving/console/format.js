@@ -11,13 +11,13 @@ export const short = (digest) => (/^[0-9a-f]{64}$/.test(digest) ? digest.slice(0
 
 export const whole = (value) => (known(value) ? WHOLE.format(value) : UNKNOWN);
 
-/** 0.1234 as "12 %"; small shares keep a digit. */
+/** 0.125 as "12.5 %", and 0.5 as "50 %". */
 export function percent(share) {
   if (!known(share)) return UNKNOWN;
   const value = share * 100;
   if (value === 0) return "0 %";
   if (value < 0.1) return "< 0.1 %";
-  return `${value < 10 || (value > 99 && value < 100) ? value.toFixed(1) : value.toFixed(0)} %`;
+  return `${value.toFixed(1).replace(/\.0$/, "")} %`;
 }
 
 export function rate(perSecond) {

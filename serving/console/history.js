@@ -28,9 +28,9 @@ function item(entry) {
 
 function said(entry) {
   const { action, alias, digest, previous, route, previous_route: before, shadow, previous_shadow: shadowBefore } = entry;
-  if (action.includes("route")) return [capital(action), ": ", split(route, shadow), before || shadowBefore ? [" Before: ", split(before, shadowBefore)] : null];
+  if (action.includes("route")) return [verb(action), ": ", split(route, shadow), before || shadowBefore ? [" Before: ", split(before, shadowBefore)] : null];
   return [
-    capital(action),
+    verb(action),
     alias ? [" ", el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)] : null,
     digest ? [" ", el("code", { title: digest }, short(digest))] : null,
     previous && previous !== digest ? [", before ", el("code", { title: previous }, short(previous))] : null,
@@ -44,4 +44,14 @@ function split(weights, shadow) {
   return `${shares.length ? shares.join(", ") : "all to live"}${shadow ? `, copies to ${short(shadow)}` : ""}.`;
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const SAID = {
+  publish: "Published",
+  promote: "Promoted",
+  rollback: "Rolled back",
+  route: "Route",
+  "rollback-route": "Route, rolled back",
+  delete: "Deleted",
+  "delete-version": "Deleted",
+};
+
+const verb = (action) => SAID[action] ?? action;

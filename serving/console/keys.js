@@ -5,13 +5,15 @@ import { confirmed, opened } from "./ask.js";
 import { announce, button, el, field, fill, scrolled, select } from "./dom.js";
 import { ago, moment } from "./format.js";
 import { look, locked, may, session } from "./session.js";
-import { code, refusal } from "./words.js";
+import { code, refusal, spoken } from "./words.js";
 
 const SCOPES = [
-  ["predict", "predict: ask tasks, and see them"],
-  ["publish", "publish: also publish, promote, roll back and route"],
-  ["admin", "admin: also delete tasks, and make keys if it is for every task"],
+  ["predict", "predict"],
+  ["publish", "publish"],
+  ["admin", "admin"],
 ];
+const SCOPE_HINT =
+  "predict asks tasks and sees them; publish also changes which versions answer; admin also deletes tasks and, with *, makes keys.";
 const DAY = 86400;
 const EXPIRIES = [["", "Never"], [String(DAY), "After a day"], [String(30 * DAY), "After 30 days"], [String(90 * DAY), "After 90 days"], [String(365 * DAY), "After a year"]];
 const WAIT = "wait=10";
@@ -56,7 +58,7 @@ class KeysPage {
       el("td", {}, el("code", {}, key.tasks.join(" "))),
       el("td", { title: moment(key.created) }, ago(key.created)),
       el("td", { class: over ? "alarm" : null }, key.expires === null ? "never" : moment(key.expires)),
-      el("td", { class: "actions" }, button("Revoke…", () => this.revoke(key), { class: "small danger quietly", "aria-label": `Revoke ${key.name}, ${key.id}` })),
+      el("td", { class: "actions" }, button("Revoke…", () => this.revoke(key), { class: "small danger quietly", "aria-label": `Revoke…: ${key.name}, ${key.id}` })),
     );
   }
 
@@ -87,7 +89,7 @@ class KeysPage {
       el(
         "form",
         { on: { submit } },
-        el("div", { class: "columns" }, field("Name", name, "For people and logs."), field("Scope", scope), field("Tasks", tasks, "Patterns of names, such as trec* or *."), field("Expires", expires)),
+        el("div", { class: "columns" }, field("Name", name, "For people and logs."), field("Scope", scope, SCOPE_HINT), field("Tasks", tasks, "Patterns of names, such as trec* or *."), field("Expires", expires)),
         this.trouble,
         el("div", { class: "row" }, send),
       ),
@@ -103,7 +105,7 @@ class KeysPage {
       el("h2", { id: "question" }, `The key ${made.name}`),
       el("p", {}, "Keep it now: it is shown this once, and the server holds only its hash."),
       code(made.token, "The key"),
-      made.notice ? el("p", { class: "notice" }, made.notice) : null,
+      made.notice ? el("p", { class: "notice" }, spoken(made.notice)) : null,
       el("div", { class: "row end" }, close),
     );
     form.addEventListener("submit", (event) => {

@@ -104,5 +104,18 @@ onSignedOut(async () => {
   await look();
   if (locked() && !before) go();
 });
-setInterval(() => session()?.key && !document.hidden && look().then(() => locked() && go()), RENEW_SECONDS * 1000);
+setInterval(check, RENEW_SECONDS * 1000);
+document.addEventListener("visibilitychange", check);
 start();
+
+/** Renew the session, and notice that somebody signed in or out in another tab. */
+async function check() {
+  if (document.hidden || session() === null) return;
+  const before = session().key?.id;
+  try {
+    await look();
+  } catch {
+    return; // the page says so where it asks for more
+  }
+  if (session().key?.id !== before) go();
+}

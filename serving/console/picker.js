@@ -12,7 +12,7 @@ export class Target {
     const list = newId("tasks");
     this.input = el("input", { type: "text", value: name, list, spellcheck: "false", autocomplete: "off", on: { change: () => this.choose("") } });
     this.version = el("div");
-    this.element = el("div", { class: "columns" }, field(label, this.input), this.version, el("datalist", { id: list }, tasks.map((task) => el("option", { value: task.name }))));
+    this.element = el("div", { class: "columns", role: "group", "aria-label": label }, field(label, this.input), this.version, el("datalist", { id: list }, tasks.map((task) => el("option", { value: task.name }))));
     this.choose(version, false);
   }
 

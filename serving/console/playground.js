@@ -11,6 +11,7 @@ import { code, refusal } from "./words.js";
 
 const MODES = [["one", "One task"], ["two", "Two side by side"], ["many", "Many at once"]];
 const MOST_TASKS = 64;
+const FIRST_TICKED = 8;
 
 export async function show(main, { query, signal }) {
   const tasks = await get("v1/tasks", signal);
@@ -33,8 +34,8 @@ class Playground {
     const first = query.get("task") ?? tasks[0].name;
     const changed = () => this.retarget();
     this.first = new Target(tasks, "Task", first, changed);
-    this.second = new Target(tasks, "Beside it", query.get("with") ?? other(tasks, first), changed);
-    this.list = new Checklist(tasks, tasks.slice(0, MOST_TASKS).map((task) => task.name), MOST_TASKS, () => this.drawCode());
+    this.second = new Target(tasks, "Task beside it", query.get("with") ?? other(tasks, first), changed);
+    this.list = new Checklist(tasks, tasks.slice(0, FIRST_TICKED).map((task) => task.name), MOST_TASKS, () => this.drawCode());
     this.targets = el("div");
     this.fields = el("div", { on: { input: () => this.drawCode(), change: () => this.drawCode() } });
     this.answers = el("div", { class: "answers", "aria-live": "polite" });

@@ -124,7 +124,7 @@ class TaskPage {
     return el(
       "tr",
       {},
-      el("th", { scope: "row" }, el("code", { title: digest }, short(digest)), " ", copyButton(() => digest, "Copy", { "aria-label": `Copy digest ${short(digest)}` })),
+      el("th", { scope: "row" }, el("code", { title: digest }, short(digest)), " ", copyButton(() => digest, "Copy", { "aria-label": `Copy: ${short(digest)}` })),
       el("td", {}, aliases.map((alias) => el("span", { class: alias === "live" ? "chip live" : "chip" }, alias))),
       el("td", {}, tier(task.tiers[digest]), unmixed ? el("small", { class: "hint" }, `runs alone: ${unmixed}`) : null),
       live.rate,
@@ -138,9 +138,9 @@ class TaskPage {
     if (!may("publish", this.name)) return null;
     const name = short(digest);
     return [
-      aliases.includes("live") ? null : button("Make live", () => this.promote(digest, "live"), { class: "small", "aria-label": `Make ${name} live` }),
-      button("Alias…", () => this.promote(digest), { class: "small", "aria-label": `Point an alias at ${name}` }),
-      button("Delete…", () => this.deleteVersion(digest), { class: "small danger quietly", "aria-label": `Delete ${name}` }),
+      aliases.includes("live") ? null : button("Make live", () => this.promote(digest, "live"), { class: "small", "aria-label": `Make live: ${name}` }),
+      button("Alias…", () => this.promote(digest), { class: "small", "aria-label": `Alias…: ${name}` }),
+      button("Delete…", () => this.deleteVersion(digest), { class: "small danger quietly", "aria-label": `Delete…: ${name}` }),
     ];
   }
 
@@ -192,7 +192,7 @@ class TaskPage {
         {},
         el("th", { scope: "row" }, el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)),
         el("td", {}, el("code", { title: digest }, short(digest))),
-        el("td", { class: "actions" }, may("publish", this.name) ? button("Roll back…", () => this.rollBack(alias), { class: "small", "aria-label": `Roll back ${alias}` }) : null),
+        el("td", { class: "actions" }, may("publish", this.name) ? button("Roll back…", () => this.rollBack(alias), { class: "small", "aria-label": `Roll back…: ${alias}` }) : null),
       ),
     );
     const heads = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Alias"), el("th", { scope: "col" }, "Version"), el("td")));

@@ -12,10 +12,13 @@ export function refusal(error) {
     "div",
     { class: "notice bad", role: "alert" },
     el("strong", {}, title),
-    detail === title ? null : el("p", {}, detail),
+    detail === title ? null : el("p", {}, spoken(detail)),
     error.requestId ? el("p", { class: "quiet" }, "Request ", el("code", {}, error.requestId)) : null,
   );
 }
+
+/** Words in which backquotes mark code. */
+export const spoken = (text) => text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
 
 const TIERS = {
   materialised: ["On the device", "as full tensors, the fastest form", "good"],
