@@ -27,6 +27,7 @@ from serving.replica.fitness import Fitness
 from serving.replica.gauges import add_gauges, add_generation_gauges, add_placement_gauges
 from serving.replica.generating import Generating
 from serving.replica.inference import Inference
+from serving.replica.observing import Observer
 from serving.replica.placing import Placing
 from serving.replica.slot import Slot
 from serving.replica.vetting import Vetting
@@ -117,6 +118,7 @@ class Service:
             follows=settings.placement == "auto",
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
+        self.observer = Observer(self.store, self.table, self.metrics, self.replica)
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
         if self.generator is not None:
             add_generation_gauges(self.metrics, self.generator)
@@ -157,6 +159,7 @@ class Service:
         self._continuing.stop()
         self.engine.stop()
         self._scrape.close()
+        self.observer.close()
         if self.tracer is not None:
             self.tracer.close()
         self._slot.release()

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from ken_core.version import __version__
 from serving.api import (
+    activity,
     cohere,
     console_page,
     docs_page,
@@ -51,6 +52,8 @@ PROTOCOLS = (
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
+VIEWS = (session.router, activity.router)
+"""What the console needs beside these, and changes nothing."""
 
 
 def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
@@ -75,7 +78,8 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
-    app.include_router(session.router(service, authenticator))
+    for view in VIEWS:
+        app.include_router(view(service, authenticator))
     console_page.install(app)
     docs_page.install(app)
     app.add_middleware(Unpacked, limit_of=lambda path: body_limit(service, path))

@@ -49,7 +49,43 @@ _FAILED = {
 _MADE = {"id": "4f0c9a6be1d24d5f9f0b6a1c2d3e4f50", "created": 1767225600, "model": "support"}
 _TEXT_USAGE = {"prompt_tokens": 31, "completion_tokens": 12, "total_tokens": 43}
 
+_RATES = {
+    "requests_per_second": 41.5,
+    "failed_per_second": 0.0,
+    "refused_per_second": 0.5,
+    "failed_share": 0.0,
+    "tokens_per_second": 0.0,
+    "p50_seconds": 0.012,
+    "p95_seconds": 0.031,
+    "p99_seconds": 0.048,
+}
+
 ANSWERS: dict[str, Any] = {
+    "ActivityInfo": {
+        "at": 1767225600.5,
+        "seconds": 10.2,
+        "tasks": [{"task": "trec", **_RATES, "held": {_REPLICA: "packed"}, "hit_rate": 0.998}],
+        "versions": [{"task": "trec", "version": _LIVE[:12], **_RATES}],
+        "shadows": [
+            {"task": "trec", "version": _CANARY[:12], "agreed": 980, "differed": 17, "failed": 0, "skipped": 3}
+        ],
+        "replicas": [
+            {
+                "replica": _REPLICA,
+                "ready": True,
+                "in_flight": 3,
+                "requests_per_second": 41.5,
+                "waiting_inputs": 2,
+                "mixed_share": 0.7,
+                "swaps_per_second": 1.4,
+                "bytes_by_tier": {"base": 90852864, "packed": 16777216},
+                "up_seconds": 3600.0,
+                "held_tasks": 42,
+                "trouble": [],
+            }
+        ],
+        "unread": {},
+    },
     "RankedDocuments": {
         "id": "a650e05d403c49529ed7cb4abaf4a736",
         "results": [{"index": 0, "relevance_score": 0.97}],
