@@ -3,33 +3,39 @@
 import { Refusal, address, get } from "./api.js";
 
 const LOOK_SECONDS = 3;
+const FIRST_LOOK_SECONDS = 1;
 const REOPEN_SECONDS = 10;
 const EVENTS = ["change", "swap", "replica", "placement"];
 
-/** Call `work` now and then every so many seconds while the page is seen, until `signal` ends it. */
+/**
+ * Call `work` now and then every so many seconds while the page is seen, until `signal` ends it. `work` may give another
+ * number of seconds until the next time.
+ */
 export function every(seconds, signal, work) {
   let timer;
   const turn = async () => {
     clearTimeout(timer);
     if (signal.aborted) return;
-    if (!document.hidden) await work();
-    if (!signal.aborted) timer = setTimeout(turn, seconds * 1000);
+    const next = document.hidden ? seconds : ((await work()) ?? seconds);
+    if (!signal.aborted) timer = setTimeout(turn, next * 1000);
   };
   document.addEventListener("visibilitychange", () => document.hidden || turn(), { signal });
   signal.addEventListener("abort", () => clearTimeout(timer));
   turn();
 }
 
-/** Give `listener` the activity again and again. Where the server does not tell it, the listener gets null. */
+/** Give `listener` the activity again and again, where the server tells it. */
 export function followActivity(signal, listener) {
   every(LOOK_SECONDS, signal, async () => {
-    let found = null;
+    let found;
     try {
       found = await get("v1/activity", signal);
     } catch (error) {
-      if (!(error instanceof Refusal)) return;
+      if (error instanceof Refusal) return LOOK_SECONDS;
+      throw error;
     }
-    if (!signal.aborted) listener(found);
+    listener(found);
+    return found.seconds ? LOOK_SECONDS : FIRST_LOOK_SECONDS; // rates need two looks
   });
 }
 

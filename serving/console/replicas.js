@@ -100,7 +100,7 @@ class ReplicasPage {
       }
     });
     followActivity(this.signal, (activity) => {
-      if (!activity?.replicas) return;
+      if (!activity.replicas) return;
       this.seen = new Map(activity.replicas.map((one) => [one.replica, one]));
       this.draw();
     });

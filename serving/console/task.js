@@ -76,7 +76,7 @@ class TaskPage {
         if (error.status === 404) location.hash = "#/tasks";
       }
     });
-    followActivity(this.signal, (activity) => activity && this.see(activity));
+    followActivity(this.signal, (activity) => this.see(activity));
   }
 
   see(activity) {

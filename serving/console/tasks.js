@@ -3,19 +3,19 @@
 import { get, part } from "./api.js";
 import { button, el, field, fill, scrolled } from "./dom.js";
 import { count, duration, percent, rate, whole } from "./format.js";
-import { every, followActivity, followEvents } from "./live.js";
+import { followActivity, followEvents } from "./live.js";
 import { session } from "./session.js";
 import { code, refusal, tier, tile } from "./words.js";
 
 const ROWS = 50;
-const DETAIL_SECONDS = 15;
+const TIERS = ["materialised", "packed", "host", "disk", "store"];
 
 const COLUMNS = [
   { name: "Task", key: (row) => row.task.name, cell: (row) => link(row.task.name) },
   { name: "Versions", number: true, key: (row) => row.task.versions.length, cell: (row) => whole(row.task.versions.length) },
   { name: "Beside live", cell: beside, hint: "other aliases, and whether requests are split or copied" },
-  { name: "Held", key: (row) => heldAt(row) ?? "", cell: (row) => tier(heldAt(row)), hint: "by the replicas that were asked" },
-  { name: "Hits", number: true, cell: hits, hint: "share of requests that found the delta on the device" },
+  { name: "Held", key: (row) => TIERS.indexOf(heldAt(row)), cell: (row) => tier(heldAt(row)), hint: "the nearest tier that holds the live version" },
+  { name: "Hits", number: true, key: (row) => row.seen?.hit_rate ?? -1, cell: (row) => percent(row.seen?.hit_rate), hint: "share of requests that found the delta on the device, since the replica that was asked started" },
   { name: "Requests/s", number: true, key: (row) => row.seen?.requests_per_second ?? -1, cell: (row) => rate(row.seen?.requests_per_second) },
   { name: "p99", number: true, key: (row) => row.seen?.p99_seconds ?? -1, cell: (row) => duration(row.seen?.p99_seconds) },
   { name: "Failed", number: true, key: (row) => row.seen?.failed_share ?? -1, cell: failed, hint: "share of answers with a status of 500 or more" },
@@ -81,8 +81,7 @@ class TasksPage {
       }
     };
     followEvents(this.signal, (kind) => ["change", "again"].includes(kind) && reload());
-    followActivity(this.signal, (activity) => activity && this.see(activity));
-    every(DETAIL_SECONDS, this.signal, () => this.details());
+    followActivity(this.signal, (activity) => this.see(activity));
   }
 
   see(activity) {
@@ -98,26 +97,11 @@ class TasksPage {
   }
 
   seeReplicas(replicas) {
+    this.tiles.Replicas.element.hidden = !replicas;
     if (!replicas) return;
     const ready = replicas.filter((one) => one.ready).length;
     const note = ready === replicas.length ? "ready" : `ready, of ${replicas.length}`;
     this.tiles.Replicas.set(whole(ready), note, ready < replicas.length);
-  }
-
-  /** Ask where the tasks on this screen are held and how often they were found there, a few at a time. */
-  async details() {
-    const waiting = [...this.drawn];
-    const worker = async () => {
-      for (let row = waiting.pop(); row && !this.signal.aborted; row = waiting.pop()) {
-        try {
-          row.detail = await get(`v1/tasks/${part(row.task.name)}`, this.signal);
-        } catch {
-          continue; // deleted meanwhile; the next list says so
-        }
-        this.write(row);
-      }
-    };
-    await Promise.all([worker(), worker(), worker(), worker()]);
   }
 
   sort(column) {
@@ -131,7 +115,6 @@ class TasksPage {
     const first = this.drawn.length;
     this.draw();
     this.body.rows[first]?.querySelector("a")?.focus();
-    this.details();
   }
 
   draw() {
@@ -186,15 +169,9 @@ function beside({ task }) {
   return [others.map((alias) => el("span", { class: "chip" }, alias)), el("span", { class: "quiet" }, marks.join(", "))];
 }
 
-function heldAt({ task, seen, detail }) {
+function heldAt({ seen }) {
   const held = Object.values(seen?.held ?? {});
-  return held[0] ?? detail?.tiers[task.aliases.live];
-}
-
-function hits({ detail }) {
-  if (!detail || detail.hit_rate === null) return "–";
-  const total = Object.values(detail.hits).reduce((sum, one) => sum + one, 0);
-  return el("span", { title: `${percent(detail.hit_rate)} of ${count(total, "request")} to ${detail.replica}` }, percent(detail.hit_rate));
+  return TIERS.find((name) => held.includes(name)) ?? held[0];
 }
 
 function failed({ seen }) {
