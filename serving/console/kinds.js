@@ -95,7 +95,7 @@ export const KINDS = {
 
 export const GENERATION = "text-generation";
 
-/** The fields of a kind. Parameters that few change are folded away. */
+/** The fields of a kind, and those of its parameters, which are folded away as few change them. */
 export function fieldsOf(kind, values) {
   const { inputs, parameters } = KINDS[kind];
   return [

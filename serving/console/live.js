@@ -1,6 +1,7 @@
 // What the server does at present, for whichever page looks: its activity every few seconds, and its events.
 
 import { Refusal, address, get } from "./api.js";
+import { el, fill } from "./dom.js";
 
 const LOOK_SECONDS = 3;
 const FIRST_LOOK_SECONDS = 1;
@@ -16,7 +17,12 @@ export function every(seconds, signal, work) {
   const turn = async () => {
     clearTimeout(timer);
     if (signal.aborted) return;
-    const next = document.hidden ? seconds : ((await work()) ?? seconds);
+    let next = seconds;
+    try {
+      if (!document.hidden) next = (await work()) ?? seconds;
+    } catch (error) {
+      if (error.name !== "AbortError") throw error;
+    }
     if (!signal.aborted) timer = setTimeout(turn, next * 1000);
   };
   document.addEventListener("visibilitychange", () => document.hidden || turn(), { signal });
@@ -26,17 +32,26 @@ export function every(seconds, signal, work) {
 
 /** Give `listener` the activity again and again, where the server tells it. */
 export function followActivity(signal, listener) {
+  signal.addEventListener("abort", () => tell(""));
   every(LOOK_SECONDS, signal, async () => {
     let found;
     try {
       found = await get("v1/activity", signal);
     } catch (error) {
-      if (error instanceof Refusal) return LOOK_SECONDS;
-      throw error;
+      if (!(error instanceof Refusal)) throw error;
+      tell(`What you see here stands still. ${error.message}`);
+      return LOOK_SECONDS;
     }
+    tell("");
     listener(found);
     return found.seconds ? LOOK_SECONDS : FIRST_LOOK_SECONDS; // rates need two looks
   });
+}
+
+/** Say above all pages why figures stand still, until they do not. */
+function tell(trouble) {
+  const place = document.getElementById("trouble");
+  if (place.textContent !== trouble) fill(place, trouble ? el("p", { class: "notice" }, trouble) : null);
 }
 
 /**

@@ -32,14 +32,14 @@ class Playground {
     this.kinds = new Map();
     this.mode = query.has("with") ? "two" : "one";
     const first = query.get("task") ?? tasks[0].name;
-    const changed = () => this.retarget();
+    const changed = () => (this.targeting = this.retarget());
     this.first = new Target(tasks, "Task", first, changed);
     this.second = new Target(tasks, "Task beside it", query.get("with") ?? other(tasks, first), changed);
     this.list = new Checklist(tasks, tasks.slice(0, FIRST_TICKED).map((task) => task.name), MOST_TASKS, () => this.drawCode());
     this.targets = el("div");
     this.fields = el("div", { on: { input: () => this.drawCode(), change: () => this.drawCode() } });
     this.answers = el("div", { class: "answers", "aria-live": "polite" });
-    this.code = el("div");
+    this.code = el("div"); // stays in place, so that a click on its summary is not lost when a field is left
     this.stop = button("Stop", () => this.asking?.abort(), { disabled: true });
     this.clear = button("Start anew", () => this.anew());
     this.send = el("button", { type: "submit", class: "primary" }, "Ask");
@@ -54,7 +54,7 @@ class Playground {
     form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
     });
-    this.element = el("div", {}, el("h1", { tabindex: "-1" }, "Playground"), form, this.answers, this.code);
+    this.element = el("div", {}, el("h1", { tabindex: "-1" }, "Playground"), form, this.answers, el("details", { class: "card" }, el("summary", {}, "Copy as curl or Python"), this.code));
   }
 
   modes() {
@@ -107,7 +107,9 @@ class Playground {
     fill(this.answers);
     const generates = this.mode !== "many" && this.kind === GENERATION;
     const choice = this.offered.length > 1 && this.mode !== "many" ? this.kindChoice() : null;
-    fill(this.fields, choice, this.mode === "many" ? fieldsOf("text-classification", this.values)[0] : fieldsOf(this.kind, this.values), generates ? this.promptFields() : null);
+    const [inputs, parameters] = fieldsOf(this.mode === "many" ? "text-classification" : this.kind, this.values);
+    fill(this.fields, choice, generates ? this.promptFields() : inputs, this.mode === "many" ? null : parameters);
+    this.answers.setAttribute("aria-live", generates ? "off" : "polite"); // a chat's log is read out by itself
     this.stop.hidden = this.clear.hidden = !generates;
     this.drawCode();
   }
@@ -148,6 +150,7 @@ class Playground {
 
   async submitted(event) {
     event.preventDefault();
+    await this.targeting; // a task that was typed just before
     this.asking?.abort();
     this.asking = new AbortController();
     this.signal.addEventListener("abort", () => this.asking.abort(), { signal: this.asking.signal });
@@ -220,11 +223,7 @@ class Playground {
   drawCode() {
     if (!this.offered) return;
     const request = this.request(this.first);
-    const open = this.code.querySelector("details")?.open ?? false;
-    fill(
-      this.code,
-      el("details", { class: "card", open }, el("summary", {}, "Copy as curl or Python"), el("h3", {}, "curl"), code(asCurl(request), "The request for curl"), el("h3", {}, "Python"), code(asPython(request), "The request in Python")),
-    );
+    fill(this.code, el("h3", {}, "curl"), code(asCurl(request), "The request for curl"), el("h3", {}, "Python"), code(asPython(request), "The request in Python"));
   }
 }
 

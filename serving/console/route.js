@@ -43,7 +43,7 @@ export class RouteSection {
 
   draw() {
     this.writers = [];
-    fill(this.lines, Object.keys(this.shares).map((target) => this.line(target)), this.changeable ? this.adding() : null);
+    fill(this.lines, Object.keys(this.shares).map((target) => this.line(target)), this.changeable ? this.adding() : null, this.changeable && this.writers.length > 1 ? el("small", { class: "hint" }, "A version with 0 % leaves the split.") : null);
     fill(this.shadow, this.shadowField());
     fill(this.actions, this.changeable ? this.buttons() : null);
   }

@@ -25,7 +25,7 @@ class Console:
 
     def settled(self) -> None:
         """Wait until the page has been drawn."""
-        self.page.wait_for_function("!document.querySelector('main').hasAttribute('aria-busy')")
+        self.page.locator("main:not([aria-busy])").wait_for()
 
     def press(self, name: str) -> None:
         """Press the first button whose name begins with these words."""
@@ -34,7 +34,7 @@ class Console:
     def agree(self) -> None:
         """Do what the open dialog asks about, and wait until it is done."""
         self.page.locator("dialog button[type=submit]").click()
-        self.page.wait_for_function("!document.querySelector('dialog')")
+        self.page.locator("dialog").wait_for(state="detached")
 
     def sign_in(self, key: str) -> None:
         self.page.get_by_label("API key").fill(key)
