@@ -180,9 +180,10 @@ function memoryOf({ seen }) {
   return el("span", { title: parts.join(", ") }, `${bytes(base)} + ${bytes(deltas)}`);
 }
 
-/** One of a few colours, the same for a task each time. */
+const tones = new Map();
+
+/** One of a few colours, the same for a task each time; neighbours in time seldom share one. */
 function toneOf(task) {
-  let sum = 0;
-  for (const letter of task) sum = (sum * 31 + letter.codePointAt(0)) % 9973;
-  return sum % TONES;
+  if (!tones.has(task)) tones.set(task, tones.size % TONES);
+  return tones.get(task);
 }
