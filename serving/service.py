@@ -30,6 +30,7 @@ from serving.replica.inference import Inference
 from serving.replica.observing import Observer
 from serving.replica.placing import Placing
 from serving.replica.slot import Slot
+from serving.replica.telling_swaps import TellingSwaps
 from serving.replica.vetting import Vetting
 from serving.routing.shadows import Shadows
 from serving.security.signatures import TrustedKeys
@@ -118,6 +119,7 @@ class Service:
             follows=settings.placement == "auto",
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
+        self._telling_swaps = TellingSwaps(self.metrics.swap_log, self.store, self.table, self.replica)
         self.observer = Observer(self.store, self.table, self.metrics, self.replica)
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
         if self.generator is not None:
@@ -144,6 +146,7 @@ class Service:
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
             self.engine.tiers.release(loaded)
+        self._telling_swaps.start()
         self.placing.start()
         if self.watch.store_up:
             self.placing.wait_until_loaded()
@@ -154,6 +157,7 @@ class Service:
         """End all threads and close the ports. The engine answers the rows in its line first."""
         self.admission.ready = False
         self.placing.retire()
+        self._telling_swaps.stop()
         self.watch.stop()
         self.workers.stop()
         self._continuing.stop()

@@ -11,6 +11,7 @@ from serving.api import (
     console_page,
     docs_page,
     document,
+    events,
     failures,
     headers,
     huggingface,
@@ -52,7 +53,7 @@ PROTOCOLS = (
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
-VIEWS = (session.router, activity.router)
+VIEWS = (session.router, activity.router, events.router)
 """What the console needs beside these, and changes nothing."""
 
 

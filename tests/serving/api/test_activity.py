@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from over_http import Served, served
+from over_http import Served
 from problems import is_problem
 
-from serving.config import load_settings
 from serving.replica import observing
-from serving.security.keys import new_key
-from serving.service import Service
-from serving.store import Store
-from tests.tiny_checkpoints import Deltas, Tiny
 
 ADMIN = {"Authorization": "Bearer of-the-admin"}
-
-
-@pytest.fixture(scope="module")
-def pair(
-    tiny: Tiny, deltas: Deltas, embedded_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Served, Served]]:
-    """Two replicas of one server."""
-    namespace = f"activity-{uuid.uuid4().hex[:12]}"
-    store = Store(embedded_url, namespace)
-    for task, file in (("spam", deltas.spam), ("mood", deltas.emotion)):
-        store.tasks.publish(task, file)
-    folder = tmp_path_factory.mktemp("activity")
-    chosen = {"base": str(tiny.base_folder), "namespace": namespace, "threads": 1, "admin_token": "of-the-admin"}
-    services = [Service(load_settings(**chosen, data_dir=folder / name), embedded_url) for name in "ab"]
-    for service in services:
-        service.start()
-    with served(services[0]) as first, served(services[1]) as second:
-        yield first, second
-    for service in services:
-        service.stop()
 
 
 @pytest.fixture
@@ -87,10 +61,10 @@ def test_requests_to_all_replicas_count(
         assert one["trouble"] == []
 
 
-def test_a_key_of_some_tasks_sees_these_alone(pair: tuple[Served, Served], ask: Callable[..., Any]) -> None:
-    key, token = new_key("team", ["predict"], ["mood*"])
-    store = pair[0].service.store
-    assert not store.replicas.wait(store.keys.put(key.id, key.record()), 10).pending
+def test_a_key_of_some_tasks_sees_these_alone(
+    pair: tuple[Served, Served], ask: Callable[..., Any], key_of: Callable[..., tuple[str, str]]
+) -> None:
+    _, token = key_of("predict", tasks=["mood*"])
     assert predict(pair[0], "spam") == 200
     assert predict(pair[0], "nowhere") == 404
     assert {"spam", "mood", "unknown"} <= {one["task"] for one in ask()["tasks"]}

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from over_http import Served, served
+from over_http import Served
 from problems import is_problem
 
 from serving.api.auth import COOKIE
-from serving.config import load_settings
 from serving.security import sessions
-from serving.security.keys import new_key
-from serving.service import Service
-from serving.store import Store
-from tests.tiny_checkpoints import Deltas, Tiny
 
 ADMIN = "of-the-admin"
+Keys = Callable[..., tuple[str, str]]
 
 
-@pytest.fixture(scope="module")
-def closed(tiny: Tiny, deltas: Deltas, embedded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture
+def closed(pair: tuple[Served, Served]) -> Served:
     """A server that needs a key."""
-    namespace = f"sessions-{uuid.uuid4().hex[:12]}"
-    for task in ("spam", "mood"):
-        Store(embedded_url, namespace).tasks.publish(task, deltas.spam)
-    chosen = {"base": str(tiny.base_folder), "data_dir": tmp_path_factory.mktemp("sessions"), "namespace": namespace}
-    service = Service(load_settings(**chosen, threads=1, admin_token=ADMIN), embedded_url)
-    service.start()
-    with served(service) as found:
-        yield found
-    service.stop()
+    return pair[0]
 
 
 @pytest.fixture
@@ -44,17 +30,6 @@ def browser(closed: Served) -> Iterator[httpx.Client]:
         yield client
 
 
-def key_of(
-    served: Served, *scopes: Any, tasks: tuple[str, ...] = ("*",), expires: int | None = None
-) -> tuple[str, str]:
-    """A new key's id and token, which the server knows."""
-    key, token = new_key("team", scopes, tasks)
-    key = key.model_copy(update={"expires": expires})
-    store = served.service.store
-    assert not store.replicas.wait(store.keys.put(key.id, key.record()), 10).pending
-    return key.id, token
-
-
 def begin(browser: httpx.Client, key: str) -> dict[str, str]:
     """The headers with which a page changes something."""
     begun = browser.post("/v1/session", json={"key": key})
@@ -62,13 +37,13 @@ def begin(browser: httpx.Client, key: str) -> dict[str, str]:
     return {"X-Ken-Csrf": begun.json()["csrf"]}
 
 
-def test_a_cookie_stands_for_the_key(closed: Served, browser: httpx.Client) -> None:
+def test_a_cookie_stands_for_the_key(closed: Served, browser: httpx.Client, key_of: Keys) -> None:
     before = browser.get("/v1/session")
     told = {"needs_key": True, "key": None, "csrf": None, "expires": None, "base": None, "replica": None}
     assert {name: before.json()[name] for name in told} == told
     assert is_problem(browser.get("/v1/tasks"), 401)
 
-    key, token = key_of(closed, "publish", tasks=("spam*",))
+    key, token = key_of("publish", tasks=("spam*",))
     begun = browser.post("/v1/session", json={"key": token})
     cookie = begun.headers["set-cookie"].lower()
     assert {"httponly", "samesite=strict", "path=/", "max-age=3600"} <= {part.strip() for part in cookie.split(";")}
@@ -99,16 +74,18 @@ def test_a_change_needs_the_csrf_token_and_is_refused_before_its_body_is_read(
     assert browser.put("/v1/tasks/spam/route", json={"weights": {"live": 1}}, headers=csrf).status_code == 200
 
 
-def test_a_key_in_a_header_needs_no_csrf_token_whatever_the_cookie_is(closed: Served, browser: httpx.Client) -> None:
-    begin(browser, key_of(closed, "predict")[1])
+def test_a_key_in_a_header_needs_no_csrf_token_whatever_the_cookie_is(
+    closed: Served, browser: httpx.Client, key_of: Keys
+) -> None:
+    begin(browser, key_of("predict")[1])
     promote = {"digest": closed.service.table.live["spam"]}
     for headers in ({"Authorization": f"Bearer {ADMIN}"}, {"X-Api-Key": ADMIN}):
         assert browser.post("/v1/tasks/spam/promote", json=promote, headers=headers).status_code == 200
     assert is_problem(browser.get("/v1/tasks", headers={"X-Api-Key": "wrong"}), 401)
 
 
-def test_a_key_that_is_not_valid_begins_nothing(closed: Served, browser: httpx.Client) -> None:
-    _, late = key_of(closed, "admin", expires=int(time.time()))
+def test_a_key_that_is_not_valid_begins_nothing(closed: Served, browser: httpx.Client, key_of: Keys) -> None:
+    _, late = key_of("admin", expires=int(time.time()))
     for key in ("wrong", "ken_0123456789ab_" + "a" * 43, late):
         refused = browser.post("/v1/session", json={"key": key})
         assert is_problem(refused, 401)
@@ -118,8 +95,8 @@ def test_a_key_that_is_not_valid_begins_nothing(closed: Served, browser: httpx.C
     assert is_problem(browser.post("/v1/session", content=b""), 400)
 
 
-def test_a_session_ends_with_its_key(closed: Served, browser: httpx.Client) -> None:
-    key, token = key_of(closed, "admin")
+def test_a_session_ends_with_its_key(closed: Served, browser: httpx.Client, key_of: Keys) -> None:
+    key, token = key_of("admin")
     begin(browser, token)
     assert browser.get("/v1/keys").status_code == 200
     store = closed.service.store
