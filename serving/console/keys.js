@@ -4,6 +4,7 @@ import { get, post, remove } from "./api.js";
 import { confirmed, opened } from "./ask.js";
 import { announce, button, el, field, fill, scrolled, select } from "./dom.js";
 import { ago, moment } from "./format.js";
+import { followEvents } from "./live.js";
 import { look, locked, may, session } from "./session.js";
 import { code, refusal, spoken } from "./words.js";
 
@@ -17,6 +18,7 @@ const SCOPE_HINT =
 const DAY = 86400;
 const EXPIRIES = [["", "Never"], [String(DAY), "After a day"], [String(30 * DAY), "After 30 days"], [String(90 * DAY), "After 90 days"], [String(365 * DAY), "After a year"]];
 const WAIT = "wait=10";
+const CHANGES_OF_KEYS = "@keys";
 
 export async function show(main, { signal }) {
   if (!may("admin")) {
@@ -26,6 +28,9 @@ export async function show(main, { signal }) {
   const page = new KeysPage(signal);
   await page.reload();
   fill(main, page.element);
+  followEvents(signal, (kind, told) => {
+    if (kind === "again" || told.task === CHANGES_OF_KEYS) page.reload().catch(() => {}); // the next change says more
+  });
 }
 
 class KeysPage {

@@ -4,12 +4,14 @@ import { Refusal, get, getIfThere } from "./api.js";
 import { el, fill, scrolled, svg } from "./dom.js";
 import { bytes, clock, duration, percent, rate, span, whole } from "./format.js";
 import { every, followActivity, followEvents } from "./live.js";
+import { seesEveryTask } from "./session.js";
 import { refusal } from "./words.js";
 
 const LOOK_SECONDS = 5;
 const WINDOW_SECONDS = 60;
 const LATEST = 12;
 const TONES = 6;
+const OTHER = "@other"; // weights of no task
 
 const COLUMNS = [
   ["Replica", (one) => one.name],
@@ -151,7 +153,8 @@ class ReplicasPage {
   drawLatest() {
     const latest = this.swaps.slice(-LATEST).reverse();
     if (latest.length === 0) {
-      fill(this.latest, el("p", { class: "quiet" }, "None since this page was opened."));
+      const told = seesEveryTask() ? "None since this page was opened." : "They are told to keys of every task.";
+      fill(this.latest, el("p", { class: "quiet" }, told));
       return;
     }
     const lines = latest.map((one) => el("tr", {}, this.said(one)));
@@ -160,9 +163,8 @@ class ReplicasPage {
   }
 
   said({ at, replica, from, to, seconds, skipped }) {
-    if (skipped) return el("td", { colspan: "5", class: "quiet" }, `${replica ?? ""} and ${skipped} more`);
-    const named = (task) => (task ? el("span", { class: `chip tone${toneOf(task)}` }, task) : el("span", { class: "quiet" }, "base"));
-    return [el("td", {}, clock(at)), el("td", {}, replica), el("td", {}, named(from)), el("td", {}, named(to)), el("td", { class: "number" }, duration(seconds))];
+    if (skipped) return el("td", { colspan: "5", class: "quiet" }, `${replica}: ${skipped} more, too many to tell one by one`);
+    return [el("td", {}, clock(at)), el("td", {}, replica), el("td", {}, weightsOf(from)), el("td", {}, weightsOf(to)), el("td", { class: "number" }, duration(seconds))];
   }
 }
 
@@ -178,6 +180,12 @@ function memoryOf({ seen }) {
   const deltas = (tiers.packed ?? 0) + (tiers.materialised ?? 0);
   const parts = Object.entries(tiers).map(([name, count]) => `${name} ${bytes(count)}`);
   return el("span", { title: parts.join(", ") }, `${bytes(base)} + ${bytes(deltas)}`);
+}
+
+function weightsOf(task) {
+  if (task === null) return el("span", { class: "quiet" }, "base");
+  if (task === OTHER) return el("span", { class: "quiet" }, "a merge, or a version on trial");
+  return el("span", { class: `chip tone${toneOf(task)}` }, task);
 }
 
 const tones = new Map();

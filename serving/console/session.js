@@ -47,10 +47,12 @@ export function may(scope, task = null) {
   if (current.key === null) return false;
   const highest = Math.max(...current.key.scopes.map((one) => SCOPES.indexOf(one)));
   if (highest < SCOPES.indexOf(scope)) return false;
-  const everything = current.key.tasks.includes("*");
-  if (task === null) return scope !== "admin" || everything;
-  return everything || current.key.tasks.some((pattern) => matches(pattern, task));
+  if (task === null) return scope !== "admin" || seesEveryTask();
+  return seesEveryTask() || current.key.tasks.some((pattern) => matches(pattern, task));
 }
+
+/** Whether the key is one of every task. Only such a key is told of the whole server. */
+export const seesEveryTask = () => !current.needs_key || current.key?.tasks.includes("*");
 
 /** Whether a name matches a pattern with `*`, `?`, `[abc]` and `[!abc]`. */
 export function matches(pattern, name) {

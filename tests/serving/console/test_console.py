@@ -218,6 +218,21 @@ def test_a_refusal_is_in_the_servers_words_and_can_be_insisted_on(
     assert task_of(served, "spam")["versions"] == [deltas.spam.digest]
 
 
+# Replicas
+
+
+def test_swaps_are_shown_as_they_happen(serve: Serve, deltas: Deltas, console_of: Open) -> None:
+    served = serve({"spam": {"live": deltas.spam}, "emotion": {"live": deltas.emotion}}, mixed="off")
+    console = console_of(served.url)
+    with console.page.expect_response("**/v1/events"):
+        console.open("replicas")
+    for task in ("spam", "emotion", "spam"):
+        served.native(task, "rain")
+    row = console.page.locator("tr", has_text=re.compile(r"emotion\s*spam"))
+    row.wait_for()
+    assert served.service.replica in row.inner_text()
+
+
 # The playground
 
 
