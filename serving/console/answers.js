@@ -13,19 +13,34 @@ export function answered(answer, headers, asked) {
   return [
     answer.truncated.length ? el("p", { class: "notice" }, "The input was cut to what the model takes.") : null,
     el("div", { class: "output" }, draw(outputs, asked)),
-    el("p", { class: "quiet facts" }, "Version ", el("code", { title: answer.digest }, short(answer.digest)), timing(headers)),
-    el("details", {}, el("summary", {}, "JSON"), el("pre", { tabindex: "0", "aria-label": "The answer as JSON" }, JSON.stringify(answer, cut, 2))),
+    el(
+      "p",
+      { class: "quiet facts" },
+      "Version ",
+      el("code", { title: answer.digest }, short(answer.digest)),
+      timing(headers),
+    ),
+    el(
+      "details",
+      {},
+      el("summary", {}, "JSON"),
+      el("pre", { tabindex: "0", "aria-label": "The answer as JSON" }, JSON.stringify(answer, cut, 2)),
+    ),
   ];
 }
 
 /** Long vectors are shown by their first numbers. */
 function cut(key, value) {
-  if (Array.isArray(value) && value.length > 8 && typeof value[0] === "number") return [...value.slice(0, 8), `… ${value.length - 8} more`];
+  if (Array.isArray(value) && value.length > 8 && typeof value[0] === "number")
+    return [...value.slice(0, 8), `… ${value.length - 8} more`];
   return value;
 }
 
 function timing(headers) {
-  const stages = [...(headers.get("Server-Timing") ?? "").matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms) / 1000]);
+  const stages = [...(headers.get("Server-Timing") ?? "").matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => [
+    name,
+    Number(ms) / 1000,
+  ]);
   const replica = headers.get("X-Ken-Replica");
   const total = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
   const parts = stages.map(([name, seconds]) => `${name} ${duration(seconds)}`).join(", ");
@@ -41,7 +56,11 @@ const DRAWN = {
   "sentence-embeddings": (outputs, asked) => neighbours(outputs, asked.inputs),
   "feature-extraction": (outputs, asked) => [
     neighbours(outputs.map(mean), asked.inputs),
-    el("p", { class: "quiet" }, `By the mean over each text's vectors, of which there is one a token: ${outputs.map((one) => one.length).join(", ")}.`),
+    el(
+      "p",
+      { class: "quiet" },
+      `By the mean over each text's vectors, of which there is one a token: ${outputs.map((one) => one.length).join(", ")}.`,
+    ),
   ],
   "text-generation": (outputs) => el("p", { class: "text" }, outputs[0].generated_text),
 };
@@ -50,12 +69,26 @@ const raw = (outputs) => el("pre", {}, JSON.stringify(outputs, cut, 2));
 
 /** Labels with their scores as bars. */
 export function bars(rows) {
-  const lines = rows.map(([label, value]) => el("tr", {}, el("th", { scope: "row" }, label), el("td", { class: "wide" }, bar(value)), el("td", { class: "number" }, score(value))));
+  const lines = rows.map(([label, value]) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, label),
+      el("td", { class: "wide" }, bar(value)),
+      el("td", { class: "number" }, score(value)),
+    ),
+  );
   return el("table", { class: "bars" }, el("tbody", {}, lines));
 }
 
 function ranks(rows) {
-  return el("ol", { class: "ranks" }, rows.map(([text, value]) => el("li", {}, el("span", { class: "text" }, text), el("span", { class: "scored" }, bar(value), score(value)))));
+  return el(
+    "ol",
+    { class: "ranks" },
+    rows.map(([text, value]) =>
+      el("li", {}, el("span", { class: "text" }, text), el("span", { class: "scored" }, bar(value), score(value))),
+    ),
+  );
 }
 
 /**
@@ -63,22 +96,33 @@ function ranks(rows) {
  * so the text is taken apart first.
  */
 function entities(text, found) {
-  if (found.length === 0) return [el("p", { class: "text" }, text), el("p", { class: "quiet" }, "No entities were found.")];
+  if (found.length === 0)
+    return [el("p", { class: "text" }, text), el("p", { class: "quiet" }, "No entities were found.")];
   const named = found.map((one) => ({ ...one, name: one.entity_group ?? one.entity }));
   const names = [...new Set(named.map((one) => one.name.replace(/^[BI]-/, "")))].sort();
   const tone = (name) => names.indexOf(name.replace(/^[BI]-/, "")) % TONES;
   const marks = named.map((one) => ({ ...one, tone: tone(one.name), label: one.name }));
   return [
     marked(text, marks),
-    el("details", {}, el("summary", {}, count(found.length, "entity", "entities")), bars(named.map((one) => [`${one.word} · ${one.name}`, one.score]))),
+    el(
+      "details",
+      {},
+      el("summary", {}, count(found.length, "entity", "entities")),
+      bars(named.map((one) => [`${one.word} · ${one.name}`, one.score])),
+    ),
   ];
 }
 
 function spans(context, answers) {
   const best = answers.filter((one) => one.answer);
   return [
-    best.length ? el("p", { class: "answer" }, best[0].answer) : el("p", { class: "answer quiet" }, "No answer in this context"),
-    marked(context, best.slice(0, 1).map((one) => ({ ...one, tone: 0, label: "answer" }))),
+    best.length
+      ? el("p", { class: "answer" }, best[0].answer)
+      : el("p", { class: "answer quiet" }, "No answer in this context"),
+    marked(
+      context,
+      best.slice(0, 1).map((one) => ({ ...one, tone: 0, label: "answer" })),
+    ),
     bars(answers.map((one) => [one.answer || "no answer", one.score])),
   ];
 }
@@ -90,7 +134,14 @@ function marked(text, marks) {
   for (const one of [...marks].sort((a, b) => a.start - b.start)) {
     if (one.start < at) continue; // it overlaps the one before
     pieces.push(letters.slice(at, one.start).join(""));
-    pieces.push(el("mark", { class: `tone${one.tone}`, title: `${one.label}, ${score(one.score)}` }, letters.slice(one.start, one.end).join(""), el("small", {}, one.label)));
+    pieces.push(
+      el(
+        "mark",
+        { class: `tone${one.tone}`, title: `${one.label}, ${score(one.score)}` },
+        letters.slice(one.start, one.end).join(""),
+        el("small", {}, one.label),
+      ),
+    );
     at = one.end;
   }
   pieces.push(letters.slice(at).join(""));
@@ -100,7 +151,14 @@ function marked(text, marks) {
 /** How near the other texts are to the first, by the cosine of their vectors. */
 function neighbours(vectors, inputs) {
   const texts = [inputs].flat();
-  const shape = el("p", { class: "quiet" }, `Vectors of ${vectors[0].length} numbers; the first begins ${vectors[0].slice(0, 4).map((one) => one.toFixed(3)).join(", ")}.`);
+  const shape = el(
+    "p",
+    { class: "quiet" },
+    `Vectors of ${vectors[0].length} numbers; the first begins ${vectors[0]
+      .slice(0, 4)
+      .map((one) => one.toFixed(3))
+      .join(", ")}.`,
+  );
   if (texts.length < 2) return [el("p", {}, "Give several texts to see which are near the first."), shape];
   const near = vectors.slice(1).map((vector, i) => [texts[i + 1], cosine(vectors[0], vector)]);
   near.sort((a, b) => b[1] - a[1]);
@@ -121,8 +179,13 @@ export function manyAnswers(results) {
   const lines = results.map((one) =>
     el("tr", {}, el("th", { scope: "row" }, one.task), one.error ? refused(one.error) : brief(one)),
   );
-  const heads = ["Task", "Answer", "", "Score"].map((text, i) => (text ? el("th", { scope: "col", class: i === 3 ? "number" : null }, text) : el("td")));
-  return scrolled("Answers", el("table", { class: "bars" }, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, lines)));
+  const heads = ["Task", "Answer", "", "Score"].map((text, i) =>
+    text ? el("th", { scope: "col", class: i === 3 ? "number" : null }, text) : el("td"),
+  );
+  return scrolled(
+    "Answers",
+    el("table", { class: "bars" }, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, lines)),
+  );
 }
 
 function refused(error) {
@@ -131,9 +194,15 @@ function refused(error) {
 
 function brief({ kind, outputs }) {
   const one = outputs[0];
-  if (kind === "text-classification" && one.length) return [el("td", {}, one[0].label), el("td", { class: "wide" }, bar(one[0].score)), el("td", { class: "number" }, score(one[0].score))];
+  if (kind === "text-classification" && one.length)
+    return [
+      el("td", {}, one[0].label),
+      el("td", { class: "wide" }, bar(one[0].score)),
+      el("td", { class: "number" }, score(one[0].score)),
+    ];
   const text = {
-    "token-classification": () => one.map((found) => `${found.word} (${found.entity_group ?? found.entity})`).join(", ") || "no entities",
+    "token-classification": () =>
+      one.map((found) => `${found.word} (${found.entity_group ?? found.entity})`).join(", ") || "no entities",
     "sentence-embeddings": () => `a vector of ${one.length} numbers`,
     "feature-extraction": () => `${one.length} vectors of ${one[0].length} numbers`,
     "text-generation": () => one.generated_text,

@@ -42,7 +42,12 @@ export function confirmed({ title, text, does, work, danger = false, content = n
       text ? el("p", {}, text) : null,
       content,
       trouble,
-      el("div", { class: "row end" }, button("Cancel", () => dialog.close()), proceed),
+      el(
+        "div",
+        { class: "row end" },
+        button("Cancel", () => dialog.close()),
+        proceed,
+      ),
     );
     const dialog = opened(form);
     dialog.addEventListener("close", () => resolve(done));

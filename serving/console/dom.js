@@ -62,8 +62,8 @@ export function field(label, control, hint = null) {
 
 /** A `select` of `[value, text]` pairs. */
 export function select(options, chosen, attributes = {}) {
-  const made = options.map(([value, text]) => el("option", { value, selected: value === chosen }, text));
-  return el("select", attributes, made);
+  const choices = options.map(([value, text]) => el("option", { value, selected: value === chosen }, text));
+  return el("select", attributes, choices);
 }
 
 /** A button. It never sends a form by accident. */

@@ -33,7 +33,12 @@ export function duration(seconds) {
   return seconds < 10 ? `${seconds.toFixed(1)} s` : span(seconds);
 }
 
-const SPANS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+const SPANS = [
+  [86400, "d"],
+  [3600, "h"],
+  [60, "min"],
+  [1, "s"],
+];
 
 /** A long time in its largest unit. */
 export function span(seconds) {

@@ -5,6 +5,14 @@ import { el, fill } from "./dom.js";
 import { count, duration, short } from "./format.js";
 import { refusal } from "./words.js";
 
+/** The request for a text: after `before`, what was said so far in a chat. */
+export function textRequest(name, prompt, { chat, system, parameters }, before = []) {
+  const opening = system.trim() ? [{ role: "system", content: system }] : [];
+  const messages = [...opening, ...before, { role: "user", content: prompt }];
+  const body = { prompt: chat ? { messages } : prompt, parameters, stream: true };
+  return { path: `v1/tasks/${part(name)}/generate`, body };
+}
+
 /** What one task has been asked and what it said, in a column of its own. */
 export class Conversation {
   constructor(name) {
@@ -15,20 +23,13 @@ export class Conversation {
     this.element = el("div", {}, this.log, this.facts);
   }
 
-  /** The request that asks for the next text. */
-  request(prompt, { chat, system, parameters }) {
-    const opening = system.trim() ? [{ role: "system", content: system }] : [];
-    const messages = [...opening, ...this.messages, { role: "user", content: prompt }];
-    const body = { prompt: chat ? { messages } : prompt, parameters, stream: true };
-    return { path: `v1/tasks/${part(this.name)}/generate`, body };
-  }
-
   /** Ask, and write the text as it comes, until it ends or `signal` ends it. */
   async ask(prompt, settings, signal) {
-    const { path, body } = this.request(prompt, settings);
+    const { path, body } = textRequest(this.name, prompt, settings, this.messages);
     const text = el("p", { class: "text" });
     const turn = el("div", { class: "turn said", "aria-busy": "true" }, el("strong", {}, this.name), text);
-    if (settings.chat) this.log.append(el("div", { class: "turn" }, el("strong", {}, "You"), el("p", { class: "text" }, prompt)));
+    if (settings.chat)
+      this.log.append(el("div", { class: "turn" }, el("strong", {}, "You"), el("p", { class: "text" }, prompt)));
     else fill(this.log);
     if (!settings.chat) text.append(el("span", { class: "quiet" }, prompt));
     this.log.append(turn);
@@ -51,7 +52,8 @@ export class Conversation {
       fill(this.facts, error.name === "AbortError" ? "Stopped." : "");
     }
     turn.removeAttribute("aria-busy");
-    if (settings.chat && said) this.messages.push({ role: "user", content: prompt }, { role: "assistant", content: said });
+    if (settings.chat && said)
+      this.messages.push({ role: "user", content: prompt }, { role: "assistant", content: said });
   }
 
   tell(end, began, first) {
@@ -59,6 +61,11 @@ export class Conversation {
     const seconds = (performance.now() - (first ?? began)) / 1000;
     const speed = tokens > 1 && seconds > 0 ? `, ${Math.round((tokens - 1) / seconds)} a second` : "";
     const start = first ? `, first text after ${duration((first - began) / 1000)}` : "";
-    fill(this.facts, "Version ", el("code", { title: end.digest }, short(end.digest)), `: ${count(tokens, "token")}${speed}${start}`);
+    fill(
+      this.facts,
+      "Version ",
+      el("code", { title: end.digest }, short(end.digest)),
+      `: ${count(tokens, "token")}${speed}${start}`,
+    );
   }
 }

@@ -12,7 +12,9 @@ export function historyList(entries) {
   const rest = items.slice(FIRST);
   return [
     el("ol", { class: "history" }, items.slice(0, FIRST)),
-    rest.length ? el("details", {}, el("summary", {}, `${rest.length} older`), el("ol", { class: "history" }, rest)) : null,
+    rest.length
+      ? el("details", {}, el("summary", {}, `${rest.length} older`), el("ol", { class: "history" }, rest))
+      : null,
   ];
 }
 
@@ -21,14 +23,37 @@ function item(entry) {
     "li",
     {},
     el("span", { class: "what" }, said(entry)),
-    el("span", { class: "quiet" }, entry.who, ", ", el("time", { datetime: new Date(entry.when * 1000).toISOString(), title: moment(entry.when) }, ago(entry.when))),
-    entry.other_labels ? el("small", { class: "hint" }, `Another form of answers was allowed: ${entry.other_labels}`) : null,
+    el(
+      "span",
+      { class: "quiet" },
+      entry.who,
+      ", ",
+      el("time", { datetime: new Date(entry.when * 1000).toISOString(), title: moment(entry.when) }, ago(entry.when)),
+    ),
+    entry.other_labels
+      ? el("small", { class: "hint" }, `Another form of answers was allowed: ${entry.other_labels}`)
+      : null,
   );
 }
 
 function said(entry) {
-  const { action, alias, digest, previous, route, previous_route: before, shadow, previous_shadow: shadowBefore } = entry;
-  if (action.includes("route")) return [verb(action), ": ", split(route, shadow), before || shadowBefore ? [" Before: ", split(before, shadowBefore)] : null];
+  const {
+    action,
+    alias,
+    digest,
+    previous,
+    route,
+    previous_route: before,
+    shadow,
+    previous_shadow: shadowBefore,
+  } = entry;
+  if (action.includes("route"))
+    return [
+      verb(action),
+      ": ",
+      split(route, shadow),
+      before || shadowBefore ? [" Before: ", split(before, shadowBefore)] : null,
+    ];
   return [
     verb(action),
     alias ? [" ", el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)] : null,

@@ -27,7 +27,13 @@ export function keptSection(page) {
     fill(choosing, field("Version", choice));
     load(choice.value);
   };
-  const details = el("details", { on: { toggle: open } }, el("summary", {}, "Count it, layer by layer"), choosing, shown);
+  const details = el(
+    "details",
+    { on: { toggle: open } },
+    el("summary", {}, "Count it, layer by layer"),
+    choosing,
+    shown,
+  );
   return details;
 }
 
@@ -42,23 +48,51 @@ function pictured(kept) {
   const found = new Map(layers.map((one) => [`${one.layer} ${one.module}`, one]));
   const what = unit === "rank" ? "ranks" : "positions";
   return [
-    el("p", {}, `Method ${method}: ${whole(total)} ${what} in ${bytes(size)}. A darker cell keeps a larger share of its matrix.`),
+    el(
+      "p",
+      {},
+      `Method ${method}: ${whole(total)} ${what} in ${bytes(size)}. A darker cell keeps a larger share of its matrix.`,
+    ),
     numbers.length ? scrolled("Kept by layer", grid(numbers, modules, found, most, what)) : null,
     rest.length ? el("h3", {}, "Outside the layers") : null,
-    rest.length ? el("table", { class: "slim" }, el("tbody", {}, rest.map((one) => el("tr", {}, el("th", { scope: "row" }, one.module), cell(one, most, what))))) : null,
+    rest.length
+      ? el(
+          "table",
+          { class: "slim" },
+          el(
+            "tbody",
+            {},
+            rest.map((one) => el("tr", {}, el("th", { scope: "row" }, one.module), cell(one, most, what))),
+          ),
+        )
+      : null,
   ];
 }
 
 function grid(numbers, modules, found, most, what) {
   const heads = modules.map((module) => el("th", { scope: "col" }, module));
   const lines = numbers.map((layer) =>
-    el("tr", {}, el("th", { scope: "row" }, String(layer)), modules.map((module) => cell(found.get(`${layer} ${module}`), most, what))),
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, String(layer)),
+      modules.map((module) => cell(found.get(`${layer} ${module}`), most, what)),
+    ),
   );
-  return el("table", { class: "heat" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Layer"), heads)), el("tbody", {}, lines));
+  return el(
+    "table",
+    { class: "heat" },
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Layer"), heads)),
+    el("tbody", {}, lines),
+  );
 }
 
 function cell(one, most, what) {
   if (!one) return el("td", { class: "number quiet" }, "–");
   const title = `${one.module}: ${whole(one.kept)} of ${whole(one.of)} ${what}, ${bytes(one.bytes)}`;
-  return el("td", { class: "number tint", title, style: { "--tint": (one.share ?? 0) / most } }, what === "ranks" ? whole(one.kept) : percent(one.share));
+  return el(
+    "td",
+    { class: "number tint", title, style: { "--tint": (one.share ?? 0) / most } },
+    what === "ranks" ? whole(one.kept) : percent(one.share),
+  );
 }

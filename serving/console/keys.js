@@ -16,13 +16,23 @@ const SCOPES = [
 const SCOPE_HINT =
   "predict asks tasks and sees them; publish also changes which versions answer; admin also deletes tasks and, with *, makes keys.";
 const DAY = 86400;
-const EXPIRIES = [["", "Never"], [String(DAY), "After a day"], [String(30 * DAY), "After 30 days"], [String(90 * DAY), "After 90 days"], [String(365 * DAY), "After a year"]];
+const EXPIRIES = [
+  ["", "Never"],
+  [String(DAY), "After a day"],
+  [String(30 * DAY), "After 30 days"],
+  [String(90 * DAY), "After 90 days"],
+  [String(365 * DAY), "After a year"],
+];
 const WAIT = "wait=10";
 const CHANGES_OF_KEYS = "@keys";
 
 export async function show(main, { signal }) {
   if (!may("admin")) {
-    fill(main, el("h1", { tabindex: "-1" }, "Keys"), el("p", { class: "card" }, "Keys need the scope admin, and a key of every task."));
+    fill(
+      main,
+      el("h1", { tabindex: "-1" }, "Keys"),
+      el("p", { class: "card" }, "Keys need the scope admin, and a key of every task."),
+    );
     return;
   }
   const page = new KeysPage(signal);
@@ -39,8 +49,21 @@ class KeysPage {
     this.list = el("div");
     this.trouble = el("div");
     this.heading = el("h1", { tabindex: "-1" }, "Keys");
-    const needed = session().needs_key ? null : el("p", { class: "notice" }, "This server is open. From the first key on it refuses everybody without one, this page too.");
-    this.element = el("div", {}, this.heading, needed, el("section", { class: "card" }, el("h2", {}, "Keys in the store"), this.list), this.making());
+    const needed = session().needs_key
+      ? null
+      : el(
+          "p",
+          { class: "notice" },
+          "This server is open. From the first key on it refuses everybody without one, this page too.",
+        );
+    this.element = el(
+      "div",
+      {},
+      this.heading,
+      needed,
+      el("section", { class: "card" }, el("h2", {}, "Keys in the store"), this.list),
+      this.making(),
+    );
   }
 
   async reload() {
@@ -48,7 +71,12 @@ class KeysPage {
     const heads = ["Name", "Id", "Scopes", "Tasks", "Made", "Expires"].map((text) => el("th", { scope: "col" }, text));
     const lines = keys.sort((a, b) => b.created - a.created).map((key) => this.line(key));
     const table = el("table", {}, el("thead", {}, el("tr", {}, heads, el("td"))), el("tbody", {}, lines));
-    fill(this.list, keys.length ? scrolled("Keys", table) : el("p", { class: "quiet" }, "There are none. Keys of a keys file and the admin token are not listed."));
+    fill(
+      this.list,
+      keys.length
+        ? scrolled("Keys", table)
+        : el("p", { class: "quiet" }, "There are none. Keys of a keys file and the admin token are not listed."),
+    );
   }
 
   line(key) {
@@ -63,7 +91,14 @@ class KeysPage {
       el("td", {}, el("code", {}, key.tasks.join(" "))),
       el("td", { title: moment(key.created) }, ago(key.created)),
       el("td", { class: over ? "alarm" : null }, key.expires === null ? "never" : moment(key.expires)),
-      el("td", { class: "actions" }, button("Revoke…", () => this.revoke(key), { class: "small danger quietly", "aria-label": `Revoke…: ${key.name}, ${key.id}` })),
+      el(
+        "td",
+        { class: "actions" },
+        button("Revoke…", () => this.revoke(key), {
+          class: "small danger quietly",
+          "aria-label": `Revoke…: ${key.name}, ${key.id}`,
+        }),
+      ),
     );
   }
 
@@ -94,7 +129,14 @@ class KeysPage {
       el(
         "form",
         { on: { submit } },
-        el("div", { class: "columns" }, field("Name", name, "For people and logs."), field("Scope", scope, SCOPE_HINT), field("Tasks", tasks, "Patterns of names, such as trec* or *."), field("Expires", expires)),
+        el(
+          "div",
+          { class: "columns" },
+          field("Name", name, "For people and logs."),
+          field("Scope", scope, SCOPE_HINT),
+          field("Tasks", tasks, "Patterns of names, such as trec* or *."),
+          field("Expires", expires),
+        ),
         this.trouble,
         el("div", { class: "row" }, send),
       ),
@@ -129,7 +171,10 @@ class KeysPage {
   revoke(key) {
     return confirmed({
       title: `Revoke ${key.name}?`,
-      text: session().key?.id === key.id ? "This is the key that you signed in with. You are signed out at once." : "Whoever sends it is refused from then on.",
+      text:
+        session().key?.id === key.id
+          ? "This is the key that you signed in with. You are signed out at once."
+          : "Whoever sends it is refused from then on.",
       does: "Revoke",
       danger: true,
       work: async () => {

@@ -2,20 +2,47 @@
 
 import { el, field, select } from "./dom.js";
 
-const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+const lines = (text) =>
+  text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
 const optional = (name, text) => (text.trim() ? { [name]: Number(text) } : {});
 
 /** Fields that keep what is typed in `values`, so that it survives a change of task. */
-const area = (label, name, hint = null, rows = "4") => (values) => field(label, control("textarea", name, values, { rows }), hint);
-const line = (label, name, hint = null) => (values) => field(label, control("input", name, values, { type: "text" }), hint);
-const number = (label, name, hint = null, bounds = {}) => (values) => field(label, control("input", name, values, { type: "number", ...bounds }), hint);
+const area =
+  (label, name, hint = null, rows = "4") =>
+  (values) =>
+    field(label, control("textarea", name, values, { rows }), hint);
+const line =
+  (label, name, hint = null) =>
+  (values) =>
+    field(label, control("input", name, values, { type: "text" }), hint);
+const number =
+  (label, name, hint = null, bounds = {}) =>
+  (values) =>
+    field(label, control("input", name, values, { type: "number", ...bounds }), hint);
 const choice = (label, name, options) => (values) =>
   field(label, select(options, values[name], { on: { change: (event) => (values[name] = event.target.value) } }));
 const flag = (label, name) => (values) =>
-  el("label", { class: "check" }, el("input", { type: "checkbox", checked: values[name], on: { change: (event) => (values[name] = event.target.checked) } }), label);
+  el(
+    "label",
+    { class: "check" },
+    el("input", {
+      type: "checkbox",
+      checked: values[name],
+      on: { change: (event) => (values[name] = event.target.checked) },
+    }),
+    label,
+  );
 
 function control(tag, name, values, attributes) {
-  return el(tag, { ...attributes, value: values[name], spellcheck: "false", on: { input: (event) => (values[name] = event.target.value) } });
+  return el(tag, {
+    ...attributes,
+    value: values[name],
+    spellcheck: "false",
+    on: { input: (event) => (values[name] = event.target.value) },
+  });
 }
 
 /** What the fields hold before anybody types. */
@@ -49,14 +76,23 @@ export const KINDS = {
   "text-classification": {
     name: "Text classification",
     inputs: [TEXT],
-    parameters: [line("Second text of a pair", "pair"), number("Labels to show", "topK", "All, if empty.", { min: "1" })],
-    body: ({ text, pair, topK }) => ({ inputs: pair ? { text, text_pair: pair } : text, parameters: optional("top_k", topK) }),
+    parameters: [
+      line("Second text of a pair", "pair"),
+      number("Labels to show", "topK", "All, if empty.", { min: "1" }),
+    ],
+    body: ({ text, pair, topK }) => ({
+      inputs: pair ? { text, text_pair: pair } : text,
+      parameters: optional("top_k", topK),
+    }),
   },
   "zero-shot-classification": {
     name: "Zero-shot classification",
     inputs: [TEXT, area("Candidate labels, one a line", "labels")],
     parameters: [flag("Several labels may be true", "multiple")],
-    body: ({ text, labels, multiple }) => ({ inputs: text, parameters: { candidate_labels: lines(labels), multi_label: multiple } }),
+    body: ({ text, labels, multiple }) => ({
+      inputs: text,
+      parameters: { candidate_labels: lines(labels), multi_label: multiple },
+    }),
   },
   rerank: {
     name: "Ranking",
@@ -67,7 +103,13 @@ export const KINDS = {
   "token-classification": {
     name: "Entities",
     inputs: [TEXT],
-    parameters: [choice("Aggregation", "aggregation", ["none", "simple", "first", "average", "max"].map((one) => [one, one]))],
+    parameters: [
+      choice(
+        "Aggregation",
+        "aggregation",
+        ["none", "simple", "first", "average", "max"].map((one) => [one, one]),
+      ),
+    ],
     body: ({ text, aggregation }) => ({ inputs: text, parameters: { aggregation_strategy: aggregation } }),
   },
   "question-answering": {
@@ -83,12 +125,20 @@ export const KINDS = {
     inputs: [],
     parameters: [
       number("Most tokens", "maxTokens", null, { min: "1" }),
-      number("Temperature", "temperature", "As the task says, if empty. 0 takes the likeliest token.", { min: "0", step: "0.1" }),
+      number("Temperature", "temperature", "As the task says, if empty. 0 takes the likeliest token.", {
+        min: "0",
+        step: "0.1",
+      }),
       number("Top p", "topP", null, { min: "0", max: "1", step: "0.05" }),
       number("Seed", "seed"),
     ],
     body: ({ maxTokens, temperature, topP, seed }) => ({
-      parameters: { ...optional("max_tokens", maxTokens), ...optional("temperature", temperature), ...optional("top_p", topP), ...optional("seed", seed) },
+      parameters: {
+        ...optional("max_tokens", maxTokens),
+        ...optional("temperature", temperature),
+        ...optional("top_p", topP),
+        ...optional("seed", seed),
+      },
     }),
   },
 };
@@ -100,6 +150,17 @@ export function fieldsOf(kind, values) {
   const { inputs, parameters } = KINDS[kind];
   return [
     inputs.map((make) => make(values)),
-    parameters.length ? el("details", { class: "parameters" }, el("summary", {}, "Parameters"), el("div", { class: "columns" }, parameters.map((make) => make(values)))) : null,
+    parameters.length
+      ? el(
+          "details",
+          { class: "parameters" },
+          el("summary", {}, "Parameters"),
+          el(
+            "div",
+            { class: "columns" },
+            parameters.map((make) => make(values)),
+          ),
+        )
+      : null,
   ];
 }

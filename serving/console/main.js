@@ -72,7 +72,9 @@ function frame() {
   fill(document.getElementById("pages"), locked() ? [] : links);
   fill(
     document.getElementById("who"),
-    needsKey && key ? [el("span", { title: `scopes: ${key.scopes.join(", ")}; tasks: ${key.tasks.join(", ")}` }, key.name)] : null,
+    needsKey && key
+      ? [el("span", { title: `scopes: ${key.scopes.join(", ")}; tasks: ${key.tasks.join(", ")}` }, key.name)]
+      : null,
     needsKey && key ? button("Sign out", leave, { class: "small" }) : null,
     needsKey ? null : el("span", { class: "quiet" }, "Open: no key needed"),
   );

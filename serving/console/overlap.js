@@ -7,12 +7,19 @@ import { refusal } from "./words.js";
 
 const MOST = 32;
 const FIRST = 8;
-const VIEWS = [["found", "Shared"], ["beyond", "Shared beyond chance"]];
+const VIEWS = [
+  ["found", "Shared"],
+  ["beyond", "Shared beyond chance"],
+];
 
 export async function show(main, { query, signal }) {
   const tasks = await get("v1/tasks", signal);
   if (tasks.length < 2) {
-    fill(main, el("h1", { tabindex: "-1" }, "Overlap"), el("p", { class: "card" }, "Two tasks are needed to compare what their deltas keep."));
+    fill(
+      main,
+      el("h1", { tabindex: "-1" }, "Overlap"),
+      el("p", { class: "card" }, "Two tasks are needed to compare what their deltas keep."),
+    );
     return;
   }
   const asked = query.get("tasks")?.split(",") ?? tasks.slice(0, FIRST).map((task) => task.name);
@@ -24,7 +31,18 @@ export async function show(main, { query, signal }) {
     history.replaceState(null, "", `#/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`);
     try {
       const found = await getIfThere(`v1/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`, signal);
-      fill(shown, found ? pictured(found) : el("p", { class: "card" }, "This server does not tell it. ", el("code", {}, "ken viz"), " draws it from delta files."));
+      fill(
+        shown,
+        found
+          ? pictured(found)
+          : el(
+              "p",
+              { class: "card" },
+              "This server does not tell it. ",
+              el("code", {}, "ken viz"),
+              " draws it from delta files.",
+            ),
+      );
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       fill(shown, refusal(error));
@@ -36,7 +54,11 @@ export async function show(main, { query, signal }) {
   fill(
     main,
     el("h1", { tabindex: "-1" }, "Overlap"),
-    el("p", { class: "lead" }, "The positions that two deltas keep both, as a share of those that at least one keeps. Large deltas share many by chance, so each share stands above what chance would give."),
+    el(
+      "p",
+      { class: "lead" },
+      "The positions that two deltas keep both, as a share of those that at least one keeps. Large deltas share many by chance, so each share stands above what chance would give.",
+    ),
     el("section", { class: "card" }, list.element, el("div", { class: "row" }, go)),
     shown,
   );
@@ -45,7 +67,10 @@ export async function show(main, { query, signal }) {
 function pictured(found) {
   const left = Object.entries(found.left_out ?? {});
   const grid = el("div");
-  const view = select(VIEWS, "found", { "aria-label": "What the cells show", on: { change: () => fill(grid, heatMap(found, view.value)) } });
+  const view = select(VIEWS, "found", {
+    "aria-label": "What the cells show",
+    on: { change: () => fill(grid, heatMap(found, view.value)) },
+  });
   fill(grid, heatMap(found, "found"));
   return el(
     "section",
@@ -53,7 +78,13 @@ function pictured(found) {
     el("h2", {}, "What pairs of tasks share"),
     found.tasks.length > 1 ? [view, grid] : el("p", {}, "Fewer than two of these tasks keep positions."),
     left.length ? el("h3", {}, "Left out") : null,
-    left.length ? el("ul", {}, left.map(([task, why]) => el("li", {}, el("strong", {}, task), `: ${why}`))) : null,
+    left.length
+      ? el(
+          "ul",
+          {},
+          left.map(([task, why]) => el("li", {}, el("strong", {}, task), `: ${why}`)),
+        )
+      : null,
   );
 }
 
@@ -67,13 +98,31 @@ function heatMap({ tasks, shared, by_chance: byChance }, view) {
     if (given === null || Number.isNaN(given)) return el("td", { class: "number quiet" }, "–");
     const title = `${tasks[i]} and ${tasks[j]}: ${number(shared[i][j])} found, ${number(byChance[i][j])} by chance`;
     const text = view === "found" ? number(given) : signed(given);
-    return el("td", { class: "number tint", title, style: { "--tint": Math.abs(given) / most } }, text, view === "found" ? el("small", {}, number(byChance[i][j])) : null);
+    return el(
+      "td",
+      { class: "number tint", title, style: { "--tint": Math.abs(given) / most } },
+      text,
+      view === "found" ? el("small", {}, number(byChance[i][j])) : null,
+    );
   };
   const heads = tasks.map((task) => el("th", { scope: "col", class: "upright" }, el("span", {}, task)));
-  const lines = tasks.map((task, i) => el("tr", {}, el("th", { scope: "row" }, task), tasks.map((_, j) => cell(i, j))));
-  const legend = view === "found" ? "Above: shared. Below, smaller: by chance. Darker cells share more." : "Shared less by chance. Near zero: the tasks have nothing in common. Darker cells are further from zero.";
+  const lines = tasks.map((task, i) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, task),
+      tasks.map((_, j) => cell(i, j)),
+    ),
+  );
+  const legend =
+    view === "found"
+      ? "Above: shared. Below, smaller: by chance. Darker cells share more."
+      : "Shared less by chance. Near zero: the tasks have nothing in common. Darker cells are further from zero.";
   return [
-    scrolled("Overlap", el("table", { class: "heat pairs" }, el("thead", {}, el("tr", {}, el("td"), heads)), el("tbody", {}, lines))),
+    scrolled(
+      "Overlap",
+      el("table", { class: "heat pairs" }, el("thead", {}, el("tr", {}, el("td"), heads)), el("tbody", {}, lines)),
+    ),
     el("p", { class: "quiet" }, legend),
   ];
 }

@@ -10,16 +10,37 @@ export class Target {
     this.changed = changed;
     const [name, version = ""] = named.split("@");
     const list = newId("tasks");
-    this.input = el("input", { type: "text", value: name, list, spellcheck: "false", autocomplete: "off", on: { change: () => this.choose("") } });
+    this.input = el("input", {
+      type: "text",
+      value: name,
+      list,
+      spellcheck: "false",
+      autocomplete: "off",
+      on: { change: () => this.choose("") },
+    });
     this.version = el("div");
-    this.element = el("div", { class: "columns", role: "group", "aria-label": label }, field(label, this.input), this.version, el("datalist", { id: list }, tasks.map((task) => el("option", { value: task.name }))));
+    this.element = el(
+      "div",
+      { class: "columns", role: "group", "aria-label": label },
+      field(label, this.input),
+      this.version,
+      el(
+        "datalist",
+        { id: list },
+        tasks.map((task) => el("option", { value: task.name })),
+      ),
+    );
     this.choose(version, false);
   }
 
   choose(version, told = true) {
     const task = this.tasks.get(this.input.value);
     const aliases = Object.keys(task?.aliases ?? {});
-    const options = [["", task?.route ? "By its route" : "Live"], ...aliases.filter((one) => task.route || one !== "live").map((one) => [one, one]), ...[...(task?.versions ?? [])].reverse().map((one) => [short(one), short(one)])];
+    const options = [
+      ["", task?.route ? "By its route" : "Live"],
+      ...aliases.filter((one) => task.route || one !== "live").map((one) => [one, one]),
+      ...[...(task?.versions ?? [])].reverse().map((one) => [short(one), short(one)]),
+    ];
     this.choice = select(options, version, { on: { change: this.changed } });
     fill(this.version, field("Version", this.choice));
     if (told) this.changed();
@@ -49,14 +70,28 @@ export class Checklist {
       {},
       el("legend", {}, "Tasks"),
       tasks.length > 8 ? field("Search", search) : null,
-      el("div", { class: "checks" }, this.boxes.map((one) => one.label)),
-      el("div", { class: "row" }, button("Tick all shown", () => this.tick(true), { class: "small" }), button("Untick all", () => this.tick(false), { class: "small" }), this.told),
+      el(
+        "div",
+        { class: "checks" },
+        this.boxes.map((one) => one.label),
+      ),
+      el(
+        "div",
+        { class: "row" },
+        button("Tick all shown", () => this.tick(true), { class: "small" }),
+        button("Untick all", () => this.tick(false), { class: "small" }),
+        this.told,
+      ),
     );
     this.tell();
   }
 
   box(name) {
-    const input = el("input", { type: "checkbox", checked: this.ticked.has(name), on: { change: () => this.take(name, input.checked) } });
+    const input = el("input", {
+      type: "checkbox",
+      checked: this.ticked.has(name),
+      on: { change: () => this.take(name, input.checked) },
+    });
     return { name, input, label: el("label", { class: "check" }, input, name) };
   }
 

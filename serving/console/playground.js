@@ -3,20 +3,28 @@
 import { Refusal, get, getIfThere, part, predict } from "./api.js";
 import { answered, manyAnswers } from "./answers.js";
 import { announce, button, el, field, fill, select } from "./dom.js";
-import { Conversation } from "./generation.js";
+import { Conversation, textRequest } from "./generation.js";
 import { GENERATION, KINDS, fieldsOf, startingValues } from "./kinds.js";
 import { Checklist, Target } from "./picker.js";
 import { asCurl, asPython } from "./snippets.js";
 import { code, refusal } from "./words.js";
 
-const MODES = [["one", "One task"], ["two", "Two side by side"], ["many", "Many at once"]];
+const MODES = [
+  ["one", "One task"],
+  ["two", "Two side by side"],
+  ["many", "Many at once"],
+];
 const MOST_TASKS = 64;
 const FIRST_TICKED = 8;
 
 export async function show(main, { query, signal }) {
   const tasks = await get("v1/tasks", signal);
   if (tasks.length === 0) {
-    fill(main, el("h1", { tabindex: "-1" }, "Playground"), el("p", { class: "card" }, "There are no tasks to ask yet."));
+    fill(
+      main,
+      el("h1", { tabindex: "-1" }, "Playground"),
+      el("p", { class: "card" }, "There are no tasks to ask yet."),
+    );
     return;
   }
   const page = new Playground(tasks, query, signal);
@@ -35,7 +43,12 @@ class Playground {
     const changed = () => (this.targeting = this.retarget());
     this.first = new Target(tasks, "Task", first, changed);
     this.second = new Target(tasks, "Task beside it", query.get("with") ?? other(tasks, first), changed);
-    this.list = new Checklist(tasks, tasks.slice(0, FIRST_TICKED).map((task) => task.name), MOST_TASKS, () => this.drawCode());
+    this.list = new Checklist(
+      tasks,
+      tasks.slice(0, FIRST_TICKED).map((task) => task.name),
+      MOST_TASKS,
+      () => this.drawCode(),
+    );
     this.targets = el("div");
     this.fields = el("div", { on: { input: () => this.drawCode(), change: () => this.drawCode() } });
     this.answers = el("div", { class: "answers", "aria-live": "polite" });
@@ -49,24 +62,49 @@ class Playground {
       this.modes(),
       this.targets,
       this.fields,
-      el("div", { class: "row" }, this.send, this.stop, this.clear, el("small", { class: "hint" }, "Ctrl + Enter asks, too.")),
+      el(
+        "div",
+        { class: "row" },
+        this.send,
+        this.stop,
+        this.clear,
+        el("small", { class: "hint" }, "Ctrl + Enter asks, too."),
+      ),
     );
     form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
     });
-    this.element = el("div", {}, el("h1", { tabindex: "-1" }, "Playground"), form, this.answers, el("details", { class: "card" }, el("summary", {}, "Copy as curl or Python"), this.code));
+    this.element = el(
+      "div",
+      {},
+      el("h1", { tabindex: "-1" }, "Playground"),
+      form,
+      this.answers,
+      el("details", { class: "card" }, el("summary", {}, "Copy as curl or Python"), this.code),
+    );
   }
 
   modes() {
     const radios = MODES.map(([value, text]) =>
-      el("label", {}, el("input", { type: "radio", name: "mode", value, checked: value === this.mode, on: { change: () => this.setMode(value) } }), text),
+      el(
+        "label",
+        {},
+        el("input", {
+          type: "radio",
+          name: "mode",
+          value,
+          checked: value === this.mode,
+          on: { change: () => this.setMode(value) },
+        }),
+        text,
+      ),
     );
     return el("fieldset", { class: "tabs" }, el("legend", { class: "hidden" }, "How many tasks"), radios);
   }
 
   setMode(mode) {
     this.mode = mode;
-    return this.retarget();
+    this.targeting = this.retarget();
   }
 
   get asked() {
@@ -88,8 +126,8 @@ class Playground {
       }
     }
     this.own = kinds[0];
-    if (!kinds.includes(this.kind)) this.kind = kinds[0];
-    this.offered = kinds;
+    this.offered = kinds.filter((kind) => kind in KINDS);
+    if (!this.offered.includes(this.kind)) this.kind = this.offered[0] ?? "text-classification";
     this.anew();
   }
 
@@ -115,7 +153,7 @@ class Playground {
   }
 
   kindChoice() {
-    const options = this.offered.map((kind) => [kind, KINDS[kind]?.name ?? kind]);
+    const options = this.offered.map((kind) => [kind, KINDS[kind].name]);
     const choice = select(options, this.kind, {
       on: {
         change: () => {
@@ -129,18 +167,38 @@ class Playground {
 
   promptFields() {
     this.chat ??= true;
-    const text = el("textarea", { rows: "3", value: this.chat ? "" : this.values.prompt, required: true, spellcheck: "false" });
+    const text = el("textarea", {
+      rows: "3",
+      value: this.chat ? "" : this.values.prompt,
+      required: true,
+      spellcheck: "false",
+    });
     this.prompt = text;
-    const system = el("input", { type: "text", value: this.values.system, on: { input: () => (this.values.system = system.value) } });
-    const way = select([["chat", "A chat"], ["completion", "The continuation of a text"]], this.chat ? "chat" : "completion", {
-      on: {
-        change: () => {
-          this.chat = way.value === "chat";
-          this.anew();
+    const system = el("input", {
+      type: "text",
+      value: this.values.system,
+      on: { input: () => (this.values.system = system.value) },
+    });
+    const way = select(
+      [
+        ["chat", "A chat"],
+        ["completion", "The continuation of a text"],
+      ],
+      this.chat ? "chat" : "completion",
+      {
+        on: {
+          change: () => {
+            this.chat = way.value === "chat";
+            this.anew();
+          },
         },
       },
-    });
-    return [field("As", way), this.chat ? field("System message", system, "Optional.") : null, field(this.chat ? "Message" : "Prompt", text)];
+    );
+    return [
+      field("As", way),
+      this.chat ? field("System message", system, "Optional.") : null,
+      field(this.chat ? "Message" : "Prompt", text),
+    ];
   }
 
   async kindsOf(name) {
@@ -170,7 +228,8 @@ class Playground {
   /** The request to a task, as code shows it and as it is sent. */
   request(target) {
     if (this.mode === "many") return { path: "v1/predict", body: { tasks: this.list.names, inputs: this.values.text } };
-    if (this.kind === GENERATION) return new Conversation(target.name).request(this.prompt.value || this.values.prompt, this.settings);
+    if (this.kind === GENERATION)
+      return textRequest(target.name, this.prompt.value || this.values.prompt, this.settings);
     const { inputs, parameters } = KINDS[this.kind].body(this.values);
     const body = { inputs };
     if (Object.keys(parameters).length) body.parameters = parameters;
@@ -179,12 +238,22 @@ class Playground {
   }
 
   get settings() {
-    return { chat: this.chat, system: this.chat ? this.values.system : "", parameters: KINDS[GENERATION].body(this.values).parameters };
+    return {
+      chat: this.chat,
+      system: this.chat ? this.values.system : "",
+      parameters: KINDS[GENERATION].body(this.values).parameters,
+    };
   }
 
   async askEach() {
-    const columns = this.asked.map((target) => ({ target, shown: el("div", { "aria-busy": "true" }, el("p", { class: "quiet" }, "Asking…")) }));
-    fill(this.answers, columns.map(({ target, shown }) => column(target.name, shown)));
+    const columns = this.asked.map((target) => ({
+      target,
+      shown: el("div", { "aria-busy": "true" }, el("p", { class: "quiet" }, "Asking…")),
+    }));
+    fill(
+      this.answers,
+      columns.map(({ target, shown }) => column(target.name, shown)),
+    );
     await Promise.all(
       columns.map(async ({ target, shown }) => {
         const { path, body } = this.request(target);
@@ -212,7 +281,10 @@ class Playground {
     const prompt = this.prompt.value;
     if (this.chats?.length !== this.asked.length) {
       this.chats = this.asked.map((target) => new Conversation(target.name));
-      fill(this.answers, this.chats.map((chat) => column(chat.name, chat.element)));
+      fill(
+        this.answers,
+        this.chats.map((chat) => column(chat.name, chat.element)),
+      );
     }
     if (this.chat) this.prompt.value = "";
     await Promise.all(this.chats.map((chat) => chat.ask(prompt, this.settings, this.asking.signal)));
@@ -223,7 +295,13 @@ class Playground {
   drawCode() {
     if (!this.offered) return;
     const request = this.request(this.first);
-    fill(this.code, el("h3", {}, "curl"), code(asCurl(request), "The request for curl"), el("h3", {}, "Python"), code(asPython(request), "The request in Python"));
+    fill(
+      this.code,
+      el("h3", {}, "curl"),
+      code(asCurl(request), "The request for curl"),
+      el("h3", {}, "Python"),
+      code(asPython(request), "The request in Python"),
+    );
   }
 }
 

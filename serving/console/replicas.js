@@ -54,7 +54,11 @@ class ReplicasPage {
         "section",
         { class: "card" },
         el("h2", {}, "Swaps"),
-        el("p", { class: "quiet" }, "The weights in memory change from one task to another, bit for bit. Forward passes that mix tasks need no swap."),
+        el(
+          "p",
+          { class: "quiet" },
+          "The weights in memory change from one task to another, bit for bit. Forward passes that mix tasks need no swap.",
+        ),
         this.strips,
         this.latest,
       ),
@@ -63,7 +67,11 @@ class ReplicasPage {
 
   /** Ask which replicas there are, and how they are placed. */
   async look() {
-    const [replicas, base, ready] = await Promise.all([get("v1/replicas", this.signal), get("v1/base", this.signal), this.readiness()]);
+    const [replicas, base, ready] = await Promise.all([
+      get("v1/replicas", this.signal),
+      get("v1/base", this.signal),
+      this.readiness(),
+    ]);
     this.replicas = replicas.sort((a, b) => a.name.localeCompare(b.name));
     this.draw();
     fill(this.facts, this.told(base, ready));
@@ -80,15 +88,25 @@ class ReplicasPage {
 
   told(base, ready) {
     const placement = ready?.placement;
-    const one = (name, value, alarm = false) => el("div", {}, el("dt", {}, name), el("dd", { class: alarm ? "alarm" : null }, value));
+    const one = (name, value, alarm = false) =>
+      el("div", {}, el("dt", {}, name), el("dd", { class: alarm ? "alarm" : null }, value));
     return [
       one("Base", `${base.name}, ${bytes(base.bytes)}`),
       one("Fingerprint", el("code", { title: base.fingerprint }, base.fingerprint.slice(0, 16))),
       base.trouble ? one("Base file", base.trouble, true) : null,
       one("Asked", base.replica),
-      one("Placement", placement?.epoch ? `epoch ${placement.epoch}, ${placement.enforced ? "requests go by it" : "requests do not go by it"}` : "none yet"),
+      one(
+        "Placement",
+        placement?.epoch
+          ? `epoch ${placement.epoch}, ${placement.enforced ? "requests go by it" : "requests do not go by it"}`
+          : "none yet",
+      ),
       placement?.trouble ? one("Why not", placement.trouble) : null,
-      one("Store", ready?.store ? (ready.store.trouble ?? "answers") : (ready?.status ?? "unknown"), Boolean(ready?.store?.trouble)),
+      one(
+        "Store",
+        ready?.store ? (ready.store.trouble ?? "answers") : (ready?.status ?? "unknown"),
+        Boolean(ready?.store?.trouble),
+      ),
     ];
   }
 
@@ -123,31 +141,64 @@ class ReplicasPage {
   }
 
   draw() {
-    const heads = COLUMNS.map(([text, , number, hint]) => el("th", { scope: "col", class: number ? "number" : null, title: hint }, text));
+    const heads = COLUMNS.map(([text, , number, hint]) =>
+      el("th", { scope: "col", class: number ? "number" : null, title: hint }, text),
+    );
     const lines = this.replicas.map((one) => this.line({ ...one, seen: this.seen.get(one.name) }));
-    fill(this.table, scrolled("Load of the replicas", el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, lines))));
+    fill(
+      this.table,
+      scrolled("Load of the replicas", el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, lines))),
+    );
   }
 
   line(one) {
-    return el("tr", {}, COLUMNS.map(([, cell, number], i) => el(i ? "td" : "th", { scope: i ? null : "row", class: number ? "number" : null }, cell(one))));
+    return el(
+      "tr",
+      {},
+      COLUMNS.map(([, cell, number], i) =>
+        el(i ? "td" : "th", { scope: i ? null : "row", class: number ? "number" : null }, cell(one)),
+      ),
+    );
   }
 
   /** The last minute of each replica, a colour a task. */
   drawStrips() {
     const now = Date.now() / 1000;
-    const byReplica = Map.groupBy(this.swaps.filter((one) => one.at), (one) => one.replica);
+    const byReplica = Map.groupBy(
+      this.swaps.filter((one) => one.at),
+      (one) => one.replica,
+    );
     const strips = [...byReplica].map(([replica, swaps]) => {
       const parts = swaps.map((one, i) => this.part(one, swaps[i + 1]?.at ?? now, now));
-      return el("div", { class: "strip" }, el("span", {}, replica), svg("svg", { viewBox: `0 0 ${WINDOW_SECONDS} 1`, preserveAspectRatio: "none" }, parts));
+      return el(
+        "div",
+        { class: "strip" },
+        el("span", {}, replica),
+        svg("svg", { viewBox: `0 0 ${WINDOW_SECONDS} 1`, preserveAspectRatio: "none" }, parts),
+      );
     });
-    fill(this.strips, strips, strips.length ? el("p", { class: "quiet" }, `The last ${WINDOW_SECONDS} s. Where nothing is drawn, the weights are the base's.`) : null);
+    fill(
+      this.strips,
+      strips,
+      strips.length
+        ? el(
+            "p",
+            { class: "quiet" },
+            `The last ${WINDOW_SECONDS} s. Where nothing is drawn, the weights are the base's.`,
+          )
+        : null,
+    );
   }
 
   part({ at, to }, until, now) {
     const start = Math.max(0, at - now + WINDOW_SECONDS);
     const end = Math.max(0, until - now + WINDOW_SECONDS);
     if (!to || end <= start) return null;
-    return svg("rect", { x: start, y: 0, width: end - start, height: 1, class: `tone${toneOf(to)}` }, svg("title", {}, to));
+    return svg(
+      "rect",
+      { x: start, y: 0, width: end - start, height: 1, class: `tone${toneOf(to)}` },
+      svg("title", {}, to),
+    );
   }
 
   drawLatest() {
@@ -159,19 +210,44 @@ class ReplicasPage {
     }
     const lines = latest.map((one) => el("tr", {}, this.said(one)));
     const heads = ["When", "Replica", "From", "To"].map((text) => el("th", { scope: "col" }, text));
-    fill(this.latest, scrolled("The latest swaps", el("table", {}, el("thead", {}, el("tr", {}, heads, el("th", { scope: "col", class: "number" }, "Took"))), el("tbody", {}, lines))));
+    fill(
+      this.latest,
+      scrolled(
+        "The latest swaps",
+        el(
+          "table",
+          {},
+          el("thead", {}, el("tr", {}, heads, el("th", { scope: "col", class: "number" }, "Took"))),
+          el("tbody", {}, lines),
+        ),
+      ),
+    );
   }
 
   said({ at, replica, from, to, seconds, skipped }) {
-    if (skipped) return el("td", { colspan: "5", class: "quiet" }, `${replica}: ${skipped} more, too many to tell one by one`);
-    return [el("td", {}, clock(at)), el("td", {}, replica), el("td", {}, weightsOf(from)), el("td", {}, weightsOf(to)), el("td", { class: "number" }, duration(seconds))];
+    if (skipped)
+      return el("td", { colspan: "5", class: "quiet" }, `${replica}: ${skipped} more, too many to tell one by one`);
+    return [
+      el("td", {}, clock(at)),
+      el("td", {}, replica),
+      el("td", {}, weightsOf(from)),
+      el("td", {}, weightsOf(to)),
+      el("td", { class: "number" }, duration(seconds)),
+    ];
   }
 }
 
 function stateOf(one) {
   const trouble = one.seen?.trouble ?? [];
-  const [text, tone] = one.silent_seconds ? [`silent for ${span(one.silent_seconds)}`, "far"] : one.ready === false ? ["not ready", "mid"] : ["ready", "good"];
-  return [el("span", { class: `tier ${tone}` }, text), [trouble].flat().map((words) => el("small", { class: "alarm block" }, words))];
+  const [text, tone] = one.silent_seconds
+    ? [`silent for ${span(one.silent_seconds)}`, "far"]
+    : one.ready === false
+      ? ["not ready", "mid"]
+      : ["ready", "good"];
+  return [
+    el("span", { class: `tier ${tone}` }, text),
+    [trouble].flat().map((words) => el("small", { class: "alarm block" }, words)),
+  ];
 }
 
 function memoryOf({ seen }) {

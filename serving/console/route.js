@@ -43,7 +43,14 @@ export class RouteSection {
 
   draw() {
     this.writers = [];
-    fill(this.lines, Object.keys(this.shares).map((target) => this.line(target)), this.changeable ? this.adding() : null, this.changeable && this.writers.length > 1 ? el("small", { class: "hint" }, "A version with 0 % leaves the split.") : null);
+    fill(
+      this.lines,
+      Object.keys(this.shares).map((target) => this.line(target)),
+      this.changeable ? this.adding() : null,
+      this.changeable && this.writers.length > 1
+        ? el("small", { class: "hint" }, "A version with 0 % leaves the split.")
+        : null,
+    );
     fill(this.shadow, this.shadowField());
     fill(this.actions, this.changeable ? this.buttons() : null);
   }
@@ -59,22 +66,45 @@ export class RouteSection {
     const digest = this.digestOf(target);
     const live = el("span", { class: "quiet" });
     const only = !this.changeable || Object.keys(this.shares).length === 1;
-    const slider = el("input", { type: "range", min: "0", max: "100", step: "1", id, disabled: only, on: { input: () => this.set(target, slider.valueAsNumber * 10) } });
-    const number = el("input", { type: "number", min: "0", max: "100", step: "0.1", "aria-label": `Per cent of requests to ${name}`, disabled: only, on: { change: () => this.set(target, Math.round(number.valueAsNumber * 10)) } });
+    const slider = el("input", {
+      type: "range",
+      min: "0",
+      max: "100",
+      step: "1",
+      id,
+      disabled: only,
+      on: { input: () => this.set(target, slider.valueAsNumber * 10) },
+    });
+    const number = el("input", {
+      type: "number",
+      min: "0",
+      max: "100",
+      step: "0.1",
+      "aria-label": `Per cent of requests to ${name}`,
+      disabled: only,
+      on: { change: () => this.set(target, Math.round(number.valueAsNumber * 10)) },
+    });
     this.writers.push(() => {
       const share = this.shares[target];
       slider.value = share / 10;
       slider.setAttribute("aria-valuetext", percent(share / WHOLE));
       if (document.activeElement !== number) number.value = share / 10;
       const seen = this.seen.get(short(digest ?? ""));
-      live.textContent = seen ? `${rate(seen.requests_per_second)}/s, p99 ${duration(seen.p99_seconds)}, ${percent(seen.failed_share)} failed` : "no requests lately";
+      live.textContent = seen
+        ? `${rate(seen.requests_per_second)}/s, p99 ${duration(seen.p99_seconds)}, ${percent(seen.failed_share)} failed`
+        : "no requests lately";
       live.classList.toggle("alarm", Boolean(seen?.failed_share));
     });
     this.writers.at(-1)();
     return el(
       "div",
       { class: "share" },
-      el("label", { htmlFor: id }, el("span", { class: target === "live" ? "chip live" : "chip" }, name), digest && short(digest) !== name ? el("code", {}, short(digest)) : null),
+      el(
+        "label",
+        { htmlFor: id },
+        el("span", { class: target === "live" ? "chip live" : "chip" }, name),
+        digest && short(digest) !== name ? el("code", {}, short(digest)) : null,
+      ),
       slider,
       el("span", { class: "percent" }, number, " %"),
       live,
@@ -108,7 +138,8 @@ export class RouteSection {
   }
 
   shadowField() {
-    if (!this.changeable) return el("p", {}, this.task.shadow ? ["Copies go to ", el("code", {}, short(this.task.shadow)), "."] : null);
+    if (!this.changeable)
+      return el("p", {}, this.task.shadow ? ["Copies go to ", el("code", {}, short(this.task.shadow)), "."] : null);
     const targets = [...Object.keys(this.task.aliases), ...this.task.versions.map((one) => one)];
     const choice = select([["", "None"], ...targets.map((one) => [one, short(one)])], this.copies, {
       on: {
@@ -118,7 +149,11 @@ export class RouteSection {
         },
       },
     });
-    return field("Shadow", choice, "Gets a copy of each request that the route decides. Its answers are compared, and nobody gets them.");
+    return field(
+      "Shadow",
+      choice,
+      "Gets a copy of each request that the route decides. Its answers are compared, and nobody gets them.",
+    );
   }
 
   buttons() {
@@ -146,7 +181,11 @@ export class RouteSection {
       text: `From now on: ${parts.join(", ")}${this.copies ? `; copies to ${short(this.copies)}` : "; no copies"}.`,
       does: "Change route",
       insist: { status: 409, does: "Do it all the same" },
-      work: (insists) => this.done(() => put(`${this.page.path}/route?${WAIT}`, { ...body, allow_other_labels: insists }), "The route is changed"),
+      work: (insists) =>
+        this.done(
+          () => put(`${this.page.path}/route?${WAIT}`, { ...body, allow_other_labels: insists }),
+          "The route is changed",
+        ),
     });
   }
 
@@ -184,8 +223,25 @@ function agreementOf({ version, agreed, differed, failed, skipped }) {
   return el(
     "div",
     { class: "agreement" },
-    el("p", {}, "Shadow ", el("code", {}, short(version)), ": ", el("strong", {}, compared ? `${percent(agreed / compared)} agreed` : "nothing compared yet"), compared ? ` of ${compared} inputs compared` : ""),
-    el("span", { class: "stack", "aria-hidden": "true" }, el("i", { class: "good", style: width(agreed) }), el("i", { class: "bad", style: width(differed) })),
-    el("p", { class: "quiet" }, `${agreed} agreed, ${differed} differed, ${failed} failed, ${skipped} skipped since the replicas started`),
+    el(
+      "p",
+      {},
+      "Shadow ",
+      el("code", {}, short(version)),
+      ": ",
+      el("strong", {}, compared ? `${percent(agreed / compared)} agreed` : "nothing compared yet"),
+      compared ? ` of ${compared} inputs compared` : "",
+    ),
+    el(
+      "span",
+      { class: "stack", "aria-hidden": "true" },
+      el("i", { class: "good", style: width(agreed) }),
+      el("i", { class: "bad", style: width(differed) }),
+    ),
+    el(
+      "p",
+      { class: "quiet" },
+      `${agreed} agreed, ${differed} differed, ${failed} failed, ${skipped} skipped since the replicas started`,
+    ),
   );
 }

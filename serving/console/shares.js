@@ -6,7 +6,10 @@ export const WHOLE = 1000;
 export function sharesOf(weights) {
   const total = Object.values(weights).reduce((sum, one) => sum + one, 0);
   const shares = Object.fromEntries(
-    Object.entries(weights).map(([target, weight]) => [target, weight ? Math.max(1, Math.round((weight / total) * WHOLE)) : 0]),
+    Object.entries(weights).map(([target, weight]) => [
+      target,
+      weight ? Math.max(1, Math.round((weight / total) * WHOLE)) : 0,
+    ]),
   );
   return evened(shares, null);
 }

@@ -43,6 +43,9 @@ function python(value) {
   if (value === true) return "True";
   if (value === false) return "False";
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([name, one]) => `${python(name)}: ${python(one)}`).join(", ")}}`;
+  if (typeof value === "object")
+    return `{${Object.entries(value)
+      .map(([name, one]) => `${python(name)}: ${python(one)}`)
+      .join(", ")}}`;
   return JSON.stringify(value); // a JSON string is a Python string, but for halves of characters, which no field gives
 }

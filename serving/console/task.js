@@ -38,7 +38,12 @@ class TaskPage {
       el(
         "div",
         { class: "head" },
-        el("div", {}, el("p", { class: "crumb" }, el("a", { href: "#/tasks" }, "Tasks")), el("h1", { tabindex: "-1" }, name)),
+        el(
+          "div",
+          {},
+          el("p", { class: "crumb" }, el("a", { href: "#/tasks" }, "Tasks")),
+          el("h1", { tabindex: "-1" }, name),
+        ),
         el(
           "div",
           { class: "row" },
@@ -46,7 +51,11 @@ class TaskPage {
           may("admin", name) ? button("Delete task…", () => this.deleteTask(), { class: "danger quietly" }) : null,
         ),
       ),
-      el("dl", { class: "tiles" }, Object.values(this.tiles).map((one) => one.element)),
+      el(
+        "dl",
+        { class: "tiles" },
+        Object.values(this.tiles).map((one) => one.element),
+      ),
       section("Versions", this.versions),
       section("Aliases", this.aliases),
       section("Route", this.route.element),
@@ -64,7 +73,10 @@ class TaskPage {
     this.route.take(task);
     fill(this.past, historyList(history));
     const hits = Object.values(task.hits).reduce((sum, one) => sum + one, 0);
-    this.tiles.Hits.set(percent(task.hit_rate), hits ? `of ${count(hits, "request")} to ${task.replica}` : "no requests yet");
+    this.tiles.Hits.set(
+      percent(task.hit_rate),
+      hits ? `of ${count(hits, "request")} to ${task.replica}` : "no requests yet",
+    );
   }
 
   live() {
@@ -87,7 +99,10 @@ class TaskPage {
     this.tiles.Failed.set(percent(own?.failed_share), "of answers", own?.failed_share > 0);
     this.seen = new Map(activity.versions.filter((one) => one.task === this.name).map((one) => [one.version, one]));
     for (const digest of this.task.versions) this.writeVersion(digest);
-    this.route.see(this.seen, activity.shadows.filter((one) => one.task === this.name));
+    this.route.see(
+      this.seen,
+      activity.shadows.filter((one) => one.task === this.name),
+    );
   }
 
   /** Make a change, tell how far it has spread, and show what is now. */
@@ -108,7 +123,17 @@ class TaskPage {
     const table = el(
       "table",
       {},
-      el("thead", {}, el("tr", {}, heads.map(([text, number]) => (text ? el("th", { scope: "col", class: number && "number" }, text) : el("td"))))),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          heads.map(([text, number]) =>
+            text ? el("th", { scope: "col", class: number && "number" }, text) : el("td"),
+          ),
+        ),
+      ),
       el("tbody", {}, lines),
     );
     fill(this.versions, scrolled("Versions", table));
@@ -117,15 +142,29 @@ class TaskPage {
   versionLine(digest) {
     const { task } = this;
     const aliases = Object.keys(task.aliases).filter((alias) => task.aliases[alias] === digest);
-    const live = { rate: el("td", { class: "number" }), p99: el("td", { class: "number" }), failed: el("td", { class: "number" }) };
+    const live = {
+      rate: el("td", { class: "number" }),
+      p99: el("td", { class: "number" }),
+      failed: el("td", { class: "number" }),
+    };
     this.lines.set(digest, live);
     this.writeVersion(digest);
     const unmixed = task.unmixed[digest];
     return el(
       "tr",
       {},
-      el("th", { scope: "row" }, el("code", { title: digest }, short(digest)), " ", copyButton(() => digest, "Copy", { "aria-label": `Copy: ${short(digest)}` })),
-      el("td", {}, aliases.map((alias) => el("span", { class: alias === "live" ? "chip live" : "chip" }, alias))),
+      el(
+        "th",
+        { scope: "row" },
+        el("code", { title: digest }, short(digest)),
+        " ",
+        copyButton(() => digest, "Copy", { "aria-label": `Copy: ${short(digest)}` }),
+      ),
+      el(
+        "td",
+        {},
+        aliases.map((alias) => el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)),
+      ),
       el("td", {}, tier(task.tiers[digest]), unmixed ? el("small", { class: "hint" }, `runs alone: ${unmixed}`) : null),
       live.rate,
       live.p99,
@@ -138,9 +177,17 @@ class TaskPage {
     if (!may("publish", this.name)) return null;
     const name = short(digest);
     return [
-      aliases.includes("live") ? null : button("Make live", () => this.promote(digest, "live"), { class: "small", "aria-label": `Make live: ${name}` }),
+      aliases.includes("live")
+        ? null
+        : button("Make live", () => this.promote(digest, "live"), {
+            class: "small",
+            "aria-label": `Make live: ${name}`,
+          }),
       button("Alias…", () => this.promote(digest), { class: "small", "aria-label": `Alias…: ${name}` }),
-      button("Delete…", () => this.deleteVersion(digest), { class: "small danger quietly", "aria-label": `Delete…: ${name}` }),
+      button("Delete…", () => this.deleteVersion(digest), {
+        class: "small danger quietly",
+        "aria-label": `Delete…: ${name}`,
+      }),
     ];
   }
 
@@ -153,7 +200,12 @@ class TaskPage {
   }
 
   promote(digest, alias = null) {
-    const named = el("input", { required: true, value: alias ?? "canary", pattern: "[A-Za-z0-9][A-Za-z0-9_.\\-]*", spellcheck: "false" });
+    const named = el("input", {
+      required: true,
+      value: alias ?? "canary",
+      pattern: "[A-Za-z0-9][A-Za-z0-9_.\\-]*",
+      spellcheck: "false",
+    });
     return confirmed({
       title: alias ? `Make ${short(digest)} live?` : `Point an alias at ${short(digest)}`,
       text: alias
@@ -192,11 +244,26 @@ class TaskPage {
         {},
         el("th", { scope: "row" }, el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)),
         el("td", {}, el("code", { title: digest }, short(digest))),
-        el("td", { class: "actions" }, may("publish", this.name) ? button("Roll back…", () => this.rollBack(alias), { class: "small", "aria-label": `Roll back…: ${alias}` }) : null),
+        el(
+          "td",
+          { class: "actions" },
+          may("publish", this.name)
+            ? button("Roll back…", () => this.rollBack(alias), { class: "small", "aria-label": `Roll back…: ${alias}` })
+            : null,
+        ),
       ),
     );
-    const heads = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Alias"), el("th", { scope: "col" }, "Version"), el("td")));
-    fill(this.aliases, lines.length ? scrolled("Aliases", el("table", { class: "slim" }, heads, el("tbody", {}, lines))) : el("p", { class: "quiet" }, "No alias points at a version."));
+    const heads = el(
+      "thead",
+      {},
+      el("tr", {}, el("th", { scope: "col" }, "Alias"), el("th", { scope: "col" }, "Version"), el("td")),
+    );
+    fill(
+      this.aliases,
+      lines.length
+        ? scrolled("Aliases", el("table", { class: "slim" }, heads, el("tbody", {}, lines)))
+        : el("p", { class: "quiet" }, "No alias points at a version."),
+    );
   }
 
   rollBack(alias) {
@@ -204,7 +271,8 @@ class TaskPage {
       title: `Roll ${alias} back?`,
       text: `${alias} points at ${short(this.task.aliases[alias])} now. It goes back to the version that it pointed at before.`,
       does: "Roll back",
-      work: () => this.change(() => post(`${this.path}/rollback`, { alias, wait: WAIT_SECONDS }), `${alias} is rolled back`),
+      work: () =>
+        this.change(() => post(`${this.path}/rollback`, { alias, wait: WAIT_SECONDS }), `${alias} is rolled back`),
     });
   }
 

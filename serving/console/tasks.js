@@ -12,13 +12,45 @@ const TIERS = ["materialised", "packed", "host", "disk", "store"];
 
 const COLUMNS = [
   { name: "Task", key: (row) => row.task.name, cell: (row) => link(row.task.name) },
-  { name: "Versions", number: true, key: (row) => row.task.versions.length, cell: (row) => whole(row.task.versions.length) },
+  {
+    name: "Versions",
+    number: true,
+    key: (row) => row.task.versions.length,
+    cell: (row) => whole(row.task.versions.length),
+  },
   { name: "Beside live", cell: beside, hint: "other aliases, and whether requests are split or copied" },
-  { name: "Held", key: (row) => TIERS.indexOf(heldAt(row)), cell: (row) => tier(heldAt(row)), hint: "the nearest tier that holds the live version" },
-  { name: "Hits", number: true, key: (row) => row.seen?.hit_rate ?? -1, cell: (row) => percent(row.seen?.hit_rate), hint: "share of requests that found the delta on the device, since the replica that was asked started" },
-  { name: "Requests/s", number: true, key: (row) => row.seen?.requests_per_second ?? -1, cell: (row) => rate(row.seen?.requests_per_second) },
-  { name: "p99", number: true, key: (row) => row.seen?.p99_seconds ?? -1, cell: (row) => duration(row.seen?.p99_seconds) },
-  { name: "Failed", number: true, key: (row) => row.seen?.failed_share ?? -1, cell: failed, hint: "share of answers with a status of 500 or more" },
+  {
+    name: "Held",
+    key: (row) => TIERS.indexOf(heldAt(row)),
+    cell: (row) => tier(heldAt(row)),
+    hint: "the nearest tier that holds the live version",
+  },
+  {
+    name: "Hits",
+    number: true,
+    key: (row) => row.seen?.hit_rate ?? -1,
+    cell: (row) => percent(row.seen?.hit_rate),
+    hint: "share of requests that found the delta on the device, since the replica that was asked started",
+  },
+  {
+    name: "Requests/s",
+    number: true,
+    key: (row) => row.seen?.requests_per_second ?? -1,
+    cell: (row) => rate(row.seen?.requests_per_second),
+  },
+  {
+    name: "p99",
+    number: true,
+    key: (row) => row.seen?.p99_seconds ?? -1,
+    cell: (row) => duration(row.seen?.p99_seconds),
+  },
+  {
+    name: "Failed",
+    number: true,
+    key: (row) => row.seen?.failed_share ?? -1,
+    cell: failed,
+    hint: "share of answers with a status of 500 or more",
+  },
 ];
 
 export async function show(main, { query, signal }) {
@@ -33,10 +65,13 @@ class TasksPage {
     this.rows = new Map();
     this.sorted = { column: COLUMNS[0], descending: false };
     this.shown = ROWS;
-    this.tiles = Object.fromEntries(
-      ["Tasks", "Requests/s", "Failed", "Replicas"].map((name) => [name, tile(name)]),
-    );
-    this.search = el("input", { type: "search", value: search, placeholder: "Part of a name", on: { input: () => this.draw() } });
+    this.tiles = Object.fromEntries(["Tasks", "Requests/s", "Failed", "Replicas"].map((name) => [name, tile(name)]));
+    this.search = el("input", {
+      type: "search",
+      value: search,
+      placeholder: "Part of a name",
+      on: { input: () => this.draw() },
+    });
     this.body = el("tbody");
     this.heads = COLUMNS.map((column) => this.head(column));
     this.found = el("p", { class: "quiet", role: "status" });
@@ -46,7 +81,11 @@ class TasksPage {
       "div",
       {},
       el("h1", { tabindex: "-1" }, "Tasks"),
-      el("dl", { class: "tiles" }, Object.values(this.tiles).map((one) => one.element)),
+      el(
+        "dl",
+        { class: "tiles" },
+        Object.values(this.tiles).map((one) => one.element),
+      ),
       this.list,
     );
     this.take(tasks);
@@ -67,7 +106,10 @@ class TasksPage {
     } else if (!this.table) {
       this.table = el("table", {}, el("thead", {}, el("tr", {}, this.heads)), this.body);
       const above = el("div", { class: "bar-row" }, field("Search", this.search), this.found);
-      fill(this.list, el("div", { class: "card" }, above, scrolled("Tasks", this.table), el("div", { class: "row" }, this.more)));
+      fill(
+        this.list,
+        el("div", { class: "card" }, above, scrolled("Tasks", this.table), el("div", { class: "row" }, this.more)),
+      );
     }
     this.draw();
   }
@@ -87,7 +129,7 @@ class TasksPage {
   see(activity) {
     const seen = new Map(activity.tasks.map((one) => [one.task, one]));
     for (const [name, row] of this.rows) row.seen = seen.get(name);
-    const sum = (field) => activity.tasks.reduce((total, one) => total + (one[field] ?? 0), 0);
+    const sum = (name) => activity.tasks.reduce((total, one) => total + (one[name] ?? 0), 0);
     const [asked, failing] = [sum("requests_per_second"), sum("failed_per_second")];
     this.tiles["Requests/s"].set(rate(asked), activity.seconds ? `over ${duration(activity.seconds)}` : "");
     this.tiles.Failed.set(asked ? percent(failing / asked) : "–", asked ? "of answers" : "no requests", failing > 0);
@@ -123,9 +165,17 @@ class TasksPage {
     found.sort(this.order());
     this.drawn = found.slice(0, this.shown);
     for (const row of this.drawn) this.write(row);
-    const same = this.body.rows.length === this.drawn.length && this.drawn.every((row, i) => this.body.rows[i] === row.line);
-    if (!same) fill(this.body, this.drawn.map((row) => row.line));
-    const all = found.length === this.rows.size ? count(found.length, "task") : `${found.length} of ${count(this.rows.size, "task")}`;
+    const same =
+      this.body.rows.length === this.drawn.length && this.drawn.every((row, i) => this.body.rows[i] === row.line);
+    if (!same)
+      fill(
+        this.body,
+        this.drawn.map((row) => row.line),
+      );
+    const all =
+      found.length === this.rows.size
+        ? count(found.length, "task")
+        : `${found.length} of ${count(this.rows.size, "task")}`;
     const note = found.length > this.shown ? `${all}, the first ${this.shown} shown` : all;
     if (this.found.textContent !== note) this.found.textContent = note;
     this.more.hidden = found.length <= this.shown;
@@ -152,7 +202,9 @@ class TasksPage {
   /** Fill a task's line, made once, so that focus stays where it is. */
   write(row) {
     if (!row.line) {
-      row.cells = COLUMNS.map((column, i) => el(i ? "td" : "th", { scope: i ? null : "row", class: column.number ? "number" : null }));
+      row.cells = COLUMNS.map((column, i) =>
+        el(i ? "td" : "th", { scope: i ? null : "row", class: column.number ? "number" : null }),
+      );
       row.line = el("tr", {}, row.cells);
       fill(row.cells[0], COLUMNS[0].cell(row));
     }
@@ -166,7 +218,10 @@ function beside({ task }) {
   const others = Object.keys(task.aliases).filter((alias) => alias !== "live");
   const split = task.route && Object.keys(task.route).length > 1;
   const marks = [split ? "split" : null, task.shadow ? "copied" : null].filter(Boolean);
-  return [others.map((alias) => el("span", { class: "chip" }, alias)), el("span", { class: "quiet" }, marks.join(", "))];
+  return [
+    others.map((alias) => el("span", { class: "chip" }, alias)),
+    el("span", { class: "quiet" }, marks.join(", ")),
+  ];
 }
 
 function heldAt({ seen }) {
@@ -189,6 +244,8 @@ function empty() {
     limited
       ? el("p", {}, `Your key is for the tasks ${key.tasks.join(", ")}, and there is none of these.`)
       : el("p", {}, "Cut a fine-tune to a delta and publish it. It appears here at once."),
-    limited ? null : code("ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken\nken publish trec trec.ken", "Commands"),
+    limited
+      ? null
+      : code("ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken\nken publish trec trec.ken", "Commands"),
   );
 }

@@ -38,7 +38,12 @@ export function tier(name) {
 /** Lines of code, with a button that copies them. */
 export function code(text, label = "Code") {
   const shown = el("pre", { tabindex: "0", "aria-label": label }, el("code", {}, text));
-  return el("div", { class: "code" }, shown, copyButton(() => text));
+  return el(
+    "div",
+    { class: "code" },
+    shown,
+    copyButton(() => text),
+  );
 }
 
 /** A button that copies what `text` gives. Where the browser forbids it, it says so. */

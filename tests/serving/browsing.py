@@ -43,3 +43,9 @@ class Console:
     def sees(self, text: str) -> None:
         """Wait until a text is seen in the page's main part or in a dialog."""
         self.page.locator("main, dialog").get_by_text(text).first.wait_for()
+
+    def run(self, module: str, function: str, argument: Any) -> Any:
+        """What a function gives that gets a module of the console and one argument."""
+        self.open()
+        source = f"async (argument) => ({function})(await import('{self.url}/console/{module}'), argument)"
+        return self.page.evaluate(source, argument)
