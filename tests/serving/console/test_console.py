@@ -75,17 +75,31 @@ def playground_answer(console: Console, task: str, kind: str | None = None) -> s
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_any_page(small: Served, console_of: Open, scheme: str) -> None:
+def test_axe_finds_nothing_on_any_page(
+    small: Served, with_keys: Served, every_kind: Served, console_of: Open, scheme: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+
+    def check(console: Console) -> None:
+        found = axe.run(console.page).response["violations"]
+        assert [(console.page.url, one["id"], one["nodes"][0]["html"][:200]) for one in found] == []
+
     console = console_of(small.url, color_scheme=scheme)
     for place in PAGES:
         console.open(place)
-        if place.startswith("playground"):
-            console.press("Ask")
-            console.page.locator(".output").first.wait_for()
-        found = axe.run(console.page).response["violations"]
-        told = [f"{place}: {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
-        assert told == []
+        check(console)
+    console.open("tasks/spam")
+    console.press("Roll back…: live")
+    check(console)
+    for task in ("answers", "tags", "search"):
+        console = console_of(every_kind.url, color_scheme=scheme)
+        playground_answer(console, task)
+        check(console)
+    console = console_of(with_keys.url, color_scheme=scheme)
+    console.open()
+    console.sign_in("ken_wrong")
+    console.sees("Unauthorized")
+    check(console)
 
 
 @pytest.mark.parametrize("place", PAGES)
