@@ -28,6 +28,7 @@ from serving.replica.gauges import add_gauges, add_generation_gauges, add_placem
 from serving.replica.generating import Generating
 from serving.replica.inference import Inference
 from serving.replica.observing import Observer
+from serving.replica.overlaps import Overlaps
 from serving.replica.placing import Placing
 from serving.replica.slot import Slot
 from serving.replica.telling_swaps import TellingSwaps
@@ -121,6 +122,7 @@ class Service:
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
         self._telling_swaps = TellingSwaps(self.metrics.swap_log, self.store, self.table, self.replica)
         self.observer = Observer(self.store, self.table, self.metrics, self.replica)
+        self.overlaps = Overlaps(self.cache.files, _shapes(self.resident))
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
         if self.generator is not None:
             add_generation_gauges(self.metrics, self.generator)
@@ -164,6 +166,7 @@ class Service:
         self.engine.stop()
         self._scrape.close()
         self.observer.close()
+        self.overlaps.close()
         if self.tracer is not None:
             self.tracer.close()
         self._slot.release()
@@ -222,6 +225,10 @@ def _resident(settings: Settings) -> ResidentModel:
     memory = sum(t.nbytes for t in base.backbone_tensors.values())
     _log.info("base %s, %.0f MB resident, fingerprint %s", base.name, memory / 1e6, resident.fingerprint.digest)
     return resident
+
+
+def _shapes(resident: ResidentModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in resident.checkpoint.backbone_tensors.items()}
 
 
 def _cache(

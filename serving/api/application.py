@@ -15,6 +15,7 @@ from serving.api import (
     failures,
     headers,
     huggingface,
+    kept,
     keys,
     kserve,
     many_tasks,
@@ -53,7 +54,7 @@ PROTOCOLS = (
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
-VIEWS = (session.router, activity.router, events.router)
+VIEWS = (session.router, activity.router, events.router, kept.router)
 """What the console needs beside these, and changes nothing."""
 
 
