@@ -2,7 +2,7 @@
 
 import { getIfThere } from "./api.js";
 import { el, field, fill, scrolled, select } from "./dom.js";
-import { bytes, percent, short, whole } from "./format.js";
+import { bytes, count, percent, short, whole } from "./format.js";
 import { refusal } from "./words.js";
 
 /** Folded until somebody asks: the server may have to read the delta for it. */
@@ -37,62 +37,58 @@ export function keptSection(page) {
   return details;
 }
 
-function pictured(kept) {
-  const { layers, unit, method } = kept;
-  const total = layers.reduce((sum, one) => sum + one.kept, 0);
-  const size = layers.reduce((sum, one) => sum + (one.bytes ?? 0), 0);
+function pictured({ method, bytes: size, layers }) {
   const numbers = [...new Set(layers.map((one) => one.layer).filter((one) => one !== null))].sort((a, b) => a - b);
-  const modules = [...new Set(layers.filter((one) => one.layer !== null).map((one) => one.module))];
-  const rest = layers.filter((one) => one.layer === null);
-  const most = Math.max(...layers.map((one) => one.share ?? 0)) || 1;
-  const found = new Map(layers.map((one) => [`${one.layer} ${one.module}`, one]));
-  const what = unit === "rank" ? "ranks" : "positions";
+  const inside = Map.groupBy(
+    layers.filter((one) => one.layer !== null),
+    (one) => one.module,
+  );
+  const outside = layers.filter((one) => one.layer === null);
+  const most = { positions: strongest(layers, "positions"), rank: strongest(layers, "rank") };
+  const lines = [...inside].map(([module, tensors]) => line(module, numbers, tensors, most));
   return [
-    el(
-      "p",
-      {},
-      `Method ${method}: ${whole(total)} ${what} in ${bytes(size)}. A darker cell keeps a larger share of its matrix.`,
-    ),
-    numbers.length ? scrolled("Kept by layer", grid(numbers, modules, found, most, what)) : null,
-    rest.length ? el("h3", {}, "Outside the layers") : null,
-    rest.length
-      ? el(
-          "table",
-          { class: "slim" },
-          el(
-            "tbody",
-            {},
-            rest.map((one) => el("tr", {}, el("th", { scope: "row" }, one.module), cell(one, most, what))),
-          ),
-        )
-      : null,
+    el("p", {}, `Method ${method}, ${size === null ? "" : `a file of ${bytes(size)}, `}${amounts(layers)}.`),
+    el("p", { class: "quiet" }, "A stronger colour keeps a larger share of its tensor. Columns are layers."),
+    lines.length ? scrolled("Kept by layer", grid(numbers, lines)) : null,
+    outside.length ? el("h3", {}, "Outside the layers") : null,
+    outside.length ? scrolled("Kept outside the layers", rows(outside, most)) : null,
   ];
 }
 
-function grid(numbers, modules, found, most, what) {
-  const heads = modules.map((module) => el("th", { scope: "col" }, module));
-  const lines = numbers.map((layer) =>
-    el(
-      "tr",
-      {},
-      el("th", { scope: "row" }, String(layer)),
-      modules.map((module) => cell(found.get(`${layer} ${module}`), most, what)),
-    ),
-  );
-  return el(
-    "table",
-    { class: "heat" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Layer"), heads)),
-    el("tbody", {}, lines),
-  );
+const strongest = (layers, unit) => Math.max(...layers.filter((one) => one.unit === unit).map((one) => one.share)) || 1;
+
+/** How much is kept in all, in words. */
+function amounts(layers) {
+  const positions = layers.filter((one) => one.unit === "positions").reduce((sum, one) => sum + one.kept, 0);
+  const shifted = layers.filter((one) => one.unit === "rank" && one.kept > 0).length;
+  const parts = [
+    shifted ? `${count(shifted, "matrix", "matrices")} shifted by the rank that is given` : null,
+    positions ? `${count(positions, "position")} kept` : null,
+  ];
+  return parts.filter(Boolean).join(", ") || "nothing kept";
 }
 
-function cell(one, most, what) {
+function grid(numbers, lines) {
+  const heads = numbers.map((layer) => el("th", { scope: "col", class: "number" }, String(layer)));
+  const head = el("tr", {}, el("th", { scope: "col" }, "Tensor"), heads);
+  return el("table", { class: "heat" }, el("thead", {}, head), el("tbody", {}, lines));
+}
+
+function line(module, numbers, tensors, most) {
+  const byLayer = new Map(tensors.map((one) => [one.layer, one]));
+  const cells = numbers.map((layer) => cell(byLayer.get(layer), most));
+  return el("tr", {}, el("th", { scope: "row" }, module), cells);
+}
+
+function rows(tensors, most) {
+  const lines = tensors.map((one) => el("tr", {}, el("th", { scope: "row" }, one.module), cell(one, most)));
+  return el("table", { class: "heat" }, el("tbody", {}, lines));
+}
+
+function cell(one, most) {
   if (!one) return el("td", { class: "number quiet" }, "–");
-  const title = `${one.module}: ${whole(one.kept)} of ${whole(one.of)} ${what}, ${bytes(one.bytes)}`;
-  return el(
-    "td",
-    { class: "number tint", title, style: { "--tint": (one.share ?? 0) / most } },
-    what === "ranks" ? whole(one.kept) : percent(one.share),
-  );
+  const ranked = one.unit === "rank";
+  const title = `${one.module}: ${whole(one.kept)} of ${whole(one.of)} ${ranked ? "ranks" : "positions"}, ${bytes(one.bytes)}`;
+  const text = ranked && one.kept ? `rank ${one.kept}` : percent(one.share);
+  return el("td", { class: "number tint", title, style: { "--tint": one.share / most[one.unit] } }, text);
 }

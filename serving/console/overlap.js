@@ -100,7 +100,7 @@ function heatMap({ tasks, shared, by_chance: byChance }, view) {
     const text = view === "found" ? number(given) : signed(given);
     return el(
       "td",
-      { class: "number tint", title, style: { "--tint": Math.abs(given) / most } },
+      { class: given < 0 ? "number tint less" : "number tint", title, style: { "--tint": Math.abs(given) / most } },
       text,
       view === "found" ? el("small", {}, number(byChance[i][j])) : null,
     );
@@ -116,8 +116,8 @@ function heatMap({ tasks, shared, by_chance: byChance }, view) {
   );
   const legend =
     view === "found"
-      ? "Above: shared. Below, smaller: by chance. Darker cells share more."
-      : "Shared less by chance. Near zero: the tasks have nothing in common. Darker cells are further from zero.";
+      ? "Above: shared. Below, smaller: by chance. A stronger colour shares more."
+      : "Shared, less what chance gives. Near zero, the tasks have nothing in common. Below zero, they share less than by chance.";
   return [
     scrolled(
       "Overlap",

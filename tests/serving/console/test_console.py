@@ -267,6 +267,30 @@ def test_a_refusal_is_in_the_servers_words_and_can_be_insisted_on(
     assert task_of(served, "spam")["versions"] == [deltas.spam.digest]
 
 
+def test_what_a_delta_keeps_is_counted_layer_by_layer(small: Served, console: Console) -> None:
+    kept = small.get("/v1/tasks/spam/kept").json()["layers"]
+    console.open("tasks/spam")
+    console.page.get_by_text("Count it, layer by layer").click()
+    lines = console.page.get_by_role("region", name="Kept by layer").locator("tbody tr")
+    lines.first.wait_for()
+    shown = [line.split() for line in lines.all_inner_texts()]
+    assert [line[0] for line in shown] == [one["module"] for one in kept if one["layer"] == 0]
+    first = [one for one in kept if one["module"] == shown[0][0]]
+    assert [float(share) for share in shown[0][1::2]] == [pytest.approx(100 * one["share"], abs=0.06) for one in first]
+
+
+# Overlap
+
+
+def test_overlap_stands_beside_what_chance_gives(small: Served, console: Console) -> None:
+    found = small.get("/v1/overlap?tasks=emotion,spam").json()
+    console.open("overlap?tasks=emotion,spam")
+    console.press("Compare")
+    cell = console.page.locator("td.tint").first
+    cell.wait_for()
+    assert cell.inner_text().split() == [f"{found[name][0][1]:.3f}" for name in ("shared", "by_chance")]
+
+
 # Replicas
 
 
