@@ -74,16 +74,6 @@ export const post = (path, body, signal) => plain("POST", path, body, signal);
 export const put = (path, body, signal) => plain("PUT", path, body, signal);
 export const remove = (path, signal) => plain("DELETE", path, undefined, signal);
 
-/** What a route gives, or null where the server has no such route. */
-export async function getIfThere(path, signal) {
-  try {
-    return await get(path, signal);
-  } catch (error) {
-    if (error instanceof Refusal && error.status === 404) return null;
-    throw error;
-  }
-}
-
 /** An answer and its headers, for a prediction. */
 export async function predict(path, body, signal) {
   const answer = await ask("POST", path, body, signal);

@@ -1,6 +1,6 @@
 // What a version's delta keeps, layer by layer.
 
-import { getIfThere } from "./api.js";
+import { get } from "./api.js";
 import { el, field, fill, scrolled, select } from "./dom.js";
 import { bytes, count, percent, short, whole } from "./format.js";
 import { refusal } from "./words.js";
@@ -12,8 +12,7 @@ export function keptSection(page) {
   const load = async (digest) => {
     fill(shown, el("p", { class: "quiet" }, "Counting…"));
     try {
-      const kept = await getIfThere(`${page.path}/kept?version=${digest}`, page.signal);
-      fill(shown, kept?.layers ? pictured(kept) : el("p", { class: "quiet" }, "This server does not tell it."));
+      fill(shown, pictured(await get(`${page.path}/kept?version=${digest}`, page.signal)));
     } catch (error) {
       if (!page.signal.aborted) fill(shown, refusal(error));
     }

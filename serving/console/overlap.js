@@ -1,6 +1,6 @@
 // How far tasks keep the same positions, against what chance gives, as KENviz counts it.
 
-import { Refusal, get, getIfThere } from "./api.js";
+import { Refusal, get } from "./api.js";
 import { button, el, fill, scrolled, select } from "./dom.js";
 import { Checklist } from "./picker.js";
 import { refusal } from "./words.js";
@@ -30,19 +30,8 @@ export async function show(main, { query, signal }) {
     fill(shown, el("p", { class: "quiet" }, "Counting…"));
     history.replaceState(null, "", `#/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`);
     try {
-      const found = await getIfThere(`v1/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`, signal);
-      fill(
-        shown,
-        found
-          ? pictured(found)
-          : el(
-              "p",
-              { class: "card" },
-              "This server does not tell it. ",
-              el("code", {}, "ken viz"),
-              " draws it from delta files.",
-            ),
-      );
+      const found = await get(`v1/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`, signal);
+      fill(shown, pictured(found));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       fill(shown, refusal(error));

@@ -1,6 +1,6 @@
 // Asking tasks: one, two side by side, or many at once.
 
-import { Refusal, get, getIfThere, part, predict } from "./api.js";
+import { Refusal, get, part, predict } from "./api.js";
 import { answered, manyAnswers } from "./answers.js";
 import { announce, button, el, field, fill, select } from "./dom.js";
 import { Conversation, textRequest } from "./generation.js";
@@ -314,13 +314,6 @@ function column(name, content) {
 /** The kinds that a task can be asked for, its own first. */
 async function kindsOf(name, signal) {
   const [task, version] = name.split("@");
-  const kept = await getIfThere(`v1/tasks/${part(task)}/kept${version ? `?version=${part(version)}` : ""}`, signal);
-  if (kept?.kinds) return kept.kinds;
-  const { inputs, outputs } = await get(`v2/models/${part(task)}`, signal);
-  const has = (tensors, wanted) => tensors.some((tensor) => tensor.name === wanted);
-  if (has(inputs, "question")) return ["question-answering"];
-  if (has(outputs, "label")) return ["text-classification", "zero-shot-classification", "rerank"];
-  if (has(outputs, "generated_text")) return [GENERATION];
-  if (has(outputs, "embedding")) return ["sentence-embeddings", "feature-extraction"];
-  return ["token-classification", "feature-extraction", "sentence-embeddings"];
+  const kept = await get(`v1/tasks/${part(task)}/kept${version ? `?version=${part(version)}` : ""}`, signal);
+  return kept.kinds;
 }

@@ -1,6 +1,6 @@
 // The replicas, how tasks are placed on them, and changes of task as they happen.
 
-import { Refusal, get, getIfThere } from "./api.js";
+import { Refusal, get } from "./api.js";
 import { el, fill, scrolled, svg } from "./dom.js";
 import { bytes, clock, duration, percent, rate, span, whole } from "./format.js";
 import { every, followActivity, followEvents } from "./live.js";
@@ -79,7 +79,7 @@ class ReplicasPage {
 
   async readiness() {
     try {
-      return await getIfThere("readyz", this.signal);
+      return await get("readyz", this.signal);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       return { status: error.detail };
@@ -87,7 +87,7 @@ class ReplicasPage {
   }
 
   told(base, ready) {
-    const placement = ready?.placement;
+    const placement = ready.placement;
     const one = (name, value, alarm = false) =>
       el("div", {}, el("dt", {}, name), el("dd", { class: alarm ? "alarm" : null }, value));
     return [
@@ -104,8 +104,8 @@ class ReplicasPage {
       placement?.trouble ? one("Why not", placement.trouble) : null,
       one(
         "Store",
-        ready?.store ? (ready.store.trouble ?? "answers") : (ready?.status ?? "unknown"),
-        Boolean(ready?.store?.trouble),
+        ready.store ? (ready.store.trouble ?? "answers") : (ready.status ?? "unknown"),
+        Boolean(ready.store?.trouble),
       ),
     ];
   }

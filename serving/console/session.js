@@ -1,6 +1,6 @@
 // Who looks at this page, and what their key allows.
 
-import { Refusal, get, post, remove, useToken } from "./api.js";
+import { get, post, remove, useToken } from "./api.js";
 
 const SCOPES = ["predict", "publish", "admin"];
 
@@ -12,15 +12,9 @@ export const session = () => current;
 /** Whether somebody must sign in first. */
 export const locked = () => current.needs_key && current.key === null;
 
-/** Ask the server who we are. An older server has no sessions: what it refuses is then shown where it is refused. */
+/** Ask the server who we are. */
 export async function look() {
-  try {
-    take(await get("v1/session"));
-  } catch (error) {
-    if (!(error instanceof Refusal && error.status === 404)) throw error;
-    take({ needs_key: false, key: null, csrf: null, version: null, base: null, replica: null });
-  }
-  return current;
+  take(await get("v1/session"));
 }
 
 export async function signIn(key) {

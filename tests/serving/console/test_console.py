@@ -16,6 +16,7 @@ from browsing import Console
 from over_http import Served
 
 from ken_core import DeltaFile
+from serving.routing.kinds import KINDS
 from tests.tiny_checkpoints import Deltas, Tiny
 from tests.tiny_language_tasks import LanguageTasks
 
@@ -307,6 +308,10 @@ def test_swaps_are_shown_as_they_happen(serve: Serve, deltas: Deltas, console_of
 
 
 # The playground
+
+
+def test_it_knows_every_kind_of_the_server(console: Console) -> None:
+    assert set(console.run("kinds.js", "(kinds) => Object.keys(kinds.KINDS)", None)) == set(KINDS)
 
 
 @pytest.mark.parametrize(
