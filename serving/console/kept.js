@@ -47,7 +47,11 @@ function pictured({ method, bytes: size, layers }) {
   const lines = [...inside].map(([module, tensors]) => line(module, numbers, tensors, most));
   return [
     el("p", {}, `Method ${method}, ${size === null ? "" : `a file of ${bytes(size)}, `}${amounts(layers)}.`),
-    el("p", { class: "quiet" }, "A stronger colour keeps a larger share of its tensor. Columns are layers."),
+    el(
+      "p",
+      { class: "quiet" },
+      "Columns are layers. The stronger the colour, the larger the share of the tensor that is kept.",
+    ),
     lines.length ? scrolled("Kept by layer", grid(numbers, lines)) : null,
     outside.length ? el("h3", {}, "Outside the layers") : null,
     outside.length ? scrolled("Kept outside the layers", rows(outside, most)) : null,

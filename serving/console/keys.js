@@ -26,7 +26,7 @@ const EXPIRIES = [
 const WAIT = "wait=10";
 const CHANGES_OF_KEYS = "@keys";
 
-export async function show(main, { signal }) {
+export async function show(main, { signal, restart }) {
   if (!may("admin")) {
     fill(
       main,
@@ -35,7 +35,7 @@ export async function show(main, { signal }) {
     );
     return;
   }
-  const page = new KeysPage(signal);
+  const page = new KeysPage(signal, restart);
   await page.reload();
   fill(main, page.element);
   followEvents(signal, (kind, told) => {
@@ -44,8 +44,9 @@ export async function show(main, { signal }) {
 }
 
 class KeysPage {
-  constructor(signal) {
+  constructor(signal, restart) {
     this.signal = signal;
+    this.restart = restart;
     this.list = el("div");
     this.trouble = el("div");
     this.heading = el("h1", { tabindex: "-1" }, "Keys");
@@ -188,9 +189,11 @@ class KeysPage {
   async settle(told) {
     announce(told);
     await look();
-    if (locked()) return dispatchEvent(new Event("hashchange"));
-    await this.reload();
-    this.heading.focus();
-    return undefined;
+    if (locked()) {
+      await this.restart();
+    } else {
+      await this.reload();
+      this.heading.focus();
+    }
   }
 }

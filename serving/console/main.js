@@ -30,12 +30,12 @@ async function go(arrived = true) {
   leaving = new AbortController();
   const { signal } = leaving;
   frame();
-  const place = locked() ? { show: signin.show, name: "Sign in", given: { then: start } } : placeOf(location.hash);
+  const place = locked() ? { show: signin.show, name: "Sign in" } : placeOf(location.hash);
   document.title = `${place.title ?? place.name} · ken-serve`;
   main.setAttribute("aria-busy", "true");
   fill(main, el("p", { class: "quiet" }, "Loading…"));
   try {
-    await place.show(main, { ...place.given, signal });
+    await place.show(main, { ...place.given, signal, restart: start });
   } catch (error) {
     if (!signal.aborted) fill(main, el("h1", { tabindex: "-1" }, place.name), refusal(error), again());
   }

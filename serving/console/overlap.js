@@ -1,6 +1,6 @@
 // How far tasks keep the same positions, against what chance gives, as KENviz counts it.
 
-import { Refusal, get } from "./api.js";
+import { get } from "./api.js";
 import { button, el, fill, scrolled, select } from "./dom.js";
 import { Checklist } from "./picker.js";
 import { refusal } from "./words.js";
@@ -33,8 +33,7 @@ export async function show(main, { query, signal }) {
       const found = await get(`v1/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`, signal);
       fill(shown, pictured(found));
     } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      fill(shown, refusal(error));
+      if (!signal.aborted) fill(shown, refusal(error));
     } finally {
       go.disabled = false;
     }
@@ -105,7 +104,7 @@ function heatMap({ tasks, shared, by_chance: byChance }, view) {
   );
   const legend =
     view === "found"
-      ? "Above: shared. Below, smaller: by chance. A stronger colour shares more."
+      ? "Above: shared. Below, smaller: by chance. The stronger the colour, the more they share."
       : "Shared, less what chance gives. Near zero, the tasks have nothing in common. Below zero, they share less than by chance.";
   return [
     scrolled(

@@ -4,7 +4,7 @@ import { el, field, fill } from "./dom.js";
 import { signIn } from "./session.js";
 import { refusal } from "./words.js";
 
-export function show(main, { then }) {
+export function show(main, { restart }) {
   const key = el("input", {
     type: "password",
     name: "key",
@@ -26,7 +26,7 @@ export function show(main, { then }) {
           fill(trouble);
           try {
             await signIn(key.value.trim());
-            await then();
+            await restart();
           } catch (error) {
             fill(trouble, refusal(error));
             key.select();
