@@ -3,7 +3,8 @@
 The calibration error is the expected calibration error of Guo et al. 2017 (arXiv 1706.04599), with 15 bins. Accuracy's
 interval is Wilson's (1927, JASA 22:209-212). The others come from the bootstrap: the basic interval of Davison and
 Hinkley (1997, Bootstrap Methods and their Application, 5.2), which takes off the bias that figures of few examples
-have.
+have, widened where it would not hold the figure itself. Where all answers are right, or all wrong, resamples tell
+nothing of the others that there may be; then both intervals follow from that of accuracy.
 """
 
 from __future__ import annotations
@@ -97,14 +98,21 @@ def report(
     if not truth:
         raise DataError("a classifier is judged on examples, and there is none")
     sample = _Sample.of(truth, answers, probabilities, len(labels))
-    drawn = sample.resampled(np.random.default_rng(seed))
-    counts = sample.counts()
+    counts, right = sample.counts(), int(sample.right.sum())
+    accuracy = wilson(right, len(truth), confidence)
+    f1, error = float(counts.macro_f1[0]), float(counts.calibration_error[0])
+    if 0 < right < len(truth):
+        drawn = sample.resampled(np.random.default_rng(seed))
+        of_f1, of_error = _basic(f1, drawn.macro_f1, confidence), _basic(error, drawn.calibration_error, confidence)
+    else:
+        of_f1 = Interval(f1, accuracy.low, accuracy.high)  # with such answers F1 is the accuracy
+        of_error = _by_accuracy(error, float(np.mean(probabilities)), accuracy)
     return ClassificationReport(
         examples=len(truth),
         confidence=confidence,
-        accuracy=wilson(int(sample.right.sum()), len(truth), confidence),
-        macro_f1=_basic(float(counts.macro_f1[0]), drawn.macro_f1, confidence),
-        calibration_error=_basic(float(counts.calibration_error[0]), drawn.calibration_error, confidence),
+        accuracy=accuracy,
+        macro_f1=of_f1,
+        calibration_error=of_error,
         labels=counts.of_labels(labels),
     )
 
@@ -209,6 +217,14 @@ def _divided(part: Numbers, whole: Numbers) -> Doubles:
 
 
 def _basic(value: float, drawn: Doubles, confidence: float) -> Interval:
-    """The basic bootstrap interval of a figure from 0 to 1."""
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(np.clip(2 * value - high, 0, 1)), float(np.clip(2 * value - low, 0, 1)))
+    """The basic bootstrap interval of a figure from 0 to 1, and at least the figure itself."""
+    low, high = 2 * value - np.quantile(drawn, [(1 + confidence) / 2, (1 - confidence) / 2])
+    return Interval(value, max(0.0, min(value, float(low))), min(1.0, max(value, float(high))))
+
+
+def _by_accuracy(value: float, sure: float, accuracy: Interval) -> Interval:
+    """The calibration error is at least the distance of the accuracy from the mean probability; that distance within
+    the accuracy's interval, and at least the figure itself."""
+    ends = [abs(sure - accuracy.low), abs(sure - accuracy.high)]
+    least = 0.0 if accuracy.low <= sure <= accuracy.high else min(ends)
+    return Interval(value, min(value, least), max(value, *ends))

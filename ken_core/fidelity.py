@@ -21,7 +21,7 @@ from ken_core.labels import Label, numbers_of
 from ken_core.progress import Progress, Stage, silent
 from ken_core.random_texts import random_texts
 from ken_core.resident import ResidentModel
-from ken_core.same_answers import gives_scores, same_answers, same_order
+from ken_core.same_answers import classes_said, gives_scores, same_answers, same_order
 from ken_core.teacher import Teacher
 from ken_core.tokenization import Encoder, Input, collate
 
@@ -45,6 +45,8 @@ class Fidelity:
         agreement: the share of answers that are the same (`ken_core.same_answers`); NaN where there are none.
         divergence: of the delta's answers from the fine-tune's, the mean over texts (`ken_core.divergence`): in nats
             where answers are classes.
+        commonest: the share of the fine-tune's answers that are its commonest one, which a delta that always gives
+            that one would agree with; None where answers are no classes.
         accuracy, tuned_accuracy: the share of labels that the delta and the fine-tune find; None without labels.
     """
 
@@ -54,6 +56,7 @@ class Fidelity:
     answers: int
     agreement: float
     divergence: float
+    commonest: float | None = None
     accuracy: float | None = None
     tuned_accuracy: float | None = None
 
@@ -127,6 +130,7 @@ class _Compared:
         self._places: list[int] = []
         self._divergence = 0.0
         self._same: list[torch.Tensor] = []
+        self._said: list[torch.Tensor] = []
         self._logits: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, first: Answers, second: Answers, mask: torch.Tensor, places: Sequence[int]) -> None:
@@ -138,8 +142,11 @@ class _Compared:
         self._divergence += float(divergence(self._kind, self._config, first, second, mask)) * len(places)
         if self._kind == "text-classification":
             self._logits.append((first["logits"].float(), second["logits"].float()))
-        if not self._scores:
-            self._same.append(same_answers(self._kind, self._config, first, second, mask))
+        if self._scores:
+            return
+        self._same.append(same_answers(self._kind, self._config, first, second, mask))
+        if (said := classes_said(self._kind, self._config, first, mask)) is not None:
+            self._said.append(said)
 
     def fidelity(self, *, random: bool, labels: list[int] | None) -> Fidelity:
         if self._scores:
@@ -155,9 +162,17 @@ class _Compared:
             answers=len(same),
             agreement=float(same.double().mean()),
             divergence=max(0.0, self._divergence / len(self._places)),
+            commonest=self._commonest,
             accuracy=own,
             tuned_accuracy=tuned,
         )
+
+    @property
+    def _commonest(self) -> float | None:
+        if not self._said:
+            return None
+        said = torch.cat(self._said)
+        return float(said.unique(dim=0, return_counts=True)[1].max()) / len(said)
 
     @property
     def _by_token(self) -> bool:

@@ -51,6 +51,19 @@ def same_answers(
     return _best(ours[mask]) == _best(theirs[mask])
 
 
+def classes_said(kind: str, config: PretrainedConfig, answers: Answers, mask: torch.Tensor) -> torch.Tensor | None:
+    """What is said of each text or token, as numbers: shape (answers, 1), or (answers, labels) where several may hold.
+
+    Arguments as in `same_answers`. None: answers of this kind are no classes.
+    """
+    if kind == "text-classification" and config.problem_type == "multi_label_classification":
+        holds: torch.Tensor = answers["logits"] > 0
+        return holds.long()
+    if kind == "text-classification":
+        return _best(answers["logits"])[:, None]
+    return _best(answers["logits"][mask])[:, None] if kind == "token-classification" else None
+
+
 def same_order(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Whether each pair of texts is in the same order by both models' scores: bool, one element for each pair.
 

@@ -33,8 +33,8 @@ def choose(name_or_path: str) -> Chosen:
     """What to open of a fine-tune's folder: the best checkpoint by the Trainer's record, else the folder itself, else
     the last checkpoint.
 
-    What is no folder, such as a hub name, and a folder without checkpoints in it are taken as they are. Nothing outside
-    the folder is read or returned.
+    What is no folder, such as a hub name, and a folder without checkpoints in it are taken as they are. No folder
+    outside the given one is ever taken.
 
     Raises:
         CheckpointError: none of the checkpoints holds weights; the record cannot be read; or it names a checkpoint as
@@ -94,7 +94,7 @@ def _best(folder: Path, steps: Mapping[int, Path]) -> tuple[int | None, str]:
             f"{path} names {named!r:.200} as the best checkpoint; expected the path of a checkpoint-<step>. Give "
             "the folder of the checkpoint to take"
         )
-    told = f", with {score:.4g}" if isinstance(score, float | int) and not isinstance(score, bool) else ""
+    told = f", with {score:.4g}" if isinstance(score, float) else ""
     return int(found[1]), told
 
 

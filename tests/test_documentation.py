@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,14 +108,63 @@ def test_links_within_the_repository_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_headline_figures_are_those_of_the_pages_that_they_link_to(page: str) -> None:
-    rows = re.findall(r"^\| .*\]\((.+?)#.+?\) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    screen = (ROOT / page).read_text().partition("\n## ")[0]
+    rows = re.findall(r"^\|(.*)\| \[[^]]*\]\(([^)#]+)#[^)]+\) \|$", screen, re.MULTILINE)
     assert len(rows) == 4
-    for line in re.findall(r"^\| .*#.*\|$", (ROOT / page).read_text(), re.MULTILINE):
-        (link,) = re.findall(r"\]\((.+?)#", line)
+    for shown, link in rows:
         told = ((ROOT / page).parent / link).read_text()
-        figures = re.findall(r"\d[\d.,]*\d|\d", line.rpartition("[")[0])
+        figures = re.findall(r"\d[\d.,]*\d|\d", shown)
         assert figures
-        assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", told)] == []
+        assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d)", told)] == []
+
+
+def shown_commands(page: str) -> list[list[str]]:
+    """The words of every command line of `ken` that a page shows, in a block or in a line."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    lines = [part for block in blocks for line in block.splitlines() for part in line.removeprefix("$ ").split(" && ")]
+    inline = re.findall(r"`(ken [a-z][^`]*)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [shlex.split(line, comments=True) for line in [*lines, *inline] if re.match(r" *ken [a-z]", line)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_a_page_shows_exist_with_their_options(page: str) -> None:
+    from serving.cli import app
+
+    def unknown(words: list[str]) -> list[str]:
+        command, rest = typer.main.get_command(app), words[1:]
+        while hasattr(command, "commands") and rest:
+            name, *rest = rest
+            if name not in command.commands:
+                return [name]
+            command = command.commands[name]
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        return [word for word in rest if re.match(r"--[a-z]", word) and word.partition("=")[0] not in options]
+
+    wrong = {" ".join(words): unknown(words) for words in shown_commands(page) if unknown(words)}
+    assert wrong == {}
+
+
+def test_the_page_of_the_light_install_sorts_every_command_that_is_not_about_tasks_alone() -> None:
+    from serving.cli import app
+    from serving.cli.panels import TASKS
+
+    section = (ROOT / "docs/client.md").read_text().partition("## A light install\n")[2].partition("\n## ")[0]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    sorted_here = {name for name, command in commands.items() if command.rich_help_panel != TASKS}
+    assert len(sorted_here) > 15
+    assert {name for name in sorted_here if not re.search(rf"`(?:ken )?{name}`", section)} == set()
+
+
+def test_the_map_of_the_house_has_every_folder_and_every_protocol() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "serving").glob("*/__init__.py")}
+    assert folders - set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == set()
+    (row,) = re.findall(r"^\| `api/` \|.*", text, re.MULTILINE)
+    protocols = {path.stem for path in (ROOT / "serving/api").glob("*.py") if "= Protocol(" in path.read_text()}
+    protocols = {name.removesuffix("_generation") for name in protocols}
+    assert len(protocols) > 4
+    assert [name for name in protocols if f"`{name}`" not in row] == []
 
 
 def make_targets() -> set[str]:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ken_core", "serving")
-AROUND = ("benchmarks", "deploy", "examples", "tests")
+AROUND = ("benchmarks", "deploy", "docs", "examples", "tests")
 
 FLOORS = (
     "cli",

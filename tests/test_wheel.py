@@ -7,6 +7,7 @@ are those of the environment that runs the tests.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,10 +45,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, since building writes into the folder it builds from."""
     copy = tmp_path_factory.mktemp("sources") / "ken-serve"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
     for name in (*PACKAGES, CLIENT):
         shutil.copytree(ROOT / name, copy / name, ignore=NOT_SOURCES, symlinks=True)
+    for name in ("pyproject.toml", "LICENSE", "deploy/package.md"):
+        shutil.copy(ROOT / name, copy / name)
     return copy
 
 
@@ -150,6 +151,13 @@ def test_an_index_takes_what_both_say_of_themselves(dist: Path) -> None:
     )
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count("PASSED") == 4
+
+
+def test_links_of_their_descriptions_work_on_an_index(wheel: Path, client_wheel: Path) -> None:
+    for built in (wheel, client_wheel):
+        targets = re.findall(r"\]\(([^)]*)\)", str(metadata_of(built).get_payload()))
+        assert targets
+        assert [target for target in targets if not target.startswith("https://")] == []
 
 
 @pytest.mark.slow

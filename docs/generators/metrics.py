@@ -27,7 +27,7 @@ def rows() -> Iterator[Row]:
     for owner in (found, found.requests):
         for metric in vars(owner).values():
             if isinstance(metric, MetricWrapperBase):
-                yield _row(_name(metric), metric._type, metric._labelnames, metric._documentation)
+                yield _row(_name(metric), str(metric._type), metric._labelnames, metric._documentation)
     yield from _gauges()
 
 

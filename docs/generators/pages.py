@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generators import commands, errors, links, metrics, python_names, settings
+from docs.generators import commands, errors, links, metrics, python_client, python_core, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {
@@ -20,9 +20,9 @@ OUTSIDE = {
 }
 """Pages that are kept elsewhere in the repository, and what they are called on the site."""
 GENERATED: dict[str, Callable[[], str]] = {
-    "client": python_names.client,
+    "client": python_client.client,
     "commands": commands.commands,
-    "core": python_names.core,
+    "core": python_core.core,
     "errors": errors.errors,
     "metrics": metrics.metrics,
     "settings": settings.settings,

@@ -30,7 +30,7 @@ def type_of(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         return "JSON list"
-    return schema["type"] + _limits(schema)
+    return f"{schema['type']}{_limits(schema)}"
 
 
 def _limits(schema: dict[str, Any]) -> str:

@@ -95,12 +95,18 @@ class RerankMeta(BaseModel):
     tokens: InputTokens
 
 
+class RerankUsage(BaseModel):
+    total_tokens: int = Field(description="as `input_tokens`")
+
+
 class RankedDocuments(BaseModel):
-    """The documents, the most relevant first."""
+    """The documents, the most relevant first. Clients of Jina and vLLM read `model` and `usage` too."""
 
     id: str | None = Field(description="the request's id, as in `X-Request-Id`")
     results: list[RankedDocument]
     meta: RerankMeta
+    model: str = Field(description="the model as the request names it; the digest of a merge")
+    usage: RerankUsage
 
 
 class CohereError(BaseModel):
@@ -115,12 +121,14 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
 
     def route(version: str) -> None:
         async def rerank(request: Request) -> Response:
-            _, answered = await ask(predictor, request, CohereRerankRequest)
+            body, answered = await ask(predictor, request, CohereRerankRequest)
             prediction = answered.prediction
             content = {
                 "id": request_id(request.scope),
                 "results": [_ranked(one) for one in prediction.outputs[0]],
                 "meta": {"api_version": {"version": version}, "tokens": {"input_tokens": prediction.tokens}},
+                "model": body.model if isinstance(body.model, str) else prediction.digest,
+                "usage": {"total_tokens": prediction.tokens},
             }
             return Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)
 

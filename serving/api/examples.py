@@ -90,6 +90,8 @@ ANSWERS: dict[str, Any] = {
         "id": "a650e05d403c49529ed7cb4abaf4a736",
         "results": [{"index": 0, "relevance_score": 0.97}],
         "meta": {"api_version": {"version": "2"}, "tokens": {"input_tokens": 34}},
+        "model": "passages",
+        "usage": {"total_tokens": 34},
     },
     "BaseInfo": {"name": "minilm", "fingerprint": _CANARY, "bytes": 90852864, "replica": _REPLICA, "trouble": None},
     "HistoryEntry": {

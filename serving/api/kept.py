@@ -97,7 +97,8 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
 
     @routes.get("/v1/overlap", responses=responses(404, 429))
     async def overlap(
-        request: Request, tasks: Annotated[str, Query(description=f"2 to {MOST_TASKS} names, with commas between them")]
+        request: Request,
+        tasks: Annotated[str, Query(description=f"2 to {MOST_TASKS} names, with commas between them")] = "",
     ) -> OverlapInfo:
         """How far the live versions of tasks keep the same positions, beside what chance would give."""
         who = authenticator.require(request, "predict")

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from serving.monitoring.activity import Activity, Answers, ReplicaActivity, TaskActivity
-from serving.terminal import counted, size, table
+from serving.terminal import counted, printable, size, table
 
 _NOTHING = "-"
 
@@ -21,11 +21,12 @@ def tables(found: Activity, url: str, most_tasks: int) -> RenderableType:
     if left > 0:
         parts.append(Text(f"and {counted(left, 'task')} more (--tasks)"))
     columns = ["replica", "state", "up", "requests/s", "in flight", "waiting", "mixed", "swaps/s", "tasks held"]
-    parts.append(table("replicas", columns, [_replica(one) for one in found.replicas]))
+    parts.append(_known("replicas", columns, [_replica(one) for one in found.replicas], {"up"}))
     parts.append(
         table("memory", ["replica", *_TIERS, "keys and values", "texts"], [_memory(r) for r in found.replicas])
     )
-    parts += [Text(f"{one.replica}: {trouble}", style="yellow") for one in found.replicas for trouble in one.trouble]
+    troubles = (f"{one.replica}: {trouble}" for one in found.replicas for trouble in one.trouble)
+    parts += [Text(printable(line), style="yellow") for line in troubles]
     if not found.replicas:
         parts.append(Text("no replica has reported", style="yellow"))
     return Group(*parts)
@@ -38,11 +39,18 @@ def waiting(url: str) -> RenderableType:
 
 def with_error(shown: RenderableType, reason: str) -> RenderableType:
     """What was shown last, with the reason why there is nothing newer."""
-    return Group(Text(f"{reason}; trying again", style="bold red"), shown)
+    return Group(Text(printable(f"{reason}; trying again"), style="bold red"), shown)
 
 
 _ANSWERS = ("requests/s", "p50", "p95", "failed/s", "refused/s")
 _TIERS = ("base", "materialised", "packed", "host", "disk")
+
+
+def _known(title: str, columns: list[str], rows: list[list[str]], optional: set[str]) -> RenderableType:
+    """A table without those optional columns of which no row has a value."""
+    empty = {c for i, c in enumerate(columns) if c in optional and all(row[i] == _NOTHING for row in rows)}
+    kept = [i for i, column in enumerate(columns) if column not in empty]
+    return table(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _in_all(found: Activity) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _CHECKING_SHARE = 0.2
 """Of the texts, where the others train the delta's values."""
+_LANGUAGE = ("text-generation", "fill-mask")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class CheckTexts:
     checking: Sequence[Input]
     labels: Sequence[Label] | None
     training: Sequence[Input] | None
+    unused_labels: bool = False
+    """Whether the file has labels that are not used, since it is for several tasks."""
 
     @classmethod
     def read(cls, path: Path, trains: bool, labelled: bool) -> CheckTexts:
@@ -46,8 +50,9 @@ class CheckTexts:
 
         texts, found = read_texts(path)
         labels = found if labelled else None
+        unused = found is not None and not labelled
         if not trains:
-            return cls(texts, labels, None)
+            return cls(texts, labels, None, unused)
         checking, training = divide(texts, labels, _CHECKING_SHARE)
         if not checking:
             raise DataError(
@@ -58,6 +63,7 @@ class CheckTexts:
             [texts[i] for i in checking],
             None if labels is None else [labels[i] for i in checking],
             [texts[i] for i in training],
+            unused,
         )
 
 
@@ -101,6 +107,9 @@ class TaskAdder:
         except (KenError, OSError) as error:
             added.error = str(error)
             error_line(f"{name}: {added.error}")
+        except Exception as error:  # whatever a strange folder leads to, the other tasks are made
+            added.error = f"failed in a way that was not foreseen, {type(error).__name__}: {error}"
+            error_line(f"{name}: {added.error}\n{traceback.format_exc()}")
         finally:
             if not self.keeps:
                 self._path(name).unlink(missing_ok=True)
@@ -111,6 +120,8 @@ class TaskAdder:
 
     def _extract(self, added: Added, texts: CheckTexts | None, watch: Progress) -> None:
         from ken_core import open_tuned
+        from ken_core.errors import CheckError
+        from ken_core.manifest import task_kind
         from ken_core.trainer_folder import choose
 
         chosen = choose(added.source)
@@ -118,21 +129,22 @@ class TaskAdder:
         if chosen.why:
             say(f"{added.task}: taking {chosen.name}, {chosen.why}")
         tuned = open_tuned(chosen.name)
+        unchecked = _why_unchecked(task_kind(type(tuned.model).__name__), texts)
+        if unchecked and self.least > 0:
+            raise CheckError(f"{unchecked}; with --least-agreement 0 it is published unchecked")
         training = texts.training if texts else None
         delta, added.file = self.recipe.make(self.base, tuned, self._path(added.task), training, watch)
         for warning in delta.warnings:
             added.warnings.append(warning)
             warn(f"{added.task}: {warning}")
-        self._check(added, tuned, texts, watch)
+        if unchecked:
+            added.warnings.append(f"not checked: {unchecked}")
+            warn(f"{added.task}: {added.warnings[-1]}")
+        else:
+            self._check(added, tuned, texts, watch)
 
     def _check(self, added: Added, tuned: Checkpoint, texts: CheckTexts | None, watch: Progress) -> None:
-        from ken_core.divergence import COMPARABLE
-
         assert added.file is not None
-        if self.least == 0 and (kind := added.file.manifest.kind) not in COMPARABLE:
-            added.warnings.append(f"not checked: answers of the kind {kind!r} cannot be compared")
-            warn(f"{added.task}: {added.warnings[-1]}")
-            return
         if texts is None:
             added.fidelity = self.checker(tuned, added.file, progress=watch)
         else:
@@ -153,12 +165,37 @@ class TaskAdder:
         tell_pending(change, publishing.wait)
 
 
+def _why_unchecked(kind: str, texts: CheckTexts | None) -> str:
+    """Why answers of a kind cannot be checked on these texts; empty where they can."""
+    from ken_core.divergence import COMPARABLE
+
+    if kind not in COMPARABLE:
+        return f"answers of the kind {kind!r} cannot be compared with the fine-tune's"
+    if kind in _LANGUAGE and texts is None:
+        return "how a language model goes on after random tokens says nothing: give --text FILE with texts like its own"
+    return ""
+
+
 def _check_agreement(found: Fidelity, least: float) -> None:
     """Raises `CheckError` where too few answers are the fine-tune's."""
     from ken_core.errors import CheckError
 
-    if least == 0 or found.agreement >= least:
+    if least == 0:
         return
+    if found.random and found.commonest is not None and found.commonest >= least:
+        raise CheckError(
+            f"nothing was published, for texts of random tokens tell nothing here: the fine-tune has one answer to "
+            f"{found.commonest:.1%} of {found.answers:,} {found.unit}, and so has a delta that is broken; give real "
+            "texts with --text, or --least-agreement 0 to publish without a check"
+        )
+    if found.agreement >= least:
+        return
+    if found.answers == 0:
+        raise CheckError(
+            f"nothing was published, for {counted(found.texts, 'text')} said nothing of the order of scores; give "
+            "--text with two or more texts that the fine-tune scores differently, or --least-agreement 0 to publish "
+            "without a check"
+        )
     what = "texts of random tokens" if found.random else "texts"
     real = "give real texts with --text, which judge better; " if found.random else ""
     raise CheckError(

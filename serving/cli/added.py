@@ -60,7 +60,8 @@ def _row(one: Added, labelled: bool) -> list[str]:
     found = one.fidelity
     measured, accuracies = ["not checked", "", ""], ["", ""]
     if found is not None:
-        measured = [f"{found.agreement:.1%}", f"{found.answers:,} {found.unit}", f"{found.divergence:.4f}"]
+        agreement = f"{found.agreement:.1%}" if found.answers else "unknown"
+        measured = [agreement, f"{found.answers:,} {found.unit}", f"{found.divergence:.4f}"]
     if found is not None and found.accuracy is not None:
         accuracies = [f"{found.accuracy:.3f}", f"{found.tuned_accuracy:.3f}"]
     published = "no" if one.revision is None else f"revision {one.revision}"

@@ -45,7 +45,7 @@ from serving.cli.options import (
 )
 from serving.cli.outputs import check_output_folder
 from serving.cli.panels import DELTAS
-from serving.terminal import counted, progress
+from serving.terminal import counted, progress, say
 
 if TYPE_CHECKING:
     from ken_core.progress import Progress, Stage
@@ -72,7 +72,8 @@ def add(
         typer.Option(
             help="FILE, or TASK=FILE, repeatable: texts to check answers on, as JSON lines, CSV or TSV with the field "
             "`text`, and `label` to see both accuracies; with --fit or --distil a fifth of them checks, the others "
-            "train. Labels in a FILE for several tasks are not used. Default: texts of random tokens"
+            "train. Labels in a FILE for several tasks are not used. Default: texts of random "
+            "tokens; a language model needs real ones"
         ),
     ] = None,
     least_agreement: Annotated[
@@ -136,6 +137,8 @@ def add(
         name: CheckTexts.read(path, recipe.trains, labelled=list(files.values()).count(path) == 1)
         for name, path in files.items()
     }
+    if any(one.unused_labels for one in texts.values()):
+        say("labels in a file for several tasks are not used; give --text TASK=FILE to see accuracies")
 
     from ken_core import open_base
     from ken_core.fidelity import Checker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import orjson
 import typer
 
 from ken_core.errors import KenError
@@ -18,12 +18,14 @@ from serving.cli.targets import Target, delta_file
 from serving.terminal import say
 
 if TYPE_CHECKING:
-    from serving.client import AsyncClient
+    from serving.client import AsyncClient, Prediction
     from serving.local.task import LocalTask
 
 _OF_THE_INPUT = (400, 413, 422)
 """Statuses that blame an input, and not the server or the key."""
 _SECONDS = 120.0
+_LARGE = 1 << 20
+"""Bytes of inputs, from which on a lost connection may be the server's refusal."""
 _ATTEMPTS = 10
 """Of a request, within `_SECONDS`: as long as a server takes to start anew."""
 
@@ -80,8 +82,11 @@ async def answerer(
         async with AsyncClient(url, key) as hasty:  # a wrong URL is told at once
             digest = version_of(await hasty.task(target.task), target.version)
         retries = Retries(attempts=_ATTEMPTS, first=0.5)
-        async with AsyncClient(url, key, timeout=_SECONDS, retries=retries) as client:
-            yield _Served(client, target.task, digest, kind, parameters or {})
+        async with (
+            AsyncClient(url, key, timeout=_SECONDS, retries=retries) as patient,
+            AsyncClient(url, key, timeout=_SECONDS, retries=Retries(attempts=2)) as hasty,
+        ):
+            yield _Served(patient, hasty, target.task, digest, kind, parameters or {})
         return
     yield _Local(_local_task(target, base, redis_url, data_dir, namespace), kind, parameters or {})
 
@@ -99,19 +104,32 @@ def _local_task(
             say(f"taking {chosen.name}, {chosen.why}")
         return LocalTask.of_folder(open_tuned(chosen.name))
     if base is None:
-        what = "a delta file" if target.kind == "file" else "a task of the store, whose delta is fetched"
-        raise typer.BadParameter(
-            f"{target.name} is {what}: give the base that it belongs to, or --url to ask a server", param_hint="--base"
-        )
+        of_file = f"{target.name} is a delta file; give the base that it belongs to"
+        of_store = f"{target.name} is a task of the store; give the base of its delta, or --url to ask a server"
+        raise typer.BadParameter(of_file if target.kind == "file" else of_store, param_hint="--base")
     with delta_file(target, redis_url, data_dir, namespace) as file:
         return LocalTask.of_delta(open_base(base), file)
 
 
 class _Served:
+    """A version of a task on a server.
+
+    Args:
+        patient: a client that waits for a server which starts anew.
+        hasty: one that gives up soon, for large requests.
+    """
+
     def __init__(
-        self, client: AsyncClient, task: str, digest: str, kind: str | None, parameters: Mapping[str, Any]
+        self,
+        patient: AsyncClient,
+        hasty: AsyncClient,
+        task: str,
+        digest: str,
+        kind: str | None,
+        parameters: Mapping[str, Any],
     ) -> None:
-        self._client, self._task, self.digest = client, task, digest
+        self._patient, self._hasty = patient, hasty
+        self._task, self.digest = task, digest
         self.kind = kind
         self.labels: Sequence[str] | None = None
         self._parameters = parameters
@@ -119,18 +137,42 @@ class _Served:
     async def answer(self, inputs: Sequence[Any]) -> list[Given]:
         from serving.client import ApiError
 
+        reason: str | None = None
         try:
-            found = await self._client.predict(
-                self._task, list(inputs), parameters=self._parameters or None, kind=self.kind, digest=self.digest
-            )
+            found = await self._predict(inputs)
+            if found is not None:
+                self.kind = found.kind
+                return [Given(output, i in found.truncated) for i, output in enumerate(found.outputs)]
+            reason = "the server closes the connection while it is sent, so it is too large for it; send less"
         except ApiError as error:
             if error.status not in _OF_THE_INPUT:
                 raise
-            if len(inputs) == 1:
-                return [Given(error=error.detail)]
-            return [one for alone in inputs for one in await self.answer([alone])]
-        self.kind = found.kind
-        return [Given(output, i in found.truncated) for i, output in enumerate(found.outputs)]
+            reason = error.detail
+        if len(inputs) == 1:
+            return [Given(error=reason)]
+        return [one for alone in inputs for one in await self.answer([alone])]
+
+    async def _predict(self, inputs: Sequence[Any]) -> Prediction | None:
+        """The server's answer; None if the server is there, but takes no request so large.
+
+        A server refuses a body that is too large before all of it has come, and closes the connection. To a client that
+        still sends, this looks like the loss of the server.
+        """
+        from serving.client import UnreachableError
+
+        if len(orjson.dumps(inputs)) < _LARGE:
+            return await self._asked(self._patient, inputs)
+        for _ in range(2):
+            try:
+                return await self._asked(self._hasty, inputs)
+            except UnreachableError:
+                await self._patient.task(self._task)  # raises if the server is lost indeed
+        return None
+
+    async def _asked(self, client: AsyncClient, inputs: Sequence[Any]) -> Prediction:
+        return await client.predict(
+            self._task, list(inputs), parameters=self._parameters or None, kind=self.kind, digest=self.digest
+        )
 
 
 class _Local:
@@ -154,6 +196,8 @@ class _Local:
 
 async def in_order(asked: Answerer, inputs: Sequence[Any], batch: int, in_flight: int) -> AsyncIterator[list[Given]]:
     """Answers in the order of the inputs, some at a time, with at most `in_flight` requests of `batch` inputs."""
+    import asyncio  # imported late, since `ken --help` would wait for it
+
     running: deque[asyncio.Task[list[Given]]] = deque()
     starts = iter(range(0, len(inputs), batch))
     try:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ken_core.errors import DataError
 from serving.cli.answering import Answerer, Given, answerer, in_order
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url
 from serving.cli.panels import ASKING
 from serving.cli.targets import LocalBase, Target, TargetArgument, target_of
-from serving.terminal import out, print_json, progress, table
+from serving.terminal import out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from ken_core.classification_report import ClassificationReport, Interval
     from ken_core.examples import Example
+    from ken_core.labels import Label
 
 _KIND = "text-classification"
 _BATCH = 32
 _IN_FLIGHT = 4
 _ONE = 1e-3
 """By how much the probabilities of all labels may differ from 1 together."""
+_FEW = 100
+"""Of fewer examples than this, resamples tell little."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,15 +60,19 @@ def evaluate(
 
     Example: ken eval trec@canary --data dev.jsonl --url http://localhost:8000
     """
+    import asyncio  # imported late, since `ken --help` would wait for it
+
     from ken_core.classification_report import report
     from ken_core.examples import read_examples
+    from ken_core.records import read_records
 
     meant = target_of(target, context, url)
     examples = read_examples(data)
+    lines = [row.line for row in read_records(data).rows]
 
     async def run() -> tuple[str, _Answers]:
         async with answerer(meant, base, url, redis_url, data_dir, namespace, kind=_KIND) as asked:
-            return asked.digest, await _answers(asked, examples)
+            return asked.digest, await _answers(asked, examples, lines)
 
     digest, found = asyncio.run(run())
     labels = sorted(found.labels)
@@ -93,8 +98,8 @@ class _Answers:
     probabilities: Sequence[float]
 
 
-async def _answers(asked: Answerer, examples: Sequence[Example]) -> _Answers:
-    """Ask for every example.
+async def _answers(asked: Answerer, examples: Sequence[Example], lines: Sequence[int]) -> _Answers:
+    """Ask for every example, which are in these lines of a file.
 
     Raises:
         DataError: an example cannot be answered, has a label that the task does not know, or the task gives a text no
@@ -102,13 +107,16 @@ async def _answers(asked: Answerer, examples: Sequence[Example]) -> _Answers:
     """
     inputs = [_input(example) for example in examples]
     outputs: list[list[dict[str, Any]]] = []
+    labels: list[str] = []
+    truth: list[str] = []
     with progress("evaluating") as update:
         async for some in in_order(asked, inputs, _BATCH, _IN_FLIGHT):
             for one in some:
-                outputs.append(_scores(one, len(outputs)))
+                outputs.append(_scores(one, lines[len(outputs)]))
+            if not labels:  # the first answer names them all, so that a wrong one is told at once
+                labels = [row["label"] for row in outputs[0]]
+                truth = _names([example.label for example in examples], lines, labels, asked.labels)
             update(len(outputs), len(inputs), "")
-    labels = [row["label"] for row in outputs[0]]
-    truth = _names([example.label for example in examples], labels, asked.labels)
     return _Answers(labels, truth, [rows[0]["label"] for rows in outputs], [rows[0]["score"] for rows in outputs])
 
 
@@ -118,51 +126,59 @@ def _input(example: Example) -> Any:
     return {"text": example.text, "text_pair": example.text_pair}
 
 
-def _scores(given: Given, place: int) -> list[dict[str, Any]]:
+def _scores(given: Given, line: int) -> list[dict[str, Any]]:
     """The probabilities of all labels, the highest first."""
     if given.error is not None:
-        raise DataError(f"example {place + 1} cannot be answered: {given.error}")
+        raise DataError(f"line {line} cannot be answered: {given.error}")
     rows: list[dict[str, Any]] = given.output
-    if len(rows) < 2 or abs(sum(row["score"] for row in rows) - 1) > _ONE:
+    total = sum(row["score"] for row in rows)
+    if len(rows) < 2 or abs(total - 1) > _ONE:
         raise DataError(
-            f"the scores of example {place + 1} are no probabilities of two or more labels that exclude each other "
-            f"(their sum is {sum(row['score'] for row in rows):.4g}), so this task gives a text no one label: it is "
-            "regression, or several labels may hold. ken eval knows classifiers with one label per text"
+            f"the scores of line {line} are no probabilities of two or more labels that exclude each other (their sum "
+            f"is {total:.4g}), so this task gives a text no one label: it is regression, or several labels may hold. "
+            "ken eval knows classifiers with one label per text"
         )
     return rows
 
 
-def _names(labels: Sequence[str | int], known: Sequence[str], numbered: Sequence[str] | None) -> list[str]:
+def _names(
+    labels: Sequence[Label], lines: Sequence[int], known: Sequence[str], numbered: Sequence[str] | None
+) -> list[str]:
     """The names of the examples' labels. Integers are names where the task has labels of all these names; else they
-    are the numbers of its labels, which only a task in this process tells."""
-    from ken_core.labels import numbers_of
-
-    if numbered is None:
-        missing = next((label for label in labels if str(label) not in known), None)
-        if missing is not None:
-            hint = "; a server does not tell the numbers of labels, so name them" if isinstance(missing, int) else ""
-            raise DataError(f"the examples have the label {missing!r}; the task knows {', '.join(sorted(known))}{hint}")
+    are the numbers of its labels, which only a task in this process tells (`ken_core.labels.numbers_of`)."""
+    if all(str(label) in known for label in labels):
         return list(map(str, labels))
-    names = dict(enumerate(numbered))
-    return [names[number] for number in numbers_of(labels, names)]
+    names = []
+    for line, label in zip(lines, labels, strict=True):
+        if isinstance(label, int) and numbered is not None and 0 <= label < len(numbered):
+            names.append(numbered[label])
+        elif isinstance(label, str) and label in known:
+            names.append(label)
+        else:
+            told = isinstance(label, int) and numbered is None
+            hint = "; a server does not tell the numbers of labels, so name them" if told else ""
+            raise DataError(f"line {line} has the label {label!r}; the task knows {', '.join(sorted(known))}{hint}")
+    return names
 
 
 def _show(target: Target, digest: str, data: Path, found: ClassificationReport, as_json: bool) -> None:
     if as_json:
         print_json({"target": target.name, "digest": digest, "data": str(data), **asdict(found)})
         return
-    out.print(f"{target.name} ({digest[:12]}…) on {found.examples:,} examples", highlight=False, markup=False)
     figures = (
         ("accuracy", found.accuracy),
         ("macro F1", found.macro_f1),
         ("calibration error", found.calibration_error),
     )
     bounds = f"{100 * found.confidence:g} % interval"
-    out.print(table("", ["figure", "value", bounds], [_figure(name, figure) for name, figure in figures]))
+    title = f"{target.name} ({digest[:12]}…) on {found.examples:,} examples"
+    out.print(table(title, ["figure", "value", bounds], [_figure(name, figure) for name, figure in figures]))
+    if found.examples < _FEW:
+        say(f"of fewer than {_FEW} examples, the intervals of F1 and calibration error are rough")
     columns = ["label", "precision", "recall", "F1", "examples", "answers"]
     rows = [
         [
-            escape(one.label),
+            one.label,
             f"{one.precision:.3f}",
             f"{one.recall:.3f}",
             f"{one.f1:.3f}",

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.options import TaskName
+from serving.cli.options import LOCAL_SERVER, ServerUrl, TaskName
 from serving.cli.panels import ASKING
-from serving.terminal import counted, say
+from serving.terminal import counted, printable, say
 
 if TYPE_CHECKING:
     from serving.client import TextPiece
-
-_URL = "http://127.0.0.1:8000"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,9 +33,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same text")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="text that ends the text; repeatable")] = None,
     timeout: Annotated[float, typer.Option(help="seconds until the text is given up")] = 600.0,
-    url: Annotated[
-        str, typer.Option(envvar="KEN_URL", help="URL of the server; the key is read from KEN_API_KEY")
-    ] = _URL,
+    url: ServerUrl = LOCAL_SERVER,
 ) -> None:
     """Have a task that is a language model continue a prompt, and print the text as it comes.
 
@@ -56,7 +52,7 @@ def generate(
         client.stream(task, _messages(text, system) if chat or system else text, parameters=parameters) as pieces,
     ):
         for piece in pieces:
-            typer.echo(piece.text, nl=False)
+            typer.echo(printable(piece.text) if sys.stdout.isatty() else piece.text, nl=False)
             last = piece
         typer.echo()
         usage = pieces.end.usage

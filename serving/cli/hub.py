@@ -39,7 +39,9 @@ def push(
         str | None, typer.Option(help="file name in the repository; default the file's own, or the task's with .ken")
     ] = None,
     alias: Annotated[str, typer.Option(help="the task's version to push: an alias or a digest")] = "live",
-    private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="make a new repository private, and refuse one that is public")
+    ] = False,
     base_model: Annotated[
         str | None, typer.Option(help="the base's name on the Hub; default the name in the delta, if it is one")
     ] = None,
@@ -57,16 +59,16 @@ def push(
     Example: ken push trec.ken me/minilm-deltas
     """
     from serving.hub import card
-    from serving.hub.deltas import check_file_name
     from serving.hub.deltas import push as push_to
+    from serving.hub.names import check_delta_file, hub_name
     from serving.hub.repository import Repository
 
-    if base_model is not None and card.hub_name(base_model) is None:
+    if base_model is not None and hub_name(base_model) is None:
         raise typer.BadParameter(f"found {base_model!r}, expected owner/name", param_hint="--base-model")
     with _opened(delta, alias, redis_url, data_dir, namespace) as file:
-        file_name = check_file_name(name or (file.path.name if _is_file(delta) else f"{delta}.ken"))
+        file_name = check_delta_file(name or (file.path.name if _is_file(delta) else f"{delta}.ken"))
         found = facts(file)
-        base = base_model or card.hub_name(file.manifest.base.name)
+        base = base_model or hub_name(file.manifest.base.name)
         if base is None:
             warn(
                 f"the delta's base is {file.manifest.base.name!r}, which is no name on the Hub, so the card links to "
@@ -110,14 +112,14 @@ def pull(
     from serving.security.signature_file import signature_file
 
     if wanted := out_file or (file and Path(file)):
-        check_output_file(wanted, "--out", overwrite)
+        _check_outputs(wanted, overwrite)
     trusted = trusted_keys_of(trusted_keys)
     beside = Path.cwd() if out_file is None else out_file.resolve().parent
     hub = Repository(repository, progress=err.is_terminal)
     with pulled(hub, file, revision, beside) as got:
         signed = check_signed(got.delta.path, trusted) if trusted else None
         target = out_file or Path(got.delta.path.name)
-        check_output_file(target, "--out", overwrite)
+        _check_outputs(target, overwrite)
         signatures, beside_target = signature_file(got.delta.path), signature_file(target)
         found = facts(got.delta) | {"file": str(target)}
         # the signatures first: a delta never lies beside those of another one
@@ -130,6 +132,14 @@ def pull(
         return
     show(found, as_json=False)
     say(f"pulled {target} from {hub.url}, commit {got.commit}" + (f"; {signed}" if signed else ""))
+
+
+def _check_outputs(delta: Path, overwrite: bool) -> None:
+    """Refuse to replace a delta file, or the signatures that lie where its own would, unless that was asked for."""
+    from serving.security.signature_file import signature_file
+
+    for path in (delta, signature_file(delta)):
+        check_output_file(path, "--out", overwrite)
 
 
 def _is_file(delta: str) -> bool:
@@ -170,7 +180,7 @@ def _told(found: dict[str, Any]) -> dict[str, str]:
     """The rows of the card's table."""
     lines = lines_of(found)
     parts, loss = lines.pop("", ""), [lines.pop(key) for key in ("calibrated", "distilled") if key in lines]
-    not_measured = "not measured; `ken calibrate` measures it, and promises it for other text"
+    not_measured = "not measured: ken calibrate measures it, and promises it for other text"
     return {
         **lines,
         "base": f"{found['base']}, fingerprint {found['fingerprint']}",

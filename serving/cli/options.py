@@ -36,6 +36,11 @@ Url = Annotated[
         help="work through the server at this URL, with the key in KEN_API_KEY, and not on the store itself",
     ),
 ]
+ServerUrl = Annotated[
+    str, typer.Option("--url", envvar="KEN_URL", help="URL of the server; the key is read from KEN_API_KEY")
+]
+LOCAL_SERVER = "http://127.0.0.1:8000"
+"""Where `ken serve` listens if it is not told otherwise."""
 RedisUrl = Annotated[
     str | None, typer.Option(envvar="KEN_REDIS_URL", help="URL of the store; without one, the embedded store is used")
 ]

@@ -9,5 +9,5 @@ _NEEDS = "" if find_spec("torch") else " (need ken-serve: pip install ken-serve)
 DELTAS = f"Fine-tunes and their deltas{_NEEDS}"
 FILES = "Delta files"
 TASKS = "Tasks, versions and keys, in a store or through a server"
-ASKING = "A server that runs"
+ASKING = "Ask and watch"
 SERVING = f"Run a server{_NEEDS}"

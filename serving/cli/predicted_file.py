@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -25,15 +25,21 @@ _WORDS = {
 
 
 class PredictedFile:
-    """The lines that are written already, and the ones that follow."""
+    """The lines that are written already, and the ones that follow. One run at a time has it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._record = path, path.with_name(f"{path.name}.run")
+        self._file: IO[bytes] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether the output or the record of its run is there."""
+        return self._path.exists() or self._record.exists()
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Make an empty output, and the record of its run."""
         with writing(self._path):
-            self._path.write_bytes(b"")  # first, so that no older answers are ever beside the new record
+            self._opened().truncate(0)  # first, so that no older answers are ever beside the new record
         with new_file(self._record) as partial:
             partial.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
 
@@ -45,9 +51,14 @@ class PredictedFile:
             lines: the numbers of all lines of the input that are answered, in order.
 
         Raises:
-            OutputError: the output was made from something else, or is no output of `ken predict`; the message says
-                what differs.
+            OutputError: the output was made from something else, is no output of `ken predict`, or another run writes
+                to it; the message says which.
         """
+        with writing(self._path):
+            file = self._opened()
+            data = self._path.read_bytes()
+        if not data:  # cut off before the first answer, perhaps before the record
+            return []
         recorded = self._recorded()
         for name, words in _WORDS.items():
             if recorded.get(name) != run.get(name):
@@ -56,15 +67,36 @@ class PredictedFile:
                     f"{self._path} was made from {words}: {_shown(recorded.get(name))} by {self._record.name}, now "
                     f"{_shown(run.get(name))}; give what it was made from, or another --out{start}"
                 )
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            data = b""
         whole = data[: data.rfind(b"\n") + 1]
         found = [self._checked(number, line, lines) for number, line in enumerate(whole.splitlines())]
-        with writing(self._path), self._path.open("ab") as file:
+        with writing(self._path):
             file.truncate(len(whole))
         return found
+
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write further lines. They outlive the end of this process."""
+        with writing(self._path):
+            file = self._opened()
+            file.write(as_lines(lines))
+            file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _opened(self) -> IO[bytes]:
+        """The file, open to append to, and locked until it is closed."""
+        import fcntl  # not on every system on which other commands run
+
+        if self._file is None:
+            self._file = self._path.open("ab")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"another ken predict is writing {self._path}; wait until it has ended, or give another --out"
+                ) from None
+        return self._file
 
     def _recorded(self) -> Mapping[str, Any]:
         try:
@@ -88,16 +120,6 @@ class PredictedFile:
                 "give another --out, or --overwrite"
             )
         return "error" not in found
-
-    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Write further lines. They outlive the end of this process."""
-        with writing(self._path), self._path.open("ab") as file:
-            file.write(as_lines(lines))
-
-    @property
-    def exists(self) -> bool:
-        """Whether the output or the record of its run is there."""
-        return self._path.exists() or self._record.exists()
 
 
 def sha256_of(inputs: Sequence[Any]) -> str:

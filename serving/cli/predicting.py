@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +58,8 @@ def predict(
 
     Example: ken predict trec --data questions.jsonl --out answers.jsonl --url http://localhost:8000
     """
+    import asyncio  # imported late, since `ken --help` would wait for it
+
     meant = target_of(target, context, url)
     asked_for = _parsed(parameters)
     to_stdout = str(out) == "-"
@@ -71,6 +72,8 @@ def predict(
                 f"{out} exists already; --resume goes on with it, --overwrite replaces it", param_hint="--out"
             )
         check_output_file(out, "--out", overwrite)
+    if written is not None and out.exists() and data.exists() and out.samefile(data):
+        raise typer.BadParameter(f"{out} is the file of the inputs; give another one", param_hint="--out")
     limits = (batch, in_flight if meant.kind == "served" else 1)  # in this process one batch runs at a time anyway
     lines, inputs = read_inputs(_STDIN if str(data) == "-" else data)
 
@@ -83,7 +86,11 @@ def predict(
             await _answer(asked, lines, inputs, done, _Output(written, made_from), limits)
             return done
 
-    done = asyncio.run(run())
+    try:
+        done = asyncio.run(run())
+    finally:
+        if written is not None:
+            written.close()
     failed = done.count(False)
     if written is not None:
         say(f"wrote {out}: {counted(len(done), 'line')}, {counted(failed, 'error')}")

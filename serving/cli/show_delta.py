@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.cli.delta_facts import facts
 from serving.cli.promise_line import promise_line
-from serving.terminal import counted, out, print_json, size, table, warn
+from serving.terminal import counted, fact, out, print_json, size, table, warn
 
 _ADAPTERS = {"lora": "LoRA", "shira": "SHiRA"}
 
@@ -26,7 +26,7 @@ def show(found: dict[str, Any], as_json: bool, tensors: list[dict[str, Any]] | N
         print_json({**found, **({"per_tensor": tensors} if tensors else {})})
         return
     for key, value in lines_of(found).items():
-        out.print(f"{key:>12}  {value}", highlight=False, markup=False)
+        fact(key, value)
     if tensors:
         _show_tensors(tensors)
 

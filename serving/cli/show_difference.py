@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.markup import escape
 
 from serving.cli.delta_facts import facts
-from serving.terminal import counted, out, print_json, size, table
+from serving.terminal import counted, fact, out, print_json, size, table
 
 if TYPE_CHECKING:
     from ken_core import DeltaFile
@@ -137,17 +136,23 @@ def _plain_answers(answers: Sequence[Compared], most: int) -> dict[str, Any]:
 def _show_held(held: Held) -> None:
     names = [str(one["name"]) for one in (held.first, held.second)]
     rows = []
-    for fact in _TOLD:
-        pair = [held.first[fact], held.second[fact]]
-        told = [size(one) if fact == "bytes" else escape(str(one)) for one in pair]
-        rows.append([fact, *told, "" if pair[0] == pair[1] else "differs"])
-    out.print(table("", ["", *map(escape, names), ""], rows))
-    _line("labels", _labels(held.labels, names))
+    for name in _TOLD:
+        pair = [held.first[name], held.second[name]]
+        told = [size(one) if name == "bytes" else str(one) for one in pair]
+        rows.append([name, *told, "" if pair[0] == pair[1] else "differs"])
+    out.print(table("", ["", *_headings(names), ""], rows))
+    fact("labels", _labels(held.labels, names))
     if held.first["fingerprint"] != held.second["fingerprint"]:
-        _line("base", "they were made against bases of different weights")
+        fact("base", "they were made against bases of different weights")
     for name, tensors in zip(names, (held.only_first, held.only_second), strict=True):
         if tensors:
-            _line("tensors", f"{counted(len(tensors), 'tensor')} in {name} alone, {tensors[0]} for example")
+            fact("tensors", f"{counted(len(tensors), 'tensor')} in {name} alone, {tensors[0]} for example")
+
+
+def _headings(names: Sequence[str]) -> list[str]:
+    """Files without their folders, if that tells them apart: long paths would push the last column off the screen."""
+    last = [name.rpartition("/")[2] or name for name in names]
+    return last if last[0] != last[1] else list(names)
 
 
 def _labels(found: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -160,26 +165,23 @@ def _labels(found: Mapping[str, Any], names: Sequence[str]) -> str:
 def _show_apart(found: Difference) -> None:
     positions = found.positions
     if positions.first or positions.second:
-        _line(
+        fact(
             "positions",
             f"{positions.first:,} and {positions.second:,} kept, {positions.both:,} in both: Jaccard "
             f"{positions.jaccard:.4f}, by chance {positions.jaccard_by_chance:.4f}",
         )
     for what, apart in (("shifts", found.shifts), ("at shared", found.at_shared)):
-        _line(
+        fact(
             what,
             f"cosine {apart.cosine:.4f}, distance {apart.distance:.4f} of their length, {apart.elements:,} elements",
         )
-    _line("head", "differs" if found.head_differs else "the same")
+    fact("head", "differs" if found.head_differs else "the same")
 
 
 def _show_answers(answers: Sequence[Compared], most: int) -> None:
     changed = _changed(answers)
-    _line("answers", f"{1 - len(changed) / len(answers):.1%} of {len(answers):,} agree, {len(changed):,} changed")
-    rows = [
-        [str(one.line), *map(escape, (_short(one.input), _said(one.first), _said(one.second)))]
-        for one in changed[:most]
-    ]
+    fact("answers", f"{1 - len(changed) / len(answers):.1%} of {len(answers):,} agree, {len(changed):,} changed")
+    rows = [[str(one.line), _short(one.input), _said(one.first), _said(one.second)] for one in changed[:most]]
     if rows:
         title = "changed answers" + (f", {most} of {len(changed)}" if len(changed) > most else "")
         out.print(table(title, ["line", "input", "first", "second"], rows))
@@ -197,7 +199,3 @@ def _said(output: Any) -> str:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     return " ".join(text[: 2 * _LONGEST].split())[:_LONGEST]
-
-
-def _line(name: str, text: str) -> None:
-    out.print(f"{name:>12}  {text}", highlight=False, markup=False)

@@ -74,7 +74,7 @@ def target_of(name: str, context: typer.Context | None = None, url: str | None =
             option = f"--{given.replace('_', '-')}"
             raise typer.BadParameter(f"found {name!r} and {option}; give a task's name with {option}, or leave it out")
     elif path.exists():
-        if could_be_a_task:
+        if could_be_a_task and not name.endswith(".ken"):
             say(f"{name} is taken for the {'folder' if path.is_dir() else 'file'} here, and not for a task")
         return Target(name, "folder" if path.is_dir() else "file")
     elif not could_be_a_task or name.endswith(".ken"):

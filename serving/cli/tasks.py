@@ -108,9 +108,10 @@ def tasks(
         routed = _routed(task)
         for digest in task.versions:
             named = ", ".join(sorted(alias for alias, d in task.aliases.items() if d == digest))
-            bytes_ = size(sizes[digest]) if digest in sizes else ""
-            rows.append([task.name, digest, bytes_, named, ", ".join(routed.get(digest, ()))])
-    out.print(table(f"revision {found.revision}", ["task", "digest", "bytes", "aliases", "route"], rows))
+            nbytes = [size(sizes[digest]) if digest in sizes else ""] if sizes else []
+            rows.append([task.name, digest, *nbytes, named, ", ".join(routed.get(digest, ()))])
+    columns = ["task", "digest", *(["bytes"] if sizes else []), "aliases", "route"]  # a server does not tell sizes
+    out.print(table(f"revision {found.revision}", columns, rows))
 
 
 def promote(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.cli.options import LOCAL_SERVER, ServerUrl
 from serving.cli.panels import ASKING
 from serving.terminal import error_line, out, print_json
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from serving.monitoring.activity import Activity
     from serving.monitoring.looking import Watcher
 
-_URL = "http://127.0.0.1:8000"
 _LINES_AROUND = 17
 """Lines of the screen that hold no task and no replica: titles, heads and borders of the tables."""
 _FEWEST_TASKS = 3
@@ -32,9 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def top(
-    url: Annotated[
-        str, typer.Option(envvar="KEN_URL", help="URL of the server; the key is read from KEN_API_KEY")
-    ] = _URL,
+    url: ServerUrl = LOCAL_SERVER,
     interval: Annotated[float, typer.Option(min=0.1, help="seconds from one look at the server to the next")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="show one interval, and end")] = False,
     most_tasks: Annotated[

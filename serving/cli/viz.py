@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from serving.cli.options import BaseOption, JsonFlag
 from serving.cli.outputs import check_output_folder
@@ -116,19 +115,19 @@ def _kinds(report: Report) -> Any:
     from ken_core.viz.tally import percent
 
     if len(report.subjects) > _MOST_COLUMNS:
-        rows = [[escape(one.label), percent(one.overall.fraction)] for one in report.subjects]
+        rows = [[one.label, percent(one.overall.fraction)] for one in report.subjects]
         return table("kept of the backbone", ["delta", "kept"], rows)
     tallies = [one.by_kind for one in report.subjects]
     rows = [[short, *(percent(found[kind].fraction) for found in tallies)] for kind, short in report.short.items()]
     rows.append(["all", *(percent(one.overall.fraction) for one in report.subjects)])
-    return table("kept, by kind of tensor", ["kind", *(escape(one.label) for one in report.subjects)], rows)
+    return table("kept, by kind of tensor", ["kind", *(one.label for one in report.subjects)], rows)
 
 
 def _overlaps(report: Report) -> Any:
     pairs = sorted(report.pairs, key=lambda pair: pair.overall.jaccard, reverse=True)
     left = f", the {_MOST_PAIRS} largest of {len(pairs)}" if len(pairs) > _MOST_PAIRS else ""
     rows = [
-        [escape(f"{p.first} and {p.second}"), f"{p.overall.jaccard:.4f}", f"{p.overall.jaccard_by_chance:.4f}"]
+        [f"{p.first} and {p.second}", f"{p.overall.jaccard:.4f}", f"{p.overall.jaccard_by_chance:.4f}"]
         for p in pairs[:_MOST_PAIRS]
     ]
     return table(f"overlap of kept positions{left}", ["pair", "Jaccard", "by chance"], rows)

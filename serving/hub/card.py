@@ -1,7 +1,8 @@
 """The model card of a repository with deltas: metadata for the Hub, and one section for each delta.
 
-A section stands between two comments with the delta's file name. Only what is between them is ever replaced, so a card
-may hold other text before and after.
+A section stands between two comments with the delta's file name. Of a card's text, only what is between them is ever
+replaced. Of its metadata, keys that are missing are added below the others; the block is written anew, without its
+comments, only where the value of a key must change.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.hub.failures import HubError
+import yaml
+
+from serving.hub.errors import HubError
 
 FILE = "README.md"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|])")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_LONGEST_CELL = 1000
+"""Characters. A delta may have 131,072 labels."""
 _PIPELINES = {"sentence-embeddings": "sentence-similarity"}
 
 
@@ -37,11 +41,6 @@ class About:
     license: str | None = None
 
 
-def hub_name(base: str) -> str | None:
-    """The name of a base, if it has the form of a name on the Hub."""
-    return base if _HUB_NAME.fullmatch(base) else None
-
-
 def section(file: str, repository: str, facts: Mapping[str, str], base: str | None) -> str:
     """A delta's section: what it is, and the commands that serve it.
 
@@ -50,7 +49,7 @@ def section(file: str, repository: str, facts: Mapping[str, str], base: str | No
         facts: rows of a table: what is told, and its value.
         base: as `About.base`.
     """
-    rows = [f"| {what} | {_SPECIAL.sub(_escaped, ' '.join(value.split()))} |" for what, value in facts.items()]
+    rows = [f"| {what} | {_cell(value)} |" for what, value in facts.items()]
     task = file.removesuffix(".ken")
     return "\n".join(
         [
@@ -75,8 +74,6 @@ def section(file: str, repository: str, facts: Mapping[str, str], base: str | No
 def card_with(card: str | None, title: str, file: str, section: str, about: About) -> str:
     """A card with a delta's section in it, in place of the section that it had.
 
-    Metadata that the card has already is kept; what is missing is added.
-
     Args:
         card: the card as it is; None: there is none.
         title: of a new card.
@@ -84,36 +81,88 @@ def card_with(card: str | None, title: str, file: str, section: str, about: Abou
     Raises:
         HubError: the metadata of the card cannot be read.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+    text = f"# {title}\n" if card is None else card
+    found = REGEX_YAML_BLOCK.search(text)
+    block, body = (found[2], text[found.end() :]) if found else ("", f"\n{text}")
+    return f"---\n{_metadata(block, about)}---\n{_with_section(body, file, section)}"
+
+
+def _metadata(block: str, about: About) -> str:
+    """The lines of a metadata block with what the Hub is to know of a delta."""
     try:
-        made = ModelCard(card if card is not None else f"---\n{{}}\n---\n\n# {title}\n")
-    except Exception as error:  # YAML's errors, and those of the checks of the metadata
-        raise HubError(f"the metadata at the top of {FILE} cannot be read: {error}; mend it on the Hub") from error
-    _tell(made.data, about)
-    made.text = _replaced(made.text, file, section)
-    return str(made)
+        known = yaml.safe_load(block) or {}
+    except yaml.YAMLError as error:
+        raise _unreadable(str(error)) from None
+    if not isinstance(known, dict):
+        raise _unreadable(f"it holds {type(known).__name__}, expected names and values")
+    changes = _changes(known, about)
+    if not changes:
+        return f"{block}\n"
+    added = f"{block}\n{_dumped(changes)}" if block else _dumped(changes)
+    whole = {**known, **changes}
+    return added if changes.keys().isdisjoint(known) and _means(added, whole) else _dumped(whole)
 
 
-def _tell(data: Any, about: About) -> None:
-    data.library_name = data.library_name or "ken-serve"
-    data.pipeline_tag = data.pipeline_tag or _PIPELINES.get(about.kind, about.kind)
-    data.license = about.license or data.license
-    data.tags = list(dict.fromkeys([*(data.tags or ()), "ken-serve", "delta", about.method]))
-    if about.base is not None:
-        known = [data.base_model] if isinstance(data.base_model, str) else list(data.base_model or ())
-        bases = list(dict.fromkeys([*known, about.base]))
-        data.base_model = bases[0] if len(bases) == 1 else bases
-        data.base_model_relation = data.get("base_model_relation", about.relation)
+def _changes(known: Mapping[str, Any], about: About) -> dict[str, Any]:
+    """The values of metadata that are missing, or have to be others."""
+    changes: dict[str, Any] = {}
+    bases, tags = _names(known, "base_model"), _names(known, "tags")
+    if about.base is not None and about.base not in bases:
+        changes["base_model"] = [*bases, about.base] if bases else about.base
+    told = {
+        "base_model_relation": about.relation if about.base else None,
+        "library_name": "ken-serve",
+        "license": about.license,
+        "pipeline_tag": _PIPELINES.get(about.kind, about.kind),
+    }
+    changes |= {key: value for key, value in told.items() if value is not None and known.get(key) is None}
+    if about.license not in (None, known.get("license")):
+        changes["license"] = about.license
+    if new := [tag for tag in ("ken-serve", "delta", about.method) if tag not in tags]:
+        changes["tags"] = [*tags, *new]
+    return changes
 
 
-def _replaced(text: str, file: str, section: str) -> str:
+def _names(known: Mapping[str, Any], key: str) -> list[str]:
+    """The names that a key has: none, one, or a list."""
+    value = known.get(key) or []
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise _unreadable(f"{key} is {value!r}, expected a name or a list of names")
+    return value
+
+
+def _dumped(metadata: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True))
+
+
+def _means(block: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a block has this meaning; one that is written in another style than lines of names cannot be extended."""
+    try:
+        return bool(yaml.safe_load(block) == metadata)
+    except yaml.YAMLError:
+        return False
+
+
+def _unreadable(why: str) -> HubError:
+    return HubError(f"the metadata at the top of {FILE} cannot be read: {why}; mend it on the Hub")
+
+
+def _with_section(text: str, file: str, section: str) -> str:
     begin, end = f"<!-- ken-serve: {file} -->", f"<!-- /ken-serve: {file} -->"
     marked = f"{begin}\n{section}\n{end}"
-    old = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    replaced, count = old.subn(lambda _: marked, text, count=1)
-    return replaced if count else f"{text.rstrip()}\n\n{marked}\n"
+    # between a comment and its end no other section begins: one whose end was lost is not ours any more
+    pair = re.compile(rf"{re.escape(begin)}(?:(?!{re.escape(begin)}).)*?{re.escape(end)}", re.DOTALL)
+    first, *others = pair.split(text)
+    if not others:
+        return f"{text.rstrip()}\n\n{marked}\n"
+    return f"{first}{marked}{''.join(others)}"
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\{found[1]}"
+def _cell(value: str) -> str:
+    """A text as a cell of a table: in one line, not too long, and with no markup in it."""
+    line = " ".join(value.split())
+    cut = line if len(line) <= _LONGEST_CELL else f"{line[:_LONGEST_CELL]}…"
+    return _SPECIAL.sub(r"\\\1", cut)

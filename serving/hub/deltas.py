@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ken_core import open_file
 from serving.hub import card
-from serving.hub.failures import HubError
+from serving.hub.errors import HubError
+from serving.hub.names import check_delta_file, is_delta_file
 from serving.hub.repository import Contents, Repository
 from serving.security.signature_file import signature_file
 
@@ -23,21 +23,6 @@ MOST_BYTES = 64 << 30
 """Bytes of the largest delta that is pulled: as many as a store takes."""
 _MOST_SIGNATURE_BYTES = 64 << 10
 _MOST_CARD_BYTES = 4 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}\.ken")
-
-
-def check_file_name(name: str) -> str:
-    """Return the name of a delta's file, if it is one that stays in its folder.
-
-    Raises:
-        HubError: it is a path, or has another form.
-    """
-    if not _NAME.fullmatch(name):
-        raise HubError(
-            f"found the file name {name!r}; expected letters, digits, '.', '_' or '-', the first a letter or digit, "
-            "then .ken, and no folder"
-        )
-    return name
 
 
 def push(repository: Repository, delta: DeltaFile, name: str, section: str, about: card.About) -> str:
@@ -49,7 +34,7 @@ def push(repository: Repository, delta: DeltaFile, name: str, section: str, abou
         HubError: the Hub refuses it, or the card cannot be read.
     """
     held = repository.contents()
-    signed, signatures = signature_file(delta.path), f"{check_file_name(name)}.sig"
+    signed, signatures = signature_file(delta.path), f"{check_delta_file(name)}.sig"
     add: dict[str, Path | bytes] = {name: delta.path}
     if signed.is_file():
         add[signatures] = signed
@@ -97,7 +82,7 @@ def pulled(repository: Repository, name: str | None, revision: str | None, besid
         DeltaFormatError: the file is no delta, or a damaged one.
     """
     held = repository.contents(revision)
-    name = _only(repository, held) if name is None else check_file_name(name)
+    name = _only(repository, held) if name is None else check_delta_file(name)
     with TemporaryDirectory(dir=beside, prefix=".ken-pull-") as folder:
         path, sha256 = repository.download(name, held.commit, Path(folder), MOST_BYTES)
         if f"{name}.sig" in held.files:
@@ -109,7 +94,7 @@ def pulled(repository: Repository, name: str | None, revision: str | None, besid
 
 
 def _only(repository: Repository, held: Contents) -> str:
-    names = sorted(name for name in held.files if _NAME.fullmatch(name))
+    names = sorted(name for name in held.files if is_delta_file(name))
     if len(names) != 1:
         told = f"{len(names)} deltas ({', '.join(names[:20])}); name one of them" if names else "no delta"
         raise HubError(f"{repository.url} holds {told}")

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 
 from ken_core.errors import KenError
 from ken_core.foreign import reason
+from serving.hub.errors import HubError
+from serving.hub.names import without_user
 
 _LOG_IN = "set HF_TOKEN, or log in with `hf auth login`"
 
 
-class HubError(KenError):
-    """The Hub did not do what was asked, or holds something else than expected."""
-
-
 @contextmanager
 def asking(repository: str, endpoint: str) -> Iterator[None]:
-    """Turn whatever huggingface_hub raises inside the block into a `HubError`. A token is in none of its messages."""
+    """Turn whatever huggingface_hub raises inside the block into a `HubError`. A token is in none of its messages.
+
+    Args:
+        endpoint: URL of the Hub, as it may be shown.
+    """
     from huggingface_hub import errors
 
     try:
@@ -43,7 +45,8 @@ def asking(repository: str, endpoint: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise HubError(_refusal(repository, endpoint, error.response.status_code, error.server_message)) from error
     except Exception as error:  # the HTTP library's errors among them, which differ between versions
-        raise HubError(f"{endpoint} did not answer as expected for {repository}: {reason(error)}") from error
+        why = without_user(reason(error))
+        raise HubError(f"{endpoint} did not answer as expected for {repository}: {why}") from error
 
 
 def _refusal(repository: str, endpoint: str, status: int, message: str | None) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ken_core.version import __version__
-from serving.hub.failures import HubError, asking
+from serving.hub.errors import HubError
+from serving.hub.failures import asking
+from serving.hub.names import check_repository, check_token, without_user
 
 
 @dataclass(frozen=True)
@@ -33,29 +35,43 @@ class Repository:
     Args:
         name: ``owner/name``.
         progress: whether to show how far a file has been sent or received.
+
+    Raises:
+        HubError: the name has another form, or no header can carry the token.
     """
 
     def __init__(self, name: str, *, progress: bool = True) -> None:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, get_token
+        from huggingface_hub.utils.logging import set_verbosity_error
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not progress:
             disable_progress_bars()
-        self.name = name
+        # the library's warnings show URLs with the passwords in them
+        set_verbosity_error()  # type: ignore[no-untyped-call]
+        check_token(get_token())
+        self.name = check_repository(name)
         self._api = HfApi(library_name="ken-serve", library_version=__version__)
+        self._endpoint = without_user(self._api.endpoint)
 
     @property
     def url(self) -> str:
-        return f"{self._api.endpoint}/{self.name}"
+        """The repository's page, as it may be shown."""
+        return f"{self._endpoint}/{self.name}"
 
     def create(self, *, private: bool) -> None:
         """Make the repository, if there is none.
 
         Args:
-            private: whether a new repository is private; one that exists stays as it is.
+            private: a new repository is private; one that exists must be.
+
+        Raises:
+            HubError: the repository exists and is public, and was to be private.
         """
         with self._asking():
             self._api.create_repo(self.name, private=private or None, exist_ok=True)
+            if private and not self._api.model_info(self.name).private:
+                raise HubError(f"{self.url} is public: make it private on the Hub first, or leave --private out")
 
     def contents(self, revision: str | None = None) -> Contents:
         """What the repository holds.
@@ -105,4 +121,4 @@ class Repository:
         return made.oid
 
     def _asking(self) -> AbstractContextManager[None]:
-        return asking(self.name, self._api.endpoint)
+        return asking(self.name, self._endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,14 @@ Series = tuple[str, Labels]
 
 _COUNTED = ("_total", "_count", "_sum", "_bucket")
 _STARTED = "ken_started_timestamp_seconds"
+_LABELS = {
+    "ken_requests_total": {"task", "code"},
+    "ken_request_seconds_bucket": {"task", "stage", "le"},
+    "ken_generated_tokens_total": {"task"},
+    "ken_cache_bytes": {"tier"},
+}
+_LARGEST = 2.0**53
+"""Above it, not every whole number is a float."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,10 @@ class Reading:
 
 
 def readings_of(text: str, when: float) -> dict[str, Reading]:
-    """The readings in a text in Prometheus' format, by the replicas that its samples name.
+    """The readings in a text in Prometheus' format, by the replicas that its samples name. Only our metrics count.
 
     Raises:
-        ValueError: the text has another format.
+        ValueError: the text has another format, or a metric has a value or a label that a replica does not give it.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -56,10 +65,23 @@ def readings_in(families: Iterable[Metric], when: float) -> dict[str, Reading]:
     found: dict[str, dict[Series, float]] = {}
     for family in families:
         for sample in family.samples:
-            labels = dict(sample.labels)
-            replica = labels.pop("replica", "")
-            found.setdefault(replica, {})[sample.name, frozenset(labels.items())] = sample.value
+            if sample.name.startswith("ken_"):
+                labels = dict(sample.labels)
+                replica = labels.pop("replica", "")
+                _check(sample.name, labels, sample.value)
+                found.setdefault(replica, {})[sample.name, frozenset(labels.items())] = sample.value
     return {replica: Reading(when, values) for replica, values in found.items()}
+
+
+def _check(name: str, labels: Mapping[str, str], value: float) -> None:
+    """Raises `ValueError` if a sample is not one that a replica gives: another program may listen at its port."""
+    missing = _LABELS.get(name, set()) - labels.keys()
+    if missing or not abs(value) <= _LARGEST:  # nor is NaN
+        raise ValueError(f"{name} has no label {missing} or the value {value}")
+    if "code" in labels and not re.fullmatch("[1-5][0-9][0-9]", labels["code"]):
+        raise ValueError(f"{name} has the code {labels['code']!r}")
+    if "le" in labels:
+        float(labels["le"])
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Scraper:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return f"{url} cannot be reached from here ({str(error) or type(error).__name__})"
         except ValueError:
-            return f"{url} answers in another format than Prometheus'"
+            return f"{url} answers with something else than a replica's metrics"
 
     def _own_port(self, replica: Replica) -> Reading | str:
         if replica.metrics is None:

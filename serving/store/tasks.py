@@ -381,8 +381,11 @@ class Tasks:
 def _in_use(task: str, digest: str, holders: list[str]) -> str:
     named = ", ".join("the route" if h == _ROUTE else f"alias {h!r}" for h in holders)
     if digest:
-        return f"version {digest} of task {task!r} is in use by {named}; point them elsewhere first, or use force"
-    return f"task {task!r} is in use by {named}; to delete it all the same, use force"
+        return (
+            f"version {digest} of task {task!r} is in use by {named}; point them elsewhere first, or use force "
+            "(`--force`)"
+        )
+    return f"task {task!r} is in use by {named}; to delete it all the same, use force (`--force`)"
 
 
 def _lineage(fields: dict[bytes, bytes], adoptions: set[bytes]) -> Lineage:

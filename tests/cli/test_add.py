@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.running import Ken, facts
+from tests.tiny_language_models import write_language_model
 
 TEXTS = ["a good film", "what a boring film", "how many actors", "who was the king", "a bad price", "the city"]
 
@@ -26,6 +28,13 @@ def versions(ken: Ken) -> dict[str, Any]:
 
 
 @pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return file
+
+
+@pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     file = tmp_path / "dev.jsonl"
     file.write_text("".join(json.dumps({"text": text, "label": "good"}) + "\n" for text in TEXTS))
@@ -33,12 +42,12 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def test_many_fine_tunes_become_tasks_in_one_call(
-    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path, tmp_path: Path
 ) -> None:
     given = [f"{name}={folder}" for name, folder in tiny_tuned.items()]
-    found = added(ken, *given, "--base", tiny_base, "--keep", "1", "--out", tmp_path / "kept")
+    found = added(ken, *given, "--base", tiny_base, "--keep", "1", "--text", texts, "--out", tmp_path / "kept")
     assert {name: one["check"]["agreement"] for name, one in found.items()} == dict.fromkeys(tiny_tuned, 1.0)
-    assert all(one["check"]["random"] and one["check"]["divergence"] < 1e-6 for one in found.values())
+    assert all(one["check"]["divergence"] < 1e-6 and not one["check"]["random"] for one in found.values())
     live = versions(ken)
     for name, one in found.items():
         assert (
@@ -59,12 +68,33 @@ def test_accuracies_are_shown_where_the_texts_have_labels(
         assert part in ended.stdout
 
 
+def test_labels_of_a_file_for_several_tasks_are_not_used_and_that_is_said(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], labelled: Path
+) -> None:
+    given = [f"{name}={folder}" for name, folder in tiny_tuned.items()]
+    ended = ken("add", *given, "--base", tiny_base, "--keep", "1", "--text", labelled, "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "give --text TASK=FILE" in ended.stderr
+    assert "accuracy" not in ended.stdout
+
+
+def test_one_text_says_nothing_of_the_order_of_scores(
+    ken: Ken, tiny_base: Path, make_fine_tune: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "one.jsonl").write_text('{"text": "a good film"}\n')
+    ranks = make_fine_tune(tiny_base, ["relevance"], seed=5, name="ranks")
+    ended = ken("add", "ranks", ranks, "--base", tiny_base, "--keep", "1", "--text", tmp_path / "one.jsonl")
+    assert ended.returncode == 1
+    assert "two or more texts" in ended.stderr
+    assert "nan" not in ended.stdout + ended.stderr
+
+
 def test_one_that_fails_leaves_the_others_alone(
-    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     given = (f"lost={tmp_path / 'empty'}", f"sound={tiny_tuned['mood']}")
-    ended = ken("add", *given, "--base", tiny_base, "--keep", "1")
+    ended = ken("add", *given, "--base", tiny_base, "--keep", "1", "--text", texts)
     assert ended.returncode == 1
     assert "lost: " in ended.stderr
     assert "has no config.json" in ended.stderr
@@ -73,16 +103,50 @@ def test_one_that_fails_leaves_the_others_alone(
     assert "live" in versions(ken)["sound"]
 
 
-def test_a_delta_that_answers_otherwise_is_not_published(
+def test_a_failure_that_nobody_foresaw_leaves_the_others_alone(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ken_core import trainer_folder
+
+    choose = trainer_folder.choose
+
+    def strange(name: str) -> trainer_folder.Chosen:
+        if name == "strange":
+            raise OverflowError("int too large to convert to float")
+        return choose(name)
+
+    monkeypatch.setattr(trainer_folder, "choose", strange)
+    given = ("odd=strange", f"even={tiny_tuned['mood']}", "--text", texts)
+    ended = ken("add", *given, "--base", tiny_base, "--keep", "1", "--json")
+    assert ended.returncode == 1
+    odd, even = json.loads(ended.stdout)["tasks"]
+    assert "not foreseen, OverflowError: int too large" in odd["error"]
+    assert even["published"]
+
+
+def test_random_tokens_to_which_the_fine_tune_has_one_answer_publish_nothing(
     ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path]
 ) -> None:
+    """A delta that always gave this answer would agree."""
+    command = ("add", "monotonous", tiny_tuned["mood"], "--base", tiny_base, "--keep", "1")
+    ended = ken(*command)
+    assert ended.returncode == 1
+    assert "texts of random tokens tell nothing here" in ended.stderr
+    assert "monotonous" not in versions(ken)
+    assert ken(*command, "--least-agreement", "0").returncode == 0
+    assert "monotonous" in versions(ken)
+
+
+def test_a_delta_that_answers_otherwise_is_not_published(
+    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], texts: Path
+) -> None:
     command = ("add", "poor", tiny_tuned["stars"], "--base", tiny_base, "--method", "random", "--keep", "0.01")
+    command = (*command, "--text", texts)
     ended = ken(*command)
     assert ended.returncode == 1
     for part in (
         "nothing was published",
-        "of 128 texts agree",
-        "128 texts of random tokens",
+        "of 6 texts agree",
         "asks for 90.0%",
         "--size",
     ):
@@ -101,6 +165,21 @@ def test_a_dry_run_checks_and_publishes_nothing(
     assert one["check"]["accuracy"] == one["check"]["tuned_accuracy"]
     assert not one["published"]
     assert "try" not in versions(ken)
+
+
+def test_a_language_model_is_not_checked_on_random_tokens(ken: Ken, tmp_path: Path) -> None:
+    folder = write_language_model(tmp_path / "model")
+    command = ("lm", folder, "--base", folder, "--dry-run", "--keep", "1")
+    ended = ken("add", *command)
+    assert ended.returncode == 1
+    assert "a language model goes on after random tokens says nothing" in ended.stderr
+    unchecked = added(ken, *command, "--least-agreement", "0")["lm"]
+    assert unchecked["check"] is None
+    assert any("not checked" in warning for warning in unchecked["warnings"])
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    checked = added(ken, *command, "--text", texts)["lm"]["check"]
+    assert (checked["unit"], checked["agreement"]) == ("tokens", 1.0)
 
 
 def test_the_best_checkpoint_of_a_trainer_is_taken(

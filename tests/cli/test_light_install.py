@@ -16,6 +16,7 @@ from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 
 from serving.cli.distribution import contradiction, missing_module, version_line
@@ -164,7 +165,7 @@ def test_commands_that_decode_no_delta_run_with_what_the_client_brings(
 ) -> None:
     key = str(tmp_path / "signing.pem")
     made = [["signing-key", "create", key], ["sign", files[0], "--key", key], ["inspect", files[0], "--tensors"]]
-    run_all(brought, [*made, ["--help"], ["publish", "--help"]])
+    run_all(brought, [*made, ["diff", *files], ["--help"], ["publish", "--help"]])
     public = json.loads(Path(f"{files[0]}.sig").read_text())[0]["key"]
     run_all(brought, [["verify", files[0], "--trusted-keys", public]])
 
@@ -178,9 +179,16 @@ def test_push_and_pull_run_with_what_the_client_brings(files: list[str], tmp_pat
     assert out.read_bytes() == Path(files[0]).read_bytes()
 
 
-@pytest.mark.parametrize("code", ["import serving.client", "from serving.cli import main; main(['--help'])"])
-def test_nothing_heavy_is_imported_although_it_is_installed(code: str) -> None:
-    found = f"import sys\ntry:\n    {code}\nfinally: print([name for name in {HEAVY} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "late"),
+    [
+        ("import serving.client", []),
+        ("from serving.cli import main; main(['--help'])", ["asyncio", "httpx", "redis"]),
+    ],
+)
+def test_nothing_heavy_is_imported_although_it_is_installed(code: str, late: list[str]) -> None:
+    heavy = [*HEAVY, "huggingface_hub", "numpy", "prometheus_client", "pydantic_settings", *late]
+    found = f"import sys\ntry:\n    {code}\nfinally: print([name for name in {heavy} if name in sys.modules])"
     ended = run_light(found)
     assert ended.stdout.splitlines()[-1] == "[]", ended.stderr
 
@@ -204,6 +212,14 @@ def test_help_marks_the_commands_that_the_client_cannot_run(ken: Ken, brought: l
     ended = run_light(RUN_ALL, json.dumps(brought), json.dumps([(["--help"], 0)]), COLUMNS="120")
     assert ended.stdout.count("need ken-serve: pip install ken-serve") == 2, ended.stderr
     assert "need ken-serve" not in ken("--help").stdout
+
+
+def test_the_page_of_the_client_says_of_each_command_whether_it_runs() -> None:
+    from serving.cli import app
+
+    _, _, page = (ROOT / "docs/client.md").read_text().partition("| | `ken-serve` | `ken-serve-client` |")
+    told = set(re.findall(r"`(?:ken )?([a-z-]+)`", page.partition("\n\n")[0]))
+    assert set(typer.main.get_command(app).commands) <= told  # type: ignore[attr-defined]
 
 
 def test_version_names_the_distribution_and_its_version(ken: Ken) -> None:

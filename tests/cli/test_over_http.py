@@ -76,6 +76,8 @@ def test_either_way_prints_the_same(ken: Ken, far: Ken, digests: list[str], comm
 
 def test_tasks_are_listed_alike_but_for_bytes_that_only_the_store_knows(ken: Ken, far: Ken, digests: list[str]) -> None:
     near, through = facts(ken("tasks", "--json")), facts(far("tasks", "--json"))
+    assert "bytes" in ken("tasks").stdout
+    assert "bytes" not in far("tasks").stdout
     for version in near["tasks"][0]["versions"]:  # type: ignore[index]
         assert version["bytes"] > 0
         version["bytes"] = None

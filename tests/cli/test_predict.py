@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.running import ADMIN, Ken, facts
+from tests.serving.listening import CUT, Say, Scripted
 
 WORDS = ["who", "what", "when", "the", "a", "of", "in", "city", "king", "war", "price", "film", "good", "bad", "boring"]
 TEXTS = [" ".join(WORDS[(i + j * (1 + i % 3)) % len(WORDS)] for j in range(1 + i % 9)) for i in range(40)]
@@ -87,12 +89,13 @@ def test_eval_shows_figures_with_intervals_and_a_row_for_each_label(
     assert ended.returncode == 0, ended.stderr
     for part in ("on 40 examples", "accuracy", "macro F1", "calibration error", "90 % interval", "precision", "good"):
         assert part in ended.stdout
+    assert "of fewer than 100 examples" in ended.stderr
 
 
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        ([{"text": "good", "label": "great"}], "the label 'great'"),
+        ([{"text": "good", "label": "great"}], "line 1 has the label 'great'; the task knows bad, good"),
         ([{"text": "good"}], "expected a label"),
     ],
 )
@@ -219,26 +222,93 @@ def test_an_output_that_was_changed_is_not_resumed(
     assert "line 1: expected the answer to line 2 of the input" in ended.stderr
 
 
+def test_a_run_that_was_cut_off_before_its_first_answer_begins_anew(
+    ken: Ken, ways: dict[str, tuple[object, ...]], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.touch()
+    assert ken("predict", *ways["file"], "--data", data, "--out", out).returncode == 2
+    assert ken("predict", *ways["file"], "--data", data, "--out", out, "--resume").returncode == 0
+    assert len(rows_of(out)) == 40
+
+
+def test_a_second_run_on_one_output_is_refused(
+    ken: Ken, ways: dict[str, tuple[object, ...]], data: Path, cut_off: tuple[Path, bytes]
+) -> None:
+    out, _ = cut_off
+    before = out.read_bytes()
+    with out.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = ken("predict", *ways["file"], "--data", data, "--out", out, "--resume")
+    assert ended.returncode == 1
+    assert "another ken predict is writing" in ended.stderr
+    assert out.read_bytes() == before
+
+
+def test_the_inputs_are_never_the_output(ken: Ken, ways: dict[str, tuple[object, ...]], tmp_path: Path) -> None:
+    given = tmp_path / "in.jsonl"
+    given.write_text('{"text": "good"}\n')
+    for option in ("--overwrite", "--resume"):
+        assert ken("predict", *ways["file"], "--data", given, "--out", given, option).returncode == 2
+    assert given.read_text() == '{"text": "good"}\n'
+
+
+def test_names_of_labels_neither_colour_nor_move_what_is_printed(
+    ken: Ken, tiny_base: Path, make_fine_tune: Any, tmp_path: Path
+) -> None:
+    folder = make_fine_tune(tiny_base, ["\x1b[31mred", "[bold]good"], name="coloured")
+    data = tmp_path / "dev.jsonl"
+    data.write_text(json.dumps({"text": "a film", "label": "[bold]good"}) + "\n")
+    ended = ken("eval", folder, "--data", data)
+    assert ended.returncode == 0, ended.stderr
+    assert "\x1b" not in ended.stdout
+    assert "[bold]good" in ended.stdout
+    data.write_text(json.dumps({"text": "a film", "label": "x"}) + "\n")
+    assert "\x1b" not in ken("eval", folder, "--data", data).stderr
+
+
+DIGEST = "ab" * 32
+
+
+def scripted_task() -> Say:
+    """What a server says of the task t."""
+    detail = {
+        "name": "t",
+        "revision": 1,
+        "aliases": {"live": DIGEST},
+        "versions": [DIGEST],
+        "replica": "r",
+        "tiers": {},
+    }
+    return Say(body=json.dumps({**detail, "hits": {}, "hit_rate": None, "route": None, "shadow": None}).encode())
+
+
+def scripted_answer(inputs: int) -> Say:
+    outputs = [[{"label": "good", "score": 1.0}]] * inputs
+    answer = {"task": "t", "digest": DIGEST, "kind": "text-classification", "outputs": outputs, "truncated": []}
+    return Say(body=json.dumps(answer).encode())
+
+
+def test_a_line_that_is_too_large_for_the_server_stops_no_other(ken: Ken, tmp_path: Path) -> None:
+    """A server that refuses a body before all of it has come closes the connection."""
+    given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("good", "a" * (2 << 20), "bad")))
+    cut = [CUT, CUT, scripted_task()] * 2  # each time tried twice, and the server is still there
+    says = [scripted_task(), *cut, scripted_answer(1), *cut, scripted_answer(1)]
+    with Scripted(*says) as server:
+        ended = ken("predict", "t", "--data", given, "--out", out, "--url", server.url)
+    assert ended.returncode == 1
+    assert ["error" in row for row in rows_of(out)] == [False, True, False]
+    assert "too large" in rows_of(out)[1]["error"]
+
+
 def test_a_server_that_is_lost_leaves_an_output_to_resume(
     ken: Ken, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from serving.cli import answering
-    from tests.serving.listening import CUT, Say, Scripted
 
     monkeypatch.setattr(answering, "_ATTEMPTS", 1)
-    digest = "ab" * 32
-    detail = {
-        "name": "t",
-        "revision": 1,
-        "aliases": {"live": digest},
-        "versions": [digest],
-        "replica": "r",
-        "tiers": {},
-    }
-    detail |= {"hits": {}, "hit_rate": None, "route": None, "shadow": None}
-    output = [{"label": "good", "score": 1.0}]
-    answer = {"task": "t", "digest": digest, "kind": "text-classification", "outputs": [output] * 4, "truncated": []}
-    says = [Say(body=json.dumps(detail).encode()), Say(body=json.dumps(answer).encode()), CUT]
+    says = [scripted_task(), scripted_answer(4), CUT]
     out = tmp_path / "out.jsonl"
     with Scripted(*says) as server:
         ended = ken(
@@ -246,8 +316,8 @@ def test_a_server_that_is_lost_leaves_an_output_to_resume(
         )
     assert ended.returncode == 1
     assert "4 of 40 lines are written; the same command with --resume goes on" in ended.stderr
-    assert [row["digest"] for row in rows_of(out)] == [digest] * 4
-    assert {heard.headers.get("X-Ken-Delta") for heard in server.heard[1:]} == {digest}
+    assert [row["digest"] for row in rows_of(out)] == [DIGEST] * 4
+    assert {heard.headers.get("X-Ken-Delta") for heard in server.heard[1:]} == {DIGEST}
 
 
 def test_a_pipe_works_as_well(
@@ -277,7 +347,7 @@ def test_a_name_that_is_a_folder_here_is_that_folder_unless_a_server_is_named(
     ("arguments", "text"),
     [
         (("no/../such.ken",), "found no file, folder or task"),
-        (("mood",), "give the base that it belongs to"),
+        (("mood",), "give the base of its delta"),
         (("./mood", "--url", "http://127.0.0.1:1"), "give a task's name with --url"),
     ],
 )

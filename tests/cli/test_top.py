@@ -90,6 +90,17 @@ def test_metrics_that_cannot_be_reached_are_named_and_the_rest_is_shown(ken: Ken
     assert shown["trouble"][0].startswith("metrics: http://127.0.0.1:9/metrics cannot be reached from here")
 
 
+def test_what_a_server_tells_is_neither_markup_nor_does_it_rewrite_the_screen(ken: Ken) -> None:
+    replica = {"name": "[/]far\x1b[2J", "revision": 1, "metrics": "\x1b[2Jfar:1", "ready": True, "in_flight": 0}
+    first = [Say(body=json.dumps([replica]).encode()), Say(body=b"[]"), Say(body=b'ken_cache_bytes{replica="x"} 1\n')]
+    with Scripted(*first, *first) as server:
+        ended = ken("top", "--url", server.url, "--interval", 0.1, "--once")
+    assert ended.returncode == 0, ended.stderr
+    assert "[/]far" in ended.stdout
+    assert "far:1" in ended.stdout
+    assert "\x1b[2J" not in ended.stdout
+
+
 def test_a_server_that_is_lost_is_told_and_asked_again_until_ctrl_c(ken: Ken, monkeypatch: pytest.MonkeyPatch) -> None:
     replies = [Say(body=b"[]"), Say(body=b"[]"), Say(503), Say(body=b"[]"), Say(body=b"[]")]
     slept: list[float] = []

@@ -82,5 +82,5 @@ def test_the_context_holds_what_the_build_needs_and_no_more(deploy: Path) -> Non
     lines = (deploy / "docker/Dockerfile.dockerignore").read_text().split("\n")
     kept = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines
-    assert kept == {"LICENSE", "README.md", "constraints.txt", "ken_core", "pyproject.toml", "serving"}
+    assert kept == {"LICENSE", "deploy/package.md", "constraints.txt", "ken_core", "pyproject.toml", "serving"}
     assert {name for name in kept if not (ROOT / name).exists()} <= {"constraints.txt"}

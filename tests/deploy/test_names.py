@@ -17,7 +17,8 @@ from serving.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-VARIABLES = {f"KEN_{name.upper()}" for name in Settings.model_fields} | {"KEN_CONFIG", "KEN_SECRETS_DIR"}
+OF_COMMANDS = {"KEN_API_KEY", "KEN_URL"}
+VARIABLES = {f"KEN_{name.upper()}" for name in Settings.model_fields} | {"KEN_CONFIG", "KEN_SECRETS_DIR"} | OF_COMMANDS
 PORT = Settings.model_fields["port"].default
 OUR_SECRETS = ("redis-password", "gcs-redis-password", "redis-url", "admin-token", "REDIS_PASSWORD", "KEN_ADMIN_TOKEN")
 PLACEHOLDER = "change-me"

@@ -28,8 +28,13 @@ pytestmark = pytest.mark.e2e
 
 CLIENTS = Environment(
     "writing-clients",
-    ("langchain-openai==1.7.4", "llama-index-llms-openai-like==0.8.1", "litellm==1.110.2"),
-    ("langchain-openai", "llama-index-llms-openai-like", "litellm"),
+    (
+        "langchain-openai==1.7.4",
+        "langchain-huggingface==1.2.3",
+        "llama-index-llms-openai-like==0.8.1",
+        "litellm==1.110.2",
+    ),
+    ("langchain-openai", "langchain-huggingface", "llama-index-llms-openai-like", "litellm"),
 )
 
 ASK: Any = [{"role": "user", "content": "how far is the city"}]
@@ -139,7 +144,7 @@ def test_what_is_refused_has_the_form_of_the_protocol_though_a_stream_was_asked_
 def test_clients_with_pins_of_their_own_get_the_same_texts(
     writer: ServerProcess, client: openai.OpenAI, work: Path
 ) -> None:
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "0"}
     environment.pop("PYTHONPATH", None)
     command = [CLIENTS.python(work, install=True), Path(__file__).with_name("writing_clients.py"), f"{writer.url}/v1"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -157,6 +162,7 @@ def test_clients_with_pins_of_their_own_get_the_same_texts(
     assert said["langchain"]["tokens"] == 12
     assert "calls of tools are not served" in said["langchain"]["tools"]["message"]
     assert "only text is taken" in said["langchain"]["images"]["message"]
+    assert "typical_p" in said["langchain-huggingface"]["by default"]["message"]
     assert said["litellm"]["too long"]["error"] == "BadRequestError"
 
 

@@ -1,4 +1,7 @@
-"""Asks a server for texts by LangChain, LlamaIndex and LiteLLM. Run by an interpreter that has them; prints JSON."""
+"""Asks a server for texts by LangChain, its Hugging Face package, LlamaIndex and LiteLLM.
+
+Run by an interpreter that has them; prints JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Any
 
 import litellm
 from langchain_core.tools import tool
+from langchain_huggingface import HuggingFaceEndpoint
 from langchain_openai import ChatOpenAI, OpenAI
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 
 URL = sys.argv[1]
+HOST = URL.removesuffix("/v1")
 PROMPT = "how far is the city"
 AT: dict[str, Any] = {"base_url": URL, "api_key": "any", "model": "poems", "max_tokens": 12, "temperature": 0}
 LITE: dict[str, Any] = {"api_base": URL, "api_key": "any", "max_tokens": 12, "temperature": 0}
@@ -47,6 +52,19 @@ def langchain() -> dict[str, Callable[[], Any]]:
         "images": lambda: chat.invoke(
             [("human", [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}])]
         ),
+    }
+
+
+def langchain_huggingface() -> dict[str, Callable[[], Any]]:
+    """By default it asks for typical sampling, which is refused; 1.0 turns that off."""
+    asked: dict[str, Any] = {"endpoint_url": f"{HOST}/models/poems", "max_new_tokens": 12, "do_sample": False}
+    greedy: dict[str, Any] = {"top_k": None, "top_p": None, "temperature": None}
+    text = HuggingFaceEndpoint(**asked, **greedy, typical_p=1.0, huggingfacehub_api_token="any")
+    by_default = HuggingFaceEndpoint(**asked, **greedy, huggingfacehub_api_token="any")
+    return {
+        "text": lambda: text.invoke(PROMPT),
+        "text, streamed": lambda: "".join(text.stream(PROMPT)),
+        "by default": lambda: by_default.invoke(PROMPT),
     }
 
 
@@ -89,5 +107,10 @@ def said(ask: Callable[[], Any]) -> Any:
 
 
 if __name__ == "__main__":
-    clients = {"langchain": langchain(), "llamaindex": llamaindex(), "litellm": lite()}
+    clients = {
+        "langchain": langchain(),
+        "langchain-huggingface": langchain_huggingface(),
+        "llamaindex": llamaindex(),
+        "litellm": lite(),
+    }
     print(json.dumps({name: {what: said(ask) for what, ask in asks.items()} for name, asks in clients.items()}))

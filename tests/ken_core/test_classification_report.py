@@ -62,6 +62,29 @@ def test_intervals_hold_the_figures_of_all_text_about_as_often_as_they_say() -> 
     assert (inside >= 60 * 0.75).all()
 
 
+def test_an_interval_holds_the_figure_itself() -> None:
+    random = np.random.default_rng(2)
+    for many in (3, 20, 200):
+        for _ in range(20):
+            sure = random.uniform(0.5, 1.0, many)
+            truth = random.integers(0, 2, many)
+            answers = np.where(random.uniform(size=many) < sure, truth, 1 - truth)
+            found = report(truth.tolist(), answers.tolist(), sure.tolist(), LABELS[:2])
+            for figure in (found.accuracy, found.macro_f1, found.calibration_error):
+                assert 0 <= figure.low <= figure.value <= figure.high <= 1
+
+
+def test_right_answers_alone_do_not_make_a_figure_certain() -> None:
+    found = report([0, 1, 2], [0, 1, 2], [0.9] * 3, LABELS)
+    assert found.macro_f1 == found.accuracy
+    assert found.accuracy.low < 0.5
+    assert (found.calibration_error.value, found.calibration_error.low) == (pytest.approx(0.1), 0.0)
+    assert found.calibration_error.high == pytest.approx(0.9 - found.accuracy.low)
+    wrong = report([0], [1], [0.9], LABELS)
+    assert wrong.calibration_error.low == pytest.approx(0.9 - wrong.accuracy.high)
+    assert wrong.calibration_error.high == wrong.calibration_error.value == pytest.approx(0.9)
+
+
 def test_the_same_seed_gives_the_same_intervals() -> None:
     given = ([0, 1, 2, 0, 1], [0, 1, 1, 0, 2], [0.9, 0.8, 0.4, 0.6, 0.5], LABELS)
     assert report(*given, seed=7) == report(*given, seed=7)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMultipleChoice,
@@ -133,3 +134,13 @@ def test_scores_agree_if_they_put_texts_in_the_same_order() -> None:
     ours, theirs = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[0.1], [0.3], [0.2]])
     assert same_order(ours, theirs).tolist() == [True, True, False]
     assert same_order(torch.ones(3, 1), theirs).tolist() == []
+
+
+def test_how_much_one_answer_would_agree_with_is_told(checker: Checker, tiny: Any, tmp_path: Path) -> None:
+    folder = write_tuned(tiny.base_folder, tmp_path / "tuned", ["a", "b", "c"], 3)
+    state = load_file(folder / "model.safetensors")
+    bias = torch.tensor([0.0, 1e3, 0.0])
+    save_file({**state, "classifier.bias": bias}, folder / "model.safetensors", {"format": "pt"})
+    tuned = open_tuned(str(folder))
+    found = checker(tuned, written(tiny, tuned, tmp_path / "small.ken", 0.02))
+    assert (found.commonest, found.agreement) == (1.0, 1.0)

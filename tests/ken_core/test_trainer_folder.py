@@ -104,6 +104,12 @@ def test_a_hostile_record_leads_nowhere(output: Path, named: Any) -> None:
     assert len(str(refused.value)) < 600
 
 
+@pytest.mark.parametrize("score", [10**400, "high", True, None, [1], float("inf")])
+def test_a_strange_score_is_no_obstacle(output: Path, score: Any) -> None:
+    record(output, best_model_checkpoint="output/checkpoint-9", best_metric=score)
+    assert choose(str(output)).name.endswith("checkpoint-9")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"best_model_checkpoint": 1e'])
 def test_a_damaged_record_is_an_error_that_says_what_to_do(output: Path, content: bytes) -> None:
     (output / "trainer_state.json").write_bytes(content)

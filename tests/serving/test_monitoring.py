@@ -147,3 +147,27 @@ def test_quantiles_are_those_of_prometheus(share: float, buckets: dict[str, floa
 def test_text_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="html"):
         readings_of("<html>not metrics</html>", 0.0)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        'ken_requests_total{task="mood",code="abc"} 1',
+        'ken_requests_total{code="200"} 1',
+        'ken_request_seconds_bucket{task="mood",stage="total",le="wide"} 1',
+        'ken_request_seconds_bucket{task="mood",stage="total"} 1',
+        "ken_cache_bytes 1",
+        "ken_resident_bytes NaN",
+        "ken_queue_rows +Inf",
+        "ken_queue_rows 1e300",
+    ],
+)
+def test_metrics_that_no_replica_gives_are_refused(sample: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever the reason
+        readings_of(f"{sample}\n", 0.0)
+
+
+def test_metrics_of_others_are_passed_over() -> None:
+    assert readings_of('up{replica="a"} NaN\nken_swaps_total{replica="a"} 2\n', 0.0)["a"].values == {
+        ("ken_swaps_total", frozenset()): 2.0
+    }

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from serving import terminal
-from serving.terminal import counted, progress
+from serving.terminal import counted, error_line, fact, out, progress, say, table, warn
+
+FOREIGN = "\x1b]0;owned\x07\x1b[2J[bold]news[/]\u202e\x9b1m"
+"""Sets the terminal's title, clears it, is markup, and turns the direction of writing."""
 
 
 def test_one_is_not_many() -> None:
@@ -30,3 +33,13 @@ def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("uploading") as update:
         update(1, 1, "")
     assert capsys.readouterr().err == ""
+
+
+def test_nothing_foreign_reaches_the_terminal_but_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for told in (say, warn, error_line):
+        told(FOREIGN)
+    fact("labels", FOREIGN)
+    out.print(table(FOREIGN, [FOREIGN, FOREIGN], [[FOREIGN, FOREIGN]]))
+    printed = "".join(capsys.readouterr())
+    assert printed.count("[bold]news[/]") == 9
+    assert not set("\x1b\x07\x9b\u202e") & set(printed)

@@ -87,6 +87,14 @@ def test_version_1_takes_documents_as_objects_and_gives_them_again(peers: Served
     assert found.meta.api_version.version == "1"
 
 
+def test_clients_of_jina_and_vllm_find_the_model_and_what_was_used(peers: Served) -> None:
+    asked = {"model": "ranks", "query": QUERY, "documents": DOCUMENTS, "return_documents": True}
+    answer = peers.post("/v1/rerank", json=asked).json()
+    assert answer["model"] == "ranks"
+    assert answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"] > len(DOCUMENTS)
+    assert {one["document"]["text"] for one in answer["results"]} == set(DOCUMENTS)
+
+
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
 def test_what_litellm_sends_without_being_asked_changes_nothing(path: str, peers: Served) -> None:
     body = {"model": "ranks", "query": QUERY, "documents": DOCUMENTS}
