@@ -251,6 +251,17 @@ def test_requests_are_split_and_copied_and_all_sent_to_live_again(small: Served,
     assert task_of(small, "spam")["route"] is None
 
 
+def test_a_shadows_agreement_is_counted_while_requests_are_copied(
+    serve: Serve, deltas: Deltas, console_of: Open
+) -> None:
+    served = serve({"spam": {"live": deltas.spam, "next": deltas.spam_2}})
+    assert httpx.put(f"{served.url}/v1/tasks/spam/route?wait=10", json={"shadow": "next"}).status_code == 200
+    served.native("spam", ["rain", "the city", "what is it"])
+    console = console_of(served.url)
+    console.open("tasks/spam")
+    console.sees("of 3 inputs compared")
+
+
 def test_a_refusal_is_in_the_servers_words_and_can_be_insisted_on(
     serve: Serve, deltas: Deltas, console_of: Open
 ) -> None:
