@@ -54,10 +54,13 @@ export function confirmed({ title, text, does, work, danger = false, content = n
   });
 }
 
-/** A modal dialog around `content`, removed when it closes. Focus goes back to where it was. */
+/** A modal dialog around `content`, removed when it closes. Focus goes back to where it was, if that is still there. */
 export function opened(content) {
   const dialog = el("dialog", { "aria-labelledby": "question" }, content);
-  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    if (document.activeElement === document.body) document.querySelector("main h1")?.focus();
+  });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;

@@ -76,7 +76,13 @@ export function scrolled(label, table) {
   return el("div", { class: "scrolled", role: "region", "aria-label": label, tabindex: "0" }, table);
 }
 
-/** Have a screen reader say something that only the eye would notice. */
+const SAID_SECONDS = 6;
+let saying;
+
+/** Say what was done, for a while: to the eye and to a screen reader. */
 export function announce(text) {
-  document.getElementById("announcer").textContent = text;
+  const place = document.getElementById("announcer");
+  clearTimeout(saying);
+  place.textContent = text;
+  saying = setTimeout(() => (place.textContent = ""), SAID_SECONDS * 1000);
 }

@@ -49,7 +49,6 @@ class KeysPage {
     this.restart = restart;
     this.list = el("div");
     this.trouble = el("div");
-    this.heading = el("h1", { tabindex: "-1" }, "Keys");
     const needed = session().needs_key
       ? null
       : el(
@@ -60,7 +59,7 @@ class KeysPage {
     this.element = el(
       "div",
       {},
-      this.heading,
+      el("h1", { tabindex: "-1" }, "Keys"),
       needed,
       el("section", { class: "card" }, el("h2", {}, "Keys in the store"), this.list),
       this.making(),
@@ -193,7 +192,6 @@ class KeysPage {
       await this.restart();
     } else {
       await this.reload();
-      this.heading.focus();
     }
   }
 }

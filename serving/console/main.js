@@ -101,23 +101,20 @@ async function start() {
 }
 
 addEventListener("hashchange", () => session() && go());
-onSignedOut(async () => {
-  const before = locked();
-  await look();
-  if (locked() && !before) go();
-});
+onSignedOut(() => locked() || check());
 setInterval(check, RENEW_SECONDS * 1000);
 document.addEventListener("visibilitychange", check);
 start();
 
-/** Renew the session, and notice that somebody signed in or out in another tab. */
+/** Renew the session, and notice that it ended, or that somebody signed in or out in another tab. */
 async function check() {
   if (document.hidden || session() === null) return;
-  const before = session().key?.id;
+  const who = () => `${locked()} ${session().key?.id}`;
+  const before = who();
   try {
     await look();
   } catch {
     return; // the page says so where it asks for more
   }
-  if (session().key?.id !== before) go();
+  if (who() !== before) go();
 }

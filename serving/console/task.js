@@ -93,7 +93,7 @@ class TaskPage {
 
   see(activity) {
     const own = activity.tasks.find((one) => one.task === this.name);
-    this.tiles["Requests/s"].set(rate(own?.requests_per_second), `over ${duration(activity.seconds)}`);
+    this.tiles["Requests/s"].set(rate(own?.requests_per_second), overall(activity));
     this.tiles.p50.set(duration(own?.p50_seconds), "half are faster");
     this.tiles.p99.set(duration(own?.p99_seconds), "99 of 100 are faster");
     this.tiles.Failed.set(percent(own?.failed_share), "of answers", own?.failed_share > 0);
@@ -111,7 +111,6 @@ class TaskPage {
     const pending = answer?.pending ?? [];
     announce(pending.length ? `${told}. Not yet known to: ${pending.join(", ")}` : told);
     await this.reload();
-    this.element.querySelector("h1").focus();
   }
 
   // Versions
@@ -291,6 +290,8 @@ class TaskPage {
     });
   }
 }
+
+const overall = ({ seconds }) => (seconds ? `over ${duration(seconds)}` : "");
 
 function section(title, content) {
   return el("section", { class: "card" }, el("h2", {}, title), content);

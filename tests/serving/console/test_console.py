@@ -226,6 +226,7 @@ def test_a_version_is_made_live_and_rolled_back(small: Served, console: Console,
     console.press(f"Make live: {deltas.spam_2.digest[:12]}")
     console.agree()
     assert task_of(small, "spam")["aliases"]["live"] == deltas.spam_2.digest
+    console.page.locator("h1:focus").wait_for()
     console.sees("Promoted")
     console.press("Roll back…: live")
     console.agree()
