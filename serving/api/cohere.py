@@ -6,12 +6,13 @@ https://docs.cohere.com/reference/rerank. A task is a model. Jina's and vLLM's `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from serving.api.asking import QueryBody, ask
 from serving.api.bodies import body_of
@@ -21,16 +22,29 @@ from serving.api.predicting import Predictor, TaskQuery
 from serving.api.problems import PREDICTION_FAILURES, headers_of, responses
 from serving.api.protocol import Protocol
 from serving.api.unserved import WithForeignFields
-from serving.incoming import Incoming
 from serving.service import Service
 
 _JSON = "application/json"
 
 
-class TextDocument(Incoming):
-    """A document as an object, of which the text is read."""
+def _documents(plain: Any) -> Any:
+    """Refuses all but texts and objects with a text, of which nothing else is read."""
+    if not isinstance(plain, list):
+        raise PydanticCustomError("documents", "expected a list of texts, or of objects with a text")
+    for place, one in enumerate(plain):
+        if not isinstance(one.get("text") if isinstance(one, dict) else one, str):
+            raise PydanticCustomError(
+                "documents", "expected a text, or an object with a text, at place {place}", {"place": place}
+            )
+    return plain
 
-    text: str
+
+_object = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+Documents = Annotated[
+    list[Any],
+    BeforeValidator(_documents),
+    WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "string"}, _object]}, "minItems": 1}),
+]
 
 
 class CohereRerankRequest(WithForeignFields, QueryBody):
@@ -58,7 +72,7 @@ class CohereRerankRequest(WithForeignFields, QueryBody):
 
     model: ModelOrMerge = Field(description="a task, or task@alias; or tasks to merge for this request")
     query: str
-    documents: list[str | TextDocument] = Field(min_length=1, description="texts, or objects with a text")
+    documents: Documents = Field(min_length=1, description="texts, or objects whose text is read")
     top_n: int | None = Field(None, ge=1, description="only the n most relevant documents; all by default")
     max_tokens_per_doc: int | None = Field(
         None, ge=1, description="cut each document to so many tokens of the task's own tokenizer"
@@ -66,10 +80,9 @@ class CohereRerankRequest(WithForeignFields, QueryBody):
     return_documents: bool = Field(False, description="give each document beside its score")
 
     def task_query(self) -> TaskQuery:
-        texts = [one if isinstance(one, str) else one.text for one in self.documents]
+        texts = [one if isinstance(one, str) else one["text"] for one in self.documents]
         parameters = {
             "raw_scores": False,
-            "return_text": self.return_documents,
             "top_n": self.top_n,
             "max_tokens_per_text": self.max_tokens_per_doc,
         }
@@ -79,7 +92,9 @@ class CohereRerankRequest(WithForeignFields, QueryBody):
 class RankedDocument(BaseModel):
     index: int = Field(description="the document's position in the request")
     relevance_score: float = Field(ge=0, le=1)
-    document: TextDocument | None = Field(None, description="the document, if return_documents asks for it")
+    document: dict[str, Any] | None = Field(
+        None, description="the document as an object, if return_documents asks for it"
+    )
 
 
 class ApiVersion(BaseModel):
@@ -125,7 +140,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
             prediction = answered.prediction
             content = {
                 "id": request_id(request.scope),
-                "results": [_ranked(one) for one in prediction.outputs[0]],
+                "results": [_ranked(body, **one) for one in prediction.outputs[0]],
                 "meta": {"api_version": {"version": version}, "tokens": {"input_tokens": prediction.tokens}},
                 "model": body.model if isinstance(body.model, str) else prediction.digest,
                 "usage": {"total_tokens": prediction.tokens},
@@ -148,9 +163,12 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
     return routes
 
 
-def _ranked(one: Mapping[str, Any]) -> dict[str, Any]:
-    document = {"document": {"text": one["text"]}} if "text" in one else {}
-    return {"index": one["index"], "relevance_score": one["score"], **document}
+def _ranked(body: CohereRerankRequest, index: int, score: float) -> dict[str, Any]:
+    ranked: dict[str, Any] = {"index": index, "relevance_score": score}
+    if not body.return_documents:
+        return ranked
+    document = body.documents[index]
+    return {**ranked, "document": {"text": document} if isinstance(document, str) else document}
 
 
 _STATUSES = {501: 400}

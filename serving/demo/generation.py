@@ -106,7 +106,10 @@ def next_steps(stage: Stage, base: str, task: str, question: str) -> list[Step]:
             "fine-tune the model on chats of your own",
             ["finetune", "--base", base, "--data", "CHATS.jsonl", "--out", "FOLDER"],
         ),
-        Step("make a task of what was fine-tuned", ["add", "TASK", "FOLDER", "--base", base, "--keep", "0.1"]),
+        Step(
+            "make a task of what was fine-tuned",
+            ["add", "TASK", "FOLDER", "--base", base, "--keep", "0.1", "--text", "TEXTS.jsonl"],
+        ),
     ]
 
 

@@ -243,7 +243,10 @@ def next_steps(stage: Stage, base: str, files: Sequence[str], held_out: str) -> 
         stage.serve_again(base),
         Step("measure a delta on text that was held out", ["eval", files[0], *of_base, "--data", held_out]),
         Step("draw what the deltas keep and share", ["viz", *files, *of_base, "--out", "pictures"]),
-        Step("make a task of a fine-tune of your own", ["add", "TASK", "FOLDER", "--base", "YOUR-BASE"]),
+        Step(
+            "make a task of a fine-tune of your own",
+            ["add", "TASK", "FOLDER", "--base", "BASE", "--text", "TEXTS.jsonl"],
+        ),
     ]
 
 

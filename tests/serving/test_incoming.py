@@ -46,7 +46,6 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     chat_messages.TextPart: {"text": "rain"},
     chat_messages.ToolCall: {"function": {"name": "weather"}},
     cohere.CohereRerankRequest: {"model": "ranks", "query": "rain", "documents": ["sun"]},
-    cohere.TextDocument: {"text": "sun"},
     base.TextPair: {"text": "rain", "text_pair": "sun"},
     huggingface.SimilarityInput: {"source_sentence": "rain", "sentences": ["sun"]},
     huggingface.InferenceRequest: {"inputs": "rain"},

@@ -79,9 +79,10 @@ def test_a_document_that_has_no_more_tokens_than_asked_for_is_not_cut(peers: Ser
 def test_version_1_takes_documents_as_objects_and_gives_them_again(peers: Served) -> None:
     with httpx.Client(timeout=30) as sender:
         client = cohere.Client("any", base_url=peers.url, httpx_client=sender)
-        documents: Any = [{"text": text} for text in DOCUMENTS]
+        documents: Any = [{"text": text, "title": str(i)} for i, text in enumerate(DOCUMENTS)]
         found = client.rerank(model="ranks", query=QUERY, documents=documents, return_documents=True)
-    assert [one.document.text for one in found.results if one.document] == [DOCUMENTS[o.index] for o in found.results]
+    given = [(one.document.text, one.document.title) for one in found.results if one.document]  # type: ignore[attr-defined]
+    assert given == [(DOCUMENTS[one.index], str(one.index)) for one in found.results]
     assert found.meta is not None
     assert found.meta.api_version is not None
     assert found.meta.api_version.version == "1"
