@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serving.api import replica_name, store_notice
+from serving.api.auth import COOKIE, CSRF_HEADER
 from serving.api.examples import ANSWERS
 from serving.routing.versions import SHORTEST
 
@@ -41,6 +42,12 @@ Failing = Callable[..., dict[int | str, Any]]
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer ken_...`"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "the same key"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": f"of browsers, see `/v1/session`; a request that is no GET also needs `{CSRF_HEADER}`",
+    },
 }
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _BEGINNING = {"type": "string", "pattern": f"^[0-9a-f]{{{SHORTEST},64}}$"}

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ken_core.version import __version__
-from serving.api.auth import COOKIE, Authenticator
+from serving.api.auth import COOKIE, CSRF_HEADER, Authenticator
 from serving.api.bodies import body_of, read_body
 from serving.api.problems import responses
 from serving.errors import ForbiddenError, UnauthorizedError
@@ -49,6 +49,15 @@ class SessionInfo(BaseModel):
     version: str
     base: str | None = Field(description="the base's name; null: a key is needed, and there is none")
     replica: str | None = Field(description="the replica that answers; null likewise")
+
+
+_CSRF = {
+    "name": CSRF_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "the session's `csrf`, as every request with the cookie that is no GET has it",
+    "schema": {"type": "string"},
+}
 
 
 def router(service: Service, authenticator: Authenticator) -> APIRouter:
@@ -95,7 +104,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
         give(response, session)
         return told(who, session)
 
-    @routes.delete("", status_code=204)
+    @routes.delete("", status_code=204, openapi_extra={"parameters": [_CSRF]})
     async def end(request: Request) -> Response:
         """End the session: the browser forgets the cookie."""
         with suppress(UnauthorizedError):  # there is no session any more

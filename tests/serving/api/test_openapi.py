@@ -291,7 +291,7 @@ def test_headers_are_named_where_they_are_read_and_where_they_are_sent(operation
 def test_a_key_is_declared_where_one_is_needed_and_nowhere_else(
     closed: Closed, operations: list[Operation], talk: Callable[..., Any]
 ) -> None:
-    assert closed.document["components"]["securitySchemes"].keys() == {"bearer", "apiKey"}
+    assert closed.document["components"]["securitySchemes"].keys() == {"bearer", "apiKey", "session"}
 
     async def conversation(client: httpx.AsyncClient) -> dict[Operation, int]:
         filled = {str(o): o.path.format_map(_Somewhere()) for o in operations}
