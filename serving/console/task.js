@@ -215,7 +215,7 @@ class TaskPage {
       insist: { status: 409, does: "Do it all the same" },
       work: (insists) => {
         const body = { digest, alias: named.value, wait: WAIT_SECONDS, allow_other_labels: insists };
-        return this.change(() => post(`${this.path}/promote`, body), `${named.value} is ${short(digest)}`);
+        return this.change(() => post(`${this.path}/promote`, body), `${named.value} points at ${short(digest)} now`);
       },
     });
   }
