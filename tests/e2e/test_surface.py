@@ -98,7 +98,7 @@ def test_the_console_and_what_it_shows_reach_a_browser_as_it_happens(
         lines = events.iter_lines()
         assert next(lines).startswith(":")
         revision = client.promote(task.name, task.digest).revision
-        told = next(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {\"task\""))
+        told = next(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith('data: {"task"'))
         assert (told["task"], told["revision"], told["action"]) == (task.name, revision, "promote")
         client.predict(task.name, task.texts[0])
     found = httpx.get(f"{server.url}/v1/activity", timeout=30).json()
