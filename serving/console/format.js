@@ -11,12 +11,13 @@ export const short = (digest) => (/^[0-9a-f]{64}$/.test(digest) ? digest.slice(0
 
 export const whole = (value) => (known(value) ? WHOLE.format(value) : UNKNOWN);
 
-/** 0.125 as "12.5 %", and 0.5 as "50 %". */
+/** 0.125 as "12.5 %", and 0.5 as "50 %". What is not nothing never reads as nothing, nor what is not all as all. */
 export function percent(share) {
   if (!known(share)) return UNKNOWN;
   const value = share * 100;
   if (value === 0) return "0 %";
   if (value < 0.1) return "< 0.1 %";
+  if (value > 99.9 && value < 100) return "> 99.9 %";
   return `${value.toFixed(1).replace(/\.0$/, "")} %`;
 }
 

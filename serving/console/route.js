@@ -15,6 +15,7 @@ export class RouteSection {
     this.changeable = may("publish", page.name);
     this.seen = new Map();
     this.edited = false;
+    this.moved = false;
     this.lines = el("div", { class: "split" });
     this.shadow = el("div");
     this.agreement = el("div");
@@ -22,14 +23,20 @@ export class RouteSection {
     this.element = el("div", {}, this.lines, this.shadow, this.agreement, this.actions);
   }
 
-  /** Show the task's route, unless somebody is just changing it here. */
+  /** Show the task's route, but for what somebody is just changing here. */
   take(task) {
     this.task = task;
-    if (!this.edited) this.reset();
+    if (!this.edited) {
+      this.reset();
+    } else if (!this.moved) {
+      const added = Object.entries(this.shares).filter(([, share]) => share === 0);
+      this.shares = { ...Object.fromEntries(added), ...sharesOf(this.task.route ?? { live: 1 }) };
+      this.draw();
+    }
   }
 
   reset() {
-    this.edited = false;
+    this.edited = this.moved = false;
     this.shares = sharesOf(this.task.route ?? { live: 1 });
     this.copies = this.task.shadow ?? "";
     this.draw();
@@ -53,6 +60,17 @@ export class RouteSection {
     );
     fill(this.shadow, this.shadowField());
     fill(this.actions, this.changeable ? this.buttons() : null);
+  }
+
+  /** The weights to send: those of the route, exact to the last request, unless a share was moved here. */
+  get weights() {
+    return this.moved ? weightsOf(this.shares) : (this.task.route ?? { live: 1 });
+  }
+
+  /** A target's part of all requests. */
+  partOf(target) {
+    const weights = this.weights;
+    return (weights[target] ?? 0) / Object.values(weights).reduce((sum, one) => sum + one, 0);
   }
 
   digestOf(target) {
@@ -87,8 +105,10 @@ export class RouteSection {
     this.writers.push(() => {
       const share = this.shares[target];
       slider.value = share / 10;
-      slider.setAttribute("aria-valuetext", percent(share / WHOLE));
-      if (document.activeElement !== number) number.value = share / 10;
+      const said = percent(this.partOf(target));
+      slider.setAttribute("aria-valuetext", said);
+      number.placeholder = said.startsWith("<") ? said.replace(" %", "") : "";
+      if (document.activeElement !== number) number.value = number.placeholder ? "" : share / 10;
       const seen = this.seen.get(short(digest ?? ""));
       live.textContent = seen
         ? `${rate(seen.requests_per_second)}/s, p99 ${duration(seen.p99_seconds)}, ${percent(seen.failed_share)} failed`
@@ -114,6 +134,7 @@ export class RouteSection {
   set(target, share) {
     if (!Number.isFinite(share)) return this.draw();
     this.shares = withShare(this.shares, target, Math.max(0, Math.min(WHOLE, share)));
+    this.moved = true;
     this.touched();
     for (const write of this.writers) write();
     return undefined;
@@ -173,9 +194,9 @@ export class RouteSection {
   }
 
   send() {
-    const weights = weightsOf(this.shares);
+    const { weights } = this;
     const body = { weights, ...(this.copies ? { shadow: this.copies } : {}) };
-    const parts = Object.entries(this.shares).map(([target, share]) => `${short(target)} ${percent(share / WHOLE)}`);
+    const parts = Object.keys(weights).map((target) => `${short(target)} ${percent(this.partOf(target))}`);
     return confirmed({
       title: "Change the route?",
       text: `From now on: ${parts.join(", ")}${this.copies ? `; copies to ${short(this.copies)}` : "; no copies"}.`,

@@ -252,6 +252,22 @@ def test_requests_are_split_and_copied_and_all_sent_to_live_again(small: Served,
     assert task_of(small, "spam")["route"] is None
 
 
+def test_a_share_that_nobody_moved_stays_exactly_as_it_was(serve: Serve, deltas: Deltas, console_of: Open) -> None:
+    served = serve({"spam": {"live": deltas.spam, "canary": deltas.spam_2}})
+    route = {"live": 9999, "canary": 1}
+    assert httpx.put(f"{served.url}/v1/tasks/spam/route?wait=10", json={"weights": route}).status_code == 200
+    console = console_of(served.url)
+    console.open("tasks/spam")
+    assert console.page.get_by_label("Per cent of requests to canary").get_attribute("placeholder") == "< 0.1"
+    console.page.get_by_label("Shadow").select_option("canary")
+    console.press("Apply")
+    for part in ("live > 99.9 %", "canary < 0.1 %", "copies to canary"):
+        console.sees(part)
+    console.agree()
+    found = task_of(served, "spam")
+    assert (found["route"], found["shadow"]) == (route, "canary")
+
+
 def test_a_shadows_agreement_is_counted_while_requests_are_copied(
     serve: Serve, deltas: Deltas, console_of: Open
 ) -> None:
