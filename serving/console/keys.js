@@ -187,11 +187,12 @@ class KeysPage {
   /** After a change: what the keys are now, and whether this page still has one. */
   async settle(told) {
     announce(told);
-    await look();
-    if (locked()) {
-      await this.restart();
-    } else {
-      await this.reload();
+    try {
+      await look();
+      if (locked()) await this.restart();
+      else await this.reload();
+    } catch (error) {
+      if (error.name !== "AbortError") fill(this.list, refusal(error)); // the change itself is made
     }
   }
 }

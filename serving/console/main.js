@@ -1,6 +1,6 @@
 // The frame around all pages: who is signed in, which page the address names, and going from one to another.
 
-import { onSignedOut } from "./api.js";
+import { Refusal, onSignedOut } from "./api.js";
 import { button, el, fill } from "./dom.js";
 import * as keys from "./keys.js";
 import * as overlap from "./overlap.js";
@@ -29,6 +29,7 @@ async function go(arrived = true) {
   leaving.abort();
   leaving = new AbortController();
   const { signal } = leaving;
+  fill(document.getElementById("refused"));
   frame();
   const place = locked() ? { show: signin.show, name: "Sign in" } : placeOf(location.hash);
   document.title = `${place.title ?? place.name} · ken-serve`;
@@ -86,7 +87,13 @@ function frame() {
 }
 
 async function leave() {
-  await signOut();
+  try {
+    await signOut();
+  } catch (error) {
+    const told = new Refusal({ title: "You may still be signed in", detail: error.message, status: error.status });
+    fill(document.getElementById("refused"), refusal(told));
+    return;
+  }
   go();
 }
 

@@ -440,6 +440,20 @@ def test_a_wrong_key_is_refused_and_a_right_one_is_taken(with_keys: Served, cons
     console.sees("This server needs a key")
 
 
+def test_a_sign_out_that_fails_says_so(with_keys: Served, console_of: Open) -> None:
+    console = console_of(with_keys.url)
+    console.open("keys")
+    console.sign_in(ADMIN)
+    console.sees("Make a key")
+    console.page.context.set_offline(True)
+    console.press("Sign out")
+    console.page.get_by_role("alert").get_by_text("You may still be signed in").wait_for()
+    console.page.context.set_offline(False)
+    console.press("Sign out")
+    console.sees("This server needs a key")
+    assert console.page.get_by_role("alert").count() == 0
+
+
 def test_what_a_key_may_not_do_is_not_offered(with_keys: Served, console_of: Open) -> None:
     console = console_of(with_keys.url)
     console.open("tasks")
