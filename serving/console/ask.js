@@ -54,9 +54,14 @@ export function confirmed({ title, text, does, work, danger = false, content = n
   });
 }
 
-/** A modal dialog around `content`, removed when it closes. Focus goes back to where it was, if that is still there. */
-export function opened(content) {
-  const dialog = el("dialog", { "aria-labelledby": "question" }, content);
+/**
+ * A modal dialog around `content`, removed when it closes. Focus goes back to where it was, if that is still there.
+ *
+ * One with `kept` closes by its own button only: neither by Escape nor with the page behind it.
+ */
+export function opened(content, { kept = false } = {}) {
+  const dialog = el("dialog", { "aria-labelledby": "question", closedby: kept ? "none" : null }, content);
+  if (kept) dialog.addEventListener("cancel", (event) => event.preventDefault());
   dialog.addEventListener("close", () => {
     dialog.remove();
     if (document.activeElement === document.body) document.querySelector("main h1")?.focus();

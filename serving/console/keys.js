@@ -159,7 +159,8 @@ class KeysPage {
       event.preventDefault();
       dialog.close();
     });
-    const dialog = opened(form);
+    const dialog = opened(form, { kept: true });
+    form.querySelector(".code button").focus();
     return new Promise((resolve) => {
       dialog.addEventListener("close", async () => {
         await this.settle(`The key ${made.name} is made`);

@@ -475,6 +475,10 @@ def test_a_key_is_shown_once_signs_in_and_ends_its_session_when_revoked(with_key
     console.page.get_by_label("Scope").select_option("admin")
     console.press("Make a key")
     token = console.page.locator("dialog code").inner_text()
+    assert console.page.evaluate("document.activeElement.textContent") == "Copy"
+    for _ in range(3):
+        console.page.keyboard.press("Escape")
+    assert console.page.locator("dialog code").inner_text() == token
     console.press("I have kept it")
     console.sees("second admin")
     assert token not in console.page.content()
