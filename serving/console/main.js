@@ -107,6 +107,10 @@ async function start() {
   await go(false);
 }
 
+document.querySelector("a.skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the page
+  main.focus();
+});
 addEventListener("hashchange", () => session() && go());
 onSignedOut(() => locked() || check());
 setInterval(check, RENEW_SECONDS * 1000);

@@ -140,6 +140,14 @@ def test_it_says_so_when_the_server_is_out_of_reach_and_goes_on_after_that(conso
     trouble.wait_for(state="detached")
 
 
+def test_skipping_to_the_content_stays_on_the_page(console: Console) -> None:
+    console.open("replicas")
+    console.page.get_by_role("link", name="Skip to content").focus()
+    console.page.keyboard.press("Enter")
+    console.page.locator("main:focus", has_text="Base and placement").wait_for()
+    assert console.page.url.endswith("#/replicas")
+
+
 def test_all_of_it_works_by_keyboard(console: Console) -> None:
     console.open("tasks")
     page = console.page
