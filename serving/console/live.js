@@ -5,6 +5,7 @@ import { el, fill } from "./dom.js";
 
 const LOOK_SECONDS = 3;
 const FIRST_LOOK_SECONDS = 1;
+const UPGRADE_SECONDS = 60;
 const REOPEN_SECONDS = 10;
 const EVENTS = ["change", "swap", "replica", "placement"];
 
@@ -39,6 +40,10 @@ export function followActivity(signal, listener) {
       found = await get("v1/activity", signal);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
+      if (error.status === 404) {
+        tell("");
+        return UPGRADE_SECONDS; // a server of an older version has no such route
+      }
       tell(`What you see here stands still. ${error.message}`);
       return LOOK_SECONDS;
     }

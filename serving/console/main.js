@@ -65,7 +65,7 @@ function decoded(text) {
 }
 
 function frame() {
-  const { key, needs_key: needsKey, base, version } = session();
+  const { key, needs_key: needsKey, untold, base, version } = session();
   const here = location.hash.replace(/^#\/?/, "").split(/[/?]/)[0] || "tasks";
   const links = PAGES.filter((page) => page.offered?.() ?? true).map((page) =>
     el("a", { href: `#/${page.path}`, "aria-current": page.path === here ? "page" : null }, page.name),
@@ -77,7 +77,7 @@ function frame() {
       ? [el("span", { title: `scopes: ${key.scopes.join(", ")}; tasks: ${key.tasks.join(", ")}` }, key.name)]
       : null,
     needsKey && key ? button("Sign out", leave, { class: "small" }) : null,
-    needsKey ? null : el("span", { class: "quiet" }, "Open: no key needed"),
+    needsKey || untold ? null : el("span", { class: "quiet" }, "Open: no key needed"),
   );
   fill(
     document.getElementById("foot"),

@@ -4,6 +4,9 @@ import { get, post, remove, useToken } from "./api.js";
 
 const SCOPES = ["predict", "publish", "admin"];
 
+/** What holds where the server is of an older version, which knows no sessions: as without keys, until it refuses. */
+const UNTOLD = { needs_key: false, key: null, csrf: null, untold: true };
+
 let current = null;
 
 /** The session as the server tells it, with `key` null where there is none. */
@@ -14,7 +17,12 @@ export const locked = () => current.needs_key && current.key === null;
 
 /** Ask the server who we are. */
 export async function look() {
-  take(await get("v1/session"));
+  try {
+    take(await get("v1/session"));
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    take(current ?? UNTOLD); // while replicas are upgraded, another one may know the session
+  }
 }
 
 export async function signIn(key) {

@@ -164,6 +164,17 @@ def test_all_of_it_works_by_keyboard(console: Console) -> None:
     assert page.evaluate("document.activeElement.ariaLabel") == "Roll back…: live"
 
 
+def test_it_copes_with_a_server_of_an_older_version(console: Console) -> None:
+    for path in ("session", "activity", "events"):
+        console.page.route(f"**/v1/{path}", lambda route: route.fulfill(status=404, json={"title": "Not found"}))
+    with console.page.expect_response("**/v1/activity"):
+        console.open("tasks")
+    console.page.get_by_role("link", name="spam").click()
+    console.sees("What a delta keeps")
+    assert console.page.locator(".notice").count() == 0
+    assert "no key needed" not in console.page.locator("#who").inner_text()
+
+
 # Tasks
 
 
