@@ -54,6 +54,11 @@ export function confirmed({ title, text, does, work, danger = false, content = n
   });
 }
 
+/** Close what is asked about a page that is left. */
+export function dismiss() {
+  for (const dialog of document.querySelectorAll('dialog:not([closedby="none"])')) dialog.close();
+}
+
 /**
  * A modal dialog around `content`, removed when it closes. Focus goes back to where it was, if that is still there.
  *

@@ -1,6 +1,7 @@
 // The frame around all pages: who is signed in, which page the address names, and going from one to another.
 
 import { Refusal, onSignedOut } from "./api.js";
+import { dismiss } from "./ask.js";
 import { button, el, fill } from "./dom.js";
 import * as keys from "./keys.js";
 import * as overlap from "./overlap.js";
@@ -30,6 +31,7 @@ async function go(arrived = true) {
   leaving = new AbortController();
   const { signal } = leaving;
   fill(document.getElementById("refused"));
+  dismiss();
   frame();
   const place = locked() ? { show: signin.show, name: "Sign in" } : placeOf(location.hash);
   document.title = `${place.title ?? place.name} · ken-serve`;

@@ -486,6 +486,21 @@ def test_what_a_key_may_not_do_is_not_offered(with_keys: Served, console_of: Ope
         assert console.page.get_by_role("button", name=name).count() == 0
 
 
+def test_a_question_is_closed_with_its_page(with_keys: Served, console_of: Open) -> None:
+    console = console_of(with_keys.url)
+    console.open("tasks")
+    console.sign_in(ADMIN)
+    console.page.get_by_role("link", name="spam").click()
+    console.press("Roll back…: live")
+    console.page.go_back()
+    console.page.locator("dialog").wait_for(state="detached")
+    console.page.go_forward()
+    console.press("Roll back…: live")
+    console.page.context.clear_cookies()
+    console.sees("This server needs a key")
+    assert console.page.locator("dialog").count() == 0
+
+
 def test_a_key_is_shown_once_signs_in_and_ends_its_session_when_revoked(with_keys: Served, console_of: Open) -> None:
     console = console_of(with_keys.url)
     console.open("keys")
