@@ -202,11 +202,12 @@ export class RouteSection {
       text: `From now on: ${parts.join(", ")}${this.copies ? `; copies to ${short(this.copies)}` : "; no copies"}.`,
       does: "Change route",
       insist: { status: 409, does: "Do it all the same" },
-      work: (insists) =>
+      work: this.page.ifUnchanged((insists) =>
         this.done(
           () => put(`${this.page.path}/route?${WAIT}`, { ...body, allow_other_labels: insists }),
           "The route is changed",
         ),
+      ),
     });
   }
 
@@ -215,7 +216,9 @@ export class RouteSection {
       title: "Send all requests to live?",
       text: "The split and the copies end.",
       does: "Send all to live",
-      work: () => this.done(() => remove(`${this.page.path}/route?${WAIT}`), "All requests go to live"),
+      work: this.page.ifUnchanged(() =>
+        this.done(() => remove(`${this.page.path}/route?${WAIT}`), "All requests go to live"),
+      ),
     });
   }
 
@@ -224,7 +227,9 @@ export class RouteSection {
       title: "Go back to the previous route?",
       text: "The split and the copies are those of before the last change of the route.",
       does: "Go back",
-      work: () => this.done(() => post(`${this.page.path}/route/rollback?${WAIT}`), "The previous route is back"),
+      work: this.page.ifUnchanged(() =>
+        this.done(() => post(`${this.page.path}/route/rollback?${WAIT}`), "The previous route is back"),
+      ),
     });
   }
 

@@ -1,6 +1,6 @@
 // One task: its versions and which of them answers, how they do, who changed what, and what each delta keeps.
 
-import { get, part, post, remove } from "./api.js";
+import { Refusal, get, part, post, remove } from "./api.js";
 import { confirmed } from "./ask.js";
 import { announce, button, el, field, fill, scrolled } from "./dom.js";
 import { count, duration, percent, rate, short } from "./format.js";
@@ -79,14 +79,19 @@ class TaskPage {
     );
   }
 
+  /** Ask again; where that fails, what is shown stays until the next time. */
+  async refresh() {
+    try {
+      await this.reload();
+    } catch (error) {
+      if (error.status === 404) location.hash = "#/tasks";
+    }
+  }
+
   live() {
     followEvents(this.signal, async (kind, told) => {
       if (kind !== "again" && !(kind === "change" && told.task === this.name)) return;
-      try {
-        await this.reload();
-      } catch (error) {
-        if (error.status === 404) location.hash = "#/tasks";
-      }
+      await this.refresh();
     });
     followActivity(this.signal, (activity) => this.see(activity));
   }
@@ -110,7 +115,24 @@ class TaskPage {
     const answer = await work();
     const pending = answer?.pending ?? [];
     announce(pending.length ? `${told}. Not yet known to: ${pending.join(", ")}` : told);
-    await this.reload();
+    await this.refresh();
+  }
+
+  /** `work`, but only if nobody has changed the task since the question about it was put. */
+  ifUnchanged(work) {
+    const asked = this.task.revision;
+    return async (insists) => {
+      const [newest] = await get(`${this.path}/history`, this.signal);
+      if (newest?.revision > asked) {
+        await this.refresh();
+        throw new Refusal({
+          title: "Changed meanwhile",
+          detail: `${newest.who} has changed ${this.name} since this question was put. Nothing was done. Cancel, look at what holds now, and ask again.`,
+          status: 0,
+        });
+      }
+      return work(insists);
+    };
   }
 
   // Versions
@@ -270,8 +292,9 @@ class TaskPage {
       title: `Roll ${alias} back?`,
       text: `${alias} points at ${short(this.task.aliases[alias])} now. It goes back to the version that it pointed at before.`,
       does: "Roll back",
-      work: () =>
+      work: this.ifUnchanged(() =>
         this.change(() => post(`${this.path}/rollback`, { alias, wait: WAIT_SECONDS }), `${alias} is rolled back`),
+      ),
     });
   }
 

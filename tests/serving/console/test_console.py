@@ -253,6 +253,23 @@ def test_a_version_is_made_live_and_rolled_back(small: Served, console: Console,
     console.sees("Rolled back")
 
 
+def test_what_somebody_changed_meanwhile_is_not_rolled_back(serve: Serve, deltas: Deltas, console_of: Open) -> None:
+    served = serve({"spam": {"live": deltas.spam, "canary": deltas.spam_2}})
+    console = console_of(served.url)
+    console.open("tasks/spam")
+    console.press("Roll back…: live")
+    promotion = {"digest": deltas.spam_2.digest, "wait": 10}
+    assert httpx.post(f"{served.url}/v1/tasks/spam/promote", json=promotion).status_code == 200
+    console.page.locator("dialog button[type=submit]").click()
+    console.sees("Changed meanwhile")
+    assert task_of(served, "spam")["aliases"]["live"] == deltas.spam_2.digest
+    console.press("Cancel")
+    console.press("Roll back…: live")
+    console.sees(f"live points at {deltas.spam_2.digest[:12]} now")
+    console.agree()
+    assert task_of(served, "spam")["aliases"]["live"] == deltas.spam.digest
+
+
 def test_requests_are_split_and_copied_and_all_sent_to_live_again(small: Served, console: Console) -> None:
     console.open("tasks/spam")
     page = console.page
