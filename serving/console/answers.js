@@ -180,7 +180,7 @@ export function manyAnswers(results) {
     el("tr", {}, el("th", { scope: "row" }, one.task), one.error ? refused(one.error) : brief(one)),
   );
   const heads = ["Task", "Answer", "", "Score"].map((text, i) =>
-    text ? el("th", { scope: "col", class: i === 3 ? "number" : null }, text) : el("td"),
+    text ? el("th", { scope: "col", class: i === 3 ? "number" : null }, text) : el("td", { class: "wide" }),
   );
   return scrolled(
     "Answers",

@@ -461,6 +461,24 @@ def test_the_code_to_copy_does_what_the_page_did(small: Served, console: Console
     assert json.loads(said)["outputs"] == outputs
 
 
+def test_names_are_whole_and_nothing_lies_over_code_at_360_pixels(every_kind: Served, console_of: Open) -> None:
+    console = console_of(every_kind.url, viewport={"width": 360, "height": 740})
+    console.open("playground")
+    page = console.page
+    page.get_by_label("Many at once").check()
+    console.press("Ask")
+    page.locator(".answers tbody th").first.wait_for()
+    page.get_by_text("Copy as curl or Python").click()
+    lines = page.locator(".answers tbody th").evaluate_all(
+        "all => all.map((one) => { const range = document.createRange(); range.selectNodeContents(one);"
+        " return range.getClientRects().length; })"
+    )
+    assert set(lines) == {1}
+    block, copy = page.locator(".code pre").first.bounding_box(), page.locator(".code button").first.bounding_box()
+    assert block["x"] + block["width"] <= copy["x"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 # Keys
 
 
