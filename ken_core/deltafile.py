@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ from ken_core.tensor_filter import EVERYTHING, TensorFilter
 from ken_core.version import __version__
 from ken_core.writing import new_file
 
-__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "warm", "write"]
+__all__ = ["CODECS", "MAX_HEADER_BYTES", "DeltaFile", "load", "open_file", "read", "read_masks", "warm", "write"]
 
 
 @contextmanager
@@ -190,10 +190,7 @@ def _read(file: DeltaFile, base: Checkpoint, base_fingerprint: str, threads: int
     with base.unchanged(), safe_open(file.path, "np") as container:
 
         def stream(name: str, expected: m.Stream) -> Bytes:
-            data: Bytes = container.get_tensor(name)
-            if hashlib.sha256(data.data).hexdigest() != expected.sha256:
-                raise DeltaFormatError(f"{file.name}: stream {name!r} does not have the sha256 it should")
-            return data
+            return _stream(container, name, expected, file.name)
 
         def encoded(name: str) -> _Encoded:
             entry = described.sparse[name]
@@ -288,6 +285,29 @@ def _write_whole(key: str, tensor: torch.Tensor, codec: Codec, streams: dict[str
         data=_add(key, data, streams),
         codec="raw" if codec == "raw" else "zstd",
     )
+
+
+def read_masks(file: DeltaFile, names: Iterable[str]) -> Iterator[Bytes]:
+    """The packed masks of sparse tensors, one after another, without their values.
+
+    The caller has compared the entries' shapes with the base's: a mask is as large as the manifest claims.
+
+    Raises:
+        DeltaFormatError: a stream contradicts the manifest.
+    """
+    compressed = file.manifest.codec != "raw"
+    with reading(file.name), safe_open(file.path, "np") as container:
+        for name in names:
+            entry = file.manifest.sparse[name]
+            stream = _stream(container, f"sparse/{name}/mask", entry.mask, file.name)
+            yield decode_positions(stream, prod(entry.shape), entry.stored, entry.mask_coding, compressed=compressed)
+
+
+def _stream(container: Any, name: str, expected: m.Stream, file: str) -> Bytes:
+    data: Bytes = container.get_tensor(name)
+    if hashlib.sha256(data.data).hexdigest() != expected.sha256:
+        raise DeltaFormatError(f"{file}: stream {name!r} does not have the sha256 it should")
+    return data
 
 
 def _write_file(name: str, data: bytes, codec: Codec, streams: dict[str, Bytes]) -> m.FileEntry:

@@ -27,8 +27,11 @@ from serving.replica.fitness import Fitness
 from serving.replica.gauges import add_gauges, add_generation_gauges, add_placement_gauges
 from serving.replica.generating import Generating
 from serving.replica.inference import Inference
+from serving.replica.observing import Observer
+from serving.replica.overlaps import Overlaps
 from serving.replica.placing import Placing
 from serving.replica.slot import Slot
+from serving.replica.telling_swaps import TellingSwaps
 from serving.replica.vetting import Vetting
 from serving.routing.shadows import Shadows
 from serving.security.signatures import TrustedKeys
@@ -117,6 +120,9 @@ class Service:
             follows=settings.placement == "auto",
         )
         self.vetting = Vetting(Fitness(self.resident, self.engine), self.store, self.cache.files.folder, trusted)
+        self._telling_swaps = TellingSwaps(self.metrics.swap_log, self.store, self.table, self.replica)
+        self.observer = Observer(self.store, self.table, self.metrics, self.replica)
+        self.overlaps = Overlaps(self.cache.files, _shapes(self.resident))
         add_gauges(self.metrics, self.resident, self.cache, self.engine, self.admission, self.watch)
         if self.generator is not None:
             add_generation_gauges(self.metrics, self.generator)
@@ -142,6 +148,7 @@ class Service:
         for task in self.settings.preload:
             loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
             self.engine.tiers.release(loaded)
+        self._telling_swaps.start()
         self.placing.start()
         if self.watch.store_up:
             self.placing.wait_until_loaded()
@@ -152,11 +159,14 @@ class Service:
         """End all threads and close the ports. The engine answers the rows in its line first."""
         self.admission.ready = False
         self.placing.retire()
+        self._telling_swaps.stop()
         self.watch.stop()
         self.workers.stop()
         self._continuing.stop()
         self.engine.stop()
         self._scrape.close()
+        self.observer.close()
+        self.overlaps.close()
         if self.tracer is not None:
             self.tracer.close()
         self._slot.release()
@@ -215,6 +225,10 @@ def _resident(settings: Settings) -> ResidentModel:
     memory = sum(t.nbytes for t in base.backbone_tensors.values())
     _log.info("base %s, %.0f MB resident, fingerprint %s", base.name, memory / 1e6, resident.fingerprint.digest)
     return resident
+
+
+def _shapes(resident: ResidentModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in resident.checkpoint.backbone_tensors.items()}
 
 
 def _cache(

@@ -7,6 +7,7 @@ expected number is agreement about positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +51,20 @@ def overlap(first: Packed | None, second: Packed | None, elements: int) -> Overl
     k1 and k2 random elements among n have k1 k2 / n in common on average (the mean of the hypergeometric
     distribution).
     """
-    ours, theirs = _count(first), _count(second)
-    both = 0 if first is None or second is None else _count(first & second)
+    return _overlap((first, _count(first)), (second, _count(second)), elements)
+
+
+def overlaps(masks: Sequence[Packed | None], elements: int) -> Iterator[tuple[int, int, Overlap]]:
+    """The overlap of every two of several masks of one tensor, as `overlap`; with their places, the lower one first."""
+    counted = [(mask, _count(mask)) for mask in masks]
+    for i, first in enumerate(counted):
+        for j, second in enumerate(counted[i + 1 :], i + 1):
+            yield i, j, _overlap(first, second, elements)
+
+
+def _overlap(first: tuple[Packed | None, int], second: tuple[Packed | None, int], elements: int) -> Overlap:
+    (one, ours), (other, theirs) = first, second
+    both = 0 if one is None or other is None else _count(one & other)
     return Overlap(ours, theirs, both, ours * theirs / elements if elements else 0.0)
 
 

@@ -6,12 +6,16 @@ from fastapi import FastAPI
 
 from ken_core.version import __version__
 from serving.api import (
+    activity,
     cohere,
+    console_page,
     docs_page,
     document,
+    events,
     failures,
     headers,
     huggingface,
+    kept,
     keys,
     kserve,
     many_tasks,
@@ -20,6 +24,7 @@ from serving.api import (
     openai,
     openai_generation,
     operations,
+    session,
     tasks,
     tei,
     uploads,
@@ -49,6 +54,8 @@ PROTOCOLS = (
 """Protocols of predictions. Routes are tried in this order, so the busiest come first."""
 
 MANAGEMENT = (tasks.router, uploads.router, keys.router, operations.router)
+VIEWS = (session.router, activity.router, events.router, kept.router)
+"""What the console needs beside these, and changes nothing."""
 
 
 def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
@@ -73,6 +80,9 @@ def create_app(service: Service, *, echo_request_ids: bool = True) -> FastAPI:
         app.include_router(protocol.router(service, predictor))
     for router in MANAGEMENT:
         app.include_router(router(service, authenticator, changes))
+    for view in VIEWS:
+        app.include_router(view(service, authenticator))
+    console_page.install(app)
     docs_page.install(app)
     app.add_middleware(Unpacked, limit_of=lambda path: body_limit(service, path))
     app.add_middleware(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -13,10 +15,16 @@ from fastapi import Request
 
 from serving.config import Settings
 from serving.errors import ForbiddenError, UnauthorizedError, UnavailableError, UnknownTaskError
+from serving.security import sessions
 from serving.security.exposure import ONLY_WITH_KEYS, needs_key
 from serving.security.keys import ANYONE, Key, Keyring, Principal, Scope, readable
 from serving.security.keys_file import KeysFile
 
+COOKIE = "ken_session"
+"""The cookie that holds a browser's session, see `serving.security.sessions`."""
+CSRF_HEADER = "X-Ken-Csrf"
+
+_READING = ("GET", "HEAD")
 _log = logging.getLogger(__name__)
 
 _Records = Mapping[str, Mapping[str, Any]]
@@ -42,6 +50,10 @@ class HasTable(Protocol):
 class Authenticator:
     """Tells who sent a request, by the keys in the task table, the keys in the keys file, and the admin token.
 
+    A request has its key in a header, or in the cookie of a session. Browsers send cookies by themselves, whichever
+    page makes them ask. So with a cookie alone, a request that is no GET must also have the session's CSRF token, which
+    other sites' pages cannot read. A cookie that is not valid counts as none.
+
     The keyring is built again only when one of these changes. A request costs one sha256 (two with an admin token),
     and one `stat` where there is a keys file.
 
@@ -66,18 +78,54 @@ class Authenticator:
 
         Raises:
             UnauthorizedError: requests need a key, and this one has none or one that is not valid.
-            ForbiddenError: requests need no key, but a page of another site made a browser send this one.
+            ForbiddenError: requests need no key, but a page of another site made a browser send this one; or the key is
+                that of a session, and the CSRF token is missing or wrong.
             UnavailableError: the task table, which holds the keys, is not loaded yet.
         """
-        if self._settings.auth == "off":
+        if not self.needs_key():
+            if self._settings.auth != "off":
+                self._refuse_other_sites(request)
             return ANYONE
-        self._refresh()
-        if needs_key(self._settings, self._table.locked):
-            if not len(self._keyring):
-                raise UnauthorizedError(f"this needs a key, and the server knows no keys; {ONLY_WITH_KEYS}")
+        self._check_keyring()
+        session = self.session(request)
+        if session is None:
             return self._keyring.authenticate(_token(request))
-        self._refuse_other_sites(request)
-        return ANYONE
+        who = self._keyring.authenticate(session.api_key)
+        if request.method not in _READING:
+            _check_csrf(request, session)
+        return who
+
+    def needs_key(self) -> bool:
+        """Whether requests need a key at present. Raises `UnavailableError` as `principal` does."""
+        if self._settings.auth == "off":
+            return False
+        self._refresh()
+        return needs_key(self._settings, self._table.locked)
+
+    def session(self, request: Request) -> sessions.Session | None:
+        """The session whose cookie a request has. None: it has none that is valid, or it has a key in a header."""
+        cookie = request.cookies.get(COOKIE)
+        if cookie is None or _token(request) is not None:
+            return None
+        return sessions.opened(cookie, self._keyring.hash_of, time.time())
+
+    def begin_session(self, api_key: str, id: str | None = None) -> tuple[Principal, sessions.Session]:
+        """A key's holder, and a session for it.
+
+        Args:
+            id: of the session that goes on; None: a new one begins.
+
+        Raises:
+            UnauthorizedError: the key is not valid.
+        """
+        self._check_keyring()
+        who = self._keyring.authenticate(api_key)
+        key_id = who.key_id or ""
+        return who, sessions.begun(api_key, key_id, self._keyring.hash_of(key_id) or "", time.time(), id)
+
+    def _check_keyring(self) -> None:
+        if not len(self._keyring):
+            raise UnauthorizedError(f"this needs a key, and the server knows no keys; {ONLY_WITH_KEYS}")
 
     def require(self, request: Request, scope: Scope, task: str | None = None) -> Principal:
         """Who sent a request, once `permit` allows what the request needs.
@@ -149,6 +197,14 @@ def _token(request: Request) -> str | None:
     if scheme.lower() == "bearer" and value.strip():
         return value.strip()
     return request.headers.get("x-api-key")
+
+
+def _check_csrf(request: Request, session: sessions.Session) -> None:
+    if not hmac.compare_digest(request.headers.get(CSRF_HEADER, "").encode(), session.csrf.encode()):
+        raise ForbiddenError(
+            f"with a session's cookie, a request that changes something needs the header {CSRF_HEADER}; "
+            "`GET /v1/session` tells its value"
+        )
 
 
 def _is_loopback(origin: str) -> bool:

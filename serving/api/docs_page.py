@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 PATH = "/docs"
@@ -12,11 +12,7 @@ _ASSETS = f"{PATH}/assets"
 
 
 def install(app: FastAPI) -> None:
-    """Add the page, the files of Swagger UI, and the way to the page from the server's root."""
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse(PATH)
+    """Add the page and the files of Swagger UI."""
 
     @app.get(PATH, include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serving.api import replica_name, store_notice
+from serving.api.auth import COOKIE, CSRF_HEADER
 from serving.api.examples import ANSWERS
 from serving.routing.versions import SHORTEST
 
@@ -31,6 +32,7 @@ TAGS = [
     {"name": "Open Inference Protocol", "description": "KServe's protocol, version 2, with JSON tensors"},
     {"name": "tasks", "description": "Tasks, their versions, aliases and routes, and uploads of deltas"},
     {"name": "keys", "description": "API keys"},
+    {"name": "session", "description": "Sessions of browsers, for the console"},
     {"name": "operations", "description": "Health, metrics, replicas and the resident base"},
 ]
 
@@ -40,6 +42,12 @@ Failing = Callable[..., dict[int | str, Any]]
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer ken_...`"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "the same key"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": f"of browsers, see `/v1/session`; a request that is no GET also needs `{CSRF_HEADER}`",
+    },
 }
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _BEGINNING = {"type": "string", "pattern": f"^[0-9a-f]{{{SHORTEST},64}}$"}
@@ -140,7 +148,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 def _complete(path: str, operation: dict[str, Any], failing: Failing) -> None:
     responses = operation["responses"]
     needs_key, predicts = "401" in responses, "504" in responses
-    if needs_key:
+    if needs_key and "security" not in operation:
         operation["security"] = [{name: []} for name in _SECURITY]
     operation["parameters"] = [*operation.get("parameters", ()), *_headers(path, operation, predicts)]
     responses.pop("422", None)

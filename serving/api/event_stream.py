@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import orjson
-from starlette.types import Receive
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serving.api.middleware import GoneError
 from serving.errors import DeadlineError
@@ -22,11 +23,27 @@ COMMENT = b": still generating\n\n"
 """Read as nothing by every client. It keeps proxies from taking a quiet connection for a dead one."""
 
 
-def event(content: Any, name: str | None = None) -> bytes:
+QUIET = b": nothing happened\n\n"
+"""The same, of a stream that waits for what happens."""
+
+
+class SentByItself(Response):
+    """An answer that sends itself by a coroutine, which may raise until it has sent something."""
+
+    def __init__(self, send_all: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._send_all = send_all
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._send_all(scope, receive, send)
+
+
+def event(content: Any, name: str | None = None, id: str | None = None) -> bytes:
     """One event. Its data is one line, since JSON has no line breaks of its own."""
     data = content if isinstance(content, bytes) else orjson.dumps(content)
     named = b"" if name is None else b"event: %b\n" % name.encode()
-    return b"%bdata: %b\n\n" % (named, data)
+    placed = b"" if id is None else b"id: %b\n" % id.encode()
+    return b"%b%bdata: %b\n\n" % (placed, named, data)
 
 
 async def while_heard(

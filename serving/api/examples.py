@@ -49,7 +49,43 @@ _FAILED = {
 _MADE = {"id": "4f0c9a6be1d24d5f9f0b6a1c2d3e4f50", "created": 1767225600, "model": "support"}
 _TEXT_USAGE = {"prompt_tokens": 31, "completion_tokens": 12, "total_tokens": 43}
 
+_RATES = {
+    "requests_per_second": 41.5,
+    "failed_per_second": 0.0,
+    "refused_per_second": 0.5,
+    "failed_share": 0.0,
+    "tokens_per_second": 0.0,
+    "p50_seconds": 0.012,
+    "p95_seconds": 0.031,
+    "p99_seconds": 0.048,
+}
+
 ANSWERS: dict[str, Any] = {
+    "ActivityInfo": {
+        "at": 1767225600.5,
+        "seconds": 10.2,
+        "tasks": [{"task": "trec", **_RATES, "held": {_REPLICA: "packed"}, "hit_rate": 0.998}],
+        "versions": [{"task": "trec", "version": _LIVE[:12], **_RATES}],
+        "shadows": [
+            {"task": "trec", "version": _CANARY[:12], "agreed": 980, "differed": 17, "failed": 0, "skipped": 3}
+        ],
+        "replicas": [
+            {
+                "replica": _REPLICA,
+                "ready": True,
+                "in_flight": 3,
+                "requests_per_second": 41.5,
+                "waiting_inputs": 2,
+                "mixed_share": 0.7,
+                "swaps_per_second": 1.4,
+                "bytes_by_tier": {"base": 90852864, "packed": 16777216},
+                "up_seconds": 3600.0,
+                "held_tasks": 42,
+                "trouble": [],
+            }
+        ],
+        "unread": {},
+    },
     "RankedDocuments": {
         "id": "a650e05d403c49529ed7cb4abaf4a736",
         "results": [{"index": 0, "relevance_score": 0.97}],
@@ -121,6 +157,27 @@ ANSWERS: dict[str, Any] = {
         "choices": [{"text": " Spain stays mainly", "finish": "length", "stop": None}],
         "usage": {"prompt_tokens": 4, "generated_tokens": 4},
     },
+    "Kept": {
+        "task": "trec",
+        "digest": _LIVE,
+        "method": "magnitude",
+        "kind": "text-classification",
+        "kinds": ["text-classification"],
+        "labels": ["NUM", "LOC"],
+        "bytes": 2097152,
+        "unit": "positions",
+        "layers": [
+            {
+                "layer": 0,
+                "module": "attention.self.query",
+                "unit": "positions",
+                "kept": 14746,
+                "of": 147456,
+                "share": 0.1,
+                "bytes": 9216,
+            }
+        ],
+    },
     "KeyInfo": _KEY,
     "Live": {"live": True},
     "ManyTasksAnswer": {"results": [{**_ANSWER, "task": "trec@live"}, _FAILED]},
@@ -149,6 +206,12 @@ ANSWERS: dict[str, Any] = {
         "silent": {},
         "notice": None,
     },
+    "OverlapInfo": {
+        "tasks": ["trec", "mood"],
+        "shared": [[1.0, 0.137], [0.137, 1.0]],
+        "by_chance": [[1.0, 0.13], [0.13, 1.0]],
+        "left_out": {"poems": "its delta keeps no positions (svd)"},
+    },
     "PredictAnswer": _ANSWER,
     "Ready": {"ready": True},
     "ReplicaInfo": {
@@ -169,6 +232,15 @@ ANSWERS: dict[str, Any] = {
         "placement": {"epoch": 5, "seen": 5, "enforced": True, "trouble": None},
     },
     "Status": {"status": "ok"},
+    "SessionInfo": {
+        "needs_key": True,
+        "key": {name: _KEY[name] for name in ("id", "name", "scopes", "tasks", "expires")},
+        "csrf": "9f2b1c04d7e85a6b3c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b",
+        "expires": 1767229200,
+        "version": "0.1.0",
+        "base": "minilm",
+        "replica": _REPLICA,
+    },
     "TargetGroup": {"targets": ["10.0.3.7:40123"], "labels": {"replica": _REPLICA}},
     "TaskDetail": {
         **_TASK,

@@ -135,7 +135,7 @@ class Generator:
             async with self._predictor.taken(request, read, task) as taken:
                 await self.answer(taken, scope, receive, send)
 
-        return SentByItself(send_all)
+        return event_stream.SentByItself(send_all)
 
     async def answer(self, taken: Taken[TaskGeneration], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that was taken.
@@ -191,17 +191,6 @@ class Generator:
                 "allowed in one request; send fewer, or raise KEN_MAX_INPUTS on the server",
                 at="prompts",
             )
-
-
-class SentByItself(Response):
-    """An answer that sends itself by a coroutine, which may raise until it has sent something."""
-
-    def __init__(self, send_all: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        super().__init__()
-        self._send_all = send_all
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._send_all(scope, receive, send)
 
 
 class _Stream:

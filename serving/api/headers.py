@@ -1,4 +1,4 @@
-"""Headers for browsers: what a page from this server may do (nothing), and which other origins may call the server."""
+"""Headers for browsers: what a page from this server may do, and which other origins may call the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api import docs_page, replica_name, store_notice
+from serving.api import console_page, docs_page, replica_name, store_notice
 from serving.config import Settings
 
 _ALWAYS = {
@@ -84,14 +84,19 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        policy = _DOCS_POLICY if scope["path"] == docs_page.PATH else _POLICY
+        headers = self._headers | _headers_of(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = policy
-                for name, value in self._headers.items():
-                    headers[name] = value
+                sent = MutableHeaders(scope=message)
+                for name, value in headers.items():
+                    sent[name] = value
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def _headers_of(path: str) -> dict[str, str]:
+    if console_page.owns(path):
+        return {"Content-Security-Policy": console_page.POLICY, "Cache-Control": console_page.CACHING}
+    return {"Content-Security-Policy": _DOCS_POLICY if path == docs_page.PATH else _POLICY}

@@ -14,10 +14,11 @@ from pydantic import ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from ken_core.embedding import PromptName
+from serving.api import event_stream
 from serving.api.asking import ModelName
 from serving.api.bodies import body_of, read_body, read_json
 from serving.api.examples import LABELS
-from serving.api.generating import Generator, SentByItself, TaskGeneration
+from serving.api.generating import Generator, TaskGeneration
 from serving.api.huggingface_generation import TextGenerationRequest
 from serving.api.openai_answers import ChatCompletion
 from serving.api.openai_generation import ChatRequest
@@ -156,7 +157,7 @@ def router(service: Service, predictor: Predictor) -> APIRouter:
             content = body.present(answered.prediction.kind, answered.prediction.outputs)
             await Response(orjson.dumps(content), headers=answered.headers, media_type=_JSON)(scope, receive, send)
 
-        return SentByItself(send_all)
+        return event_stream.SentByItself(send_all)
 
     @routes.post(
         "/models/{task}/v1/chat/completions",

@@ -6,6 +6,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,10 +65,18 @@ class HeadAsGet:
         async def send_without_body(message: Message) -> None:
             if message["type"] != "http.response.body":
                 await send(message)
+                if _is_stream(message):
+                    await send({"type": "http.response.body", "body": b""})
+                    raise GoneError  # nobody waits for its events, of which there may be no end
             elif not message.get("more_body", False):
                 await send({"type": "http.response.body", "body": b""})
 
-        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+        with suppress(GoneError):
+            await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+def _is_stream(start: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
 
 
 class BodyLimit:

@@ -97,7 +97,8 @@ class Stage:
 
     def wait_for_interrupt(self, server: ServerProcess, commands: Sequence[str]) -> None:
         """Keep the server up until Ctrl-C, and say what it may be asked."""
-        say("\nthe server keeps running until Ctrl-C; try:")
+        say(f"\nthe server keeps running until Ctrl-C; see it in a browser: {server.url}/")
+        say("or try:")
         for command in commands:
             say(f"  {command}")
         try:

@@ -57,6 +57,7 @@ class Exchange:
         self._switch = SwitchCost()
         self._policy = OneKeyPolicy(limits, cost, self._switch)
         self._active: Hashable = None
+        self._digest: str | None = None  # of the delta in the weights
 
     def choose(self, line: Line[T], now: float, free: int) -> list[Row[T]]:
         active = None if self._resident.active is None else self._active
@@ -88,20 +89,21 @@ class Exchange:
             return 0.0
         turn.own()
         started = time.perf_counter()
-        self._active = None
+        left, self._active, self._digest = self._digest, None, None
         try:
             self._resident.revert()
         except ExchangeError as error:
             _log.warning("%s", error)  # the base is restored, and the delta is attached again when it is needed
-        return self._switched(started, turn)
+        return self._switched(started, turn, left)
 
-    def _switched(self, started: float, turn: Turn) -> float:
+    def _switched(self, started: float, turn: Turn, left: str | None) -> float:
         """Note a switch that has just ended; its seconds. CPU threads that stood idle for it are part of its cost."""
         seconds = time.perf_counter() - started
         with self.learning:
             self._switch.learn(seconds + turn.idle_seconds())
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
+        self._metrics.swap_log.note(left, self._digest, seconds)
         return seconds
 
     def _run(self, group: Group, turn: Turn) -> tuple[Outcome, float, float]:
@@ -131,15 +133,15 @@ class Exchange:
             self._active = key
             return 0.0
         started = time.perf_counter()
-        self._active = None
+        left, self._active, self._digest = self._digest, None, None
         try:
             resident.activate(task.attached)
         except ExchangeError as error:
             _log.warning("%s; attaching %s again", error, task.digest)
             self._renew(task)
             resident.activate(task.attached)
-        self._active = key
-        return self._switched(started, turn)
+        self._active, self._digest = key, task.digest
+        return self._switched(started, turn, left)
 
     def _answer(self, group: Group) -> list[Raw]:
         """Results of a group's rows, with the weights as they are."""

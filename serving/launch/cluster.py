@@ -109,6 +109,7 @@ def _with_threads(settings: Settings) -> Settings:
 def _serve_until_stopped(settings: Settings, store_url: str, daemons: Daemons, stop: StopFlag, say: Say) -> int:
     """Wait for a signal, or for the end of a process of Ray's that nothing replaces. Returns the exit code."""
     say(f"ready on {url(settings)}")
+    say(f"see it in a browser: {url(settings)}/")
     for line in what_is_served(settings, store_url):
         say(line)
     while (ended := daemons.ended()) is None and not stop.asked:

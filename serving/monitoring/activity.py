@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serving.client import Replica
 from serving.monitoring.readings import Increase, Reading, increase, quantile
 
-_SECONDS = "ken_request_seconds_bucket"
+_OTHER = "other"
+"""The label of all tasks that have none of their own, see `serving.telemetry.request_metrics`."""
+
+_VERSION_REQUESTS = "ken_version_requests_total"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Answers:
     tokens_per_second: float
     p50_seconds: float | None
     p95_seconds: float | None
+    p99_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,34 @@ class TaskActivity:
     task: str
     answers: Answers | None
     held: str | None
+
+
+@dataclass(frozen=True)
+class VersionActivity:
+    """One version of a task.
+
+    Attributes:
+        version: the first 12 digits of its digest, or ``other``.
+    """
+
+    task: str
+    version: str
+    answers: Answers
+
+
+_OUTCOMES = ("agreed", "differed", "failed", "skipped")
+
+
+@dataclass(frozen=True)
+class ShadowCounts:
+    """Inputs copied for a version that is a shadow, by what became of them, since the replicas started."""
+
+    task: str
+    version: str
+    agreed: int
+    differed: int
+    failed: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -92,12 +124,15 @@ class Activity:
     Attributes:
         tasks: those asked for most first.
         seconds: between the looks.
+        versions: that requests resolved to lately, by task.
     """
 
     seconds: float
     answers: Answers | None
     in_flight: int | None
     tasks: list[TaskActivity]
+    versions: list[VersionActivity]
+    shadows: list[ShadowCounts]
     replicas: list[ReplicaActivity]
 
 
@@ -111,15 +146,14 @@ def activity(before: Look | None, now: Look, unix_seconds: float) -> Activity:
     old = {} if before is None else before.readings
     counted = {name: increase(old[name], reading) for name, reading in now.readings.items() if name in old}
     everywhere = list(counted.values())
-    labels = {label for one in everywhere for label, count in one.by("ken_requests_total", "task").items() if count}
-    named = {*now.tasks, *labels}
-    tasks = [TaskActivity(task, _answers(everywhere, task=task), now.held.get(task)) for task in named]
     in_flight = [replica.in_flight for replica in now.replicas]
     return Activity(
         seconds=max((one.seconds for one in everywhere), default=0.0),
         answers=_answers(everywhere),
         in_flight=None if None in in_flight else sum(map(int, filter(None, in_flight))),
-        tasks=sorted(tasks, key=lambda one: (-(one.answers.requests_per_second if one.answers else 0), one.task)),
+        tasks=sorted(_tasks(now, everywhere), key=_asked_most),
+        versions=sorted(_versions(everywhere), key=lambda one: (one.task, one.version)),
+        shadows=_shadows(now.readings.values()),
         replicas=[
             _replica(found, now.readings.get(found.name), counted.get(found.name), now.unread, unix_seconds)
             for found in sorted(now.replicas, key=lambda replica: replica.name)
@@ -127,20 +161,67 @@ def activity(before: Look | None, now: Look, unix_seconds: float) -> Activity:
     )
 
 
-def _answers(counted: Iterable[Increase], **labels: str) -> Answers | None:
-    """The answers of all replicas together; None where no replica was read twice."""
+def _tasks(now: Look, everywhere: Sequence[Increase]) -> Iterator[TaskActivity]:
+    split = [one.split("task") for one in everywhere]
+    labels = {label for by_task in split for label in by_task}
+    asked = {label for by_task in split for label, one in by_task.items() if one.total("ken_requests_total")}
+    for task in {*now.tasks, *asked}:
+        unknown = _OTHER in labels and task not in labels  # it is counted among others
+        found = [by_task.get(task, Increase(one.seconds)) for one, by_task in zip(everywhere, split, strict=True)]
+        yield TaskActivity(task, None if unknown else _answers(found), now.held.get(task))
+
+
+def _asked_most(one: TaskActivity) -> tuple[float, str]:
+    return (-(one.answers.requests_per_second if one.answers else 0.0), one.task)
+
+
+def _versions(everywhere: Sequence[Increase]) -> Iterator[VersionActivity]:
+    found: defaultdict[tuple[str, str], list[Increase]] = defaultdict(list)
+    for one in everywhere:
+        for task, of_task in one.split("task").items():
+            for version, of_version in of_task.split("version").items():
+                if of_version.by(_VERSION_REQUESTS, "code"):  # shadows have versions, too
+                    found[task, version].append(of_version)
+    for (task, version), counted in found.items():
+        answers = _answers(counted, _VERSION_REQUESTS, "ken_version_seconds_bucket")
+        if answers is not None:
+            yield VersionActivity(task, version, answers)
+
+
+def _shadows(readings: Iterable[Reading]) -> list[ShadowCounts]:
+    counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for reading in readings:
+        for (name, labels), value in reading.values.items():
+            if name == "ken_shadow_inputs_total":
+                its = dict(labels)
+                counts[its["task"], its["version"]][its["outcome"]] += int(value)
+    return [
+        ShadowCounts(task, version, **{outcome: found[outcome] for outcome in _OUTCOMES})
+        for (task, version), found in sorted(counts.items())
+    ]
+
+
+def _answers(
+    counted: Iterable[Increase], requests: str = "ken_requests_total", seconds: str = "ken_request_seconds_bucket"
+) -> Answers | None:
+    """The answers of all replicas together; None where no replica was read twice.
+
+    Args:
+        requests, seconds: the metrics that count them, and their times.
+    """
     rates: defaultdict[str, float] = defaultdict(float)
     buckets: defaultdict[str, float] = defaultdict(float)
     read_twice = [one for one in counted if one.seconds > 0]
     if not read_twice:
         return None
+    stage = {"stage": "total"} if seconds == "ken_request_seconds_bucket" else {}
     for one in read_twice:
-        for bound, count in one.by(_SECONDS, "le", stage="total", **labels).items():
+        for bound, count in one.by(seconds, "le", **stage).items():
             buckets[bound] += count
-        for code, count in one.by("ken_requests_total", "code", **labels).items():
+        for code, count in one.by(requests, "code").items():
             rates["requests"] += count / one.seconds
             rates[_outcome(int(code))] += count / one.seconds
-        rates["tokens"] += one.total("ken_generated_tokens_total", **labels) / one.seconds
+        rates["tokens"] += one.total("ken_generated_tokens_total") / one.seconds
     return Answers(
         requests_per_second=rates["requests"],
         failed_per_second=rates["failed"],
@@ -148,6 +229,7 @@ def _answers(counted: Iterable[Increase], **labels: str) -> Answers | None:
         tokens_per_second=rates["tokens"],
         p50_seconds=quantile(0.5, buckets),
         p95_seconds=quantile(0.95, buckets),
+        p99_seconds=quantile(0.99, buckets),
     )
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Self
-
-import httpx
 
 from serving.client import ApiError, Client, Replica, Retries
 from serving.monitoring.activity import Look
-from serving.monitoring.readings import Reading, readings_of
+from serving.monitoring.readings import Reading
+from serving.monitoring.scraping import Scraper
 
 _SECONDS = 5.0
-_CONNECT_SECONDS = 1.0
-_AT_ONCE = 16
 
 
 class Watcher:
@@ -30,7 +25,7 @@ class Watcher:
         self._url = url.rstrip("/")
         self._client = Client(url, api_key, timeout=_SECONDS, retries=Retries(attempts=1))
         # apart from the client, so that the API key is sent to the server alone
-        self._metrics = httpx.Client(timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS))
+        self._metrics = Scraper()
 
     def __enter__(self) -> Self:
         return self
@@ -58,41 +53,14 @@ class Watcher:
 
         A replica whose own port cannot be reached may still be the one that answers at the server's URL.
         """
-        readings: dict[str, Reading] = {}
-        unread: dict[str, str] = {}
-        if not replicas:
-            return readings, unread
-        with ThreadPoolExecutor(min(_AT_ONCE, len(replicas))) as threads:
-            for replica, found in zip(replicas, threads.map(self._own_port, replicas), strict=True):
-                if isinstance(found, Reading):
-                    readings[replica.name] = found
-                else:
-                    unread[replica.name] = found
+        readings, unread = self._metrics.read(replicas)
         if unread:
-            found_there = self._fetched(f"{self._url}/metrics")
+            found_there = self._metrics.fetched(f"{self._url}/metrics")
             if not isinstance(found_there, str):
                 for name in found_there.keys() & unread.keys():
                     readings[name] = found_there[name]
                     del unread[name]
         return readings, unread
-
-    def _own_port(self, replica: Replica) -> Reading | str:
-        if replica.metrics is None:
-            return "it reports no port for them"
-        found = self._fetched(f"http://{replica.metrics}/metrics")
-        if isinstance(found, str):
-            return found
-        return found.get(replica.name) or f"{replica.metrics} is another replica's port"
-
-    def _fetched(self, url: str) -> Mapping[str, Reading] | str:
-        try:
-            answer = self._metrics.get(url)
-            answer.raise_for_status()
-            return readings_of(answer.text, time.monotonic())
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return f"{url} cannot be reached from here ({str(error) or type(error).__name__})"
-        except ValueError:
-            return f"{url} answers with something else than a replica's metrics"
 
     def _tier(self, task: str) -> str | None:
         """Where the replica that answers holds a task's live version."""

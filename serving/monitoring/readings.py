@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 Labels = frozenset[tuple[str, str]]
 Series = tuple[str, Labels]
@@ -53,8 +57,13 @@ def readings_of(text: str, when: float) -> dict[str, Reading]:
     """
     from prometheus_client.parser import text_string_to_metric_families
 
+    return readings_in(text_string_to_metric_families(text), when)
+
+
+def readings_in(families: Iterable[Metric], when: float) -> dict[str, Reading]:
+    """The readings in metrics, by the replicas that their samples name."""
     found: dict[str, dict[Series, float]] = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         for sample in family.samples:
             if sample.name.startswith("ken_"):
                 labels = dict(sample.labels)
@@ -96,6 +105,15 @@ class Increase:
         for its_labels, count in self._matching(name, labels):
             found[its_labels[label]] += count
         return dict(found)
+
+    def split(self, label: str) -> dict[str, Increase]:
+        """The series that have a label, by its values. One walk over them all, where each `by` is one, too."""
+        found: defaultdict[str, dict[Series, float]] = defaultdict(dict)
+        for series, count in self.counts.items():
+            value = next((value for name, value in series[1] if name == label), None)
+            if value is not None:
+                found[value][series] = count
+        return {value: Increase(self.seconds, counts) for value, counts in found.items()}
 
     def _matching(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], float]]:
         for (found, its), count in self.counts.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ken_core.manifest import Manifest
 from serving.errors import InvalidInputError, UnsupportedKindError
 from serving.pipelines.base import Parameters, Pipeline
 from serving.routing.kinds import KINDS, own_kind
 
-__all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "pipeline_for"]
+__all__ = ["PIPELINES", "Parameters", "Pipeline", "default_kind", "kinds_for", "pipeline_for"]
 
 
 def _pipeline_of(kind: str) -> Pipeline:
@@ -57,3 +58,19 @@ def pipeline_for(kind: str, head: str) -> Pipeline:
         able = ", ".join(sorted(p.kind for p in PIPELINES.values() if p.head == head))
         raise InvalidInputError(f"kind {kind!r} cannot be asked of a task with a {head} head, which answers {able}")
     return found
+
+
+def kinds_for(manifest: Manifest) -> list[str]:
+    """The kinds that a delta's task can be asked, its own first; none if no kind reads its head."""
+    own = own_kind(manifest.kind, manifest.embedding is not None)
+    able = [kind for kind, pipeline in PIPELINES.items() if pipeline.head == manifest.kind and _fits(kind, manifest)]
+    return sorted(able, key=lambda kind: kind != own)
+
+
+def _fits(kind: str, manifest: Manifest) -> bool:
+    """Whether a head has the labels that a kind needs, see the kinds' own refusals."""
+    if kind == "rerank":
+        return len(manifest.labels) == 1
+    if kind == "zero-shot-classification":
+        return len(manifest.labels) > 1 and any(label.lower().startswith("entail") for label in manifest.labels)
+    return True

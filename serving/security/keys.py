@@ -59,11 +59,18 @@ class Key(BaseModel):
 
 @dataclass(frozen=True)
 class Principal:
-    """The sender of a request, and what it may do."""
+    """The sender of a request, and what it may do.
+
+    Attributes:
+        key_id: of the sender's key; None: no key was needed.
+        expires: unix seconds at which the key ends; None: it does not.
+    """
 
     name: str
     scopes: tuple[Scope, ...]
     tasks: tuple[str, ...] = EVERY_TASK
+    key_id: str | None = None
+    expires: int | None = None
 
     def has(self, scope: Scope) -> bool:
         """Whether it has a scope, or one that includes it."""
@@ -99,7 +106,7 @@ class Principal:
 ANYONE = Principal("anyone", ("admin",))
 """Every client of a server that needs no keys."""
 
-_ADMIN = Principal("admin-token", ("admin",))
+_ADMIN = Principal("admin-token", ("admin",), key_id="admin-token")
 
 
 def new_key(
@@ -135,11 +142,18 @@ class Keyring:
     """
 
     def __init__(self, keys: Iterable[Key], admin_token: str | None = None) -> None:
-        self._keys = {key.id: (key, Principal(f"{key.name}/{key.id}", key.scopes, key.tasks)) for key in keys}
+        self._keys = {key.id: (key, _principal(key)) for key in keys}
         self._admin = None if admin_token is None else _sha256(admin_token)
 
     def __len__(self) -> int:
         return len(self._keys) + (self._admin is not None)
+
+    def hash_of(self, key_id: str) -> str | None:
+        """The sha256 of a key by the `Principal.key_id` of its holder; None if there is no such key."""
+        if key_id == _ADMIN.key_id:
+            return self._admin
+        known = self._keys.get(key_id)
+        return known[0].hash if known else None
 
     def authenticate(self, token: str | None, now: float | None = None) -> Principal:
         """The principal that holds a token.
@@ -163,6 +177,10 @@ class Keyring:
         if key.expires is not None and key.expires <= (time.time() if now is None else now):
             raise UnauthorizedError(f"the key {key.name!r} expired on {moment(key.expires)}; ask for another")
         return principal
+
+
+def _principal(key: Key) -> Principal:
+    return Principal(f"{key.name}/{key.id}", key.scopes, key.tasks, key.id, key.expires)
 
 
 def readable(records: Mapping[str, Mapping[str, Any]]) -> list[Key]:

@@ -42,6 +42,7 @@ from serving.store.parts import MOST_CHUNKS, Upload
 from serving.store.placements import Placements
 from serving.store.replicas import Replicas, Report
 from serving.store.signatures import Signatures
+from serving.store.swaps import Swaps
 from serving.store.table import Table, Task
 from serving.store.tasks import Tasks
 from serving.store.uploads import Uploads
@@ -86,6 +87,7 @@ class Store:
         self.keys = Keys(self.connection)
         self.history = History(self.connection)
         self.events = Events(self.connection)
+        self.swaps = Swaps(self.connection)
         self.replicas = Replicas(self.connection)
         self.placements = Placements(self.connection)
         self.adoptions = Adoptions(self.connection, self.replicas)

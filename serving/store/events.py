@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.store.connection import Connection
@@ -64,11 +64,19 @@ class Events:
         with self._connection.store_errors:
             answer = self._connection.client.xread({stream: id}, count=100, block=block)
         entries = answer.values() if isinstance(answer, dict) else (rows for _, rows in answer)
-        flat = [e for rows in entries for e in (rows[0] if isinstance(answer, dict) else rows)]
-        return [Event(i.decode(), f[b"task"].decode(), int(f[b"revision"])) for i, f in flat]
+        return _events([e for rows in entries for e in (rows[0] if isinstance(answer, dict) else rows)])
+
+    def since(self, id: str) -> list[Event]:
+        """Events after the stream entry `id`, at most 100. Does not wait."""
+        with self._connection.store_errors:
+            return _events(self._connection.client.xrange(self._connection.control_key("events"), f"({id}", count=100))
 
     def last_id(self) -> str:
         """The id of the newest stream entry; ``0`` where the stream is empty."""
         with self._connection.store_errors:
             newest = self._connection.client.xrevrange(self._connection.control_key("events"), count=1)
         return newest[0][0].decode() if newest else "0"
+
+
+def _events(rows: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+    return [Event(id.decode(), told[b"task"].decode(), int(told[b"revision"])) for id, told in rows]

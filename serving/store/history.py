@@ -10,6 +10,8 @@ import orjson
 
 from serving.store.connection import Connection
 
+_LATELY, _ALL = 20, 1000
+
 
 class History:
     """Entries that the scripts wrote, each together with its change."""
@@ -22,6 +24,14 @@ class History:
         with self._connection.store_errors:
             rows = self._connection.client.lrange(self._connection.control_key("history", name), 0, count - 1)
         return [orjson.loads(row) for row in rows]
+
+    def at(self, name: str, revision: int) -> dict[str, Any] | None:
+        """The change that led to a revision; of several entries the first. None if it is too long ago."""
+        for count in (_LATELY, _ALL):
+            found = [row for row in self.of(name, count) if row["revision"] == revision]
+            if found:
+                return found[-1]
+        return None
 
 
 def whoami() -> str:

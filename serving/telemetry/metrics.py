@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from serving.telemetry.adapters import Adapters, AdaptersGauge
 from serving.telemetry.hits import MERGED, TIERS
 from serving.telemetry.request_metrics import SECONDS, RequestMetrics
+from serving.telemetry.swap_log import SwapLog
 
 PLACES = ("home", "second", "elsewhere")
 """What a replica is for a task: its home, its second home, or neither."""
@@ -35,6 +36,7 @@ class Metrics:
 
     Attributes:
         registry: the registry to scrape, with all metrics.
+        swap_log: changes of task one by one, which `swaps` counts.
     """
 
     def __init__(self, replica: str, most_tasks: int = 100) -> None:
@@ -49,6 +51,7 @@ class Metrics:
             registry=own,
         )  # fmt: skip
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
+        self.swap_log = SwapLog()
         self.swap_seconds = Histogram("ken_swap_seconds", "Time of a change of task", buckets=SECONDS, registry=own)
         self.load_seconds = Histogram(
             "ken_load_seconds", "Time to make a delta ready, by the tier it was found in", ["tier"],

@@ -86,6 +86,26 @@ def test_clients_of_other_servers_get_the_same_scores(
     assert {one.name for one in published} <= {model.id for model in models}
 
 
+def test_the_console_and_what_it_shows_reach_a_browser_as_it_happens(
+    server: ServerProcess, published: list[PublishedTask]
+) -> None:
+    task = published[0]
+    page = httpx.get(f"{server.url}/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert httpx.get(f"{server.url}/v1/session").json()["needs_key"] is False
+    with httpx.stream("GET", f"{server.url}/v1/events", timeout=30) as events, Client(server.url, timeout=60) as client:
+        lines = events.iter_lines()
+        assert next(lines).startswith(":")
+        revision = client.promote(task.name, task.digest).revision
+        told = next(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith('data: {"task"'))
+        assert (told["task"], told["revision"], told["action"]) == (task.name, revision, "promote")
+        client.predict(task.name, task.texts[0])
+    found = httpx.get(f"{server.url}/v1/activity", timeout=30).json()
+    assert {one.name for one in published} <= {one["task"] for one in found["tasks"]}
+    assert [one["trouble"] for one in found["replicas"]] == [[] for _ in found["replicas"]]
+
+
 def test_each_replica_is_scraped_where_discovery_says(server: ServerProcess) -> None:
     groups = httpx.get(f"{server.url}/metrics/targets").json()
     assert len(groups) >= 1

@@ -7,7 +7,7 @@ import os
 import socketserver
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 from ken_core import DeltaFile
 from serving.api import create_app
 from serving.config import load_settings
+from serving.security.keys import new_key
 from serving.service import Service
 from serving.store import Store
 from serving.store.embedded import embedded_store
@@ -199,6 +200,40 @@ def peers(
     with served(service) as answering:
         yield answering
     service.stop()
+
+
+@pytest.fixture(scope="session")
+def pair(
+    tiny: Tiny, deltas: Deltas, embedded_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, Served]]:
+    """Two replicas of one server with the tasks spam and mood, which needs a key: the admin's is `of-the-admin`."""
+    namespace = f"pair-{uuid.uuid4().hex[:12]}"
+    store = Store(embedded_url, namespace)
+    for task, file in (("spam", deltas.spam), ("mood", deltas.emotion)):
+        store.tasks.publish(task, file)
+    folder = tmp_path_factory.mktemp("pair")
+    chosen = {"base": str(tiny.base_folder), "namespace": namespace, "threads": 1, "admin_token": "of-the-admin"}
+    services = [Service(load_settings(**chosen, data_dir=folder / name), embedded_url) for name in "ab"]
+    for service in services:
+        service.start()
+    with served(services[0]) as first, served(services[1]) as second:
+        yield first, second
+    for service in services:
+        service.stop()
+
+
+@pytest.fixture
+def key_of(pair: tuple[Served, Served]) -> Callable[..., tuple[str, str]]:
+    """Make a key of `pair`; its id and its token."""
+
+    def make(*scopes: Any, tasks: Sequence[str] = ("*",), expires: int | None = None) -> tuple[str, str]:
+        key, token = new_key("team", scopes, tasks)
+        key = key.model_copy(update={"expires": expires})
+        store = pair[0].service.store
+        assert not store.replicas.wait(store.keys.put(key.id, key.record()), 10).pending
+        return key.id, token
+
+    return make
 
 
 @pytest.fixture(scope="session")

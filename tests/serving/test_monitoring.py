@@ -36,6 +36,7 @@ def test_rates_and_times_are_those_between_two_looks() -> None:
     assert (mood.requests_per_second, mood.refused_per_second, mood.failed_per_second) == (2.0, 0.5, 0.5)
     assert mood.p50_seconds == pytest.approx(0.025 + 0.025 * 2 / 3)
     assert mood.p95_seconds == pytest.approx(0.1 + 0.15 * 0.8)
+    assert mood.p99_seconds == pytest.approx(0.1 + 0.15 * 0.96)
     assert (idle.requests_per_second, idle.p50_seconds) == (0.0, None)
     assert found.tasks[0].held == "packed"
     assert found.in_flight == 3
@@ -56,6 +57,40 @@ def test_rates_of_all_replicas_add_up_and_their_times_are_one_distribution() -> 
     assert found.answers.requests_per_second == 3.5
     assert found.answers.p50_seconds == pytest.approx(0.001 + 0.0015 * 2 / 3)
     assert [one.answers and one.answers.requests_per_second for one in found.replicas] == [3.0, 0.5]
+
+
+def test_a_task_without_a_label_of_its_own_is_not_said_to_be_idle() -> None:
+    metrics = Metrics("a", most_tasks=1)
+    looks = []
+    for when in (0.0, 1.0):
+        for _ in range(3):
+            metrics.requests.observe("mood", "d" * 64, 200, 0.01)
+        metrics.requests.observe("news", "e" * 64, 200, 0.01)
+        looks.append(Look([Replica(name="a", revision=1)], ["mood", "news"], {"a": reading(metrics, when)}))
+    found = {one.task: one.answers for one in activity(*looks, unix_seconds=0.0).tasks}
+    assert found["news"] is None
+    assert found["mood"] is not None
+    assert found["other"] is not None
+    assert (found["mood"].requests_per_second, found["other"].requests_per_second) == (3.0, 1.0)
+
+
+def test_versions_have_rates_of_their_own_and_shadows_are_counted_from_the_start() -> None:
+    metrics = Metrics("a")
+    metrics.requests.observe("mood", "d" * 64, 200, 0.01)  # a shadow alone gives its task no label
+    metrics.requests.observe_shadow("mood", "c" * 64, {"agreed": 5, "failed": 1})
+    looks = []
+    for when in (0.0, 2.0):
+        for digest, code, seconds in (("c" * 64, 500, 0.4), ("d" * 64, 200, 0.01), ("d" * 64, 200, 0.01)):
+            metrics.requests.observe("mood", digest, code, seconds)
+        looks.append(Look([Replica(name="a", revision=1)], ["mood"], {"a": reading(metrics, when)}))
+    found = activity(*looks, unix_seconds=0.0)
+    canary, live = found.versions
+    assert (canary.version, live.version) == ("c" * 12, "d" * 12)
+    assert (canary.answers.requests_per_second, canary.answers.failed_per_second) == (0.5, 0.5)
+    assert (live.answers.requests_per_second, live.answers.failed_per_second) == (1.0, 0.0)
+    assert canary.answers.p99_seconds == pytest.approx(0.25 + 0.25 * 0.99)
+    (shadow,) = found.shadows
+    assert (shadow.version, shadow.agreed, shadow.differed, shadow.failed, shadow.skipped) == ("c" * 12, 5, 0, 1, 0)
 
 
 def test_a_replica_that_started_anew_counts_from_zero() -> None:

@@ -160,6 +160,7 @@ def test_every_route_the_page_names_is_there(live: Served) -> None:
         "/",
         "/docs",
         "/docs/assets",
+        "/console/",
     }
     begins = {path.partition("/versions/{version}")[0] for path in paths} | set(paths) | {"/models/{task}"}
     assert alone - begins - {"/versions/{version}"} == set()

@@ -14,16 +14,22 @@ from over_http import Served
 VARYING = {"date", "x-request-id", "content-length"}
 """``/metrics`` and times of answers differ from one call to the next."""
 
+ENDLESS = "/v1/events"
+
 
 @pytest.fixture
 def places(peers: Served) -> list[str]:
-    """A URL of every route that has GET, and of the pages beside them."""
+    """A URL of every route that has GET with an end, and of the pages beside them."""
     digest = peers.service.table.resolve("spam")
     named = {"task": "spam", "model": "spam", "version": "canary", "digest": digest, "key": "0" * 12}
-    paths = [path for path, methods in peers.get("/openapi.json").json()["paths"].items() if "get" in methods]
+    paths = [
+        path
+        for path, methods in peers.get("/openapi.json").json()["paths"].items()
+        if "get" in methods and path != ENDLESS
+    ]
     assert len(paths) > 20
     filled = [re.sub(r"{(\w+)}", lambda found: named[found[1]], path) for path in paths]
-    return [*filled, "/openapi.json", "/docs", "/v1/tasks/unknown", "/v1/tasks/no%20name", "/nowhere"]
+    return [*filled, "/openapi.json", "/", "/docs", "/v1/tasks/unknown", "/v1/tasks/no%20name", "/nowhere"]
 
 
 def test_every_get_has_a_head(peers: Served, places: list[str]) -> None:
@@ -35,6 +41,14 @@ def test_every_get_has_a_head(peers: Served, places: list[str]) -> None:
         assert headers[0] == headers[1], path
         if not path.startswith("/metrics"):
             assert head.headers["content-length"] == str(len(got.content)), path
+
+
+def test_a_stream_has_a_head_that_ends_and_the_connection_goes_on(peers: Served) -> None:
+    with httpx.Client(base_url=peers.url, timeout=20) as client:
+        head = client.head(ENDLESS)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert client.get("/healthz").status_code == 200
 
 
 @pytest.mark.parametrize(
