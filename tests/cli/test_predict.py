@@ -20,10 +20,12 @@ TEXTS = [" ".join(WORDS[(i + j * (1 + i % 3)) % len(WORDS)] for j in range(1 + i
 def delta(ken: Ken, url: str, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path_factory: Any) -> Path:
     """The delta of all that changed in mood, which is published as the task mood."""
     folder = tmp_path_factory.mktemp("added")
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEN_API_KEY", ADMIN)
         command = ("add", "mood", tiny_tuned["mood"], "--base", tiny_base, "--keep", "1", "--out", folder / "kept")
-        ended = ken(*command, "--url", url, "--wait", "10")
+        ended = ken(*command, "--text", texts, "--url", url, "--wait", "10")
     assert ended.returncode == 0, ended.stderr
     assert "100.0%" in ended.stdout
     return folder / "kept/mood.ken"
