@@ -141,7 +141,7 @@ def test_swaps_of_another_replica_are_told_with_the_names_of_tasks(pair: tuple[S
     with stream(pair[0]) as told:
         for left, entered in ((None, spam), (spam, "f" * 64)):
             pair[1].service.metrics.swap_log.note(left, entered, 0.0125)
-        swaps = [told.first(swap_of(pair[1]))[1] for _ in range(2)]
+        swaps = [told.first(lambda kind, one: kind == "swap" and one.get("seconds") == 0.0125)[1] for _ in range(2)]
     assert [(one["from"], one["to"], one["seconds"]) for one in swaps] == [
         (None, "spam", 0.0125),
         ("spam", "@other", 0.0125),
