@@ -3,6 +3,8 @@
 import { button, el, field, fill, newId, select } from "./dom.js";
 import { count, short } from "./format.js";
 
+const DIGITS = /^[0-9a-f]{8,}$/;
+
 /** A task and the version of it that is asked. `changed` is called after each change. */
 export class Target {
   constructor(tasks, label, named, changed) {
@@ -33,6 +35,7 @@ export class Target {
     this.choose(version, false);
   }
 
+  /** Offer the task's versions, with `version` chosen, even if there is none of this name: the server says so then. */
   choose(version, told = true) {
     const task = this.tasks.get(this.input.value);
     const aliases = Object.keys(task?.aliases ?? {});
@@ -41,7 +44,9 @@ export class Target {
       ...aliases.filter((one) => task.route || one !== "live").map((one) => [one, one]),
       ...[...(task?.versions ?? [])].reverse().map((one) => [short(one), short(one)]),
     ];
-    this.choice = select(options, version, { on: { change: this.changed } });
+    const chosen = options.some(([value]) => value === version) ? version : listed(version, task);
+    if (!options.some(([value]) => value === chosen)) options.push([chosen, chosen]);
+    this.choice = select(options, chosen, { on: { change: this.changed } });
     fill(this.version, field("Version", this.choice));
     if (told) this.changed();
   }
@@ -54,6 +59,12 @@ export class Target {
   get known() {
     return this.tasks.has(this.input.value);
   }
+}
+
+/** The version of a task that digits name, as it is listed; else what was named. */
+function listed(named, task) {
+  const found = DIGITS.test(named) ? (task?.versions ?? []).filter((one) => one.startsWith(named)) : [];
+  return found.length === 1 ? short(found[0]) : named;
 }
 
 /** A list of tasks to tick, with a search above it. */

@@ -117,18 +117,20 @@ class Playground {
     fill(this.targets, many ? this.list.element : this.asked.map((one) => one.element));
     this.remember();
     let kinds = ["text-classification"];
+    let trouble = null;
     if (!many && this.first.known) {
       try {
         kinds = await this.kindsOf(this.first.name);
       } catch (error) {
         if (this.signal.aborted) return;
-        fill(this.answers, refusal(error));
+        trouble = refusal(error);
       }
     }
     this.own = kinds[0];
     this.offered = kinds.filter((kind) => kind in KINDS);
     if (!this.offered.includes(this.kind)) this.kind = this.offered[0] ?? "text-classification";
     this.anew();
+    fill(this.answers, trouble);
   }
 
   remember() {

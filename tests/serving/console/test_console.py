@@ -416,6 +416,20 @@ def test_two_versions_answer_side_by_side(small: Served, console: Console, delta
     assert versions == [deltas.spam.digest[:12], deltas.spam_2.digest[:12]]
 
 
+def test_the_version_that_an_address_names_is_asked(small: Served, console: Console, deltas: Deltas) -> None:
+    for digits in (8, 12, 64):
+        console.open(f"playground?task=spam@{deltas.spam_2.digest[:digits]}")
+        console.page.reload()
+        console.press("Ask")
+        assert console.page.locator(".facts code").inner_text() == deltas.spam_2.digest[:12]
+    console.open("playground?task=spam@gone&with=spam@gone")
+    console.page.reload()
+    for nth in (0, 1):  # of the first at once, of both when they are asked
+        console.page.locator(".answers").get_by_text("has no alias").nth(nth).wait_for()
+        assert console.page.url.endswith("task=spam%40gone&with=spam%40gone")
+        console.press("Ask")
+
+
 def test_many_tasks_answer_at_once_and_one_that_cannot_says_why(every_kind: Served, console_of: Open) -> None:
     console = console_of(every_kind.url)
     console.open("playground")
