@@ -2,7 +2,7 @@
 
 import { Refusal, get, part, post, remove } from "./api.js";
 import { confirmed } from "./ask.js";
-import { announce, button, el, field, fill, scrolled } from "./dom.js";
+import { button, el, field, fill, scrolled } from "./dom.js";
 import { count, duration, percent, rate, short } from "./format.js";
 import { historyList } from "./history.js";
 import { keptSection } from "./kept.js";
@@ -110,12 +110,12 @@ class TaskPage {
     );
   }
 
-  /** Make a change, tell how far it has spread, and show what is now. */
+  /** Make a change, and show what is now. Gives what to announce: how far the change has spread. */
   async change(work, told) {
     const answer = await work();
     const pending = answer?.pending ?? [];
-    announce(pending.length ? `${told}. Not yet known to: ${pending.join(", ")}` : told);
     await this.refresh();
+    return pending.length ? `${told}. Not yet known to: ${pending.join(", ")}` : told;
   }
 
   /** `work`, but only if nobody has changed the task since the question about it was put. */
@@ -307,8 +307,8 @@ class TaskPage {
       insist: { status: 409, does: "Delete it all the same" },
       work: async (insists) => {
         await remove(`${this.path}?wait=${WAIT_SECONDS}${insists ? "&force=true" : ""}`);
-        announce(`Task ${this.name} is deleted`);
         location.hash = "#/tasks";
+        return `Task ${this.name} is deleted`;
       },
     });
   }

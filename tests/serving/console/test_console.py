@@ -246,11 +246,25 @@ def test_a_version_is_made_live_and_rolled_back(small: Served, console: Console,
     console.agree()
     assert task_of(small, "spam")["aliases"]["live"] == deltas.spam_2.digest
     console.page.locator("h1:focus").wait_for()
+    console.page.locator("#announcer", has_text=f"live points at {deltas.spam_2.digest[:12]} now").wait_for()
     console.sees("Promoted")
     console.press("Roll back…: live")
     console.agree()
     assert task_of(small, "spam")["aliases"]["live"] == deltas.spam.digest
     console.sees("Rolled back")
+    assert console.run(
+        "ask.js",
+        """async (ask) => {
+            const place = document.getElementById("announcer");
+            const said = new Promise((heard) => new MutationObserver(() =>
+                heard([place.textContent, document.querySelectorAll("dialog").length])
+            ).observe(place, { childList: true }));
+            ask.confirmed({ title: "Sure?", does: "Do it", work: async () => "It is done" });
+            document.querySelector("dialog form").requestSubmit();
+            return said;
+        }""",
+        None,
+    ) == ["It is done", 0], "what is said while a modal dialog is open is not read out"
 
 
 def test_what_somebody_changed_meanwhile_is_not_rolled_back(serve: Serve, deltas: Deltas, console_of: Open) -> None:
