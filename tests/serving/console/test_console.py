@@ -284,6 +284,29 @@ def test_what_somebody_changed_meanwhile_is_not_rolled_back(serve: Serve, deltas
     assert task_of(served, "spam")["aliases"]["live"] == deltas.spam.digest
 
 
+def test_focus_and_scroll_position_outlast_what_is_new(serve: Serve, deltas: Deltas, console_of: Open) -> None:
+    served = serve({"spam": {"live": deltas.spam, "canary": deltas.spam_2}})
+    console = console_of(served.url, viewport={"width": 360, "height": 740})
+    page = console.page
+    console.open("tasks/spam")
+    for name in (f"Alias…: {deltas.spam.digest[:12]}", "Roll back…: live"):
+        page.get_by_role("button", name=name).focus()
+        served.service.store.tasks.publish("spam", deltas.spam_3, f"by-{len(name)}")
+        page.locator("td .chip", has_text=f"by-{len(name)}").wait_for()
+        assert page.evaluate("document.activeElement.ariaLabel") == name
+    console.open("replicas")
+    load = page.get_by_role("region", name="Load of the replicas")
+    load.focus()
+    load.evaluate("(one) => (one.scrollLeft = 200)")
+    for _ in range(2):
+        with page.expect_response("**/v1/activity"):
+            pass
+    assert page.evaluate("[document.activeElement.ariaLabel, document.activeElement.scrollLeft]") == [
+        "Load of the replicas",
+        200,
+    ]
+
+
 def test_requests_are_split_and_copied_and_all_sent_to_live_again(small: Served, console: Console) -> None:
     console.open("tasks/spam")
     page = console.page
