@@ -3,6 +3,7 @@
 import { Refusal, get } from "./api.js";
 import { el, fill, svg } from "./dom.js";
 import { bytes, clock, duration, percent, rate, span, whole } from "./format.js";
+import { groupsOf } from "./groups.js";
 import { every, followActivity, followEvents } from "./live.js";
 import { seesEveryTask } from "./session.js";
 import { Table, cellsOf } from "./table.js";
@@ -162,7 +163,7 @@ class ReplicasPage {
   /** The last minute of each replica, a colour a task. */
   drawStrips() {
     const now = Date.now() / 1000;
-    const byReplica = Map.groupBy(
+    const byReplica = groupsOf(
       this.swaps.filter((one) => one.at),
       (one) => one.replica,
     );
