@@ -67,10 +67,12 @@ function listed(named, task) {
   return found.length === 1 ? short(found[0]) : named;
 }
 
-/** A list of tasks to tick, with a search above it. */
+/** A list of tasks to tick, from `least` to `most`, with a search above it. `changed` is called after each change. */
 export class Checklist {
-  constructor(tasks, ticked, most, changed) {
-    this.ticked = new Set(ticked);
+  constructor(tasks, ticked, { least, most }, changed) {
+    const names = new Set(tasks.map((task) => task.name));
+    this.ticked = new Set(ticked.filter((name) => names.has(name)));
+    this.least = least;
     this.most = most;
     this.changed = changed;
     this.told = el("p", { class: "quiet", role: "status" });
@@ -110,7 +112,7 @@ export class Checklist {
     if (on) this.ticked.add(name);
     else this.ticked.delete(name);
     this.tell();
-    this.changed?.();
+    this.changed();
   }
 
   tick(on) {
@@ -121,7 +123,7 @@ export class Checklist {
       else this.ticked.delete(name);
     }
     this.tell();
-    this.changed?.();
+    this.changed();
   }
 
   filter(text) {
@@ -129,7 +131,12 @@ export class Checklist {
   }
 
   tell() {
-    this.told.textContent = `${count(this.ticked.size, "task")} ticked, at most ${this.most}`;
+    this.told.textContent = `${count(this.ticked.size, "task")} ticked. Tick ${this.least} to ${this.most}.`;
+  }
+
+  /** Whether as many are ticked as the server takes. */
+  get ready() {
+    return this.ticked.size >= this.least && this.ticked.size <= this.most;
   }
 
   get names() {

@@ -14,7 +14,7 @@ const MODES = [
   ["two", "Two side by side"],
   ["many", "Many at once"],
 ];
-const MOST_TASKS = 64;
+const BOUNDS = { least: 1, most: 64 };
 const FIRST_TICKED = 8;
 
 export async function show(main, { query, signal }) {
@@ -38,6 +38,7 @@ class Playground {
     this.signal = signal;
     this.values = startingValues();
     this.kinds = new Map();
+    this.busy = false;
     this.mode = query.has("with") ? "two" : "one";
     const first = query.get("task") ?? tasks[0].name;
     const changed = () => (this.targeting = this.retarget());
@@ -46,8 +47,11 @@ class Playground {
     this.list = new Checklist(
       tasks,
       tasks.slice(0, FIRST_TICKED).map((task) => task.name),
-      MOST_TASKS,
-      () => this.drawCode(),
+      BOUNDS,
+      () => {
+        this.letAsk();
+        this.drawCode();
+      },
     );
     this.targets = el("div");
     this.fields = el("div", { on: { input: () => this.drawCode(), change: () => this.drawCode() } });
@@ -140,6 +144,15 @@ class Playground {
     history.replaceState(null, "", `#/playground?${query}`);
   }
 
+  /** Whether there is something to ask. */
+  get ready() {
+    return this.mode !== "many" || this.list.ready;
+  }
+
+  letAsk() {
+    this.send.disabled = this.busy || !this.ready;
+  }
+
   /** Forget answers and chats, and show the fields of the kind that is asked for. */
   anew() {
     this.asking?.abort();
@@ -151,6 +164,7 @@ class Playground {
     fill(this.fields, choice, generates ? this.promptFields() : inputs, this.mode === "many" ? null : parameters);
     this.answers.setAttribute("aria-live", generates ? "off" : "polite"); // a chat's log is read out by itself
     this.stop.hidden = this.clear.hidden = !generates;
+    this.letAsk();
     this.drawCode();
   }
 
@@ -211,10 +225,12 @@ class Playground {
   async submitted(event) {
     event.preventDefault();
     await this.targeting; // a task that was typed just before
+    if (!this.ready) return; // Ctrl + Enter asks for it all the same
     this.asking?.abort();
     this.asking = new AbortController();
     this.signal.addEventListener("abort", () => this.asking.abort(), { signal: this.asking.signal });
-    this.send.disabled = true;
+    this.busy = true;
+    this.letAsk();
     this.stop.disabled = false;
     try {
       if (this.mode === "many") await this.askMany();
@@ -223,7 +239,8 @@ class Playground {
     } catch (error) {
       if (error.name !== "AbortError") fill(this.answers, refusal(error));
     }
-    this.send.disabled = false;
+    this.busy = false;
+    this.letAsk();
     this.stop.disabled = true;
   }
 

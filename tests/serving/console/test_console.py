@@ -393,6 +393,29 @@ def test_overlap_stands_beside_what_chance_gives(small: Served, console: Console
     assert cell.inner_text().split() == [f"{found[name][0][1]:.3f}" for name in ("shared", "by_chance")]
 
 
+def test_too_few_tasks_cannot_be_compared_or_asked(console: Console) -> None:
+    page = console.page
+    console.open("overlap?tasks=spam,gone")
+    console.sees("1 task ticked. Tick 2 to 32.")
+    compare = page.get_by_role("button", name="Compare")
+    assert compare.is_disabled()
+    page.get_by_label("emotion").check()
+    assert compare.is_enabled()
+    console.open("playground")
+    page.get_by_label("Many at once").check()
+    console.press("Untick all")
+    ask = page.get_by_role("button", name="Ask")
+    assert ask.is_disabled()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.get_by_label("Text", exact=True).press("Control+Enter")
+    page.get_by_label("spam").check()
+    assert ask.is_enabled()
+    ask.click()
+    page.locator(".answers tbody th").wait_for()
+    assert len(asked) == 1
+
+
 # Replicas
 
 
