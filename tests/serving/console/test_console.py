@@ -476,6 +476,18 @@ def test_two_versions_answer_side_by_side(small: Served, console: Console, delta
     assert versions == [deltas.spam.digest[:12], deltas.spam_2.digest[:12]]
 
 
+def test_a_wrong_number_among_folded_parameters_is_shown(console: Console) -> None:
+    console.open("playground?task=spam")
+    page = console.page
+    parameters = page.get_by_text("Parameters", exact=True)
+    parameters.click()
+    page.get_by_label("Labels to show").fill("0")
+    parameters.click()
+    assert page.get_by_label("Labels to show").is_hidden()
+    console.press("Ask")
+    page.locator("input:focus:invalid").wait_for()
+
+
 def test_the_version_that_an_address_names_is_asked(small: Served, console: Console, deltas: Deltas) -> None:
     for digits in (8, 12, 64):
         console.open(f"playground?task=spam@{deltas.spam_2.digest[:digits]}")
