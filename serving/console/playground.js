@@ -247,13 +247,21 @@ class Playground {
   /** The request to a task, as code shows it and as it is sent. */
   request(target) {
     if (this.mode === "many") return { path: "v1/predict", body: { tasks: this.list.names, inputs: this.values.text } };
-    if (this.kind === GENERATION)
-      return textRequest(target.name, this.prompt.value || this.values.prompt, this.settings);
+    if (this.kind === GENERATION) return this.nextText(target.name);
     const { inputs, parameters } = KINDS[this.kind].body(this.values);
     const body = { inputs };
     if (Object.keys(parameters).length) body.parameters = parameters;
     if (this.kind !== this.own) body.kind = this.kind;
     return { path: `v1/tasks/${part(target.name)}/predict`, body };
+  }
+
+  /** The text to ask for next; before somebody types one, that which was asked for last. */
+  nextText(name) {
+    const chat = this.chats?.[0];
+    const { prompt, before } = this.prompt.value
+      ? { prompt: this.prompt.value, before: chat?.messages }
+      : (chat?.last ?? { prompt: this.values.prompt });
+    return textRequest(name, prompt, this.settings, before);
   }
 
   get settings() {
@@ -307,6 +315,7 @@ class Playground {
     }
     if (this.chat) this.prompt.value = "";
     await Promise.all(this.chats.map((chat) => chat.ask(prompt, this.settings, this.asking.signal)));
+    this.drawCode();
     announce("The answer is complete");
     this.prompt.focus();
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -528,6 +529,14 @@ def test_a_chat_is_streamed_and_goes_on(
         page.locator(".facts", has_text="8 tokens").wait_for()
         page.locator(".turn[aria-busy]").wait_for(state="detached")
     assert page.locator(".turn").count() == 4
+    page.get_by_text("Copy as curl or Python").click()
+    curl = shlex.split(page.get_by_label("The request for curl").inner_text())
+    said = page.locator(".turn .text").nth(1).text_content()
+    assert json.loads(curl[-1])["prompt"]["messages"] == [
+        {"role": "user", "content": "the rain"},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": "again"},
+    ]
     page.get_by_label("As", exact=True).select_option("completion")
     page.get_by_label("Prompt", exact=True).fill("the rain")
     console.press("Ask")
