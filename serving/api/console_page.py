@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 PATH = "/"
@@ -25,6 +25,14 @@ def install(app: FastAPI) -> None:
     async def page(request: Request) -> Response:
         return await files.get_response(_PAGE, request.scope)
 
+    @app.get(FILES.rstrip("/"), include_in_schema=False)
+    async def page_by_name() -> Response:
+        return RedirectResponse("./")
+
+    @app.get(FILES, include_in_schema=False)
+    async def page_by_folder() -> Response:
+        return RedirectResponse("../")
+
     @app.get(f"{FILES}{{name:path}}", include_in_schema=False)
     async def file(name: str, request: Request) -> Response:
         # mounted, they would have their own 405, which cannot name the methods that the path has
@@ -33,4 +41,4 @@ def install(app: FastAPI) -> None:
 
 def owns(path: str) -> bool:
     """Whether a path is the page's, or a file's."""
-    return path == PATH or path.startswith(FILES)
+    return path in (PATH, FILES.rstrip("/")) or path.startswith(FILES)

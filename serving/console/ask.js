@@ -1,13 +1,15 @@
 // Dialogs: a question before something is taken away, and what the server says against it.
 
 import { Refusal } from "./api.js";
-import { button, el, fill } from "./dom.js";
+import { announce, button, el, fill } from "./dom.js";
 import { refusal } from "./words.js";
+
+const HEARD_MILLISECONDS = 100; // behind a dialog nothing is read out, and a while after it closes neither
 
 /**
  * Ask before something is done, do it, and show a refusal in the same dialog.
  *
- * `work(insists)` does it. `insist` offers, after a refusal with its status, to do it all the same. The promise gives
+ * `work(insists)` does it, and gives what to announce then. `insist` offers, after a refusal with its status, to do it all the same. The promise gives
  * whether it was done.
  */
 export function confirmed({ title, text, does, work, danger = false, content = null, insist = null }) {
@@ -18,9 +20,10 @@ export function confirmed({ title, text, does, work, danger = false, content = n
       proceed.disabled = true;
       fill(trouble);
       try {
-        await work(insists);
+        const told = await work(insists);
         done = true;
         dialog.close();
+        if (told) setTimeout(announce, HEARD_MILLISECONDS, told);
       } catch (error) {
         const may = insist && error instanceof Refusal && error.status === insist.status && !insists;
         fill(trouble, refusal(error), may ? button(insist.does, () => attempt(true), { class: "danger" }) : null);

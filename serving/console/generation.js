@@ -18,6 +18,7 @@ export class Conversation {
   constructor(name) {
     this.name = name;
     this.messages = [];
+    this.last = null;
     this.log = el("div", { class: "log", role: "log", "aria-label": `Texts of ${name}` });
     this.facts = el("p", { class: "quiet facts" });
     this.element = el("div", {}, this.log, this.facts);
@@ -25,6 +26,7 @@ export class Conversation {
 
   /** Ask, and write the text as it comes, until it ends or `signal` ends it. */
   async ask(prompt, settings, signal) {
+    this.last = { prompt, before: [...this.messages] };
     const { path, body } = textRequest(this.name, prompt, settings, this.messages);
     const text = el("p", { class: "text" });
     const turn = el("div", { class: "turn said", "aria-busy": "true" }, el("strong", {}, this.name), text);

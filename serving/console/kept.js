@@ -3,6 +3,7 @@
 import { get } from "./api.js";
 import { el, field, fill, scrolled, select } from "./dom.js";
 import { bytes, count, percent, short, whole } from "./format.js";
+import { groupsOf } from "./groups.js";
 import { refusal } from "./words.js";
 
 /** Folded until somebody asks: the server may have to read the delta for it. */
@@ -38,7 +39,7 @@ export function keptSection(page) {
 
 function pictured({ method, bytes: size, layers }) {
   const numbers = [...new Set(layers.map((one) => one.layer).filter((one) => one !== null))].sort((a, b) => a - b);
-  const inside = Map.groupBy(
+  const inside = groupsOf(
     layers.filter((one) => one.layer !== null),
     (one) => one.module,
   );

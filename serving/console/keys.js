@@ -163,7 +163,8 @@ class KeysPage {
     form.querySelector(".code button").focus();
     return new Promise((resolve) => {
       dialog.addEventListener("close", async () => {
-        await this.settle(`The key ${made.name} is made`);
+        await this.settle();
+        announce(`The key ${made.name} is made`);
         resolve();
       });
     });
@@ -180,14 +181,14 @@ class KeysPage {
       danger: true,
       work: async () => {
         await remove(`v1/keys/${key.id}?${WAIT}`);
-        await this.settle(`The key ${key.name} is revoked`);
+        await this.settle();
+        return `The key ${key.name} is revoked`;
       },
     });
   }
 
   /** After a change: what the keys are now, and whether this page still has one. */
-  async settle(told) {
-    announce(told);
+  async settle() {
     try {
       await look();
       if (locked()) await this.restart();

@@ -148,19 +148,17 @@ export const GENERATION = "text-generation";
 /** The fields of a kind, and those of its parameters, which are folded away as few change them. */
 export function fieldsOf(kind, values) {
   const { inputs, parameters } = KINDS[kind];
-  return [
-    inputs.map((make) => make(values)),
-    parameters.length
-      ? el(
-          "details",
-          { class: "parameters" },
-          el("summary", {}, "Parameters"),
-          el(
-            "div",
-            { class: "columns" },
-            parameters.map((make) => make(values)),
-          ),
-        )
-      : null,
-  ];
+  return [inputs.map((make) => make(values)), parameters.length ? folded(parameters.map((make) => make(values))) : null];
+}
+
+function folded(fields) {
+  const details = el(
+    "details",
+    { class: "parameters" },
+    el("summary", {}, "Parameters"),
+    el("div", { class: "columns" }, fields),
+  );
+  // a browser says what is wrong with a field only where it can be seen
+  details.addEventListener("invalid", () => (details.open = true), { capture: true });
+  return details;
 }

@@ -5,7 +5,7 @@ import { button, el, fill, scrolled, select } from "./dom.js";
 import { Checklist } from "./picker.js";
 import { refusal } from "./words.js";
 
-const MOST = 32;
+const BOUNDS = { least: 2, most: 32 };
 const FIRST = 8;
 const VIEWS = [
   ["found", "Shared"],
@@ -23,10 +23,11 @@ export async function show(main, { query, signal }) {
     return;
   }
   const asked = query.get("tasks")?.split(",") ?? tasks.slice(0, FIRST).map((task) => task.name);
-  const list = new Checklist(tasks, asked, MOST, null);
+  const list = new Checklist(tasks, asked, BOUNDS, () => ready());
   const shown = el("div", { "aria-live": "polite" });
+  let counting = false;
   const compare = async () => {
-    go.disabled = true;
+    counting = go.disabled = true;
     fill(shown, el("p", { class: "quiet" }, "Counting…"));
     history.replaceState(null, "", `#/overlap?${new URLSearchParams({ tasks: list.names.join(",") })}`);
     try {
@@ -35,10 +36,13 @@ export async function show(main, { query, signal }) {
     } catch (error) {
       if (!signal.aborted) fill(shown, refusal(error));
     } finally {
-      go.disabled = false;
+      counting = false;
+      ready();
     }
   };
   const go = button("Compare", compare, { class: "primary" });
+  const ready = () => (go.disabled = counting || !list.ready);
+  ready();
   fill(
     main,
     el("h1", { tabindex: "-1" }, "Overlap"),

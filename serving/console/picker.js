@@ -3,6 +3,8 @@
 import { button, el, field, fill, newId, select } from "./dom.js";
 import { count, short } from "./format.js";
 
+const DIGITS = /^[0-9a-f]{8,}$/;
+
 /** A task and the version of it that is asked. `changed` is called after each change. */
 export class Target {
   constructor(tasks, label, named, changed) {
@@ -33,6 +35,7 @@ export class Target {
     this.choose(version, false);
   }
 
+  /** Offer the task's versions, with `version` chosen, even if there is none of this name: the server says so then. */
   choose(version, told = true) {
     const task = this.tasks.get(this.input.value);
     const aliases = Object.keys(task?.aliases ?? {});
@@ -41,7 +44,9 @@ export class Target {
       ...aliases.filter((one) => task.route || one !== "live").map((one) => [one, one]),
       ...[...(task?.versions ?? [])].reverse().map((one) => [short(one), short(one)]),
     ];
-    this.choice = select(options, version, { on: { change: this.changed } });
+    const chosen = options.some(([value]) => value === version) ? version : listed(version, task);
+    if (!options.some(([value]) => value === chosen)) options.push([chosen, chosen]);
+    this.choice = select(options, chosen, { on: { change: this.changed } });
     fill(this.version, field("Version", this.choice));
     if (told) this.changed();
   }
@@ -56,10 +61,18 @@ export class Target {
   }
 }
 
-/** A list of tasks to tick, with a search above it. */
+/** The version of a task that digits name, as it is listed; else what was named. */
+function listed(named, task) {
+  const found = DIGITS.test(named) ? (task?.versions ?? []).filter((one) => one.startsWith(named)) : [];
+  return found.length === 1 ? short(found[0]) : named;
+}
+
+/** A list of tasks to tick, from `least` to `most`, with a search above it. `changed` is called after each change. */
 export class Checklist {
-  constructor(tasks, ticked, most, changed) {
-    this.ticked = new Set(ticked);
+  constructor(tasks, ticked, { least, most }, changed) {
+    const names = new Set(tasks.map((task) => task.name));
+    this.ticked = new Set(ticked.filter((name) => names.has(name)));
+    this.least = least;
     this.most = most;
     this.changed = changed;
     this.told = el("p", { class: "quiet", role: "status" });
@@ -99,7 +112,7 @@ export class Checklist {
     if (on) this.ticked.add(name);
     else this.ticked.delete(name);
     this.tell();
-    this.changed?.();
+    this.changed();
   }
 
   tick(on) {
@@ -110,7 +123,7 @@ export class Checklist {
       else this.ticked.delete(name);
     }
     this.tell();
-    this.changed?.();
+    this.changed();
   }
 
   filter(text) {
@@ -118,7 +131,12 @@ export class Checklist {
   }
 
   tell() {
-    this.told.textContent = `${count(this.ticked.size, "task")} ticked, at most ${this.most}`;
+    this.told.textContent = `${count(this.ticked.size, "task")} ticked. Tick ${this.least} to ${this.most}.`;
+  }
+
+  /** Whether as many are ticked as the server takes. */
+  get ready() {
+    return this.ticked.size >= this.least && this.ticked.size <= this.most;
   }
 
   get names() {

@@ -14,7 +14,7 @@ const MODES = [
   ["two", "Two side by side"],
   ["many", "Many at once"],
 ];
-const MOST_TASKS = 64;
+const BOUNDS = { least: 1, most: 64 };
 const FIRST_TICKED = 8;
 
 export async function show(main, { query, signal }) {
@@ -38,6 +38,7 @@ class Playground {
     this.signal = signal;
     this.values = startingValues();
     this.kinds = new Map();
+    this.busy = false;
     this.mode = query.has("with") ? "two" : "one";
     const first = query.get("task") ?? tasks[0].name;
     const changed = () => (this.targeting = this.retarget());
@@ -46,8 +47,11 @@ class Playground {
     this.list = new Checklist(
       tasks,
       tasks.slice(0, FIRST_TICKED).map((task) => task.name),
-      MOST_TASKS,
-      () => this.drawCode(),
+      BOUNDS,
+      () => {
+        this.letAsk();
+        this.drawCode();
+      },
     );
     this.targets = el("div");
     this.fields = el("div", { on: { input: () => this.drawCode(), change: () => this.drawCode() } });
@@ -117,18 +121,20 @@ class Playground {
     fill(this.targets, many ? this.list.element : this.asked.map((one) => one.element));
     this.remember();
     let kinds = ["text-classification"];
+    let trouble = null;
     if (!many && this.first.known) {
       try {
         kinds = await this.kindsOf(this.first.name);
       } catch (error) {
         if (this.signal.aborted) return;
-        fill(this.answers, refusal(error));
+        trouble = refusal(error);
       }
     }
     this.own = kinds[0];
     this.offered = kinds.filter((kind) => kind in KINDS);
     if (!this.offered.includes(this.kind)) this.kind = this.offered[0] ?? "text-classification";
     this.anew();
+    fill(this.answers, trouble);
   }
 
   remember() {
@@ -136,6 +142,15 @@ class Playground {
     const query = new URLSearchParams({ task: this.first.name });
     if (this.mode === "two") query.set("with", this.second.name);
     history.replaceState(null, "", `#/playground?${query}`);
+  }
+
+  /** Whether there is something to ask. */
+  get ready() {
+    return this.mode !== "many" || this.list.ready;
+  }
+
+  letAsk() {
+    this.send.disabled = this.busy || !this.ready;
   }
 
   /** Forget answers and chats, and show the fields of the kind that is asked for. */
@@ -149,6 +164,7 @@ class Playground {
     fill(this.fields, choice, generates ? this.promptFields() : inputs, this.mode === "many" ? null : parameters);
     this.answers.setAttribute("aria-live", generates ? "off" : "polite"); // a chat's log is read out by itself
     this.stop.hidden = this.clear.hidden = !generates;
+    this.letAsk();
     this.drawCode();
   }
 
@@ -209,10 +225,12 @@ class Playground {
   async submitted(event) {
     event.preventDefault();
     await this.targeting; // a task that was typed just before
+    if (!this.ready) return; // Ctrl + Enter asks for it all the same
     this.asking?.abort();
     this.asking = new AbortController();
     this.signal.addEventListener("abort", () => this.asking.abort(), { signal: this.asking.signal });
-    this.send.disabled = true;
+    this.busy = true;
+    this.letAsk();
     this.stop.disabled = false;
     try {
       if (this.mode === "many") await this.askMany();
@@ -221,20 +239,29 @@ class Playground {
     } catch (error) {
       if (error.name !== "AbortError") fill(this.answers, refusal(error));
     }
-    this.send.disabled = false;
+    this.busy = false;
+    this.letAsk();
     this.stop.disabled = true;
   }
 
   /** The request to a task, as code shows it and as it is sent. */
   request(target) {
     if (this.mode === "many") return { path: "v1/predict", body: { tasks: this.list.names, inputs: this.values.text } };
-    if (this.kind === GENERATION)
-      return textRequest(target.name, this.prompt.value || this.values.prompt, this.settings);
+    if (this.kind === GENERATION) return this.nextText(target.name);
     const { inputs, parameters } = KINDS[this.kind].body(this.values);
     const body = { inputs };
     if (Object.keys(parameters).length) body.parameters = parameters;
     if (this.kind !== this.own) body.kind = this.kind;
     return { path: `v1/tasks/${part(target.name)}/predict`, body };
+  }
+
+  /** The text to ask for next; before somebody types one, that which was asked for last. */
+  nextText(name) {
+    const chat = this.chats?.[0];
+    const { prompt, before } = this.prompt.value
+      ? { prompt: this.prompt.value, before: chat?.messages }
+      : (chat?.last ?? { prompt: this.values.prompt });
+    return textRequest(name, prompt, this.settings, before);
   }
 
   get settings() {
@@ -288,6 +315,7 @@ class Playground {
     }
     if (this.chat) this.prompt.value = "";
     await Promise.all(this.chats.map((chat) => chat.ask(prompt, this.settings, this.asking.signal)));
+    this.drawCode();
     announce("The answer is complete");
     this.prompt.focus();
   }

@@ -1,10 +1,12 @@
 // The replicas, how tasks are placed on them, and changes of task as they happen.
 
 import { Refusal, get } from "./api.js";
-import { el, fill, scrolled, svg } from "./dom.js";
+import { el, fill, svg } from "./dom.js";
 import { bytes, clock, duration, percent, rate, span, whole } from "./format.js";
+import { groupsOf } from "./groups.js";
 import { every, followActivity, followEvents } from "./live.js";
 import { seesEveryTask } from "./session.js";
+import { Table, cellsOf } from "./table.js";
 import { refusal } from "./words.js";
 
 const LOOK_SECONDS = 5;
@@ -39,16 +41,20 @@ class ReplicasPage {
     this.replicas = [];
     this.seen = new Map();
     this.swaps = [];
-    this.table = el("div");
+    this.table = new Table(
+      "Load of the replicas",
+      COLUMNS.map(([text, , number, hint]) => ({ text, number, hint })),
+    );
     this.unread = el("div");
     this.facts = el("dl", { class: "facts-list" });
     this.strips = el("div", { class: "strips", "aria-hidden": "true" });
     this.latest = el("div");
+    this.swapped = new Table("The latest swaps", ["When", "Replica", "From", "To", { text: "Took", number: true }]);
     this.element = el(
       "div",
       {},
       el("h1", { tabindex: "-1" }, "Replicas"),
-      el("section", { class: "card" }, el("h2", {}, "Load"), this.table, this.unread),
+      el("section", { class: "card" }, el("h2", {}, "Load"), this.table.element, this.unread),
       el("section", { class: "card" }, el("h2", {}, "Base and placement"), this.facts),
       el(
         "section",
@@ -141,30 +147,23 @@ class ReplicasPage {
   }
 
   draw() {
-    const heads = COLUMNS.map(([text, , number, hint]) =>
-      el("th", { scope: "col", class: number ? "number" : null, title: hint }, text),
+    this.table.show(
+      this.replicas.map((one) => one.name),
+      () => {
+        const cells = cellsOf(COLUMNS.map(([, , number]) => number));
+        return { line: el("tr", {}, cells), cells };
+      },
     );
-    const lines = this.replicas.map((one) => this.line({ ...one, seen: this.seen.get(one.name) }));
-    fill(
-      this.table,
-      scrolled("Load of the replicas", el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, lines))),
-    );
-  }
-
-  line(one) {
-    return el(
-      "tr",
-      {},
-      COLUMNS.map(([, cell, number], i) =>
-        el(i ? "td" : "th", { scope: i ? null : "row", class: number ? "number" : null }, cell(one)),
-      ),
-    );
+    for (const one of this.replicas) {
+      const { cells } = this.table.lines.get(one.name);
+      COLUMNS.forEach(([, cell], i) => fill(cells[i], cell({ ...one, seen: this.seen.get(one.name) })));
+    }
   }
 
   /** The last minute of each replica, a colour a task. */
   drawStrips() {
     const now = Date.now() / 1000;
-    const byReplica = Map.groupBy(
+    const byReplica = groupsOf(
       this.swaps.filter((one) => one.at),
       (one) => one.replica,
     );
@@ -208,20 +207,8 @@ class ReplicasPage {
       fill(this.latest, el("p", { class: "quiet" }, told));
       return;
     }
-    const lines = latest.map((one) => el("tr", {}, this.said(one)));
-    const heads = ["When", "Replica", "From", "To"].map((text) => el("th", { scope: "col" }, text));
-    fill(
-      this.latest,
-      scrolled(
-        "The latest swaps",
-        el(
-          "table",
-          {},
-          el("thead", {}, el("tr", {}, heads, el("th", { scope: "col", class: "number" }, "Took"))),
-          el("tbody", {}, lines),
-        ),
-      ),
-    );
+    this.swapped.show(latest, (one) => ({ line: el("tr", {}, this.said(one)) }));
+    if (!this.latest.contains(this.swapped.element)) fill(this.latest, this.swapped.element);
   }
 
   said({ at, replica, from, to, seconds, skipped }) {

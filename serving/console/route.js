@@ -233,8 +233,8 @@ export class RouteSection {
     });
   }
 
-  async done(work, told) {
-    await this.page.change(async () => {
+  done(work, told) {
+    return this.page.change(async () => {
       const answer = await work();
       this.edited = false;
       return answer;

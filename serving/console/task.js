@@ -2,16 +2,26 @@
 
 import { Refusal, get, part, post, remove } from "./api.js";
 import { confirmed } from "./ask.js";
-import { announce, button, el, field, fill, scrolled } from "./dom.js";
+import { button, el, field, fill } from "./dom.js";
 import { count, duration, percent, rate, short } from "./format.js";
 import { historyList } from "./history.js";
 import { keptSection } from "./kept.js";
 import { followActivity, followEvents } from "./live.js";
 import { RouteSection } from "./route.js";
 import { may } from "./session.js";
+import { Table, cellsOf } from "./table.js";
 import { copyButton, tier, tile } from "./words.js";
 
 const WAIT_SECONDS = 10;
+const VERSION_HEADS = [
+  "Version",
+  "Aliases",
+  "Held",
+  { text: "Requests/s", number: true },
+  { text: "p99", number: true },
+  { text: "Failed", number: true },
+  null,
+];
 
 export async function show(main, { name, signal }) {
   const page = new TaskPage(name, signal);
@@ -27,8 +37,9 @@ class TaskPage {
     this.signal = signal;
     this.seen = new Map();
     this.tiles = Object.fromEntries(["Requests/s", "p50", "p99", "Failed", "Hits"].map((one) => [one, tile(one)]));
-    this.versions = el("div");
+    this.versions = new Table("Versions", VERSION_HEADS);
     this.aliases = el("div");
+    this.pointers = new Table("Aliases", ["Alias", "Version", null], { class: "slim" });
     this.past = el("div");
     this.route = new RouteSection(this);
     this.kept = keptSection(this);
@@ -56,7 +67,7 @@ class TaskPage {
         { class: "tiles" },
         Object.values(this.tiles).map((one) => one.element),
       ),
-      section("Versions", this.versions),
+      section("Versions", this.versions.element),
       section("Aliases", this.aliases),
       section("Route", this.route.element),
       section("What a delta keeps", this.kept),
@@ -110,12 +121,12 @@ class TaskPage {
     );
   }
 
-  /** Make a change, tell how far it has spread, and show what is now. */
+  /** Make a change, and show what is now. Gives what to announce: how far the change has spread. */
   async change(work, told) {
     const answer = await work();
     const pending = answer?.pending ?? [];
-    announce(pending.length ? `${told}. Not yet known to: ${pending.join(", ")}` : told);
     await this.refresh();
+    return pending.length ? `${told}. Not yet known to: ${pending.join(", ")}` : told;
   }
 
   /** `work`, but only if nobody has changed the task since the question about it was put. */
@@ -138,84 +149,57 @@ class TaskPage {
   // Versions
 
   drawVersions() {
-    this.lines = new Map();
-    const lines = [...this.task.versions].reverse().map((digest) => this.versionLine(digest));
-    const heads = [["Version"], ["Aliases"], ["Held"], ["Requests/s", 1], ["p99", 1], ["Failed", 1], [""]];
-    const table = el(
-      "table",
-      {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          heads.map(([text, number]) =>
-            text ? el("th", { scope: "col", class: number && "number" }, text) : el("td"),
-          ),
-        ),
-      ),
-      el("tbody", {}, lines),
-    );
-    fill(this.versions, scrolled("Versions", table));
+    const newestFirst = [...this.task.versions].reverse();
+    this.versions.show(newestFirst, (digest) => this.versionLine(digest));
+    for (const digest of newestFirst) {
+      this.nameVersion(digest);
+      this.writeVersion(digest);
+    }
   }
 
   versionLine(digest) {
-    const { task } = this;
-    const aliases = Object.keys(task.aliases).filter((alias) => task.aliases[alias] === digest);
-    const live = {
-      rate: el("td", { class: "number" }),
-      p99: el("td", { class: "number" }),
-      failed: el("td", { class: "number" }),
-    };
-    this.lines.set(digest, live);
-    this.writeVersion(digest);
-    const unmixed = task.unmixed[digest];
-    return el(
-      "tr",
-      {},
-      el(
-        "th",
-        { scope: "row" },
-        el("code", { title: digest }, short(digest)),
-        " ",
-        copyButton(() => digest, "Copy", { "aria-label": `Copy: ${short(digest)}` }),
-      ),
-      el(
-        "td",
-        {},
-        aliases.map((alias) => el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)),
-      ),
-      el("td", {}, tier(task.tiers[digest]), unmixed ? el("small", { class: "hint" }, `runs alone: ${unmixed}`) : null),
-      live.rate,
-      live.p99,
-      live.failed,
-      el("td", { class: "actions" }, this.versionActions(digest, aliases)),
+    const name = short(digest);
+    const cells = cellsOf(VERSION_HEADS.map((head) => head?.number));
+    const [version, aliases, held, asked, p99, failed, actions] = cells;
+    const makeLive = this.action("Make live", name, () => this.promote(digest, "live"));
+    fill(
+      version,
+      el("code", { title: digest }, name),
+      " ",
+      copyButton(() => digest, "Copy", { "aria-label": `Copy: ${name}` }),
     );
+    actions.classList.add("actions");
+    if (may("publish", this.name)) {
+      fill(
+        actions,
+        makeLive,
+        this.action("Alias…", name, () => this.promote(digest)),
+        this.action("Delete…", name, () => this.deleteVersion(digest), "danger quietly"),
+      );
+    }
+    return { line: el("tr", {}, cells), aliases, held, asked, p99, failed, makeLive };
   }
 
-  versionActions(digest, aliases) {
-    if (!may("publish", this.name)) return null;
-    const name = short(digest);
-    return [
-      aliases.includes("live")
-        ? null
-        : button("Make live", () => this.promote(digest, "live"), {
-            class: "small",
-            "aria-label": `Make live: ${name}`,
-          }),
-      button("Alias…", () => this.promote(digest), { class: "small", "aria-label": `Alias…: ${name}` }),
-      button("Delete…", () => this.deleteVersion(digest), {
-        class: "small danger quietly",
-        "aria-label": `Delete…: ${name}`,
-      }),
-    ];
+  /** A button in a table's line, with the line's name for those who do not see it. */
+  action(text, name, click, tone = "") {
+    return button(text, click, { class: `small ${tone}`.trim(), "aria-label": `${text}: ${name}` });
+  }
+
+  /** Write what a change of the task may change. */
+  nameVersion(digest) {
+    const { task } = this;
+    const { aliases, held, makeLive } = this.versions.lines.get(digest);
+    const named = Object.keys(task.aliases).filter((alias) => task.aliases[alias] === digest);
+    const unmixed = task.unmixed[digest];
+    fill(aliases, named.map(chip));
+    fill(held, tier(task.tiers[digest]), unmixed ? el("small", { class: "hint" }, `runs alone: ${unmixed}`) : null);
+    makeLive.hidden = named.includes("live");
   }
 
   writeVersion(digest) {
-    const line = this.lines.get(digest);
+    const line = this.versions.lines.get(digest);
     const seen = this.seen.get(short(digest));
-    line.rate.textContent = rate(seen?.requests_per_second);
+    line.asked.textContent = rate(seen?.requests_per_second);
     line.p99.textContent = duration(seen?.p99_seconds);
     fill(line.failed, el("span", { class: seen?.failed_share ? "alarm" : null }, percent(seen?.failed_share)));
   }
@@ -259,32 +243,25 @@ class TaskPage {
   // Aliases
 
   drawAliases() {
-    const lines = Object.entries(this.task.aliases).map(([alias, digest]) =>
-      el(
-        "tr",
-        {},
-        el("th", { scope: "row" }, el("span", { class: alias === "live" ? "chip live" : "chip" }, alias)),
-        el("td", {}, el("code", { title: digest }, short(digest))),
-        el(
-          "td",
-          { class: "actions" },
-          may("publish", this.name)
-            ? button("Roll back…", () => this.rollBack(alias), { class: "small", "aria-label": `Roll back…: ${alias}` })
-            : null,
-        ),
-      ),
+    const aliases = Object.entries(this.task.aliases);
+    this.pointers.show(
+      aliases.map(([alias]) => alias),
+      (alias) => this.aliasLine(alias),
     );
-    const heads = el(
-      "thead",
-      {},
-      el("tr", {}, el("th", { scope: "col" }, "Alias"), el("th", { scope: "col" }, "Version"), el("td")),
-    );
-    fill(
-      this.aliases,
-      lines.length
-        ? scrolled("Aliases", el("table", { class: "slim" }, heads, el("tbody", {}, lines)))
-        : el("p", { class: "quiet" }, "No alias points at a version."),
-    );
+    for (const [alias, digest] of aliases) {
+      fill(this.pointers.lines.get(alias).version, el("code", { title: digest }, short(digest)));
+    }
+    if (aliases.length === 0) fill(this.aliases, el("p", { class: "quiet" }, "No alias points at a version."));
+    else if (!this.aliases.contains(this.pointers.element)) fill(this.aliases, this.pointers.element);
+  }
+
+  aliasLine(alias) {
+    const cells = cellsOf([false, false, false]);
+    const [name, version, actions] = cells;
+    fill(name, chip(alias));
+    actions.classList.add("actions");
+    if (may("publish", this.name)) fill(actions, this.action("Roll back…", alias, () => this.rollBack(alias)));
+    return { line: el("tr", {}, cells), version };
   }
 
   rollBack(alias) {
@@ -307,13 +284,14 @@ class TaskPage {
       insist: { status: 409, does: "Delete it all the same" },
       work: async (insists) => {
         await remove(`${this.path}?wait=${WAIT_SECONDS}${insists ? "&force=true" : ""}`);
-        announce(`Task ${this.name} is deleted`);
         location.hash = "#/tasks";
+        return `Task ${this.name} is deleted`;
       },
     });
   }
 }
 
+const chip = (alias) => el("span", { class: alias === "live" ? "chip live" : "chip" }, alias);
 const overall = ({ seconds }) => (seconds ? `over ${duration(seconds)}` : "");
 
 function section(title, content) {

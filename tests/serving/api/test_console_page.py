@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -18,6 +19,13 @@ def test_the_root_is_the_page(peers: Served) -> None:
     page = peers.get("/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert page.text == (CONSOLE / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", ["/console", "/console/"])
+def test_the_name_of_the_console_leads_to_the_page(path: str, peers: Served) -> None:
+    led = httpx.get(f"{peers.url}{path}", follow_redirects=True)
+    assert (led.status_code, led.url.path) == (200, "/")
+    assert not urlsplit(led.history[0].headers["location"]).path.startswith("/"), "a proxy may serve it below a prefix"
 
 
 def test_every_file_is_there_and_asked_for_again_only_if_it_changed(peers: Served) -> None:
@@ -36,7 +44,7 @@ def test_it_runs_only_its_own_scripts_and_stays_out_of_frames(path: str, peers: 
     assert "unsafe" not in " ".join(parts)
 
 
-@pytest.mark.parametrize("name", ["", "nothing.js", "%2e%2e/config.py", "%2fetc%2fpasswd", "a%00b", "x" * 300])
+@pytest.mark.parametrize("name", ["nothing.js", "%2e%2e/config.py", "%2fetc%2fpasswd", "a%00b", "x" * 300])
 def test_what_is_no_file_of_the_page_is_a_problem_with_404(name: str, peers: Served) -> None:
     assert is_problem(httpx.get(f"{peers.url}/console/{name}"), 404)
 

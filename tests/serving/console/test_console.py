@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -246,11 +247,25 @@ def test_a_version_is_made_live_and_rolled_back(small: Served, console: Console,
     console.agree()
     assert task_of(small, "spam")["aliases"]["live"] == deltas.spam_2.digest
     console.page.locator("h1:focus").wait_for()
+    console.page.locator("#announcer", has_text=f"live points at {deltas.spam_2.digest[:12]} now").wait_for()
     console.sees("Promoted")
     console.press("Roll back…: live")
     console.agree()
     assert task_of(small, "spam")["aliases"]["live"] == deltas.spam.digest
     console.sees("Rolled back")
+    assert console.run(
+        "ask.js",
+        """async (ask) => {
+            const place = document.getElementById("announcer");
+            const said = new Promise((heard) => new MutationObserver(() =>
+                heard([place.textContent, document.querySelectorAll("dialog").length])
+            ).observe(place, { childList: true }));
+            ask.confirmed({ title: "Sure?", does: "Do it", work: async () => "It is done" });
+            document.querySelector("dialog form").requestSubmit();
+            return said;
+        }""",
+        None,
+    ) == ["It is done", 0], "what is said while a modal dialog is open is not read out"
 
 
 def test_what_somebody_changed_meanwhile_is_not_rolled_back(serve: Serve, deltas: Deltas, console_of: Open) -> None:
@@ -268,6 +283,29 @@ def test_what_somebody_changed_meanwhile_is_not_rolled_back(serve: Serve, deltas
     console.sees(f"live points at {deltas.spam_2.digest[:12]} now")
     console.agree()
     assert task_of(served, "spam")["aliases"]["live"] == deltas.spam.digest
+
+
+def test_focus_and_scroll_position_outlast_what_is_new(serve: Serve, deltas: Deltas, console_of: Open) -> None:
+    served = serve({"spam": {"live": deltas.spam, "canary": deltas.spam_2}})
+    console = console_of(served.url, viewport={"width": 360, "height": 740})
+    page = console.page
+    console.open("tasks/spam")
+    for name in (f"Alias…: {deltas.spam.digest[:12]}", "Roll back…: live"):
+        page.get_by_role("button", name=name).focus()
+        served.service.store.tasks.publish("spam", deltas.spam_3, f"by-{len(name)}")
+        page.locator("td .chip", has_text=f"by-{len(name)}").wait_for()
+        assert page.evaluate("document.activeElement.ariaLabel") == name
+    console.open("replicas")
+    load = page.get_by_role("region", name="Load of the replicas")
+    load.focus()
+    load.evaluate("(one) => (one.scrollLeft = 200)")
+    for _ in range(2):
+        with page.expect_response("**/v1/activity"):
+            pass
+    assert page.evaluate("[document.activeElement.ariaLabel, document.activeElement.scrollLeft]") == [
+        "Load of the replicas",
+        200,
+    ]
 
 
 def test_requests_are_split_and_copied_and_all_sent_to_live_again(small: Served, console: Console) -> None:
@@ -356,6 +394,29 @@ def test_overlap_stands_beside_what_chance_gives(small: Served, console: Console
     assert cell.inner_text().split() == [f"{found[name][0][1]:.3f}" for name in ("shared", "by_chance")]
 
 
+def test_too_few_tasks_cannot_be_compared_or_asked(console: Console) -> None:
+    page = console.page
+    console.open("overlap?tasks=spam,gone")
+    console.sees("1 task ticked. Tick 2 to 32.")
+    compare = page.get_by_role("button", name="Compare")
+    assert compare.is_disabled()
+    page.get_by_label("emotion").check()
+    assert compare.is_enabled()
+    console.open("playground")
+    page.get_by_label("Many at once").check()
+    console.press("Untick all")
+    ask = page.get_by_role("button", name="Ask")
+    assert ask.is_disabled()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.get_by_label("Text", exact=True).press("Control+Enter")
+    page.get_by_label("spam").check()
+    assert ask.is_enabled()
+    ask.click()
+    page.locator(".answers tbody th").wait_for()
+    assert len(asked) == 1
+
+
 # Replicas
 
 
@@ -416,6 +477,32 @@ def test_two_versions_answer_side_by_side(small: Served, console: Console, delta
     assert versions == [deltas.spam.digest[:12], deltas.spam_2.digest[:12]]
 
 
+def test_a_wrong_number_among_folded_parameters_is_shown(console: Console) -> None:
+    console.open("playground?task=spam")
+    page = console.page
+    parameters = page.get_by_text("Parameters", exact=True)
+    parameters.click()
+    page.get_by_label("Labels to show").fill("0")
+    parameters.click()
+    assert page.get_by_label("Labels to show").is_hidden()
+    console.press("Ask")
+    page.locator("input:focus:invalid").wait_for()
+
+
+def test_the_version_that_an_address_names_is_asked(small: Served, console: Console, deltas: Deltas) -> None:
+    for digits in (8, 12, 64):
+        console.open(f"playground?task=spam@{deltas.spam_2.digest[:digits]}")
+        console.page.reload()
+        console.press("Ask")
+        assert console.page.locator(".facts code").inner_text() == deltas.spam_2.digest[:12]
+    console.open("playground?task=spam@gone&with=spam@gone")
+    console.page.reload()
+    for nth in (0, 1):  # of the first at once, of both when they are asked
+        console.page.locator(".answers").get_by_text("has no alias").nth(nth).wait_for()
+        assert console.page.url.endswith("task=spam%40gone&with=spam%40gone")
+        console.press("Ask")
+
+
 def test_many_tasks_answer_at_once_and_one_that_cannot_says_why(every_kind: Served, console_of: Open) -> None:
     console = console_of(every_kind.url)
     console.open("playground")
@@ -442,6 +529,14 @@ def test_a_chat_is_streamed_and_goes_on(
         page.locator(".facts", has_text="8 tokens").wait_for()
         page.locator(".turn[aria-busy]").wait_for(state="detached")
     assert page.locator(".turn").count() == 4
+    page.get_by_text("Copy as curl or Python").click()
+    curl = shlex.split(page.get_by_label("The request for curl").inner_text())
+    said = page.locator(".turn .text").nth(1).text_content()
+    assert json.loads(curl[-1])["prompt"]["messages"] == [
+        {"role": "user", "content": "the rain"},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": "again"},
+    ]
     page.get_by_label("As", exact=True).select_option("completion")
     page.get_by_label("Prompt", exact=True).fill("the rain")
     console.press("Ask")
