@@ -176,7 +176,7 @@ class Authenticator:
 
 def cookie_of(settings: Settings) -> str:
     """The name of a server's cookie. Cookies are of a host, whatever the port, and several servers may share a host."""
-    server = f"{settings.namespace} {settings.base} {settings.port}"
+    server = f"{settings.namespace} {settings.base} {settings.data_dir}"  # a replica is not told the port
     return f"{COOKIE}_{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 
 

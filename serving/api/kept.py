@@ -69,7 +69,6 @@ class OverlapInfo(BaseModel):
 def router(service: Service, authenticator: Authenticator) -> APIRouter:
     """Routes of what deltas keep."""
     routes = APIRouter(tags=["tasks"], responses=responses(401))
-    shapes = service.overlaps.shapes
 
     async def manifest_of(digest: str) -> Manifest:
         found = await asyncio.to_thread(service.cache.files.manifest, digest)
@@ -92,7 +91,7 @@ def router(service: Service, authenticator: Authenticator) -> APIRouter:
             labels=manifest.labels or None,
             bytes=await asyncio.to_thread(_size, service, digest),
             unit="rank" if manifest.lowrank else "positions",
-            layers=list(kept_by_tensor(manifest, shapes)),
+            layers=list(kept_by_tensor(manifest, service.overlaps.shapes)),
         )
 
     @routes.get("/v1/overlap", responses=responses(404, 429))

@@ -24,6 +24,7 @@ from serving.api import (
     native_generation,
     openai,
     openai_generation,
+    session,
     tasks,
     tei,
 )
@@ -65,6 +66,7 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     openai_generation.CompletionRequest: {"model": "news", "prompt": "rain"},
     question_answering.Question: {"question": "why?", "context": "rain"},
     rerank.RerankInput: {"query": "rain", "texts": ["sun"]},
+    session.SessionRequest: {"key": "ken_1"},
     tasks.RollbackRequest: {},
     tasks.PublishRequest: {"digest": DIGEST},
     tasks.RouteInfo: {},

@@ -155,9 +155,14 @@ def test_the_servers_own_page_does(closed: Served, browser: httpx.Client) -> Non
 
 
 def test_servers_of_one_host_have_cookies_of_their_own() -> None:
-    settings = [load_settings(base=base, port=port) for base, port in (("a", 8000), ("a", 8001), ("b", 8000))]
+    settings = [load_settings(base=base, data_dir=folder) for base, folder in (("a", "x"), ("a", "y"), ("b", "x"))]
     assert len({cookie_of(one) for one in settings}) == 3
-    assert cookie_of(settings[0]) == cookie_of(load_settings(base="a", port=8000))
+
+
+def test_replicas_of_a_server_have_one_cookie() -> None:
+    """A replica is told less than the server, such as no port."""
+    server = load_settings(base="a", port=9000, namespace="n", data_dir="x")
+    assert cookie_of(load_settings(**server.for_replicas())) == cookie_of(server)
 
 
 def test_behind_a_proxy_that_ends_tls_the_cookie_stays_on_tls(browser: httpx.Client) -> None:

@@ -24,7 +24,7 @@ from fastapi import APIRouter, Response
 from fastapi.routing import APIRoute
 
 from serving.admission import Admission
-from serving.api import create_app
+from serving.api import create_app, session
 from serving.api.application import MANAGEMENT, PROTOCOLS, protocol_of
 from serving.api.auth import Authenticator
 from serving.api.changes import AuditedChanges
@@ -309,7 +309,8 @@ def test_every_change_has_the_time_of_changes_and_no_prediction_has(file: Path, 
         for method in methods
         if method != "get"
     }
-    assert changes | predictions == documented
+    sessions = operations([session.router(service, authenticator)])
+    assert changes | predictions | sessions == documented
     long = 'http-request return status 200 content-type text/plain string "long" if ken_changes !ken_predicts !METH_GET'
     short = 'http-request return status 200 content-type text/plain string "short"'
     file.write_text(file.read_text().replace("    retries 0", f"    {long}\n    {short}\n    retries 0"))
@@ -318,7 +319,7 @@ def test_every_change_has_the_time_of_changes_and_no_prediction_has(file: Path, 
         started(file, variables(binary, Frontend((f"127.0.0.1:{port}",)))),
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
-        for expected, asked in (("long", changes), ("short", predictions)):
+        for expected, asked in (("long", changes), ("short", predictions | sessions)):
             for method, path in sorted(asked):
                 for name in ("predict", "news", "a.b-c"):
                     assert client.request(method, re.sub(r"\{.*?\}", name, path)).text == expected, (method, path, name)
