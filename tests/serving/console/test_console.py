@@ -253,6 +253,7 @@ def test_a_version_is_made_live_and_rolled_back(small: Served, console: Console,
     console.agree()
     assert task_of(small, "spam")["aliases"]["live"] == deltas.spam.digest
     console.sees("Rolled back")
+    console.page.locator("#announcer", has_text="live is rolled back").wait_for()
     assert console.run(
         "ask.js",
         """async (ask) => {
