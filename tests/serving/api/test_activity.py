@@ -26,6 +26,7 @@ def ask(pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch) -> Callabl
     """What the first replica says, always of this moment."""
     monkeypatch.setattr(observing, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr(observing, "_REST", 0)
+    monkeypatch.setattr(scraping, "_SECONDS", 20.0)  # of a busy machine
 
     def run(headers: dict[str, str] = ADMIN) -> Any:
         answer = httpx.get(f"{pair[0].url}/v1/activity", headers=headers, timeout=30)
@@ -168,7 +169,7 @@ def test_what_listens_where_a_replica_was_is_given_up(
     finally:
         store.replicas.retire("elsewhere")
         stranger.close()
-    assert list(found["unread"]) == ["elsewhere"]
+    assert stranger.address in found["unread"]["elsewhere"]
 
 
 def test_who_waits_for_a_look_keeps_nobody_else_waiting_and_figures_go_on(
