@@ -46,8 +46,11 @@ class Metrics:
         self.batch_groups = Histogram(
             "ken_batch_groups", "Tasks and kinds in a mixed forward pass", buckets=_ROWS, registry=own
         )
+        self.step_tasks = Histogram(
+            "ken_step_tasks", "Tasks whose texts share a decode step", buckets=_ROWS, registry=own
+        )
         self.correction_seconds = Counter(
-            "ken_correction_seconds", "Time of mixed forward passes that corrections took, by learned costs",
+            "ken_correction_seconds", "Time of mixed forward passes and steps that corrections took, by learned costs",
             registry=own,
         )  # fmt: skip
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
