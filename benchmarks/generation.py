@@ -11,7 +11,9 @@ an end of text. The ways of a table take turns; figures are medians over the tur
 - **generate**: Transformers' `generate`, one batch padded on the left, on the folder that `ken apply` writes
 - **generate_batch**: Transformers' continuous batching on the same folder, with room for 32 pages of 256 tokens; left
   to itself it takes most of the memory, and a minute and a half to begin
+- **ken, by turns**: the same without mixed steps (`--mixed off`)
 - **with switches**: tasks one after another, each put into the weights by the exchange that ken uses
+- **a process a task**: `generate` in a process of its own for each task, all at once, against a process that is ken
 - **over HTTP**: a server on Ray Serve behind HAProxy, read as a stream, against the replica in this process
 
 `--quick` takes fewer tokens and turns.
@@ -39,6 +41,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from benchmarks.bars import Bar
 from benchmarks.report import Row, plain_table, report, with_shared_options
+from benchmarks.text_processes import Children
 from benchmarks.turns import taking_turns
 from ken_core import (
     Attached,
@@ -81,7 +84,10 @@ _GREEDY = SamplingParameters.model_validate({"temperature": 0})
 
 BARS = (
     Bar("batched", "one task, 8 sequences: tokens/s over generate's, padded on the left", ">=", 1.0),
-    Bar("tasks", "4 tasks x 2 sequences: tokens/s over one task x 8", ">=", 0.45),
+    Bar("mixed-decode", "4 tasks x 2 sequences: tokens/s over one task x 8", ">=", 0.7),
+    Bar("tasks", "4 tasks x 2 sequences by turns: tokens/s over one task x 8", ">=", 0.45),
+    Bar("processes", "4 tasks x 2: tokens/s over a process a task's", ">=", 1.0),
+    Bar("processes-memory", "4 tasks x 2: memory over a process a task's", "<=", 0.5),
     Bar("tasks-continuous", "4 tasks x 2: tokens/s over generate_batch's, with switches", ">=", 1.0),
     Bar("first-token", "beside 4 sequences: time to the first token over 3 steps and its own prefill", "<=", 1.0),
     Bar("streaming", "a token over HTTP, on top of in process", "<=", 1.0, unit="ms"),
@@ -94,8 +100,8 @@ class Model:
 
     base: Checkpoint
     deltas: Mapping[str, Path]
-    applied: Path
-    """The folder that `ken apply` writes of the first task."""
+    applied: Mapping[str, Path]
+    """The folders that `ken apply` writes."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,11 @@ def main() -> None:
         with _service(url, Path(name), settings) as service:
             prompts = _prompts(service, 24 if options.quick else 64)
             turns = 2 if options.quick else 3
-            rows = _throughput(service, model, prompts, turns, options.dtype)
+            with _service(url, Path(name) / "turns", {**settings, "mixed": "off"}) as by_turns:
+                rows = _throughput(service, by_turns, model, prompts, turns, options.dtype)
             rows += _first_token(service, prompts, turns)
             gap = _gap(service, prompts, turns)
+        rows += _processes(url, model, prompts, turns, options.dtype)
         rows += _streaming(url, Path(name), settings, prompts, gap, turns)
     title = f"Generation: SmolLM2-135M, {options.dtype}, {threads} threads{', quick' if options.quick else ''}"
     report(title, rows, options.json, [_table(title, rows), _bars(rows)])
@@ -140,7 +148,7 @@ def _options() -> argparse.Namespace:
 
 def _prepare(folder: Path, to: Path, dtype: str) -> Model:
     base = open_base(str(folder))
-    deltas = {}
+    deltas, applied = {}, {}
     for number, task in enumerate(_TASKS):
         model = AutoModelForCausalLM.from_pretrained(folder)
         torch.manual_seed(number)
@@ -151,9 +159,9 @@ def _prepare(folder: Path, to: Path, dtype: str) -> Model:
         delta = extract(base, open_tuned(str(to / task)), Selection(budget=Budget(fraction=0.1)))
         deltas[task] = to / f"{task}.ken"
         deltafile.write(delta, base, deltas[task])
-        if number == 0:
-            apply(base, delta, to / "applied")
-    return Model(base, deltas, to / "applied")
+        applied[task] = to / f"{task}-applied"
+        apply(base, delta, applied[task])
+    return Model(base, deltas, applied)
 
 
 @contextmanager
@@ -184,18 +192,24 @@ async def _one(service: Service, task: str, ids: Sequence[int], tokens: int) -> 
     return generation.facts
 
 
-def _ken(service: Service, tasks: Sequence[str], prompts: Prompts) -> Callable[[], None]:
-    async def run() -> None:
-        asked = zip(tasks, prompts.ids, strict=True)
-        await asyncio.gather(*(_one(service, task, ids, prompts.tokens) for task, ids in asked))
+def continue_all(service: Service, tasks: Sequence[str], prompts: Sequence[Sequence[int]], tokens: int) -> None:
+    """Continue prompts, each by its task and by so many tokens."""
 
-    return lambda: asyncio.run(run())
+    async def run() -> None:
+        await asyncio.gather(*(_one(service, *asked, tokens) for asked in zip(tasks, prompts, strict=True)))
+
+    asyncio.run(run())
+
+
+def _ken(service: Service, tasks: Sequence[str], prompts: Prompts) -> Callable[[], None]:
+    return lambda: continue_all(service, tasks, prompts.ids, prompts.tokens)
 
 
 # Transformers
 
 
-def _generate(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens: int) -> None:
+def padded_generate(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens: int) -> None:
+    """Continue prompts by so many tokens, in one batch padded on the left."""
     longest = max(map(len, ids))
     padded = torch.tensor([[0] * (longest - len(one)) + list(one) for one in ids])
     seen = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
@@ -249,19 +263,22 @@ class Switching:
 # Measuring
 
 
-def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
-    folder = AutoModelForCausalLM.from_pretrained(model.applied, dtype=getattr(torch, dtype)).eval()
+def _throughput(
+    service: Service, by_turns: Service, model: Model, prompts: Prompts, turns: int, dtype: str
+) -> list[Row]:
+    folder = AutoModelForCausalLM.from_pretrained(model.applied[_TASKS[0]], dtype=getattr(torch, dtype)).eval()
     switching = Switching.of(model, dtype)
     two = [task for task in _TASKS for _ in range(_SEQUENCES // len(_TASKS))]
     alone = Prompts(prompts.ids[-1:], prompts.tokens)
     ways: dict[str, Callable[[], None]] = {
         "ken, 1 task x 1": _ken(service, _TASKS[:1], alone),
-        "generate, 1 x 1": lambda: _generate(folder, alone.ids, alone.tokens),
+        "generate, 1 x 1": lambda: padded_generate(folder, alone.ids, alone.tokens),
         "ken, 1 task x 8": _ken(service, _TASKS[:1] * _SEQUENCES, prompts),
-        "generate, 1 x 8": lambda: _generate(folder, prompts.ids, prompts.tokens),
+        "generate, 1 x 8": lambda: padded_generate(folder, prompts.ids, prompts.tokens),
         "generate_batch, 1 x 8": lambda: _generate_batch(folder, prompts.ids, prompts.tokens),
         "ken, 4 tasks x 2": _ken(service, two, prompts),
-        "generate with switches, 4 x 2": lambda: switching.run(prompts, _generate),
+        "ken by turns, 4 tasks x 2": _ken(by_turns, two, prompts),
+        "generate with switches, 4 x 2": lambda: switching.run(prompts, padded_generate),
         "generate_batch with switches, 4 x 2": lambda: switching.run(prompts, _generate_batch),
     }
     found = taking_turns(ways, turns)
@@ -271,7 +288,8 @@ def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dt
     rows = [Row(name, value, "tokens/s") for name, value in rate.items()] + _steps(switching, turns)
     over = {
         "batched": ("ken, 1 task x 8", "generate, 1 x 8"),
-        "tasks": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
+        "mixed-decode": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
+        "tasks": ("ken by turns, 4 tasks x 2", "ken, 1 task x 8"),
         "tasks-continuous": ("ken, 4 tasks x 2", "generate_batch with switches, 4 x 2"),
     }
     bars = {bar.name: bar for bar in BARS}
@@ -299,6 +317,22 @@ def _steps(switching: Switching, turns: int) -> list[Row]:
                         found[name].append(time.perf_counter() - began)
         rows += [Row(f"a step of {texts}, {name}", statistics.median(s) * 1000, "ms") for name, s in found.items()]
     return rows
+
+
+def _processes(url: str, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
+    with Children(url, model.base.folder, model.applied, dtype, usable_cores()) as children:
+        found = taking_turns(children.ways(prompts.ids, prompts.tokens), turns)
+        memory = children.memory()
+    generated = prompts.tokens * len(prompts.ids)
+    rows = [Row(f"{name}, 4 x 2", generated / seconds, "tokens/s") for name, seconds in found.items()]
+    rows += [Row(f"{name}, memory", size / 1e6, "MB") for name, size in memory.items()]
+    ours, theirs = "one ken process", "a process a task"
+    bars = {bar.name: bar for bar in BARS}
+    return [
+        *rows,
+        bars["processes"].row(found[theirs] / found[ours], theirs),
+        bars["processes-memory"].row(memory[ours] / memory[theirs], theirs),
+    ]
 
 
 def _first_token(service: Service, prompts: Prompts, turns: int) -> list[Row]:
