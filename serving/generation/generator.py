@@ -92,7 +92,9 @@ class Generator:
         self._queue = queue
         self._costs = StepCosts(quantum)
         self._lock = threading.Lock()
-        self._schedule: Schedule[Asked] = Schedule(Room(room // decoder.token_nbytes, decoder.block), rows)
+        self._schedule: Schedule[Asked] = Schedule(
+            Room(room // decoder.token_nbytes, decoder.block), rows, copies=decoder.packs
+        )
         self._modules = list(resident.backbone.modules())
         self._closed: Exception | None = None
         engine.serve(self)
@@ -289,7 +291,10 @@ class Generator:
 
     def _ready(self, part: Part[Asked]) -> Ready:
         one = part.of
-        if one.past is None:
+        if part.copied is not None:
+            one.past, one.computed = part.copied.of.past.copied(part.copied.tokens), part.copied.tokens
+            self._metrics.copied_tokens.inc(part.copied.tokens)
+        elif one.past is None:
             one.past = self._decoder.start()
         return Ready(one, part.tokens, Chunk(one.next_ids(part.tokens), one.past))
 

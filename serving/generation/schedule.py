@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
 
+from serving.generation.prefixes import Prefix, prefix_of
 from serving.generation.sequence import Continuation
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ class Part(Generic[T]):
 
     of: Continuation[T]
     tokens: int
+    copied: Prefix[T] | None = None
+    """What is taken from another continuation first; None: nothing."""
 
 
 class Schedule(Generic[T]):
@@ -60,13 +63,15 @@ class Schedule(Generic[T]):
     Args:
         room: for keys and values.
         rows: continuations of a key that run at most, and of several keys in one step.
+        copies: whether keys and values can be copied from one continuation to another.
 
     Attributes:
         preempted: how often a continuation gave up its keys and values.
     """
 
-    def __init__(self, room: Room, rows: int) -> None:
+    def __init__(self, room: Room, rows: int, copies: bool = False) -> None:
         self.room = room
+        self._copies = copies
         self.preempted = 0
         self._rows = rows
         self._numbers = count()
@@ -170,11 +175,16 @@ class Schedule(Generic[T]):
         running = [one for one in running if one.number in self._held]  # an older one may have taken room since
         parts = [part for part in parts if part.of.number in self._held]
         for one in sorted(running, key=lambda c: c.number):
-            if one.left > 1 and prompt_tokens > 0:
-                parts.append(Part(one, min(one.left, prompt_tokens)))
+            prefix = self._prefix_of(one)
+            if one.left > 1 and prompt_tokens > 0 and not (prefix and prefix.is_worth_waiting):
+                left = one.left - (0 if prefix is None else prefix.tokens)
+                parts.append(Part(one, min(left, prompt_tokens), prefix))
                 prompt_tokens -= parts[-1].tokens
         order = {key: place for place, key in enumerate(keys)}
         return sorted(parts, key=lambda part: order[part.of.key])
+
+    def _prefix_of(self, one: Continuation[T]) -> Prefix[T] | None:
+        return prefix_of(one, self._running[one.key]) if self._copies and not one.computed else None
 
     def _admit(self) -> None:
         """Give room to those that wait; a key that runs enough is passed over, nobody else is."""

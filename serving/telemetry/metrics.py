@@ -71,6 +71,9 @@ class Metrics:
         self.preempted = Counter(
             "ken_preempted_texts", "Times a text gave up its keys and values, to be computed again", registry=own
         )
+        self.copied_tokens = Counter(
+            "ken_copied_tokens", "Tokens whose keys and values were copied from a text that begins alike", registry=own
+        )
         self.started = Gauge("ken_started_timestamp_seconds", "When the replica's metrics began", registry=own)
         self.started.set_to_current_time()
         self.store_up = Gauge("ken_store_up", "Whether the store answers", registry=own)
