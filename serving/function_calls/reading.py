@@ -125,9 +125,11 @@ class MarkedCalls:
         self._opens, self._closes = form.opens, form.closes
         self._calls = calls
         self._held = ""
+        self._behind_call = False
+        """Whether white space that comes now is no part of the text."""
 
     def add(self, text: str) -> Iterator[Part]:
-        self._held += text
+        self._hold(self._held + text)
         while (begin := self._held.find(self._opens)) >= 0:
             body = begin + len(self._opens)
             end = self._held.find(self._closes, body)
@@ -137,7 +139,8 @@ class MarkedCalls:
             end += len(self._closes)
             yield from _said(self._held[:begin].rstrip() if calls else self._held[:end])
             yield from calls
-            self._held = self._held[end:].lstrip() if calls else self._held[end:]
+            self._behind_call = bool(calls)
+            self._hold(self._held[end:])
         certain = _certain(self._held, self._opens)
         yield from _said(self._held[:certain])
         self._held = self._held[certain:]
@@ -148,6 +151,10 @@ class MarkedCalls:
         yield from _said(text.rstrip() if calls else self._held)
         yield from calls
         self._held = ""
+
+    def _hold(self, text: str) -> None:
+        self._held = text.lstrip() if self._behind_call else text
+        self._behind_call = self._behind_call and not self._held
 
 
 class WholeCall:

@@ -32,7 +32,7 @@ def compiled(grammar: Grammar, encoder: Encoder, vocabularies: Vocabularies) -> 
         InvalidInputError: a part cannot be enforced or compiled, or no text fits the grammar.
     """
     yield 1
-    vocabulary = vocabularies.of(encoder)
+    vocabulary = vocabularies.of(encoder, grammar.at)
     for part in grammar.parts:
         yield 1
         _started(part, vocabulary)
@@ -51,7 +51,9 @@ def _started(part: Grammar, vocabulary: LLTokenizer) -> LLMatcher:
 
 def refusal(told: str) -> str:
     """What llguidance says of a grammar that it does not take, as a request's sender should read it."""
-    reason = _PLACE.sub("", told.partition("\n")[0]).removeprefix(_WRAPPED)
+    first, *further = told.splitlines()
+    reason = " ".join([first, *(line for line in further if line.startswith("error: "))])
+    reason = _PLACE.sub("", reason).removeprefix(_WRAPPED)
     if found := _UNENFORCED.search(reason):
         names = ", ".join(orjson.loads(found[1]))
         return f"found {names}, which is not enforced; leave it out, and check answers for it yourself"
