@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.grammar.grammar import Grammar
-from serving.grammar.vocabulary import Vocabularies
+from serving.grammar.vocabulary import LONGEST_FIXED, Vocabularies
 from serving.workers.steps import Steps
 
 LIMITS = LLParserLimits(
@@ -60,5 +60,8 @@ def refusal(told: str) -> str:
     if found := _FORMAT.search(reason):
         return f"found format {found[1]!r}, which is not enforced; leave it out, or send a pattern"
     if reason.startswith("NoExtension"):
-        return "found what no text fits, or only one without end; expected what some text fits"
+        return (
+            "found what no text fits, or only one without end, or one that has more than "
+            f"{LONGEST_FIXED} characters which are certain; expected what some other text fits"
+        )
     return f"it cannot be enforced ({reason[:_LONGEST_REASON]}); send a simpler one"
