@@ -21,7 +21,6 @@ from benchmarks import wordnet
 from ken_core.finetune import Recipe, Step, finetune_language_model
 from ken_core.language_examples import Completion, LanguageExample
 
-_TEST = 300
 _DEV = 600
 _FEWEST_LINES, _MOST_LINES = 2, 14
 """Of a function's body, which is what is learned."""
@@ -57,10 +56,12 @@ class LanguageTask:
 
 def language_tasks() -> list[LanguageTask]:
     """Functions of Python's standard library, and WordNet's definitions where the dictionary is there."""
-    found = [_divided("functions", functions, 480, Recipe(epochs=1, batch_size=4, learning_rate=5e-5, max_length=256))]
+    found = [
+        _divided("functions", functions, 480, 60, Recipe(epochs=1, batch_size=4, learning_rate=5e-5, max_length=256))
+    ]
     if (wordnet.FOLDER / "data.noun").exists():
         recipe = Recipe(epochs=1, batch_size=16, learning_rate=5e-5, max_length=128)
-        found.append(_divided("definitions", definitions, 2400, recipe))
+        found.append(_divided("definitions", definitions, 2400, 200, recipe))
     return found
 
 
@@ -100,7 +101,9 @@ def _functions(source: str) -> Iterator[Completion]:
             yield Completion(prompt, completion)
 
 
-def _divided(name: str, load: Callable[[], list[LanguageExample]], most: int, recipe: Recipe) -> LanguageTask:
+def _divided(
+    name: str, load: Callable[[], list[LanguageExample]], most: int, judging: int, recipe: Recipe
+) -> LanguageTask:
     """A task whose parts share no prompt and no completion."""
     distinct: dict[str, Completion] = {}
     for example in load():
@@ -109,5 +112,5 @@ def _divided(name: str, load: Callable[[], list[LanguageExample]], most: int, re
     by_prompt = {e.prompt.strip(): e for e in distinct.values()}
     examples = [by_prompt[prompt] for prompt in sorted(by_prompt)]
     random.Random(0).shuffle(examples)
-    test, dev, train = examples[:_TEST], examples[_TEST : _TEST + _DEV], examples[_TEST + _DEV :][:most]
-    return LanguageTask(name, [*train], [*dev], [*test], recipe)
+    test, dev, train = examples[:300], examples[300 : 300 + _DEV], examples[300 + _DEV :]
+    return LanguageTask(name, [*train[:most]], [*dev], [*test[:judging]], recipe)

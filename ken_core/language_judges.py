@@ -96,6 +96,15 @@ def language_judges_for(
     return LanguageJudges(judges, reader.cut, repeated)
 
 
+def judge_tokens(tuned: Checkpoint, examples: Sequence[LanguageExample], longest: int = LONGEST) -> Judge:
+    """A judge that says what a language model with the fine-tune's tokenizer says of every token of examples.
+
+    Args, Raises: as `language_judges_for`.
+    """
+    reader = _Reader(tuned, longest)
+    return reader.judge(reader.texts(examples))
+
+
 class _Reader:
     """Makes rows of examples, and has models read them.
 
