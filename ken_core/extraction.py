@@ -174,6 +174,14 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool, differs: bool)
             "than the base's, like those of a model that was trained separately. Such a delta is large, and pruning it "
             "leaves no useful answers; extract it from the base that it was fine-tuned from"
         )
+    ours = base.backbone_tensors
+    for name, tensor in tuned.backbone_tensors.items():
+        if name in ours and tensor.shape != ours[name].shape:
+            yield (
+                f"{name!r} has the shape {tuple(tensor.shape)}, and the base's {tuple(ours[name].shape)}, so it is stored "
+                f"whole ({tensor.numel() * base.dtype.itemsize / 1e6:,.1f} MB before compression), however much is kept "
+                "of the others; a vocabulary that has grown does that"
+            )
     if frozen := tuned.lacking:
         yield (
             f"{tuned.folder} lacks {len(frozen)} of the base's tensors, {frozen[0]!r} for example; they are taken to "
