@@ -72,12 +72,12 @@ class Way:
 
 WAYS = (
     Way("magnitude", shares=_SHARES),
-    Way("svd", codec="int4", shares=(), megabytes=(3, 6, 12, 24, 48)),
+    Way("svd", codec="int4", shares=(), megabytes=(3, 6, 12, 24)),
     Way("ken", "row"),
     Way("random"),
     Way("ken-shift", "row"),
     Way("magnitude", "row"),
-    Way("magnitude", codec="int4", shares=_SHARES),
+    Way("magnitude", codec="int4", shares=(0.025, 0.05, 0.10)),
     Way("magnitude", codec="int4", fitted=True, shares=_SHARES[:3]),
     Way("magnitude", embeddings=False),
     Way("ken-grid", "row", shares=(0.10,)),

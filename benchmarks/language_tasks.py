@@ -57,11 +57,11 @@ class LanguageTask:
 def language_tasks() -> list[LanguageTask]:
     """Functions of Python's standard library, and WordNet's definitions where the dictionary is there."""
     found = [
-        _divided("functions", functions, 480, 60, Recipe(epochs=1, batch_size=4, learning_rate=5e-5, max_length=256))
+        _divided("functions", functions, 480, 40, Recipe(epochs=1, batch_size=4, learning_rate=5e-5, max_length=256))
     ]
     if (wordnet.FOLDER / "data.noun").exists():
         recipe = Recipe(epochs=1, batch_size=16, learning_rate=5e-5, max_length=128)
-        found.append(_divided("definitions", definitions, 2400, 200, recipe))
+        found.append(_divided("definitions", definitions, 2400, 120, recipe))
     return found
 
 
