@@ -111,7 +111,7 @@ def _generate(folder: str, threads: str, dtype: str) -> Callable[[Prompts, int],
     import torch
     from transformers import AutoModelForCausalLM
 
-    from benchmarks.generation import padded_generate
+    from benchmarks.text_tasks import padded_generate
 
     torch.set_num_threads(int(threads))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
@@ -119,7 +119,7 @@ def _generate(folder: str, threads: str, dtype: str) -> Callable[[Prompts, int],
 
 
 def _ken(url: str, base: str, threads: str, dtype: str, *tasks: str) -> Callable[[Prompts, int], None]:
-    from benchmarks.generation import continue_all
+    from benchmarks.text_tasks import continue_all
     from serving.config import load_settings
     from serving.service import Service
 
