@@ -53,10 +53,11 @@ def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """What a linear layer on a CPU in float32 computes of few rows, (..., features)."""
     rows = inputs.numel() // inputs.shape[-1]
     if rows <= few_tokens.MOST and inputs.dtype is torch.float32 and _has_kernel(module.weight):
-        made = few_tokens.product(inputs.reshape(rows, -1), module.weight, few_tokens.plain_tiles(rows))
+        flat = inputs.reshape(rows, inputs.shape[-1])
+        made = few_tokens.product(flat, module.weight, few_tokens.plain_tiles(rows))
         if module.bias is not None:
             made += module.bias
-        return made.view(*inputs.shape[:-1], -1)
+        return made.view(*inputs.shape[:-1], module.out_features)
     if rows > (_ALWAYS if torch.get_num_threads() == 1 else _MOST) or inputs.dtype is not torch.float32:
         return functional.linear(inputs, module.weight, module.bias)
     flat = inputs.reshape(rows, inputs.shape[-1]).contiguous()
@@ -65,4 +66,4 @@ def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     made = torch.mm(module.weight, flat.t())[:, :rows].t().contiguous()
     if module.bias is not None:
         made += module.bias
-    return made.reshape(*inputs.shape[:-1], -1)
+    return made.reshape(*inputs.shape[:-1], module.out_features)

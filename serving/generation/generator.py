@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from serving.engine.engine import Engine
 from serving.errors import DeadlineError, OverloadedError, UnavailableError
 from serving.generation.asked import Asked, Asking
 from serving.generation.schedule import Part, Room, Schedule
-from serving.generation.ways import StepCosts, StepRunner, TaskPart
+from serving.generation.ways import StepCosts, StepRunner
 from serving.pipelines.model_failure import told
 from serving.telemetry.metrics import Metrics
 from serving.tiers.loaded import Loaded
@@ -172,6 +173,16 @@ class Generator:
             one.payload.sink.failed(error)
 
     def run(self, turn: Turn, pressed: Callable[[], bool]) -> None:
+        try:
+            self._run(turn, pressed)
+        except Exception as error:  # of this code itself: the engine's thread must go on
+            _log.exception("a quantum failed")
+            with self._lock:
+                gone = list(self._schedule.all())
+            for one in gone:
+                self._end(one, error)
+
+    def _run(self, turn: Turn, pressed: Callable[[], bool]) -> None:
         self._drop()
         with self._lock:
             key = self._schedule.turn()
@@ -221,14 +232,15 @@ class Generator:
         if not parts:
             return False
         started = time.monotonic()
-        self._advance(parts, lambda: [self._runner.alone(task, *_asked_of(parts))], partial(self._again_alone, task))
+        self._advance(
+            parts,
+            lambda ready: [self._runner.alone(task, *_asked_of(ready))],
+            lambda ready: self._runner.alone(task, *_asked_of([ready])),
+        )
         ended = time.monotonic()
         self._costs.learn(sum(part.tokens for part in parts), ended - started)
         self._metrics.step_tasks.observe(1)
         return ended < until or not waited_for
-
-    def _again_alone(self, task: Loaded, part: Ready) -> torch.Tensor:
-        return self._runner.alone(task, *_asked_of([part]))
 
     # A quantum of mixed steps
 
@@ -249,36 +261,40 @@ class Generator:
             tasks: dict[Hashable, Loaded] = {task.digest: task for task in mixing}
             waited_for = self._schedule.has_others(tasks) or pressed()
             parts = self._planned(self._schedule.together(list(tasks)), waited_for, list(mixing))
-        groups = [list(group) for _, group in groupby(parts, key=lambda part: part.of.key)]
-        asked = [(tasks[group[0].of.key], *_asked_of(group)) for group in groups]
+        if not parts:
+            return False
         started = time.monotonic()
-        self._advance(parts, lambda: self._run_on_base(turn, asked), partial(self._again_mixed, turn))
+        self._advance(parts, partial(self._run_on_base, turn), partial(self._again_mixed, turn))
         ended = time.monotonic()
-        tokens = {tasks[group[0].of.key]: sum(part.tokens for part in group) for group in groups}
-        self._metrics.correction_seconds.inc(self._costs.learn_mixed(tokens, ended - started))
-        self._metrics.step_tasks.observe(len(groups))
+        tokens: Counter[Loaded] = Counter()
+        for part in parts:
+            tokens[tasks[part.of.key]] += part.tokens
+        extra = self._costs.learn_mixed(tokens, ended - started)
+        self._metrics.correction_seconds.inc(min(extra, ended - started))
+        self._metrics.step_tasks.observe(len(tokens))
         return ended < until or not waited_for
 
-    def _run_on_base(self, turn: Turn, asked: Sequence[TaskPart]) -> list[torch.Tensor]:
+    def _run_on_base(self, turn: Turn, parts: Sequence[Ready]) -> list[torch.Tensor]:
         self._engine.revert(turn)
-        return self._runner.mixed(asked)
+        groups = [list(group) for _, group in groupby(parts, key=lambda part: part.of.key)]
+        return self._runner.mixed([(group[0].of.payload.task, *_asked_of(group)) for group in groups])
 
     def _again_mixed(self, turn: Turn, part: Ready) -> torch.Tensor:
         """A text whose mixed step failed runs by exchange, if its task can."""
         task = part.of.payload.task
         if not task.attached.expanded:
-            return self._run_on_base(turn, [(task, *_asked_of([part]))])[0]
+            return self._run_on_base(turn, [part])[0]
         self._activate(task, turn)
         return self._runner.alone(task, *_asked_of([part]))
 
     # A step
 
-    def _planned(self, keys: Sequence[Hashable], waited_for: bool, mixed: Sequence[Loaded]) -> list[Ready]:
-        """The parts of a step, with their chunks. The lock is held."""
+    def _planned(self, keys: Sequence[Hashable], waited_for: bool, mixed: Sequence[Loaded]) -> list[Part[Asked]]:
+        """The parts of a step. The lock is held."""
         before = self._schedule.preempted
         parts = self._schedule.plan(keys, self._prompt_tokens(keys, waited_for, mixed))
         self._metrics.preempted.inc(self._schedule.preempted - before)
-        return [self._ready(part) for part in parts]
+        return parts
 
     def _prompt_tokens(self, keys: Sequence[Hashable], waited_for: bool, mixed: Sequence[Loaded]) -> int:
         """Tokens of prompts for the next step: as many as fit, or as do not keep anybody waiting for long."""
@@ -300,8 +316,8 @@ class Generator:
 
     def _advance(
         self,
-        parts: Sequence[Ready],
-        run: Callable[[], Sequence[torch.Tensor]],
+        parts: Sequence[Part[Asked]],
+        run: Callable[[Sequence[Ready]], Sequence[torch.Tensor]],
         again: Callable[[Ready], torch.Tensor],
     ) -> None:
         """Run a step; if that fails, run each continuation by itself, from its first token on.
@@ -310,26 +326,27 @@ class Generator:
             run: gives logits, in the order of the parts that want some.
             again: the same for one part.
         """
+        ends = [part.end for part in parts]
         try:
-            logits = [row for made in run() for row in made]
+            ready = [self._ready(part) for part in parts]
+            logits = [row for made in run(ready) for row in made]
         except Exception as error:
             if len(parts) == 1:
                 self._end(parts[0].of, error)
                 return
             _log.warning("a step of %d texts failed; they run one by one: %s", len(parts), error)
-            for part in parts:
-                self._run_again(part, again)
+            for part, end in zip(parts, ends, strict=True):
+                self._run_again(part.of, end, again)
             return
-        self._completed(parts, logits)
+        self._completed(ready, logits)
 
-    def _run_again(self, part: Ready, again: Callable[[Ready], torch.Tensor]) -> None:
-        one = part.of
+    def _run_again(self, one: Asking, end: int, again: Callable[[Ready], torch.Tensor]) -> None:
+        """Compute a continuation's first `end` tokens."""
         if one.abandoned:
             return
-        whole = Part(one, one.computed + part.tokens)
         one.forget()  # what was put there by the step that failed must not be used
         try:
-            ready = self._ready(whole)
+            ready = self._ready(Part(one, end))
             logits = again(ready)
         except Exception as error:
             self._end(one, error)

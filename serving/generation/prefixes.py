@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from serving.generation.sequence import Continuation
 
 LEAST = 16
 """Tokens that are worth a copy, or waiting for one."""
+
+_LOOKED_AT = 16
+"""Older texts that are compared with a text."""
 
 T = TypeVar("T")
 
@@ -47,13 +51,12 @@ def prefix_of(one: Continuation[T], running: Sequence[Continuation[T]]) -> Prefi
         running: continuations of its key.
     """
     found: Prefix[T] | None = None
-    for other in running:
-        if other.number >= one.number:
-            continue
+    older = (other for other in running if other.number < one.number)
+    for other in islice(older, _LOOKED_AT):
         # the last known token is computed by itself in any case: it gives the next one
         common = min(_common(one, other), len(one) - 1)
         tokens = min(common, other.computed)
-        more = max(min(common, len(other.prompt)) - tokens, 0) if other.most > 1 else 0  # else it ends before
+        more = common - tokens if other.most > 1 else 0  # else it ends before
         better = found is None or tokens + more > found.tokens + found.more
         if better and max(tokens, more) >= LEAST:
             found = Prefix(other, tokens, more)
@@ -61,9 +64,24 @@ def prefix_of(one: Continuation[T], running: Sequence[Continuation[T]]) -> Prefi
 
 
 def _common(one: Continuation[Any], other: Continuation[Any]) -> int:
-    """How many tokens both begin with."""
-    if one.prompt is other.prompt and not (one.output and other.output):
+    """How many tokens both prompts begin with; remembered, since prompts do not change."""
+    if one.prompt is other.prompt:
         return len(one.prompt)
-    some, others = [*one.prompt, *one.output], [*other.prompt, *other.output]
-    differing = (place for place, (a, b) in enumerate(zip(some, others, strict=False)) if a != b)
-    return next(differing, min(len(some), len(others)))
+    if other.number not in one.alike:
+        one.alike[other.number] = _alike(one.prompt, other.prompt)
+    return one.alike[other.number]
+
+
+def _alike(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two sequences begin with: by comparing slices, which takes microseconds, where a loop over tokens
+    takes milliseconds."""
+    if some[:LEAST] != others[:LEAST]:
+        return 0
+    least, most = LEAST, min(len(some), len(others))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if some[least:middle] == others[least:middle]:
+            least = middle
+        else:
+            most = middle - 1
+    return most

@@ -56,6 +56,11 @@ class Part(Generic[T]):
     copied: Prefix[T] | None = None
     """What is taken from another continuation first; None: nothing."""
 
+    @property
+    def end(self) -> int:
+        """Tokens whose keys and values are there after the step. Asked before anything is copied."""
+        return (self.of.computed if self.copied is None else self.copied.tokens) + self.tokens
+
 
 class Schedule(Generic[T]):
     """Continuations of all keys.
@@ -175,8 +180,10 @@ class Schedule(Generic[T]):
         running = [one for one in running if one.number in self._held]  # an older one may have taken room since
         parts = [part for part in parts if part.of.number in self._held]
         for one in sorted(running, key=lambda c: c.number):
+            if one.left <= 1 or prompt_tokens <= 0:
+                continue
             prefix = self._prefix_of(one)
-            if one.left > 1 and prompt_tokens > 0 and not (prefix and prefix.is_worth_waiting):
+            if not (prefix and prefix.is_worth_waiting):
                 left = one.left - (0 if prefix is None else prefix.tokens)
                 parts.append(Part(one, min(left, prompt_tokens), prefix))
                 prompt_tokens -= parts[-1].tokens

@@ -173,3 +173,37 @@ def test_what_a_task_says_of_mixing_when_it_is_off(make_generating: Callable[...
     asyncio.run(generated(service, "poet", greedy(PROMPTS[0], tokens=2)))
     digest = service.table.resolve("poet")
     assert service.engine.tiers.describe([digest]).unmixed == {digest: "mixing is switched off"}
+
+
+@pytest.mark.usefixtures("always_mixes")
+def test_a_step_without_parts_is_not_run(
+    make_generating: Callable[..., Service], tasks: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that only give up their room leave nothing to compute."""
+    service = make_generating()
+    schedule = service.generator._schedule
+    plan, empty = schedule.plan, iter([True, True])
+    monkeypatch.setattr(schedule, "plan", lambda *told: [] if next(empty, False) else plan(*told))
+    asked = {task: greedy(*PROMPTS, tokens=10) for task in ("poet", "clerk")}
+    for task, made in run_all(service, asked).items():
+        assert_all_greedy(service, tasks[task], PROMPTS, made)
+    (found,) = service.metrics.step_tasks.collect()
+    counts = {s.labels["le"]: s.value for s in found.samples if s.name.endswith("_bucket")}
+    assert min(counts, key=float) == "1.0"
+    assert service.generator._costs.extra.product > 0
+
+
+def test_an_error_of_the_generator_itself_ends_its_texts_and_not_the_engine(
+    generating: Service, tasks: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("a plan that cannot be")
+
+    monkeypatch.setattr(generating.generator._schedule, "plan", failing)
+    (failed,) = run_all(generating, {"poet": greedy(PROMPTS[0])}).values()
+    assert isinstance(failed, InternalError)
+    monkeypatch.undo()
+    generating.check()
+    ((output,),) = run_all(generating, {"poet": greedy(PROMPTS[0], tokens=20)}).values()
+    (ids,) = ids_of(generating, PROMPTS[0])
+    assert_greedy(tasks["poet"], ids, output)

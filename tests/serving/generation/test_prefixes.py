@@ -41,7 +41,7 @@ SHARED = list(range(40))
         (text(0, SHARED, 0), 0, 39),
         (text(0, [*SHARED, 7, 7], 42), 39, 0),
         (text(0, [*SHARED[:30], 7], 31), 30, 0),
-        (text(0, SHARED[:25], 28, output=SHARED[25:30]), 28, 0),
+        (text(0, SHARED[:25], 28, output=SHARED[25:30]), 25, 0),
     ],
 )
 def test_the_beginning_that_another_text_has_computed(other: One, tokens: int, more: int) -> None:
@@ -163,3 +163,26 @@ def test_what_was_copied_is_computed_again_where_room_runs_out(
     assert copied(service) > 0
     assert service.metrics.preempted._value.get() > 0
     assert_all_greedy(service, tasks["poet"], [LONG] * 3, found)
+
+
+def test_a_copy_that_fails_costs_no_text(
+    make_generating: Callable[..., Service], tasks: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(past: KeyValues, tokens: int) -> KeyValues:
+        raise MemoryError("there is no room")
+
+    service = make_generating()
+    monkeypatch.setattr(KeyValues, "copied", failing)
+    found = asyncio.run(generated(service, "poet", greedy(LONG, LONG, LONG, tokens=20)))
+    assert_all_greedy(service, tasks["poet"], [LONG] * 3, found)
+    service.check()
+
+
+def test_prompts_are_compared_once_and_by_slices() -> None:
+    one, other = text(1, [*range(3000), 5]), text(0, [*range(3000), 6], 3000)
+    for _ in range(2):
+        found = prefix_of(one, [other])
+        assert found is not None
+        assert found.tokens == 3000
+    assert one.alike == {0: 3000}
+    assert prefix_of(text(1, list(range(3000))), [text(0, list(range(3001)), 3001)]).tokens == 2999  # type: ignore[union-attr]
