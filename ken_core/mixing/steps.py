@@ -7,8 +7,9 @@ difference to a padded batch is that every token is a row, with a task of its ow
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -61,7 +62,7 @@ class MixedSteps:
         self._decoder = decoder
         self._kernels = mixed.kernels
         self._few = resident.device.type == "cpu" and few_tokens.is_usable()
-        self._mixtures: dict[str, tuple[Hashable, Mixture]] = {}
+        self._mixtures: dict[str, tuple[list[Attached], list[int], Mixture]] = {}
         """Of the last step, by what they are for: as a rule the next one consists of the same tasks and texts."""
         self._ties: WeakKeyDictionary[Grafted, Tie | None] = WeakKeyDictionary()
         backbone = resident.backbone
@@ -106,11 +107,12 @@ class MixedSteps:
         return self._logits(tasks, output)
 
     def _mixture(self, use: str, groups: Sequence[tuple[Attached, int]]) -> Mixture:
-        key = tuple((id(attached.changes), rows) for attached, rows in groups)  # which the mixture keeps alive
+        attached, rows = [one for one, _ in groups], [count for _, count in groups]
         found = self._mixtures.get(use)
-        if found is None or found[0] != key:
-            found = self._mixtures[use] = key, mixture_of(groups)
-        return found[1]
+        same = found is not None and len(found[0]) == len(attached) and all(map(is_, found[0], attached))
+        if found is None or not same or found[1] != rows:
+            found = self._mixtures[use] = attached, rows, mixture_of(groups)
+        return found[2]
 
     def _logits(self, tasks: Sequence[TaskChunks], output: ModelOutput) -> list[torch.Tensor]:
         starts, at = [], 0
@@ -135,6 +137,7 @@ class MixedSteps:
         places = [place for place, tie in enumerate(ties) if tie is not None]
         found: list[torch.Tensor | None] = [None] * len(tasks)
         if not places:
+            self._mixtures.pop("head", None)
             return found
         name = next(tie.embedding for tie in ties if tie is not None)
         weight = self._resident.backbone.get_parameter(f"{name}.weight")

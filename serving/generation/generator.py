@@ -22,6 +22,7 @@ from ken_core import ResidentModel
 from ken_core.decoding.choice import AnyDecoder
 from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.few_rows import few_rows
+from ken_core.kernels import few_tokens
 from ken_core.mixing.steps import MixedSteps
 from serving.engine.crew import Turn
 from serving.engine.engine import Engine
@@ -97,6 +98,7 @@ class Generator:
             Room(room // decoder.token_nbytes, decoder.block), rows, copies=decoder.packs
         )
         self._modules = list(resident.backbone.modules())
+        few_tokens.is_usable()  # compiled now, and not when the first text waits for it
         self._closed: Exception | None = None
         engine.serve(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -269,3 +270,18 @@ def test_no_task_of_a_step_takes_another_ones_place_when_both_have_as_many_token
                 [TaskChunks(estate.attached[number], estate.models[number], [Chunk([9], estate.decoder.start())], [0])]
             )
         torch.testing.assert_close(logits[0], estate.alone(number, [9])[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_tasks_of_the_last_step_are_known_by_themselves_and_not_by_where_they_lay(tmp_path: Path) -> None:
+    """Else another task, at the place in memory of one that has left, would get its mixture."""
+    estate = Estate(tmp_path, "llama", {**WIDE, "tie_word_embeddings": True})
+    bare = estate.mixed.attach(dataclasses.replace(estate.deltas[1], sparse={}))
+    with torch.inference_mode():
+        estate.steps.step([TaskChunks(bare, estate.models[1], [Chunk([9], estate.decoder.start())], [0])])
+    left = weakref.ref(bare)
+    del bare
+    assert left() is not None
+    with torch.inference_mode():
+        task = TaskChunks(estate.attached[0], estate.models[0], [Chunk([9], estate.decoder.start())], [])
+        estate.steps.step([task])
+    assert left() is None
