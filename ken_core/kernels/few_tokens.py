@@ -106,8 +106,15 @@ def product(x: torch.Tensor, weight: torch.Tensor, tiles: Tiles) -> torch.Tensor
 
     Returns:
         float32, (tokens, outputs).
+
+    Raises:
+        ValueError: x is no such tensor, or has another number of tokens than the tiles.
     """
     rows, columns = weight.shape
+    if x.dim() != 2 or x.shape[1] != columns or x.dtype is not torch.float32:
+        raise ValueError(f"found {x.dtype} {list(x.shape)}; expected float32 [tokens, {columns}]")
+    if tiles[:, 1].sum() != len(x) or (len(tiles) and tiles[-1, :2].sum() != len(x)):
+        raise ValueError(f"the tiles are of other than {len(x)} tokens")
     given = x.contiguous()
     out = torch.empty(given.shape[0], rows)
     _kernel(

@@ -70,7 +70,7 @@ class Mixed:
         exchanged = self._exchange.choose(line, now, free)
         if len(line.queues) == 1:
             return exchanged
-        mixed = self._policy.choose(line, lambda row: row.payload.task.mixes, free)
+        mixed = self._policy.choose(line, lambda row: row.payload.task.mixes_in_batches, free)
         if not (mixed and exchanged and exchanged[0].payload.task.attached.expanded):
             return mixed or exchanged
         if {row.key for row in mixed} == {exchanged[0].key}:
@@ -78,14 +78,14 @@ class Mixed:
         return exchanged if self._rate_exchanged(exchanged) >= self._rate_mixed(mixed) else mixed
 
     def changes_weights(self, rows: Sequence[Row[T]]) -> bool:
-        if all(row.payload.task.mixes for row in rows):
+        if all(row.payload.task.mixes_in_batches for row in rows):
             active = self._resident.active
             return active is not None and any(row.payload.task.attached is not active for row in rows)
         return self._exchange.changes_weights(rows)
 
     def backlog_seconds(self, line: Line[T]) -> float:
-        mixing = [queue for queue in line.queues.values() if queue.head.payload.task.mixes]
-        others = (queue for queue in line.queues.values() if not queue.head.payload.task.mixes)
+        mixing = [queue for queue in line.queues.values() if queue.head.payload.task.mixes_in_batches]
+        others = (queue for queue in line.queues.values() if not queue.head.payload.task.mixes_in_batches)
         products = sum(queue.tokens * queue.head.payload.task.attached.products for queue in mixing)
         extra = self._extra.of(products, len(mixing))
         return self._policy.backlog_seconds(mixing) + extra + self._exchange.seconds_of(others)
@@ -97,7 +97,7 @@ class Mixed:
         return self._exchange.revert(turn)
 
     def run(self, batch: Batch, turn: Turn) -> Ran:
-        if not all(group.task.mixes for group in batch.groups):
+        if not all(group.task.mixes_in_batches for group in batch.groups):
             return self._one_after_another(batch, turn)
         if self._is_for_exchange(batch):
             return self._exchange.run(batch, turn)

@@ -98,7 +98,8 @@ class Generator:
             Room(room // decoder.token_nbytes, decoder.block), rows, copies=decoder.packs
         )
         self._modules = list(resident.backbone.modules())
-        few_tokens.is_usable()  # compiled now, and not when the first text waits for it
+        if any(few_tokens.takes(p) for p in resident.backbone.parameters() if p.dim() == 2):
+            few_tokens.is_usable()  # compiled now, and not when the first text waits for it
         self._closed: Exception | None = None
         engine.serve(self)
 
@@ -187,26 +188,22 @@ class Generator:
     def _run(self, turn: Turn, pressed: Callable[[], bool]) -> None:
         self._drop()
         with self._lock:
-            key = self._schedule.turn()
-        task = self._task_of(key)
-        if task is None:
-            return
-        if self._prefers_mixed(task):
+            running = self._schedule.running_by_key()
+            task = next((some[0].payload.task for some in running.values()), None)
+            if task is None:
+                return
+            mixes = self._steps is not None and task.mixes and self._costs.prefers_mixed(self._mixing())
+            if not mixes:
+                self._schedule.ran([task.digest])
+        if mixes:
             self._run_mixed(turn, pressed)
         else:
-            self._run_alone(key, task, turn, pressed)
-
-    def _prefers_mixed(self, task: Loaded) -> bool:
-        """Whether a task whose turn it is runs in mixed steps now."""
-        if self._steps is None or not task.mixes:
-            return False
-        with self._lock:
-            return self._costs.prefers_mixed(self._mixing())
+            self._run_alone(task.digest, task, turn, pressed)
 
     def _mixing(self) -> dict[Loaded, int]:
         """The tasks that mix, with the number of their texts that could run; the one that ran longest ago first."""
-        found = {self._task_of(key): count for key, count in self._schedule.running_by_key().items()}
-        return {task: count for task, count in found.items() if task is not None and task.mixes}
+        running = self._schedule.running_by_key().values()
+        return {task: len(some) for some in running if (task := some[0].payload.task).mixes}
 
     # A quantum of one task, by exchange
 
@@ -237,7 +234,7 @@ class Generator:
         self._advance(
             parts,
             lambda ready: [self._runner.alone(task, *_asked_of(ready))],
-            lambda ready: self._runner.alone(task, *_asked_of([ready])),
+            again=None,
         )
         ended = time.monotonic()
         self._costs.learn(sum(part.tokens for part in parts), ended - started)
@@ -263,10 +260,11 @@ class Generator:
             tasks: dict[Hashable, Loaded] = {task.digest: task for task in mixing}
             waited_for = self._schedule.has_others(tasks) or pressed()
             parts = self._planned(self._schedule.together(list(tasks)), waited_for, list(mixing))
+            self._schedule.ran(dict.fromkeys(part.of.key for part in parts))
         if not parts:
             return False
         started = time.monotonic()
-        self._advance(parts, partial(self._run_on_base, turn), partial(self._again_mixed, turn))
+        self._advance(parts, partial(self._run_on_base, turn), again=partial(self._again_by_exchange, turn))
         ended = time.monotonic()
         tokens: Counter[Loaded] = Counter()
         for part in parts:
@@ -281,13 +279,13 @@ class Generator:
         groups = [list(group) for _, group in groupby(parts, key=lambda part: part.of.key)]
         return self._runner.mixed([(group[0].of.payload.task, *_asked_of(group)) for group in groups])
 
-    def _again_mixed(self, turn: Turn, part: Ready) -> torch.Tensor:
+    def _again_by_exchange(self, turn: Turn, part: Ready) -> Sequence[torch.Tensor]:
         """A text whose mixed step failed runs by exchange, if its task can."""
         task = part.of.payload.task
         if not task.attached.expanded:
-            return self._run_on_base(turn, [part])[0]
+            return self._run_on_base(turn, [part])
         self._activate(task, turn)
-        return self._runner.alone(task, *_asked_of([part]))
+        return [self._runner.alone(task, *_asked_of([part]))]
 
     # A step
 
@@ -320,40 +318,40 @@ class Generator:
         self,
         parts: Sequence[Part[Asked]],
         run: Callable[[Sequence[Ready]], Sequence[torch.Tensor]],
-        again: Callable[[Ready], torch.Tensor],
+        again: Callable[[Ready], Sequence[torch.Tensor]] | None,
     ) -> None:
         """Run a step; if that fails, run each continuation by itself, from its first token on.
 
         Args:
             run: gives logits, in the order of the parts that want some.
-            again: the same for one part.
+            again: the same for one part, in another way; None: there is no other.
         """
         ends = [part.end for part in parts]
         try:
             ready = [self._ready(part) for part in parts]
             logits = [row for made in run(ready) for row in made]
         except Exception as error:
-            if len(parts) == 1:
+            if len(parts) == 1 and again is None:
                 self._end(parts[0].of, error)
                 return
             _log.warning("a step of %d texts failed; they run one by one: %s", len(parts), error)
             for part, end in zip(parts, ends, strict=True):
-                self._run_again(part.of, end, again)
+                self._run_again(part.of, end, again or (lambda ready: run([ready])))
             return
         self._completed(ready, logits)
 
-    def _run_again(self, one: Asking, end: int, again: Callable[[Ready], torch.Tensor]) -> None:
+    def _run_again(self, one: Asking, end: int, again: Callable[[Ready], Sequence[torch.Tensor]]) -> None:
         """Compute a continuation's first `end` tokens."""
         if one.abandoned:
             return
         one.forget()  # what was put there by the step that failed must not be used
         try:
             ready = self._ready(Part(one, end))
-            logits = again(ready)
+            logits = [row for made in again(ready) for row in made]
         except Exception as error:
             self._end(one, error)
             return
-        self._completed([ready], list(logits))
+        self._completed([ready], logits)
 
     def _completed(self, parts: Sequence[Ready], logits: Sequence[torch.Tensor]) -> None:
         made = iter(logits)
@@ -400,9 +398,6 @@ class Generator:
             gone = [one for one in self._schedule.all() if one.key == key]
         for one in gone:
             self._end(one, error)
-
-    def _task_of(self, key: Hashable | None) -> Loaded | None:
-        return next((one.payload.task for one in self._schedule.all() if one.key == key), None)
 
 
 def _asked_of(parts: Sequence[Ready]) -> tuple[list[Chunk], list[int]]:  # type: ignore[type-arg]

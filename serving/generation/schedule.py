@@ -138,34 +138,33 @@ class Schedule(Generic[T]):
 
     def turn(self) -> Hashable | None:
         """The key whose turn it is; None if nothing can run."""
-        self._admit()
-        key = min(self._running, key=lambda k: (self._ran[k], self._running[k][0].number), default=None)
-        if key is not None:
+        return next(iter(self.running_by_key()), None)
+
+    def ran(self, keys: Iterable[Hashable]) -> None:
+        """Count the turn of some running keys as had; those that come first have their next one first."""
+        for key in keys:
             self._turn += 1
             self._ran[key] = self._turn
-        return key
 
     def has_others(self, keys: Collection[Hashable]) -> bool:
         """Whether a continuation of another key than these could run now."""
         self._admit()
         return any(other not in keys for other in self._running)
 
-    def running_by_key(self) -> dict[Hashable, int]:
-        """How many continuations of each key could run now; the key that ran longest ago first."""
+    def running_by_key(self) -> dict[Hashable, Sequence[Continuation[T]]]:
+        """The continuations of each key that could run now; the key that ran longest ago first."""
         self._admit()
         keys = sorted(self._running, key=lambda k: (self._ran[k], self._running[k][0].number))
-        return {key: len(self._running[key]) for key in keys}
+        return {key: self._running[key] for key in keys}
 
     def together(self, keys: Sequence[Hashable]) -> list[Hashable]:
-        """The first of some running keys, as many as a step has rows for; they have their turn with it."""
+        """The first of some running keys, as many as a step has rows for."""
         taken, rows = list(keys[:1]), len(self._running[keys[0]])
         for key in keys[1:]:
             rows += len(self._running[key])
             if rows > self._rows:
                 break
             taken.append(key)
-        self._turn += 1
-        self._ran.update(dict.fromkeys(taken, self._turn))
         return taken
 
     def plan(self, keys: Collection[Hashable], prompt_tokens: int) -> list[Part[T]]:

@@ -8,6 +8,7 @@ from typing import Literal
 from ken_core import Attached
 from ken_core.heads import Grafted
 from serving.pipelines.base import TaskSpec
+from serving.pipelines.text_generation import TEXT_GENERATION
 
 DeviceTier = Literal["packed", "materialised"]
 """Packed: mask words and values, activated by an exchange. Materialised: full tensors, activated by re-pointing."""
@@ -47,8 +48,14 @@ class Loaded:
 
     @property
     def mixes(self) -> bool:
-        """Whether its rows can run beside those of other tasks, in one batch."""
+        """Whether it can run beside other tasks, in one pass."""
         return not self.unmixed and not self.attached.spoiled and self.model.splits
+
+    @property
+    def mixes_in_batches(self) -> bool:
+        """The same of rows that ask for one answer each. A language model's head would read the base's embedding there,
+        where decode steps give it the task's own."""
+        return self.mixes and self.head != TEXT_GENERATION
 
     @property
     def tier(self) -> DeviceTier:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ken_core import Delta, ResidentModel
 from serving.pipelines.base import TaskSpec
+from serving.pipelines.text_generation import TEXT_GENERATION
 from serving.tiers.device_memory import DeviceMemory
 from serving.tiers.loaded import Loaded
 from serving.tiers.owner import OnOwner
@@ -42,7 +43,9 @@ class Trials:
         """
         name = f"{digest} on trial"
         in_turn = self._memory.reserve_in_turn
-        loaded = self._preparation.prepare_task(name, delta, self._preparation.first_tier(delta), in_turn, spec)
+        factors = delta.kind == TEXT_GENERATION and bool(delta.lowrank)  # which only decode steps could mix
+        tier = "materialised" if factors else self._preparation.first_tier(delta)
+        loaded = self._preparation.prepare_task(name, delta, tier, in_turn, spec)
         loaded.users = 1
         self._deltas[name] = delta
         self._memory.put(loaded)

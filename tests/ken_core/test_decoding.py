@@ -18,6 +18,7 @@ from ken_core.decoding.few_rows import few_rows
 from ken_core.decoding.key_values import BLOCK, KeyValues
 from ken_core.decoding.packed import PackedDecoder
 from ken_core.errors import UndecodableError
+from ken_core.kernels import few_tokens
 from tests.decoder_architectures import ALONE, PACKED, POSITIONS, REFUSED, WINDOW, config_of
 
 
@@ -168,3 +169,11 @@ def test_what_stood_before_a_layer_stands_there_again() -> None:
     with few_rows([layer]):
         assert layer.forward is not mine
     assert layer.forward is mine
+
+
+def test_the_kernel_refuses_what_it_would_read_beyond() -> None:
+    weight = torch.randn(4, 128)
+    tiles = few_tokens.plain_tiles(2)
+    for x in (torch.ones(2, 64), torch.ones(2, 128, dtype=torch.float64), torch.ones(128), torch.ones(3, 128)):
+        with pytest.raises(ValueError, match=r"expected float32|other than 3 tokens"):
+            few_tokens.product(x, weight, tiles)

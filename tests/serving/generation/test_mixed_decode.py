@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from querying import PROMPTS, generated, greedy, ids_of
 from test_exact import assert_all_greedy, assert_greedy, most_tasks_in_a_step
 from writing import Written, fine_tune_of
@@ -18,6 +19,8 @@ from ken_core.kernels import few_tokens
 from ken_core.mixing.steps import MixedSteps
 from serving.errors import InternalError
 from serving.generation.ways import StepCosts
+from serving.pipelines.text_generation import TextGeneration
+from serving.replica.fitness import _TEXTS
 from serving.service import Service
 from tests.tiny_language_tasks import LanguageTasks
 
@@ -207,3 +210,37 @@ def test_an_error_of_the_generator_itself_ends_its_texts_and_not_the_engine(
     ((output,),) = run_all(generating, {"poet": greedy(PROMPTS[0], tokens=20)}).values()
     (ids,) = ids_of(generating, PROMPTS[0])
     assert_greedy(tasks["poet"], ids, output)
+
+
+@pytest.mark.usefixtures("always_mixes")
+def test_a_text_alone_in_a_mixed_step_that_fails_is_run_by_exchange(
+    generating: Service, tasks: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = generating.generator._steps
+    step, failing = steps.step, iter([True])
+
+    def fails_once(*told: Any) -> Any:
+        if next(failing, False):
+            raise RuntimeError("a cosmic ray")
+        return step(*told)
+
+    monkeypatch.setattr(steps, "step", fails_once)
+    ((output,),) = run_all(generating, {"poet": greedy(PROMPTS[0], tokens=20)}).values()
+    (ids,) = ids_of(generating, PROMPTS[0])
+    assert_greedy(tasks["poet"], ids, output)
+
+
+def test_a_delta_is_tried_with_its_own_output_layer(
+    make_service: Callable[..., Service], models: LanguageTasks, tasks: dict[str, Written], factors: Written,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its head shares the embedding, and a batch of rows would multiply with the base's."""
+    service = make_service(base=str(models.path))
+    told: list[Any] = []
+    run_head = TextGeneration.run_head
+    monkeypatch.setattr(TextGeneration, "run_head", lambda *given: told.append(made := run_head(*given)) or made)
+    for written in (tasks["poet"], factors):
+        told.clear()
+        service.vetting.fitness.check(written.file.path)
+        right = written.logits(service.engine.tiers.base_encoder([_TEXTS[0]])[0].ids)[-1]
+        assert min(float((torch.from_numpy(raw) - right).abs().max()) for made in told for raw in made) < 1e-3

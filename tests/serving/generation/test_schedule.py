@@ -38,6 +38,12 @@ def run(made: Schedule[None], parts: list[Part[None]]) -> list[One]:
     return ended
 
 
+def take_turn(made: Schedule[None]) -> str | None:
+    key = made.turn()
+    made.ran([] if key is None else [key])
+    return key  # type: ignore[return-value]
+
+
 def sizes(parts: list[Part[None]]) -> list[tuple[int, int]]:
     return [(part.of.number, part.tokens) for part in parts]
 
@@ -55,9 +61,9 @@ def test_prompts_come_in_parts_after_those_that_have_one_token_to_compute() -> N
 def test_keys_take_turns() -> None:
     made = schedule()
     made.add([one("a", 2), one("b", 2), one("a", 2), one("c", 2)])
-    assert [made.turn() for _ in range(5)] == ["a", "b", "c", "a", "b"]
+    assert [take_turn(made) for _ in range(5)] == ["a", "b", "c", "a", "b"]
     made.add([one("d", 2), one("e", 2)])
-    assert [made.turn() for _ in range(6)] == ["c", "a", "d", "e", "b", "c"], "new keys wait for those that wait"
+    assert [take_turn(made) for _ in range(6)] == ["c", "a", "d", "e", "b", "c"], "new keys wait for those that wait"
 
 
 def test_keys_that_keep_coming_do_not_starve_those_that_run() -> None:
@@ -66,13 +72,26 @@ def test_keys_that_keep_coming_do_not_starve_those_that_run() -> None:
     turns = []
     for number in range(40):
         made.add([one(f"new {number}", 2)])
-        turns.append(made.turn())
+        turns.append(take_turn(made))
         for part in made.plan([turns[-1]], 99):
             if part.of.key not in ("old", "older"):
                 made.remove(part.of)
     assert turns.count("old") + turns.count("older") >= 2
     waits = [turns[i + 1 :].index("old") for i, key in enumerate(turns) if key == "old" and "old" in turns[i + 1 :]]
     assert max(waits) <= 20
+
+
+@pytest.mark.parametrize(("keys", "each", "rows"), [(3, 1, 2), (48, 1, 32), (5, 2, 4)])
+def test_keys_that_a_step_has_no_rows_for_take_turns_evenly(keys: int, each: int, rows: int) -> None:
+    made = schedule(tokens=4000, rows=rows)
+    made.add([one(str(number), 2, most=9) for number in range(keys) for _ in range(each)])
+    steps: Counter[object] = Counter()
+    for _ in range(300):
+        taken = made.together(list(made.running_by_key()))
+        assert len(taken) * each == rows
+        made.ran(dict.fromkeys(part.of.key for part in made.plan(taken, 99)))
+        steps.update(taken)
+    assert max(steps.values()) - min(steps.values()) <= 1
 
 
 def test_a_key_runs_no_more_rows_than_a_step_has_and_others_pass_it() -> None:
@@ -168,7 +187,7 @@ def test_all_end_within_the_room_and_in_order(
     done: list[One] = []
     lost: Counter[int] = Counter()
     for _ in range(20_000):
-        key = made.turn()
+        key = take_turn(made)
         if key is None:
             break
         oldest = min(made.all(), key=lambda c: c.number)

@@ -257,7 +257,7 @@ def busy(
 def test_every_metric_has_our_prefix_a_base_unit_and_an_explanation(busy: Service) -> None:
     ends = {
         "counter": {"_total"},
-        "histogram": {"_seconds", "_rows", "_groups", "_difference"},
+        "histogram": {"_seconds", "_rows", "_groups", "_tasks", "_difference"},
         "gauge": {"_seconds", "_bytes", "_rows", "_tensors", "_in_flight", "_up", "_poisoned", "_changed", "_merges",
                   "_epoch", "_moves", "_enforced"},
     }  # fmt: skip
