@@ -78,9 +78,9 @@ BARS = (
     Bar("batched", "one task, 8 sequences: tokens/s over generate's, padded on the left", ">=", 1.0),
     Bar("mixed-decode", "4 tasks x 2 sequences: tokens/s over one task x 8", ">=", 0.7),
     Bar("tasks", "4 tasks x 2 sequences by turns: tokens/s over one task x 8", ">=", 0.45),
-    Bar("processes", "4 tasks x 2: tokens/s over a process a task's", ">=", 1.0),
+    Bar("processes", "4 tasks x 2: tokens/s over a process a task's, at once or one after another", ">=", 1.0),
     Bar("processes-memory", "4 tasks x 2: memory over a process a task's", "<=", 0.5),
-    Bar("tasks-continuous", "4 tasks x 2: tokens/s over generate_batch's, with switches", ">=", 1.0),
+    Bar("tasks-peers", "4 tasks x 2: tokens/s over Transformers' better way with switches", ">=", 1.0),
     GRAMMAR,
     Bar("first-token", "beside 4 sequences: time to the first token over 3 steps and its own prefill", "<=", 1.0),
     Bar("streaming", "a token over HTTP, on top of in process", "<=", 1.0, unit="ms"),
@@ -194,11 +194,12 @@ def _throughput(
     generated = {name: prompts.tokens * (1 if "x 1" in name else SEQUENCES) for name in ways}
     rate = {name: generated[name] / seconds for name, seconds in found.items()}
     rows = [Row(name, value, "tokens/s") for name, value in rate.items()] + _steps(switching, turns)
+    switched = [name for name in ways if "with switches" in name]
     over = {
         "batched": ("ken, 1 task x 8", "generate, 1 x 8"),
         "mixed-decode": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
         "tasks": ("ken by turns, 4 tasks x 2", "ken, 1 task x 8"),
-        "tasks-continuous": ("ken, 4 tasks x 2", "generate_batch with switches, 4 x 2"),
+        "tasks-peers": ("ken, 4 tasks x 2", max(switched, key=lambda name: rate[name])),
     }
     bars = {bar.name: bar for bar in BARS}
     return rows + [bars[name].row(rate[one] / rate[other], other) for name, (one, other) in over.items()]
@@ -235,10 +236,11 @@ def _processes(url: str, model: Model, prompts: Prompts, turns: int, dtype: str)
     rows = [Row(f"{name}, 4 x 2", generated / seconds, "tokens/s") for name, seconds in found.items()]
     rows += [Row(f"{name}, memory", size / 1e6, "MB") for name, size in memory.items()]
     ours, theirs = "one ken process", "a process a task"
+    better = min((name for name in found if name != ours), key=lambda name: found[name])
     bars = {bar.name: bar for bar in BARS}
     return [
         *rows,
-        bars["processes"].row(found[theirs] / found[ours], theirs),
+        bars["processes"].row(found[better] / found[ours], better),
         bars["processes-memory"].row(memory[ours] / memory[theirs], theirs),
     ]
 

@@ -1,10 +1,11 @@
 """Texts of several tasks from one ken process, against a process a task with Transformers' `generate`.
 
 Every process is a child of the benchmark, holds its model, and continues its prompts when it is told to. The processes
-of a way are told together; its time is that of the slowest. Memory counts a page shared by n processes as an nth in
-each (PSS), with the weights read and one turn done.
+of a task run in two ways: all at once, each on an equal share of the threads (but on one at least, so that four have
+four where ken has two), and one after another, each on all threads. Ken is compared with the better of the two. Memory
+counts a page shared by n processes as an nth in each (PSS), with the weights read and one turn done.
 
-    python -m benchmarks.text_processes generate FOLDER THREADS DTYPE   # what a child runs
+    python -m benchmarks.text_processes generate FOLDER DTYPE   # what a child runs
     python -m benchmarks.text_processes ken URL FOLDER THREADS DTYPE TASK...
 """
 
@@ -33,8 +34,8 @@ class Child:
 
     def __enter__(self) -> Self:
         root = str(Path(__file__).resolve().parents[1])
-        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": self._arguments[-1]}
-        command = [sys.executable, "-m", "benchmarks.text_processes", *self._arguments[:-1]]
+        environment = {**os.environ, "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, "-m", "benchmarks.text_processes", *self._arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
@@ -44,10 +45,10 @@ class Child:
         cast(IO[str], self._process.stdin).close()
         self._process.wait(60)
 
-    def tell(self, prompts: Prompts, tokens: int) -> None:
-        """Have it continue each of the prompts by so many tokens."""
+    def tell(self, prompts: Prompts, tokens: int, threads: int) -> None:
+        """Have it continue each of the prompts by so many tokens, on so many threads."""
         pipe = cast(IO[str], self._process.stdin)
-        pipe.write(json.dumps([list(map(list, prompts)), tokens]) + "\n")
+        pipe.write(json.dumps([list(map(list, prompts)), tokens, threads]) + "\n")
         pipe.flush()
 
     def wait(self) -> None:
@@ -60,10 +61,10 @@ class Child:
         return int(psutil.Process(self._process.pid).memory_full_info().pss)
 
 
-def run(children: Sequence[Child], told: Sequence[tuple[Prompts, int]]) -> None:
-    """Have all children continue their prompts at once."""
-    for child, (prompts, tokens) in zip(children, told, strict=True):
-        child.tell(prompts, tokens)
+def run(children: Sequence[Child], prompts: Sequence[Prompts], tokens: int, threads: int) -> None:
+    """Have all children continue their prompts at once, each on so many threads."""
+    for child, some in zip(children, prompts, strict=True):
+        child.tell(some, tokens, threads)
     for child in children:
         child.wait()
 
@@ -78,9 +79,9 @@ class Children(ExitStack):
 
     def __init__(self, url: str, base: Path, folders: Mapping[str, Path], dtype: str, threads: int) -> None:
         super().__init__()
-        each = max(1, threads // len(folders))
-        self._ken = Child("ken", url, str(base), str(threads), dtype, *folders, str(threads))
-        self._others = [Child("generate", str(folder), str(each), dtype, str(each)) for folder in folders.values()]
+        self._threads = threads
+        self._ken = Child("ken", url, str(base), str(threads), dtype, *folders)
+        self._others = [Child("generate", str(folder), dtype) for folder in folders.values()]
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -90,10 +91,17 @@ class Children(ExitStack):
 
     def ways(self, prompts: Prompts, tokens: int) -> dict[str, Callable[[], None]]:
         """Two prompts a task, in order."""
-        two = [prompts[2 * place : 2 * place + 2] for place in range(len(self._others))]
+        others, threads = self._others, self._threads
+        two = [prompts[2 * place : 2 * place + 2] for place in range(len(others))]
+
+        def one_after_another() -> None:
+            for child, some in zip(others, two, strict=True):
+                run([child], [some], tokens, threads)
+
         return {
-            "one ken process": lambda: run([self._ken], [(prompts, tokens)]),
-            "a process a task": lambda: run(self._others, [(some, tokens) for some in two]),
+            "one ken process": lambda: run([self._ken], [prompts], tokens, threads),
+            "a process a task, at once": lambda: run(others, two, tokens, max(1, threads // len(others))),
+            "a process a task, one after another": one_after_another,
         }
 
     def memory(self) -> dict[str, int]:
@@ -107,18 +115,22 @@ class Children(ExitStack):
 # What a child runs
 
 
-def _generate(folder: str, threads: str, dtype: str) -> Callable[[Prompts, int], None]:
+def _generate(folder: str, dtype: str) -> Callable[[Prompts, int, int], None]:
     import torch
     from transformers import AutoModelForCausalLM
 
     from benchmarks.text_tasks import padded_generate
 
-    torch.set_num_threads(int(threads))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    return lambda prompts, tokens: padded_generate(model, prompts, tokens)
+
+    def run(prompts: Prompts, tokens: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        padded_generate(model, prompts, tokens)
+
+    return run
 
 
-def _ken(url: str, base: str, threads: str, dtype: str, *tasks: str) -> Callable[[Prompts, int], None]:
+def _ken(url: str, base: str, threads: str, dtype: str, *tasks: str) -> Callable[[Prompts, int, int], None]:
     from benchmarks.text_tasks import continue_all
     from serving.config import load_settings
     from serving.service import Service
@@ -127,7 +139,7 @@ def _ken(url: str, base: str, threads: str, dtype: str, *tasks: str) -> Callable
     settings = {"base": base, "namespace": "bench", "dtype": dtype, "threads": threads, "data_dir": folder}
     service = Service(load_settings(**settings), url)
     service.start()
-    return lambda prompts, tokens: continue_all(service, [t for t in tasks for _ in range(2)], prompts, tokens)
+    return lambda prompts, tokens, _: continue_all(service, [t for t in tasks for _ in range(2)], prompts, tokens)
 
 
 def main(kind: str, *arguments: str) -> None:
