@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks import generation
 from benchmarks.bars import Bar
 from benchmarks.report import Row, arguments, report
+from benchmarks.text_tasks import GREEDY, prepared, prompts_for, running
 from ken_core import deltafile
 from serving.data_dir import default_data_dir
 from serving.demo.smollm2 import smollm2
 from serving.engine.cores import usable_cores
-from serving.generation.query import GenerationQuery, SamplingParameters
+from serving.generation.query import GenerationQuery
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import Grammar, json_of
 from serving.grammar.state import GrammarState
@@ -53,7 +53,6 @@ _PERSON = {
     "additionalProperties": False,
 }
 SCHEMA = {"type": "array", "items": _PERSON, "minItems": 10_000}
-_GREEDY = SamplingParameters.model_validate({"temperature": 0})
 
 
 def grammar_rows(service: Service, task: str, prompts: Sequence[Sequence[int]], tokens: int, turns: int) -> list[Row]:
@@ -89,7 +88,7 @@ async def _texts(
 ) -> tuple[list[float], list[int]]:
     """Seconds from token to token of all texts, and the tokens of the last one."""
     query = GenerationQuery(
-        [TokenIds(tuple(ids)) for ids in prompts], _GREEDY, max_tokens=tokens, ignores_end=True, grammar=grammar
+        [TokenIds(tuple(ids)) for ids in prompts], GREEDY, max_tokens=tokens, ignores_end=True, grammar=grammar
     )
     times: list[list[float]] = [[] for _ in prompts]
     ids: list[int] = []
@@ -124,12 +123,12 @@ def main() -> None:
     threads = usable_cores()
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name, embedded_store(Path(name) / "store") as url:
-        model = generation._prepare(smollm2(default_data_dir() / "demo"), Path(name), "float32")
+        model = prepared(smollm2(default_data_dir() / "demo"), Path(name))
         task, path = next(iter(model.deltas.items()))
         Store(url, "bench").tasks.publish(task, deltafile.open_file(path), "live")
         settings = {"base": str(model.base.folder), "namespace": "bench", "dtype": "float32"}
-        with generation._service(url, Path(name), settings) as service:
-            prompts = generation._prompts(service, 24 if options.quick else 64)
+        with running(url, Path(name), settings) as service:
+            prompts = prompts_for(service, 24 if options.quick else 64)
             rows = grammar_rows(service, task, prompts.ids, prompts.tokens, 2 if options.quick else 4)
     report(f"Grammars: SmolLM2-135M, float32, {threads} threads", rows, options.json)
 

@@ -13,17 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ken_core import deltafile
-from ken_core.candidates import Candidates, Judged, Way, checked, ways
+from ken_core.candidates import Candidates, Judged, Way, ways
 from ken_core.checkpoint import Checkpoint
 from ken_core.codings import Codec
 from ken_core.container import DeltaFile
 from ken_core.errors import CalibrationError, TooSmallError
-from ken_core.judges import Judges, Right, lines_for
-from ken_core.manifest import Calibration, Trial
+from ken_core.judges import Judges, lines_for
+from ken_core.manifest import Calibration, Metric, Trial
 from ken_core.progress import Progress, silent
-from ken_core.promise import Paired, examples_needed, holds, in_sequence, least_examples, upper_bound
+from ken_core.promise import in_sequence
 from ken_core.selection import Method
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
+from ken_core.verdicts import Judgement, TokenAnswers, Verdict, least_examples, unchanged
 from ken_core.writing import writing
 
 METHODS: tuple[Method, ...] = ("svd", "magnitude")
@@ -85,20 +86,20 @@ def calibrate(
     """
     among = _checked(tuned, confidence, methods, codecs)
     _check_tolerance(tolerance)
-    right = checked(judges.judge(tuned.model))
-    _check_enough(right.size, tolerance, confidence)
+    expected = judges.judge(tuned.model)
+    _check_enough(judges, expected, tolerance, confidence)
     with _folder_beside(out) as folder:
         candidates = Candidates(
-            base, tuned, judges, right, folder, confidence=confidence, tensors=tensors, cast=cast,
+            base, tuned, judges, expected, folder, confidence=confidence, tensors=tensors, cast=cast,
             ignore_config=ignore_config, looks=1 + len(PARTS) * len(among), progress=progress,
         )  # fmt: skip
         looks = _looks(candidates, base, among)
-        passed, failed = in_sequence(looks, lambda look: holds(look.found, tolerance, confidence))
-    needed = None if failed is None else examples_needed(failed.found, tolerance, confidence)
+        passed, failed = in_sequence(looks, lambda look: look.verdict.holds(tolerance, confidence))
+    needed = None if failed is None else failed.verdict.needed(tolerance, confidence)
     if failed is not None and not passed:
-        raise _nothing_holds(failed, tolerance, confidence)
+        raise _nothing_holds(judges, failed.verdict, tolerance, confidence)
     chosen = passed[-1]
-    record = _record(judges, right, chosen, candidates, tolerance, promised=tolerance, needed=needed)
+    record = _record(judges, expected, chosen, candidates, tolerance, promised=tolerance, needed=needed)
     file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)
     return Calibrated(file, record, None if failed is None else failed.trial, chosen.delta.warnings)
 
@@ -126,16 +127,17 @@ def best_within(
         TooSmallError: the parts that every delta needs are larger than `size`.
     """
     among = _checked(tuned, confidence, methods, codecs)
-    right = checked(judges.judge(tuned.model))
+    expected = judges.judge(tuned.model)
+    _check_enough(judges, expected, None, confidence)
     room = size - _RECORD_BYTES - _TRIAL_BYTES * len(among)
     with _folder_beside(out) as folder:
         candidates = Candidates(
-            base, tuned, judges, right, folder, confidence=confidence, tensors=tensors, cast=cast,
+            base, tuned, judges, expected, folder, confidence=confidence, tensors=tensors, cast=cast,
             ignore_config=ignore_config, looks=len(among), progress=progress,
         )  # fmt: skip
         chosen = candidates.judge(candidates.nearest(room, among))
-    bound = upper_bound(chosen.found, confidence)
-    record = _record(judges, right, chosen, candidates, None, promised=bound, needed=None)
+    bound = chosen.verdict.upper_bound(confidence)
+    record = _record(judges, expected, chosen, candidates, None, promised=bound, needed=None)
     file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)
     return Calibrated(file, record, None, chosen.delta.warnings)
 
@@ -157,7 +159,7 @@ def _looks(candidates: Candidates, base: Checkpoint, among: Sequence[Way]) -> It
 
 def _record(
     judges: Judges,
-    right: Right,
+    expected: Judgement,
     chosen: Judged,
     candidates: Candidates,
     tolerance: float | None,
@@ -165,15 +167,17 @@ def _record(
     promised: float,
     needed: int | None,
 ) -> Calibration:
+    found = chosen.verdict
     return Calibration(
         metric=judges.metric,
-        examples=right.size,
+        examples=found.examples,
+        tokens=expected.text.size if isinstance(expected, TokenAnswers) else None,
         choosing=judges.choosing,
         tolerance=tolerance,
         confidence=candidates.confidence,
         promised=promised,
-        tuned_score=float(right.mean()),
-        score=chosen.score,
+        tuned_score=found.tuned_score,
+        score=found.score,
         needed=needed,
         chosen=candidates.tried.index(chosen.trial),
         tried=tuple(candidates.tried),
@@ -199,26 +203,34 @@ def _check_tolerance(tolerance: float) -> None:
         )
 
 
-def _check_enough(examples: int, tolerance: float, confidence: float) -> None:
-    least = least_examples(tolerance, confidence)
-    if examples < least:
-        reachable = upper_bound(Paired(0, 0, examples), confidence)
-        raise CalibrationError(
-            f"found {examples:,} examples to judge by; to promise with {_percent(confidence)} confidence that at most "
-            f"{100 * tolerance:g} points are lost takes {least:,}, even if not one answer changes. Give at least "
-            f"{lines_for(least):,} distinct lines of text (a fifth of them chooses), or a tolerance of at least "
-            f"{reachable:.2g}"
-        )
+def _check_enough(judges: Judges, expected: Judgement, tolerance: float | None, confidence: float) -> None:
+    """Check that there are enough examples to promise a tolerance if nothing is lost; None: to promise anything."""
+    same = unchanged(judges.metric, expected)
+    least = least_examples(judges.metric, expected, tolerance, confidence)
+    if same.examples >= least:
+        return
+    promised = "anything" if tolerance is None else f"that {_most_lost(judges.metric, tolerance)}"
+    others = "" if judges.metric == "perplexity" else f", or a tolerance of at least {same.upper_bound(confidence):.2g}"
+    raise CalibrationError(
+        f"found {same.examples:,} examples to judge by; to promise with {_percent(confidence)} confidence {promised} "
+        f"takes {least:,}, even if not one answer changes. Give at least {lines_for(least):,} distinct lines of text "
+        f"(a fifth of them chooses){others}"
+    )
 
 
-def _nothing_holds(failed: Judged, tolerance: float, confidence: float) -> CalibrationError:
+def _most_lost(metric: Metric, tolerance: float) -> str:
+    if metric == "perplexity":
+        return f"the perplexity rises by at most {_percent(tolerance)}"
+    return f"at most {100 * tolerance:g} points are lost"
+
+
+def _nothing_holds(judges: Judges, found: Verdict, tolerance: float, confidence: float) -> CalibrationError:
     """The error where even the delta of all that changed loses too much."""
-    found = failed.found
     return CalibrationError(
-        f"no delta can be promised with {_percent(confidence)} confidence to lose at most {100 * tolerance:g} points: "
-        f"stored without loss, all that was selected loses {found.lost} and wins {found.won} of {found.examples:,} "
-        "answers. Select from all tensors, leave out --cast, see that the judge answers the same twice, or give more "
-        "examples or a larger tolerance"
+        f"no delta can be promised with {_percent(confidence)} confidence such that "
+        f"{_most_lost(judges.metric, tolerance)}: stored without loss, all that was selected {found.told}. Select from "
+        "all tensors, leave out --cast, see that the judge answers the same twice, or give more examples or a larger "
+        "tolerance"
     )
 
 

@@ -19,14 +19,14 @@ from ken_core.errors import CalibrationError, TooSmallError
 from ken_core.extraction import Extraction
 from ken_core.file_size import write_within
 from ken_core.heads import graft
-from ken_core.judges import Judges, Right
+from ken_core.judges import Judges
 from ken_core.manifest import Trial
 from ken_core.progress import Progress, Stage
-from ken_core.promise import Paired, upper_bound
 from ken_core.resident import ResidentModel
 from ken_core.scales import fit_scales
 from ken_core.selection import DECOMPOSING, Budget, Method, Selection
 from ken_core.tensor_filter import TensorFilter
+from ken_core.verdicts import Judgement, Verdict, verdict
 
 Found = TypeVar("Found")
 
@@ -71,8 +71,7 @@ class Judged:
 
     delta: Delta
     trial: Trial
-    found: Paired
-    score: float
+    verdict: Verdict
 
 
 def _distance_and_bytes(candidate: Candidate) -> tuple[float, int]:
@@ -80,23 +79,11 @@ def _distance_and_bytes(candidate: Candidate) -> tuple[float, int]:
     return (float("inf") if distance is None else distance), candidate.trial.bytes
 
 
-def checked(right: Right, examples: int | None = None) -> Right:
-    """What a judge returned, if it is of the form that it should have.
-
-    Raises:
-        CalibrationError: it is no array of bools, shape (examples,).
-    """
-    if right.dtype != bool or right.ndim != 1 or not right.size or right.size != (examples or right.size):
-        expected = "one bool for each example" if examples is None else f"{examples} bools, as for the fine-tune"
-        raise CalibrationError(f"a judge returned {right.dtype} of shape {right.shape}; expected {expected}")
-    return right
-
-
 class Candidates:
     """Makes deltas of one fine-tune, answers with them as a reader of their files would, and keeps a record.
 
     Args:
-        right: what `judges.judge` says of the fine-tune.
+        expected: what `judges.judge` says of the fine-tune.
         folder: for files that are only tried.
         confidence: of the bounds in the record.
         looks: how many deltas may be tried, for the progress.
@@ -107,7 +94,7 @@ class Candidates:
         base: Checkpoint,
         tuned: Checkpoint,
         judges: Judges,
-        right: Right,
+        expected: Judgement,
         folder: Path,
         *,
         confidence: float,
@@ -117,7 +104,7 @@ class Candidates:
         looks: int,
         progress: Progress,
     ) -> None:
-        self._base, self._tuned, self._judges, self._right = base, tuned, judges, right
+        self._base, self._tuned, self._judges, self._expected = base, tuned, judges, expected
         self._folder, self.confidence, self._tensors = folder, confidence, tensors
         self._looks, self._progress = looks, progress
         self._resident = ResidentModel(open_base(str(base.folder)))
@@ -148,14 +135,13 @@ class Candidates:
 
     def judge(self, candidate: Candidate) -> Judged:
         """Have a candidate answer the judging examples; its trial in `tried` then has the outcome."""
-        right = checked(self._answering(candidate.file, self._judges.judge), self._right.size)
-        found = Paired.of(self._right, right)
-        bound = upper_bound(found, self.confidence)
-        score = float(right.mean())
-        outcome = {"score": score, "lost": found.lost, "won": found.won, "bound": bound}
+        found = self._answering(candidate.file, self._judges.judge)
+        compared = verdict(self._judges.metric, self._expected, found)
+        bound = compared.upper_bound(self.confidence)
+        outcome = {"score": compared.score, **compared.counts, "bound": bound}
         trial = candidate.trial.model_copy(update=outcome)
         self.tried[self.tried.index(candidate.trial)] = trial
-        return Judged(candidate.delta, trial, found, score)
+        return Judged(candidate.delta, trial, compared)
 
     def _of_size(self, size: int, way: Way) -> Candidate:
         self._tell(f"{way.method}, {way.codec}, {size / 1e6:.2f} MB")

@@ -174,6 +174,7 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool, differs: bool)
             "than the base's, like those of a model that was trained separately. Such a delta is large, and pruning it "
             "leaves no useful answers; extract it from the base that it was fine-tuned from"
         )
+    yield from _stored_whole(base, tuned)
     if frozen := tuned.lacking:
         yield (
             f"{tuned.folder} lacks {len(frozen)} of the base's tensors, {frozen[0]!r} for example; they are taken to "
@@ -184,6 +185,18 @@ def _warnings(base: Checkpoint, tuned: Checkpoint, related: bool, differs: bool)
             f"{tuned.folder} holds tensors that a {type(tuned.model).__name__} has no place for ({len(stray)}, "
             f"{stray[0]!r} for example); they are left out, as transformers does"
         )
+
+
+def _stored_whole(base: Checkpoint, tuned: Checkpoint) -> Iterator[str]:
+    ours = base.backbone_tensors
+    for name, tensor in tuned.backbone_tensors.items():
+        if name in ours and tensor.shape != ours[name].shape:
+            megabytes = tensor.numel() * base.dtype_of(name).itemsize / 1e6
+            yield (
+                f"{name!r} has the shape {tuple(tensor.shape)}, and the base's {tuple(ours[name].shape)}, so it is "
+                f"stored whole ({megabytes:,.1f} MB before compression), however much is kept of the others; a "
+                "vocabulary that has grown does that"
+            )
 
 
 def _unserved(generation: dict[str, Any] | None, config: PretrainedConfig) -> Iterator[str]:

@@ -18,6 +18,7 @@ from ken_core.embedder import Embedder
 from ken_core.errors import DataError
 from ken_core.heads import graft
 from ken_core.labels import Label, numbers_of
+from ken_core.passes import MOST_TOKENS, passes
 from ken_core.progress import Progress, Stage, silent
 from ken_core.random_texts import random_texts
 from ken_core.resident import ResidentModel
@@ -27,6 +28,8 @@ from ken_core.tokenization import Encoder, Input, collate
 
 RANDOM_TEXTS = 128
 _BATCH = 32
+_OVER_A_VOCABULARY = ("text-generation", "fill-mask")
+"""Kinds with logits of every token of a vocabulary, for each token of a text."""
 _MOST_SCORES = 1000
 """Texts whose scores are compared pair by pair."""
 _BY_TOKEN = ("token-classification", "text-generation", "fill-mask", "feature-extraction")
@@ -109,16 +112,20 @@ class Checker:
             with torch.inference_mode(), self._base.unchanged(), tuned.unchanged():
                 model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
                 rows = encoder(used)
-                order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-                for start in range(0, len(order), _BATCH):
-                    progress(Stage("checking", f"{len(rows)} texts", start, len(rows)))
-                    chosen = order[start : start + _BATCH]
+                done = 0
+                for chosen in passes([len(row) for row in rows], _most_tokens(delta.kind), _BATCH):
+                    progress(Stage("checking", f"{len(rows)} texts", done, len(rows)))
+                    done += len(chosen)
                     batch = collate([rows[i] for i in chosen], encoder.pad_id, torch.device("cpu"))
                     mask = batch["attention_mask"].bool()
                     compared.add(teacher(batch), dict(model(**batch)), mask, chosen)
         finally:
             self._resident.revert()
         return compared.fidelity(random=texts is None, labels=numbers)
+
+
+def _most_tokens(kind: str) -> int:
+    return MOST_TOKENS if kind in _OVER_A_VOCABULARY else _BATCH * MOST_TOKENS
 
 
 class _Compared:

@@ -28,11 +28,11 @@ from ken_core.decoding.choice import decoder_of
 from ken_core.errors import CheckpointError, DataError, UndecodableError
 from ken_core.evaluate import accuracy
 from ken_core.examples import Example
-from ken_core.generation_settings import FILE, settings_of
+from ken_core.generation_settings import FILE
 from ken_core.labels import names_of, numbers_of
 from ken_core.language_examples import LanguageExample
 from ken_core.language_loss import LanguageLoss
-from ken_core.learned_rows import RowMaker
+from ken_core.learned_rows import RowMaker, end_ids
 from ken_core.new_folder import new_folder
 from ken_core.tokenization import Encoder
 from ken_core.tokenizer_files import copy_files
@@ -139,7 +139,7 @@ def finetune_language_model(
     opened = open_base(base)
     _check_continues(opened)
     encoder = Encoder(opened, opened.config, {})
-    rows_of = RowMaker(encoder, _end_ids(opened), recipe.max_length)
+    rows_of = RowMaker(encoder, end_ids(opened), recipe.max_length)
     learned, held_out = rows_of(examples), rows_of(dev) if dev else None
     torch.manual_seed(recipe.seed)
     with new_folder(out) as new, writing(out):
@@ -186,18 +186,6 @@ def _language_model(opened: Checkpoint) -> PreTrainedModel:
             "language model; use the checkpoint that it was made from"
         )
     return cast(PreTrainedModel, model)
-
-
-def _end_ids(opened: Checkpoint) -> list[int]:
-    """The tokens that end a text, by the base's settings of generation."""
-    found = settings_of(opened).get("eos_token_id")
-    ends = [found] if isinstance(found, int) else list(found or ())
-    if not ends:
-        raise CheckpointError(
-            f"{opened.folder} names no token that ends a text, so the model could not learn where to stop; write "
-            f"eos_token_id to its {FILE}"
-        )
-    return ends
 
 
 def _copy_generation_settings(folder: Path, new: Path) -> None:

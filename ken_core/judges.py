@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
@@ -18,11 +17,11 @@ from ken_core.held_out import divide
 from ken_core.labels import Label
 from ken_core.manifest import Metric
 from ken_core.tokenization import Encoder, Input
+from ken_core.verdicts import Judgement
 
-Right = npt.NDArray[np.bool_]
-"""Whether each example was answered correctly, shape (examples,)."""
-Judge = Callable[[PreTrainedModel], Right]
-"""Answers the judging examples with a model, always in the same order, and says which answers are right."""
+Judge = Callable[[PreTrainedModel], Judgement]
+"""Answers the judging examples with a model, always in the same order, and says which answers are right; or, of a
+language model, what it says of every token."""
 Distance = Callable[[PreTrainedModel], float]
 """Answers the choosing examples with a model, and says how far the answers are from the fine-tune's."""
 
@@ -38,12 +37,12 @@ class Judges:
     independently from the text that the promise is about.
 
     Attributes:
-        judge: says which answers to the judging examples are right.
+        judge: says which answers to the judging examples are right; or what a language model says of their tokens.
         distance: how far a model's answers to the choosing examples are from the fine-tune's; of two deltas, the one
             with the smaller distance is chosen. A share of wrong answers will do; a divergence is less noisy.
         choosing: number of choosing examples, for the record.
         texts: of the choosing examples, to fit kept values to (`ken_core.scales`); none: nothing is fitted.
-        metric: what the record calls the share of right answers.
+        metric: what the record calls the share of right answers; of tokens, what is judged of them.
     """
 
     judge: Judge
@@ -123,7 +122,9 @@ def _check_classifier(tuned: Checkpoint) -> None:
     found = type(tuned.model).__name__
     own = "For other kinds call ken_core.calibrate with a judge of your own"
     if not found.endswith("ForSequenceClassification"):
-        raise CalibrationError(f"{tuned.folder} is a {found}; text judges sequence classifiers only. {own}")
+        raise CalibrationError(
+            f"{tuned.folder} is a {found}; labels and plain texts judge sequence classifiers only. {own}"
+        )
     problem = getattr(tuned.config, "problem_type", None)
     if problem in ("regression", "multi_label_classification") or len(tuned.config.id2label or {}) < 2:
         raise CalibrationError(

@@ -11,9 +11,7 @@ from transformers import PreTrainedModel
 
 from ken_core.errors import TrainingError
 from ken_core.learned_rows import LearnedRow
-
-_TOKENS_AT_ONCE = 2048
-"""Of a pass, padding included. Logits over 50,000 tokens take 400 MB for as many, and their gradients again."""
+from ken_core.passes import passes
 
 
 class LanguageLoss:
@@ -30,38 +28,48 @@ class LanguageLoss:
             TrainingError: the model does not take the rows.
         """
         total = sum(row.targets for row in batch)
-        for rows in _passes(batch):
+        for rows in passes_of(batch):
             yield self._sum(rows) / total
 
     def mean(self, rows: Sequence[LearnedRow]) -> float:
         """The mean loss over all learned tokens of rows, without gradients."""
         with torch.inference_mode():
-            total: float = sum(self._sum(some).item() for some in _passes(rows))
+            total: float = sum(self._sum(some).item() for some in passes_of(rows))
         return total / sum(row.targets for row in rows)
 
     def _sum(self, rows: Sequence[LearnedRow]) -> torch.Tensor:
-        ids = pad_sequence([torch.tensor(r.ids) for r in rows], batch_first=True, padding_value=self._pad_id)
-        learned = pad_sequence([torch.tensor(r.learned) for r in rows], batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        try:
-            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines()
-            raise TrainingError(
-                f"a {type(self._model).__name__} cannot be trained on these texts: {reason[0] if reason else error!r}; "
-                f"check that it takes {ids.shape[1]} tokens (--max-length), and that its tokenizer belongs to it"
-            ) from error
-        chosen = learned[:, 1:]
-        return cross_entropy(logits[:, :-1][chosen].float(), ids[:, 1:][chosen], reduction="sum")
+        logits, tokens = learned_logits(self._model, rows, self._pad_id)
+        return cross_entropy(logits, tokens, reduction="sum")
 
 
-def _passes(batch: Sequence[LearnedRow]) -> Iterator[list[LearnedRow]]:
-    """Rows of similar length, as many as have at most `_TOKENS_AT_ONCE` tokens together; always at least one."""
-    rows: list[LearnedRow] = []
-    for row in sorted(batch, key=len):
-        if rows and len(row) * (len(rows) + 1) > _TOKENS_AT_ONCE:
-            yield rows
-            rows = []
-        rows.append(row)
-    yield rows
+def learned_logits(
+    model: PreTrainedModel, rows: Sequence[LearnedRow], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model says at each learned token of rows, one row after another.
+
+    Returns:
+        Logits, float32, shape (tokens, vocabulary), and the learned tokens themselves, int64, shape (tokens,).
+
+    Raises:
+        TrainingError: the model does not take the rows.
+    """
+    ids = pad_sequence([torch.tensor(r.ids) for r in rows], batch_first=True, padding_value=pad_id)
+    learned = pad_sequence([torch.tensor(r.learned) for r in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    try:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise TrainingError(
+            f"a {type(model).__name__} does not take these texts: {reason[0] if reason else error!r}; check that it "
+            f"takes {ids.shape[1]} tokens (--max-length), and that its tokenizer belongs to it"
+        ) from error
+    chosen = learned[:, 1:]
+    return logits[:, :-1][chosen].float(), ids[:, 1:][chosen]
+
+
+def passes_of(rows: Sequence[LearnedRow]) -> Iterator[list[LearnedRow]]:
+    """The rows of each pass of a model."""
+    for places in passes([len(row) for row in rows]):
+        yield [rows[place] for place in places]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ken_core.chat_template import ChatTemplate
-from ken_core.errors import DataError, TemplateError, TextTooLongError
+from ken_core.checkpoint import Checkpoint
+from ken_core.errors import CheckpointError, DataError, TemplateError, TextTooLongError
+from ken_core.generation_settings import FILE, settings_of
 from ken_core.language_examples import ANSWERS, Completion, Conversation, LanguageExample, Text
 from ken_core.tokenization import Encoder
 
@@ -45,6 +47,22 @@ class LearnedRows:
 
     rows: Sequence[LearnedRow]
     cut: int
+
+
+def end_ids(opened: Checkpoint) -> list[int]:
+    """The tokens that end a text, by a model's settings of generation.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = settings_of(opened).get("eos_token_id")
+    ends = [found] if isinstance(found, int) else list(found or ())
+    if not ends:
+        raise CheckpointError(
+            f"{opened.folder} names no token that ends a text, so it cannot be told where one stops; write "
+            f"eos_token_id to its {FILE}"
+        )
+    return ends
 
 
 class RowMaker:

@@ -17,7 +17,8 @@ READABLE_VERSIONS = (2, 3, 4, 5, 6)
 """Format 3 added low-rank entries and the kind of adapter that a delta was imported from. Format 4 replaced one pooling
 and whether vectors are scaled by all of sentence-transformers' settings, and added compressed tokenizer files. Format 5
 added quantised factors, budgets of energy and bytes, kept values that were fitted or distilled, the parents of merged
-deltas, and what a calibration promises. Format 6 added how a task generates."""
+deltas, and what a calibration promises. Format 6 added how a task generates, and promises about language
+models."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=512)]
@@ -25,7 +26,7 @@ DTypeName = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 FloatName = Literal["float64", "float32", "float16", "bfloat16"]
-Metric = Literal["accuracy", "agreement"]
+Metric = Literal["accuracy", "agreement", "perplexity"]
 Adapter = Literal["lora", "shira"]
 Length = Annotated[int, Field(gt=0, lt=1 << 40)]
 Divergence = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -160,9 +161,10 @@ class Trial(_Strict):
     lost: Size | None = None
     """Judging examples that only the fine-tune answers right."""
     won: Size | None = None
-    """Judging examples that only the delta answers right."""
+    """Judging examples that only the delta answers right. Of language models, answers are not counted."""
     bound: float | None = None
-    """The score falls by at most this with the confidence of the record, looking at this delta alone."""
+    """The score falls by at most this, a perplexity rises by at most this share of itself, with the
+    confidence of the record, looking at this delta alone."""
 
 
 class Calibration(_Strict):
@@ -171,14 +173,17 @@ class Calibration(_Strict):
     metric: Metric
     examples: Size
     """Examples that judged; none of them had a part in choosing."""
+    tokens: Size | None = None
+    """Of the judging texts, those that a language model was judged on; None: answers were judged."""
     choosing: Size = 0
     """Examples that chose between deltas of a size, and to which kept values were fitted."""
     tolerance: float | None
-    """How far the score was allowed to fall; None: a size was asked for."""
+    """How far the score was allowed to fall, or what share a perplexity was allowed to rise by; None: a size was asked
+    for."""
     confidence: float | None
     """The probability that the promise is kept. None: a record of an earlier release, which promised nothing."""
     promised: float | None
-    """On all text like the examples, the score falls by at most this."""
+    """On all text like the examples, the score falls by at most this, or a perplexity rises by this share at most."""
     tuned_score: float
     score: float
     needed: Size | None = None
@@ -186,6 +191,10 @@ class Calibration(_Strict):
     chosen: Size | None = None
     """The place of the written delta in `tried`. None: a record of an earlier release."""
     tried: tuple[Trial, ...]
+
+    def score_at(self, loss: float) -> float:
+        """The score of a delta that loses this much."""
+        return self.tuned_score * (1 + loss) if self.metric == "perplexity" else self.tuned_score - loss
 
     @model_validator(mode="after")
     def _chose_what_was_tried(self) -> Calibration:

@@ -21,6 +21,7 @@ from ken_core.delta import Delta
 from ken_core.entries import Sparse, patched
 from ken_core.errors import DataError
 from ken_core.mixing.changes import is_linear
+from ken_core.passes import passes
 from ken_core.progress import Progress, Stage, silent
 from ken_core.random_texts import random_texts
 from ken_core.teacher import Teacher
@@ -29,6 +30,7 @@ from ken_core.tokenization import Encoder, Input, collate
 MOST_TEXTS = 256
 """More texts change the fit less than another choice of texts does."""
 _BATCH = 32
+_TOKENS = 8192
 _LARGEST = 8.0
 """No kept element may do the work of more than this many: a fit of so much is one to the noise of few texts."""
 
@@ -51,18 +53,20 @@ def fit_scales(
     used = list(texts[:MOST_TEXTS]) if texts is not None else random_texts(encoder, MOST_TEXTS)
     if not used:
         raise DataError("scales are fitted to texts, and there is none")
-    rows = sorted(encoder(used), key=len)
+    rows = encoder(used)
     linear = {f"{name}.weight": module for name, module in tuned.backbone.named_modules() if is_linear(module)}
     effects = {
         name: _Effects(delta.sparse[name], base, tuned, name, linear[name]) for name in linear.keys() & delta.sparse
     }
     teacher = Teacher(base, tuned)
     with torch.inference_mode(), base.unchanged(), tuned.unchanged():
-        for start in range(0, len(rows), _BATCH):
-            progress(Stage("fitting", f"{min(start + _BATCH, len(rows))} texts", start, len(rows)))
-            batch = collate(rows[start : start + _BATCH], encoder.pad_id, torch.device("cpu"))
+        done = 0
+        for places in passes([len(row) for row in rows], _TOKENS, _BATCH):
+            progress(Stage("fitting", f"{len(rows)} texts", done, len(rows)))
+            batch = collate([rows[place] for place in places], encoder.pad_id, torch.device("cpu"))
             with _watched(effects, batch["attention_mask"].bool()):
-                teacher(batch)
+                teacher.read(batch)
+            done += len(places)
         fitted = {name: found.scaled() for name, found in effects.items()}
     return replace(delta, sparse={**delta.sparse, **fitted}, fitted=0 if texts is None else len(used))
 

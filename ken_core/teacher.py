@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from ken_core.checkpoint import Checkpoint
 from ken_core.errors import TrainingError
@@ -20,6 +21,7 @@ class Teacher:
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
         self._model, self.config = tuned.model, tuned.config
+        self._backbone, self._prefix = tuned.backbone, tuned.prefix
         self._frozen = {tuned.prefix + name: base.backbone_tensors[name] for name in tuned.lacking}
 
     @torch.no_grad()
@@ -29,8 +31,17 @@ class Teacher:
         Raises:
             TrainingError: the model does not take these texts.
         """
+        return dict(self._output(self._model, "", batch))
+
+    @torch.no_grad()
+    def read(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Run the model's backbone alone, for what hooks see of its layers. Raises as `__call__` does."""
+        self._output(self._backbone, self._prefix, batch)
+
+    def _output(self, model: PreTrainedModel, prefix: str, batch: Mapping[str, torch.Tensor]) -> Any:
+        frozen = {name.removeprefix(prefix): tensor for name, tensor in self._frozen.items()}
         try:
-            return dict(functional_call(self._model, self._frozen, kwargs=dict(batch)))
+            return functional_call(model, frozen, kwargs=dict(batch))
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()
             raise TrainingError(

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         "selection",
         "accuracy",
+        "decoders",
         "small_deltas",
         "merging",
         "serving",

@@ -44,14 +44,14 @@ def draw_calibration(record: Calibration, out: Path) -> None:
 def _draw_scores(axes: Axes, record: Calibration) -> None:
     for trial in record.tried:
         if trial.score is not None:
-            worst = trial.score if trial.bound is None else record.tuned_score - trial.bound
+            worst = trial.score if trial.bound is None else record.score_at(trial.bound)
             _draw_score(axes, trial, trial.score, worst)
     if record.chosen is not None:
         size = record.tried[record.chosen].bytes
         axes.plot(size, record.score, "o", color=_BLACK, markersize=11, fillstyle="none", label="written")
     axes.axhline(record.tuned_score, color=_BLACK, linewidth=1, label="the fine-tune")
     if record.tolerance is not None:
-        limit = record.tuned_score - record.tolerance
+        limit = record.score_at(record.tolerance)
         axes.axhline(limit, color=_BLACK, linewidth=1, linestyle=":", label=f"within {record.tolerance:g} of it")
     axes.set_ylabel(f"{record.metric} on {record.examples:,} examples")
     sure = (
@@ -61,7 +61,7 @@ def _draw_scores(axes: Axes, record: Calibration) -> None:
 
 
 def _draw_score(axes: Axes, trial: Trial, score: float, worst: float) -> None:
-    axes.plot([trial.bytes] * 2, [min(score, worst), score], color=OKABE_ITO[0], linewidth=1, marker="_", markersize=8)
+    axes.plot([trial.bytes] * 2, [worst, score], color=OKABE_ITO[0], linewidth=1, marker="_", markersize=8)
     axes.plot(trial.bytes, score, "o", color=OKABE_ITO[0], markersize=5)
 
 

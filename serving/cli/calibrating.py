@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from serving.cli.judging import LanguageMetric, judges_of
 from serving.cli.options import (
     BaseOption,
     CastOption,
@@ -23,7 +24,7 @@ from serving.cli.outputs import check_output_file
 from serving.cli.panels import DELTAS
 from serving.cli.selecting import calibrated_methods, codecs_of, parsed_size, tensor_filter
 from serving.cli.show_calibration import show_calibration
-from serving.terminal import counted, staged, warn
+from serving.terminal import staged, warn
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,13 +34,35 @@ def add_to(app: typer.Typer) -> None:
 
 def calibrate(
     base: BaseOption,
-    tuned: Annotated[str, typer.Option(help="folder or hub name of the fine-tuned checkpoint, a text classifier")],
+    tuned: Annotated[
+        str, typer.Option(help="folder or hub name of the fine-tuned checkpoint: a text classifier or a language model")
+    ],
     data: Annotated[
-        Path, typer.Option(help="JSON lines, CSV or TSV with the field `text`, and `label` if there are labels")
+        Path,
+        typer.Option(
+            help="JSON lines, CSV or TSV with the field `text`, and `label` if there are labels; for a language model "
+            "`text`, or `prompt` and `completion`, or (JSON lines) `messages`"
+        ),
     ],
     out_file: Annotated[Path, typer.Option("--out", help="delta file to write")],
     tolerance: Annotated[
-        float | None, typer.Option(help="most that the share of right answers may fall; default 0.005, half a point")
+        float | None,
+        typer.Option(
+            help="most that the share of right answers may fall, default 0.005, half a point; of a language model, "
+            "what share of itself its perplexity may rise by, default 0.01, or with --metric agreement the share of "
+            "tokens that may change, default 0.05"
+        ),
+    ] = None,
+    metric: Annotated[
+        LanguageMetric | None,
+        typer.Option(
+            help="what a language model is judged by: its perplexity (the default), or how many of its likeliest "
+            "tokens are the fine-tune's. A classifier is judged by labels, or without them by equal answers"
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=8, help="of a language model, most tokens that are read of an example at once; default 512"),
     ] = None,
     file_size: Annotated[
         str | None,
@@ -70,12 +93,11 @@ def calibrate(
     """Write the smallest delta that is sure to lose at most a tolerance, or say what a delta of a given size loses.
 
     A fifth of the text chooses, the rest judges what was chosen. Without labels, the share of texts that the delta and
-    the fine-tune answer alike is used in place of accuracy.
+    the fine-tune answer alike is used in place of accuracy; of a language model, perplexity.
 
     Example: ken calibrate --base ./minilm --tuned ./minilm-trec --data dev.jsonl --out trec.ken --curve trec.png
     """
-    from ken_core import calibration, judges_for, open_base, open_tuned
-    from ken_core.examples import read_texts
+    from ken_core import calibration, open_base, open_tuned
     from ken_core.viz.errors import require_matplotlib
 
     if file_size is not None and tolerance is not None:
@@ -88,11 +110,11 @@ def calibrate(
     if curve is not None:
         require_matplotlib()
         check_output_file(curve, "--curve", overwrite)
-    texts, labels = read_texts(data)
-    ours, theirs = open_base(base), open_tuned(tuned)
-    judges = judges_for(theirs, texts, labels, seed)
+    theirs = open_tuned(tuned)
+    by = judges_of(theirs, data, metric, max_length, seed)
+    ours, judges = open_base(base), by.judges
     if most is None:
-        search = partial(calibration.calibrate, tolerance=0.005 if tolerance is None else tolerance)
+        search = partial(calibration.calibrate, tolerance=by.usual_tolerance if tolerance is None else tolerance)
     else:
         search = partial(calibration.best_within, size=most)
     with staged() as watch:
@@ -111,9 +133,8 @@ def calibrate(
         )
     for warning in found.warnings:
         warn(warning)
-    repeated = len(texts) - found.record.examples - found.record.choosing
-    if repeated:
-        warn(f"found {counted(repeated, 'repeated line')} in {data}; each example was counted once")
+    for warning in by.warnings:
+        warn(warning)
     if curve is not None:
         from ken_core.viz.draw_calibration import draw_calibration
 

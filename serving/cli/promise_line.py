@@ -7,17 +7,32 @@ from typing import Any
 
 def promise_line(found: dict[str, Any]) -> str:
     """The promise of a manifest's record, as plain data; of a record without one, what it measured."""
+    tokens = found.get("tokens")
+    judged = (
+        f"{found['examples']:,} examples" if tokens is None else f"{tokens:,} tokens of {found['examples']:,} texts"
+    )
     measured = f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f}"
     if found["promised"] is None:
         return (
-            f"{measured} on {found['examples']:,} examples by which the delta was also chosen, so nothing is promised "
+            f"{measured} on {judged} by which the delta was also chosen, so nothing is promised "
             "for other text: run ken calibrate again"
         )
-    lost = points(max(0.0, found["promised"]))
+    promise = _promise(found["metric"], max(0.0, found["promised"]))
     return (
-        f"with {100 * found['confidence']:.4g} % confidence it loses at most {lost} of {found['metric']} on all such "
-        f"text. Measured: {measured} on {found['examples']:,} examples that had no part in choosing it"
+        f"with {100 * found['confidence']:.4g} % confidence {promise} on all such text. "
+        f"Measured: {measured} on {judged} that had no part in choosing it"
     )
+
+
+def loss_of(metric: str, share: float) -> str:
+    """A loss as its metric counts it, such as ``0.5 points`` or ``2 %``."""
+    return f"{100 * share:.3g} %" if metric == "perplexity" else points(share)
+
+
+def _promise(metric: str, most: float) -> str:
+    if metric == "perplexity":
+        return f"its perplexity is at most {loss_of(metric, most)} above the fine-tune's"
+    return f"it loses at most {loss_of(metric, most)} of {metric}"
 
 
 def points(share: float) -> str:

@@ -1,0 +1,197 @@
+"""Judges of language models: what a delta says of the tokens that its fine-tune learned, beside the fine-tune.
+
+A fifth of the distinct examples chooses, the others judge, as for classifiers (`ken_core.judges`). Of an example, the
+tokens count that are learned of it: all of a text, of the others what the model is to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Literal
+
+import numpy as np
+import orjson
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from ken_core.checkpoint import Checkpoint
+from ken_core.errors import CalibrationError, DataError
+from ken_core.held_out import divide
+from ken_core.judges import CHOOSING_SHARE, Distance, Judge, Judges
+from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
+from ken_core.language_loss import learned_logits, passes_of
+from ken_core.learned_rows import LearnedRow, RowMaker, end_ids
+from ken_core.manifest import task_kind
+from ken_core.tokenization import Encoder
+from ken_core.verdicts import TokenAnswers
+
+_MOST_LOGITS = 1 << 27
+"""Of the fine-tune's answers to the choosing examples, which are held as float16 while deltas are tried."""
+LONGEST = 512
+"""Tokens of a row where nothing else is said."""
+
+LanguageMetric = Literal["agreement", "perplexity"]
+
+
+def judges_language(tuned: Checkpoint) -> bool:
+    """Whether a fine-tune is a language model, which these judges are for."""
+    return task_kind(type(tuned.model).__name__) == "text-generation"
+
+
+@dataclass(frozen=True)
+class LanguageJudges:
+    """Judges, and what they read.
+
+    Attributes:
+        cut: how many completions and chats were read only in part.
+        repeated: how many examples said the same as another one.
+    """
+
+    judges: Judges
+    cut: int
+    repeated: int
+
+
+def language_judges_for(
+    tuned: Checkpoint,
+    examples: Sequence[LanguageExample],
+    metric: LanguageMetric = "perplexity",
+    seed: int = 0,
+    longest: int = LONGEST,
+) -> LanguageJudges:
+    """Judges of a causal language model.
+
+    By perplexity, a delta loses what share its perplexity is above the fine-tune's on all judging tokens. By agreement,
+    it loses the share of a text's likeliest next tokens that are other than the fine-tune's, the mean over texts; all
+    tokens before are those of the example. The distance is the mean Kullback-Leibler divergence from what the fine-tune
+    says of each token, in nats. An example that occurs again is counted once.
+
+    Args:
+        seed: the same examples and the same seed give the same parts.
+        longest: tokens of a row; longer texts are divided, and of other examples the end is cut off.
+
+    Raises:
+        CalibrationError: the fine-tune is no language model, or there are fewer than two distinct examples.
+        CheckpointError: the fine-tune names no token that ends a text, or has no usable tokenizer.
+        DataError: an example has no token to judge by, or its chat cannot be rendered; see `ken_core.learned_rows`.
+    """
+    if not judges_language(tuned):
+        raise CalibrationError(
+            f"{tuned.folder} is a {type(tuned.model).__name__}; texts to learn judge causal language models only"
+        )
+    choosing, judging = divide([_key(one) for one in examples], None, CHOOSING_SHARE, seed)
+    repeated = len(examples) - len(choosing) - len(judging)
+    choosing, judging = choosing or judging[:1], judging if choosing else judging[1:]
+    if not judging:
+        raise CalibrationError("found one distinct example; expected two or more, one to choose by and one to judge by")
+    reader = _Reader(tuned, longest)
+    judged = reader.texts([examples[i] for i in judging])
+    chosen = reader.within([examples[i] for i in choosing], _MOST_LOGITS // tuned.config.get_text_config().vocab_size)
+    shown = tuple(reader.plain(examples[i]) for i in choosing[: len(chosen)])
+    distance = reader.divergence(chosen, tuned.model)
+    judges = Judges(reader.judge(judged), distance, len(chosen), shown, metric)
+    return LanguageJudges(judges, reader.cut, repeated)
+
+
+def judge_tokens(tuned: Checkpoint, examples: Sequence[LanguageExample], longest: int = LONGEST) -> Judge:
+    """A judge that says what a language model with the fine-tune's tokenizer says of every token of examples.
+
+    Args, Raises: as `language_judges_for`.
+    """
+    reader = _Reader(tuned, longest)
+    return reader.judge(reader.texts(examples))
+
+
+class _Reader:
+    """Makes rows of examples, and has models read them.
+
+    Attributes:
+        cut: how many completions and chats were cut so far.
+    """
+
+    def __init__(self, tuned: Checkpoint, longest: int) -> None:
+        self._encoder = Encoder(tuned, tuned.config, {})
+        self._rows_of = RowMaker(self._encoder, end_ids(tuned), longest)
+        self.cut = 0
+
+    def texts(self, examples: Sequence[LanguageExample]) -> list[list[LearnedRow]]:
+        """The rows of each example."""
+        return list(map(self._text, examples))
+
+    def within(self, examples: Sequence[LanguageExample], tokens: int) -> list[list[LearnedRow]]:
+        """The rows of as many examples as have at most so many tokens to judge by; always those of one."""
+        found: list[list[LearnedRow]] = []
+        for example in examples:
+            rows = self._text(example)
+            tokens -= sum(row.targets for row in rows)
+            if found and tokens < 0:
+                break
+            found.append(rows)
+        return found
+
+    def plain(self, example: LanguageExample) -> str:
+        """An example as one text."""
+        if isinstance(example, Text):
+            return example.text
+        if isinstance(example, Completion):
+            return example.prompt + example.completion
+        assert self._encoder.chat is not None  # its rows have been made
+        return self._encoder.chat.render(example.messages, example.tools, opens_answer=False)
+
+    def judge(self, texts: Sequence[Sequence[LearnedRow]]) -> Judge:
+        """What a model says of every token of texts."""
+        numbered = [(row, number) for number, rows in enumerate(texts) for row in rows]
+
+        def judge(model: PreTrainedModel) -> TokenAnswers:
+            best, losses, of_text = [], [], []
+            number_of = {id(row): number for row, number in numbered}
+            with torch.inference_mode():
+                for rows in passes_of([row for row, _ in numbered]):
+                    logits, tokens = learned_logits(model, rows, self._encoder.pad_id)
+                    best.append(logits.argmax(dim=-1))
+                    losses.append(cross_entropy(logits, tokens, reduction="none"))
+                    of_text += [number for row in rows for number in repeat(number_of[id(row)], row.targets)]
+            return TokenAnswers(torch.cat(best).numpy(), torch.cat(losses).double().numpy(), np.array(of_text))
+
+        return judge
+
+    def divergence(self, texts: Sequence[Sequence[LearnedRow]], tuned: PreTrainedModel) -> Distance:
+        """The mean Kullback-Leibler divergence from what the fine-tune says of each token, in nats."""
+        batches = list(passes_of([row for rows in texts for row in rows]))
+        with torch.inference_mode():
+            expected = [learned_logits(tuned, rows, self._encoder.pad_id)[0].half() for rows in batches]
+
+        def distance(model: PreTrainedModel) -> float:
+            total = 0.0
+            with torch.inference_mode():
+                for rows, logits in zip(batches, expected, strict=True):
+                    found = learned_logits(model, rows, self._encoder.pad_id)[0].log_softmax(dim=-1)
+                    wanted = logits.float().log_softmax(dim=-1)
+                    total += float((wanted.exp() * (wanted - found)).sum())
+            return max(0.0, total / sum(map(len, expected)))
+
+        return distance
+
+    def _text(self, example: LanguageExample) -> list[LearnedRow]:
+        if isinstance(example, Text) and len(self._encoder.prompt(example.text, special=True)) < 2:
+            raise DataError(
+                f"{example.where}: found a text with no token after its first one, so nothing can be judged"
+            )
+        made = self._rows_of([example])
+        self.cut += made.cut
+        return list(made.rows)
+
+
+def _key(example: LanguageExample) -> str:
+    """The same for examples that say the same."""
+    if isinstance(example, Text):
+        parts: object = [example.text]
+    elif isinstance(example, Completion):
+        parts = [example.prompt, example.completion]
+    else:
+        assert isinstance(example, Conversation)
+        parts = {"messages": [dict(m) for m in example.messages], "tools": [dict(t) for t in example.tools or ()]}
+    return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS).decode()
