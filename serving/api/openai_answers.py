@@ -182,7 +182,7 @@ class ChatForm(_OpenAIForm):
             made.append(self._delta(piece, self._opening()))
         deltas = list(self._deltas(piece))
         if self._wanted.logprobs and piece.tokens:
-            first = deltas.pop(0) if deltas else {"content": ""}
+            first = deltas.pop(0) if deltas else self._without_text()
             made.append(self._delta(piece, first, logprobs=self._logprobs(piece.tokens)))
         made += [self._delta(piece, delta) for delta in deltas]
         if piece.finish is not None:
@@ -193,6 +193,10 @@ class ChatForm(_OpenAIForm):
     def _opening(self) -> dict[str, Any]:
         """The first delta of a choice."""
         return {"role": "assistant", "content": ""}
+
+    def _without_text(self) -> dict[str, Any]:
+        """A delta that tells tokens of which there is no text yet."""
+        return {"content": ""}
 
     def _deltas(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece adds to its choice's message."""

@@ -44,7 +44,7 @@ class CallingForm(ChatForm):
         parts = [*reader.add(one.text), *reader.end()]
         said = "".join(part.text for part in parts if isinstance(part, Said))
         calls = _calls(parts)
-        content = (said.strip() or None) if calls or self._functions.forced else said
+        content = said or None
         return {**super()._message(one), "content": content, **({"tool_calls": calls} if calls else {})}
 
     def _called(self, choice: int) -> bool:
@@ -54,7 +54,10 @@ class CallingForm(ChatForm):
         return "tool_calls" if called and finish == "stop" and not self._named else finish
 
     def _opening(self) -> dict[str, Any]:
-        return {"role": "assistant", "content": None if self._functions.forced else ""}
+        return {"role": "assistant", "content": None}
+
+    def _without_text(self) -> dict[str, Any]:
+        return {}
 
     def _deltas(self, piece: Piece) -> Iterator[dict[str, Any]]:
         reader = self._readers.get(piece.choice)

@@ -300,8 +300,5 @@ def _asking(
 
 
 def _text(encoder: Encoder, query: GenerationQuery, prompt: Sequence[int], number: int, calls: Format | None) -> Text:
-    stops, functions = query.stop, query.functions
     marks = () if calls is None else (calls.opens, calls.closes)
-    if functions is not None and not (functions.several or functions.forced):
-        stops = (*stops, *filter(None, marks[1:]))  # with the first call the text is complete
-    return Text(number, encoder, prompt, stops, query.stop_ids, query.min_tokens, query.plain, marks)
+    return Text(number, encoder, prompt, query.stop, query.stop_ids, query.min_tokens, query.plain, marks)
