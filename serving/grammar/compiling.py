@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import orjson
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -10,6 +11,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.grammar.grammar import Grammar
+from serving.grammar.patience import Patience
 from serving.grammar.vocabulary import LONGEST_FIXED, Vocabularies
 from serving.workers.steps import Steps
 
@@ -25,19 +27,25 @@ _FORMAT = re.compile(r"Unknown format: (.*)")
 _LONGEST_REASON = 200
 
 
-def compiled(grammar: Grammar, encoder: Encoder, vocabularies: Vocabularies) -> Steps[LLMatcher]:
+_PATIENCE = Patience()
+
+
+def compiled(
+    grammar: Grammar, encoder: Encoder, vocabularies: Vocabularies, patience: Patience = _PATIENCE
+) -> Steps[LLMatcher]:
     """The state of a grammar before its first token.
 
     Raises:
-        InvalidInputError: a part cannot be enforced or compiled, or no text fits the grammar.
+        InvalidInputError: a part cannot be enforced or compiled in time, or no text fits the grammar.
+        OverloadedError: earlier grammars are still being compiled.
     """
     yield 1
     vocabulary = vocabularies.of(encoder, grammar.at)
     for part in grammar.parts:
         yield 1
-        _started(part, vocabulary)
+        patience(partial(_started, part, vocabulary), part.at)
     yield 1
-    return _started(grammar, vocabulary)
+    return patience(partial(_started, grammar, vocabulary), grammar.at)
 
 
 def _started(part: Grammar, vocabulary: LLTokenizer) -> LLMatcher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from weakref import WeakKeyDictionary, ref
 
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -13,6 +14,8 @@ from serving.errors import InvalidInputError
 
 LONGEST_FIXED = 1 << 14
 """Characters that may be certain to follow. They take about 4 ms for each token."""
+_LONGEST_TOKEN = 32
+"""Bytes of a token that is looked for."""
 _SAMPLE = '{"name": "Eve 12", "list": [true, -0.5]}'
 
 
@@ -56,12 +59,37 @@ class _Tokens:
         self.eos_token_id = size
         self.tokens: Sequence[bytes] = [*(_bytes(encoder, token) for token in range(size)), b"<end>"]
         self.special_token_ids = [token for token in range(size) if _is_special(encoder, token)] + [size]
+        self._special = frozenset(self.special_token_ids)
         self._encoder = ref(encoder)  # the vocabulary must not keep its tokenizer alive
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of a text that must follow, for each token anew; none for a longer one, and then nothing follows."""
+        """Tokens of a text that must follow, for each token anew; none for a longer one, and then nothing follows.
+
+        They are the tokenizer's own, unless it finds a special token in the text, or puts a space before it.
+        """
         encoder = self._encoder()
-        return [] if encoder is None or len(text) > LONGEST_FIXED else encoder.prompt(text, special=False)
+        if encoder is None or len(text) > LONGEST_FIXED:
+            return []
+        wanted, ids = text.encode(), encoder.prompt(text, special=False)
+        if not self._special.isdisjoint(ids) or b"".join(self.tokens[token] for token in ids) != wanted:
+            return self._longest_first(wanted)
+        return ids
+
+    def _longest_first(self, wanted: bytes) -> list[int]:
+        ids, at = [], 0
+        while at < len(wanted):
+            sizes = range(min(_LONGEST_TOKEN, len(wanted) - at), 0, -1)
+            size = next((size for size in sizes if wanted[at : at + size] in self._plain), None)
+            if size is None:
+                return []
+            ids.append(self._plain[wanted[at : at + size]])
+            at += size
+        return ids
+
+    @cached_property
+    def _plain(self) -> dict[bytes, int]:
+        """Tokens that are text, by their bytes."""
+        return {raw: token for token, raw in enumerate(self.tokens) if raw and token not in self._special}
 
 
 def _bytes(encoder: Encoder, token: int) -> bytes:

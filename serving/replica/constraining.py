@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher
 
+from ken_core.errors import TemplateError
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.function_calls.forcing import grammar_of
@@ -73,7 +74,10 @@ def call_format(query: GenerationQuery, encoder: Encoder) -> Format | None:
     functions, chat = query.functions, query.prompts[0]
     if functions is None or not isinstance(chat, Chat) or encoder.chat is None:
         return None
-    found = format_of(encoder.chat.text(chat.tools))
+    try:
+        found = format_of(encoder.chat.text(chat.tools))
+    except TemplateError as error:
+        raise InvalidInputError(str(error), at="messages") from error
     if not (functions.forced or found.offered):
         raise InvalidInputError(
             "the task's chat template is of no family whose calls are known (hermes, llama), so what its model writes "

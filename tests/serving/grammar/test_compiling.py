@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from ken_core import open_base
 from ken_core.tokenization import Encoder
-from serving.errors import InvalidInputError
+from serving.errors import InvalidInputError, OverloadedError
+from serving.grammar import patience
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import MOST_BYTES, Grammar, json_of, match_of, one_of
 from serving.grammar.vocabulary import Vocabularies
@@ -116,10 +118,32 @@ def test_what_is_too_large_is_refused_before_it_is_compiled() -> None:
         lambda: one_of([], "here"),
         lambda: one_of(["a", ""], "here"),
         lambda: json_of(False, "here"),
+        lambda: match_of("a\\", "here"),
+        lambda: match_of("a" + "\\" * 5, "here"),
     ):
         with pytest.raises(InvalidInputError) as refused:
             make()
         assert refused.value.at == "here"
+
+
+def test_a_compilation_that_takes_too_long_is_given_up_and_two_of_them_hold_up_others(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "MOST_SECONDS", 0.05)
+    impatient, gate = patience.Patience(), threading.Event()
+    for _ in range(patience.MOST_LATE):
+        with pytest.raises(InvalidInputError, match="here: it takes more than"):
+            impatient(gate.wait, "here")
+    with pytest.raises(OverloadedError) as refused:
+        finish(compiled(one_of(["a"], "here"), encoder, VOCABULARIES, impatient))
+    assert refused.value.retry_after
+    gate.set()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OverloadedError):
+            assert impatient(lambda: "again", "here") == "again"
+            return
+    pytest.fail("it never ran again")
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?=a)b", "a{1000000}{1000000}", r"\1(a)"])

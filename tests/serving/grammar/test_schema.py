@@ -30,6 +30,12 @@ def nested(levels: int) -> dict[str, Any]:
         {"allOf": [{"type": "integer", "multipleOf": 4}, {"multipleOf": 6}]},
         {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"more": {"$ref": "#"}}}}},
         {"default": nested(100), "examples": [{"$ref": "http://there"}]},
+        {
+            "$ref": "#/properties/default",
+            "properties": {"default": {"type": "string"}, "a/b": {"$ref": "#/properties/a~1b"}},
+        },
+        {"$ref": "#/$defs/nowhere"},
+        {"minProperties": 2, "required": ["a", "b"]},
     ],
     ids=lambda schema: str(schema)[:40],
 )
@@ -56,6 +62,15 @@ def test_schemas_within_the_limits_pass(schema: dict[str, Any]) -> None:
         ({"minimum": 3, "exclusiveMinimum": True}, "exclusiveMinimum as a boolean"),
         ({"items": [{"type": "string"}]}, "prefixItems"),
         ({"x-guidance": {"lenient": True}}, "x-guidance"),
+        ({"patternProperties": {f"^p{i}$": {} for i in range(65)}}, "more than 64 patternProperties"),
+        ({"minProperties": 2}, "minProperties 2"),
+        ({"minProperties": 3, "required": ["a", "b"]}, "minProperties 3"),
+        ({"$ref": "#/default", "default": {"multipleOf": 999_983}}, "no schema within the schema"),
+        ({"$ref": "#/examples/0", "examples": [{"x-guidance": {}}]}, "no schema within the schema"),
+        ({"items": {"$ref": "#/items/const", "const": {"type": "string"}}}, "no schema within the schema"),
+        ({"$ref": "#/%64efault", "default": {}}, "no schema within the schema"),
+        ({"$ref": "#a", "default": {"$anchor": "a"}}, "no schema within the schema"),
+        ({"properties": {"a": {"$id": "http://there", "$ref": "#/default", "default": {}}}}, "id inside the schema"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )

@@ -146,6 +146,26 @@ def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encode
         assert torch.isfinite(GrammarState(matcher, threads, "here").restrict(torch.zeros(400), ())).any()
 
 
+def test_a_name_has_one_spelling(encoder: Encoder) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
+    for text, place in (('{"\\u0061": "x"}', 1), ('{"a": "x"}', 1), ('{"b\\/": "x"}', 1), ('{"b\\n": "x"}', 0)):
+        with followed(json_of(schema, "here"), encoder) as state:
+            assert (refused_at(state, encoder, text) is not None) == bool(place), text
+
+
+@pytest.mark.parametrize("text", ["a<|im_end|>b", "<|im_end|>", "<|im_start|>user"])
+def test_what_is_written_like_a_special_token_is_spelled_out(text: str, encoder: Encoder) -> None:
+    for grammar, expected in ((one_of([text], "here"), text), (json_of({"const": text}, "here"), json.dumps(text))):
+        ids: list[int] = []
+        with followed(grammar, encoder) as state:
+            while True:
+                ids.append(int(state.restrict(torch.zeros(encoder.largest_ids[0] + 1), (2,)).argmax()))
+                assert not encoder.is_special(ids[-1])
+                if state.take(ids[-1]):
+                    break
+        assert encoder.text_of(ids) == expected
+
+
 # With the sampler
 
 
