@@ -44,6 +44,10 @@ Part = Said | Called | Arguments
 class Reader(Protocol):
     """Finds the calls of one text."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last call is complete."""
+
     def add(self, text: str) -> Iterator[Part]:
         """Take the next part of the text."""
 
@@ -66,6 +70,10 @@ class ForcedCalls:
         self._head = re.compile(rf'\{{"name": ("[^"]+"), "{form.arguments}": ')
         self._held = ""
         self._object: JsonEnd | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self._object is None
 
     def add(self, text: str) -> Iterator[Part]:
         self._held += text
@@ -126,6 +134,8 @@ class MarkedCalls:
 
     What is held back begins with a mark, or may be the beginning of one.
     """
+
+    is_whole = True
 
     def __init__(self, form: Format, calls: WrittenCalls) -> None:
         self._opens, self._closes = form.opens, form.closes
@@ -215,6 +225,8 @@ class MarkedCalls:
 
 class WholeCall:
     """A text that is a call or has none."""
+
+    is_whole = True
 
     def __init__(self, calls: WrittenCalls) -> None:
         self._calls = calls

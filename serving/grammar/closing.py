@@ -1,5 +1,6 @@
-"""Objects that list their properties and leave open whether there may be others get no others.
+"""Schemas as they are compiled: without what says nothing of texts, and objects closed that seem so.
 
+Objects that list their properties and leave open whether there may be others get no others.
 Every object without them fits the schema too. A model that may add properties does so without end, and names its own
 instead of those that are not required; other servers close such objects as well.
 """
@@ -11,6 +12,8 @@ from typing import Any
 
 from serving.grammar.schema import PLAIN_VALUES, SUBSCHEMAS, inside
 
+_SAYING_NOTHING = ("default", "example", "examples")
+"""Their values may be nested deeper than schemas are read."""
 _COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 _OPENING = (*_COMBINING, "additionalProperties", "patternProperties")
 """Keywords that say, or may say, what other properties there are."""
@@ -22,7 +25,7 @@ def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     A schema that puts objects together of several schemas (by ``allOf``, or by ``$ref`` and others beside properties)
     is left as it is: what one of them does not list, another may.
     """
-    return schema if _combines(schema) else _closed(schema)
+    return _Rewriting(closes=not _combines(schema)).of(schema)
 
 
 def _combines(schema: Mapping[str, Any]) -> bool:
@@ -38,22 +41,25 @@ def _combines(schema: Mapping[str, Any]) -> bool:
     return False
 
 
-def _closed(one: Mapping[str, Any]) -> dict[str, Any]:
-    made = {keyword: _closed_within(keyword, value) for keyword, value in one.items()}
-    if isinstance(one.get("properties"), Mapping) and not any(keyword in one for keyword in _OPENING):
-        made["additionalProperties"] = False
-    return made
+class _Rewriting:
+    def __init__(self, closes: bool) -> None:
+        self._closes = closes
 
+    def of(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        made = {
+            keyword: self._within(keyword, value) for keyword, value in one.items() if keyword not in _SAYING_NOTHING
+        }
+        lists = isinstance(one.get("properties"), Mapping) and not any(keyword in one for keyword in _OPENING)
+        return {**made, "additionalProperties": False} if self._closes and lists else made
 
-def _closed_within(keyword: str, value: Any) -> Any:
-    if keyword in PLAIN_VALUES:
-        return value
-    if keyword in SUBSCHEMAS and isinstance(value, Mapping):
-        return {name: _closed_if_schema(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_closed_if_schema(inner) for inner in value]
-    return _closed_if_schema(value)
+    def _within(self, keyword: str, value: Any) -> Any:
+        if keyword in PLAIN_VALUES:
+            return value
+        if keyword in SUBSCHEMAS and isinstance(value, Mapping):
+            return {name: self._if_schema(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._if_schema(inner) for inner in value]
+        return self._if_schema(value)
 
-
-def _closed_if_schema(value: Any) -> Any:
-    return _closed(value) if isinstance(value, Mapping) else value
+    def _if_schema(self, value: Any) -> Any:
+        return self.of(value) if isinstance(value, Mapping) else value

@@ -17,6 +17,7 @@ from serving.workers.steps import Steps
 
 LIMITS = LLParserLimits(
     max_lexer_states=50_000,  # up to 2 kB each, of one continuation
+    step_max_items=4_000,  # a mask of the slowest grammar known takes 0.15 s then, and 0.6 s by llguidance's own limit
     verbose_errors=False,
 )
 """Where they are not named here, llguidance's own: they end a mask after some tenths of a second at worst."""
@@ -67,6 +68,11 @@ def refusal(told: str) -> str:
         return f"found {names}, which is not enforced; leave it out, and check answers for it yourself"
     if found := _FORMAT.search(reason):
         return f"found format {found[1]!r}, which is not enforced; leave it out, or send a pattern"
+    if "oneOf constraints are not supported" in reason:
+        return (
+            "found oneOf whose alternatives cannot be told apart; send anyOf, or make the property that tells them apart "
+            "required in each"
+        )
     if reason.startswith("NoExtension"):
         return (
             "found what no text fits, or only one without end, or one that has more than "

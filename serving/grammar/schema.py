@@ -15,6 +15,8 @@ from serving.errors import InvalidInputError
 
 MOST_PROPERTIES = 1000
 """Of all objects of a schema. Twice as many optional ones take a third of a second to compile, 10,000 take 12 s."""
+MOST_OF_ONE = 400
+"""Properties of one object. Beyond 450 that may be left out, llguidance's own limit ends every text at its first."""
 MOST_ALTERNATIVES = 256
 """In one ``anyOf``, ``oneOf`` or ``allOf``."""
 MOST_VALUES = 1000
@@ -75,6 +77,8 @@ class _Check:
             self._bound(one.get(keyword), MOST_ALTERNATIVES, f"alternatives in {keyword}")
         self._bound(one.get("enum"), MOST_VALUES, "values in enum")
         properties, patterns = _size(one.get("properties")), _size(one.get("patternProperties"))
+        if properties > MOST_OF_ONE:
+            self._refuse(f"found an object with {properties} properties; at most {MOST_OF_ONE} are taken of one")
         self._properties += properties + patterns
         self._patterns += patterns
         if self._properties > MOST_PROPERTIES:
@@ -97,6 +101,11 @@ class _Check:
                     "(#/...) can be referred to"
                 )
             self._references.append(reference)
+        if _lets_its_bound_through(one):
+            self._refuse(
+                "found an exclusive bound at a whole number less than 1 from the other bound, which is not enforced; "
+                "send minimum and maximum"
+            )
         if "$id" in one and one is not self._root:
             self._refuse("found $id inside the schema, which would change what its references mean; leave it out")
         for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
@@ -144,6 +153,22 @@ def inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         inner = value.values() if keyword in SUBSCHEMAS and isinstance(value, Mapping) else [value]
         for item in inner:
             yield from (part for part in (item if isinstance(item, list) else [item]) if isinstance(part, Mapping))
+
+
+def _lets_its_bound_through(one: Mapping[str, Any]) -> bool:
+    """Whether llguidance takes an exclusive bound for an inclusive one."""
+    above, below = _numbers(one, "exclusiveMinimum"), _numbers(one, "exclusiveMaximum")
+    pairs = [
+        *((bound, other - bound) for bound in above for other in (*below, *_numbers(one, "maximum"))),
+        *((bound, bound - other) for bound in below for other in (*above, *_numbers(one, "minimum"))),
+    ]
+    return any(bound == int(bound) and apart < 1 for bound, apart in pairs)
+
+
+def _numbers(one: Mapping[str, Any], keyword: str) -> list[int | float]:
+    """A keyword's value, if it is a number."""
+    value = one.get(keyword)
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def _size(values: Any) -> int:

@@ -16,7 +16,7 @@ from serving.function_calls.formats import Format, format_of
 from serving.generation.query import Chat, GenerationQuery
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import Grammar
-from serving.grammar.state import GrammarState
+from serving.grammar.state import Delay, GrammarState
 from serving.grammar.vocabulary import Vocabularies
 from serving.workers.pool import WorkerPool
 
@@ -31,10 +31,11 @@ class Constraint:
     matcher: LLMatcher
     masks: ThreadPoolExecutor
     at: str
+    delay: Delay
 
     def state(self) -> GrammarState:
         """The state of a continuation before its first token."""
-        return GrammarState(self.matcher.deep_copy(), self.masks, self.at)
+        return GrammarState(self.matcher.deep_copy(), self.masks, self.at, self.delay)
 
 
 class Constraining:
@@ -62,7 +63,7 @@ class Constraining:
         if grammar is None:
             return None
         matcher = await self._pool.run(client, compiled(grammar, encoder, self._vocabularies))
-        return Constraint(matcher, self._masks, grammar.at)
+        return Constraint(matcher, self._masks, grammar.at, Delay(grammar.at))
 
 
 def call_format(query: GenerationQuery, encoder: Encoder) -> Format | None:
@@ -92,4 +93,10 @@ def _grammar(query: GenerationQuery, form: Format | None) -> Grammar | None:
         return query.grammar
     if query.functions.forced:
         return grammar_of(query.functions, form)
+    if query.grammar is not None and not form.opens:
+        raise InvalidInputError(
+            f"found it beside tools, and as the task's model calls ({form.name}) JSON cannot be told from a call; "
+            'send one of them, or a tool_choice of "none" or "required"',
+            at=query.grammar.at,
+        )
     return query.grammar and grammar_of(query.functions, form, answer=query.grammar)

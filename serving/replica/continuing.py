@@ -155,8 +155,8 @@ class Continuing:
         generator = self._checked(loaded, query)
         acquired = time.monotonic()
         with self._admission.preparation(self._line, len(query.prompts)):
-            constraint = await self._constraining(query, loaded.spec.encoder, client)
             texts_or_ids = await self._templates.run(loaded.digest, render(query.prompts, loaded))
+            constraint = await self._constraining(query, loaded.spec.encoder, client)
             prompts = await self._workers.run(client, encode(texts_or_ids, loaded))
         self._admission.check_tokens(sum(map(len, prompts)) * query.choices)
         tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))

@@ -37,8 +37,17 @@ def test_objects_that_list_properties_are_closed(schema: dict[str, Any], expecte
         {"allOf": [OPEN, {"properties": {"b": {}}}]},
         {**OPEN, "$ref": "#/$defs/more", "$defs": {"more": {"properties": {"b": {}}}}},
         {**OPEN, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
-        {"default": OPEN, "enum": [OPEN], "const": OPEN},
+        {"enum": [OPEN], "const": OPEN},
     ],
 )
 def test_others_stay_as_they_are(schema: dict[str, Any]) -> None:
     assert closed(schema) == schema
+
+
+def test_what_says_nothing_of_texts_is_left_out() -> None:
+    said = {"type": "object", "properties": {"default": {"type": "string", "default": OPEN, "examples": [[[[]]]]}}}
+    assert closed({**said, "allOf": [{}, {}], "default": OPEN}) == {
+        "type": "object",
+        "properties": {"default": {"type": "string"}},
+        "allOf": [{}, {}],
+    }

@@ -24,7 +24,7 @@ def nested(levels: int) -> dict[str, Any]:
         nested(DEEPEST),
         {"anyOf": [{"const": i} for i in range(256)]},
         {"enum": [str(i) for i in range(1000)]},
-        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(400)}},
         {"type": "object", "properties": {"x-guidance": {"type": "string"}, "$ref": {"type": "string"}}},
         {"type": "number", "multipleOf": 0.01},
         {"allOf": [{"type": "integer", "multipleOf": 4}, {"multipleOf": 6}]},
@@ -36,6 +36,8 @@ def nested(levels: int) -> dict[str, Any]:
         },
         {"$ref": "#/$defs/nowhere"},
         {"minProperties": 2, "required": ["a", "b"]},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        {"type": "number", "exclusiveMinimum": 0.25, "maximum": 0.5},
     ],
     ids=lambda schema: str(schema)[:40],
 )
@@ -50,9 +52,17 @@ def test_schemas_within_the_limits_pass(schema: dict[str, Any]) -> None:
         ({"anyOf": [{"const": i} for i in range(1000)]}, "found 1000 alternatives in anyOf; at most 256"),
         ({"properties": {"a": {"oneOf": [{}] * 257}}}, "257 alternatives in oneOf"),
         ({"items": {"enum": list(range(1001))}}, "1001 values in enum"),
-        ({"properties": {f"p{i}": {} for i in range(1001)}}, "more than 1000 properties"),
         (
-            {"items": {"properties": {str(i): {"properties": {"a": {}}} for i in range(501)}}},
+            {"anyOf": [{"properties": {f"p{i}": {} for i in range(k, k + 400)}} for k in (0, 400, 800)]},
+            "more than 1000",
+        ),
+        (
+            {
+                "items": {
+                    "properties": {str(i): {"properties": {"a": {}}} for i in range(400)},
+                    "prefixItems": [{"properties": {str(i): {} for i in range(300)}}],
+                }
+            },
             "more than 1000 properties",
         ),
         ({"multipleOf": 999_983}, "multipleOf 999983"),
@@ -64,6 +74,10 @@ def test_schemas_within_the_limits_pass(schema: dict[str, Any]) -> None:
         ({"x-guidance": {"lenient": True}}, "x-guidance"),
         ({"patternProperties": {f"^p{i}$": {} for i in range(65)}}, "more than 64 patternProperties"),
         ({"minProperties": 2}, "minProperties 2"),
+        ({"properties": {f"p{i}": {} for i in range(401)}}, "at most 400 are taken of one"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusive bound"),
+        ({"type": "number", "exclusiveMinimum": 3, "exclusiveMaximum": 3.5}, "exclusive bound"),
+        ({"type": "number", "exclusiveMaximum": -3, "minimum": -3.5}, "exclusive bound"),
         ({"minProperties": 3, "required": ["a", "b"]}, "minProperties 3"),
         ({"$ref": "#/default", "default": {"multipleOf": 999_983}}, "no schema within the schema"),
         ({"$ref": "#/examples/0", "examples": [{"x-guidance": {}}]}, "no schema within the schema"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from serving.generation.sampling import Sampler, Sampling
 from serving.grammar import state as states
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import ANY_OBJECT, json_of, match_of, one_of
-from serving.grammar.state import GrammarState
+from serving.grammar.state import Delay, GrammarState
 from serving.workers.steps import finish
 from tests.tiny_language_tasks import LanguageTasks
 
@@ -134,6 +135,29 @@ def test_a_mask_that_takes_too_long_fails_its_text_alone(encoder: Encoder, monke
     matcher = finish(compiled(one_of(["yes"], "guided_choice"), encoder, VOCABULARIES))
     with Stuck(1) as threads, pytest.raises(InvalidInputError, match="takes too long to follow"):
         GrammarState(matcher, threads, "guided_choice").restrict(torch.zeros(400), ())
+
+
+def test_texts_of_one_request_hold_up_others_for_a_second_in_all(encoder: Encoder) -> None:
+    """A schema within all limits whose masks are slow."""
+    lists = [{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 200
+    schema = {"$defs": {"a": {"anyOf": [*lists, {"type": "integer"}]}}, "$ref": "#/$defs/a"}
+    matcher = finish(compiled(json_of(schema, "here"), encoder, VOCABULARIES))
+    (opening,) = encoder.prompt("[", special=False)
+    delay, scores = Delay("here"), torch.zeros(encoder.largest_ids[0] + 1)
+    began = time.process_time()
+    failed = 0
+    with ThreadPoolExecutor(1) as threads:
+        for _ in range(8):
+            state = GrammarState(matcher.deep_copy(), threads, "here", delay)
+            try:
+                for _ in range(30):
+                    state.restrict(scores, ())
+                    state.take(opening)
+            except InvalidInputError:
+                failed += 1
+    assert failed == 8
+    assert delay.seconds < states.MOST_SECONDS + 5
+    assert time.process_time() - began < 30
 
 
 def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encoder) -> None:
