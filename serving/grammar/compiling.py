@@ -70,8 +70,8 @@ def refusal(told: str) -> str:
         return f"found format {found[1]!r}, which is not enforced; leave it out, or send a pattern"
     if "oneOf constraints are not supported" in reason:
         return (
-            "found oneOf whose alternatives cannot be told apart; send anyOf, or make the property that tells them apart "
-            "required in each"
+            "found oneOf whose alternatives cannot be told apart; send anyOf, or make the property that tells them "
+            "apart required in each"
         )
     if reason.startswith("NoExtension"):
         return (
