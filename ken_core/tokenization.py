@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,12 @@ class Encoder:
     def is_special(self, token: int) -> bool:
         """Whether a token is one of the special ones, such as the end of a text."""
         return token in self._special_ids
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """The same for all tokenizers that make the same tokens of every text, whatever their templates and limits."""
+        told = (self._fast.to_str(), sorted(self._special_ids))
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
     @cached_property
     def bytes_of(self) -> TokenBytes:

@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from serving.api.unserved import WithForeignFields
-from serving.incoming import Incoming
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -44,15 +43,21 @@ def _parts(plain: Any) -> Any:
 _PARTS = TypeAdapter(list[TextPart])
 
 
-class FunctionCall(Incoming):
+class FunctionCall(WithForeignFields):
     """The function that a message of the assistant called."""
+
+    WITHOUT_EFFECT = frozenset({"parsed_arguments"})
+    ONLY_AT = MappingProxyType({"description": ()})
 
     name: str
     arguments: str | dict[str, Any] = Field("{}", description="an object, or its JSON as a text")
 
 
-class ToolCall(Incoming):
+class ToolCall(WithForeignFields):
     """A call that a message of the assistant made."""
+
+    WITHOUT_EFFECT = frozenset({"cache_control", "provider_specific_fields"})
+    ONLY_AT = MappingProxyType({"extra_content": ()})
 
     id: str | None = None
     type: Literal["function"] = "function"
@@ -72,7 +77,9 @@ class ToolCall(Incoming):
 class Message(WithForeignFields):
     """One message. Clients send an answer of the assistant again as they got it."""
 
-    WITHOUT_EFFECT = frozenset({"annotations", "cache_control", "provider_specific_fields", "reasoning_details"})
+    WITHOUT_EFFECT = frozenset(
+        {"annotations", "cache_control", "parsed", "provider_specific_fields", "reasoning_details"}
+    )
     ONLY_AT = MappingProxyType({"audio": (), "function_call": (), "images": ([],), "thinking_blocks": ([],)})
 
     role: Role

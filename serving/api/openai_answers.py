@@ -164,15 +164,14 @@ class ChatForm(_OpenAIForm):
         return self.object([self._choice(index, one) for index, one in enumerate(continuations)])
 
     def _choice(self, index: int, one: Continuation) -> dict[str, Any]:
-        message = self._message(one)
         return {
             "index": index,
-            "message": message,
-            "finish_reason": self._reason(one.finish, "tool_calls" in message),
+            "message": self._message(index, one),
+            "finish_reason": self._reason(index, one.finish),
             "logprobs": self._logprobs(one.tokens),
         }
 
-    def _message(self, one: Continuation) -> dict[str, Any]:
+    def _message(self, choice: int, one: Continuation) -> dict[str, Any]:
         return {"role": "assistant", "content": one.text, "refusal": None}
 
     def events(self, piece: Piece) -> bytes:
@@ -182,29 +181,28 @@ class ChatForm(_OpenAIForm):
             made.append(self._delta(piece, self._opening()))
         deltas = list(self._deltas(piece))
         if self._wanted.logprobs and piece.tokens:
-            first = deltas.pop(0) if deltas else {"content": ""}
+            first = deltas.pop(0) if deltas else self._without_text()
             made.append(self._delta(piece, first, logprobs=self._logprobs(piece.tokens)))
         made += [self._delta(piece, delta) for delta in deltas]
         if piece.finish is not None:
-            reason = self._reason(piece.finish, self._called(piece.choice))
-            made.append(self._delta(piece, {}, finish_reason=reason))
+            made.append(self._delta(piece, {}, finish_reason=self._reason(piece.choice, piece.finish)))
         return b"".join(made)
 
     def _opening(self) -> dict[str, Any]:
         """The first delta of a choice."""
         return {"role": "assistant", "content": ""}
 
+    def _without_text(self) -> dict[str, Any]:
+        """A delta that tells tokens of which there is no text yet."""
+        return {"content": ""}
+
     def _deltas(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece adds to its choice's message."""
         if piece.text:
             yield {"content": piece.text}
 
-    def _called(self, choice: int) -> bool:
-        """Whether a choice has called a function so far."""
-        return False
-
-    def _reason(self, finish: Finish | None, called: bool) -> str | None:
-        """Why a choice ended, in the protocol's words."""
+    def _reason(self, choice: int, finish: Finish | None) -> str | None:
+        """Why a choice that has been told ended, in the protocol's words."""
         return finish
 
     def _delta(self, piece: Piece, delta: dict[str, Any], **beside: Any) -> bytes:

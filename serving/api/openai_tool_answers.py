@@ -33,33 +33,35 @@ class CallingForm(ChatForm):
         self._calls: dict[int, int] = {}
         """How many calls each choice has so far."""
 
-    def _reader(self) -> Reader:
-        form = self._generation.calls
-        if form is None:
-            raise InternalError("how the task's model writes calls is not known")
-        return reader_of(form, self._functions)
+    def _reader(self, choice: int) -> Reader:
+        if choice not in self._readers:
+            form = self._generation.calls
+            if form is None:
+                raise InternalError("how the task's model writes calls is not known")
+            self._readers[choice] = reader_of(form, self._functions)
+        return self._readers[choice]
 
-    def _message(self, one: Continuation) -> dict[str, Any]:
-        reader = self._reader()
+    def _message(self, choice: int, one: Continuation) -> dict[str, Any]:
+        reader = self._reader(choice)
         parts = [*reader.add(one.text), *reader.end()]
         said = "".join(part.text for part in parts if isinstance(part, Said))
         calls = _calls(parts)
-        content = (said.strip() or None) if calls or self._functions.forced else said
-        return {**super()._message(one), "content": content, **({"tool_calls": calls} if calls else {})}
+        self._calls[choice] = len(calls)
+        content = said or None
+        return {**super()._message(choice, one), "content": content, **({"tool_calls": calls} if calls else {})}
 
-    def _called(self, choice: int) -> bool:
-        return choice in self._calls
-
-    def _reason(self, finish: Finish | None, called: bool) -> str | None:
+    def _reason(self, choice: int, finish: Finish | None) -> str | None:
+        called = self._calls.get(choice, 0) > 0 and self._reader(choice).is_whole  # a stop may have cut it off
         return "tool_calls" if called and finish == "stop" and not self._named else finish
 
     def _opening(self) -> dict[str, Any]:
-        return {"role": "assistant", "content": None if self._functions.forced else ""}
+        return {"role": "assistant", "content": None}
+
+    def _without_text(self) -> dict[str, Any]:
+        return {}
 
     def _deltas(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        reader = self._readers.get(piece.choice)
-        if reader is None:
-            reader = self._readers[piece.choice] = self._reader()
+        reader = self._reader(piece.choice)
         parts = [*reader.add(piece.text), *(reader.end() if piece.finish is not None else ())]
         for part in parts:
             yield self._delta_of(piece.choice, part)

@@ -30,19 +30,22 @@ class ResponseFormat(Incoming):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
     schema_: JsonSchemaOfText | None = Field(None, alias="schema", description="with the type json_object")
+    value: JsonSchemaOfText | None = Field(None, description="Hugging Face's name of schema")
 
     def grammar(self, at: str) -> Grammar | None:
         """None for any text. Raises `InvalidInputError` for a schema that is refused before it is compiled."""
         beside = {"json_object": "schema", "json_schema": "json_schema"}.get(self.type)
-        for name, value in (("schema", self.schema_), ("json_schema", self.json_schema)):
-            if value is not None and name != beside:
+        for name, value in (("schema", self.schema_), ("value", self.value), ("json_schema", self.json_schema)):
+            if value is not None and beside != ("schema" if name == "value" else name):
                 raise InvalidInputError(f"found it beside the type {self.type}; leave one out", at=f"{at}.{name}")
         if self.type == "json_schema":
             if self.json_schema is None:
                 raise InvalidInputError("expected it beside the type json_schema", at=f"{at}.json_schema")
             return json_of(self.json_schema.schema_, f"{at}.json_schema.schema")
         if self.type == "json_object":
-            return json_of(ANY_OBJECT, at) if self.schema_ is None else json_of(self.schema_, f"{at}.schema")
+            if self.schema_ is not None:
+                return json_of(self.schema_, f"{at}.schema")
+            return json_of(ANY_OBJECT, at) if self.value is None else json_of(self.value, f"{at}.value")
         return None
 
 

@@ -54,7 +54,7 @@ class FunctionName(Incoming):
 class NamedTool(Incoming):
     """The function that the answer must call."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionName
 
 
@@ -75,7 +75,7 @@ def _known(plain: Any) -> Any:
     if plain in ("none", "auto", "required"):
         return plain
     kind = plain.get("type") if isinstance(plain, dict) else None
-    if kind == "function":
+    if kind == "function" or (kind is None and isinstance(plain, dict) and "function" in plain):
         return NamedTool.model_validate(plain)
     if kind == "allowed_tools":
         return AllowedToolsChoice.model_validate(plain)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from serving.function_calls.formats import Format
 from serving.function_calls.functions import Functions
-from serving.function_calls.json_end import JsonEnd
+from serving.function_calls.json_text import BrokenError, JsonEnd, items
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ Part = Said | Called | Arguments
 class Reader(Protocol):
     """Finds the calls of one text."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last call is complete."""
+
     def add(self, text: str) -> Iterator[Part]:
         """Take the next part of the text."""
 
@@ -66,6 +70,10 @@ class ForcedCalls:
         self._head = re.compile(rf'\{{"name": ("[^"]+"), "{form.arguments}": ')
         self._held = ""
         self._object: JsonEnd | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self._object is None
 
     def add(self, text: str) -> Iterator[Part]:
         self._held += text
@@ -93,72 +101,132 @@ class WrittenCalls:
     def __init__(self, form: Format, functions: Functions) -> None:
         self._key = form.arguments
         self._names = functions.names
-        self._several = functions.several
+        self._left = None if functions.several else 1
+        """How many calls the text may still have; None: any number."""
 
     def of(self, text: str) -> list[Part]:
-        """The calls that a text consists of, one or a list of them; none where it is anything else."""
+        """The calls that a text consists of, one or a list of them, with the model's own text of their arguments; none
+        where it is anything else."""
         try:
-            plain = json.loads(text)
+            calls = [self._call(one) for one in items(text)]
         except (ValueError, RecursionError):
             return []
-        all_of_them = plain if isinstance(plain, list) else [plain]
-        found: list[Part] = []
-        for one in all_of_them:
-            if not isinstance(one, Mapping) or not self._is_call(one):
-                return []
-            found += [Called(one["name"]), Arguments(json.dumps(self._arguments(one), ensure_ascii=False))]
-        return found if self._several else found[:2]
+        return [part for call in calls for part in call]
 
-    def _is_call(self, one: Mapping[str, Any]) -> bool:
-        name = one.get("name")
-        return isinstance(name, str) and name in self._names and isinstance(self._arguments(one), Mapping)
+    def allowed(self, calls: list[Part]) -> list[Part]:
+        """Those of the calls that the text may still have."""
+        if self._left is None:
+            return calls
+        kept, self._left = calls[: 2 * self._left], 0
+        return kept
 
-    def _arguments(self, one: Mapping[str, Any]) -> Any:
-        """Models now and then write the key of another family."""
-        return one.get(self._key, one.get("arguments"))
+    def _call(self, one: Mapping[str, tuple[Any, str]]) -> list[Part]:
+        name, _ = one.get("name", (None, ""))
+        # models now and then write the key of another family
+        arguments, text = one.get(self._key) or one.get("arguments") or (None, "")
+        if not (isinstance(name, str) and name in self._names and isinstance(arguments, Mapping)):
+            raise BrokenError
+        return [Called(name), Arguments(text)]
 
 
 class MarkedCalls:
-    """Calls between two marks, in a text that may have other parts."""
+    """Calls between two marks, in a text that may have other parts.
+
+    What is held back begins with a mark, or may be the beginning of one.
+    """
+
+    is_whole = True
 
     def __init__(self, form: Format, calls: WrittenCalls) -> None:
         self._opens, self._closes = form.opens, form.closes
         self._calls = calls
         self._held = ""
+        self._object: JsonEnd | None = None
+        """Of the call that has begun; None: none has."""
+        self._seen = 0
+        """How much of what is held that object has seen."""
+        self._end: int | None = None
+        """Where in what is held the object ended."""
+        self._space = ""
+        """White space before the last mark, which stands before the next text."""
         self._behind_call = False
-        """Whether white space that comes now is no part of the text."""
+        """Whether white space that comes next is that around a call."""
+        self._has_said = False
 
     def add(self, text: str) -> Iterator[Part]:
-        self._hold(self._held + text)
-        while (begin := self._held.find(self._opens)) >= 0:
-            body = begin + len(self._opens)
-            end = self._held.find(self._closes, body)
-            if end < 0:
-                break
-            calls = self._calls.of(self._held[body:end])
-            end += len(self._closes)
-            yield from _said(self._held[:begin].rstrip() if calls else self._held[:end])
-            yield from calls
-            self._behind_call = bool(calls)
-            self._hold(self._held[end:])
-        certain = _certain(self._held, self._opens)
-        yield from _said(self._held[:certain])
-        self._held = self._held[certain:]
+        self._held += text
+        while self._held:
+            if self._object is None:
+                yield from self._look()
+                if self._object is None:
+                    return
+            try:
+                found = self._followed()
+            except BrokenError:
+                yield from self._no_call()
+                continue
+            if found is None:
+                return
+            yield from self._calls.allowed(found)
 
     def end(self) -> Iterator[Part]:
-        text, opens, body = self._held.partition(self._opens)
-        calls = self._calls.of(body) if opens else []
-        yield from _said(text.rstrip() if calls else self._held)
-        yield from calls
+        calls = [] if self._end is None else self._calls.of(self._held[len(self._opens) : self._end])
+        yield from self._calls.allowed(calls) or self._text(self._held)
         self._held = ""
 
-    def _hold(self, text: str) -> None:
-        self._held = text.lstrip() if self._behind_call else text
-        self._behind_call = self._behind_call and not self._held
+    def _look(self) -> Iterator[Part]:
+        """Tell the text before the next call, and begin that call if its mark is there."""
+        begin = self._held.find(self._opens)
+        certain = len(self._held[: _beginning(self._held, self._opens) if begin < 0 else begin].rstrip())
+        yield from self._text(self._held[:certain])
+        self._held = self._held[certain:]
+        if begin >= 0:
+            gap = self._held[: begin - certain]
+            self._space = self._space if self._behind_call else gap
+            self._held = self._held[len(gap) :]
+            self._object, self._seen, self._end = JsonEnd(), len(self._opens), None
+
+    def _followed(self) -> list[Part] | None:
+        """The calls that are complete with what is held; None: more must come.
+
+        Raises:
+            BrokenError: what follows the mark is no call.
+        """
+        if self._end is None and self._object is not None:
+            end = self._object.find(self._held[self._seen :])
+            self._end = None if end is None else self._seen + end
+            self._seen = len(self._held)
+        if self._end is None:
+            return None
+        behind = self._held[self._end :].lstrip()
+        if not behind.startswith(self._closes):
+            if self._closes.startswith(behind):
+                return None
+            raise BrokenError
+        calls = self._calls.of(self._held[len(self._opens) : self._end])
+        if not calls:
+            raise BrokenError
+        self._held, self._object = behind[len(self._closes) :], None
+        self._behind_call = True
+        self._space = self._space if self._has_said else ""
+        return calls
+
+    def _no_call(self) -> Iterator[Part]:
+        """The mark is text, and what follows it may have another one."""
+        yield from self._text(self._opens)
+        self._held, self._object = self._held[len(self._opens) :], None
+
+    def _text(self, text: str) -> Iterator[Part]:
+        kept = text.lstrip() if self._behind_call else text
+        if kept:
+            yield Said(self._space + kept)
+            self._space, self._behind_call, self._has_said = "", False, True
 
 
 class WholeCall:
     """A text that is a call or has none."""
+
+    is_whole = True
 
     def __init__(self, calls: WrittenCalls) -> None:
         self._calls = calls
@@ -176,7 +244,7 @@ class WholeCall:
 
     def end(self) -> Iterator[Part]:
         held, self._held = self._held or "", None
-        yield from self._calls.of(held) or _said(held)
+        yield from self._calls.allowed(self._calls.of(held)) or _said(held)
 
 
 def _said(text: str) -> Iterator[Part]:
@@ -184,10 +252,7 @@ def _said(text: str) -> Iterator[Part]:
         yield Said(text)
 
 
-def _certain(text: str, opens: str) -> int:
-    """How many characters certainly stand before any call, without the white space right before one."""
-    begin = text.find(opens)
-    if begin < 0:
-        most = min(len(text), len(opens) - 1)
-        begin = next((len(text) - size for size in range(most, 0, -1) if text.endswith(opens[:size])), len(text))
-    return len(text[:begin].rstrip())
+def _beginning(text: str, mark: str) -> int:
+    """Where a mark may begin at the end of a text; its length where none does."""
+    most = min(len(text), len(mark) - 1)
+    return next((len(text) - size for size in range(most, 0, -1) if text.endswith(mark[:size])), len(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import orjson
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -10,11 +11,13 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.grammar.grammar import Grammar
+from serving.grammar.patience import Patience
 from serving.grammar.vocabulary import LONGEST_FIXED, Vocabularies
 from serving.workers.steps import Steps
 
 LIMITS = LLParserLimits(
     max_lexer_states=50_000,  # up to 2 kB each, of one continuation
+    step_max_items=4_000,  # a mask of the slowest grammar known takes 0.15 s then, and 0.6 s by llguidance's own limit
     verbose_errors=False,
 )
 """Where they are not named here, llguidance's own: they end a mask after some tenths of a second at worst."""
@@ -25,19 +28,25 @@ _FORMAT = re.compile(r"Unknown format: (.*)")
 _LONGEST_REASON = 200
 
 
-def compiled(grammar: Grammar, encoder: Encoder, vocabularies: Vocabularies) -> Steps[LLMatcher]:
+_PATIENCE = Patience()
+
+
+def compiled(
+    grammar: Grammar, encoder: Encoder, vocabularies: Vocabularies, patience: Patience = _PATIENCE
+) -> Steps[LLMatcher]:
     """The state of a grammar before its first token.
 
     Raises:
-        InvalidInputError: a part cannot be enforced or compiled, or no text fits the grammar.
+        InvalidInputError: a part cannot be enforced or compiled in time, or no text fits the grammar.
+        OverloadedError: earlier grammars are still being compiled.
     """
     yield 1
     vocabulary = vocabularies.of(encoder, grammar.at)
     for part in grammar.parts:
         yield 1
-        _started(part, vocabulary)
+        patience(partial(_started, part, vocabulary), part.at)
     yield 1
-    return _started(grammar, vocabulary)
+    return patience(partial(_started, grammar, vocabulary), grammar.at)
 
 
 def _started(part: Grammar, vocabulary: LLTokenizer) -> LLMatcher:
@@ -59,6 +68,11 @@ def refusal(told: str) -> str:
         return f"found {names}, which is not enforced; leave it out, and check answers for it yourself"
     if found := _FORMAT.search(reason):
         return f"found format {found[1]!r}, which is not enforced; leave it out, or send a pattern"
+    if "oneOf constraints are not supported" in reason:
+        return (
+            "found oneOf whose alternatives cannot be told apart; send anyOf, or make the property that tells them "
+            "apart required in each"
+        )
     if reason.startswith("NoExtension"):
         return (
             "found what no text fits, or only one without end, or one that has more than "

@@ -14,6 +14,7 @@ import orjson
 from llguidance import regex_to_lark
 
 from serving.errors import InvalidInputError
+from serving.grammar.closing import closed
 from serving.grammar.schema import check_schema
 
 Schema = Mapping[str, Any] | bool
@@ -26,6 +27,8 @@ _OPTIONS = {
     # a model that is unsure may write white space without end
     "whitespace_flexible": True,
     "whitespace_pattern": r"( |\n[ \t]{0,20})?",
+    # one way to write a text, so that no other spelling of a name gets past what is said of that name
+    "json_allowed_escapes": '"\\bfnrt',
     "lenient": False,
     "coerce_one_of": False,
 }
@@ -60,23 +63,25 @@ def json_of(schema: Schema, at: str) -> Grammar:
 
 
 def json_rule(schema: Schema, at: str) -> str:
-    """JSON of a schema as a part of a rule. Raises as `json_of` does."""
+    """JSON of a schema as a part of a rule; objects are closed (see `closed`). Raises as `json_of` does."""
     if schema is False:
         raise InvalidInputError("nothing fits the schema false; send one that something fits", at=at)
     plain = {} if schema is True else dict(schema)
     written = _written(plain, at)
     check_size(len(written), at)
     check_schema(plain, at)
-    return f"%json {_written({**plain, 'x-guidance': _OPTIONS}, at).decode()}"
+    return f"%json {_written({**closed(plain), 'x-guidance': _OPTIONS}, at).decode()}"
 
 
 def match_of(pattern: str, at: str) -> Grammar:
     """Texts that a regular expression matches as a whole.
 
     Raises:
-        InvalidInputError: it is too long.
+        InvalidInputError: it is too long, or ends within an escape.
     """
     check_size(len(pattern.encode()), at)
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise InvalidInputError("found a backslash that nothing follows; write two for a backslash", at=at)
     inline = regex_to_lark(pattern, use_ascii="d").replace("\n", "\\n")
     return Grammar(f"/{inline}/", at)
 

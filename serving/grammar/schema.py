@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from serving.errors import InvalidInputError
 
 MOST_PROPERTIES = 1000
 """Of all objects of a schema. Twice as many optional ones take a third of a second to compile, 10,000 take 12 s."""
+MOST_OF_ONE = 400
+"""Properties of one object. Beyond 450 that may be left out, llguidance's own limit ends every text at its first."""
 MOST_ALTERNATIVES = 256
 """In one ``anyOf``, ``oneOf`` or ``allOf``."""
 MOST_VALUES = 1000
@@ -24,77 +26,153 @@ DEEPEST = 32
 LARGEST_STEP = 100_000
 """The least common multiple of every ``multipleOf``, as a whole number. It takes 0.2 s to compile, a million 2 s."""
 
-_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+MOST_PATTERNS = 64
+"""Of names of properties, in all objects of a schema: each is compared with each. 300 take 9 s."""
+
+SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 """Keywords whose values are schemas by name. Beside them a name is a keyword."""
-_ALTERNATIVES = ("anyOf", "oneOf", "allOf")
-_PLAIN_VALUES = ("enum", "const", "default", "examples", "example")
+PLAIN_VALUES = ("enum", "const", "default", "examples", "example")
 """Keywords whose values are no schemas."""
-
-
-@dataclass
-class _Found:
-    properties: int = 0
-    step: int = 1
-    left: list[tuple[Mapping[str, Any], int]] = field(default_factory=list)
+_ALTERNATIVES = ("anyOf", "oneOf", "allOf")
+_LONGEST_SHOWN = 60
 
 
 def check_schema(schema: Mapping[str, Any], at: str) -> None:
-    """Refuse what takes long to compile, or reads another document.
+    """Refuse what takes long to compile, reads another document, or is not enforced as it says.
 
     Raises:
         InvalidInputError: with the keyword's name.
     """
-    found = _Found(left=[(schema, 1)])
-    while found.left:
-        one, depth = found.left.pop()
-        if depth > DEEPEST:
-            raise InvalidInputError(f"found schemas nested more than {DEEPEST} levels deep; send a flatter one", at=at)
-        _check_keywords(one, found, at)
-        found.left += [(inner, depth + 1) for inner in _inside(one)]
+    _Check(schema, at).run()
 
 
-def _check_keywords(one: Mapping[str, Any], found: _Found, at: str) -> None:
-    for keyword in _ALTERNATIVES:
-        _check_count(one.get(keyword), MOST_ALTERNATIVES, f"alternatives in {keyword}", at)
-    _check_count(one.get("enum"), MOST_VALUES, "values in enum", at)
-    found.properties += sum(len(one[k]) for k in _SUBSCHEMAS[:2] if isinstance(one.get(k), Mapping))
-    if found.properties > MOST_PROPERTIES:
-        raise InvalidInputError(f"found more than {MOST_PROPERTIES} properties, which is the most taken", at=at)
-    found.step = math.lcm(found.step, _step(one.get("multipleOf")))
-    if found.step > LARGEST_STEP:
-        raise InvalidInputError(
-            f"found multipleOf {_shown(one['multipleOf'])}; the least common multiple of every multipleOf may be "
-            f"{LARGEST_STEP} at most",
-            at=at,
-        )
-    reference = one.get("$ref")
-    if isinstance(reference, str) and not reference.startswith("#"):
-        raise InvalidInputError(
-            f"found $ref {_shown(reference)}, which reads another document; only parts of the schema itself (#/...) "
-            "can be referred to",
-            at=at,
-        )
-    for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
-        if isinstance(one.get(keyword), bool):
-            raise InvalidInputError(f"found {keyword} as a boolean, as drafts before 6 have it; send a number", at=at)
-    if isinstance(one.get("items"), list):
-        raise InvalidInputError("found a list in items, as drafts before 2020-12 have it; send prefixItems", at=at)
-    if "x-guidance" in one:
-        raise InvalidInputError("found x-guidance, which would change how the schema is enforced; leave it out", at=at)
+class _Check:
+    """One schema, and what has been found in it."""
+
+    def __init__(self, schema: Mapping[str, Any], at: str) -> None:
+        self._root = schema
+        self._at = at
+        self._properties = self._patterns = 0
+        self._step = 1
+        self._checked: set[int] = set()
+        """The schemas that were looked at, by identity."""
+        self._references: list[str] = []
+
+    def run(self) -> None:
+        left = [(self._root, 1)]
+        while left:
+            one, depth = left.pop()
+            if depth > DEEPEST:
+                self._refuse(f"found schemas nested more than {DEEPEST} levels deep; send a flatter one")
+            self._checked.add(id(one))
+            self._count(one)
+            self._keywords(one)
+            left += [(inner, depth + 1) for inner in inside(one)]
+        for reference in self._references:
+            if not self._is_checked(reference):
+                self._refuse(f"found $ref {_shown(reference)}, which is no schema within the schema")
+
+    def _count(self, one: Mapping[str, Any]) -> None:
+        for keyword in _ALTERNATIVES:
+            self._bound(one.get(keyword), MOST_ALTERNATIVES, f"alternatives in {keyword}")
+        self._bound(one.get("enum"), MOST_VALUES, "values in enum")
+        properties, patterns = _size(one.get("properties")), _size(one.get("patternProperties"))
+        if properties > MOST_OF_ONE:
+            self._refuse(f"found an object with {properties} properties; at most {MOST_OF_ONE} are taken of one")
+        self._properties += properties + patterns
+        self._patterns += patterns
+        if self._properties > MOST_PROPERTIES:
+            self._refuse(f"found more than {MOST_PROPERTIES} properties, which is the most taken")
+        if self._patterns > MOST_PATTERNS:
+            self._refuse(f"found more than {MOST_PATTERNS} patternProperties, which is the most taken")
+        self._step = math.lcm(self._step, _step(one.get("multipleOf")))
+        if self._step > LARGEST_STEP:
+            self._refuse(
+                f"found multipleOf {_shown(one['multipleOf'])}; the least common multiple of every multipleOf may be "
+                f"{LARGEST_STEP} at most"
+            )
+
+    def _keywords(self, one: Mapping[str, Any]) -> None:
+        reference = one.get("$ref")
+        if isinstance(reference, str):
+            if not reference.startswith("#"):
+                self._refuse(
+                    f"found $ref {_shown(reference)}, which reads another document; only parts of the schema itself "
+                    "(#/...) can be referred to"
+                )
+            self._references.append(reference)
+        if _lets_its_bound_through(one):
+            self._refuse(
+                "found an exclusive bound at a whole number less than 1 from the other bound, which is not enforced; "
+                "send minimum and maximum"
+            )
+        if "$id" in one and one is not self._root:
+            self._refuse("found $id inside the schema, which would change what its references mean; leave it out")
+        for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+            if isinstance(one.get(keyword), bool):
+                self._refuse(f"found {keyword} as a boolean, as drafts before 6 have it; send a number")
+        if isinstance(one.get("items"), list):
+            self._refuse("found a list in items, as drafts before 2020-12 have it; send prefixItems")
+        if "x-guidance" in one:
+            self._refuse("found x-guidance, which would change how the schema is enforced; leave it out")
+        least = one.get("minProperties")
+        if isinstance(least, int | float) and least > max(1, _size(one.get("required"))):
+            self._refuse(
+                f"found minProperties {_shown(least)}, more than 1 and than the properties required, which is not "
+                "enforced, since one name may come twice; name properties in required"
+            )
+
+    def _bound(self, values: Any, most: int, what: str) -> None:
+        if isinstance(values, list) and len(values) > most:
+            self._refuse(f"found {len(values)} {what}; at most {most} are taken")
+
+    def _is_checked(self, reference: str) -> bool:
+        """Whether a reference within the document leads to what was checked; what leads nowhere is refused later."""
+        if reference != "#" and not reference.startswith("#/"):
+            return False
+        target: Any = self._root
+        for step in unquote(reference[1:]).split("/")[1:]:
+            name = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
+                target = target[int(name)]
+            elif isinstance(target, Mapping) and name in target:
+                target = target[name]
+            else:
+                return True
+        return isinstance(target, bool) or id(target) in self._checked
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise InvalidInputError(reason, at=self._at)
 
 
-def _check_count(values: Any, most: int, what: str, at: str) -> None:
-    if isinstance(values, list) and len(values) > most:
-        raise InvalidInputError(f"found {len(values)} {what}; at most {most} are taken", at=at)
-
-
-def _inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schemas right inside a schema, and whatever may be one."""
     for keyword, value in one.items():
-        if keyword in _PLAIN_VALUES:
+        if keyword in PLAIN_VALUES:
             continue
-        inner = value.values() if keyword in _SUBSCHEMAS and isinstance(value, Mapping) else [value]
+        inner = value.values() if keyword in SUBSCHEMAS and isinstance(value, Mapping) else [value]
         for item in inner:
             yield from (part for part in (item if isinstance(item, list) else [item]) if isinstance(part, Mapping))
+
+
+def _lets_its_bound_through(one: Mapping[str, Any]) -> bool:
+    """Whether llguidance takes an exclusive bound for an inclusive one."""
+    above, below = _numbers(one, "exclusiveMinimum"), _numbers(one, "exclusiveMaximum")
+    pairs = [
+        *((bound, other - bound) for bound in above for other in (*below, *_numbers(one, "maximum"))),
+        *((bound, bound - other) for bound in below for other in (*above, *_numbers(one, "minimum"))),
+    ]
+    return any(bound == int(bound) and apart < 1 for bound, apart in pairs)
+
+
+def _numbers(one: Mapping[str, Any], keyword: str) -> list[int | float]:
+    """A keyword's value, if it is a number."""
+    value = one.get(keyword)
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def _size(values: Any) -> int:
+    return len(values) if isinstance(values, Mapping | list) else 0
 
 
 def _step(value: Any) -> int:
@@ -106,4 +184,4 @@ def _step(value: Any) -> int:
 
 def _shown(value: Any) -> str:
     shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."

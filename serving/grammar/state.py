@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from llguidance import LLMatcher
 
 from serving.errors import InvalidInputError
 
 MOST_SECONDS = 1.0
-"""For one mask, after which the continuation fails. They take 0.01 to 0.1 ms; hostile patterns take up to 0.1 s."""
+"""That the texts of one request may hold up the engine by their grammar in all. A mask takes 0.01 to 0.1 ms, while the
+model computes; of a hostile schema up to 0.15 s."""
+_UNNOTICED = 0.001
+"""Of each token's time; what a thread or the allocator takes now and then is not the grammar's."""
+
+
+class Delay:
+    """How long the texts of one request have held up the engine by their grammar."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+        self.seconds = 0.0
+
+    @property
+    def left(self) -> float:
+        return max(0.0, MOST_SECONDS - self.seconds)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what runs within. Raises `InvalidInputError` before it, if the time is up."""
+        if not self.left:
+            raise InvalidInputError("it takes too long to follow in this text; send a simpler one", at=self._at)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += max(0.0, time.perf_counter() - began - _UNNOTICED)
 
 
 @dataclass(frozen=True)
@@ -20,11 +50,11 @@ class _Next:
     """What may come next.
 
     Attributes:
-        tokens: one byte a token of the vocabulary, behind which stands the end of a text; 0: it may not be chosen.
+        tokens: whether each token of the tokenizer may, (tokens of the tokenizer,).
         ends: whether the text may end here.
     """
 
-    tokens: bytes
+    tokens: npt.NDArray[np.bool_]
     ends: bool
 
 
@@ -35,12 +65,14 @@ class GrammarState:
         matcher: before the first token; it is the state's own from now on.
         threads: that compute masks.
         at: the part of the request that is the grammar, for failures.
+        delay: of all texts of the request; by default the text's own.
     """
 
-    def __init__(self, matcher: LLMatcher, threads: ThreadPoolExecutor, at: str) -> None:
+    def __init__(self, matcher: LLMatcher, threads: ThreadPoolExecutor, at: str, delay: Delay | None = None) -> None:
         self._matcher = matcher
         self._threads = threads
         self._at = at
+        self._delay = delay or Delay(at)
         self._next: Future[_Next] = threads.submit(self._computed)
 
     def restrict(self, scores: torch.Tensor, ends: Collection[int]) -> torch.Tensor:
@@ -53,17 +85,20 @@ class GrammarState:
         Raises:
             InvalidInputError: nothing may come next that has a score, or it takes too long to know.
         """
-        following = self._following()
-        told = torch.frombuffer(bytearray(following.tokens), dtype=torch.uint8)[:-1] != 0
-        allowed = torch.zeros(scores.numel(), dtype=torch.bool)
-        known = min(told.numel(), scores.numel())
-        allowed[:known] = told[:known]
+        with self._delay.counted():
+            following = self._following()
+        allowed = _of_size(following.tokens, scores.numel())
         if following.ends:
             allowed[list(ends)] = True
-        restricted = scores.masked_fill(~allowed, -torch.inf)
-        if torch.isneginf(restricted.max()):
-            raise InvalidInputError("no token is left that it allows at this place of the text", at=self._at)
-        return restricted
+        # by numpy: torch wakes all its threads for so many numbers, which on a busy machine takes milliseconds
+        restricted = np.where(allowed, scores.numpy(), np.float32(-np.inf))
+        if np.isneginf(restricted.max()):
+            raise InvalidInputError(
+                "no token is left that it allows at this place of the text; beside it, min_tokens and stop_token_ids "
+                "may leave too few",
+                at=self._at,
+            )
+        return torch.from_numpy(restricted)
 
     def take(self, token: int) -> bool:
         """Go on behind a token that was chosen. Returns whether the text is complete, so that nothing can follow.
@@ -71,7 +106,8 @@ class GrammarState:
         Raises:
             InvalidInputError: the grammar grows beyond its limits.
         """
-        self._matcher.consume_token(token)
+        with self._delay.counted():
+            self._matcher.consume_token(token)
         self._check()
         if self._matcher.is_stopped():
             return True
@@ -82,13 +118,14 @@ class GrammarState:
         if self._next.cancel():  # no thread had time for it yet
             return self._computed()
         try:
-            return self._next.result(MOST_SECONDS)
+            return self._next.result(self._delay.left)
         except TimeoutError:
             raise InvalidInputError("it takes too long to follow in this text; send a simpler one", self._at) from None
 
     def _computed(self) -> _Next:
-        tokens = self._matcher.compute_logit_bias()
+        told = self._matcher.compute_logit_bias()
         self._check()
+        tokens = np.frombuffer(told, np.uint8)[:-1] != 0  # behind all tokens stands the end of a text
         return _Next(tokens, self._matcher.is_accepting())
 
     def _check(self) -> None:
@@ -97,3 +134,12 @@ class GrammarState:
             raise InvalidInputError(
                 f"it cannot be followed any further in this text ({reason}); send a simpler one", self._at
             )
+
+
+def _of_size(tokens: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    """As many as the model has logits, whose tokenizer may have fewer tokens, or more."""
+    if len(tokens) == size:
+        return tokens
+    resized = np.zeros(size, np.bool_)
+    resized[: len(tokens)] = tokens[:size]
+    return resized

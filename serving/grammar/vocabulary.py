@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary, ref
+from functools import cached_property
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 
+MOST_KEPT = 4
+"""Vocabularies, of 20 MB each for 49,152 tokens."""
 LONGEST_FIXED = 1 << 14
 """Characters that may be certain to follow. They take about 4 ms for each token."""
+_LONGEST_TOKEN = 32
+"""Bytes of a token that is looked for."""
 _SAMPLE = '{"name": "Eve 12", "list": [true, -0.5]}'
 
 
 class Vocabularies:
-    """Makes vocabularies. Threads may share it. A vocabulary lives as long as its tokenizer."""
+    """Makes vocabularies, and keeps those that were used last. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: WeakKeyDictionary[Encoder, LLTokenizer] = WeakKeyDictionary()
+        self._made: OrderedDict[str, LLTokenizer] = OrderedDict()
 
     def of(self, encoder: Encoder, at: str) -> LLTokenizer:
         """The vocabulary of a tokenizer. The first time takes 0.3 s for 49,152 tokens.
@@ -33,13 +38,17 @@ class Vocabularies:
             InvalidInputError: the texts of its tokens, put together, are not the text that they stand for.
         """
         with self._lock:
-            found = self._made.get(encoder)
+            key = encoder.vocabulary_digest
+            found = self._made.get(key)
             if found is None:
                 _check(encoder, at)
                 own = _Tokens(encoder)
-                found = self._made[encoder] = LLTokenizer(
+                found = self._made[key] = LLTokenizer(
                     TokenizerWrapper(own), n_vocab=len(own.tokens), eos_token=own.eos_token_id
                 )
+            self._made.move_to_end(key)
+            while len(self._made) > MOST_KEPT:
+                self._made.popitem(last=False)
             return found
 
 
@@ -56,12 +65,36 @@ class _Tokens:
         self.eos_token_id = size
         self.tokens: Sequence[bytes] = [*(_bytes(encoder, token) for token in range(size)), b"<end>"]
         self.special_token_ids = [token for token in range(size) if _is_special(encoder, token)] + [size]
-        self._encoder = ref(encoder)  # the vocabulary must not keep its tokenizer alive
+        self._special = frozenset(self.special_token_ids)
+        self._encoder = encoder
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of a text that must follow, for each token anew; none for a longer one, and then nothing follows."""
-        encoder = self._encoder()
-        return [] if encoder is None or len(text) > LONGEST_FIXED else encoder.prompt(text, special=False)
+        """Tokens of a text that must follow, for each token anew; none for a longer one, and then nothing follows.
+
+        They are the tokenizer's own, unless it finds a special token in the text, or puts a space before it.
+        """
+        if len(text) > LONGEST_FIXED:
+            return []
+        wanted, ids = text.encode(), self._encoder.prompt(text, special=False)
+        if not self._special.isdisjoint(ids) or b"".join(self.tokens[token] for token in ids) != wanted:
+            return self._longest_first(wanted)
+        return ids
+
+    def _longest_first(self, wanted: bytes) -> list[int]:
+        ids, at = [], 0
+        while at < len(wanted):
+            sizes = range(min(_LONGEST_TOKEN, len(wanted) - at), 0, -1)
+            size = next((size for size in sizes if wanted[at : at + size] in self._plain), None)
+            if size is None:
+                return []
+            ids.append(self._plain[wanted[at : at + size]])
+            at += size
+        return ids
+
+    @cached_property
+    def _plain(self) -> dict[bytes, int]:
+        """Tokens that are text, by their bytes."""
+        return {raw: token for token, raw in enumerate(self.tokens) if raw and token not in self._special}
 
 
 def _bytes(encoder: Encoder, token: int) -> bytes:

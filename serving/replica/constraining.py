@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher
 
+from ken_core.errors import TemplateError
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.function_calls.forcing import grammar_of
@@ -15,7 +16,7 @@ from serving.function_calls.formats import Format, format_of
 from serving.generation.query import Chat, GenerationQuery
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import Grammar
-from serving.grammar.state import GrammarState
+from serving.grammar.state import Delay, GrammarState
 from serving.grammar.vocabulary import Vocabularies
 from serving.workers.pool import WorkerPool
 
@@ -30,10 +31,11 @@ class Constraint:
     matcher: LLMatcher
     masks: ThreadPoolExecutor
     at: str
+    delay: Delay
 
     def state(self) -> GrammarState:
         """The state of a continuation before its first token."""
-        return GrammarState(self.matcher.deep_copy(), self.masks, self.at)
+        return GrammarState(self.matcher.deep_copy(), self.masks, self.at, self.delay)
 
 
 class Constraining:
@@ -61,7 +63,7 @@ class Constraining:
         if grammar is None:
             return None
         matcher = await self._pool.run(client, compiled(grammar, encoder, self._vocabularies))
-        return Constraint(matcher, self._masks, grammar.at)
+        return Constraint(matcher, self._masks, grammar.at, Delay(grammar.at))
 
 
 def call_format(query: GenerationQuery, encoder: Encoder) -> Format | None:
@@ -73,7 +75,10 @@ def call_format(query: GenerationQuery, encoder: Encoder) -> Format | None:
     functions, chat = query.functions, query.prompts[0]
     if functions is None or not isinstance(chat, Chat) or encoder.chat is None:
         return None
-    found = format_of(encoder.chat.text(chat.tools))
+    try:
+        found = format_of(encoder.chat.text(chat.tools))
+    except TemplateError as error:
+        raise InvalidInputError(str(error), at="messages") from error
     if not (functions.forced or found.offered):
         raise InvalidInputError(
             "the task's chat template is of no family whose calls are known (hermes, llama), so what its model writes "
@@ -88,4 +93,10 @@ def _grammar(query: GenerationQuery, form: Format | None) -> Grammar | None:
         return query.grammar
     if query.functions.forced:
         return grammar_of(query.functions, form)
+    if query.grammar is not None and not form.opens:
+        raise InvalidInputError(
+            f"found it beside tools, and as the task's model calls ({form.name}) JSON cannot be told from a call; "
+            'send one of them, or a tool_choice of "none" or "required"',
+            at=query.grammar.at,
+        )
     return query.grammar and grammar_of(query.functions, form, answer=query.grammar)

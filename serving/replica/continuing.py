@@ -155,8 +155,8 @@ class Continuing:
         generator = self._checked(loaded, query)
         acquired = time.monotonic()
         with self._admission.preparation(self._line, len(query.prompts)):
-            constraint = await self._constraining(query, loaded.spec.encoder, client)
             texts_or_ids = await self._templates.run(loaded.digest, render(query.prompts, loaded))
+            constraint = await self._constraining(query, loaded.spec.encoder, client)
             prompts = await self._workers.run(client, encode(texts_or_ids, loaded))
         self._admission.check_tokens(sum(map(len, prompts)) * query.choices)
         tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))
@@ -300,8 +300,5 @@ def _asking(
 
 
 def _text(encoder: Encoder, query: GenerationQuery, prompt: Sequence[int], number: int, calls: Format | None) -> Text:
-    stops, functions = query.stop, query.functions
     marks = () if calls is None else (calls.opens, calls.closes)
-    if functions is not None and not (functions.several or functions.forced):
-        stops = (*stops, *filter(None, marks[1:]))  # with the first call the text is complete
-    return Text(number, encoder, prompt, stops, query.stop_ids, query.min_tokens, query.plain, marks)
+    return Text(number, encoder, prompt, query.stop, query.stop_ids, query.min_tokens, query.plain, marks)

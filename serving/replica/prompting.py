@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,15 +65,30 @@ def _rendered(chat: Chat, encoder: Encoder) -> str:
         raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
     try:
         _check_shown(chat, encoder.chat)
-        return encoder.chat.render(
+        rendered = encoder.chat.render(
             chat.messages,
             chat.tools,
             opens_answer=chat.opens_answer,
             continues_last=chat.continues_last,
             arguments=chat.arguments,
         )
+        _check_results(chat, encoder.chat, rendered)
     except TemplateError as error:
         raise InvalidInputError(str(error), at="messages") from error
+    return rendered
+
+
+def _check_results(chat: Chat, template: ChatTemplate, rendered: str) -> None:
+    """Refuse results of tools that a template which does not know their role left out."""
+    if any(template.mentions(role, chat.tools) for role in ("'tool'", '"tool"')):
+        return
+    for place, message in enumerate(chat.messages):
+        said = str(message.get("content") or "").strip()
+        if message.get("role") == "tool" and said and not (said in rendered or json.dumps(said)[1:-1] in rendered):
+            raise InvalidInputError(
+                "the task's chat template leaves out results of tools; send them as a message of the user",
+                at=f"messages.{place}.role",
+            )
 
 
 def _check_shown(chat: Chat, template: ChatTemplate) -> None:

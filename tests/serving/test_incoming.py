@@ -84,7 +84,7 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     tool_choice.AllowedToolsChoice: {"type": "allowed_tools", "allowed_tools": {"tools": [NAMED]}},
     tool_choice.FunctionName: {"name": "weather"},
     tool_choice.FunctionTold: {"name": "weather"},
-    tool_choice.NamedTool: NAMED,
+    tool_choice.NamedTool: {"function": {"name": "weather"}},
     tool_choice.Tool: NAMED,
     PIPELINES["zero-shot-classification"].parameters: {"candidate_labels": ["sport"]},
 }

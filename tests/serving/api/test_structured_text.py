@@ -125,6 +125,7 @@ GUIDED: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json"),
     ({"guided_json": SCHEMA}, "json"),
     ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "json"),
+    ({"response_format": {"type": "json_object", "value": SCHEMA}}, "json"),
     ({"structured_outputs": {"regex": r"\d{2}-[ab]"}}, r"\d{2}-[ab]"),
     ({"guided_regex": r"\d{2}-[ab]"}, r"\d{2}-[ab]"),
     ({"structured_outputs": {"choice": ["near", "far"]}}, "near|far"),

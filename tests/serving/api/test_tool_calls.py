@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openai
 import pytest
 from language_models_served import answering
 from over_http import Served
+from pydantic import BaseModel
 
 from tests.chat_templates import TOOLS
 from tests.tiny_language_tasks import LanguageTasks
@@ -48,12 +49,17 @@ ONE = {"parallel_tool_calls": False}
 @pytest.fixture(scope="module")
 def callers(embedded_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Tasks whose templates show tools: one of a known family, and one of none; and one that does not show them."""
+    deaf = TOOLS.replace("message in messages", "message in messages if message.role in ['user', 'assistant']")
+    llama = TOOLS.replace("Call with", 'Respond in the format {"name": function name, "parameters": dictionary}')
     unknown = TOOLS.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
     made = LanguageTasks(tmp_path_factory.mktemp("language-tasks"), positions=2048)
     tasks = {
         "callers": made.language_model("callers", template=TOOLS, model_max_length=2048),
         "others": made.language_model("others", template=unknown, model_max_length=2048),
         "mute": made.language_model("mute"),
+        "deaf": made.language_model("deaf", template=deaf, model_max_length=2048),
+        "llama": made.language_model("llama", template=llama.replace("tool_call>", "call>"), model_max_length=2048),
+        "named": made.language_model("named", template={"rag": TOOLS, "other": TOOLS}),
     }
     with answering(made, tasks, embedded_url, tmp_path_factory.mktemp("callers")) as found:
         yield found
@@ -162,6 +168,28 @@ def test_a_call_that_is_cut_off_says_so(client: openai.OpenAI) -> None:
     assert complete.function.arguments.startswith(call.function.arguments)
 
 
+def test_a_call_that_a_stop_cuts_off_is_no_call_that_could_be_made(client: openai.OpenAI) -> None:
+    asked = {**CHAT, "tools": SOME, "tool_choice": "required", "stop": ['"city"', '"zone"'], **ONE}
+    seen = set()
+    for seed in range(6):
+        sampled = asked | {"temperature": 1, "seed": seed}
+        choice = client.chat.completions.create(**sampled).choices[0]
+        called = [call.function.arguments for call in choice.message.tool_calls or ()]
+        whole = all(text.rstrip().endswith("}") for text in called)
+        assert choice.finish_reason == ("tool_calls" if whole else "stop")
+        *_, last = client.chat.completions.create(**sampled, stream=True)
+        assert last.choices[0].finish_reason == choice.finish_reason
+        seen.add(whole)
+    assert False in seen
+
+
+def test_tools_forced_by_a_llama(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        choice = answered(client, stream, **CHAT | {"model": "llama"}, tools=SOME, tool_choice="required")
+        (call,) = choice.message.tool_calls
+        assert fits(call)
+
+
 # Calls that may be
 
 
@@ -247,6 +275,20 @@ def test_a_dialogue_of_calls_goes_on(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(**CHAT | {"messages": history, "max_tokens": 5}).choices[0].message.content
 
 
+def test_what_the_client_parsed_is_taken_back(client: openai.OpenAI) -> None:
+    class Weather(BaseModel):
+        city: Literal["Rome", "Oslo"]
+
+    tools = [openai.pydantic_function_tool(Weather)]
+    said = client.chat.completions.parse(**CHAT, tools=tools, tool_choice="required", **ONE).choices[0].message
+    (call,) = said.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Weather)
+    parsed = client.chat.completions.parse(**CHAT, response_format=Weather).choices[0].message
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    for messages in ([*ASK, said, result], [*ASK, said.model_dump(), result], [*ASK, parsed.model_dump(), *ASK]):
+        assert client.chat.completions.create(**CHAT | {"messages": messages, "max_tokens": 3}).choices
+
+
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [tool("")]}, "tools.0.function.name", "match pattern"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "required"),
@@ -267,6 +309,14 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": SOME, "tool_choice": "required", "guided_choice": ["a"]}, "tool_choice", "beside guided_choice"),
     ({"model": "others", "tools": SOME}, "tool_choice", "no family whose calls are known"),
     ({"model": "mute", "tools": SOME, "tool_choice": "required"}, "tools", "shows no tools"),
+    ({"model": "mute", "tools": SOME}, "tools", "shows no tools"),
+    ({"model": "named", "tools": SOME}, "messages", "chat templates named other, rag"),
+    ({"model": "llama", "tools": SOME, "guided_choice": ["a"]}, "guided_choice", "cannot be told from a call"),
+    (
+        {"model": "deaf", "messages": [*ASK, {"role": "tool", "tool_call_id": "c", "content": "it rains"}]},
+        "messages",
+        "messages.1.role: the task's chat template leaves out results of tools",
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.function_calls.formats import HERMES, LLAMA, PLAIN, Format
 from serving.function_calls.functions import Function, Functions
-from serving.function_calls.json_end import JsonEnd
+from serving.function_calls.json_text import BrokenError, JsonEnd, items
 from serving.function_calls.reading import Arguments, Called, Said, reader_of
 
 NAMES = ("weather", "time")
@@ -38,6 +38,13 @@ def call(name: str = "weather", key: str = "arguments", **arguments: Any) -> str
 
 
 ROME = ["weather", '{"city": "Rome"}']
+ONE_CALL = f"<tool_call>{call(city='Rome')}</tool_call>"
+
+
+def marked(arguments: str) -> str:
+    return f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
+
+
 OFFERED: list[tuple[Format, str, str, list[Any]]] = [
     (HERMES, "It rains.", "It rains.", []),
     (HERMES, f"<tool_call>\n{call(city='Rome')}\n</tool_call>", "", [ROME]),
@@ -57,6 +64,21 @@ OFFERED: list[tuple[Format, str, str, list[Any]]] = [
     (HERMES, "spaces  \n", "spaces  \n", []),
     (HERMES, "[" * 100_000, "[" * 100_000, []),
     (HERMES, "<tool_call>" + "[" * 100_000 + "</tool_call>", "<tool_call>" + "[" * 100_000 + "</tool_call>", []),
+    (HERMES, f"I look. {ONE_CALL} Done.\n", "I look. Done.\n", [ROME]),
+    (HERMES, f"{ONE_CALL} Done.", "Done.", [ROME]),
+    (HERMES, f" <tool_call> b {ONE_CALL}", " <tool_call> b", [ROME]),
+    (HERMES, "  <tool_call>{'name'", "  <tool_call>{'name'", []),
+    (HERMES, marked('{"city": "</tool_call>"}'), "", [["weather", '{"city": "</tool_call>"}']]),
+    (HERMES, ONE_CALL.removesuffix("ool_call>"), "", [ROME]),
+    (HERMES, marked('{"a": 12345678901234567890123.50}'), "", [["weather", '{"a": 12345678901234567890123.50}']]),
+    (HERMES, marked('{"a": 1, "a":  2}'), "", [["weather", '{"a": 1, "a":  2}']]),
+    (HERMES, marked('{"a": "\\ud800"}'), "", [["weather", '{"a": "\\ud800"}']]),
+    (HERMES, marked('{"a": NaN}'), marked('{"a": NaN}'), []),
+    (HERMES, marked('{"a": -Infinity}'), marked('{"a": -Infinity}'), []),
+    (HERMES, marked('{"a": 1,}'), marked('{"a": 1,}'), []),
+    (HERMES, "<tool_call>[]</tool_call>", "<tool_call>[]</tool_call>", []),
+    (HERMES, "I say </tool_call> and go on", "I say </tool_call> and go on", []),
+    (LLAMA, '{"name": "time", "parameters": {"a": Infinity}}', '{"name": "time", "parameters": {"a": Infinity}}', []),
     (LLAMA, call(key="parameters", city="Rome"), "", [ROME]),
     (LLAMA, "\n" + call(city="Rome"), "", [ROME]),
     (LLAMA, "It rains. {}", "It rains. {}", []),
@@ -86,9 +108,22 @@ def test_text_is_told_as_it_comes_and_nothing_that_may_be_a_call() -> None:
     assert found == [["It"], [" rains"], [], [" <top>"]]
 
 
-def test_of_several_calls_one_is_told_where_one_is_asked_for() -> None:
-    text = f"[{call(city='Rome')}, {call('time')}]"
-    assert read([text], LLAMA, several=False) == ("", [ROME])
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (LLAMA, f"[{call(city='Rome')}, {call('time')}]"),
+        (HERMES, f"<tool_call>[{call(city='Rome')}, {call('time')}]</tool_call>"),
+        (HERMES, f"<tool_call>{call(city='Rome')}</tool_call>\n<tool_call>{call('time')}</tool_call>"),
+    ],
+)
+def test_of_several_calls_the_first_is_told_where_one_is_asked_for(form: Format, text: str) -> None:
+    assert read([text], form, several=False) == read(list(text), form, several=False) == ("", [ROME])
+
+
+@given(st.text(alphabet=" <tool_cal>/{\"'[]:\n", max_size=60))
+def test_a_text_without_calls_is_told_as_it_is(text: str) -> None:
+    parts = ["<tool_call>", text, "</tool_call>", text]
+    assert read(parts, HERMES) == ("".join(parts), [])
 
 
 FORCED = '<tool_call>\n{"name": "weather", "arguments": {"city": "a \\"}{ \\\\"}}\n</tool_call>\n'
@@ -110,15 +145,27 @@ def test_a_forced_call_that_was_cut_off_is_told_as_far_as_it_came() -> None:
     assert read([FORCED[:57]], HERMES, forced=True) == ("", [["weather", '{"city": "a ']])
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    ),
-    st.integers(0, 40),
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-def test_an_objects_end_is_found(value: Any, cut: int) -> None:
-    text = json.dumps({"value": value}, ensure_ascii=False)
+
+
+@given(VALUES, st.integers(0, 40), st.sampled_from([None, 1]))
+def test_an_objects_end_and_members_are_found(value: Any, cut: int, indent: int | None) -> None:
+    text = json.dumps({"a": value, "b": 1}, ensure_ascii=False, indent=indent)
     end = JsonEnd()
-    first = end.find(text[:cut])
-    assert (first if cut >= len(text) else cut + (end.find(text[cut:] + '}, "more"') or 0)) == len(text)
+    found = end.find(text[:cut])
+    if found is None:
+        found = len(text[:cut]) + (end.find(text[cut:] + '}, "more"') or 0)
+    assert found == len(text)
+    (one,) = items(f" {text} ")
+    assert one["a"][0] == value
+    assert json.loads(one["a"][1]) == value
+    assert one["a"][1] in text
+
+
+@pytest.mark.parametrize("text", ["{'a': 1}", "{<", "[1, 2 <"])
+def test_what_is_no_json_is_known_before_its_end(text: str) -> None:
+    with pytest.raises(BrokenError):
+        JsonEnd().find(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from ken_core import open_base
 from ken_core.tokenization import Encoder
-from serving.errors import InvalidInputError
+from serving.errors import InvalidInputError, OverloadedError
+from serving.grammar import patience
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import MOST_BYTES, Grammar, json_of, match_of, one_of
 from serving.grammar.vocabulary import Vocabularies
@@ -47,7 +49,7 @@ def refusal(grammar: Grammar, encoder: Encoder) -> str:
         ({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"not": {}}}}}}, "not"),
         ({"type": "string", "format": "path"}, "format 'path'"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
-        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf whose alternatives cannot be"),
         ({"type": "foo"}, "Invalid type: foo"),
         ({"type": "integer", "minimum": 5, "maximum": 2}, "minimum"),
         ({"enum": []}, "Unsatisfiable"),
@@ -93,7 +95,8 @@ BOMBS: dict[str, Any] = {
             "a30": {"type": "string"},
         },
     },
-    "a thousand properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}},
+    "hundreds of properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(400)}},
+    "patterns of names": {"patternProperties": {f"^p{i}x.*y{i}$": {"type": "integer"} for i in range(64)}},
     "a long text": {"const": "x" * (MOST_BYTES - 100)},
     "circles": {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}},
 }
@@ -116,10 +119,32 @@ def test_what_is_too_large_is_refused_before_it_is_compiled() -> None:
         lambda: one_of([], "here"),
         lambda: one_of(["a", ""], "here"),
         lambda: json_of(False, "here"),
+        lambda: match_of("a\\", "here"),
+        lambda: match_of("a" + "\\" * 5, "here"),
     ):
         with pytest.raises(InvalidInputError) as refused:
             make()
         assert refused.value.at == "here"
+
+
+def test_a_compilation_that_takes_too_long_is_given_up_and_two_of_them_hold_up_others(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "MOST_SECONDS", 0.05)
+    impatient, gate = patience.Patience(), threading.Event()
+    for _ in range(patience.MOST_LATE):
+        with pytest.raises(InvalidInputError, match="here: it takes more than"):
+            impatient(gate.wait, "here")
+    with pytest.raises(OverloadedError) as refused:
+        finish(compiled(one_of(["a"], "here"), encoder, VOCABULARIES, impatient))
+    assert refused.value.retry_after
+    gate.set()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OverloadedError):
+            assert impatient(lambda: "again", "here") == "again"
+            return
+    pytest.fail("it never ran again")
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?=a)b", "a{1000000}{1000000}", r"\1(a)"])
@@ -146,9 +171,12 @@ def _with_tokenizer(tasks: LanguageTasks, folder: Path) -> Any:
     return open_base(str(folder))
 
 
-def test_tasks_of_one_tokenizer_share_a_vocabulary_and_it_goes_with_them(language_tasks: LanguageTasks) -> None:
+def test_tasks_of_one_tokenizer_share_a_vocabulary_and_few_are_kept(language_tasks: LanguageTasks) -> None:
     made = Vocabularies()
-    encoder = Encoder(language_tasks.base, language_tasks.base.config, {})
-    assert made.of(encoder, "here") is made.of(encoder, "there")
-    del encoder
-    assert len(made._made) == 0
+    first, second = (Encoder(language_tasks.base, language_tasks.base.config, {}) for _ in range(2))
+    assert made.of(first, "here") is made.of(second, "there")
+    assert len(made._made) == 1
+    for number in range(6):
+        second.vocabulary_digest = str(number)
+        made.of(second, "here")
+    assert len(made._made) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from serving.generation.sampling import Sampler, Sampling
 from serving.grammar import state as states
 from serving.grammar.compiling import compiled
 from serving.grammar.grammar import ANY_OBJECT, json_of, match_of, one_of
-from serving.grammar.state import GrammarState
+from serving.grammar.state import Delay, GrammarState
 from serving.workers.steps import finish
 from tests.tiny_language_tasks import LanguageTasks
 
@@ -136,6 +137,29 @@ def test_a_mask_that_takes_too_long_fails_its_text_alone(encoder: Encoder, monke
         GrammarState(matcher, threads, "guided_choice").restrict(torch.zeros(400), ())
 
 
+def test_texts_of_one_request_hold_up_others_for_a_second_in_all(encoder: Encoder) -> None:
+    """A schema within all limits whose masks are slow."""
+    lists = [{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 200
+    schema = {"$defs": {"a": {"anyOf": [*lists, {"type": "integer"}]}}, "$ref": "#/$defs/a"}
+    matcher = finish(compiled(json_of(schema, "here"), encoder, VOCABULARIES))
+    (opening,) = encoder.prompt("[", special=False)
+    delay, scores = Delay("here"), torch.zeros(encoder.largest_ids[0] + 1)
+    began = time.process_time()
+    failed = 0
+    with ThreadPoolExecutor(1) as threads:
+        for _ in range(8):
+            state = GrammarState(matcher.deep_copy(), threads, "here", delay)
+            try:
+                for _ in range(30):
+                    state.restrict(scores, ())
+                    state.take(opening)
+            except InvalidInputError:
+                failed += 1
+    assert failed == 8
+    assert delay.seconds < states.MOST_SECONDS + 5
+    assert time.process_time() - began < 30
+
+
 def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encoder) -> None:
     class Busy(ThreadPoolExecutor):
         def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -144,6 +168,26 @@ def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encode
     matcher = finish(compiled(one_of(["yes"], "here"), encoder, VOCABULARIES))
     with Busy(1) as threads:
         assert torch.isfinite(GrammarState(matcher, threads, "here").restrict(torch.zeros(400), ())).any()
+
+
+def test_a_name_has_one_spelling(encoder: Encoder) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
+    for text, place in (('{"\\u0061": "x"}', 1), ('{"a": "x"}', 1), ('{"b\\/": "x"}', 1), ('{"b\\n": "x"}', 0)):
+        with followed(json_of(schema, "here"), encoder) as state:
+            assert (refused_at(state, encoder, text) is not None) == bool(place), text
+
+
+@pytest.mark.parametrize("text", ["a<|im_end|>b", "<|im_end|>", "<|im_start|>user"])
+def test_what_is_written_like_a_special_token_is_spelled_out(text: str, encoder: Encoder) -> None:
+    for grammar, expected in ((one_of([text], "here"), text), (json_of({"const": text}, "here"), json.dumps(text))):
+        ids: list[int] = []
+        with followed(grammar, encoder) as state:
+            while True:
+                ids.append(int(state.restrict(torch.zeros(encoder.largest_ids[0] + 1), (2,)).argmax()))
+                assert not encoder.is_special(ids[-1])
+                if state.take(ids[-1]):
+                    break
+        assert encoder.text_of(ids) == expected
 
 
 # With the sampler
