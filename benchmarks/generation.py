@@ -11,7 +11,9 @@ an end of text. The ways of a table take turns; figures are medians over the tur
 - **generate**: Transformers' `generate`, one batch padded on the left, on the folder that `ken apply` writes
 - **generate_batch**: Transformers' continuous batching on the same folder, with room for 32 pages of 256 tokens; left
   to itself it takes most of the memory, and a minute and a half to begin
+- **ken, by turns**: the same without mixed steps (`--mixed off`)
 - **with switches**: tasks one after another, each put into the weights by the exchange that ken uses
+- **a process a task**: `generate` in a process of its own for each task, all at once, against a process that is ken
 - **over HTTP**: a server on Ray Serve behind HAProxy, read as a stream, against the replica in this process
 
 `--quick` takes fewer tokens and turns.
@@ -26,8 +28,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,72 +39,52 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from benchmarks.bars import Bar
+from benchmarks.generation_grammar import BAR as GRAMMAR
+from benchmarks.generation_grammar import grammar_rows
 from benchmarks.report import Row, plain_table, report, with_shared_options
+from benchmarks.text_processes import Children
+from benchmarks.text_tasks import (
+    SEQUENCES,
+    TASKS,
+    Model,
+    Prompts,
+    continue_all,
+    continued,
+    padded_generate,
+    prepared,
+    prompts_for,
+    running,
+)
 from benchmarks.turns import taking_turns
 from ken_core import (
     Attached,
-    Budget,
-    Checkpoint,
     ResidentModel,
-    Selection,
-    apply,
     deltafile,
-    extract,
     open_base,
-    open_tuned,
 )
 from ken_core.decoding.choice import decoder_of
 from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.few_rows import few_rows
 from ken_core.heads import Grafted, graft_split
-from serving.config import load_settings
 from serving.data_dir import default_data_dir
 from serving.demo.smollm2 import smollm2
 from serving.engine.cores import usable_cores
-from serving.generation.query import GenerationQuery, SamplingParameters
 from serving.launch.server_process import ServerProcess
-from serving.pipelines.token_ids import TokenIds
 from serving.service import Service
 from serving.store import Store
 from serving.store.embedded import embedded_store
-from serving.telemetry.generation_metrics import GenerationFacts
-
-_TASKS = ("north", "east", "south", "west")
-_SEQUENCES = 8
-_SPREAD = 0.02
-_TEXT = (
-    "The town lies on a river between two hills. Its people were fishermen and weavers, and every spring they held a "
-    "market that drew traders from the coast. When the railway came, the market moved to the station, the looms were "
-    "sold, and within one generation the old quarter stood empty. Today its narrow streets are full again: students "
-    "rent the weavers' houses, and the market is back by the river. "
-)
-_GREEDY = SamplingParameters.model_validate({"temperature": 0})
 
 BARS = (
     Bar("batched", "one task, 8 sequences: tokens/s over generate's, padded on the left", ">=", 1.0),
-    Bar("tasks", "4 tasks x 2 sequences: tokens/s over one task x 8", ">=", 0.45),
+    Bar("mixed-decode", "4 tasks x 2 sequences: tokens/s over one task x 8", ">=", 0.7),
+    Bar("tasks", "4 tasks x 2 sequences by turns: tokens/s over one task x 8", ">=", 0.45),
+    Bar("processes", "4 tasks x 2: tokens/s over a process a task's", ">=", 1.0),
+    Bar("processes-memory", "4 tasks x 2: memory over a process a task's", "<=", 0.5),
     Bar("tasks-continuous", "4 tasks x 2: tokens/s over generate_batch's, with switches", ">=", 1.0),
+    GRAMMAR,
     Bar("first-token", "beside 4 sequences: time to the first token over 3 steps and its own prefill", "<=", 1.0),
     Bar("streaming", "a token over HTTP, on top of in process", "<=", 1.0, unit="ms"),
 )
-
-
-@dataclass(frozen=True)
-class Model:
-    """The base, its tasks' deltas, and a resident model that whole models stand on."""
-
-    base: Checkpoint
-    deltas: Mapping[str, Path]
-    applied: Path
-    """The folder that `ken apply` writes of the first task."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of the prompts, and tokens to generate after each."""
-
-    ids: Sequence[Sequence[int]]
-    tokens: int
 
 
 def main() -> None:
@@ -112,17 +93,20 @@ def main() -> None:
     threads = usable_cores()
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name, embedded_store(Path(name) / "store") as url:
-        model = _prepare(options.base or smollm2(default_data_dir() / "demo"), Path(name), options.dtype)
+        model = prepared(options.base or smollm2(default_data_dir() / "demo"), Path(name))
         store = Store(url, "bench")
         for task, path in model.deltas.items():
             store.tasks.publish(task, deltafile.open_file(path), "live")
         settings = {"base": str(model.base.folder), "namespace": "bench", "dtype": options.dtype}
-        with _service(url, Path(name), settings) as service:
-            prompts = _prompts(service, 24 if options.quick else 64)
+        with running(url, Path(name), settings) as service:
+            prompts = prompts_for(service, 24 if options.quick else 64)
             turns = 2 if options.quick else 3
-            rows = _throughput(service, model, prompts, turns, options.dtype)
+            with running(url, Path(name) / "turns", {**settings, "mixed": "off"}) as by_turns:
+                rows = _throughput(service, by_turns, model, prompts, turns, options.dtype)
+            rows += grammar_rows(service, TASKS[0], prompts.ids, prompts.tokens, turns)
             rows += _first_token(service, prompts, turns)
             gap = _gap(service, prompts, turns)
+        rows += _processes(url, model, prompts, turns, options.dtype)
         rows += _streaming(url, Path(name), settings, prompts, gap, turns)
     title = f"Generation: SmolLM2-135M, {options.dtype}, {threads} threads{', quick' if options.quick else ''}"
     report(title, rows, options.json, [_table(title, rows), _bars(rows)])
@@ -138,76 +122,14 @@ def _options() -> argparse.Namespace:
 # What is compared
 
 
-def _prepare(folder: Path, to: Path, dtype: str) -> Model:
-    base = open_base(str(folder))
-    deltas = {}
-    for number, task in enumerate(_TASKS):
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        torch.manual_seed(number)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(1 + torch.randn_like(parameter) * _SPREAD)
-        model.save_pretrained(to / task)
-        delta = extract(base, open_tuned(str(to / task)), Selection(budget=Budget(fraction=0.1)))
-        deltas[task] = to / f"{task}.ken"
-        deltafile.write(delta, base, deltas[task])
-        if number == 0:
-            apply(base, delta, to / "applied")
-    return Model(base, deltas, to / "applied")
-
-
-@contextmanager
-def _service(url: str, folder: Path, settings: Mapping[str, str]) -> Iterator[Service]:
-    service = Service(load_settings(**settings, data_dir=folder / "service"), url)
-    service.start()
-    try:
-        yield service
-    finally:
-        service.stop()
-
-
-def _prompts(service: Service, tokens: int) -> Prompts:
-    ids = service.engine.tiers.base_encoder.prompt(_TEXT * 4, special=True)
-    starts = range(0, 5 * _SEQUENCES, 5)
-    lengths = [24 + 72 * i // (_SEQUENCES - 1) for i in range(_SEQUENCES)]
-    return Prompts([ids[start : start + length] for start, length in zip(starts, lengths, strict=True)], tokens)
-
-
 # Ken
 
 
-async def _one(service: Service, task: str, ids: Sequence[int], tokens: int) -> GenerationFacts:
-    query = GenerationQuery([TokenIds(tuple(ids))], _GREEDY, max_tokens=tokens, ignores_end=True)
-    async with service.generate(service.table.resolve(task), query, 600.0) as generation:
-        async for _ in generation:
-            pass
-    return generation.facts
-
-
 def _ken(service: Service, tasks: Sequence[str], prompts: Prompts) -> Callable[[], None]:
-    async def run() -> None:
-        asked = zip(tasks, prompts.ids, strict=True)
-        await asyncio.gather(*(_one(service, task, ids, prompts.tokens) for task, ids in asked))
-
-    return lambda: asyncio.run(run())
+    return lambda: continue_all(service, tasks, prompts.ids, prompts.tokens)
 
 
 # Transformers
-
-
-def _generate(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens: int) -> None:
-    longest = max(map(len, ids))
-    padded = torch.tensor([[0] * (longest - len(one)) + list(one) for one in ids])
-    seen = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
-    with torch.inference_mode():
-        model.generate(
-            padded,
-            attention_mask=seen,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
 
 
 def _generate_batch(model: PreTrainedModel, ids: Sequence[Sequence[int]], tokens: int) -> None:
@@ -249,29 +171,33 @@ class Switching:
 # Measuring
 
 
-def _throughput(service: Service, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
-    folder = AutoModelForCausalLM.from_pretrained(model.applied, dtype=getattr(torch, dtype)).eval()
+def _throughput(
+    service: Service, by_turns: Service, model: Model, prompts: Prompts, turns: int, dtype: str
+) -> list[Row]:
+    folder = AutoModelForCausalLM.from_pretrained(model.applied[TASKS[0]], dtype=getattr(torch, dtype)).eval()
     switching = Switching.of(model, dtype)
-    two = [task for task in _TASKS for _ in range(_SEQUENCES // len(_TASKS))]
+    two = [task for task in TASKS for _ in range(SEQUENCES // len(TASKS))]
     alone = Prompts(prompts.ids[-1:], prompts.tokens)
     ways: dict[str, Callable[[], None]] = {
-        "ken, 1 task x 1": _ken(service, _TASKS[:1], alone),
-        "generate, 1 x 1": lambda: _generate(folder, alone.ids, alone.tokens),
-        "ken, 1 task x 8": _ken(service, _TASKS[:1] * _SEQUENCES, prompts),
-        "generate, 1 x 8": lambda: _generate(folder, prompts.ids, prompts.tokens),
+        "ken, 1 task x 1": _ken(service, TASKS[:1], alone),
+        "generate, 1 x 1": lambda: padded_generate(folder, alone.ids, alone.tokens),
+        "ken, 1 task x 8": _ken(service, TASKS[:1] * SEQUENCES, prompts),
+        "generate, 1 x 8": lambda: padded_generate(folder, prompts.ids, prompts.tokens),
         "generate_batch, 1 x 8": lambda: _generate_batch(folder, prompts.ids, prompts.tokens),
         "ken, 4 tasks x 2": _ken(service, two, prompts),
-        "generate with switches, 4 x 2": lambda: switching.run(prompts, _generate),
+        "ken by turns, 4 tasks x 2": _ken(by_turns, two, prompts),
+        "generate with switches, 4 x 2": lambda: switching.run(prompts, padded_generate),
         "generate_batch with switches, 4 x 2": lambda: switching.run(prompts, _generate_batch),
     }
     found = taking_turns(ways, turns)
     switching.resident.revert()
-    generated = {name: prompts.tokens * (1 if "x 1" in name else _SEQUENCES) for name in ways}
+    generated = {name: prompts.tokens * (1 if "x 1" in name else SEQUENCES) for name in ways}
     rate = {name: generated[name] / seconds for name, seconds in found.items()}
     rows = [Row(name, value, "tokens/s") for name, value in rate.items()] + _steps(switching, turns)
     over = {
         "batched": ("ken, 1 task x 8", "generate, 1 x 8"),
-        "tasks": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
+        "mixed-decode": ("ken, 4 tasks x 2", "ken, 1 task x 8"),
+        "tasks": ("ken by turns, 4 tasks x 2", "ken, 1 task x 8"),
         "tasks-continuous": ("ken, 4 tasks x 2", "generate_batch with switches, 4 x 2"),
     }
     bars = {bar.name: bar for bar in BARS}
@@ -301,19 +227,35 @@ def _steps(switching: Switching, turns: int) -> list[Row]:
     return rows
 
 
+def _processes(url: str, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
+    with Children(url, model.base.folder, model.applied, dtype, usable_cores()) as children:
+        found = taking_turns(children.ways(prompts.ids, prompts.tokens), turns)
+        memory = children.memory()
+    generated = prompts.tokens * len(prompts.ids)
+    rows = [Row(f"{name}, 4 x 2", generated / seconds, "tokens/s") for name, seconds in found.items()]
+    rows += [Row(f"{name}, memory", size / 1e6, "MB") for name, size in memory.items()]
+    ours, theirs = "one ken process", "a process a task"
+    bars = {bar.name: bar for bar in BARS}
+    return [
+        *rows,
+        bars["processes"].row(found[theirs] / found[ours], theirs),
+        bars["processes-memory"].row(memory[ours] / memory[theirs], theirs),
+    ]
+
+
 def _first_token(service: Service, prompts: Prompts, turns: int) -> list[Row]:
     """A text that comes beside 4 others of its task."""
-    ids, task = prompts.ids[-1], _TASKS[0]
+    ids, task = prompts.ids[-1], TASKS[0]
 
     async def beside() -> tuple[float, float]:
-        running = [asyncio.create_task(_one(service, task, prompts.ids[i], 4 * prompts.tokens)) for i in range(4)]
+        running = [asyncio.create_task(continued(service, task, prompts.ids[i], 4 * prompts.tokens)) for i in range(4)]
         await asyncio.sleep(1.5)
-        facts = await _one(service, task, ids, 2)
+        facts = await continued(service, task, ids, 2)
         others = await asyncio.gather(*running)
         return facts.first or 0.0, statistics.median(gap for one in others for gap in one.gaps)
 
     def prefill() -> float:
-        return asyncio.run(_one(service, task, ids, 1)).first or 0.0
+        return asyncio.run(continued(service, task, ids, 1)).first or 0.0
 
     alone = statistics.median(prefill() for _ in range(turns + 2))
     found = [asyncio.run(beside()) for _ in range(turns)]
@@ -329,7 +271,7 @@ def _first_token(service: Service, prompts: Prompts, turns: int) -> list[Row]:
 
 def _gap(service: Service, prompts: Prompts, turns: int) -> float:
     """Median seconds from a token to the next in process, one text."""
-    found = [asyncio.run(_one(service, _TASKS[0], prompts.ids[0], 2 * prompts.tokens)) for _ in range(turns)]
+    found = [asyncio.run(continued(service, TASKS[0], prompts.ids[0], 2 * prompts.tokens)) for _ in range(turns)]
     return statistics.median(gap for one in found for gap in one.gaps)
 
 
@@ -340,7 +282,7 @@ def _streaming(
     started = {**settings, "redis_url": url, "data_dir": str(folder / "server"), "log_level": "warning"}
     with ServerProcess(started, folder / "log") as server, httpx.Client(base_url=server.url, timeout=120) as client:
         over_http = statistics.median(_gaps_over_http(client, prompts, turns + 1))
-    with _service(url, folder / "again", settings) as service:
+    with running(url, folder / "again", settings) as service:
         again = _gap(service, prompts, turns)
     alone = statistics.median((in_process, again))
     bar = next(bar for bar in BARS if bar.name == "streaming")
@@ -354,7 +296,7 @@ def _streaming(
 
 def _gaps_over_http(client: httpx.Client, prompts: Prompts, turns: int) -> list[float]:
     body = {
-        "model": _TASKS[0],
+        "model": TASKS[0],
         "prompt": list(prompts.ids[0]),
         "max_tokens": 2 * prompts.tokens,
         "temperature": 0,

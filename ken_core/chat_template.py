@@ -43,6 +43,14 @@ class ChatTemplate:
             return None
         return cls({"default": found} if isinstance(found, str) else dict(found), dict(tokenizer.special_tokens_map))
 
+    def mentions(self, variable: str, tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+        """Whether the template that would be rendered has a word anywhere, such as the name of a variable.
+
+        Raises:
+            TemplateError: as `render` does, where there is no such template.
+        """
+        return variable in self.text(tools)
+
     def render(
         self,
         messages: Sequence[Message],
@@ -67,7 +75,7 @@ class ChatTemplate:
             TemplateError: the template raised or fails, takes too much time or memory, or has no default among several
                 names; or the arguments contradict each other.
         """
-        text = self._chosen(tools)
+        text = self.text(tools)
         chat = [_as_templates_read(message, text) for message in messages]
         _check(chat, opens_answer, continues_last, arguments or {})
         last = _tagged(chat, text) if continues_last else ""
@@ -82,7 +90,12 @@ class ChatTemplate:
         rendered = RENDERERS.render(text, variables)
         return _cut_at_tag(rendered, last) if continues_last else rendered
 
-    def _chosen(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def text(self, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The template that `render` takes.
+
+        Raises:
+            TemplateError: the tokenizer has several, and none is the default.
+        """
         if tools is not None and "tool_use" in self.named:
             return self.named["tool_use"]
         if "default" not in self.named:

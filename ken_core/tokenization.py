@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -172,14 +172,17 @@ class Encoder:
         ids: list[int] = self._fast.encode(text, add_special_tokens=special).ids
         return ids
 
-    def stream(self, before: Sequence[int], plain: bool) -> TextStream:
+    def stream(self, before: Sequence[int], plain: bool, kept: Collection[str] = ()) -> TextStream:
         """The text of tokens as they come.
 
         Args:
             before: the tokens before the first one.
             plain: whether special tokens are left out.
+            kept: special tokens that are part of the text nevertheless.
         """
-        return TextStream(self._fast, before, self.bytes_of.special if plain else ())
+        if not plain:
+            return TextStream(self._fast, before)
+        return TextStream(self._fast, before, self.bytes_of.special - {self._fast.token_to_id(token) for token in kept})
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""

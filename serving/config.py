@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     )
     packed_bytes: int = Field(2_000 * MIB, ge=0, description="budget of packed deltas on the device")
     mixed: Literal["auto", "off"] = Field(
-        "auto", description="whether one forward pass may hold rows of several tasks; auto: where that is faster"
+        "auto",
+        description="whether one forward pass may hold rows and texts of several tasks; auto: where that is faster",
     )
     materialised_bytes: int = Field(
         0,

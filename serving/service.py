@@ -13,8 +13,10 @@ import torch
 
 from ken_core import KenError, ResidentModel, deltafile, open_base
 from ken_core.decoding.choice import AnyDecoder, decoder_of
+from ken_core.decoding.packed import PackedDecoder
 from ken_core.errors import UndecodableError
 from ken_core.mixing.model import MixedModel
+from ken_core.mixing.steps import MixedSteps
 from serving.admission import Admission, AdmissionLimits
 from serving.config import Settings
 from serving.engine.cores import concurrent_batches, usable_cores
@@ -91,12 +93,15 @@ class Service:
         # Requests
         self.admission = Admission(_admission_limits(settings))
         decoder, why_not = _decoder(self.resident)
+        mixing = _mixing(settings, self.resident, decoder)
         self.engine = _engine(
-            settings, self.resident, self.cache, self.metrics, self.admission, threads, str(why_not or "")
+            settings, self.resident, self.cache, self.metrics, self.admission, threads, mixing, str(why_not or "")
         )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise one step would take every core
         self.workers = WorkerPool(max(2, min(threads // 2, _MOST_WORKERS)))
-        self.generator = _generator(settings, self.resident, self.engine, decoder, self.metrics) if decoder else None
+        self.generator = None
+        if decoder is not None:
+            self.generator = _generator(settings, self.resident, self.engine, decoder, mixing[1], self.metrics)
         self._continuing = continuing = Continuing(self.generator, why_not, self.engine, self.workers, self.admission)
         self.predict = Inference(self.engine, self.workers, self.admission, continuing)
         self.generate = Generating(self.predict, continuing)
@@ -259,8 +264,10 @@ def _engine(
     metrics: Metrics,
     admission: Admission,
     threads: int,
+    mixing: _Mixing,
     why_no_texts: str,
 ) -> Engine:
+    mixed, steps = mixing
     return Engine(
         resident,
         cache,
@@ -271,7 +278,8 @@ def _engine(
         materialised_bytes=settings.materialised_bytes,
         threads=threads,
         verify_seconds=settings.verify_seconds,
-        mixed=MixedModel(resident) if settings.mixed == "auto" else None,
+        mixed=mixed,
+        steps=steps,
         batches=concurrent_batches(settings.concurrent_batches, threads, resident.device.type),
         why_no_texts=why_no_texts,
     )
@@ -285,8 +293,24 @@ def _decoder(resident: ResidentModel) -> tuple[AnyDecoder | None, UndecodableErr
         return None, error
 
 
+_Mixing = tuple[MixedModel | None, MixedSteps | None]
+"""What runs batches, and decode steps, of many tasks."""
+
+
+def _mixing(settings: Settings, resident: ResidentModel, decoder: AnyDecoder | None) -> _Mixing:
+    if settings.mixed != "auto":
+        return None, None
+    mixed = MixedModel(resident)
+    return mixed, MixedSteps(resident, mixed, decoder) if isinstance(decoder, PackedDecoder) else None
+
+
 def _generator(
-    settings: Settings, resident: ResidentModel, engine: Engine, decoder: AnyDecoder, metrics: Metrics
+    settings: Settings,
+    resident: ResidentModel,
+    engine: Engine,
+    decoder: AnyDecoder,
+    steps: MixedSteps | None,
+    metrics: Metrics,
 ) -> Generator:
     return Generator(
         engine,
@@ -298,6 +322,7 @@ def _generator(
         tokens=settings.batch_tokens,
         queue=settings.queue_rows,
         quantum=settings.quantum_seconds,
+        steps=steps,
     )
 
 

@@ -133,6 +133,17 @@ TURNS = """{{ bos_token }}
     {{ '<start_of_turn>model\n' }}
 {%- endif -%}
 """
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\nFunctions:\n' }}"
+    "{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor %}"
+    """{{ 'Call with <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n' }}{% endif %}"""
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Hermes and Qwen 2.5 describe functions and show calls."""
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
         "ChatML, as SmolLM2": CHATML,

@@ -37,9 +37,8 @@ def write_chat_tokenizer(folder: Path, template: Any = CHATML, **options: Any) -
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
-        model_max_length=POSITIONS,
         chat_template=template,
-        **options,
+        **{"model_max_length": POSITIONS, **options},
     )
     made.save_pretrained(folder)
     return made

@@ -37,7 +37,8 @@ class Decoder(Protocol[P]):
     """Runs steps. Whoever calls it has the weights alone.
 
     Attributes:
-        packs: whether the chunks of a step share one pass of the backbone.
+        packs: whether the chunks of a step share one pass of the backbone. If so, pasts can be copied: they have a
+            method `copied`.
         token_nbytes: bytes that a token's keys and values take.
         block: tokens by which what is kept of a sequence grows.
     """

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ken_core.kernels import few_tokens
+
 _ALWAYS, _MOST = 4, 256
-"""Rows up to which it is faster on one thread, and on several."""
+"""Rows up to which MKL is faster so on one thread, and on several."""
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def few_rows(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     changed = [(m, vars(m).get("forward")) for m in modules if type(m) is nn.Linear and _gains(m.weight)]
     for module, _ in changed:
-        vars(module)["forward"] = partial(_forward, module)
+        vars(module)["forward"] = partial(linear, module)
     try:
         yield
     finally:
@@ -43,8 +45,19 @@ def _gains(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype is torch.float32
 
 
-def _forward(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+def _has_kernel(weight: torch.Tensor) -> bool:
+    return few_tokens.takes(weight) and few_tokens.is_usable()
+
+
+def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """What a linear layer on a CPU in float32 computes of few rows, (..., features)."""
     rows = inputs.numel() // inputs.shape[-1]
+    if rows <= few_tokens.MOST and inputs.dtype is torch.float32 and _has_kernel(module.weight):
+        flat = inputs.reshape(rows, inputs.shape[-1])
+        made = few_tokens.product(flat, module.weight, few_tokens.plain_tiles(rows))
+        if module.bias is not None:
+            made += module.bias
+        return made.view(*inputs.shape[:-1], module.out_features)
     if rows > (_ALWAYS if torch.get_num_threads() == 1 else _MOST) or inputs.dtype is not torch.float32:
         return functional.linear(inputs, module.weight, module.bias)
     flat = inputs.reshape(rows, inputs.shape[-1]).contiguous()
@@ -53,4 +66,4 @@ def _forward(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     made = torch.mm(module.weight, flat.t())[:, :rows].t().contiguous()
     if module.bias is not None:
         made += module.bias
-    return made.reshape(*inputs.shape[:-1], -1)
+    return made.reshape(*inputs.shape[:-1], module.out_features)

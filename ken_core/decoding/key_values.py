@@ -43,6 +43,15 @@ class KeyValues:
             buffer[:, :, self.length : end].copy_(chunk)
         return found[0][:, :, :end], found[1][:, :, :end]
 
+    def copied(self, tokens: int) -> KeyValues:
+        """Another sequence's keys and values, which begin with the first tokens of this one."""
+        made = KeyValues()
+        for layer, (keys, values) in self._layers.items():
+            buffers = (_grown(buffer, buffer, tokens, tokens) for buffer in (keys, values))
+            made._layers[layer] = (next(buffers), next(buffers))
+        made.length = tokens
+        return made
+
     def advance(self, tokens: int) -> None:
         """Count a chunk whose keys and values every layer has put."""
         self.length += tokens

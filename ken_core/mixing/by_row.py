@@ -17,7 +17,7 @@ def has_vectors_alone(module: nn.Module) -> bool:
     return bool(found) and not is_linear(module) and all(p.dim() == 1 for p in found)
 
 
-def by_row(
+def with_own_vectors(
     module: nn.Module, given: torch.Tensor, modules: Sequence[nn.Module], group_of_row: torch.Tensor
 ) -> torch.Tensor:
     """What modules of one class compute, each from the rows of its own group.

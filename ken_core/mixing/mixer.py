@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
+from ken_core.decoding import few_rows
+from ken_core.kernels import few_tokens
 from ken_core.kernels.correction import Correction, Groups, Shift, Tokens
-from ken_core.mixing.by_row import by_row, has_vectors_alone
+from ken_core.mixing.by_row import has_vectors_alone, with_own_vectors
 from ken_core.mixing.changes import NO_CHANGE, Changes, ModuleChange, is_embedding
-from ken_core.mixing.layout import Layout, given_to
+from ken_core.mixing.layout import Layout, as_given, by_row, given_to
 from ken_core.mixing.products import add_products
 
 P = TypeVar("P")
@@ -31,6 +35,8 @@ class Group:
 class Mixture:
     """A batch on its way through the backbone: groups of rows, one behind the other.
 
+    In a decode step a row is a token. A mixture may be used again for groups of as many rows of the same tasks.
+
     Attributes:
         rows: how many there are.
     """
@@ -46,6 +52,7 @@ class Mixture:
         self._touched = set().union(*(group.changes.keys() for group in groups))
         self._laid_out: tuple[torch.Tensor, Tokens] | None = None
         self._by_entries: dict[int, Groups] = {}
+        self._tiles: dict[str, few_tokens.Tiles] = {}
         self._group_of_row: torch.Tensor | None = None
 
     def touches(self, module: str) -> bool:
@@ -75,12 +82,24 @@ class Mixture:
             found = self._by_entries[entries] = kernels.groups(slices)
         return found
 
-    def tokens(self, given: torch.Tensor, kernels: Correction) -> Tokens:
-        """A module's input as kernels want it: modules with the same input (queries, keys, values) share it."""
+    def tokens(self, given: torch.Tensor, rows: torch.Tensor, kernels: Correction) -> Tokens:
+        """A module's input as kernels want it: modules with the same input (queries, keys, values) share it.
+
+        Args:
+            rows: the input by rows.
+        """
         if self._laid_out is None or self._laid_out[0] is not given:
-            groups = self.groups(given[0].numel() // given.shape[-1], kernels)
-            self._laid_out = given, kernels.tokens(given.reshape(-1, given.shape[-1]), groups)
+            groups = self.groups(rows[0].numel() // rows.shape[-1], kernels)
+            self._laid_out = given, kernels.tokens(rows.reshape(-1, rows.shape[-1]), groups)
         return self._laid_out[1]
+
+    def tiles(self, module: str, shifts: Sequence[Shift | None]) -> few_tokens.Tiles:
+        """Of all rows, for a module whose weight these shifts change."""
+        found = self._tiles.get(module)
+        if found is None:
+            groups = list(zip(self._slices, shifts, strict=True))
+            found = self._tiles[module] = few_tokens.tiles_of(groups)
+        return found
 
 
 class Mixer:
@@ -90,6 +109,8 @@ class Mixer:
 
     Args:
         layouts: of the modules that a mixture may change.
+        kernels: by dtype, the corrections and the arena that they read the base from.
+        few: multiply few tokens with each task's own weights, in place of correcting the base's result.
         kernels: the corrections, by the dtype of a weight, and the arena that it lies in.
 
     Attributes:
@@ -102,9 +123,11 @@ class Mixer:
         backbone: nn.Module,
         layouts: Mapping[str, Layout],
         kernels: Mapping[torch.dtype, tuple[Correction, torch.Tensor]],
+        few: bool = False,
     ) -> None:
         self._backbone = backbone
         self._kernels = kernels
+        self._few = few
         self._running = threading.local()
         self.stacking = {name for name in layouts if has_vectors_alone(backbone.get_submodule(name))}
         for name, layout in layouts.items():
@@ -116,36 +139,50 @@ class Mixer:
 
         The weights must be the base's, and stay so until it returns.
         """
-        self._running.mixture = mixture
-        try:
+        with self.mixing(mixture):
             output: ModelOutput = self._backbone(**inputs, return_dict=True)
             return output
+
+    @contextmanager
+    def mixing(self, mixture: Mixture) -> Iterator[None]:
+        """Within it, what this thread calls the backbone with is a mixture."""
+        self._running.mixture = mixture
+        try:
+            yield
         finally:
             self._running.mixture = None
 
-    def _in_front_of(self, forward: Callable[..., Any], module: nn.Module, name: str, layout: Layout) -> Any:
-        running = self._running
+    def _in_front_of(self, before: Callable[..., Any], module: nn.Module, name: str, layout: Layout) -> Any:
+        running, forward = self._running, before
+        multiplies = self._few and type(module) is nn.Linear and few_tokens.takes(module.weight)
+        if multiplies and isinstance(module, nn.Linear):
+            forward = partial(few_rows.linear, module)
 
         def changed(*args: Any, **kwargs: Any) -> Any:
             mixture: Mixture | None = getattr(running, "mixture", None)
-            if mixture is None or not mixture.touches(name):
+            if mixture is None:
+                return before(*args, **kwargs)
+            few = multiplies and mixture.rows <= few_tokens.MOST_MIXED
+            if not (few or mixture.touches(name)):
                 return forward(*args, **kwargs)
             given = given_to(args, kwargs)
             if given is None:
                 raise RuntimeError(f"{name} was called with one tensor when it was watched, and is not now")
-            rows = _by_row(given, mixture.rows, layout)
+            rows = by_row(given, mixture.rows, layout)
             if rows.shape[0] != mixture.rows:
                 raise RuntimeError(f"{name} was called with {tuple(given.shape)} for a batch of {mixture.rows} rows")
             changes = mixture.changes(name)
             if name in self.stacking:
                 modules = [module if change.own is None else change.own for change in changes]
-                output = by_row(module, rows, modules, mixture.group_of_row(given.device))
+                output = with_own_vectors(module, rows, modules, mixture.group_of_row(given.device))
+            elif few:
+                output = _multiplied(mixture, name, module, rows, changes)
             else:
-                own = mixture.with_rows([change.own for change in changes])
-                output = _by_row(forward(_known(given, module) if own else given), mixture.rows, layout)
+                own = any(change.own is not None for change in changes)
+                output = by_row(forward(_known(given, module) if own else given), mixture.rows, layout)
                 output = output.contiguous() if layout is Layout.SHARED else output
-                self._correct(mixture, rows, output, changes, own, module)
-            return output.flatten(0, 1) if layout is Layout.FLAT else output
+                self._correct(mixture, given, rows, output, changes, module)
+            return as_given(output, layout)
 
         return changed
 
@@ -153,42 +190,44 @@ class Mixer:
         self,
         mixture: Mixture,
         given: torch.Tensor,
+        rows: torch.Tensor,
         output: torch.Tensor,
         changes: Sequence[ModuleChange],
-        own: Sequence[tuple[slice, nn.Module]],
         module: nn.Module,
     ) -> None:
         """Add to the base's output, or put in its place, what each task's rows have other than the base."""
-        for rows, instead in own:
-            output[rows] = instead(given[rows])
+        for some, instead in mixture.with_rows([change.own for change in changes]):
+            output[some] = instead(rows[some])
         shifts = [change.shift for change in changes]
         if any(shifts):
-            self._shift(mixture, given, output, shifts, module)
-        add_products(output, given, mixture.with_rows([change.factors for change in changes]))
-
-    def _shift(
-        self,
-        mixture: Mixture,
-        given: torch.Tensor,
-        output: torch.Tensor,
-        shifts: Sequence[Shift | None],
-        module: nn.Module,
-    ) -> None:
-        kernels, arena = self._kernels[module.weight.dtype]  # type: ignore[index]
-        flat = output.view(-1, output.shape[-1])
-        if is_embedding(module):
-            groups = mixture.groups(given[0].numel(), kernels)
-            kernels.embedding(flat, given.reshape(-1), groups, arena, shifts)
-        else:
-            correct = kernels.linear if type(module) is nn.Linear else kernels.conv1d
-            correct(flat, mixture.tokens(given, kernels), arena, shifts)
+            kernels, arena = self._kernels[module.weight.dtype]  # type: ignore[index]
+            flat = output.view(-1, output.shape[-1])
+            if is_embedding(module):
+                groups = mixture.groups(rows[0].numel(), kernels)
+                kernels.embedding(flat, rows.reshape(-1), groups, arena, shifts)
+            else:
+                correct = kernels.linear if type(module) is nn.Linear else kernels.conv1d
+                correct(flat, mixture.tokens(given, rows, kernels), arena, shifts)
+        add_products(output, rows, mixture.with_rows([change.factors for change in changes]))
 
 
-def _by_row(tensor: torch.Tensor, rows: int, layout: Layout) -> torch.Tensor:
-    """A module's input or output with a first dimension of rows."""
-    if layout is Layout.FLAT:
-        return tensor.reshape(rows, -1, *tensor.shape[1:])
-    return tensor.expand(rows, *tensor.shape[1:]) if layout is Layout.SHARED else tensor
+def _multiplied(
+    mixture: Mixture, name: str, module: nn.Module, rows: torch.Tensor, changes: Sequence[ModuleChange]
+) -> torch.Tensor:
+    """What a linear layer computes of few tokens, each with the weights of its own task."""
+    shifts = [change.shift for change in changes]
+    given = rows.reshape(-1, rows.shape[-1])
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    output = few_tokens.product(given, weight, mixture.tiles(name, shifts))
+    if isinstance(module.bias, torch.Tensor):
+        output += module.bias
+    for some, bias in mixture.with_rows([None if shift is None else shift.bias for shift in shifts]):
+        output[some] += bias
+    output = output.view(*rows.shape[:-1], -1)
+    for some, instead in mixture.with_rows([change.own for change in changes]):
+        output[some] = instead(rows[some])
+    add_products(output, rows, mixture.with_rows([change.factors for change in changes]))
+    return output
 
 
 def _known(ids: torch.Tensor, module: nn.Module) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from ken_core.delta import Delta
 from ken_core.entries import patched
 from ken_core.errors import ExchangeError
 from ken_core.kernels import correction_for
-from ken_core.kernels.correction import Shift, conv1d_shift, embedding_shift, linear_shift, shift_nbytes
+from ken_core.kernels.correction import Correction, Shift, conv1d_shift, embedding_shift, linear_shift, shift_nbytes
 from ken_core.kernels.packed import Packed
 from ken_core.mixing.changes import (
     ModuleChange,
@@ -23,9 +24,9 @@ from ken_core.mixing.changes import (
     is_linear,
     with_parameters,
 )
-from ken_core.mixing.layout import layouts_of, watched_batch
+from ken_core.mixing.layout import layouts_of, of_rows, watched_batch
 from ken_core.mixing.mixer import Group, Mixer, Mixture
-from ken_core.mixing.trial import mixable
+from ken_core.mixing.trial import PaddedPass, mixable
 from ken_core.resident import Attached, ResidentModel
 
 
@@ -46,24 +47,23 @@ class MixedModel:
         with torch.inference_mode():
             batch = watched_batch(vocabulary, resident.device)
             try:
-                layouts = layouts_of(backbone, batch)
+                layouts = layouts_of(backbone, lambda: backbone(**batch), of_rows)
             except Exception as error:  # it takes something else than token ids and a mask
                 why = f"the backbone does not run on a small batch of texts: {error}"
                 self.refused: Mapping[str, str] = {name: why for name, _ in backbone.named_parameters()}
                 return
-            kernels = {d: (correction_for(resident.device, d), a) for d, a in resident.arenas.items()}
-            self._mixer = Mixer(backbone, layouts, kernels)
-            self.refused = mixable(backbone, self._mixer, layouts, batch)
+            self._mixer = Mixer(backbone, layouts, self.kernels)
+            self.refused = mixable(backbone, self._mixer, layouts, PaddedPass(backbone, self._mixer, batch))
+
+    @cached_property
+    def kernels(self) -> Mapping[torch.dtype, tuple[Correction, torch.Tensor]]:
+        """By dtype, the corrections and the arena that they read the base from."""
+        resident = self._resident
+        return {dtype: (correction_for(resident.device, dtype), arena) for dtype, arena in resident.arenas.items()}
 
     def why_not(self, delta: Delta) -> str:
         """Why a delta cannot take part in mixed batches, empty where it can."""
-        parameters = dict(self._resident.backbone.named_parameters())
-        for name in (*delta.sparse, *delta.lowrank, *delta.dense):
-            if name not in parameters:
-                return f"{name} is no parameter of a module"
-            if name in self.refused:
-                return f"{name}: {self.refused[name]}"
-        return ""
+        return why_not(delta, self._resident, self.refused)
 
     def attach(self, delta: Delta) -> Attached:
         """Put a decoded delta on the device, ready for mixed batches; may run on any thread.
@@ -103,14 +103,8 @@ class MixedModel:
         Raises:
             ExchangeError: the weights are not the base's, or a delta's values are not its own.
         """
-        if self._resident.active is not None or self._resident.poisoned:
-            raise ExchangeError("a mixed batch needs the base's weights; revert first")
-        if any(attached.spoiled for attached, _ in groups):
-            raise ExchangeError("a delta of this batch was spoiled by a failed exchange; attach it again")
-        parts = [Group(attached.changes, rows) for attached, rows in groups if attached.changes is not None]
-        if len(parts) < len(groups):
-            raise ExchangeError("a delta of this batch takes part in no mixed batches")
-        return self._mixer.run(Mixture(parts), inputs)
+        check(self._resident, [attached for attached, _ in groups])
+        return self._mixer.run(mixture_of(groups), inputs)
 
     def _change(
         self, module: str, names: Sequence[str], delta: Delta, packed: Mapping[torch.dtype, Packed]
@@ -152,6 +146,36 @@ class MixedModel:
 
     def _of_the_base(self, name: str) -> torch.Tensor:
         return self._resident.placed(self._resident.checkpoint_tensor(name), name)
+
+
+def why_not(delta: Delta, resident: ResidentModel, refused: Mapping[str, str]) -> str:
+    """Why a delta cannot be mixed, empty where it can.
+
+    Args:
+        refused: why a tensor cannot be changed, by name.
+    """
+    parameters = dict(resident.backbone.named_parameters())
+    for name in (*delta.sparse, *delta.lowrank, *delta.dense):
+        if name not in parameters:
+            return f"{name} is no parameter of a module"
+        if name in refused:
+            return f"{name}: {refused[name]}"
+    return ""
+
+
+def check(resident: ResidentModel, attached: Sequence[Attached]) -> None:
+    """Raise `ExchangeError` unless deltas can be mixed now."""
+    if resident.active is not None or resident.poisoned:
+        raise ExchangeError("a mixed batch needs the base's weights; revert first")
+    if any(one.spoiled for one in attached):
+        raise ExchangeError("a delta of this batch was spoiled by a failed exchange; attach it again")
+    if any(one.changes is None for one in attached):
+        raise ExchangeError("a delta of this batch takes part in no mixed batches")
+
+
+def mixture_of(groups: Sequence[tuple[Attached, int]]) -> Mixture:
+    """Of attached deltas, each with its number of rows."""
+    return Mixture([Group(attached.changes or {}, rows) for attached, rows in groups])
 
 
 def _by_module(delta: Delta) -> dict[str, list[str]]:

@@ -10,31 +10,85 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ken_core.decoding.decoder import Chunk
+from ken_core.decoding.packed import PackedDecoder
 from ken_core.kernels.correction import Shift, conv1d_shift, linear_shift
 from ken_core.kernels.packed import Packed
-from ken_core.mixing.changes import Factors, ModuleChange, can_change, is_embedding, is_linear, with_parameters
-from ken_core.mixing.layout import ROWS, Layout
+from ken_core.mixing.changes import Changes, Factors, ModuleChange, can_change, is_embedding, is_linear, with_parameters
+from ken_core.mixing.layout import ROWS, TOKENS, Layout
 from ken_core.mixing.mixer import Group, Mixer, Mixture
 
 _NUMBER = re.compile(r"\.\d+\.")
 _MOST_AT_ONCE = 1 << 26
 """Elements of the parameters that are changed together; a larger one is changed alone."""
 _CHANGED = 1
-"""The row of the watched batch whose task changes something; its neighbours are the base's."""
+"""The text of the watched batch whose task changes something; its neighbours are the base's."""
 _OF_EFFECT = 0.05
 """A mixed row may differ from the exchanged one by this share of what the change does."""
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """And by this share of the largest output."""
 
 
-def mixable(
-    backbone: nn.Module, mixer: Mixer, layouts: Mapping[str, Layout], batch: Mapping[str, torch.Tensor]
-) -> dict[str, str]:
+class Pass(Protocol):
+    """A way to run the backbone over the watched texts."""
+
+    rows: int
+    """That a mixture counts for each text."""
+
+    def alone(self) -> Sequence[torch.Tensor]:
+        """Outputs with the weights as they are, float32, each with a part for each text."""
+
+    def mixed(self, mixture: Mixture) -> Sequence[torch.Tensor]:
+        """The same for a mixture."""
+
+
+class PaddedPass:
+    """One pass over all texts, padded to one length."""
+
+    rows = 1
+
+    def __init__(self, backbone: nn.Module, mixer: Mixer, batch: Mapping[str, torch.Tensor]) -> None:
+        self._backbone = backbone
+        self._mixer = mixer
+        self._batch = batch
+
+    def alone(self) -> Sequence[torch.Tensor]:
+        return _outputs(self._backbone(**self._batch))
+
+    def mixed(self, mixture: Mixture) -> Sequence[torch.Tensor]:
+        return _outputs(self._mixer.run(mixture, self._batch))
+
+
+class StepPass:
+    """One decode step, of the texts one behind the other.
+
+    Args:
+        decoder: of the backbone.
+        texts: the token ids of each.
+    """
+
+    rows = TOKENS
+
+    def __init__(self, decoder: PackedDecoder, mixer: Mixer, texts: Sequence[Sequence[int]]) -> None:
+        self._decoder = decoder
+        self._mixer = mixer
+        self._texts = texts
+
+    def alone(self) -> Sequence[torch.Tensor]:
+        output = self._decoder.run([Chunk(text, self._decoder.start()) for text in self._texts])
+        return [output[0].view(ROWS, TOKENS, -1).float()]
+
+    def mixed(self, mixture: Mixture) -> Sequence[torch.Tensor]:
+        with self._mixer.mixing(mixture):
+            return self.alone()
+
+
+def mixable(backbone: nn.Module, mixer: Mixer, layouts: Mapping[str, Layout], way: Pass) -> dict[str, str]:
     """Why a parameter cannot be changed by a mixture, by name; those that can are left out.
 
     Modules that do not compute all rows at once are taken out of `mixer.stacking`, and run once a task from then on.
@@ -43,13 +97,13 @@ def mixable(
     """
     refused = dict(_without_layout(backbone, layouts))
     weights = dict(backbone.named_parameters())
-    plain = _outputs(backbone(**batch))
+    plain = way.alone()
     for names in _alike({name: weight for name, weight in weights.items() if name not in refused}):
         alike = {name: weights[name] for name in names}
-        why = _try(backbone, mixer, alike, batch, plain)
+        why = _try(backbone, alike, way, plain)
         if why and (stacked := mixer.stacking & {name.rpartition(".")[0] for name in names}):
             mixer.stacking -= stacked
-            why = _try(backbone, mixer, alike, batch, plain)
+            why = _try(backbone, alike, way, plain)
         refused |= dict.fromkeys(names, why) if why else {}
     return refused
 
@@ -75,23 +129,14 @@ def _alike(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
     return [part for parts in found.values() for part in parts]
 
 
-def _try(
-    backbone: nn.Module,
-    mixer: Mixer,
-    weights: Mapping[str, torch.Tensor],
-    batch: Mapping[str, torch.Tensor],
-    plain: Sequence[torch.Tensor],
-) -> str:
-    """Change some parameters in both ways; empty where one row, and it alone, comes out as it should."""
+def _try(backbone: nn.Module, weights: Mapping[str, torch.Tensor], way: Pass, plain: Sequence[torch.Tensor]) -> str:
+    """Change some parameters in both ways; empty where one text, and it alone, comes out as it should."""
     changes, tuned = _synthetic(backbone, weights)
+    texts: Sequence[tuple[Changes, int]] = (({}, _CHANGED), (changes, 1), ({}, ROWS - _CHANGED - 1))
     try:
-        mixed = _outputs(
-            mixer.run(
-                Mixture([Group(*group) for group in (({}, _CHANGED), (changes, 1), ({}, ROWS - _CHANGED - 1))]), batch
-            )
-        )
+        mixed = way.mixed(Mixture([Group(changed, count * way.rows) for changed, count in texts]))
         with _pointed(weights, tuned):
-            exchanged = _outputs(backbone(**batch))
+            exchanged = way.alone()
     except Exception as error:
         return f"a mixed batch fails on it: {error}"
     rows = [i for i in range(ROWS) if i != _CHANGED]

@@ -171,6 +171,10 @@ _NO_FIELDS = ("", "body", "header", "inputs", "path", "query", "truncation_side"
 """What errors of all protocols may name and no request of this one has."""
 
 
+_WITH_INNER = ("response_format", "structured_outputs", "tools")
+"""Fields of which clients write so much that they should know which part is wrong."""
+
+
 def _param(failure: Failure) -> str | None:
     """The field of the request that is wrong. Errors say ``inputs.3`` in every protocol; this one has an `input`."""
     if failure.code == UnknownTaskError.code:
@@ -178,6 +182,8 @@ def _param(failure: Failure) -> str | None:
     field, _, inner = (failure.at or "").partition(".")
     if field == "inputs" and inner[:1].isdigit():
         return "input"
+    if field in _WITH_INNER:
+        return failure.at
     return field if field not in _NO_FIELDS else None
 
 

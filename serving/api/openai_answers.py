@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from serving.api.event_stream import event
 from serving.api.failures import Shape
 from serving.api.generating import Answering, Continuation, Form
 from serving.api.openai import shape
-from serving.generation.pieces import Candidate, Piece, Token
+from serving.generation.pieces import Candidate, Finish, Piece, Token
 
 _DONE = event(b"[DONE]")
 _FINGERPRINT = 12
@@ -31,16 +31,28 @@ class TextUsage(BaseModel):
     total_tokens: int
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str = Field(description="an object of JSON, as a text")
+
+
+class CallOfTool(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null where there is nothing beside calls of tools")
     refusal: None = None
+    tool_calls: list[CallOfTool] | None = Field(None, description="absent where there are none")
 
 
 class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     logprobs: dict[str, Any] | None = None
 
 
@@ -149,30 +161,53 @@ class ChatForm(_OpenAIForm):
         return f"{self._kind}.chunk"
 
     def whole(self, continuations: Sequence[Continuation]) -> Any:
-        return self.object(
-            [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": one.text, "refusal": None},
-                    "finish_reason": one.finish,
-                    "logprobs": self._logprobs(one.tokens),
-                }
-                for index, one in enumerate(continuations)
-            ]
-        )
+        return self.object([self._choice(index, one) for index, one in enumerate(continuations)])
+
+    def _choice(self, index: int, one: Continuation) -> dict[str, Any]:
+        message = self._message(one)
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": self._reason(one.finish, "tool_calls" in message),
+            "logprobs": self._logprobs(one.tokens),
+        }
+
+    def _message(self, one: Continuation) -> dict[str, Any]:
+        return {"role": "assistant", "content": one.text, "refusal": None}
 
     def events(self, piece: Piece) -> bytes:
         made = []
         if piece.choice not in self._begun:
             self._begun.add(piece.choice)
-            made.append(self._delta(piece, {"role": "assistant", "content": ""}))
-        if piece.text or (self._wanted.logprobs and piece.tokens):
-            made.append(self._delta(piece, {"content": piece.text}, logprobs=self._logprobs(piece.tokens)))
+            made.append(self._delta(piece, self._opening()))
+        deltas = list(self._deltas(piece))
+        if self._wanted.logprobs and piece.tokens:
+            first = deltas.pop(0) if deltas else {"content": ""}
+            made.append(self._delta(piece, first, logprobs=self._logprobs(piece.tokens)))
+        made += [self._delta(piece, delta) for delta in deltas]
         if piece.finish is not None:
-            made.append(self._delta(piece, {}, finish_reason=piece.finish))
+            reason = self._reason(piece.finish, self._called(piece.choice))
+            made.append(self._delta(piece, {}, finish_reason=reason))
         return b"".join(made)
 
-    def _delta(self, piece: Piece, delta: dict[str, str], **beside: Any) -> bytes:
+    def _opening(self) -> dict[str, Any]:
+        """The first delta of a choice."""
+        return {"role": "assistant", "content": ""}
+
+    def _deltas(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """What a piece adds to its choice's message."""
+        if piece.text:
+            yield {"content": piece.text}
+
+    def _called(self, choice: int) -> bool:
+        """Whether a choice has called a function so far."""
+        return False
+
+    def _reason(self, finish: Finish | None, called: bool) -> str | None:
+        """Why a choice ended, in the protocol's words."""
+        return finish
+
+    def _delta(self, piece: Piece, delta: dict[str, Any], **beside: Any) -> bytes:
         return self.chunk(piece.choice, delta=delta, **{"logprobs": None, **beside})
 
     def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any] | None:

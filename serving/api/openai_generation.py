@@ -14,16 +14,19 @@ from pydantic_core import PydanticCustomError
 from serving.api.bodies import body_of, read_body
 from serving.api.chat_messages import Messages
 from serving.api.failures import Shape
-from serving.api.generating import Generator, TaskGeneration
+from serving.api.generating import Answering, Form, Generator, TaskGeneration
 from serving.api.merging import ModelOrMerge
 from serving.api.openai import failing, shape
 from serving.api.openai_answers import ChatCompletion, ChatForm, Completion, CompletionForm, Wanted
+from serving.api.openai_tool_answers import CallingForm
 from serving.api.predicting import Predictor
 from serving.api.problems import PREDICTION_FAILURES
 from serving.api.prompts import Prompts
 from serving.api.protocol import Protocol
+from serving.api.response_format import WithGrammar
 from serving.api.stops import StopIds, Stops
 from serving.api.streamed import streamed
+from serving.api.tool_choice import NamedTool, ToolChoice, Tools, functions_of
 from serving.api.unserved import WithForeignFields
 from serving.errors import InvalidInputError
 from serving.generation.query import Chat, GenerationQuery, SamplingParameters
@@ -61,10 +64,7 @@ _ONLY_AT: Mapping[str, Sequence[Any]] = {
     "cache_salt": (),
     "detokenize": (True,),
     "extra_body": ({},),
-    "guided_choice": (),
     "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_reasoning": (True,),
     "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
@@ -72,13 +72,11 @@ _ONLY_AT: Mapping[str, Sequence[Any]] = {
     "mm_processor_kwargs": (),
     "priority": (0,),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
-    "structured_outputs": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
@@ -103,7 +101,7 @@ _ONLY_AT_IN_CHATS: Mapping[str, Sequence[Any]] = {
 _ONLY_AT_IN_COMPLETIONS: Mapping[str, Sequence[Any]] = {**_ONLY_AT, "add_special_tokens": (True,), "suffix": ("",)}
 
 
-class TextRequest(WithForeignFields, SamplingParameters):
+class TextRequest(WithForeignFields, WithGrammar, SamplingParameters):
     """What both kinds of requests for text have."""
 
     model: ModelOrMerge = Field(description="a task, or task@alias; or tasks to merge for this request")
@@ -153,6 +151,7 @@ class TextRequest(WithForeignFields, SamplingParameters):
             stop_ids=tuple(self.stop_token_ids),
             ignores_end=self.ignore_eos,
             plain=self.skip_special_tokens,
+            grammar=self.grammar(),
             **own,
         )
 
@@ -166,7 +165,7 @@ class ChatRequest(TextRequest):
         },
     )
 
-    WITHOUT_EFFECT = _WITHOUT_EFFECT | {"parallel_tool_calls"}
+    WITHOUT_EFFECT = _WITHOUT_EFFECT
     ONLY_AT = _ONLY_AT_IN_CHATS
 
     messages: Messages
@@ -182,8 +181,9 @@ class ChatRequest(TextRequest):
         False, description="whether the last message is the beginning of the answer, and is continued"
     )
     chat_template_kwargs: Free = Field({}, description="further variables of the task's chat template")
-    tools: list[dict[str, Any]] = Field([], description='taken only with a tool_choice of "none", and then left out')
-    tool_choice: str | dict[str, Any] = Field("auto", description='"none", or "auto" without tools')
+    tools: Tools = Field([], description="functions that the answer may call")
+    tool_choice: ToolChoice = Field("auto", description="whether it may, must or must not call them, or which")
+    parallel_tool_calls: bool = Field(True, description="whether one answer may have several calls")
 
     def generation(self, shape: Shape = shape) -> TaskGeneration:
         """As for completions.
@@ -192,9 +192,11 @@ class ChatRequest(TextRequest):
             shape: the form of failures.
         """
         self._check()
+        functions = functions_of(self.tools, self.tool_choice, self.parallel_tool_calls)
         opens = not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
         chat = Chat(
             [message.plain() for message in self.messages],
+            None if functions is None else [tool.plain() for tool in self.tools],
             arguments=self.chat_template_kwargs,
             opens_answer=opens,
             continues_last=self.continue_final_message,
@@ -203,22 +205,22 @@ class ChatRequest(TextRequest):
             prompts=[chat],
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            functions=functions,
         )
+        if functions is not None and functions.forced and query.grammar is not None:
+            raise InvalidInputError(f"found it beside {query.grammar.at}; a text follows one of them", at="tool_choice")
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         names = {"prompts": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
         wanted = self.wanted(self.logprobs)
-        return TaskGeneration(
-            query, lambda answering: ChatForm(answering, wanted, shape), self.stream, names, self.model, self.user
-        )
+
+        def form(answering: Answering) -> Form:
+            if functions is None:
+                return ChatForm(answering, wanted, shape)
+            return CallingForm(answering, wanted, functions, isinstance(self.tool_choice, NamedTool), shape)
+
+        return TaskGeneration(query, form, self.stream, names, self.model, self.user)
 
     def _check(self) -> None:
-        if self.tools and self.tool_choice != "none":
-            raise InvalidInputError(
-                'calls of tools are not served; send no tools, or a tool_choice of "none", which leaves them out',
-                at="tools",
-            )
-        if self.tool_choice not in ("none", "auto"):
-            raise InvalidInputError('calls of tools are not served; expected "none"', at="tool_choice")
         if self.top_logprobs and not self.logprobs:
             raise InvalidInputError("expected logprobs to be true beside it", at="top_logprobs")
         if self.add_generation_prompt and self.continue_final_message:

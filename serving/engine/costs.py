@@ -111,8 +111,10 @@ class MixedCost:
         """Take in how much longer a mixed batch took than its base's pass alone."""
         seen = np.array([products, groups], float)
         seconds = min(max(seconds, 0.0), _STALL * max(self.of(products, groups), _LEAST))
-        self._squares = (1 - _MEMORY) * self._squares + np.outer(seen, seen)
-        self._sums = (1 - _MEMORY) * self._sums + seen * seconds
+        # what a batch has nothing of, it says nothing about: that is not forgotten
+        kept = np.where(seen > 0, 1 - _MEMORY, 1.0)
+        self._squares = self._squares * np.sqrt(np.outer(kept, kept)) + np.outer(seen, seen)
+        self._sums = self._sums * kept + seen * seconds
         ridge = np.diag(np.diag(self._squares)) * _RIDGE
         known = np.array([self.product, self.group])
         self.product, self.group = np.maximum(

@@ -72,6 +72,9 @@ class Executor(Protocol):
             ExchangeError, PoisonedError: the task could not be put in.
         """
 
+    def revert(self, turn: Turn) -> float:
+        """Put the base back; the seconds that it took, 0 if it was there."""
+
     def run(self, batch: Batch, turn: Turn) -> Ran:
         """Run a batch. Raises nothing: a group that fails has its error as its outcome, and no other group's fails.
 

@@ -93,6 +93,9 @@ class Mixed:
     def activate(self, task: Loaded, key: Hashable, turn: Turn) -> float:
         return self._exchange.activate(task, key, turn)
 
+    def revert(self, turn: Turn) -> float:
+        return self._exchange.revert(turn)
+
     def run(self, batch: Batch, turn: Turn) -> Ran:
         if not all(group.task.mixes for group in batch.groups):
             return self._one_after_another(batch, turn)

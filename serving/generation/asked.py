@@ -38,6 +38,8 @@ class Asked:
 
     def finish(self, one: Continuation[Asked]) -> Finish | None:
         """Why a continuation has ended with its last token; None: it goes on."""
+        if self.sampler.complete:
+            return "stop"
         if one.output[-1] in self.ends and len(one.output) > self.least:
             return "stop"
         return "length" if len(one.output) >= one.most else None

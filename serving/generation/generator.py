@@ -1,14 +1,19 @@
-"""Runs continuations: a quantum of steps of one task, then one of the next.
+"""Runs continuations: steps of many tasks at once, or a quantum of steps of one task, then one of the next.
 
 A step is planned, run, and its tokens are chosen. If a step of several continuations fails, each of them is run again
-by itself, so that none fails with another.
+by itself, so that none fails with another. How a step runs, `serving.generation.ways` knows.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -17,23 +22,38 @@ from ken_core import ResidentModel
 from ken_core.decoding.choice import AnyDecoder
 from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.few_rows import few_rows
-from serving.engine.costs import BatchCost
+from ken_core.kernels import few_tokens
+from ken_core.mixing.steps import MixedSteps
 from serving.engine.crew import Turn
 from serving.engine.engine import Engine
 from serving.errors import DeadlineError, OverloadedError, UnavailableError
 from serving.generation.asked import Asked, Asking
 from serving.generation.schedule import Part, Room, Schedule
+from serving.generation.ways import StepCosts, StepRunner
 from serving.pipelines.model_failure import told
 from serving.telemetry.metrics import Metrics
 from serving.tiers.loaded import Loaded
 
+_log = logging.getLogger(__name__)
 _STEP_SECONDS = 0.4
 """A step that makes others wait gets so many tokens of prompts as to end within this time."""
 _FEWEST = 16
 """Tokens of prompts that a step gets in any case."""
-_SWITCHES = 9
-"""A quantum lasts as long as so many switches, so that a tenth of the time goes into switching."""
 _MOST_WAITED = 60.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a step computes of one continuation, ready to run."""
+
+    of: Asking
+    tokens: int
+    chunk: Chunk  # type: ignore[type-arg]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the step computes its last known token, and so gives the next one."""
+        return self.of.left == self.tokens
 
 
 class Generator:
@@ -48,6 +68,7 @@ class Generator:
         tokens: in one step at most.
         queue: continuations that may wait for room.
         quantum: seconds that a task generates at most while others wait.
+        steps: runs steps that mix tasks; None: every step is of one task.
     """
 
     def __init__(
@@ -62,19 +83,22 @@ class Generator:
         tokens: int = 4096,
         queue: int = 2048,
         quantum: float = 0.5,
+        steps: MixedSteps | None = None,
     ) -> None:
         self._engine = engine
-        self._resident = resident
+        self._steps = steps
+        self._runner = StepRunner(decoder, steps)
         self._decoder = decoder
         self._metrics = metrics
         self._tokens = tokens
         self._queue = queue
-        self._quantum = quantum
+        self._costs = StepCosts(quantum)
         self._lock = threading.Lock()
-        self._schedule: Schedule[Asked] = Schedule(Room(room // decoder.token_nbytes, decoder.block), rows)
-        self._cost = BatchCost()
-        self._switch_seconds = 0.0
+        self._schedule: Schedule[Asked] = Schedule(
+            Room(room // decoder.token_nbytes, decoder.block), rows, copies=decoder.packs
+        )
         self._modules = list(resident.backbone.modules())
+        few_tokens.is_usable()  # compiled now, and not when the first text waits for it
         self._closed: Exception | None = None
         engine.serve(self)
 
@@ -133,7 +157,7 @@ class Generator:
     def _backlog_seconds(self) -> float:
         """About how long it takes until the next one has ended."""
         left = min((one.most - len(one.output) for one in self._schedule.all()), default=1)
-        return max(1.0, round(min(_MOST_WAITED, left * self._cost.usual), 1))
+        return max(1.0, round(min(_MOST_WAITED, left * self._costs.step.usual), 1))
 
     # For the engine
 
@@ -151,97 +175,193 @@ class Generator:
             one.payload.sink.failed(error)
 
     def run(self, turn: Turn, pressed: Callable[[], bool]) -> None:
+        try:
+            self._run(turn, pressed)
+        except Exception as error:  # of this code itself: the engine's thread must go on
+            _log.exception("a quantum failed")
+            with self._lock:
+                gone = list(self._schedule.all())
+            for one in gone:
+                self._end(one, error)
+
+    def _run(self, turn: Turn, pressed: Callable[[], bool]) -> None:
         self._drop()
         with self._lock:
             key = self._schedule.turn()
-            task = self._task_of(key)
+        task = self._task_of(key)
         if task is None:
             return
+        if self._prefers_mixed(task):
+            self._run_mixed(turn, pressed)
+        else:
+            self._run_alone(key, task, turn, pressed)
+
+    def _prefers_mixed(self, task: Loaded) -> bool:
+        """Whether a task whose turn it is runs in mixed steps now."""
+        if self._steps is None or not task.mixes:
+            return False
+        with self._lock:
+            return self._costs.prefers_mixed(self._mixing())
+
+    def _mixing(self) -> dict[Loaded, int]:
+        """The tasks that mix, with the number of their texts that could run; the one that ran longest ago first."""
+        found = {self._task_of(key): count for key, count in self._schedule.running_by_key().items()}
+        return {task: count for task, count in found.items() if task is not None and task.mixes}
+
+    # A quantum of one task, by exchange
+
+    def _run_alone(self, key: Hashable, task: Loaded, turn: Turn, pressed: Callable[[], bool]) -> None:
         try:
-            switched = self._engine.activate(task, key, turn)
+            self._activate(task, turn)
         except Exception as error:
             self._fail_all(key, error)
             return
-        if switched:
-            self._switch_seconds = switched
-        until = time.monotonic() + min(self._quantum, max(_SWITCHES * self._switch_seconds, self._cost.usual))
+        until = time.monotonic() + self._costs.turn
         with few_rows([*self._modules, *_head_modules(task.model.whole)]):
-            while self._step(key, task, until, pressed):
+            while self._step_alone(key, task, until, pressed):
                 self._drop()
 
-    # A quantum
+    def _activate(self, task: Loaded, turn: Turn) -> None:
+        switched = self._engine.activate(task, task.digest, turn)
+        if switched:
+            self._costs.switch = switched
 
-    def _step(self, key: Hashable, task: Loaded, until: float, pressed: Callable[[], bool]) -> bool:
+    def _step_alone(self, key: Hashable, task: Loaded, until: float, pressed: Callable[[], bool]) -> bool:
         """One step of a task; False when the quantum is over."""
         with self._lock:
-            others = self._schedule.has_others(key)
-            before = self._schedule.preempted
-            parts = self._schedule.plan(key, self._prompt_tokens(key, others or pressed()))
-            self._metrics.preempted.inc(self._schedule.preempted - before)
-            chunks = [self._chunk(part) for part in parts]
+            waited_for = self._schedule.has_others([key]) or pressed()
+            parts = self._planned([key], waited_for, [])
         if not parts:
             return False
         started = time.monotonic()
-        self._advance(task, parts, chunks)
+        self._advance(
+            parts,
+            lambda ready: [self._runner.alone(task, *_asked_of(ready))],
+            lambda ready: self._runner.alone(task, *_asked_of([ready])),
+        )
         ended = time.monotonic()
-        self._cost.learn(sum(part.tokens for part in parts), ended - started)
-        return ended < until or not (others or pressed())
+        self._costs.learn(sum(part.tokens for part in parts), ended - started)
+        self._metrics.step_tasks.observe(1)
+        return ended < until or not waited_for
 
-    def _prompt_tokens(self, key: Hashable, waited_for: bool) -> int:
+    # A quantum of mixed steps
+
+    def _run_mixed(self, turn: Turn, pressed: Callable[[], bool]) -> None:
+        until = time.monotonic() + self._costs.turn
+        try:
+            while self._step_mixed(turn, until, pressed):
+                self._drop()
+        finally:
+            self._runner.rest()
+
+    def _step_mixed(self, turn: Turn, until: float, pressed: Callable[[], bool]) -> bool:
+        """One step of all tasks that mix; False when the quantum is over."""
+        with self._lock:
+            mixing = self._mixing()
+            if not mixing or not self._costs.prefers_mixed(mixing):
+                return False
+            tasks: dict[Hashable, Loaded] = {task.digest: task for task in mixing}
+            waited_for = self._schedule.has_others(tasks) or pressed()
+            parts = self._planned(self._schedule.together(list(tasks)), waited_for, list(mixing))
+        if not parts:
+            return False
+        started = time.monotonic()
+        self._advance(parts, partial(self._run_on_base, turn), partial(self._again_mixed, turn))
+        ended = time.monotonic()
+        tokens: Counter[Loaded] = Counter()
+        for part in parts:
+            tokens[tasks[part.of.key]] += part.tokens
+        extra = self._costs.learn_mixed(tokens, ended - started)
+        self._metrics.correction_seconds.inc(min(extra, ended - started))
+        self._metrics.step_tasks.observe(len(tokens))
+        return ended < until or not waited_for
+
+    def _run_on_base(self, turn: Turn, parts: Sequence[Ready]) -> list[torch.Tensor]:
+        self._engine.revert(turn)
+        groups = [list(group) for _, group in groupby(parts, key=lambda part: part.of.key)]
+        return self._runner.mixed([(group[0].of.payload.task, *_asked_of(group)) for group in groups])
+
+    def _again_mixed(self, turn: Turn, part: Ready) -> torch.Tensor:
+        """A text whose mixed step failed runs by exchange, if its task can."""
+        task = part.of.payload.task
+        if not task.attached.expanded:
+            return self._run_on_base(turn, [part])[0]
+        self._activate(task, turn)
+        return self._runner.alone(task, *_asked_of([part]))
+
+    # A step
+
+    def _planned(self, keys: Sequence[Hashable], waited_for: bool, mixed: Sequence[Loaded]) -> list[Part[Asked]]:
+        """The parts of a step. The lock is held."""
+        before = self._schedule.preempted
+        parts = self._schedule.plan(keys, self._prompt_tokens(keys, waited_for, mixed))
+        self._metrics.preempted.inc(self._schedule.preempted - before)
+        return parts
+
+    def _prompt_tokens(self, keys: Sequence[Hashable], waited_for: bool, mixed: Sequence[Loaded]) -> int:
         """Tokens of prompts for the next step: as many as fit, or as do not keep anybody waiting for long."""
-        decoding = sum(one.left == 1 for one in self._schedule.all() if one.key == key)
+        decoding = sum(one.left == 1 for one in self._schedule.all() if one.key in keys)
         if not (decoding or waited_for):
             return self._tokens
-        spare = (_STEP_SECONDS - self._cost.of(decoding)) / max(self._cost.token, 1e-6)
-        return max(_FEWEST, min(int(spare), self._tokens))
+        token = self._costs.token(mixed)
+        spare = _STEP_SECONDS - self._costs.step.fixed - token * decoding
+        return max(_FEWEST, min(int(spare / max(token, 1e-6)), self._tokens))
 
-    def _chunk(self, part: Part[Asked]) -> Chunk:  # type: ignore[type-arg]
+    def _ready(self, part: Part[Asked]) -> Ready:
         one = part.of
-        if one.past is None:
+        if part.copied is not None:
+            one.past, one.computed = part.copied.of.past.copied(part.copied.tokens), part.copied.tokens
+            self._metrics.copied_tokens.inc(part.copied.tokens)
+        elif one.past is None:
             one.past = self._decoder.start()
-        return Chunk(one.next_ids(part.tokens), one.past)
+        return Ready(one, part.tokens, Chunk(one.next_ids(part.tokens), one.past))
 
-    def _advance(self, task: Loaded, parts: Sequence[Part[Asked]], chunks: Sequence[Chunk]) -> None:  # type: ignore[type-arg]
-        """Run a step; if that fails, run each continuation by itself, from its first token on."""
+    def _advance(
+        self,
+        parts: Sequence[Part[Asked]],
+        run: Callable[[Sequence[Ready]], Sequence[torch.Tensor]],
+        again: Callable[[Ready], torch.Tensor],
+    ) -> None:
+        """Run a step; if that fails, run each continuation by itself, from its first token on.
+
+        Args:
+            run: gives logits, in the order of the parts that want some.
+            again: the same for one part.
+        """
+        ends = [part.end for part in parts]
         try:
-            logits = self._logits(task, parts, chunks)
+            ready = [self._ready(part) for part in parts]
+            logits = [row for made in run(ready) for row in made]
         except Exception as error:
             if len(parts) == 1:
                 self._end(parts[0].of, error)
                 return
-            for part in parts:
-                self._again(task, part)
+            _log.warning("a step of %d texts failed; they run one by one: %s", len(parts), error)
+            for part, end in zip(parts, ends, strict=True):
+                self._run_again(part.of, end, again)
             return
-        completed = iter(logits)
-        for part in parts:
-            part.of.computed += part.tokens
-            if part.of.left == 0:
-                self._choose(part.of, next(completed))
+        self._completed(ready, logits)
 
-    def _again(self, task: Loaded, part: Part[Asked]) -> None:
-        one = part.of
+    def _run_again(self, one: Asking, end: int, again: Callable[[Ready], torch.Tensor]) -> None:
+        """Compute a continuation's first `end` tokens."""
         if one.abandoned:
             return
-        whole = Part(one, one.computed + part.tokens)
         one.forget()  # what was put there by the step that failed must not be used
-        self._advance(task, [whole], [self._chunk(whole)])
+        try:
+            ready = self._ready(Part(one, end))
+            logits = again(ready)
+        except Exception as error:
+            self._end(one, error)
+            return
+        self._completed([ready], list(logits))
 
-    def _logits(
-        self,
-        task: Loaded,
-        parts: Sequence[Part[Asked]],
-        chunks: Sequence[Chunk],  # type: ignore[type-arg]
-    ) -> torch.Tensor:
-        """Logits after the last known token of those whose step computes it: float32 on the CPU, (some, vocabulary)."""
-        output = self._decoder.step(chunks)
-        rows = [i for i, part in enumerate(parts) if part.of.left == part.tokens]
-        if not rows:
-            return torch.empty(0)
-        ids = torch.tensor([[chunks[i].ids[-1] for i in rows]], device=output[0].device)
-        states = type(output)(last_hidden_state=output[0][:, rows])
-        answered = task.model(states, {"input_ids": ids})
-        logits: torch.Tensor = answered.logits[0]
-        return logits.float().cpu()
+    def _completed(self, parts: Sequence[Ready], logits: Sequence[torch.Tensor]) -> None:
+        made = iter(logits)
+        for part in parts:
+            wanted = part.wanted
+            part.of.computed += part.tokens
+            if wanted:
+                self._choose(part.of, next(made))
 
     def _choose(self, one: Asking, logits: torch.Tensor) -> None:
         asked = one.payload
@@ -283,6 +403,11 @@ class Generator:
 
     def _task_of(self, key: Hashable | None) -> Loaded | None:
         return next((one.payload.task for one in self._schedule.all() if one.key == key), None)
+
+
+def _asked_of(parts: Sequence[Ready]) -> tuple[list[Chunk], list[int]]:  # type: ignore[type-arg]
+    """The chunks of one task, and which of them want logits."""
+    return [part.chunk for part in parts], [number for number, part in enumerate(parts) if part.wanted]
 
 
 def _head_modules(whole: nn.Module) -> list[nn.Module]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.function_calls.functions import Functions
+from serving.grammar.grammar import Grammar
 from serving.pipelines.sampling_parameters import SamplingParameters
 from serving.pipelines.token_ids import TokenIds
 
@@ -53,6 +55,8 @@ class GenerationQuery:
         logprobs: how many likeliest tokens to tell at each place, beside the chosen one; None: no probabilities.
         sampled: whether tokens are sampled where neither the request nor the task says anything.
         plain: whether special tokens are left out of the text.
+        grammar: that each continuation follows.
+        functions: that it may or must call.
     """
 
     prompts: Sequence[Prompt]
@@ -67,3 +71,5 @@ class GenerationQuery:
     logprobs: int | None = None
     sampled: bool = True
     plain: bool = True
+    grammar: Grammar | None = None
+    functions: Functions | None = None

@@ -16,6 +16,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from ken_core.generation_settings import GenerationSettings
 from serving.errors import InternalError
 from serving.generation.query import SamplingParameters
+from serving.grammar.state import GrammarState
 
 _FIRST_TRIED = 1024
 """Of the likeliest tokens, among which those of a `top_p` usually are."""
@@ -30,11 +31,13 @@ class Chosen:
     Attributes:
         logprob: its log-probability by the logits themselves; None unless asked for.
         likeliest: ids and log-probabilities of the likeliest tokens, as many as were asked for.
+        completes: whether the text is complete with it, since its grammar lets nothing follow.
     """
 
     id: int
     logprob: float | None = None
     likeliest: Sequence[tuple[int, float]] = ()
+    completes: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,15 @@ class Sampling:
 class Sampler:
     """Chooses the tokens of one continuation. Nothing in it is shared with another one.
 
+    Attributes:
+        complete: whether the grammar lets nothing follow the last token that was chosen.
+
     Args:
         prompt: ids, which the repetition penalty counts as well.
         seed: None: a random one.
         logprobs: how many likeliest tokens to tell beside the chosen one; None: no probabilities.
-        ends: tokens that may not be chosen before so many were generated: (their ids, the number).
+        ends: tokens that end the text, and may not be chosen before so many were generated: (their ids, the number).
+        grammar: that the text follows.
     """
 
     def __init__(
@@ -96,11 +103,14 @@ class Sampler:
         seed: int | None = None,
         logprobs: int | None = None,
         ends: tuple[Sequence[int], int] = ((), 0),
+        grammar: GrammarState | None = None,
     ) -> None:
         self._sampling = sampling
         self._prompt = prompt
         self._logprobs = logprobs
         self._ends, self._least = ends
+        self._grammar = grammar
+        self.complete = False
         self._counts: Counter[int] = Counter()
         self._generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed % (1 << 64))
         self._penalty = _penalty(sampling)
@@ -116,16 +126,21 @@ class Sampler:
 
         Raises:
             InternalError: there is no largest logit, since the model's numbers overflow.
+            InvalidInputError: the grammar lets no token follow, or cannot be followed within its limits.
         """
         if not torch.isfinite(logits.max()):
             raise InternalError("the model's answer is not a number; its weights overflow on this text")
         scores = self._processed(logits, output)
+        if self._grammar is not None:
+            scores = self._grammar.restrict(scores, self._ends)
         if self._sampling.temperature == 0:
             token = int(scores.argmax())
         else:
             ids, scores = _candidates(scores, self._sampling)
             token = int(ids[_drawn(scores, self._generator)])
         self._counts[token] += 1
+        if self._grammar is not None and token not in self._ends:
+            self.complete = self._grammar.take(token)
         return self._told(token, logits)
 
     def _processed(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
@@ -149,11 +164,11 @@ class Sampler:
 
     def _told(self, token: int, logits: torch.Tensor) -> Chosen:
         if self._logprobs is None:
-            return Chosen(token)
+            return Chosen(token, completes=self.complete)
         shares = logits.log_softmax(dim=-1)
         most = shares.topk(min(self._logprobs, shares.numel()))
         likeliest = tuple(zip(most.indices.tolist(), most.values.tolist(), strict=True))
-        return Chosen(token, float(shares[token]), likeliest)
+        return Chosen(token, float(shares[token]), likeliest, self.complete)
 
 
 def _penalty(told: Sampling) -> RepetitionPenaltyLogitsProcessor | None:

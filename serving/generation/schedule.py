@@ -2,8 +2,9 @@
 
 A continuation *waits* until its keys and values have room. Room goes to the key that has least of it, and among a key's
 own continuations in the order of arrival. From then on a continuation *runs*, until it has ended. A step runs
-continuations of one key: each that has its last token to compute gets a token, then prompts get so many tokens, oldest
-first. The keys take turns, the one that ran longest ago first; a new one comes after those that wait for their turn.
+continuations of one key, or of several that can run together: each that has its last token to compute gets a token,
+then prompts get so many tokens, oldest first. The keys take turns, the one that ran longest ago first; a new one comes
+after those that wait for their turn.
 
 Room is counted in tokens, in blocks. If a running continuation needs another block and there is none, the youngest one
 of the key that has most room gives up its keys and values, and waits again at its old place. The oldest of all that run
@@ -13,11 +14,12 @@ is never stopped by others, and no continuation is taken that has no room alone,
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
 
+from serving.generation.prefixes import Prefix, prefix_of
 from serving.generation.sequence import Continuation
 
 T = TypeVar("T")
@@ -51,6 +53,13 @@ class Part(Generic[T]):
 
     of: Continuation[T]
     tokens: int
+    copied: Prefix[T] | None = None
+    """What is taken from another continuation first; None: nothing."""
+
+    @property
+    def end(self) -> int:
+        """Tokens whose keys and values are there after the step. Asked before anything is copied."""
+        return (self.of.computed if self.copied is None else self.copied.tokens) + self.tokens
 
 
 class Schedule(Generic[T]):
@@ -58,14 +67,16 @@ class Schedule(Generic[T]):
 
     Args:
         room: for keys and values.
-        rows: continuations of a key that run at most.
+        rows: continuations of a key that run at most, and of several keys in one step.
+        copies: whether keys and values can be copied from one continuation to another.
 
     Attributes:
         preempted: how often a continuation gave up its keys and values.
     """
 
-    def __init__(self, room: Room, rows: int) -> None:
+    def __init__(self, room: Room, rows: int, copies: bool = False) -> None:
         self.room = room
+        self._copies = copies
         self.preempted = 0
         self._rows = rows
         self._numbers = count()
@@ -134,25 +145,53 @@ class Schedule(Generic[T]):
             self._ran[key] = self._turn
         return key
 
-    def has_others(self, key: Hashable) -> bool:
-        """Whether a continuation of another key could run now."""
+    def has_others(self, keys: Collection[Hashable]) -> bool:
+        """Whether a continuation of another key than these could run now."""
         self._admit()
-        return any(other != key for other in self._running)
+        return any(other not in keys for other in self._running)
 
-    def plan(self, key: Hashable, prompt_tokens: int) -> list[Part[T]]:
-        """What the next step of a key computes.
+    def running_by_key(self) -> dict[Hashable, int]:
+        """How many continuations of each key could run now; the key that ran longest ago first."""
+        self._admit()
+        keys = sorted(self._running, key=lambda k: (self._ran[k], self._running[k][0].number))
+        return {key: len(self._running[key]) for key in keys}
+
+    def together(self, keys: Sequence[Hashable]) -> list[Hashable]:
+        """The first of some running keys, as many as a step has rows for; they have their turn with it."""
+        taken, rows = list(keys[:1]), len(self._running[keys[0]])
+        for key in keys[1:]:
+            rows += len(self._running[key])
+            if rows > self._rows:
+                break
+            taken.append(key)
+        self._turn += 1
+        self._ran.update(dict.fromkeys(taken, self._turn))
+        return taken
+
+    def plan(self, keys: Collection[Hashable], prompt_tokens: int) -> list[Part[T]]:
+        """What the next step of some keys computes, a key's parts one behind the other.
 
         Args:
             prompt_tokens: the most tokens of prompts, beside the one token of each continuation whose prompt is done.
         """
         self._admit()
-        parts = [Part(one, 1) for one in tuple(self._running.get(key, ())) if one.left == 1 and self._has_room(one)]
-        parts = [part for part in parts if part.of.number in self._held]  # a younger one may have made room since
-        for one in self._running.get(key, ()):
-            if one.left > 1 and prompt_tokens > 0:
-                parts.append(Part(one, min(one.left, prompt_tokens)))
+        running = [one for key in keys for one in self._running.get(key, ())]
+        parts = [Part(one, 1) for one in running if one.left == 1 and self._has_room(one)]
+        running = [one for one in running if one.number in self._held]  # an older one may have taken room since
+        parts = [part for part in parts if part.of.number in self._held]
+        for one in sorted(running, key=lambda c: c.number):
+            if one.left <= 1 or prompt_tokens <= 0:
+                continue
+            prefix = self._prefix_of(one)
+            if not (prefix and prefix.is_worth_waiting):
+                left = one.left - (0 if prefix is None else prefix.tokens)
+                parts.append(Part(one, min(left, prompt_tokens), prefix))
                 prompt_tokens -= parts[-1].tokens
-        return parts
+        order = {key: place for place, key in enumerate(keys)}
+        return sorted(parts, key=lambda part: order[part.of.key])
+
+    def _prefix_of(self, one: Continuation[T]) -> Prefix[T] | None:
+        return prefix_of(one, self._running[one.key]) if self._copies and not one.computed else None
 
     def _admit(self) -> None:
         """Give room to those that wait; a key that runs enough is passed over, nobody else is."""

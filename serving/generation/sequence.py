@@ -23,6 +23,7 @@ class Continuation(Generic[T]):
         past: those keys and values, as the decoder keeps them; None: there are none.
         abandoned: nobody waits for it any more.
         number: its place in the order of arrival.
+        alike: how many tokens its prompt and that of an older one begin with, by number.
     """
 
     key: Hashable
@@ -36,6 +37,7 @@ class Continuation(Generic[T]):
     past: Any = None
     abandoned: bool = False
     number: int = -1
+    alike: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Tokens that are known: of the prompt and of the output."""

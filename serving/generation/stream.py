@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ken_core.foreign import is_from_rust, reason
 from ken_core.tokenization import Encoder
@@ -47,10 +47,9 @@ class Text:
         before: the tokens of the prompt.
         stops: texts that end it.
         stop_ids: tokens of the request that end it; the last token may be one of them.
-        ends: all tokens that end it. Their text is no part of the continuation.
         least: tokens before which no stop is looked for.
         plain: whether special tokens are left out.
-        bytes_too: whether pieces tell tokens with their bytes and log-probabilities.
+        kept: special tokens that are part of the text nevertheless.
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class Text:
         stop_ids: Sequence[int],
         least: int,
         plain: bool,
+        kept: Collection[str] = (),
     ) -> None:
         self._number = number
         self._encoder = encoder
@@ -70,7 +70,7 @@ class Text:
         self._least = least
         self._count = 0
         with _its_tokenizer():
-            self._stream = encoder.stream(before, plain)
+            self._stream = encoder.stream(before, plain, kept)
 
     def add(self, chosen: Chosen, finish: Finish | None) -> Piece:
         """The piece that a token makes, which may have no text.
@@ -81,7 +81,8 @@ class Text:
         self._count += 1
         with _its_tokenizer():
             token = self._token(chosen)
-            text = "" if finish == "stop" else self._stream.add(chosen.id)
+            ends_it = finish == "stop" and not chosen.completes
+            text = "" if ends_it else self._stream.add(chosen.id)
             if finish is not None:
                 text += self._stream.end()
         if self._count <= self._least:

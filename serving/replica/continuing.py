@@ -6,27 +6,27 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-from ken_core.errors import TemplateError, TextTooLongError, UndecodableError
+from ken_core.errors import UndecodableError
 from ken_core.generation_settings import GenerationSettings
 from ken_core.tokenization import Encoder
 from serving.admission import Admission, Line
-from serving.errors import ContextLengthError, DeadlineError, InvalidInputError, TooLargeError, UnsupportedKindError
+from serving.errors import ContextLengthError, DeadlineError, InvalidInputError, UnsupportedKindError
+from serving.function_calls.formats import Format
 from serving.generation.asked import Asked, Asking
 from serving.generation.generator import Generator
 from serving.generation.pieces import Piece
-from serving.generation.query import Chat, GenerationQuery, Prompt, SamplingParameters
+from serving.generation.query import GenerationQuery, SamplingParameters
 from serving.generation.sampling import Sampler, Sampling
 from serving.generation.sequence import Continuation
 from serving.generation.stream import Event, Inbox, Text
-from serving.pipelines.base import refusing_what_its_tokenizer_cannot_read
 from serving.pipelines.text_generation import TEXT_GENERATION, USUAL_TOKENS, TextGenerationParameters
-from serving.pipelines.token_ids import TokenIds, check_range
+from serving.pipelines.token_ids import check_range
+from serving.replica.constraining import Constraining, Constraint, call_format
+from serving.replica.prompting import encode, render
 from serving.telemetry.generation_metrics import GenerationFacts
 from serving.tiers.loaded import Loaded
 from serving.workers.pool import WorkerPool
-from serving.workers.steps import Steps
 
 MOST_CHOICES = 64
 MOST_STOPS, LONGEST_STOP = 16, 256
@@ -43,6 +43,7 @@ class Generation:
         digest: of the delta that generates.
         prompts: token ids of the prompts.
         facts: what is counted of it; complete once all pieces were read.
+        calls: how the task's model writes calls of functions; None where the query asks for none.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Generation:
         asked: Sequence[Asking],
         events: asyncio.Queue[Event],
         facts: GenerationFacts,
+        calls: Format | None,
     ) -> None:
         self.digest = loaded.digest
         self.prompts = prompts
         self.facts = facts
+        self.calls = calls
         self._query = query
         self._encoder = loaded.spec.encoder
         self._texts = texts
@@ -121,14 +124,18 @@ class Continuing:
         self._why_not = why_not
         self._workers = workers
         self._templates = WorkerPool(_RENDERED_AT_ONCE)
+        self._constraining = Constraining()
         self._admission = admission
 
     def start(self) -> None:
-        """Start the threads that wait for chat templates; tasks take turns on them, since a template may be slow."""
+        """Start the threads that wait for chat templates, where tasks take turns, since a template may be slow; and
+        those that compile grammars."""
         self._templates.start()
+        self._constraining.start()
 
     def stop(self) -> None:
         self._templates.stop()
+        self._constraining.stop()
 
     @asynccontextmanager
     async def __call__(
@@ -148,25 +155,27 @@ class Continuing:
         generator = self._checked(loaded, query)
         acquired = time.monotonic()
         with self._admission.preparation(self._line, len(query.prompts)):
-            texts_or_ids = await self._templates.run(loaded.digest, _render(query.prompts, loaded))
-            prompts = await self._workers.run(client, _encode(texts_or_ids, loaded))
+            constraint = await self._constraining(query, loaded.spec.encoder, client)
+            texts_or_ids = await self._templates.run(loaded.digest, render(query.prompts, loaded))
+            prompts = await self._workers.run(client, encode(texts_or_ids, loaded))
         self._admission.check_tokens(sum(map(len, prompts)) * query.choices)
         tokenizing, tokens = time.monotonic() - acquired, sum(map(len, prompts))
         facts = GenerationFacts(started, acquired - started, tokenizing, tokens, len(prompts) * query.choices)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+        calls = call_format(query, loaded.spec.encoder)
         texts: list[Text] = []
         asked: list[Asking] = []
         for place, prompt in enumerate(prompts):
             most = _most(query, place, len(prompt), loaded.spec.encoder.max_length, generator.most_tokens)
             for choice in range(query.choices):
                 inbox = Inbox(len(asked), events, loop)
-                asked.append(_asking(loaded, query, prompt, choice, most, inbox, deadline))
-                texts.append(_text(loaded.spec.encoder, query, prompt, len(texts)))
+                asked.append(_asking(loaded, query, prompt, choice, most, inbox, deadline, constraint))
+                texts.append(_text(loaded.spec.encoder, query, prompt, len(texts), calls))
         _check_probabilities(query, sum(one.most for one in asked))
         generator.add(asked)
         try:
-            yield Generation(loaded, query, prompts, texts, asked, events, facts)
+            yield Generation(loaded, query, prompts, texts, asked, events, facts, calls)
         finally:
             generator.abandon(asked)
 
@@ -238,64 +247,6 @@ def _check(query: GenerationQuery, loaded: Loaded) -> None:
     check_range(tuple(query.sampling.logit_bias or {}), "logit_bias", loaded.spec, of_prompt=False)
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """A prompt as text, and whether the tokenizer adds its special tokens to it."""
-
-    text: str
-    special: bool
-
-
-def _render(prompts: Sequence[Prompt], loaded: Loaded) -> Steps[list[_Plain | TokenIds]]:
-    """Chats made texts by the task's template, one a step."""
-    made: list[_Plain | TokenIds] = []
-    for prompt in prompts:
-        if isinstance(prompt, Chat):
-            yield 1
-            made.append(_Plain(_rendered(prompt, loaded.spec.encoder), special=False))
-        else:
-            made.append(prompt if isinstance(prompt, TokenIds) else _Plain(prompt, special=True))
-    return made
-
-
-def _encode(prompts: Sequence[_Plain | TokenIds], loaded: Loaded) -> Steps[list[list[int]]]:
-    """Token ids of prompts."""
-    found = []
-    for place, prompt in enumerate(prompts):
-        yield len(prompt.text) if isinstance(prompt, _Plain) else len(prompt.ids)
-        with refusing_what_its_tokenizer_cannot_read():
-            ids = _ids(prompt, f"prompts.{place}", loaded)
-        if not ids:
-            raise InvalidInputError("there is no token in it; send a text that has one", at=f"prompts.{place}")
-        found.append(ids)
-    return found
-
-
-def _ids(prompt: _Plain | TokenIds, where: str, loaded: Loaded) -> list[int]:
-    if isinstance(prompt, TokenIds):
-        check_range(prompt.ids, where, loaded.spec)
-        return list(prompt.ids)
-    try:
-        return loaded.spec.encoder.prompt(prompt.text, prompt.special)
-    except TextTooLongError as error:
-        raise TooLargeError(str(error), at=where) from None
-
-
-def _rendered(chat: Chat, encoder: Encoder) -> str:
-    if encoder.chat is None:
-        raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
-    try:
-        return encoder.chat.render(
-            chat.messages,
-            chat.tools,
-            opens_answer=chat.opens_answer,
-            continues_last=chat.continues_last,
-            arguments=chat.arguments,
-        )
-    except TemplateError as error:
-        raise InvalidInputError(str(error), at="messages") from error
-
-
 def _most(query: GenerationQuery, place: int, prompt: int, context: int, room: int) -> int:
     """Tokens that a continuation may have."""
     where = f"prompts.{place}"
@@ -330,6 +281,7 @@ def _asking(
     most: int,
     inbox: Inbox,
     deadline: float,
+    constraint: Constraint | None,
 ) -> Asking:
     settings = loaded.spec.generation
     own = () if query.ignores_end else settings.end_ids
@@ -341,10 +293,15 @@ def _asking(
         None if seed is None else seed + choice,
         query.logprobs,
         (ends, query.min_tokens),
+        None if constraint is None else constraint.state(),
     )
     asked = Asked(loaded, sampler, frozenset(ends), query.min_tokens, inbox)
     return Continuation(loaded.digest, prompt, most, time.monotonic(), deadline, asked)
 
 
-def _text(encoder: Encoder, query: GenerationQuery, prompt: Sequence[int], number: int) -> Text:
-    return Text(number, encoder, prompt, query.stop, query.stop_ids, query.min_tokens, query.plain)
+def _text(encoder: Encoder, query: GenerationQuery, prompt: Sequence[int], number: int, calls: Format | None) -> Text:
+    stops, functions = query.stop, query.functions
+    marks = () if calls is None else (calls.opens, calls.closes)
+    if functions is not None and not (functions.several or functions.forced):
+        stops = (*stops, *filter(None, marks[1:]))  # with the first call the text is complete
+    return Text(number, encoder, prompt, stops, query.stop_ids, query.min_tokens, query.plain, marks)

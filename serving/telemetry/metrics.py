@@ -46,8 +46,11 @@ class Metrics:
         self.batch_groups = Histogram(
             "ken_batch_groups", "Tasks and kinds in a mixed forward pass", buckets=_ROWS, registry=own
         )
+        self.step_tasks = Histogram(
+            "ken_step_tasks", "Tasks whose texts share a decode step", buckets=_ROWS, registry=own
+        )
         self.correction_seconds = Counter(
-            "ken_correction_seconds", "Time of mixed forward passes that corrections took, by learned costs",
+            "ken_correction_seconds", "Time of mixed forward passes and steps that corrections took, by learned costs",
             registry=own,
         )  # fmt: skip
         self.swaps = Counter("ken_swaps", "Times the weights changed task", registry=own)
@@ -67,6 +70,9 @@ class Metrics:
         )
         self.preempted = Counter(
             "ken_preempted_texts", "Times a text gave up its keys and values, to be computed again", registry=own
+        )
+        self.copied_tokens = Counter(
+            "ken_copied_tokens", "Tokens whose keys and values were copied from a text that begins alike", registry=own
         )
         self.started = Gauge("ken_started_timestamp_seconds", "When the replica's metrics began", registry=own)
         self.started.set_to_current_time()

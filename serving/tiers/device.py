@@ -16,6 +16,7 @@ from functools import partial
 
 from ken_core import Delta, ResidentModel
 from ken_core.mixing.model import MixedModel
+from ken_core.mixing.steps import MixedSteps
 from ken_core.tokenization import Encoder
 from serving.errors import UnavailableError
 from serving.pipelines.base import TaskSpec
@@ -40,7 +41,7 @@ class DeviceTiers:
 
     Args:
         cache: gives decoded deltas.
-        mixed: runs batches that mix tasks; None: tasks are attached for exchanges alone.
+        mixed, steps: run batches and decode steps that mix tasks; None: tasks are attached for exchanges alone.
         packed_bytes, materialised_bytes: budgets of the tiers. A task in use stays even if its tier exceeds its budget.
         why_no_texts: why the base generates no texts; empty: it does.
     """
@@ -54,6 +55,7 @@ class DeviceTiers:
         materialised_bytes: int,
         on_owner: OnOwner,
         mixed: MixedModel | None = None,
+        steps: MixedSteps | None = None,
         why_no_texts: str = "",
     ) -> None:
         self._resident = resident
@@ -62,7 +64,7 @@ class DeviceTiers:
         self._metrics = metrics
         self._on_owner = on_owner
         self._memory = DeviceMemory(resident, packed_bytes, materialised_bytes)
-        self._preparation = Preparation(resident, self._memory, mixed, why_no_texts)
+        self._preparation = Preparation(resident, self._memory, mixed, steps, why_no_texts)
         self._trials = Trials(resident, self._memory, self._preparation, on_owner)
         self._promotion = Promotion(resident, self._memory, self._preparation, cache, on_owner)
         self._unfit = Unfit()

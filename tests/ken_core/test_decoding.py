@@ -143,11 +143,12 @@ def test_keys_and_values_grow_by_blocks_and_keep_what_they_hold() -> None:
         assert past.nbytes == 2 * 2 * 4 * 4 * -(-past.length // BLOCK) * BLOCK
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 300])
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 16, 300])
 @pytest.mark.parametrize("bias", [True, False])
-def test_few_rows_are_the_same_product(rows: int, bias: bool) -> None:
-    layer = torch.nn.Linear(48, 80, bias=bias)
-    inputs = torch.randn(1, rows, 48)
+@pytest.mark.parametrize("features", [48, 128])
+def test_few_rows_are_the_same_product(rows: int, bias: bool, features: int) -> None:
+    layer = torch.nn.Linear(features, 80, bias=bias)
+    inputs = torch.randn(1, rows, features)
     before = layer.forward
     with torch.inference_mode():
         expected = layer(inputs)

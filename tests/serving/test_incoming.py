@@ -24,9 +24,11 @@ from serving.api import (
     native_generation,
     openai,
     openai_generation,
+    response_format,
     session,
     tasks,
     tei,
+    tool_choice,
 )
 from serving.errors import InvalidInputError
 from serving.incoming import Free, Incoming
@@ -41,6 +43,7 @@ from serving.service import Service
 
 DIGEST = "0" * 64
 TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["rain"]}
+NAMED = {"type": "function", "function": {"name": "weather"}}
 LEAST: dict[type[Incoming], dict[str, Any]] = {
     chat_messages.FunctionCall: {"name": "weather"},
     chat_messages.Message: {"role": "user"},
@@ -66,6 +69,8 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     openai_generation.CompletionRequest: {"model": "news", "prompt": "rain"},
     question_answering.Question: {"question": "why?", "context": "rain"},
     rerank.RerankInput: {"query": "rain", "texts": ["sun"]},
+    response_format.NamedSchema: {"schema": {}},
+    response_format.ResponseFormat: {"type": "text"},
     session.SessionRequest: {"key": "ken_1"},
     tasks.RollbackRequest: {},
     tasks.PublishRequest: {"digest": DIGEST},
@@ -75,6 +80,12 @@ LEAST: dict[type[Incoming], dict[str, Any]] = {
     tei.EmbedTokensRequest: {"inputs": [2, 3]},
     tei.ClassifyRequest: {"inputs": "rain"},
     tei.RerankRequest: {"query": "rain", "texts": ["sun"]},
+    tool_choice.AllowedTools: {"tools": [NAMED]},
+    tool_choice.AllowedToolsChoice: {"type": "allowed_tools", "allowed_tools": {"tools": [NAMED]}},
+    tool_choice.FunctionName: {"name": "weather"},
+    tool_choice.FunctionTold: {"name": "weather"},
+    tool_choice.NamedTool: NAMED,
+    tool_choice.Tool: NAMED,
     PIPELINES["zero-shot-classification"].parameters: {"candidate_labels": ["sport"]},
 }
 """What each form cannot do without."""

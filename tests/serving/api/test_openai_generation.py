@@ -178,16 +178,15 @@ def test_what_servers_and_libraries_put_beside_an_answer_is_taken_back(kept: dic
     assert answers[0].json()["choices"] == answers[1].json()["choices"]
 
 
-def test_calls_of_tools_that_were_made_are_read(client: openai.OpenAI) -> None:
+def test_calls_of_tools_are_refused_by_a_template_that_does_not_show_them(client: openai.OpenAI) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     messages = [
         *ASK,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
     ]
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    asked = {**CHAT, "messages": messages, "tools": [tool], "tool_choice": "none"}
-    assert client.chat.completions.create(**asked).choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="shows no calls of tools"):
+        client.chat.completions.create(**{**CHAT, "messages": messages})
 
 
 def test_the_beginning_of_an_answer_can_be_given(
@@ -459,7 +458,6 @@ def nested(depth: int) -> list[Any]:
 
 
 _IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}
-_FUNCTION = {"type": "function", "function": {"name": "weather"}}
 BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "at least 1"),
     ({"messages": "how far"}, "messages", "list"),
@@ -483,10 +481,6 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "less than or equal to 20"),
     ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
     ({"min_tokens": 13}, "min_tokens", "more than max_tokens"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not served"),
-    ({"tools": [_FUNCTION]}, "tools", "not served"),
-    ({"tools": [_FUNCTION], "tool_choice": "required"}, "tools", "not served"),
-    ({"tool_choice": _FUNCTION}, "tool_choice", "not served"),
     ({"functions": [{"name": "weather"}]}, "functions", "not served"),
     ({"modalities": ["text", "audio"]}, "modalities", "not served"),
     ({"audio": {"voice": "ash", "format": "wav"}}, "audio", "not served"),
@@ -497,9 +491,9 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 2}, "best_of", "same number"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "one of them"),
     ({"chat_template_kwargs": {"messages": []}}, "messages", "given by itself"),
-    ({"guided_json": {}}, "guided_json", "not served"),
+    ({"guided_grammar": "a"}, "guided_grammar", "not served"),
     ({"nonsense": 1}, "nonsense", "not permitted"),
-    ({"response_format": nested(300)}, "response_format", "a nested value"),
+    ({"documents": nested(300)}, "documents", "a nested value"),
     ({"messages": [*ASK, {"role": "user", "content": [{"type": "text", "text": "a", "foo": 1}]}]}, "messages", "foo"),
     ({"messages": [{"role": "user", "content": ["a"]}]}, "messages", "messages.0.content.0: "),
     ({"messages": [*ASK, {"role": "user", "audio": {"id": "a"}}]}, "messages", "messages.1.audio: found"),

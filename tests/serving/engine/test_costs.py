@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.costs import BatchCost, SwitchCost
+from serving.engine.costs import BatchCost, MixedCost, SwitchCost
 
 MACHINES = {"CPU": (0.005, 0.00013), "GPU": (0.006, 0.000002), "slow": (0.05, 0.003)}
 
@@ -94,3 +94,16 @@ def test_the_share_of_batches_with_a_switch_follows_recent_batches() -> None:
     for _ in range(200):
         switch.note(True)
     assert switch.share == pytest.approx(1.0, abs=0.01)
+
+
+def test_batches_without_corrections_leave_the_cost_of_one_as_it_was() -> None:
+    """Tasks that differ in their heads alone cost no multiplications, and tell nothing about them."""
+    cost = MixedCost()
+    product = cost.product
+    for _ in range(20_000):
+        cost.learn(0, 2, 0.001)
+    assert cost.product == pytest.approx(product)
+    assert cost.group == pytest.approx(0.0005, rel=0.05)
+    for _ in range(200):
+        cost.learn(1e8, 2, 0.021)
+    assert cost.of(1e8, 2) == pytest.approx(0.021, rel=0.05)

@@ -36,6 +36,14 @@ def assert_all_greedy(
         assert_greedy(written, ids, output)
 
 
+def most_tasks_in_a_step(service: Service) -> float:
+    """At least so many, by the buckets of the metric."""
+    (found,) = service.metrics.step_tasks.collect()
+    counts = {s.labels["le"]: s.value for s in found.samples if s.name.endswith("_bucket")}
+    least = [float(bound) for bound, count in counts.items() if count < counts["+Inf"]]
+    return max(least, default=0.0) + 1
+
+
 def give_room(service: Service, tokens: int) -> None:
     """Have room for the keys and values of about so many tokens from now on."""
     room = service.generator._schedule.room
@@ -49,15 +57,21 @@ def test_one_text_has_the_very_tokens_of_generate(generating: Service, tasks: di
     assert generating.engine.verify().result() == []
 
 
-def test_many_texts_of_many_tasks_at_once(make_generating: Callable[..., Service], tasks: dict[str, Written]) -> None:
-    service = make_generating(quantum_seconds=0.005)
+@pytest.mark.parametrize("mixed", ["auto", "off"])
+def test_many_texts_of_many_tasks_at_once(
+    mixed: str, make_generating: Callable[..., Service], tasks: dict[str, Written]
+) -> None:
+    service = make_generating(quantum_seconds=0.005, mixed=mixed)
 
     async def ask() -> list[list[list[int]]]:
         return await asyncio.gather(*(generated(service, task, greedy(*PROMPTS, tokens=40)) for task in tasks))
 
     for written, found in zip(tasks.values(), asyncio.run(ask()), strict=True):
         assert_all_greedy(service, written, PROMPTS, found)
-    assert service.metrics.swaps._value.get() > len(tasks), "the tasks did not take turns"
+    if mixed == "off":
+        assert service.metrics.swaps._value.get() > len(tasks), "the tasks did not take turns"
+    else:
+        assert most_tasks_in_a_step(service) > 1
     assert service.engine.verify().result() == []
 
 

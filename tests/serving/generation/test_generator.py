@@ -118,7 +118,7 @@ def test_an_exchange_that_fails_fails_the_texts_of_its_task(
     failed, others = asyncio.run(run())
     assert isinstance(failed, InternalError)
     assert len(others) == 4
-    assert len(generating.generator._schedule) == 0
+    asyncio.run(until(lambda: len(generating.generator._schedule) == 0))
 
 
 # Who leaves, and who comes too late

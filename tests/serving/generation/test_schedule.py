@@ -45,11 +45,11 @@ def sizes(parts: list[Part[None]]) -> list[tuple[int, int]]:
 def test_prompts_come_in_parts_after_those_that_have_one_token_to_compute() -> None:
     made = schedule()
     made.add([one("a", 3), one("a", 10)])
-    assert sizes(made.plan("a", 5)) == [(0, 3), (1, 2)]
-    run(made, made.plan("a", 5))
-    assert sizes(made.plan("a", 5)) == [(0, 1), (1, 5)]
-    run(made, made.plan("a", 5))
-    assert sizes(made.plan("a", 5)) == [(0, 1), (1, 3)]
+    assert sizes(made.plan(["a"], 5)) == [(0, 3), (1, 2)]
+    run(made, made.plan(["a"], 5))
+    assert sizes(made.plan(["a"], 5)) == [(0, 1), (1, 5)]
+    run(made, made.plan(["a"], 5))
+    assert sizes(made.plan(["a"], 5)) == [(0, 1), (1, 3)]
 
 
 def test_keys_take_turns() -> None:
@@ -67,7 +67,7 @@ def test_keys_that_keep_coming_do_not_starve_those_that_run() -> None:
     for number in range(40):
         made.add([one(f"new {number}", 2)])
         turns.append(made.turn())
-        for part in made.plan(turns[-1], 99):
+        for part in made.plan([turns[-1]], 99):
             if part.of.key not in ("old", "older"):
                 made.remove(part.of)
     assert turns.count("old") + turns.count("older") >= 2
@@ -78,8 +78,8 @@ def test_keys_that_keep_coming_do_not_starve_those_that_run() -> None:
 def test_a_key_runs_no_more_rows_than_a_step_has_and_others_pass_it() -> None:
     made = schedule(rows=2)
     made.add([one("a", 2) for _ in range(3)] + [one("b", 2)])
-    assert sizes(made.plan("a", 99)) == [(0, 2), (1, 2)]
-    assert sizes(made.plan("b", 99)) == [(3, 2)]
+    assert sizes(made.plan(["a"], 99)) == [(0, 2), (1, 2)]
+    assert sizes(made.plan(["b"], 99)) == [(3, 2)]
     assert made.waiting == 1
 
 
@@ -87,56 +87,56 @@ def test_who_waits_for_room_is_not_overtaken() -> None:
     made = schedule(tokens=16)
     made.add([one("a", 11), one("b", 9), one("b", 2)])
     assert made.turn() == "a"
-    assert not made.has_others("a")
+    assert not made.has_others(["a"])
     assert (made.running, made.waiting, made.used) == (1, 2, 12)
 
 
 def test_a_key_with_much_room_lets_others_in_before_it_gets_more() -> None:
     made = schedule(tokens=16)
     made.add([one("a", 3, most=1) for _ in range(10)])
-    assert len(made.plan("a", 99)) == 4
+    assert len(made.plan(["a"], 99)) == 4
     made.add([one("b", 3)])
-    run(made, made.plan("a", 3))
-    assert made.has_others("a")
-    assert sizes(made.plan("b", 99)) == [(10, 3)]
+    run(made, made.plan(["a"], 3))
+    assert made.has_others(["a"])
+    assert sizes(made.plan(["b"], 99)) == [(10, 3)]
 
 
 def test_a_key_with_much_room_gives_it_up_first() -> None:
     made = schedule(tokens=16)
     made.add([one("a", 3, most=9), one("a", 3, most=9), one("a", 3, most=9), one("b", 3, most=9)])
     for key in "ab":
-        run(made, made.plan(key, 99))
-    run(made, made.plan("b", 99))
-    assert sizes(made.plan("b", 99)) == [(3, 1)]
+        run(made, made.plan([key], 99))
+    run(made, made.plan(["b"], 99))
+    assert sizes(made.plan(["b"], 99)) == [(3, 1)]
     assert [c.number for c in made.all() if c.computed == 0] == [2]
 
 
 def test_the_youngest_makes_room_and_is_computed_again() -> None:
     made = schedule(tokens=16)
     made.add([one("a", 7, most=9), one("b", 7, most=9)])
-    run(made, made.plan("a", 99))
-    run(made, made.plan("b", 99))
-    run(made, made.plan("a", 99))
+    run(made, made.plan(["a"], 99))
+    run(made, made.plan(["b"], 99))
+    run(made, made.plan(["a"], 99))
     young = next(c for c in made.all() if c.key == "b")
     young.past = "kept"
-    assert sizes(made.plan("a", 99)) == [(0, 1)]
+    assert sizes(made.plan(["a"], 99)) == [(0, 1)]
     assert (made.preempted, made.used, young.past, young.computed, young.left) == (1, 12, None, 0, 8)
     assert made.turn() == "a"
     for _ in range(7):
-        run(made, made.plan("a", 99))
+        run(made, made.plan(["a"], 99))
     assert made.turn() == "b"
-    assert sizes(made.plan("b", 99)) == [(1, 8)], "its prompt, and the token that was generated"
+    assert sizes(made.plan(["b"], 99)) == [(1, 8)], "its prompt, and the token that was generated"
 
 
 def test_the_abandoned_and_the_late_free_their_room() -> None:
     made = schedule(tokens=16)
     some = [one("a", 7), one("a", 3, deadline=5.0), one("a", 8), one("b", 8, deadline=5.0)]
     made.add(some)
-    made.plan("a", 99)
+    made.plan(["a"], 99)
     some[0].abandoned = True
     assert made.drop(4.0) == [some[0]]
     assert sorted(c.number for c in made.drop(5.0)) == [1, 3]
-    made.plan("a", 99)
+    made.plan(["a"], 99)
     assert list(made.all()) == [some[2]]
     assert made.used == 12
     some[2].abandoned = True
@@ -151,7 +151,7 @@ def test_the_last_token_needs_no_room(prompt: int, most: int, fits: bool) -> Non
     if fits:
         made.add([one("a", prompt, most)])
         for _ in range(most):
-            ended = run(made, made.plan("a", 99))
+            ended = run(made, made.plan(["a"], 99))
         assert len(ended) == 1
 
 
@@ -173,7 +173,7 @@ def test_all_end_within_the_room_and_in_order(
             break
         oldest = min(made.all(), key=lambda c: c.number)
         computed = oldest.computed
-        parts = made.plan(key, prompt_tokens)
+        parts = made.plan([key], prompt_tokens)
         assert oldest.computed == computed, "the oldest gave up its keys and values"
         assert made.used <= tokens
         assert len({id(p.of) for p in parts}) == len(parts) <= rows

@@ -1,0 +1,1 @@
+"""Grammars: texts that a continuation may be, and the tokens that keep it one of them."""

@@ -1,0 +1,65 @@
+"""Schemas that would take long, or that say something else than they seem to, are refused before they are compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.errors import InvalidInputError
+from serving.grammar.schema import DEEPEST, check_schema
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels - 1):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        nested(DEEPEST),
+        {"anyOf": [{"const": i} for i in range(256)]},
+        {"enum": [str(i) for i in range(1000)]},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}},
+        {"type": "object", "properties": {"x-guidance": {"type": "string"}, "$ref": {"type": "string"}}},
+        {"type": "number", "multipleOf": 0.01},
+        {"allOf": [{"type": "integer", "multipleOf": 4}, {"multipleOf": 6}]},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"more": {"$ref": "#"}}}}},
+        {"default": nested(100), "examples": [{"$ref": "http://there"}]},
+    ],
+    ids=lambda schema: str(schema)[:40],
+)
+def test_schemas_within_the_limits_pass(schema: dict[str, Any]) -> None:
+    check_schema(schema, "here")
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (nested(DEEPEST + 1), "more than 32 levels"),
+        ({"anyOf": [{"const": i} for i in range(1000)]}, "found 1000 alternatives in anyOf; at most 256"),
+        ({"properties": {"a": {"oneOf": [{}] * 257}}}, "257 alternatives in oneOf"),
+        ({"items": {"enum": list(range(1001))}}, "1001 values in enum"),
+        ({"properties": {f"p{i}": {} for i in range(1001)}}, "more than 1000 properties"),
+        (
+            {"items": {"properties": {str(i): {"properties": {"a": {}}} for i in range(501)}}},
+            "more than 1000 properties",
+        ),
+        ({"multipleOf": 999_983}, "multipleOf 999983"),
+        ({"allOf": [{"multipleOf": 997}, {"multipleOf": 1009}]}, "multipleOf"),
+        ({"$ref": "http://there/schema.json"}, "another document"),
+        ({"properties": {"a": {"$ref": "other.json#/a"}}}, "another document"),
+        ({"minimum": 3, "exclusiveMinimum": True}, "exclusiveMinimum as a boolean"),
+        ({"items": [{"type": "string"}]}, "prefixItems"),
+        ({"x-guidance": {"lenient": True}}, "x-guidance"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_others_are_refused_by_name(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words) as refused:
+        check_schema(schema, "response_format.json_schema.schema")
+    assert refused.value.at == "response_format.json_schema.schema"

@@ -1,0 +1,194 @@
+"""What follows a grammar is what the grammar says: judged by jsonschema and by Python's own regular expressions."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from following import VOCABULARIES, followed, refused_at, written
+
+from ken_core.tokenization import Encoder
+from serving.errors import InvalidInputError
+from serving.generation.sampling import Sampler, Sampling
+from serving.grammar import state as states
+from serving.grammar.compiling import compiled
+from serving.grammar.grammar import ANY_OBJECT, json_of, match_of, one_of
+from serving.grammar.state import GrammarState
+from serving.workers.steps import finish
+from tests.tiny_language_tasks import LanguageTasks
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "moods": {"type": "array", "items": {"enum": ["glad", "sad"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "moods"],
+    "additionalProperties": False,
+}
+SCHEMAS: list[Any] = [
+    PERSON,
+    {"$defs": {"p": PERSON}, "type": "array", "items": {"$ref": "#/$defs/p"}, "minItems": 1, "maxItems": 2},
+    {"anyOf": [{"type": "boolean"}, {"type": "null"}, {"const": [1, "a"]}]},
+    {"oneOf": [{"type": "object", "properties": {"k": {"const": k}}, "required": ["k"]} for k in "ab"]},
+    {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 0.5, "maximum": 10}}, "required": ["a"]},
+    {"type": "object", "patternProperties": {"^x[0-9]$": {"type": "integer"}}, "additionalProperties": False},
+    {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 1, "maxProperties": 3},
+    {"type": "array", "prefixItems": [{"type": "string", "maxLength": 3}, {"type": "boolean"}], "items": False},
+    {"allOf": [{"type": "object", "properties": {"a": {"type": "boolean"}}}, {"required": ["a"]}]},
+    {"type": "string", "pattern": "^[a-f]{2,4}$"},
+    {"type": "string", "format": "date"},
+    {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 7},
+    {"enum": [None, 1, "a", {"b": [True]}]},
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(language_tasks: LanguageTasks) -> Encoder:
+    return Encoder(language_tasks.base, language_tasks.base.config, {})
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:50])
+def test_what_follows_a_schema_is_valid_json_of_it(schema: Any, encoder: Encoder) -> None:
+    grammar = json_of(schema, "here")
+    texts = [text for seed in range(12) if (text := written(grammar, encoder, seed, ends=(2,))) is not None]
+    assert len(texts) >= 6
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+
+
+def test_what_follows_a_regular_expression_matches_it_as_a_whole(encoder: Encoder) -> None:
+    pattern = r"[a-c]{2,5}/\d-(x|y)"
+    found = {written(match_of(pattern, "here"), encoder, seed) for seed in range(8)}
+    assert all(re.fullmatch(pattern, text or "") for text in found)
+    assert len(found) > 4
+
+
+def test_what_follows_choices_is_one_of_them(encoder: Encoder) -> None:
+    choices = ["yes", "no", 'a "quoted"\n/one/', "é中"]
+    found = {written(one_of(choices, "here"), encoder, seed) for seed in range(30)}
+    assert found <= {*choices}
+    assert len(found) > 1
+
+
+def test_a_choice_that_begins_another_may_end_or_go_on(encoder: Encoder) -> None:
+    found = {written(one_of(["a", "ab"], "here"), encoder, seed, ends=(2,)) for seed in range(20)}
+    assert found == {"a", "ab"}
+
+
+@pytest.mark.parametrize("text", ['{"a":  1}', '{\n\n"a": 1}', "{\n" + " " * 21 + '"a": 1}', ' {"a": 1}', "{\t}"])
+def test_white_space_has_an_end(text: str, encoder: Encoder) -> None:
+    with followed(json_of(ANY_OBJECT, "here"), encoder) as state:
+        assert refused_at(state, encoder, text) is not None
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"a":1}', '{\n    "a": [\n        1,\n        2\n    ]\n}', "{\n\t\t}"])
+def test_json_may_be_written_as_people_write_it(text: str, encoder: Encoder) -> None:
+    with followed(json_of(ANY_OBJECT, "here"), encoder) as state:
+        assert refused_at(state, encoder, text) is None
+
+
+def test_special_tokens_never_follow_and_ends_only_where_the_text_may_end(encoder: Encoder) -> None:
+    with followed(match_of("(ab)+", "here"), encoder) as state:
+        scores = torch.zeros(encoder.largest_ids[0] + 1)
+        (a,), (b,) = (encoder.prompt(letter, special=False) for letter in "ab")
+        assert torch.isneginf(state.restrict(scores, (2,))[:3]).all()
+        assert not state.take(a)
+        assert torch.isneginf(state.restrict(scores, (2,))[:3]).all()
+        assert not state.take(b)
+        assert torch.isfinite(state.restrict(scores, (2,))).nonzero().flatten().tolist()[0] == 2
+        assert torch.isneginf(state.restrict(scores, ())[:3]).all()
+
+
+def test_logits_for_which_the_tokenizer_has_no_token_never_follow(encoder: Encoder) -> None:
+    size = encoder.largest_ids[0] + 1
+    for odd in (size + 40, size - 1):
+        with followed(json_of(True, "here"), encoder) as state:
+            restricted = state.restrict(torch.zeros(odd), ())
+        assert restricted.shape == (odd,)
+        assert torch.isneginf(restricted[size:]).all()
+
+
+def test_a_text_of_which_nothing_is_left_to_choose_fails_with_a_reason(encoder: Encoder) -> None:
+    with followed(one_of(["yes"], "guided_choice"), encoder) as state:
+        scores = torch.full((encoder.largest_ids[0] + 1,), -torch.inf)
+        with pytest.raises(InvalidInputError, match="guided_choice: no token is left"):
+            state.restrict(scores, ())
+
+
+def test_a_mask_that_takes_too_long_fails_its_text_alone(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "MOST_SECONDS", 0.05)
+
+    class Stuck(ThreadPoolExecutor):
+        def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            running: Future[Any] = Future()
+            running.set_running_or_notify_cancel()
+            return running
+
+    matcher = finish(compiled(one_of(["yes"], "guided_choice"), encoder, VOCABULARIES))
+    with Stuck(1) as threads, pytest.raises(InvalidInputError, match="takes too long to follow"):
+        GrammarState(matcher, threads, "guided_choice").restrict(torch.zeros(400), ())
+
+
+def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encoder) -> None:
+    class Busy(ThreadPoolExecutor):
+        def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return Future()
+
+    matcher = finish(compiled(one_of(["yes"], "here"), encoder, VOCABULARIES))
+    with Busy(1) as threads:
+        assert torch.isfinite(GrammarState(matcher, threads, "here").restrict(torch.zeros(400), ())).any()
+
+
+# With the sampler
+
+
+def sampler(grammar: Any, encoder: Encoder, ends: tuple[tuple[int, ...], int] = ((2,), 0), **sampling: Any) -> Sampler:
+    matcher = finish(compiled(grammar, encoder, VOCABULARIES))
+    threads = ThreadPoolExecutor(1)
+    return Sampler(Sampling(**sampling), [], 1, 2, ends, GrammarState(matcher, threads, "here"))
+
+
+def test_a_share_of_the_likeliest_is_one_of_those_that_may_follow(encoder: Encoder) -> None:
+    logits = torch.full((encoder.largest_ids[0] + 1,), -5.0)
+    (x,) = encoder.prompt("x", special=False)
+    logits[x] = 20
+    allowed = set(encoder.prompt("ab", special=False))
+    for sampling in ({"top_p": 0.5}, {"top_k": 1}, {"min_p": 0.9}, {"top_k": 300}, {"top_p": 0.99, "top_k": 50}):
+        chosen = sampler(match_of("[ab]", "here"), encoder, temperature=1.0, **sampling)(logits, [])
+        assert chosen.id in allowed
+        assert chosen.completes
+
+
+def test_probabilities_are_the_models_own(encoder: Encoder) -> None:
+    logits = torch.zeros(encoder.largest_ids[0] + 1)
+    logits[5] = 3
+    chosen = sampler(one_of(["yes"], "here"), encoder)(logits, [])
+    assert chosen.id != 5
+    assert chosen.likeliest[0][0] == 5
+    assert chosen.logprob == pytest.approx(float(logits.log_softmax(-1)[chosen.id]))
+
+
+def test_a_bias_moves_choices_and_never_the_grammar(encoder: Encoder) -> None:
+    (a,), (b,) = (encoder.prompt(letter, special=False) for letter in "ab")
+    logits = torch.zeros(encoder.largest_ids[0] + 1)
+    assert sampler(match_of("[ab]", "here"), encoder, bias={a: -100.0})(logits, []).id == b
+    assert sampler(match_of("[ab]", "here"), encoder, bias={a: -100.0, b: -99.0, 9: 100.0})(logits, []).id == b
+
+
+def test_an_end_waits_for_the_least_of_tokens_and_a_complete_text_does_not(encoder: Encoder) -> None:
+    logits = torch.zeros(encoder.largest_ids[0] + 1)
+    logits[2] = 9
+    going_on = sampler(match_of("a+", "here"), encoder, ends=((2,), 2))
+    output: list[int] = []
+    while not output or output[-1] != 2:
+        output.append(going_on(logits, output).id)
+    assert len(output) == 3
+    done = sampler(match_of("a", "here"), encoder, ends=((2,), 50))
+    assert done(logits, []).completes
