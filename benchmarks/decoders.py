@@ -6,7 +6,7 @@ The model is SmolLM2-135M-Instruct (538 MB in float32), all of whose weights are
 standard library and on WordNet's definitions (`benchmarks.language_tasks`; trained on first use, about half an hour on
 2 cores). A delta is written, read back and judged on test text that was neither trained on nor fitted to, by the tokens
 of the completions alone: perplexity; the share of the fine-tune's gain over its base that is kept, in nats; and
-agreement, the share of all tokens whose likeliest one is the fine-tune's, given the text so far. Tasks are measured side by
+agreement, the share of tokens whose likeliest one is the fine-tune's, given the text so far. Tasks are measured side by
 side, one on each core. `--quick`: the first 2 of the 30 layers, 32 functions to train on, 20 to judge by, few ways.
 """
 
