@@ -218,7 +218,7 @@ def rows_of(found: Sequence[Measured]) -> Iterator[Row]:
 
 def table_of(task: str, found: Sequence[Measured]) -> Table:
     """One row a cell."""
-    table = Table("way", "kept", title=task, title_justify="left")
+    table = Table("way", "asked for", title=task, title_justify="left")
     for column in ("MB", "perplexity", "gain kept", "agreement"):
         table.add_column(column, justify="right")
     for one in (one for one in found if one.task == task):

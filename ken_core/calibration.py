@@ -24,6 +24,7 @@ from ken_core.progress import Progress, silent
 from ken_core.promise import in_sequence
 from ken_core.selection import Method
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
+from ken_core.text_bounds import MOST_CONFIDENCE
 from ken_core.verdicts import Judgement, TokenAnswers, Verdict, least_examples, unchanged
 from ken_core.writing import writing
 
@@ -68,7 +69,7 @@ def calibrate(
 
     All that changed is judged first, stored without loss; then one delta of about half the size after another, each
     chosen from all methods and codecs, until the promise cannot be made. `promise.in_sequence` says why the probability
-    that the written delta loses more than `tolerance` is at most 1 - `confidence`.
+    that the written delta loses more than `tolerance` is at most 1 - `confidence`; of perplexity, approximately so.
 
     Args:
         tolerance: how far the share of right answers may fall, above 0; for example 0.005 for half a point.
@@ -205,16 +206,24 @@ def _check_tolerance(tolerance: float) -> None:
 
 def _check_enough(judges: Judges, expected: Judgement, tolerance: float | None, confidence: float) -> None:
     """Check that there are enough examples to promise a tolerance if nothing is lost; None: to promise anything."""
+    if judges.metric == "perplexity" and confidence > MOST_CONFIDENCE:
+        raise CalibrationError(
+            f"found a confidence of {confidence:g}; what is promised of perplexity is an approximation, which holds up "
+            f"to {MOST_CONFIDENCE:g}. Give that at most, or judge by agreement"
+        )
     same = unchanged(judges.metric, expected)
     least = least_examples(judges.metric, expected, tolerance, confidence)
-    if same.examples >= least:
+    if same.independent >= least:
         return
+    uneven = same.independent < same.examples
+    spread = f" (they count as {same.independent:,}, since a few have most of the tokens)" if uneven else ""
     promised = "anything" if tolerance is None else f"that {_most_lost(judges.metric, tolerance)}"
     others = "" if judges.metric == "perplexity" else f", or a tolerance of at least {same.upper_bound(confidence):.2g}"
+    found = f"found {same.examples:,} examples to judge by{spread}"
     raise CalibrationError(
-        f"found {same.examples:,} examples to judge by; to promise with {_percent(confidence)} confidence {promised} "
-        f"takes {least:,}, even if not one answer changes. Give at least {lines_for(least):,} distinct lines of text "
-        f"(a fifth of them chooses){others}"
+        f"{found}; to promise with {_percent(confidence)} confidence "
+        f"{promised} takes {least:,}, even if not one answer changes. "
+        f"Give at least {lines_for(least):,} distinct lines of text (a fifth of them chooses){others}"
     )
 
 

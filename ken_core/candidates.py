@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -163,6 +164,7 @@ class Candidates:
         return self._candidate(delta, file)
 
     def _candidate(self, delta: Delta, file: DeltaFile) -> Candidate:
+        distance = self._answering(file, self._judges.distance)
         trial = Trial(
             method=delta.selection.method,
             scope=delta.selection.budget.scope,
@@ -170,7 +172,7 @@ class Candidates:
             codec=file.manifest.codec,
             fitted=delta.fitted is not None,
             bytes=file.size,
-            distance=self._answering(file, self._judges.distance),
+            distance=distance if math.isfinite(distance) else None,
         )
         self.tried.append(trial)
         return Candidate(delta, file, trial)

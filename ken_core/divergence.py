@@ -7,6 +7,7 @@ square.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,11 @@ def check_comparable(kind: str) -> None:
             f"answers of the kind {kind!r} cannot be compared, so such a delta is neither distilled nor checked; known "
             f"are {', '.join(COMPARABLE)}"
         )
+
+
+def at_least_zero(found: float) -> float:
+    """A divergence without what rounding put below 0; infinity for NaN, which no answer is near to."""
+    return math.inf if math.isnan(found) else max(0.0, found)
 
 
 def divergence(

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from ken_core import deltafile
 from ken_core.checkpoint import Checkpoint, open_base
 from ken_core.container import DeltaFile
-from ken_core.divergence import Answers, check_comparable, divergence
+from ken_core.divergence import Answers, at_least_zero, check_comparable, divergence
 from ken_core.embedder import Embedder
 from ken_core.errors import DataError
 from ken_core.heads import graft
@@ -168,7 +168,7 @@ class _Compared:
             unit=unit,
             answers=len(same),
             agreement=float(same.double().mean()),
-            divergence=max(0.0, self._divergence / len(self._places)),
+            divergence=at_least_zero(self._divergence / len(self._places)),
             commonest=self._commonest,
             accuracy=own,
             tuned_accuracy=tuned,

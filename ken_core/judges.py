@@ -10,6 +10,7 @@ from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from ken_core.checkpoint import Checkpoint
+from ken_core.divergence import at_least_zero
 from ken_core.errors import CalibrationError
 from ken_core.evaluate import classify, label_ids, logits
 from ken_core.examples import Example
@@ -104,7 +105,7 @@ def divergence(encoder: Encoder, texts: Sequence[Input], tuned: PreTrainedModel)
 
     def distance(model: PreTrainedModel) -> float:
         found = logits(model, encoder, texts).log_softmax(dim=1)
-        return max(0.0, float(kl_div(found, expected, log_target=True, reduction="batchmean")))
+        return at_least_zero(float(kl_div(found, expected, log_target=True, reduction="batchmean")))
 
     return distance
 

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ken_core.checkpoint import Checkpoint
+from ken_core.divergence import at_least_zero
 from ken_core.errors import CalibrationError, DataError
 from ken_core.held_out import divide
 from ken_core.judges import CHOOSING_SHARE, Distance, Judge, Judges
@@ -162,7 +163,7 @@ class _Reader:
         """The mean Kullback-Leibler divergence from what the fine-tune says of each token, in nats."""
         batches = list(passes_of([row for rows in texts for row in rows]))
         with torch.inference_mode():
-            expected = [learned_logits(tuned, rows, self._encoder.pad_id)[0].half() for rows in batches]
+            expected = [self._held(tuned, rows) for rows in batches]
 
         def distance(model: PreTrainedModel) -> float:
             total = 0.0
@@ -171,9 +172,14 @@ class _Reader:
                     found = learned_logits(model, rows, self._encoder.pad_id)[0].log_softmax(dim=-1)
                     wanted = logits.float().log_softmax(dim=-1)
                     total += float((wanted.exp() * (wanted - found)).sum())
-            return max(0.0, total / sum(map(len, expected)))
+            return at_least_zero(total / sum(map(len, expected)))
 
         return distance
+
+    def _held(self, model: PreTrainedModel, rows: Sequence[LearnedRow]) -> torch.Tensor:
+        """The logarithms of what a model says of each token, float16, shape (tokens, vocabulary)."""
+        logits = learned_logits(model, rows, self._encoder.pad_id)[0]
+        return logits.log_softmax(dim=-1).clamp_min(torch.finfo(torch.float16).min).half()
 
     def _text(self, example: LanguageExample) -> list[LearnedRow]:
         if isinstance(example, Text) and len(self._encoder.prompt(example.text, special=True)) < 2:

@@ -156,7 +156,8 @@ class Trial(_Strict):
     """Whether kept values were fitted to the choosing part's texts."""
     bytes: Size
     distance: float | None = None
-    """How far its answers to the choosing part are from the fine-tune's. None: a record of an earlier release."""
+    """How far its answers to the choosing part are from the fine-tune's. None: it answered with NaN or infinity, or
+    a record of an earlier release."""
     score: float | None = None
     lost: Size | None = None
     """Judging examples that only the fine-tune answers right."""

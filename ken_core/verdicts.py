@@ -23,6 +23,10 @@ Right = npt.NDArray[np.bool_]
 """Whether each example was answered correctly, shape (examples,)."""
 
 
+_SPEECHLESS = 700.0
+"""Nats a token, the most that is counted, since its exponential is about the largest float."""
+
+
 @dataclass(frozen=True, eq=False)
 class TokenAnswers:
     """What a language model says of the tokens of texts. All arrays have the shape (tokens,).
@@ -48,6 +52,10 @@ class Verdict(Protocol):
     @property
     def examples(self) -> int:
         """How many examples, or texts, judged."""
+
+    @property
+    def independent(self) -> int:
+        """As how many even examples they count: less where a few texts have most of the tokens."""
 
     @property
     def score(self) -> float: ...
@@ -83,6 +91,10 @@ class AnswersLost:
     @property
     def examples(self) -> int:
         return self.found.examples
+
+    @property
+    def independent(self) -> int:
+        return self.examples
 
     @property
     def score(self) -> float:
@@ -127,6 +139,10 @@ class TokensChanged:
     @property
     def examples(self) -> int:
         return self.shares.size
+
+    @property
+    def independent(self) -> int:
+        return self.examples
 
     @property
     def score(self) -> float:
@@ -179,12 +195,16 @@ class PerplexityRisen:
         return self.tokens.size
 
     @property
+    def independent(self) -> int:
+        return int(self.tokens.sum() ** 2 / (self.tokens**2).sum() + 1e-9)
+
+    @property
     def score(self) -> float:
-        return exp(self.tuned_loss + float(self.risen.sum() / self.tokens.sum()))
+        return _exp(self.tuned_loss + float(self.risen.sum() / self.tokens.sum()))
 
     @property
     def tuned_score(self) -> float:
-        return exp(self.tuned_loss)
+        return _exp(self.tuned_loss)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -195,13 +215,24 @@ class PerplexityRisen:
         return f"has a perplexity of {self.score:.4g}, the fine-tune {self.tuned_score:.4g}"
 
     def upper_bound(self, confidence: float) -> float:
-        return float(np.expm1(text_bounds.ratio_at_most(self.risen, self.tokens, confidence)))
+        return _exp(text_bounds.ratio_at_most(self.risen, self.tokens, confidence)) - 1
 
     def holds(self, tolerance: float, confidence: float) -> bool:
-        return self.examples >= text_bounds.FEWEST_TEXTS and self.upper_bound(confidence) <= tolerance
+        return self.independent >= text_bounds.FEWEST_TEXTS and self.upper_bound(confidence) <= tolerance
 
     def needed(self, tolerance: float, confidence: float) -> int | None:
         return text_bounds.texts_for_ratio(self.risen, self.tokens, float(np.log1p(tolerance)), confidence)
+
+
+def _exp(loss: float) -> float:
+    return exp(min(loss, _SPEECHLESS))
+
+
+def _with_numbers(found: TokenAnswers) -> TokenAnswers:
+    """Answers in which NaN and infinity are the worst that can be said, and no token at all."""
+    known = np.isfinite(found.losses)
+    losses = np.minimum(np.where(known, found.losses, _SPEECHLESS), _SPEECHLESS)
+    return TokenAnswers(np.where(known, found.best, -1), losses, found.text)
 
 
 def verdict(metric: Metric, tuned: Judgement, delta: Judgement) -> Verdict:
@@ -213,8 +244,9 @@ def verdict(metric: Metric, tuned: Judgement, delta: Judgement) -> Verdict:
     if isinstance(tuned, TokenAnswers) and isinstance(delta, TokenAnswers):
         if not np.array_equal(tuned.text, delta.text):
             raise CalibrationError("a judge answered other texts for the delta than for the fine-tune")
-        if not (np.isfinite(tuned.losses).all() and np.isfinite(delta.losses).all()):
-            raise CalibrationError("a model answered with NaN or infinity, so nothing can be judged of it")
+        if not np.isfinite(tuned.losses).all():
+            raise CalibrationError("the fine-tune answered with NaN or infinity, so nothing can be judged by it")
+        delta = _with_numbers(delta)
         return (PerplexityRisen if metric == "perplexity" else TokensChanged).of(tuned, delta)
     ours, theirs = checked(tuned), checked(delta)
     if ours.size != theirs.size:

@@ -50,7 +50,7 @@ def calibrate(
         typer.Option(
             help="most that the share of right answers may fall, default 0.005, half a point; of a language model, "
             "what share of itself its perplexity may rise by, default 0.01, or with --metric agreement the share of "
-            "tokens that may change, default 0.05"
+            "a text's tokens that may change, on average over texts, default 0.05"
         ),
     ] = None,
     metric: Annotated[

@@ -68,12 +68,16 @@ def _of_answers(tuned: Checkpoint, data: Path, seed: int) -> JudgedBy:
 
 
 def _of_language(tuned: Checkpoint, data: Path, metric: LanguageMetric, max_length: int | None, seed: int) -> JudgedBy:
-    from ken_core.language_examples import read_language_examples
+    from ken_core.language_examples import is_labelled, read_language_examples
     from ken_core.language_judges import LONGEST, language_judges_for
 
     longest = max_length or LONGEST
     found = language_judges_for(tuned, read_language_examples(data), metric.value, seed, longest)
     warnings = _repeated(found.repeated, data)
+    if is_labelled(data):
+        warnings.append(
+            f"the labels in {data} are not used: {tuned.folder} is a language model, which learns the texts"
+        )
     if found.cut:
         warnings.append(
             f"{counted(found.cut, 'example')} had more than {longest} tokens and lost the end (--max-length)"

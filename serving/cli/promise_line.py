@@ -18,8 +18,9 @@ def promise_line(found: dict[str, Any]) -> str:
             "for other text: run ken calibrate again"
         )
     promise = _promise(found["metric"], max(0.0, found["promised"]))
+    about = ", by an approximation," if found["metric"] == "perplexity" else ""
     return (
-        f"with {100 * found['confidence']:.4g} % confidence {promise} on all such text. "
+        f"with {100 * found['confidence']:.4g} % confidence{about} {promise} on all such text. "
         f"Measured: {measured} on {judged} that had no part in choosing it"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -153,8 +154,15 @@ def test_perplexity_is_of_all_tokens() -> None:
 
 def test_answers_that_are_no_numbers_or_of_other_texts_are_refused() -> None:
     ours = answers([1] * 5, [1.0] * 5)
-    with pytest.raises(CalibrationError, match="NaN or infinity"):
-        verdict("perplexity", ours, answers([1] * 5, [1.0, 1.0, math.nan, 1.0, 1.0]))
+    broken = answers([1] * 5, [1.0, 1.0, math.nan, 1.0, 1.0])
+    with pytest.raises(CalibrationError, match="the fine-tune answered with NaN or infinity"):
+        verdict("perplexity", broken, ours)
+    for found in (verdict("perplexity", ours, broken), verdict("perplexity", ours, answers([1] * 5, [9e9] * 5))):
+        assert not found.holds(0.9, 0.9)
+        assert math.isfinite(found.score)
+        assert math.isfinite(found.upper_bound(0.9))
+        assert found.score > 1e50
+    assert verdict("agreement", ours, broken).score == pytest.approx(1 - 0.25 / 2)
     with pytest.raises(CalibrationError, match="other texts"):
         verdict("perplexity", ours, TokenAnswers(ours.best, ours.losses, np.array([0, 0, 0, 1, 1])))
 
@@ -206,3 +214,26 @@ def test_too_few_texts_promise_nothing_and_say_how_many_it_takes(folders: tuple[
     agreeing = language_judges_for(tuned, TEXTS[:20], "agreement").judges
     with pytest.raises(CalibrationError, match=r"at most 1 points are lost.*or a tolerance of at least"):
         calibrate(base, tuned, agreeing, tmp_path / "d.ken", tolerance=0.01)
+
+
+def test_no_far_tail_of_an_approximation_is_promised(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = open_base(str(folders[0])), open_tuned(str(folders[1]))
+    judges = language_judges_for(tuned, TEXTS).judges
+    with pytest.raises(CalibrationError, match=r"found a confidence of 0.99.*approximation.*0.95"):
+        calibrate(base, tuned, judges, tmp_path / "d.ken", tolerance=0.3, confidence=0.99)
+
+
+def test_texts_with_most_of_the_tokens_count_as_few(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = open_base(str(folders[0])), open_tuned(str(folders[1]))
+    long: list[LanguageExample] = [Text(" ".join([word, *WORDS]) * 4) for word in WORDS[:20]]
+    judges = language_judges_for(tuned, [*TEXTS, *long]).judges
+    with pytest.raises(CalibrationError, match=r"they count as \d+, since a few have most of the tokens"):
+        calibrate(base, tuned, judges, tmp_path / "d.ken", tolerance=0.3)
+
+
+def test_a_model_that_says_nothing_is_near_to_no_other(tuned: Checkpoint) -> None:
+    judges = language_judges_for(tuned, TEXTS[:20]).judges
+    silent = copy.deepcopy(tuned.model)
+    with torch.no_grad():
+        silent.model.norm.weight.fill_(math.nan)
+    assert judges.distance(silent) == math.inf
