@@ -7,7 +7,8 @@ correction does (`ken_core.kernels.correction`). Tokens without a delta take the
 
 MKL takes the product of a few tokens for one of large matrices and packs the weights first; this kernel reads them as
 fast as memory gives them, for which it asks some lines ahead. A fifth of SmolLM2's layers on one AVX-512 core, 8
-tokens: MKL 16 ms, this kernel 7 ms, with four tasks of two tokens each 15 ms (10 % kept).
+tokens, in two hours of one machine: MKL 16 and 18 ms, this kernel 7 and 12, with four tasks of two tokens each 15 and
+19 (10 % kept). One token, and from 16 on, MKL is as fast or faster.
 
 The intrinsic stands in this file because numba's cache does not notice a change in another one.
 """
@@ -36,7 +37,7 @@ from ken_core.kernels.packed import WORD_BITS, Segment, pack
 
 _log = logging.getLogger(__name__)
 
-MOST = 16
+MOST = 12
 """Tokens up to which it is faster than a product of large matrices."""
 MOST_MIXED = 32
 """Tokens up to which it is faster than correcting such a product for each task."""
