@@ -2,9 +2,10 @@
 
 MKL takes the product of a few rows with a weight matrix for one of large matrices, and works through the weights
 several times slower than memory gives them. Asked for the transposed product it does not. SmolLM2's layers, 2 AVX-512
-cores, 1 / 2 / 4 / 8 / 16 rows: 15 / 21 / 19 / 17 / 21 ms as `torch` asks, 5 / 5 / 8 / 13 / 18 ms so. One row is
-computed as two, since a product of a matrix and a vector runs on one core. Where the processor has AVX-512, a kernel of
-our own takes 2 to 12 rows (`ken_core.kernels.few_tokens`). Results differ in the order of sums alone.
+cores, 2 / 4 / 8 / 16 rows: 21 / 19 / 17 / 21 ms as `torch` asks, 5 / 8 / 13 / 18 ms so. One row is left to torch: in
+whole steps two threads gain nothing there, and lose where another process wants a core. Where the processor has
+AVX-512, a kernel of our own takes 2 to 12 rows (`ken_core.kernels.few_tokens`). Results differ in the order of sums
+alone.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def _has_kernel(weight: torch.Tensor) -> bool:
 def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """What a linear layer on a CPU in float32 computes of few rows, (..., features)."""
     rows = inputs.numel() // inputs.shape[-1]
-    if rows != 1 and rows <= few_tokens.MOST and inputs.dtype is torch.float32 and _has_kernel(module.weight):
+    if rows == 1:
+        return functional.linear(inputs, module.weight, module.bias)
+    if rows <= few_tokens.MOST and inputs.dtype is torch.float32 and _has_kernel(module.weight):
         flat = inputs.reshape(rows, inputs.shape[-1])
         made = few_tokens.product(flat, module.weight, few_tokens.plain_tiles(rows))
         if module.bias is not None:
@@ -62,9 +65,7 @@ def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     if rows > (_ALWAYS if torch.get_num_threads() == 1 else _MOST) or inputs.dtype is not torch.float32:
         return functional.linear(inputs, module.weight, module.bias)
     flat = inputs.reshape(rows, inputs.shape[-1]).contiguous()
-    if rows == 1:
-        flat = flat.expand(2, -1).contiguous()
-    made = torch.mm(module.weight, flat.t())[:, :rows].t().contiguous()
+    made = torch.mm(module.weight, flat.t()).t().contiguous()
     if module.bias is not None:
         made += module.bias
     return made.reshape(*inputs.shape[:-1], module.out_features)
