@@ -19,6 +19,7 @@ from ken_core.finetune import Learned, Recipe, Step, finetune_language_model
 from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
 from ken_core.language_loss import LanguageLoss
 from ken_core.learned_rows import LearnedRow
+from ken_core.passes import passes
 from tests.tiny_language_models import write_language_model
 
 ANSWERS = {"how far is it?": "very far", "what is red?": "the dog", "who jumped?": "a slow man - why not?"}
@@ -185,7 +186,7 @@ def test_the_loss_is_the_mean_over_learned_tokens_whatever_the_passes(
         expected += [-logits[i - 1, row.ids[i]].item() for i in range(1, len(row)) if row.learned[i]]
     loss = LanguageLoss(model, 2)
     for most in (2048, 64, 1):
-        monkeypatch.setattr("ken_core.language_loss._TOKENS_AT_ONCE", most)
+        monkeypatch.setattr("ken_core.language_loss.passes", lambda lengths, most=most: passes(lengths, most))
         assert sum(part.item() for part in loss(rows)) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
         assert loss.mean(rows) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
 

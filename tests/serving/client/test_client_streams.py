@@ -200,7 +200,6 @@ def test_leaving_the_block_gives_up_the_rest(writers: Served) -> None:
     with Client(writers.url) as client:
         with client.stream("poems", "the rain", **asked) as pieces:
             next(iter(pieces))
-            assert generator.running > 0
         deadline = time.monotonic() + 20
         while generator.running:
             assert time.monotonic() < deadline, "the texts were not given up in time"
