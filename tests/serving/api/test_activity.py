@@ -159,7 +159,7 @@ def test_what_listens_where_a_replica_was_is_given_up(
     ask: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scraping, "_SECONDS", 0.5)
+    monkeypatch.setattr(scraping, "_SECONDS", 4.0)  # a busy machine reads the healthy replica within it
     monkeypatch.setattr(scraping, "_MOST_BYTES", 1 << 20)
     store, stranger = pair[0].service.store, Stranger(told)
     monkeypatch.setattr(pair[0].service.observer, "_scraper", scraping.Scraper())
@@ -169,7 +169,7 @@ def test_what_listens_where_a_replica_was_is_given_up(
     finally:
         store.replicas.retire("elsewhere")
         stranger.close()
-    assert stranger.address in found["unread"]["elsewhere"]
+    assert list(found["unread"]) == ["elsewhere"]
 
 
 def test_who_waits_for_a_look_keeps_nobody_else_waiting_and_figures_go_on(

@@ -653,7 +653,7 @@ def test_a_client_that_does_not_read_is_left_after_its_deadline(
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
 
     async def ask() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(15):
             await create_app(service)(scope, receive, send)  # type: ignore[arg-type]
 
     asyncio.run(ask())

@@ -193,13 +193,17 @@ def test_the_end_is_known_when_all_was_read_and_not_before(writers: Served) -> N
             _ = pieces.end
 
 
-def test_leaving_the_block_gives_up_the_rest(writers: Served) -> None:
+def test_leaving_the_block_gives_up_the_rest(writers: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = writers.service.generator
     assert generator is not None
+    step = generator._decoder.step
+    # 200 steps take 10 s, so that the texts are under way when the first piece is there
+    monkeypatch.setattr(generator._decoder, "step", lambda chunks: (time.sleep(0.05), step(chunks))[1])
     asked = {"parameters": {"max_tokens": 200, "choices": 16, "ignore_end": True}}
     with Client(writers.url) as client:
         with client.stream("poems", "the rain", **asked) as pieces:
             next(iter(pieces))
+            assert generator.running > 0
         deadline = time.monotonic() + 20
         while generator.running:
             assert time.monotonic() < deadline, "the texts were not given up in time"

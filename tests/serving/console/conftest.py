@@ -20,7 +20,7 @@ from tests.tiny_checkpoints import Deltas, Tiny
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_MILLISECONDS = 60_000
+_MILLISECONDS = 20_000
 
 
 @pytest.fixture(scope="module")
