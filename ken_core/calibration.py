@@ -216,13 +216,12 @@ def _check_enough(judges: Judges, expected: Judgement, tolerance: float | None, 
     if same.independent >= least:
         return
     uneven = same.independent < same.examples
-    spread = f" (they count as {same.independent:,}, since a few have most of the tokens)" if uneven else ""
+    spread = f"; these count as {same.independent:,}, since a few have most of the tokens" if uneven else ""
     promised = "anything" if tolerance is None else f"that {_most_lost(judges.metric, tolerance)}"
     others = "" if judges.metric == "perplexity" else f", or a tolerance of at least {same.upper_bound(confidence):.2g}"
-    found = f"found {same.examples:,} examples to judge by{spread}"
     raise CalibrationError(
-        f"{found}; to promise with {_percent(confidence)} confidence "
-        f"{promised} takes {least:,}, even if not one answer changes. "
+        f"found {same.examples:,} examples to judge by; to promise with {_percent(confidence)} confidence "
+        f"{promised} takes {least:,}, even if not one answer changes{spread}. "
         f"Give at least {lines_for(least):,} distinct lines of text (a fifth of them chooses){others}"
     )
 
