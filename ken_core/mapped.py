@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ken_core import mapped_pages
 from ken_core.errors import CheckpointChangedError
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,10 @@ class MappedFiles:
     def states(self) -> tuple[_State, ...]:
         """The files' present states. If two results are equal, nothing was written between them."""
         return tuple(_State.of(os.fstat(opened)) for opened in self._opened)
+
+    def let_go(self) -> None:
+        """Give back the memory that reading the maps has taken (`ken_core.mapped_pages`). They can be read on."""
+        mapped_pages.let_go(self._opened)
 
     @property
     def cut(self) -> bool:

@@ -157,6 +157,7 @@ class Service:
         self.placing.start()
         if self.watch.store_up:
             self.placing.wait_until_loaded()
+        self.engine.tiers.giving_back.now()
         self.admission.ready = True
         self.placing.report_now()
 

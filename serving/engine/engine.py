@@ -203,7 +203,10 @@ class Engine:
 
     def verify_file(self) -> list[str]:
         """Names of tensors whose values in the base's file are not the base's any more; hashes all of them."""
-        return self._resident.checkpoint.differing()
+        try:
+            return self._resident.checkpoint.differing()
+        finally:
+            self._resident.checkpoint.files.let_go()
 
     async def answer(
         self, task: Loaded, pipeline: Pipeline, rows: Sequence[Encoded], deadline: float

@@ -25,6 +25,7 @@ from serving.telemetry.hits import MERGED, TIERS, Hits, TaskTiers, hit_rate
 from serving.telemetry.metrics import Metrics
 from serving.tiers.cache import DeltaCache, Found
 from serving.tiers.device_memory import DeviceMemory
+from serving.tiers.giving_back import GivingBack
 from serving.tiers.loaded import Loaded
 from serving.tiers.owner import OnOwner
 from serving.tiers.preparation import Preparation
@@ -64,7 +65,8 @@ class DeviceTiers:
         self._metrics = metrics
         self._on_owner = on_owner
         self._memory = DeviceMemory(resident, packed_bytes, materialised_bytes)
-        self._preparation = Preparation(resident, self._memory, mixed, steps, why_no_texts)
+        self.giving_back = GivingBack(resident.checkpoint.files)
+        self._preparation = Preparation(resident, self._memory, self.giving_back.soon, mixed, steps, why_no_texts)
         self._trials = Trials(resident, self._memory, self._preparation, on_owner)
         self._promotion = Promotion(resident, self._memory, self._preparation, cache, on_owner)
         self._unfit = Unfit()
@@ -193,6 +195,7 @@ class DeviceTiers:
         self._load.close()
         self._make.close()
         self._promotion.close()
+        self.giving_back.close()
 
     async def _acquire(self, digest: str, bring: SingleFlight[str]) -> Loaded:
         loaded, found = await self._hold(digest, bring)
