@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from ken_core.adapter_folder import AdapterFolder, Factors, Shifts, open_adapter
 from ken_core.bits import same_bits
 from ken_core.checkpoint import Checkpoint, model_class_named, open_as, quiet
+from ken_core.configs import of_no_dtype
 from ken_core.delta import Delta
 from ken_core.entries import LowRank, expanded, overflows
 from ken_core.errors import CheckpointError
@@ -296,7 +297,7 @@ def _label_axes(model_class: type[PreTrainedModel], config: PretrainedConfig) ->
         changed = copy.deepcopy(config)
         changed.num_labels = count
         with torch.device("meta"):
-            shapes.append({n: t.shape for n, t in model_class(changed).state_dict().items()})
+            shapes.append({n: t.shape for n, t in model_class(of_no_dtype(changed)).state_dict().items()})
     few, many = shapes
     grown = {n: [i for i, (a, b) in enumerate(zip(few[n], many[n], strict=True)) if a != b] for n in few}
     return {name: axes[0] for name, axes in grown.items() if axes}

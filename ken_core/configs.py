@@ -182,6 +182,19 @@ def answering(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
+def of_no_dtype(config: PretrainedConfig) -> PretrainedConfig:
+    """The config, changed so that making a model of it leaves torch's default dtype alone.
+
+    Some classes make a model of their config inside, in the config's dtype, and change the default of the whole process
+    while they do: on other threads, tensors would come out in that dtype.
+    """
+    config.dtype = None
+    for key in config.sub_configs:
+        if getattr(config, key, None) is not None:
+            of_no_dtype(getattr(config, key))
+    return config
+
+
 def _check_numbers(plain: Mapping[str, Any], base: PretrainedConfig | None) -> None:
     known = set() if base is None else {n for _, n in _numbers(base.to_dict())}
     for key, number in _numbers(plain):

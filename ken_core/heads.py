@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from ken_core.configs import answering, restore
+from ken_core.configs import answering, of_no_dtype, restore
 from ken_core.errors import DeltaFormatError, WholeModelNeededError
 from ken_core.foreign import reading
 from ken_core.stand_in import Inputs, StandIn, answers_from_output
@@ -181,7 +181,7 @@ def _build(architecture: str, config: PretrainedConfig) -> _Skeleton:
     if model_class.config_class is not type(config) or not model_class.base_model_prefix:
         raise DeltaFormatError(f"architecture {architecture!r} does not go with a {config.model_type} config")
     with torch.device("meta"):
-        model: PreTrainedModel = model_class(answering(copy.deepcopy(config)))
+        model: PreTrainedModel = model_class(of_no_dtype(answering(copy.deepcopy(config))))
     stands_on = type(model.base_model)
     if model.base_model is model:
         return _Skeleton(stands_on, None, {}, {}, True)

@@ -81,7 +81,7 @@ def tokens(x: torch.Tensor, groups: Groups) -> Tokens:
     """Transpose each group's rows of x, (tokens, features), into tiles; what pads a tile is 0."""
     wide = x.detach().to(torch.float32).contiguous()
     features = wide.shape[1]
-    columns = torch.empty(groups.padded * features)
+    columns = torch.empty(groups.padded * features, dtype=torch.float32)
     if groups.padded:
         _transpose_kernel(wide.data_ptr(), features, groups.tiles, columns.data_ptr())
     return Tokens(x, groups, columns)

@@ -117,7 +117,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, tiles: Tiles) -> torch.Tensor
     if tiles[:, 1].sum() != len(x) or (len(tiles) and tiles[-1, :2].sum() != len(x)):
         raise ValueError(f"the tiles are of other than {len(x)} tokens")
     given = x.contiguous()
-    out = torch.empty(given.shape[0], rows)
+    out = torch.empty(given.shape[0], rows, dtype=torch.float32)
     _kernel(
         weight.data_ptr(), rows, columns, given.data_ptr(), tiles, out.data_ptr(), numba.get_num_threads()
     )  # compiled code that asks for the number of threads itself cannot be cached

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import (
     BertForNextSentencePrediction,
     BertForSequenceClassification,
@@ -152,6 +153,21 @@ def test_a_tied_output_layer_is_the_backbones_embedding(save_random):
 
 def test_an_architecture_without_a_head_is_the_backbone_itself(fresh_base):
     assert graft(fresh_base.backbone, "BertModel", portable(fresh_base.config), {}) is fresh_base.backbone
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("name", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_torchs_default_dtype_is_left_alone(name, dtype, monkeypatch):
+    """It is the whole process's: on other threads, kernels would write float32 into tensors of that dtype."""
+    changed = []
+    monkeypatch.setattr(torch, "set_default_dtype", changed.append)
+    config = LlamaConfig(**SMALL, **TOKENS)
+    whole = getattr(transformers, f"LlamaFor{name}")(config)
+    head = {n: t for n, t in whole.state_dict().items() if not n.startswith(f"{whole.base_model_prefix}.")}
+    changed.clear()
+    model = graft(LlamaModel(config), f"LlamaFor{name}", portable(config) | {"dtype": dtype}, head)
+    assert changed == []
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 # refusals
