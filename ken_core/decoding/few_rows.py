@@ -53,19 +53,27 @@ def _has_kernel(weight: torch.Tensor) -> bool:
 
 def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """What a linear layer on a CPU in float32 computes of few rows, (..., features)."""
+    return product(inputs, module.weight, module.bias)
+
+
+def product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x W^T + b`` of few rows on a CPU in float32.
+
+    Args:
+        inputs: (..., features).
+        weight: (outputs, features).
+    """
     rows = inputs.numel() // inputs.shape[-1]
-    if rows == 1:
-        return functional.linear(inputs, module.weight, module.bias)
-    if rows <= few_tokens.MOST and inputs.dtype is torch.float32 and _has_kernel(module.weight):
-        flat = inputs.reshape(rows, inputs.shape[-1])
-        made = few_tokens.product(flat, module.weight, few_tokens.plain_tiles(rows))
-        if module.bias is not None:
-            made += module.bias
-        return made.view(*inputs.shape[:-1], module.out_features)
-    if rows > (_ALWAYS if torch.get_num_threads() == 1 else _MOST) or inputs.dtype is not torch.float32:
-        return functional.linear(inputs, module.weight, module.bias)
-    flat = inputs.reshape(rows, inputs.shape[-1]).contiguous()
-    made = torch.mm(module.weight, flat.t()).t().contiguous()
-    if module.bias is not None:
-        made += module.bias
-    return made.reshape(*inputs.shape[:-1], module.out_features)
+    most = _ALWAYS if torch.get_num_threads() == 1 else _MOST
+    flat = inputs.reshape(rows, inputs.shape[-1])
+    if rows == 1 or inputs.dtype is not torch.float32:
+        return functional.linear(inputs, weight, bias)
+    if rows <= few_tokens.MOST and _has_kernel(weight):
+        made = few_tokens.product(flat, weight, few_tokens.plain_tiles(rows))
+    elif rows <= most:
+        made = torch.mm(weight, flat.contiguous().t()).t().contiguous()
+    else:
+        return functional.linear(inputs, weight, bias)
+    if bias is not None:
+        made += bias
+    return made.view(*inputs.shape[:-1], len(weight))

@@ -74,6 +74,11 @@ class ModuleChange:
         return sparse + (0 if self.factors is None else self.factors.down.numel() + self.factors.up.numel())
 
     @property
+    def keeps_values(self) -> bool:
+        """Whether elements of the weight are the task's own."""
+        return self.shift is not None and self.shift.word >= 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes beside those of the packed delta."""
         return self.own_nbytes + sum(part.nbytes for part in (self.shift, self.factors) if part is not None)

@@ -50,6 +50,7 @@ class Mixture:
         self._groups = groups
         self._slices = ends
         self._touched = set().union(*(group.changes.keys() for group in groups))
+        self._kept = {name for group in groups for name, change in group.changes.items() if change.keeps_values}
         self._laid_out: tuple[torch.Tensor, Tokens] | None = None
         self._by_entries: dict[int, Groups] = {}
         self._tiles: dict[str, few_tokens.Tiles] = {}
@@ -58,6 +59,11 @@ class Mixture:
     def touches(self, module: str) -> bool:
         """Whether some task changes a module."""
         return module in self._touched
+
+    def has_few_tokens_of(self, module: str) -> bool:
+        """Whether some task keeps values of its own in a module's weight, and all rows are few enough tokens to be
+        multiplied with each task's own weight (`few_tokens`)."""
+        return module in self._kept and self.rows <= few_tokens.MOST_MIXED
 
     def changes(self, module: str) -> list[ModuleChange]:
         """Of every group."""
@@ -109,7 +115,6 @@ class Mixer:
 
     Args:
         layouts: of the modules that a mixture may change.
-        kernels: by dtype, the corrections and the arena that they read the base from.
         few: multiply few tokens with each task's own weights, in place of correcting the base's result.
         kernels: the corrections, by the dtype of a weight, and the arena that it lies in.
 
@@ -154,16 +159,15 @@ class Mixer:
 
     def _in_front_of(self, before: Callable[..., Any], module: nn.Module, name: str, layout: Layout) -> Any:
         running, forward = self._running, before
-        multiplies = self._few and type(module) is nn.Linear and few_tokens.takes(module.weight)
-        if multiplies and isinstance(module, nn.Linear):
-            forward = partial(few_rows.linear, module)
+        linear = module if type(module) is nn.Linear and self._few and few_tokens.takes(module.weight) else None
+        if linear is not None:
+            forward = partial(few_rows.linear, linear)
 
         def changed(*args: Any, **kwargs: Any) -> Any:
             mixture: Mixture | None = getattr(running, "mixture", None)
             if mixture is None:
                 return before(*args, **kwargs)
-            few = multiplies and mixture.rows <= few_tokens.MOST_MIXED
-            if not (few or mixture.touches(name)):
+            if not mixture.touches(name):
                 return forward(*args, **kwargs)
             given = given_to(args, kwargs)
             if given is None:
@@ -175,8 +179,8 @@ class Mixer:
             if name in self.stacking:
                 modules = [module if change.own is None else change.own for change in changes]
                 output = with_own_vectors(module, rows, modules, mixture.group_of_row(given.device))
-            elif few:
-                output = _multiplied(mixture, name, module, rows, changes)
+            elif linear is not None and mixture.has_few_tokens_of(name):
+                output = _multiplied(mixture, name, linear, rows, changes)
             else:
                 own = any(change.own is not None for change in changes)
                 output = by_row(forward(_known(given, module) if own else given), mixture.rows, layout)
@@ -212,14 +216,13 @@ class Mixer:
 
 
 def _multiplied(
-    mixture: Mixture, name: str, module: nn.Module, rows: torch.Tensor, changes: Sequence[ModuleChange]
+    mixture: Mixture, name: str, module: nn.Linear, rows: torch.Tensor, changes: Sequence[ModuleChange]
 ) -> torch.Tensor:
     """What a linear layer computes of few tokens, each with the weights of its own task."""
     shifts = [change.shift for change in changes]
     given = rows.reshape(-1, rows.shape[-1])
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    output = few_tokens.product(given, weight, mixture.tiles(name, shifts))
-    if isinstance(module.bias, torch.Tensor):
+    output = few_tokens.product(given, module.weight, mixture.tiles(name, shifts))
+    if module.bias is not None:
         output += module.bias
     for some, bias in mixture.with_rows([None if shift is None else shift.bias for shift in shifts]):
         output[some] += bias

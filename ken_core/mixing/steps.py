@@ -97,7 +97,7 @@ class MixedSteps:
 
         Raises:
             ExchangeError: the weights are not the base's, or a delta's values are not its own.
-            Whatever the model raises. Then no past has changed.
+            Whatever the model raises. Then the texts begin anew: if a head failed, their pasts hold the step's tokens.
         """
         check(self._resident, [task.attached for task in tasks])
         chunks = [chunk for task in tasks for chunk in task.chunks]

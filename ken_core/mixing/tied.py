@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
+from ken_core.decoding import few_rows
 from ken_core.heads import Grafted
 from ken_core.kernels import few_tokens
 from ken_core.kernels.correction import Correction
@@ -103,10 +104,10 @@ def tied_outputs(
     """
     changes = mixture.changes(embedding)
     shifts = [change.shift for change in changes]
-    if few and len(states) <= few_tokens.MOST_MIXED and few_tokens.takes(weight):
+    if few and mixture.has_few_tokens_of(embedding) and few_tokens.takes(weight):
         output = few_tokens.product(states, weight, mixture.tiles(embedding, shifts))
     else:
-        output = functional.linear(states, weight)
+        output = few_rows.product(states, weight) if few else functional.linear(states, weight)
         if any(shifts):
             correct, arena = kernels
             correct.linear(output, mixture.tokens(states, states, correct), arena, shifts)

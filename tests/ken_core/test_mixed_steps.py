@@ -160,6 +160,46 @@ def test_every_architecture_mixes_or_says_why_not(model_type: str, tmp_path: Pat
         assert estate.resident.verify() == []
 
 
+@pytest.mark.skipif(not few_tokens.is_usable(), reason="the processor has no AVX-512")
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "phi3", "olmo2", "starcoder2"])
+def test_every_linear_layer_of_an_architecture_is_multiplied_by_the_kernel(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With biases, and with queries, keys and values in one layer."""
+    estate = Estate(tmp_path, model_type, WIDE)
+    multiplied = set()
+    product = few_tokens.product
+    monkeypatch.setattr(
+        few_tokens,
+        "product",
+        lambda x, weight, tiles: (multiplied.add(weight.data_ptr()), product(x, weight, tiles))[1],
+    )
+    assert estate.why_not() == ""
+    assert estate.largest_difference(TEXTS, most=3) < 1e-4
+    layers = [m for m in estate.resident.backbone.modules() if type(m) is nn.Linear]
+    assert len(layers) >= 8
+    assert {layer.weight.data_ptr() for layer in layers} <= multiplied
+
+
+@pytest.mark.skipif(not few_tokens.is_usable(), reason="the processor has no AVX-512")
+def test_tasks_of_low_rank_factors_leave_one_token_and_many_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They keep no values in any matrix, so the kernel has nothing to save where MKL is faster."""
+    estate = Estate(tmp_path, "llama", {**WIDE, "tie_word_embeddings": True}, only=with_factors)
+    calls: list[int] = []
+    product = few_tokens.product
+    monkeypatch.setattr(few_tokens, "product", lambda x, *others: (calls.append(len(x)), product(x, *others))[1])
+    seen = {}
+    for tokens in (1, 4, 20):
+        calls.clear()
+        chunk = Chunk(list(range(5, 5 + tokens)), estate.decoder.start())
+        with torch.inference_mode():
+            estate.steps.step([TaskChunks(estate.attached[0], estate.models[0], [chunk], [0])])
+        seen[tokens] = tokens in calls
+    assert seen == {1: False, 4: True, 20: False}
+
+
 @pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_few_tokens_and_many(few: bool, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
