@@ -208,3 +208,11 @@ class TestTheDashboard:
         assert len(taken) == len(set(taken))
         assert max(x for x, _ in taken) < 24
         assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_the_dashboard_shows_every_metric_of_the_page_on_generation() -> None:
+    page = (ROOT / "docs/generation.md").read_text()
+    named = set(re.findall(r"`(ken_\w+)`", page[page.index("## What can be seen") :]))
+    assert len(named) >= 12
+    shown = (DEPLOY / "grafana/ken-serve.json").read_text()
+    assert [name for name in sorted(named) if not re.search(rf"\b{name}(_bucket|_sum)?\{{", shown)] == []
