@@ -8,10 +8,10 @@ All ways continue the same prompts (of 24 to 96 tokens) by as many tokens each, 
 an end of text. The ways of a table take turns; figures are medians over the turns.
 
 - **ken**: a replica in this process, without HTTP
+- **ken, by turns**: the same without mixed steps (`--mixed off`)
 - **generate**: Transformers' `generate`, one batch padded on the left, on the folder that `ken apply` writes
 - **generate_batch**: Transformers' continuous batching on the same folder, with room for 32 pages of 256 tokens; left
   to itself it takes most of the memory, and a minute and a half to begin
-- **ken, by turns**: the same without mixed steps (`--mixed off`)
 - **with switches**: tasks one after another, each put into the weights by the exchange that ken uses
 - **a process a task**: `generate` in a process of its own for each task, all at once, against a process that is ken
 - **over HTTP**: a server on Ray Serve behind HAProxy, read as a stream, against the replica in this process
@@ -106,7 +106,7 @@ def main() -> None:
             rows += grammar_rows(service, TASKS[0], prompts.ids, prompts.tokens, turns)
             rows += _first_token(service, prompts, turns)
             gap = _gap(service, prompts, turns)
-        rows += _processes(url, model, prompts, turns, options.dtype)
+        rows += _processes(url, Path(name) / "child", model, prompts, turns, options.dtype)
         rows += _streaming(url, Path(name), settings, prompts, gap, turns)
     title = f"Generation: SmolLM2-135M, {options.dtype}, {threads} threads{', quick' if options.quick else ''}"
     report(title, rows, options.json, [_table(title, rows), _bars(rows)])
@@ -117,9 +117,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--base", type=Path, help="another base, in place of SmolLM2")
     return with_shared_options(parser).parse_args()
-
-
-# What is compared
 
 
 # Ken
@@ -228,8 +225,8 @@ def _steps(switching: Switching, turns: int) -> list[Row]:
     return rows
 
 
-def _processes(url: str, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
-    with Children(url, model.base.folder, model.applied, dtype, usable_cores()) as children:
+def _processes(url: str, data: Path, model: Model, prompts: Prompts, turns: int, dtype: str) -> list[Row]:
+    with Children(url, model.base.folder, data, model.applied, dtype, usable_cores()) as children:
         found = taking_turns(children.ways(prompts.ids, prompts.tokens), turns)
         memory = children.memory()
     generated = prompts.tokens * len(prompts.ids)

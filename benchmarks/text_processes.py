@@ -6,7 +6,9 @@ four where ken has two), and one after another, each on all threads. Ken is comp
 counts a page shared by n processes as an nth in each (PSS), with the weights read and one turn done.
 
     python -m benchmarks.text_processes generate FOLDER DTYPE   # what a child runs
-    python -m benchmarks.text_processes ken URL FOLDER THREADS DTYPE TASK...
+    python -m benchmarks.text_processes ken URL FOLDER DATA THREADS DTYPE TASK...
+
+The ken process has the variables that `ken serve` gives its replicas.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Self, cast
 
 import psutil
+
+from serving.launch.ray_variables import SHARED
 
 Prompts = Sequence[Sequence[int]]
 
@@ -29,12 +33,13 @@ Prompts = Sequence[Sequence[int]]
 class Child:
     """A process that continues prompts. It is ready inside its ``with`` block and gone after it."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self._arguments = arguments
+        self._environment = environment
 
     def __enter__(self) -> Self:
         root = str(Path(__file__).resolve().parents[1])
-        environment = {**os.environ, "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false", **self._environment}
         command = [sys.executable, "-m", "benchmarks.text_processes", *self._arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -69,25 +74,30 @@ def run(children: Sequence[Child], prompts: Sequence[Prompts], tokens: int, thre
         child.wait()
 
 
-class Children(ExitStack):
-    """Both ways: one ken process, and a process a task.
+class Children:
+    """Both ways: one ken process, and a process a task. They are ready inside the ``with`` block and gone after it.
 
     Args:
+        data: a folder of the ken process's own.
         folders: of each task, as `ken apply` writes it.
         threads: of both ways in all; but each process has at least one.
     """
 
-    def __init__(self, url: str, base: Path, folders: Mapping[str, Path], dtype: str, threads: int) -> None:
-        super().__init__()
+    def __init__(self, url: str, base: Path, data: Path, folders: Mapping[str, Path], dtype: str, threads: int) -> None:
         self._threads = threads
-        self._ken = Child("ken", url, str(base), str(threads), dtype, *folders)
+        waiting = {v.name: v.value for v in SHARED if v.name.startswith("OMP_")}
+        self._ken = Child("ken", url, str(base), str(data), str(threads), dtype, *folders, environment=waiting)
         self._others = [Child("generate", str(folder), dtype) for folder in folders.values()]
 
     def __enter__(self) -> Self:
-        super().__enter__()
-        for child in (self._ken, *self._others):
-            self.enter_context(child)
+        with ExitStack() as started:
+            for child in (self._ken, *self._others):
+                started.enter_context(child)
+            self._started = started.pop_all()
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self._started.close()
 
     def ways(self, prompts: Prompts, tokens: int) -> dict[str, Callable[[], None]]:
         """Two prompts a task, in order."""
@@ -130,13 +140,12 @@ def _generate(folder: str, dtype: str) -> Callable[[Prompts, int, int], None]:
     return run
 
 
-def _ken(url: str, base: str, threads: str, dtype: str, *tasks: str) -> Callable[[Prompts, int, int], None]:
+def _ken(url: str, base: str, data: str, threads: str, dtype: str, *tasks: str) -> Callable[[Prompts, int, int], None]:
     from benchmarks.text_tasks import continue_all
     from serving.config import load_settings
     from serving.service import Service
 
-    folder = tempfile.mkdtemp()
-    settings = {"base": base, "namespace": "bench", "dtype": dtype, "threads": threads, "data_dir": folder}
+    settings = {"base": base, "namespace": "bench", "dtype": dtype, "threads": threads, "data_dir": data}
     service = Service(load_settings(**settings), url)
     service.start()
     return lambda prompts, tokens, _: continue_all(service, [t for t in tasks for _ in range(2)], prompts, tokens)
