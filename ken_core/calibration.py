@@ -173,6 +173,7 @@ def _record(
         metric=judges.metric,
         examples=found.examples,
         tokens=expected.text.size if isinstance(expected, TokenAnswers) else None,
+        reading=judges.reading,
         choosing=judges.choosing,
         tolerance=tolerance,
         confidence=candidates.confidence,

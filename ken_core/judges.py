@@ -16,7 +16,7 @@ from ken_core.evaluate import classify, label_ids, logits
 from ken_core.examples import Example
 from ken_core.held_out import divide
 from ken_core.labels import Label
-from ken_core.manifest import Metric
+from ken_core.manifest import Metric, Reading
 from ken_core.tokenization import Encoder, Input
 from ken_core.verdicts import Judgement
 
@@ -44,6 +44,7 @@ class Judges:
         choosing: number of choosing examples, for the record.
         texts: of the choosing examples, to fit kept values to (`ken_core.scales`); none: nothing is fitted.
         metric: what the record calls the share of right answers; of tokens, what is judged of them.
+        reading: how long the examples of a language model are read, for the record.
     """
 
     judge: Judge
@@ -51,6 +52,7 @@ class Judges:
     choosing: int
     texts: tuple[Input, ...] = ()
     metric: Metric = "accuracy"
+    reading: Reading | None = None
 
 
 def judges_for(

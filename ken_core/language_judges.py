@@ -25,7 +25,7 @@ from ken_core.judges import CHOOSING_SHARE, Distance, Judge, Judges
 from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
 from ken_core.language_loss import learned_logits, passes_of
 from ken_core.learned_rows import LearnedRow, RowMaker, end_ids
-from ken_core.manifest import task_kind
+from ken_core.manifest import Reading, task_kind
 from ken_core.tokenization import Encoder
 from ken_core.verdicts import TokenAnswers
 
@@ -47,12 +47,14 @@ class LanguageJudges:
     """Judges, and what they read.
 
     Attributes:
-        cut: how many completions and chats were read only in part.
+        reading: how long the examples were read.
+        at_limit: whether the model reads no more tokens at once.
         repeated: how many examples said the same as another one.
     """
 
     judges: Judges
-    cut: int
+    reading: Reading
+    at_limit: bool
     repeated: int
 
 
@@ -93,8 +95,8 @@ def language_judges_for(
     chosen = reader.within([examples[i] for i in choosing], _MOST_LOGITS // tuned.config.get_text_config().vocab_size)
     shown = tuple(reader.plain(examples[i]) for i in choosing[: len(chosen)])
     distance = reader.divergence(chosen, tuned.model)
-    judges = Judges(reader.judge(judged), distance, len(chosen), shown, metric)
-    return LanguageJudges(judges, reader.cut, repeated)
+    judges = Judges(reader.judge(judged), distance, len(chosen), shown, metric, reader.reading)
+    return LanguageJudges(judges, reader.reading, reader.at_limit, repeated)
 
 
 def judge_tokens(tuned: Checkpoint, examples: Sequence[LanguageExample], longest: int = LONGEST) -> Judge:
@@ -107,16 +109,22 @@ def judge_tokens(tuned: Checkpoint, examples: Sequence[LanguageExample], longest
 
 
 class _Reader:
-    """Makes rows of examples, and has models read them.
-
-    Attributes:
-        cut: how many completions and chats were cut so far.
-    """
+    """Makes rows of examples, and has models read them."""
 
     def __init__(self, tuned: Checkpoint, longest: int) -> None:
         self._encoder = Encoder(tuned, tuned.config, {})
         self._rows_of = RowMaker(self._encoder, end_ids(tuned), longest)
-        self.cut = 0
+        self._cut = self._divided = 0
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the model reads no more tokens at once."""
+        return self._rows_of.at_limit
+
+    @property
+    def reading(self) -> Reading:
+        """How long the examples were read of which there are rows by now."""
+        return Reading(longest=self._rows_of.longest, cut=self._cut, divided=self._divided)
 
     def texts(self, examples: Sequence[LanguageExample]) -> list[list[LearnedRow]]:
         """The rows of each example."""
@@ -187,7 +195,8 @@ class _Reader:
                 f"{example.where}: found a text with no token after its first one, so nothing can be judged"
             )
         made = self._rows_of([example])
-        self.cut += made.cut
+        self._cut += made.cut
+        self._divided += made.divided
         return list(made.rows)
 
 

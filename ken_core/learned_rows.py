@@ -43,10 +43,12 @@ class LearnedRows:
 
     Attributes:
         cut: how many completions and chats were cut.
+        divided: how many whole texts were divided.
     """
 
     rows: Sequence[LearnedRow]
     cut: int
+    divided: int
 
 
 def end_ids(opened: Checkpoint) -> list[int]:
@@ -71,12 +73,17 @@ class RowMaker:
     Args:
         end_ids: the tokens that end a text, the one that is learned first.
         longest: tokens of a row. Whole texts that are longer become several rows; others are cut.
+
+    Attributes:
+        longest: tokens of a row, no more than the model takes.
+        at_limit: whether the model takes no longer rows.
     """
 
     def __init__(self, encoder: Encoder, end_ids: Sequence[int], longest: int) -> None:
         self._encoder = encoder
         self._end_ids = end_ids
-        self._longest = min(longest, encoder.max_length)
+        self.longest = min(longest, encoder.max_length)
+        self.at_limit = self.longest == encoder.max_length
 
     def __call__(self, examples: Sequence[LanguageExample]) -> LearnedRows:
         """The rows of examples.
@@ -86,23 +93,27 @@ class RowMaker:
                 told; the template refuses a chat; or an example is so long that nothing is left to learn.
         """
         rows: list[LearnedRow] = []
-        cut = 0
+        cut = divided = 0
         for example in examples:
             whole = self._whole(example)
             if isinstance(example, Text):
-                rows += [row for row in _divided(whole, self._longest) if row.targets]
+                rows += [row for row in _divided(whole, self.longest) if row.targets]
+                divided += len(whole) > self.longest
                 continue
-            row = LearnedRow(whole.ids[: self._longest], whole.learned[: self._longest])
+            row = LearnedRow(whole.ids[: self.longest], whole.learned[: self.longest])
             if not row.targets:
+                longer = (
+                    "the model takes no longer ones, so" if self.at_limit else "allow longer ones (--max-length), or"
+                )
                 raise DataError(
-                    f"{example.where}: a row of {self._longest} tokens has no room for what is to be learned, of "
-                    f"{len(whole)} in all; allow longer rows (--max-length), or leave this example out"
+                    f"{example.where}: a row of {self.longest} tokens has no room for what is to be learned, of "
+                    f"{len(whole)} in all; {longer} leave this example out"
                 )
             cut += len(row) < len(whole)
             rows.append(row)
         if not rows:
             raise DataError("the examples have no token to learn")
-        return LearnedRows(rows, cut)
+        return LearnedRows(rows, cut, divided)
 
     def _whole(self, example: LanguageExample) -> LearnedRow:
         """All tokens of an example, with one that ends it."""

@@ -168,6 +168,17 @@ class Trial(_Strict):
     confidence of the record, looking at this delta alone."""
 
 
+class Reading(_Strict):
+    """How long examples were read when a language model was calibrated. What is promised is of text that is read so."""
+
+    longest: Length
+    """Most tokens that were read at once."""
+    cut: Size
+    """Prompts with completions, and chats, that lost their end."""
+    divided: Size
+    """Whole texts that were read in parts, each without the parts before it."""
+
+
 class Calibration(_Strict):
     """How the budget was chosen, and what is promised of the delta."""
 
@@ -176,6 +187,8 @@ class Calibration(_Strict):
     """Examples that judged; none of them had a part in choosing."""
     tokens: Size | None = None
     """Of the judging texts, those that a language model was judged on; None: answers were judged."""
+    reading: Reading | None = None
+    """How the examples of a language model were read; None: answers were judged, or a record of an earlier version."""
     choosing: Size = 0
     """Examples that chose between deltas of a size, and to which kept values were fitted."""
     tolerance: float | None

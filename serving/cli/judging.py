@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from serving.cli.cut_examples import lost_ends
 from serving.terminal import counted
 
 if TYPE_CHECKING:
@@ -71,17 +72,15 @@ def _of_language(tuned: Checkpoint, data: Path, metric: LanguageMetric, max_leng
     from ken_core.language_examples import is_labelled, read_language_examples
     from ken_core.language_judges import LONGEST, language_judges_for
 
-    longest = max_length or LONGEST
-    found = language_judges_for(tuned, read_language_examples(data), metric.value, seed, longest)
+    examples = read_language_examples(data)
+    found = language_judges_for(tuned, examples, metric.value, seed, max_length or LONGEST)
     warnings = _repeated(found.repeated, data)
     if is_labelled(data):
         warnings.append(
             f"the labels in {data} are not used: {tuned.folder} is a language model, which learns the texts"
         )
-    if found.cut:
-        warnings.append(
-            f"{counted(found.cut, 'example')} had more than {longest} tokens and lost the end (--max-length)"
-        )
+    if found.reading.cut:
+        warnings.append(lost_ends(found.reading.cut, found.reading.longest, found.at_limit))
     return JudgedBy(found.judges, 0.01 if metric is LanguageMetric.PERPLEXITY else 0.05, warnings)
 
 

@@ -20,7 +20,7 @@ from ken_core.language_examples import Completion, Conversation, LanguageExample
 from ken_core.language_judges import language_judges_for
 from ken_core.verdicts import PerplexityRisen, TokenAnswers, TokensChanged, verdict
 from tests.tiny_checkpoints import WORDS
-from tests.tiny_language_models import write_language_model
+from tests.tiny_language_models import POSITIONS, write_language_model
 
 TEXTS: list[LanguageExample] = [
     Completion(f"the {a} is\n", f"{b} and {a}")
@@ -93,12 +93,16 @@ def test_rows_of_one_text_count_as_one_text(tuned: Checkpoint) -> None:
     answers = found.judges.judge(tuned.model)
     assert isinstance(answers, TokenAnswers)
     assert set(answers.text) == {0, 1, 2}
-    assert found.cut == 0
+    assert (found.reading.longest, found.reading.cut, found.reading.divided) == (32, 0, 1)
+    assert found.judges.reading == found.reading
 
 
 def test_what_is_cut_is_counted_and_what_cannot_be_judged_is_named(tuned: Checkpoint) -> None:
     cut: list[LanguageExample] = [Completion("the king\n", f"{word} " * 60) for word in WORDS[:5]]
-    assert language_judges_for(tuned, cut, longest=32).cut == 5
+    found = language_judges_for(tuned, cut, longest=32)
+    assert (found.reading.cut, found.reading.divided, found.at_limit) == (5, 0, False)
+    found = language_judges_for(tuned, cut, longest=100_000)
+    assert (found.reading.longest, found.reading.cut, found.at_limit) == (POSITIONS, 0, True)
     with pytest.raises(DataError, match="line 7: found a text with no token"):
         language_judges_for(tuned, [Text("the king"), Text("", "texts.jsonl, line 7")])
     with pytest.raises(DataError, match=r"line 3: a row of 32 tokens has no room"):
@@ -183,6 +187,8 @@ def test_the_smallest_delta_that_can_be_promised_is_written(
     assert (record.metric, record.promised, record.examples) == (metric, tolerance, 256)
     assert record.tokens is not None
     assert record.tokens > 4 * 256
+    assert record.reading is not None
+    assert (record.reading.longest, record.reading.cut) == (512, 0)
     looks = [t for t in record.tried if t.score is not None]
     assert all(t.bound is not None and t.lost is None for t in looks)
     kept = [t for t in looks if t.bound <= tolerance]  # type: ignore[operator]
