@@ -130,13 +130,17 @@ def best_within(
     among = _checked(tuned, confidence, methods, codecs)
     expected = judges.judge(tuned.model)
     _check_enough(judges, expected, None, confidence)
-    room = size - _RECORD_BYTES - _TRIAL_BYTES * len(among)
+    taken = _RECORD_BYTES + _TRIAL_BYTES * len(among)
     with _folder_beside(out) as folder:
         candidates = Candidates(
             base, tuned, judges, expected, folder, confidence=confidence, tensors=tensors, cast=cast,
             ignore_config=ignore_config, looks=len(among), progress=progress,
         )  # fmt: skip
-        chosen = candidates.judge(candidates.nearest(room, among))
+        try:
+            nearest = candidates.nearest(size - taken, among)
+        except TooSmallError as error:
+            raise error.beside(taken) from None
+        chosen = candidates.judge(nearest)
     bound = chosen.verdict.upper_bound(confidence)
     record = _record(judges, expected, chosen, candidates, None, promised=bound, needed=None)
     file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)

@@ -72,7 +72,7 @@ def judges_for(
         CalibrationError: the fine-tune is no classifier with one answer per text, or there are fewer than two texts.
         DataError: there is a label that the fine-tune does not know.
     """
-    _check_classifier(tuned)
+    check_classifier(tuned)
     choosing, judging = divide(texts, labels, CHOOSING_SHARE, seed)
     choosing, judging = choosing or judging[:1], judging if choosing else judging[1:]
     if not judging:
@@ -121,12 +121,19 @@ def _example(text: Input, label: Label) -> Example:
     return Example(text[0], label, text[1]) if isinstance(text, tuple) else Example(text, label)
 
 
-def _check_classifier(tuned: Checkpoint) -> None:
+def check_classifier(tuned: Checkpoint) -> None:
+    """Check that a fine-tune gives each text one of several labels.
+
+    Raises:
+        CalibrationError: it does not.
+    """
     found = type(tuned.model).__name__
     own = "For other kinds call ken_core.calibrate with a judge of your own"
     if not found.endswith("ForSequenceClassification"):
+        headless = ", and a language model that was saved without its head is none" * found.endswith("Model")
         raise CalibrationError(
-            f"{tuned.folder} is a {found}; labels and plain texts judge sequence classifiers only. {own}"
+            f"{tuned.folder} is a {found}; labels and plain texts judge sequence classifiers and causal language "
+            f"models only{headless}. {own}"
         )
     problem = getattr(tuned.config, "problem_type", None)
     if problem in ("regression", "multi_label_classification") or len(tuned.config.id2label or {}) < 2:

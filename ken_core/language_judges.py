@@ -12,7 +12,6 @@ from itertools import repeat
 from typing import Literal
 
 import numpy as np
-import orjson
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -22,10 +21,11 @@ from ken_core.divergence import at_least_zero
 from ken_core.errors import CalibrationError, DataError
 from ken_core.held_out import divide
 from ken_core.judges import CHOOSING_SHARE, Distance, Judge, Judges
-from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
+from ken_core.language_examples import LanguageExample, Text, key_of
 from ken_core.language_loss import learned_logits, passes_of
 from ken_core.learned_rows import LearnedRow, RowMaker, end_ids
 from ken_core.manifest import Reading, task_kind
+from ken_core.plain_texts import plain_text
 from ken_core.tokenization import Encoder
 from ken_core.verdicts import TokenAnswers
 
@@ -85,7 +85,7 @@ def language_judges_for(
         raise CalibrationError(
             f"{tuned.folder} is a {type(tuned.model).__name__}; texts to learn judge causal language models only"
         )
-    choosing, judging = divide([_key(one) for one in examples], None, CHOOSING_SHARE, seed)
+    choosing, judging = divide([key_of(one) for one in examples], None, CHOOSING_SHARE, seed)
     repeated = len(examples) - len(choosing) - len(judging)
     choosing, judging = choosing or judging[:1], judging if choosing else judging[1:]
     if not judging:
@@ -143,12 +143,7 @@ class _Reader:
 
     def plain(self, example: LanguageExample) -> str:
         """An example as one text."""
-        if isinstance(example, Text):
-            return example.text
-        if isinstance(example, Completion):
-            return example.prompt + example.completion
-        assert self._encoder.chat is not None  # its rows have been made
-        return self._encoder.chat.render(example.messages, example.tools, opens_answer=False)
+        return plain_text(example, self._encoder.chat)
 
     def judge(self, texts: Sequence[Sequence[LearnedRow]]) -> Judge:
         """What a model says of every token of texts."""
@@ -198,15 +193,3 @@ class _Reader:
         self._cut += made.cut
         self._divided += made.divided
         return list(made.rows)
-
-
-def _key(example: LanguageExample) -> str:
-    """The same for examples that say the same."""
-    if isinstance(example, Text):
-        parts: object = [example.text]
-    elif isinstance(example, Completion):
-        parts = [example.prompt, example.completion]
-    else:
-        assert isinstance(example, Conversation)
-        parts = {"messages": [dict(m) for m in example.messages], "tools": [dict(t) for t in example.tools or ()]}
-    return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS).decode()

@@ -62,7 +62,9 @@ def judges_of(
 def _of_answers(tuned: Checkpoint, data: Path, seed: int) -> JudgedBy:
     from ken_core import judges_for
     from ken_core.examples import read_texts
+    from ken_core.judges import check_classifier
 
+    check_classifier(tuned)
     texts, labels = read_texts(data)
     distinct = len(set(texts if labels is None else zip(texts, labels, strict=True)))
     return JudgedBy(judges_for(tuned, texts, labels, seed), 0.005, _repeated(len(texts) - distinct, data))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModel, AutoTokenizer
 
 from tests.cli.running import Ken, facts
 from tests.tiny_checkpoints import WORDS
@@ -127,3 +129,91 @@ def test_a_model_that_takes_no_more_tokens_is_named_as_the_limit(
     told = " ".join(ended.stderr.split())
     assert f"1 example had more than {POSITIONS} tokens, which the model takes at most, and lost the end" in told
     assert "4096" not in told
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """40 prompts with completions."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"the {a} is", "completion": f" {b}"} for a in WORDS[:8] for b in WORDS[8:13]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def headless(language: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A language model that was saved without its head."""
+    folder = tmp_path / "headless"
+    AutoModel.from_pretrained(language[1]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(language[1]).save_pretrained(folder)
+    return folder
+
+
+def test_a_language_models_deltas_are_fitted_and_checked_on_what_it_learned(
+    ken: Ken, language: tuple[Path, Path], pairs: Path, chats: Path, tmp_path: Path
+) -> None:
+    for name, data, more in (("pairs", pairs, ("--fit",)), ("chats", chats, ("--distil", "2"))):
+        common = ("--base", language[0], "--tuned", language[1], "--text", data, "--out", tmp_path / f"{name}.ken")
+        ended = ken("extract", *common, "--keep", "0.2", *more)
+        assert ended.returncode == 0, ended.stderr
+    assert "after a fit of the kept values to 40 texts" in " ".join(
+        ken("inspect", tmp_path / "pairs.ken").stdout.split()
+    )
+    added = ken(
+        "add",
+        f"tuned={language[1]}",
+        "--base",
+        language[0],
+        "--text",
+        chats,
+        "--keep",
+        "1",
+        "--fit",
+        "--dry-run",
+        "--json",
+    )
+    (one,) = json.loads(added.stdout)["tasks"]
+    assert (one["error"], one["check"]["texts"], one["check"]["agreement"]) == (None, 60, 1.0)
+
+
+def test_what_only_a_language_model_learns_is_refused_for_others_by_name(
+    ken: Ken,
+    language: tuple[Path, Path],
+    tiny_base: Path,
+    tiny_tuned: dict[str, Path],
+    headless: Path,
+    pairs: Path,
+    tmp_path: Path,
+) -> None:
+    out = ("--out", tmp_path / "d.ken")
+    of_classifier = ("--base", tiny_base, "--tuned", tiny_tuned["mood"])
+    without_head = ("--base", language[0], "--tuned", headless)
+    for command, expected in (
+        (("calibrate", *of_classifier, "--data", pairs, *out), "A language model learns from prompt and completion"),
+        (("calibrate", *without_head, "--data", pairs, *out), "saved without its head is none"),
+        (
+            ("extract", *of_classifier, "--text", pairs, "--distil", 2, *out),
+            "line 1: found what a language model learns",
+        ),
+        (("extract", *without_head, "--text", pairs, "--distil", 2, *out), "saved without its head is none"),
+        (("eval", language[1], "--data", pairs), "is a language model, and `ken eval` measures text classifiers"),
+        (("eval", tiny_tuned["mood"], "--data", pairs), "A language model learns from prompt and completion"),
+    ):
+        ended = ken(*command)
+        assert ended.returncode == 1
+        assert expected in " ".join(ended.stderr.split())
+        assert not (tmp_path / "d.ken").exists()
+
+
+def test_a_size_that_is_said_to_be_the_least_is_enough(
+    ken: Ken, language: tuple[Path, Path], chats: Path, tmp_path: Path
+) -> None:
+    common = ("--base", language[0], "--tuned", language[1], "--data", chats, "--out", tmp_path / "d.ken")
+    ended = ken("calibrate", *common, "--size", "2kB", "--metric", "agreement")
+    assert ended.returncode == 1
+    found = re.search(r"at least ([\d,]+) bytes .*; 2,000 were asked for", " ".join(ended.stderr.split()))
+    assert found is not None, ended.stderr
+    enough = found[1].replace(",", "")
+    ended = ken("calibrate", *common, "--size", f"{enough}B", "--metric", "agreement")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "d.ken").stat().st_size <= int(enough)
