@@ -17,7 +17,7 @@ from ken_core.examples import Example
 from ken_core.held_out import divide
 from ken_core.labels import Label
 from ken_core.manifest import Metric, Reading
-from ken_core.tokenization import Encoder, Input
+from ken_core.tokenization import Encoder, Input, Readable
 from ken_core.verdicts import Judgement
 
 Judge = Callable[[PreTrainedModel], Judgement]
@@ -42,7 +42,8 @@ class Judges:
         distance: how far a model's answers to the choosing examples are from the fine-tune's; of two deltas, the one
             with the smaller distance is chosen. A share of wrong answers will do; a divergence is less noisy.
         choosing: number of choosing examples, for the record.
-        texts: of the choosing examples, to fit kept values to (`ken_core.scales`); none: nothing is fitted.
+        texts: of the choosing examples, or their rows, to fit kept values to (`ken_core.scales`); none: nothing is
+            fitted.
         metric: what the record calls the share of right answers; of tokens, what is judged of them.
         reading: how long the examples of a language model are read, for the record.
     """
@@ -50,7 +51,7 @@ class Judges:
     judge: Judge
     distance: Distance
     choosing: int
-    texts: tuple[Input, ...] = ()
+    texts: tuple[Readable, ...] = ()
     metric: Metric = "accuracy"
     reading: Reading | None = None
 

@@ -190,7 +190,7 @@ class Calibration(_Strict):
     reading: Reading | None = None
     """How the examples of a language model were read; None: answers were judged, or a record of an earlier version."""
     choosing: Size = 0
-    """Examples that chose between deltas of a size, and to which kept values were fitted."""
+    """Examples that chose between deltas of a size. Kept values were fitted to examples of the same part."""
     tolerance: float | None
     """How far the score was allowed to fall, or what share a perplexity was allowed to rise by; None: a size was asked
     for."""

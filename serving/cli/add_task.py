@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ken_core import Checkpoint
     from ken_core.fidelity import Checker, Fidelity
     from ken_core.labels import Label
-    from ken_core.plain_texts import Given
     from ken_core.progress import Progress
+    from ken_core.task_texts import Given
     from serving.cli.backend import Backend
 
 _CHECKING_SHARE = 0.2
@@ -46,7 +46,7 @@ class CheckTexts:
         """
         from ken_core import DataError
         from ken_core.held_out import divide
-        from ken_core.plain_texts import read_given, same_key
+        from ken_core.task_texts import read_given, same_key
 
         texts, found = read_given(path)
         labels = found if labelled else None
@@ -122,7 +122,7 @@ class TaskAdder:
         from ken_core import open_tuned
         from ken_core.errors import CheckError
         from ken_core.manifest import task_kind
-        from ken_core.plain_texts import plain_texts
+        from ken_core.task_texts import inputs_of
         from ken_core.trainer_folder import choose
 
         chosen = choose(added.source)
@@ -133,8 +133,8 @@ class TaskAdder:
         unchecked = _why_unchecked(task_kind(type(tuned.model).__name__), texts)
         if unchecked and self.least > 0:
             raise CheckError(f"{unchecked}; with --least-agreement 0 it is published unchecked")
-        checking = None if texts is None else plain_texts(tuned, texts.checking)
-        training = None if texts is None or texts.training is None else plain_texts(tuned, texts.training)
+        checking = None if texts is None else inputs_of(tuned, texts.checking)
+        training = None if texts is None or texts.training is None else inputs_of(tuned, texts.training)
         delta, added.file = self.recipe.make(self.base, tuned, self._path(added.task), training, watch)
         for warning in delta.warnings:
             added.warnings.append(warning)

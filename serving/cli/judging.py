@@ -72,7 +72,8 @@ def _of_answers(tuned: Checkpoint, data: Path, seed: int) -> JudgedBy:
 
 def _of_language(tuned: Checkpoint, data: Path, metric: LanguageMetric, max_length: int | None, seed: int) -> JudgedBy:
     from ken_core.language_examples import is_labelled, read_language_examples
-    from ken_core.language_judges import LONGEST, language_judges_for
+    from ken_core.language_judges import language_judges_for
+    from ken_core.learned_rows import LONGEST
 
     examples = read_language_examples(data)
     found = language_judges_for(tuned, examples, metric.value, seed, max_length or LONGEST)

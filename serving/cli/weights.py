@@ -128,7 +128,7 @@ def extract(
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
     from ken_core import open_base, open_tuned
-    from ken_core.plain_texts import plain_texts, read_given
+    from ken_core.task_texts import inputs_of, read_given
 
     recipe = delta_recipe(
         method=method, keep=keep, file_size=file_size, energy=energy, scope=scope, k=k, codec=codec, fit=fit,
@@ -139,7 +139,7 @@ def extract(
     check_output_file(out_file, "--out", overwrite)
     given = None if text is None else read_given(text)[0]
     ours, theirs = open_base(base), open_tuned(tuned)
-    texts = None if given is None else plain_texts(theirs, given)
+    texts = None if given is None else inputs_of(theirs, given)
     with staged() as watch:
         found, file = recipe.make(ours, theirs, out_file, texts, watch)
     show_written(file, found.warnings, as_json)

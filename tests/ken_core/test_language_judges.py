@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ken_core import best_within, calibrate, deltafile, open_base, open_tuned
+from ken_core import best_within, calibrate, deltafile, language_judges, open_base, open_tuned
 from ken_core.checkpoint import Checkpoint
 from ken_core.errors import CalibrationError, CheckpointError, DataError
 from ken_core.finetune import Recipe, finetune_language_model
+from ken_core.judges import Distance
 from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
 from ken_core.language_judges import language_judges_for
+from ken_core.tokenization import Encoded
 from ken_core.verdicts import PerplexityRisen, TokenAnswers, TokensChanged, verdict
 from tests.tiny_checkpoints import WORDS
 from tests.tiny_language_models import POSITIONS, write_language_model
@@ -105,6 +107,8 @@ def test_what_is_cut_is_counted_and_what_cannot_be_judged_is_named(tuned: Checkp
     assert (found.reading.longest, found.reading.cut, found.at_limit) == (POSITIONS, 0, True)
     with pytest.raises(DataError, match="line 7: found a text with no token"):
         language_judges_for(tuned, [Text("the king"), Text("", "texts.jsonl, line 7")])
+    with pytest.raises(DataError, match="line 8: found 5000000 characters"):
+        language_judges_for(tuned, [Text("the king"), Text("x" * 5_000_000, "texts.jsonl, line 8")])
     with pytest.raises(DataError, match=r"line 3: a row of 32 tokens has no room"):
         language_judges_for(tuned, [TEXTS[0], Completion("the king " * 40, "x", "texts.jsonl, line 3")], longest=32)
 
@@ -118,7 +122,42 @@ def test_chats_are_judged_by_what_the_assistant_says(tuned: Checkpoint) -> None:
     answers = found.judges.judge(tuned.model)
     assert isinstance(answers, TokenAnswers)
     assert len(set(np.bincount(answers.text))) == 1
-    assert found.judges.texts[0].startswith("<|im_start|>")  # type: ignore[union-attr]
+    assert found.judges.texts
+
+
+def test_kept_values_are_fitted_to_the_rows_that_are_judged(tuned: Checkpoint) -> None:
+    chats: list[LanguageExample] = [
+        Conversation([{"role": "user", "content": f"the {word}?"}, {"role": "assistant", "content": f"{word} " * 30}])
+        for word in WORDS[:20]
+    ]
+    made = language_judges_for(tuned, chats, longest=32).judges
+    tokenizer = AutoTokenizer.from_pretrained(tuned.folder)
+    whole = [tokenizer.apply_chat_template(c.messages, return_dict=False) for c in chats]  # type: ignore[union-attr, arg-type]
+    for row in made.texts:
+        assert isinstance(row, Encoded)
+        assert row.ids in [ids[:32] for ids in whole]
+    assert len(made.texts) == 4
+
+
+def test_more_texts_are_fitted_to_than_choose(tuned: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_judges, "_MOST_TOKENS", 40)
+    made = language_judges_for(tuned, TEXTS).judges
+    assert 1 < made.choosing < len(made.texts) == 64
+    long = language_judges_for(tuned, [Text(" ".join(WORDS * 40)), Text(" ".join(WORDS * 30))], longest=16).judges
+    assert (long.choosing, len(long.texts)) == (1, 1)
+    places = [row for rows in read_by(long.distance, tuned.model) for row in rows]
+    assert sum(places) < 40 + 16
+
+
+def read_by(distance: Distance, model: PreTrainedModel) -> list[list[int]]:
+    """How many tokens each row has that a distance has a model read, pass by pass."""
+    seen: list[list[int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["attention_mask"].sum(-1).tolist()), with_kwargs=True
+    )
+    distance(model)
+    hook.remove()
+    return seen
 
 
 def test_a_classifier_and_a_single_example_are_refused(tuned: Checkpoint, tiny_tuned: dict[str, Path]) -> None:
