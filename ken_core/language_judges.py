@@ -30,9 +30,9 @@ from ken_core.token_divergence import Said
 from ken_core.tokenization import Encoded, Encoder
 from ken_core.verdicts import TokenAnswers
 
-_MOST_TOKENS = 1 << 14
+_MOST_TOKENS = 1 << 13
 """Of the choosing examples. More of them would change a mean over tokens little, and every delta that is tried reads
-them; what the fine-tune says of them is held meanwhile, 128 MiB."""
+them; what the fine-tune says of them is held meanwhile, 64 MiB."""
 
 LanguageMetric = Literal["agreement", "perplexity"]
 
@@ -71,7 +71,7 @@ def language_judges_for(
     it loses the share of a text's likeliest next tokens that are other than the fine-tune's, the mean over texts; all
     tokens before are those of the example. The distance is the mean Kullback-Leibler divergence from what the fine-tune
     says of each token, in nats (`ken_core.token_divergence`), on as many choosing examples, drawn at random, as have
-    16,384 tokens; kept values are fitted to more of them. An example that occurs again is counted once.
+    8,192 tokens; kept values are fitted to more of them. An example that occurs again is counted once.
 
     Args:
         seed: the same examples and the same seed give the same parts.
