@@ -200,6 +200,9 @@ class Calibration(_Strict):
     """On all text like the examples, the score falls by at most this, or a perplexity rises by this share at most."""
     tuned_score: float
     score: float
+    base_score: float | None = None
+    """Of the base itself, where a language model was judged; None: it does not take the texts, answers were judged, or
+    a record of an earlier version."""
     needed: Size | None = None
     """About how many judging examples would promise the next smaller delta, if it loses what it lost here."""
     chosen: Size | None = None

@@ -42,7 +42,7 @@ def fit_scales(
     texts: Sequence[Readable] | None,
     progress: Progress = silent,
 ) -> Delta:
-    """The delta with the kept shifts of every linear layer scaled, and a record of it.
+    """The delta with the kept shifts of every linear layer scaled, and a record of it; as it is where none is kept.
 
     Args:
         delta: extracted from `tuned`; low-rank entries, embeddings and vectors stay as they are.
@@ -60,8 +60,12 @@ def fit_scales(
     rows = encoder.rows(used)
     linear = {f"{name}.weight": module for name, module in tuned.backbone.named_modules() if is_linear(module)}
     effects = {
-        name: _Effects(delta.sparse[name], base, tuned, name, linear[name]) for name in linear.keys() & delta.sparse
+        name: _Effects(delta.sparse[name], base, tuned, name, linear[name])
+        for name in linear.keys() & delta.sparse
+        if delta.sparse[name].values.size
     }
+    if not effects:
+        return delta
     teacher = Teacher(base, tuned)
     with torch.inference_mode(), base.unchanged(), tuned.unchanged():
         done = 0

@@ -11,7 +11,8 @@ def promise_line(found: dict[str, Any]) -> str:
     judged = (
         f"{found['examples']:,} examples" if tokens is None else f"{tokens:,} tokens of {found['examples']:,} texts"
     )
-    measured = f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f}"
+    beside = "" if found.get("base_score") is None else f" and the base's {found['base_score']:.4f}"
+    measured = f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f}{beside}"
     if found["promised"] is None:
         return (
             f"{measured} on {judged} by which the delta was also chosen, so nothing is promised "

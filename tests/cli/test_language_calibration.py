@@ -217,3 +217,20 @@ def test_a_size_that_is_said_to_be_the_least_is_enough(
     ended = ken("calibrate", *common, "--size", f"{enough}B", "--metric", "agreement")
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "d.ken").stat().st_size <= int(enough)
+
+
+def test_a_promise_of_nothing_is_told_beside_the_base(
+    ken: Ken, language: tuple[Path, Path], chats: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "d.ken"
+    common = ("--base", language[0], "--tuned", language[1], "--data", chats, "--out", out, "--metric", "agreement")
+    small = ken("calibrate", *common, "--size", "1kB", "--method", "magnitude")
+    least = re.search(r"at least ([\d,]+) bytes", " ".join(small.stderr.split()))
+    assert least is not None
+    ended = ken("calibrate", *common, "--size", f"{least[1].replace(',', '')}B", "--method", "magnitude")
+    assert ended.returncode == 0, ended.stderr
+    assert "keeps nothing of the fine-tune but its head" in " ".join(ended.stderr.split())
+    told = " ".join(ended.stdout.split())
+    assert re.search(r"the fine-tune's agreement is 1.0000, the base's 0\.\d{4}", told)
+    assert re.search(r"Measured: agreement (0\.\d{4}) against the fine-tune's 1.0000 and the base's \1", told)
+    assert "after a fit" not in told

@@ -32,5 +32,11 @@ def test_a_promise_is_about_text_as_it_was_read(reading: dict[str, int] | None, 
     assert about in promise_line({**RECORD, "reading": reading})
 
 
+def test_the_base_is_named_where_it_was_judged() -> None:
+    assert "perplexity 12.1000 against the fine-tune's 12.0000 on 9,000 tokens" in promise_line(RECORD)
+    told = promise_line({**RECORD, "base_score": 20.0})
+    assert "perplexity 12.1000 against the fine-tune's 12.0000 and the base's 20.0000 on 9,000 tokens" in told
+
+
 def test_a_record_that_does_not_say_how_texts_were_read_is_told() -> None:
     assert "at most 2 % above the fine-tune's on all such text. Measured" in promise_line(RECORD)

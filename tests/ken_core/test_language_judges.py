@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ken_core import best_within, calibrate, deltafile, language_judges, open_base, open_tuned
+from ken_core import best_within, calibrate, calibration, deltafile, language_judges, open_base, open_tuned
 from ken_core.checkpoint import Checkpoint
-from ken_core.errors import CalibrationError, CheckpointError, DataError
+from ken_core.errors import CalibrationError, CheckpointError, DataError, TooSmallError
 from ken_core.finetune import Recipe, finetune_language_model
 from ken_core.judges import Distance
 from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
 from ken_core.language_judges import language_judges_for
+from ken_core.progress import silent
 from ken_core.tokenization import Encoded
 from ken_core.verdicts import PerplexityRisen, TokenAnswers, TokensChanged, verdict
 from tests.tiny_checkpoints import WORDS
@@ -285,3 +286,48 @@ def test_a_model_that_says_nothing_is_near_to_no_other(tuned: Checkpoint) -> Non
     with torch.no_grad():
         silent.model.norm.weight.fill_(math.nan)
     assert judges.distance(silent) == math.inf
+
+
+def test_the_base_is_judged_too_and_a_delta_that_is_no_better_is_told(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, tuned = open_base(str(folders[0])), open_tuned(str(folders[1]))
+    found = {}
+    for metric in ("agreement", "perplexity"):
+        judges = language_judges_for(tuned, TEXTS, metric).judges  # type: ignore[arg-type]
+        whole = AutoModelForCausalLM.from_pretrained(folders[0])
+        expected = verdict(metric, judges.judge(tuned.model), judges.judge(whole)).score  # type: ignore[arg-type]
+        found[metric] = best_within(base, tuned, judges, 45_000, tmp_path / f"{metric}.ken", methods=["magnitude"])
+        assert found[metric].record.base_score == pytest.approx(expected)
+        assert not found[metric].warnings
+    with pytest.raises(TooSmallError) as small:
+        best_within(base, tuned, judges, 1_000, tmp_path / "least.ken", methods=["magnitude"])
+    least = best_within(base, tuned, judges, small.value.least, tmp_path / "least.ken", methods=["magnitude"])
+    assert least.file.manifest.stored == 0
+    assert any("keeps nothing of the fine-tune but its head" in warning for warning in least.warnings)
+    assert least.file.manifest.fitted is None
+    assert least.record.score == pytest.approx(least.record.base_score)
+
+
+def test_a_base_without_its_head_or_the_fine_tunes_tokens_has_no_score(
+    folders: tuple[Path, Path], tuned: Checkpoint, tmp_path: Path
+) -> None:
+    judges = language_judges_for(tuned, TEXTS[:20]).judges
+    expected = judges.judge(tuned.model)
+    few = write_language_model(tmp_path / "few", vocab_size=380)
+    untied = write_language_model(tmp_path / "untied", tie_word_embeddings=False)
+    AutoModel.from_pretrained(untied).save_pretrained(tmp_path / "headless")
+    for folder in (few, tmp_path / "headless"):
+        assert calibration._score_of_base(open_base(str(folder)), tuned, judges, expected, silent) is None
+    whole = calibration._score_of_base(open_base(str(folders[0])), tuned, judges, expected, silent)
+    assert whole is not None
+    assert whole > 1
+
+
+def test_a_delta_that_is_worse_than_its_base_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = open_base(str(folders[0])), open_tuned(str(folders[1]))
+    judges = language_judges_for(tuned, TEXTS).judges
+    found = best_within(base, tuned, judges, 45_000, tmp_path / "d.ken")
+    record = found.record.model_copy(update={"base_score": found.record.score})
+    (told,) = calibration._warnings(deltafile.load(tmp_path / "d.ken", base), found.file, record)
+    assert "is no better than" in told
