@@ -213,6 +213,10 @@ class Calibration(_Strict):
         """The score of a delta that loses this much."""
         return self.tuned_score * (1 + loss) if self.metric == "perplexity" else self.tuned_score - loss
 
+    def loss_at(self, score: float) -> float:
+        """What a delta of this score loses."""
+        return score / self.tuned_score - 1 if self.metric == "perplexity" else self.tuned_score - score
+
     @model_validator(mode="after")
     def _chose_what_was_tried(self) -> Calibration:
         if self.chosen is not None and self.chosen >= len(self.tried):

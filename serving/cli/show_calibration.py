@@ -68,7 +68,9 @@ def _next(failed: Trial, record: Calibration) -> str:
 
     told = f"the next smaller delta, of {size(failed.bytes)}, {_lost(failed, record)}"
     if record.needed is None:
-        return f"{told}: more than the tolerance, so more text would hardly help"
+        loss, tolerance = record.loss_at(failed.score or 0.0), record.tolerance or 0.0
+        much = "more than" if loss > tolerance else "hardly less than"
+        return f"{told}: {much} the tolerance, so more text would hardly help"
     return (
         f"{told}. If it always loses this share, about {lines_for(record.needed):,} lines of text would be likely "
         "(80 %) to show that it is within the tolerance"
