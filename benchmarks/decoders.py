@@ -1,5 +1,8 @@
 """What pruning does to a language model: perplexity and agreement against the share that is kept, by every method.
 
+"Kept" is the share of all parameters that a file holds. It differs from the share that was asked for: `ken-grid` keeps
+as many of each row, whatever its width, and without embeddings the share is one of the other tensors.
+
     python -m benchmarks.decoders [--quick] [--json FILE] [--models FOLDER]
 
 The model is SmolLM2-135M-Instruct (538 MB in float32), all of whose weights are fine-tuned on functions of Python's
@@ -86,11 +89,17 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A file's answers to a task's test text; the base and the fine-tune have whole checkpoints."""
+    """A file's answers to a task's test text; the base and the fine-tune have whole checkpoints.
+
+    Attributes:
+        asked: the share of parameters, or the megabytes, that were asked for.
+        kept: the share of all parameters that the file holds; None: factors in their place.
+    """
 
     task: str
     way: str
     asked: str
+    kept: float | None
     nbytes: int
     perplexity: float
     gain: float
@@ -111,8 +120,8 @@ class Judge:
 
     def ends(self) -> Iterator[Measured]:
         """The base and the fine-tune themselves."""
-        yield self._measured("base", "", 0, self._of_base)
-        yield self._measured("fine-tune", "", self._whole, self._of_tuned)
+        yield self._measured("base", "", 0.0, 0, self._of_base)
+        yield self._measured("fine-tune", "", 1.0, self._whole, self._of_tuned)
 
     def of(self, file: DeltaFile, way: Way, asked: str) -> Measured:
         delta = deltafile.read(file, self._base, self._resident.fingerprint.digest)
@@ -120,7 +129,7 @@ class Judge:
         self._resident.activate(attached)
         try:
             model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
-            return self._measured(way.name, asked, file.size, self._answers(model))
+            return self._measured(way.name, asked, _kept(file), file.size, self._answers(model))
         finally:
             self._resident.revert()
 
@@ -129,10 +138,15 @@ class Judge:
         assert isinstance(found, TokenAnswers)
         return found
 
-    def _measured(self, way: str, asked: str, nbytes: int, found: TokenAnswers) -> Measured:
+    def _measured(self, way: str, asked: str, kept: float | None, nbytes: int, found: TokenAnswers) -> Measured:
         base, tuned, loss = (float(one.losses.mean()) for one in (self._of_base, self._of_tuned, found))
         agreement = float(np.mean(found.best == self._of_tuned.best))
-        return Measured(self._task.name, way, asked, nbytes, exp(loss), (base - loss) / (base - tuned), agreement)
+        return Measured(self._task.name, way, asked, kept, nbytes, exp(loss), (base - loss) / (base - tuned), agreement)
+
+
+def _kept(file: DeltaFile) -> float | None:
+    found = file.manifest
+    return None if found.lowrank else found.stored / found.backbone_parameters
 
 
 def measure(base: Path, task: LanguageTask, models: Path, ways: Sequence[Way] = WAYS) -> Iterator[Measured]:
@@ -214,16 +228,18 @@ def rows_of(found: Sequence[Measured]) -> Iterator[Row]:
         yield Row(f"{name}: share of the gain that is kept", one.gain, "ratio", f"{one.task}, fine-tune")
         yield Row(f"{name}: agreement", one.agreement, "ratio", f"{one.task}, fine-tune")
         yield Row(f"{name}: bytes", one.nbytes, "B")
+        if one.kept is not None:
+            yield Row(f"{name}: share of all parameters that is kept", one.kept, "ratio", f"{one.task}, fine-tune")
 
 
 def table_of(task: str, found: Sequence[Measured]) -> Table:
     """One row a cell."""
     table = Table("way", "asked for", title=task, title_justify="left")
-    for column in ("MB", "perplexity", "gain kept", "agreement"):
+    for column in ("kept", "MB", "perplexity", "gain kept", "agreement"):
         table.add_column(column, justify="right")
     for one in (one for one in found if one.task == task):
         figures = f"{one.nbytes / _MB:.1f}", f"{one.perplexity:.2f}", f"{one.gain:.1%}", f"{one.agreement:.1%}"
-        table.add_row(one.way, one.asked, *figures)
+        table.add_row(one.way, one.asked, "" if one.kept is None else f"{one.kept:.1%}", *figures)
     return table
 
 

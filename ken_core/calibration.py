@@ -14,18 +14,19 @@ from tempfile import TemporaryDirectory
 
 from ken_core import deltafile
 from ken_core.candidates import Candidates, Judged, Way, ways
-from ken_core.checkpoint import Checkpoint
+from ken_core.checkpoint import Checkpoint, open_as
 from ken_core.codings import Codec
 from ken_core.container import DeltaFile
-from ken_core.errors import CalibrationError, TooSmallError
+from ken_core.delta import Delta
+from ken_core.errors import CalibrationError, CheckpointError, TooSmallError, TrainingError
 from ken_core.judges import Judges, lines_for
 from ken_core.manifest import Calibration, Metric, Trial
-from ken_core.progress import Progress, silent
+from ken_core.progress import Progress, Stage, silent
 from ken_core.promise import in_sequence
 from ken_core.selection import Method
 from ken_core.tensor_filter import EVERYTHING, TensorFilter
 from ken_core.text_bounds import MOST_CONFIDENCE
-from ken_core.verdicts import Judgement, TokenAnswers, Verdict, least_examples, unchanged
+from ken_core.verdicts import Judgement, TokenAnswers, Verdict, least_examples, unchanged, verdict
 from ken_core.writing import writing
 
 METHODS: tuple[Method, ...] = ("svd", "magnitude")
@@ -47,7 +48,7 @@ class Calibrated:
     failed: Trial | None = None
     """The next smaller delta, of which nothing could be promised."""
     warnings: tuple[str, ...] = ()
-    """Warnings of the chosen delta (`Delta.warnings`)."""
+    """Warnings of the chosen delta (`Delta.warnings`), and that it keeps nothing or is no better than its base."""
 
 
 def calibrate(
@@ -89,6 +90,7 @@ def calibrate(
     _check_tolerance(tolerance)
     expected = judges.judge(tuned.model)
     _check_enough(judges, expected, tolerance, confidence)
+    beside = _score_of_base(base, tuned, judges, expected, progress)
     with _folder_beside(out) as folder:
         candidates = Candidates(
             base, tuned, judges, expected, folder, confidence=confidence, tensors=tensors, cast=cast,
@@ -100,9 +102,9 @@ def calibrate(
     if failed is not None and not passed:
         raise _nothing_holds(judges, failed.verdict, tolerance, confidence)
     chosen = passed[-1]
-    record = _record(judges, expected, chosen, candidates, tolerance, promised=tolerance, needed=needed)
+    record = _record(judges, expected, chosen, candidates, tolerance, beside, promised=tolerance, needed=needed)
     file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)
-    return Calibrated(file, record, None if failed is None else failed.trial, chosen.delta.warnings)
+    return Calibrated(file, record, None if failed is None else failed.trial, _warnings(chosen.delta, file, record))
 
 
 def best_within(
@@ -130,17 +132,22 @@ def best_within(
     among = _checked(tuned, confidence, methods, codecs)
     expected = judges.judge(tuned.model)
     _check_enough(judges, expected, None, confidence)
-    room = size - _RECORD_BYTES - _TRIAL_BYTES * len(among)
+    beside = _score_of_base(base, tuned, judges, expected, progress)
+    taken = _RECORD_BYTES + _TRIAL_BYTES * len(among)
     with _folder_beside(out) as folder:
         candidates = Candidates(
             base, tuned, judges, expected, folder, confidence=confidence, tensors=tensors, cast=cast,
             ignore_config=ignore_config, looks=len(among), progress=progress,
         )  # fmt: skip
-        chosen = candidates.judge(candidates.nearest(room, among))
+        try:
+            nearest = candidates.nearest(size - taken, among)
+        except TooSmallError as error:
+            raise error.beside(taken) from None
+        chosen = candidates.judge(nearest)
     bound = chosen.verdict.upper_bound(confidence)
-    record = _record(judges, expected, chosen, candidates, None, promised=bound, needed=None)
+    record = _record(judges, expected, chosen, candidates, None, beside, promised=bound, needed=None)
     file = deltafile.write(chosen.delta, base, out, chosen.trial.codec, calibration=record, progress=progress)
-    return Calibrated(file, record, None, chosen.delta.warnings)
+    return Calibrated(file, record, None, _warnings(chosen.delta, file, record))
 
 
 def _looks(candidates: Candidates, base: Checkpoint, among: Sequence[Way]) -> Iterator[Judged]:
@@ -164,6 +171,7 @@ def _record(
     chosen: Judged,
     candidates: Candidates,
     tolerance: float | None,
+    base_score: float | None,
     *,
     promised: float,
     needed: int | None,
@@ -173,15 +181,50 @@ def _record(
         metric=judges.metric,
         examples=found.examples,
         tokens=expected.text.size if isinstance(expected, TokenAnswers) else None,
+        reading=judges.reading,
         choosing=judges.choosing,
         tolerance=tolerance,
         confidence=candidates.confidence,
         promised=promised,
         tuned_score=found.tuned_score,
         score=found.score,
+        base_score=base_score,
         needed=needed,
         chosen=candidates.tried.index(chosen.trial),
         tried=tuple(candidates.tried),
+    )
+
+
+def _score_of_base(
+    base: Checkpoint, tuned: Checkpoint, judges: Judges, expected: Judgement, progress: Progress
+) -> float | None:
+    """What the base itself scores; None where answers are judged, or it does not take the texts."""
+    words = [c.config.get_text_config().vocab_size for c in (base, tuned)] if isinstance(expected, TokenAnswers) else []
+    if not words or words[0] < words[1]:
+        return None
+    progress(Stage("trying", "the base itself", 0, 1))
+    try:
+        whole = open_as(base, type(tuned.model), base.config)
+        return None if whole.absent else verdict(judges.metric, expected, judges.judge(whole.model)).score
+    except (CheckpointError, TrainingError):
+        return None
+
+
+def _warnings(chosen: Delta, file: DeltaFile, record: Calibration) -> tuple[str, ...]:
+    """The delta's own, and what makes little of a promise."""
+    kept, beside = file.manifest, record.base_score
+    if not (kept.stored or kept.lowrank or kept.dense):
+        return (
+            *chosen.warnings,
+            "the delta keeps nothing of the fine-tune but its head, so what is promised is promised of the base; give "
+            "a smaller tolerance or a larger size",
+        )
+    if beside is None or (record.score < beside if record.metric == "perplexity" else record.score > beside):
+        return chosen.warnings
+    return (
+        *chosen.warnings,
+        f"the delta's {record.metric} of {record.score:.4f} is no better than {beside:.4f}, the base's own, so what is "
+        "promised says nothing of what the fine-tune learned; give a smaller tolerance or a larger size",
     )
 
 

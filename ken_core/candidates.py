@@ -124,14 +124,15 @@ class Candidates:
         Raises:
             TooSmallError: there is no such file, whichever way it is made.
         """
-        made, too_small = [], None
+        made: list[Candidate] = []
+        too_small: list[TooSmallError] = []
         for way in among:
             try:
                 made.append(self._of_size(size, way))
             except TooSmallError as error:
-                too_small = error
-        if too_small is not None and not made:
-            raise too_small
+                too_small.append(error)
+        if not made:
+            raise min(too_small, key=lambda error: error.least)
         return min(made, key=_distance_and_bytes)
 
     def judge(self, candidate: Candidate) -> Judged:

@@ -23,7 +23,7 @@ from ken_core.manifest import Distilled
 from ken_core.progress import Progress, Stage, silent
 from ken_core.student import Student
 from ken_core.teacher import Teacher
-from ken_core.tokenization import Encoder, Input, collate
+from ken_core.tokenization import Encoder, Readable, collate
 
 LEARNING_RATE = 3e-3
 """In units of the numbers' own size."""
@@ -41,7 +41,7 @@ def distil(
     base: Checkpoint,
     tuned: Checkpoint,
     delta: Delta,
-    texts: Sequence[Input],
+    texts: Sequence[Readable],
     steps: int,
     *,
     codec: Codec,
@@ -57,7 +57,8 @@ def distil(
 
     Args:
         delta: extracted from `tuned`, whose model must not be used elsewhere meanwhile.
-        texts: like those that the task will answer. A step has 32; more than the steps have room for are not used.
+        texts: like those that the task will answer, or rows of such. A step has 32; more than the steps have room for
+            are not used.
         steps: of the optimiser, at least 1.
         codec: how the delta will be written: numbers are trained as it rounds them.
         learning_rate: after warm-up, in units of the numbers' own size.
@@ -137,16 +138,16 @@ def _train(pair: _Pair, batches: Sequence[Batch], learning_rate: float, progress
         schedule.step()
 
 
-def _divided(texts: Sequence[Input], steps: int, seed: int) -> tuple[list[Input], list[Input]]:
+def _divided(texts: Sequence[Readable], steps: int, seed: int) -> tuple[list[Readable], list[Readable]]:
     """Texts to train on, and texts to judge on; none of few."""
     chosen = random.Random(seed).sample(list(texts), len(texts))  # noqa: S311 - not for secrets
     apart = min(len(chosen) // 10, _MOST_HELD_OUT) if len(chosen) >= _FEWEST_TO_HOLD_OUT else 0
     return chosen[apart:][: steps * _BATCH], chosen[:apart]
 
 
-def _batches(encoder: Encoder, texts: Sequence[Input]) -> list[Batch]:
+def _batches(encoder: Encoder, texts: Sequence[Readable]) -> list[Batch]:
     """Batches of texts of similar length."""
-    rows = sorted(encoder(texts), key=len)
+    rows = sorted(encoder.rows(texts), key=len)
     starts = range(0, len(rows), _BATCH)
     return [collate(rows[start : start + _BATCH], encoder.pad_id, torch.device("cpu")) for start in starts]
 

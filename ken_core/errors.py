@@ -1,5 +1,12 @@
 """Every error this package raises on purpose, so that callers can catch one type."""
 
+from __future__ import annotations
+
+_LEAST = (
+    "a delta of this fine-tune has at least {least:,} bytes (head, vectors, tokenizer, manifest); {asked:,} were asked "
+    "for; give a larger size"
+)
+
 
 class KenError(Exception):
     """Base of all errors meant for people; messages say what was found, what was expected and what to do."""
@@ -22,7 +29,20 @@ class MergeError(KenError):
 
 
 class TooSmallError(SelectionError):
-    """A delta cannot be as small as asked: its head, vectors, tokenizer and manifest alone are larger."""
+    """A delta cannot be as small as asked: its head, vectors, tokenizer and manifest alone are larger.
+
+    Attributes:
+        least, asked: bytes of the smallest delta, and those that were asked for.
+        told: the message, with places for both.
+    """
+
+    def __init__(self, least: int, asked: int, told: str = _LEAST) -> None:
+        super().__init__(told.format(least=least, asked=asked))
+        self.least, self.asked, self.told = least, asked, told
+
+    def beside(self, taken: int) -> TooSmallError:
+        """The error about a file of which so many bytes are for something else."""
+        return TooSmallError(self.least + taken, self.asked + taken, self.told)
 
 
 class CalibrationError(KenError):

@@ -18,6 +18,9 @@ from ken_core.records import Record, Records, header_error, read_records
 if TYPE_CHECKING:  # needs torch, and reading does not
     from ken_core.tokenization import Input
 
+_OF_LANGUAGE_MODELS = ("prompt", "completion", "messages")
+"""Fields that `ken_core.language_examples` reads."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -117,9 +120,11 @@ def _string(path: Path, record: Record, key: str) -> str:
     if isinstance(value, str):
         return value
     found = type(value).__name__ if key in record.fields else "none"
+    learned = [name for name in _OF_LANGUAGE_MODELS if name in record.fields]
+    hint = f". A language model learns from {' and '.join(learned)}, and this is for other tasks" if learned else ""
     raise DataError(
         f'{path}, line {record.line}: expected {{"text": "...", "label": ...}};'
-        f" found {found} as {key!r}, expected a string"
+        f" found {found} as {key!r}, expected a string{hint}"
     )
 
 

@@ -24,7 +24,7 @@ from ken_core.random_texts import random_texts
 from ken_core.resident import ResidentModel
 from ken_core.same_answers import classes_said, gives_scores, same_answers, same_order
 from ken_core.teacher import Teacher
-from ken_core.tokenization import Encoder, Input, collate
+from ken_core.tokenization import Encoder, Readable, collate
 
 RANDOM_TEXTS = 128
 _BATCH = 32
@@ -79,7 +79,7 @@ class Checker:
         self,
         tuned: Checkpoint,
         file: DeltaFile,
-        texts: Sequence[Input] | None = None,
+        texts: Sequence[Readable] | None = None,
         labels: Sequence[Label] | None = None,
         progress: Progress = silent,
     ) -> Fidelity:
@@ -87,7 +87,7 @@ class Checker:
 
         Args:
             tuned: the fine-tune, whose model must not be used elsewhere meanwhile.
-            texts: like those that the task answers. None: 128 texts of random tokens.
+            texts: like those that the task answers, or rows of such. None: 128 texts of random tokens.
             labels: of the texts, for classifiers with one label per text; None: there are none.
 
         Raises:
@@ -111,7 +111,7 @@ class Checker:
         try:
             with torch.inference_mode(), self._base.unchanged(), tuned.unchanged():
                 model = graft(self._resident.backbone, delta.architecture, delta.config, attached.head)
-                rows = encoder(used)
+                rows = encoder.rows(used)
                 done = 0
                 for chosen in passes([len(row) for row in rows], _most_tokens(delta.kind), _BATCH):
                     progress(Stage("checking", f"{len(rows)} texts", done, len(rows)))

@@ -24,6 +24,7 @@ _CLOSE = 0.98
 """A file of this part of the size is not made larger."""
 _MOST_TRIES = 8
 _MOST_REFINED = 3
+_REFINED = "once refined, the delta takes {least:,} bytes, and {asked:,} were asked for; give a larger size"
 
 
 def usual_bytes(base: Checkpoint) -> int:
@@ -68,10 +69,7 @@ def write_within(
 
         smallest = measured(best := cut(0))
         if smallest > size:
-            raise TooSmallError(
-                f"a delta of this fine-tune has at least {smallest:,} bytes (head, vectors, tokenizer, manifest); "
-                f"{size:,} were asked for; give a larger size"
-            )
+            raise TooSmallError(smallest, size)
         fits, exceeds, budget = _Try(0, smallest), None, size - smallest
         for _ in range(_MOST_TRIES):
             delta = cut(budget)
@@ -104,9 +102,7 @@ def _refined(
             return refined
         budget = int(_CLOSE * budget * size / found)
         chosen = cut(budget)
-    raise TooSmallError(
-        f"once refined, the delta takes {found:,} bytes, and {size:,} were asked for; give a larger size"
-    )
+    raise TooSmallError(found, size, _REFINED)
 
 
 def _budget(method: Method, nbytes: int, whole: int) -> Budget:

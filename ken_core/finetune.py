@@ -100,6 +100,8 @@ class Learned:
     Attributes:
         rows, tokens: that were learned from, and how many of their tokens were learned.
         cut: how many completions and chats were cut.
+        longest: tokens of a row, no more than the base takes.
+        at_limit: whether the base takes no longer rows.
         loss_before, loss: the mean loss over the tokens that are learned of held-out text, in nats a token: of the
             base, and of the fine-tune. None: nothing was held out. The perplexity is `exp(loss)`.
     """
@@ -107,6 +109,8 @@ class Learned:
     rows: int
     tokens: int
     cut: int
+    longest: int
+    at_limit: bool
     loss_before: float | None
     loss: float | None
 
@@ -154,7 +158,15 @@ def finetune_language_model(
         copy_files(opened.folder, new)
         _copy_generation_settings(opened.folder, new)
     after = None if held_out is None else loss.mean(held_out.rows)
-    return Learned(len(learned.rows), sum(row.targets for row in learned.rows), learned.cut, before, after)
+    return Learned(
+        rows=len(learned.rows),
+        tokens=sum(row.targets for row in learned.rows),
+        cut=learned.cut,
+        longest=rows_of.longest,
+        at_limit=rows_of.at_limit,
+        loss_before=before,
+        loss=after,
+    )
 
 
 def _check_continues(opened: Checkpoint) -> None:

@@ -16,8 +16,8 @@ from ken_core.evaluate import classify, label_ids, logits
 from ken_core.examples import Example
 from ken_core.held_out import divide
 from ken_core.labels import Label
-from ken_core.manifest import Metric
-from ken_core.tokenization import Encoder, Input
+from ken_core.manifest import Metric, Reading
+from ken_core.tokenization import Encoder, Input, Readable
 from ken_core.verdicts import Judgement
 
 Judge = Callable[[PreTrainedModel], Judgement]
@@ -42,15 +42,18 @@ class Judges:
         distance: how far a model's answers to the choosing examples are from the fine-tune's; of two deltas, the one
             with the smaller distance is chosen. A share of wrong answers will do; a divergence is less noisy.
         choosing: number of choosing examples, for the record.
-        texts: of the choosing examples, to fit kept values to (`ken_core.scales`); none: nothing is fitted.
+        texts: of the choosing examples, or their rows, to fit kept values to (`ken_core.scales`); none: nothing is
+            fitted.
         metric: what the record calls the share of right answers; of tokens, what is judged of them.
+        reading: how long the examples of a language model are read, for the record.
     """
 
     judge: Judge
     distance: Distance
     choosing: int
-    texts: tuple[Input, ...] = ()
+    texts: tuple[Readable, ...] = ()
     metric: Metric = "accuracy"
+    reading: Reading | None = None
 
 
 def judges_for(
@@ -70,7 +73,7 @@ def judges_for(
         CalibrationError: the fine-tune is no classifier with one answer per text, or there are fewer than two texts.
         DataError: there is a label that the fine-tune does not know.
     """
-    _check_classifier(tuned)
+    check_classifier(tuned)
     choosing, judging = divide(texts, labels, CHOOSING_SHARE, seed)
     choosing, judging = choosing or judging[:1], judging if choosing else judging[1:]
     if not judging:
@@ -119,12 +122,19 @@ def _example(text: Input, label: Label) -> Example:
     return Example(text[0], label, text[1]) if isinstance(text, tuple) else Example(text, label)
 
 
-def _check_classifier(tuned: Checkpoint) -> None:
+def check_classifier(tuned: Checkpoint) -> None:
+    """Check that a fine-tune gives each text one of several labels.
+
+    Raises:
+        CalibrationError: it does not.
+    """
     found = type(tuned.model).__name__
     own = "For other kinds call ken_core.calibrate with a judge of your own"
     if not found.endswith("ForSequenceClassification"):
+        headless = ", and a language model that was saved without its head is none" * found.endswith("Model")
         raise CalibrationError(
-            f"{tuned.folder} is a {found}; labels and plain texts judge sequence classifiers only. {own}"
+            f"{tuned.folder} is a {found}; labels and plain texts judge sequence classifiers and causal language "
+            f"models only{headless}. {own}"
         )
     problem = getattr(tuned.config, "problem_type", None)
     if problem in ("regression", "multi_label_classification") or len(tuned.config.id2label or {}) < 2:

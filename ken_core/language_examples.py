@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from ken_core.errors import DataError
 from ken_core.records import Record, Records, read_records
 
@@ -55,6 +57,23 @@ def is_labelled(path: Path) -> bool:
     """Whether a file holds labelled text, for a classifier. Raises `DataError` if it cannot be read, or is empty."""
     records = read_records(path)
     return "label" in _names(records)
+
+
+def has_no_text(path: Path) -> bool:
+    """Whether a file holds completions or chats alone. Raises `DataError` if it cannot be read, or is empty."""
+    names = _names(read_records(path))
+    return "text" not in names and ("messages" in names or names >= {"prompt", "completion"})
+
+
+def key_of(example: LanguageExample) -> str:
+    """The same for examples that say the same."""
+    if isinstance(example, Text):
+        parts: object = [example.text]
+    elif isinstance(example, Completion):
+        parts = [example.prompt, example.completion]
+    else:
+        parts = {"messages": [dict(m) for m in example.messages], "tools": [dict(t) for t in example.tools or ()]}
+    return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def read_language_examples(path: Path) -> list[LanguageExample]:

@@ -6,13 +6,13 @@ tokens count that are learned of it: all of a text, of the others what the model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import Literal
 
 import numpy as np
-import orjson
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -22,17 +22,17 @@ from ken_core.divergence import at_least_zero
 from ken_core.errors import CalibrationError, DataError
 from ken_core.held_out import divide
 from ken_core.judges import CHOOSING_SHARE, Distance, Judge, Judges
-from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
+from ken_core.language_examples import LanguageExample, Text, key_of
 from ken_core.language_loss import learned_logits, passes_of
-from ken_core.learned_rows import LearnedRow, RowMaker, end_ids
-from ken_core.manifest import task_kind
-from ken_core.tokenization import Encoder
+from ken_core.learned_rows import LONGEST, LearnedRow, RowMaker, end_ids
+from ken_core.manifest import Reading, task_kind
+from ken_core.token_divergence import Said
+from ken_core.tokenization import Encoded, Encoder
 from ken_core.verdicts import TokenAnswers
 
-_MOST_LOGITS = 1 << 27
-"""Of the fine-tune's answers to the choosing examples, which are held as float16 while deltas are tried."""
-LONGEST = 512
-"""Tokens of a row where nothing else is said."""
+_MOST_TOKENS = 1 << 13
+"""Of the choosing examples. More of them would change a mean over tokens little, and every delta that is tried reads
+them; what the fine-tune says of them is held meanwhile, 64 MiB."""
 
 LanguageMetric = Literal["agreement", "perplexity"]
 
@@ -47,12 +47,14 @@ class LanguageJudges:
     """Judges, and what they read.
 
     Attributes:
-        cut: how many completions and chats were read only in part.
+        reading: how long the examples were read.
+        at_limit: whether the model reads no more tokens at once.
         repeated: how many examples said the same as another one.
     """
 
     judges: Judges
-    cut: int
+    reading: Reading
+    at_limit: bool
     repeated: int
 
 
@@ -68,7 +70,8 @@ def language_judges_for(
     By perplexity, a delta loses what share its perplexity is above the fine-tune's on all judging tokens. By agreement,
     it loses the share of a text's likeliest next tokens that are other than the fine-tune's, the mean over texts; all
     tokens before are those of the example. The distance is the mean Kullback-Leibler divergence from what the fine-tune
-    says of each token, in nats. An example that occurs again is counted once.
+    says of each token, in nats (`ken_core.token_divergence`), on as many choosing examples, drawn at random, as have
+    8,192 tokens; kept values are fitted to more of them. An example that occurs again is counted once.
 
     Args:
         seed: the same examples and the same seed give the same parts.
@@ -83,18 +86,24 @@ def language_judges_for(
         raise CalibrationError(
             f"{tuned.folder} is a {type(tuned.model).__name__}; texts to learn judge causal language models only"
         )
-    choosing, judging = divide([_key(one) for one in examples], None, CHOOSING_SHARE, seed)
+    choosing, judging = divide([key_of(one) for one in examples], None, CHOOSING_SHARE, seed)
     repeated = len(examples) - len(choosing) - len(judging)
     choosing, judging = choosing or judging[:1], judging if choosing else judging[1:]
     if not judging:
         raise CalibrationError("found one distinct example; expected two or more, one to choose by and one to judge by")
     reader = _Reader(tuned, longest)
     judged = reader.texts([examples[i] for i in judging])
-    chosen = reader.within([examples[i] for i in choosing], _MOST_LOGITS // tuned.config.get_text_config().vocab_size)
-    shown = tuple(reader.plain(examples[i]) for i in choosing[: len(chosen)])
-    distance = reader.divergence(chosen, tuned.model)
-    judges = Judges(reader.judge(judged), distance, len(chosen), shown, metric)
-    return LanguageJudges(judges, reader.cut, repeated)
+    shown = reader.texts([examples[i] for i in random.Random(seed).sample(choosing, len(choosing))])  # noqa: S311
+    chosen = _within(shown, _MOST_TOKENS)
+    judges = Judges(
+        judge=reader.judge(judged),
+        distance=reader.divergence(chosen, tuned.model),
+        choosing=len(chosen),
+        texts=tuple(reader.row(rows[0]) for rows in shown),
+        metric=metric,
+        reading=reader.reading,
+    )
+    return LanguageJudges(judges, reader.reading, reader.at_limit, repeated)
 
 
 def judge_tokens(tuned: Checkpoint, examples: Sequence[LanguageExample], longest: int = LONGEST) -> Judge:
@@ -107,40 +116,30 @@ def judge_tokens(tuned: Checkpoint, examples: Sequence[LanguageExample], longest
 
 
 class _Reader:
-    """Makes rows of examples, and has models read them.
-
-    Attributes:
-        cut: how many completions and chats were cut so far.
-    """
+    """Makes rows of examples, and has models read them."""
 
     def __init__(self, tuned: Checkpoint, longest: int) -> None:
         self._encoder = Encoder(tuned, tuned.config, {})
         self._rows_of = RowMaker(self._encoder, end_ids(tuned), longest)
-        self.cut = 0
+        self._cut = self._divided = 0
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the model reads no more tokens at once."""
+        return self._rows_of.at_limit
+
+    @property
+    def reading(self) -> Reading:
+        """How long the examples were read of which there are rows by now."""
+        return Reading(longest=self._rows_of.longest, cut=self._cut, divided=self._divided)
 
     def texts(self, examples: Sequence[LanguageExample]) -> list[list[LearnedRow]]:
         """The rows of each example."""
         return list(map(self._text, examples))
 
-    def within(self, examples: Sequence[LanguageExample], tokens: int) -> list[list[LearnedRow]]:
-        """The rows of as many examples as have at most so many tokens to judge by; always those of one."""
-        found: list[list[LearnedRow]] = []
-        for example in examples:
-            rows = self._text(example)
-            tokens -= sum(row.targets for row in rows)
-            if found and tokens < 0:
-                break
-            found.append(rows)
-        return found
-
-    def plain(self, example: LanguageExample) -> str:
-        """An example as one text."""
-        if isinstance(example, Text):
-            return example.text
-        if isinstance(example, Completion):
-            return example.prompt + example.completion
-        assert self._encoder.chat is not None  # its rows have been made
-        return self._encoder.chat.render(example.messages, example.tools, opens_answer=False)
+    def row(self, row: LearnedRow) -> Encoded:
+        """A row as a model of any kind is given one."""
+        return self._encoder.given(row.ids)
 
     def judge(self, texts: Sequence[Sequence[LearnedRow]]) -> Judge:
         """What a model says of every token of texts."""
@@ -163,41 +162,40 @@ class _Reader:
         """The mean Kullback-Leibler divergence from what the fine-tune says of each token, in nats."""
         batches = list(passes_of([row for rows in texts for row in rows]))
         with torch.inference_mode():
-            expected = [self._held(tuned, rows) for rows in batches]
+            expected = [Said.of(learned_logits(tuned, rows, self._encoder.pad_id)[0]) for rows in batches]
 
         def distance(model: PreTrainedModel) -> float:
             total = 0.0
             with torch.inference_mode():
-                for rows, logits in zip(batches, expected, strict=True):
-                    found = learned_logits(model, rows, self._encoder.pad_id)[0].log_softmax(dim=-1)
-                    wanted = logits.float().log_softmax(dim=-1)
-                    total += float((wanted.exp() * (wanted - found)).sum())
+                for rows, said in zip(batches, expected, strict=True):
+                    total += said.divergence(learned_logits(model, rows, self._encoder.pad_id)[0])
             return at_least_zero(total / sum(map(len, expected)))
 
         return distance
 
-    def _held(self, model: PreTrainedModel, rows: Sequence[LearnedRow]) -> torch.Tensor:
-        """The logarithms of what a model says of each token, float16, shape (tokens, vocabulary)."""
-        logits = learned_logits(model, rows, self._encoder.pad_id)[0]
-        return logits.log_softmax(dim=-1).clamp_min(torch.finfo(torch.float16).min).half()
-
     def _text(self, example: LanguageExample) -> list[LearnedRow]:
-        if isinstance(example, Text) and len(self._encoder.prompt(example.text, special=True)) < 2:
+        made = self._rows_of.of_one(example)
+        if isinstance(example, Text) and sum(row.targets for row in made.rows) < 2:
             raise DataError(
-                f"{example.where}: found a text with no token after its first one, so nothing can be judged"
+                f"{example.where}: found a text with no token after its first one but its end, so nothing can be judged"
             )
-        made = self._rows_of([example])
-        self.cut += made.cut
+        self._cut += made.cut
+        self._divided += made.divided
         return list(made.rows)
 
 
-def _key(example: LanguageExample) -> str:
-    """The same for examples that say the same."""
-    if isinstance(example, Text):
-        parts: object = [example.text]
-    elif isinstance(example, Completion):
-        parts = [example.prompt, example.completion]
-    else:
-        assert isinstance(example, Conversation)
-        parts = {"messages": [dict(m) for m in example.messages], "tools": [dict(t) for t in example.tools or ()]}
-    return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS).decode()
+def _within(texts: Sequence[Sequence[LearnedRow]], tokens: int) -> list[Sequence[LearnedRow]]:
+    """As many texts as have at most so many tokens to judge by; always one, of a longer one the first rows."""
+    found: list[Sequence[LearnedRow]] = []
+    for rows in texts:
+        kept = [row for row, before in zip(rows, _before(rows), strict=True) if before < tokens]
+        tokens -= sum(row.targets for row in rows)
+        if found and tokens < 0:
+            break
+        found.append(kept)
+    return found
+
+
+def _before(rows: Sequence[LearnedRow]) -> Iterator[int]:
+    """How many tokens to judge by come before each row."""
+    return accumulate((row.targets for row in rows[:-1]), initial=0)

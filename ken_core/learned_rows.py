@@ -17,6 +17,8 @@ from ken_core.generation_settings import FILE, settings_of
 from ken_core.language_examples import ANSWERS, Completion, Conversation, LanguageExample, Text
 from ken_core.tokenization import Encoder
 
+LONGEST = 512
+"""Tokens of a row where nothing else is said."""
 Part = tuple[str, bool]
 """A part of a text, and whether it is learned."""
 
@@ -43,10 +45,12 @@ class LearnedRows:
 
     Attributes:
         cut: how many completions and chats were cut.
+        divided: how many whole texts were divided.
     """
 
     rows: Sequence[LearnedRow]
     cut: int
+    divided: int
 
 
 def end_ids(opened: Checkpoint) -> list[int]:
@@ -71,12 +75,17 @@ class RowMaker:
     Args:
         end_ids: the tokens that end a text, the one that is learned first.
         longest: tokens of a row. Whole texts that are longer become several rows; others are cut.
+
+    Attributes:
+        longest: tokens of a row, no more than the model takes.
+        at_limit: whether the model takes no longer rows.
     """
 
     def __init__(self, encoder: Encoder, end_ids: Sequence[int], longest: int) -> None:
         self._encoder = encoder
         self._end_ids = end_ids
-        self._longest = min(longest, encoder.max_length)
+        self.longest = min(longest, encoder.max_length)
+        self.at_limit = self.longest == encoder.max_length
 
     def __call__(self, examples: Sequence[LanguageExample]) -> LearnedRows:
         """The rows of examples.
@@ -85,24 +94,26 @@ class RowMaker:
             DataError: the tokenizer has no chat template, or one with which the assistant's part of a chat cannot be
                 told; the template refuses a chat; or an example is so long that nothing is left to learn.
         """
-        rows: list[LearnedRow] = []
-        cut = 0
-        for example in examples:
-            whole = self._whole(example)
-            if isinstance(example, Text):
-                rows += [row for row in _divided(whole, self._longest) if row.targets]
-                continue
-            row = LearnedRow(whole.ids[: self._longest], whole.learned[: self._longest])
-            if not row.targets:
-                raise DataError(
-                    f"{example.where}: a row of {self._longest} tokens has no room for what is to be learned, of "
-                    f"{len(whole)} in all; allow longer rows (--max-length), or leave this example out"
-                )
-            cut += len(row) < len(whole)
-            rows.append(row)
+        found = list(map(self.of_one, examples))
+        rows = [row for one in found for row in one.rows]
         if not rows:
             raise DataError("the examples have no token to learn")
-        return LearnedRows(rows, cut)
+        return LearnedRows(rows, sum(one.cut for one in found), sum(one.divided for one in found))
+
+    def of_one(self, example: LanguageExample) -> LearnedRows:
+        """The rows of an example, none of a text without a token to learn. Raises as `__call__` does."""
+        whole = self._whole(example)
+        if isinstance(example, Text):
+            rows = [row for row in _divided(whole, self.longest) if row.targets]
+            return LearnedRows(rows, cut=0, divided=int(len(whole) > self.longest))
+        row = LearnedRow(whole.ids[: self.longest], whole.learned[: self.longest])
+        if not row.targets:
+            longer = "the model takes no longer ones, so" if self.at_limit else "allow longer ones (--max-length), or"
+            raise DataError(
+                f"{example.where}: a row of {self.longest} tokens has no room for what is to be learned, of "
+                f"{len(whole)} in all; {longer} leave this example out"
+            )
+        return LearnedRows([row], cut=int(len(row) < len(whole)), divided=0)
 
     def _whole(self, example: LanguageExample) -> LearnedRow:
         """All tokens of an example, with one that ends it."""

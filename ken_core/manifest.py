@@ -168,6 +168,17 @@ class Trial(_Strict):
     confidence of the record, looking at this delta alone."""
 
 
+class Reading(_Strict):
+    """How long examples were read when a language model was calibrated. What is promised is of text that is read so."""
+
+    longest: Length
+    """Most tokens that were read at once."""
+    cut: Size
+    """Prompts with completions, and chats, that lost their end."""
+    divided: Size
+    """Whole texts that were read in parts, each without the parts before it."""
+
+
 class Calibration(_Strict):
     """How the budget was chosen, and what is promised of the delta."""
 
@@ -176,8 +187,10 @@ class Calibration(_Strict):
     """Examples that judged; none of them had a part in choosing."""
     tokens: Size | None = None
     """Of the judging texts, those that a language model was judged on; None: answers were judged."""
+    reading: Reading | None = None
+    """How the examples of a language model were read; None: answers were judged, or a record of an earlier version."""
     choosing: Size = 0
-    """Examples that chose between deltas of a size, and to which kept values were fitted."""
+    """Examples that chose between deltas of a size. Kept values were fitted to examples of the same part."""
     tolerance: float | None
     """How far the score was allowed to fall, or what share a perplexity was allowed to rise by; None: a size was asked
     for."""
@@ -187,6 +200,9 @@ class Calibration(_Strict):
     """On all text like the examples, the score falls by at most this, or a perplexity rises by this share at most."""
     tuned_score: float
     score: float
+    base_score: float | None = None
+    """Of the base itself, where a language model was judged; None: it does not take the texts, answers were judged, or
+    a record of an earlier version."""
     needed: Size | None = None
     """About how many judging examples would promise the next smaller delta, if it loses what it lost here."""
     chosen: Size | None = None
@@ -196,6 +212,10 @@ class Calibration(_Strict):
     def score_at(self, loss: float) -> float:
         """The score of a delta that loses this much."""
         return self.tuned_score * (1 + loss) if self.metric == "perplexity" else self.tuned_score - loss
+
+    def loss_at(self, score: float) -> float:
+        """What a delta of this score loses."""
+        return score / self.tuned_score - 1 if self.metric == "perplexity" else self.tuned_score - score
 
     @model_validator(mode="after")
     def _chose_what_was_tried(self) -> Calibration:

@@ -25,7 +25,7 @@ from ken_core.passes import passes
 from ken_core.progress import Progress, Stage, silent
 from ken_core.random_texts import random_texts
 from ken_core.teacher import Teacher
-from ken_core.tokenization import Encoder, Input, collate
+from ken_core.tokenization import Encoder, Readable, collate
 
 MOST_TEXTS = 256
 """More texts change the fit less than another choice of texts does."""
@@ -36,14 +36,18 @@ _LARGEST = 8.0
 
 
 def fit_scales(
-    base: Checkpoint, tuned: Checkpoint, delta: Delta, texts: Sequence[Input] | None, progress: Progress = silent
+    base: Checkpoint,
+    tuned: Checkpoint,
+    delta: Delta,
+    texts: Sequence[Readable] | None,
+    progress: Progress = silent,
 ) -> Delta:
-    """The delta with the kept shifts of every linear layer scaled, and a record of it.
+    """The delta with the kept shifts of every linear layer scaled, and a record of it; as it is where none is kept.
 
     Args:
         delta: extracted from `tuned`; low-rank entries, embeddings and vectors stay as they are.
-        texts: like those that the task will answer; the first 256 are used. None: 256 texts of random tokens, which
-            give a worse fit than real ones and a far better one than none.
+        texts: like those that the task will answer, or rows of such; the first 256 are used. None: 256 texts of random
+            tokens, which give a worse fit than real ones and a far better one than none.
 
     Raises:
         DataError: there is no text.
@@ -53,11 +57,15 @@ def fit_scales(
     used = list(texts[:MOST_TEXTS]) if texts is not None else random_texts(encoder, MOST_TEXTS)
     if not used:
         raise DataError("scales are fitted to texts, and there is none")
-    rows = encoder(used)
+    rows = encoder.rows(used)
     linear = {f"{name}.weight": module for name, module in tuned.backbone.named_modules() if is_linear(module)}
     effects = {
-        name: _Effects(delta.sparse[name], base, tuned, name, linear[name]) for name in linear.keys() & delta.sparse
+        name: _Effects(delta.sparse[name], base, tuned, name, linear[name])
+        for name in linear.keys() & delta.sparse
+        if delta.sparse[name].values.size
     }
+    if not effects:
+        return delta
     teacher = Teacher(base, tuned)
     with torch.inference_mode(), base.unchanged(), tuned.unchanged():
         done = 0

@@ -59,6 +59,10 @@ class Part:
         return (self.whole, sys.maxsize) if self.more else (self.whole,)
 
 
+Readable = Input | Encoded
+"""A text or a pair of texts, or a row that is made of them already."""
+
+
 @dataclass(frozen=True)
 class Window:
     """A row that contains consecutive tokens of one text, and their places in the text.
@@ -146,6 +150,11 @@ class Encoder:
         """
         whole = iter(self._fast.encode_batch([given for given in inputs if not self._is_long(given)]))
         return [self._cut(given) if self._is_long(given) else self._row(given, next(whole)) for given in inputs]
+
+    def rows(self, given: Sequence[Readable]) -> list[Encoded]:
+        """Rows of texts, as `__call__` makes them, among rows that are made already. Raises as `__call__` does."""
+        made = iter(self([one for one in given if not isinstance(one, Encoded)]))
+        return [one if isinstance(one, Encoded) else next(made) for one in given]
 
     # Rows that a client encoded, and prompts
 

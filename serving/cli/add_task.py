@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ken_core.fidelity import Checker, Fidelity
     from ken_core.labels import Label
     from ken_core.progress import Progress
-    from ken_core.tokenization import Input
+    from ken_core.task_texts import Given
     from serving.cli.backend import Backend
 
 _CHECKING_SHARE = 0.2
@@ -30,9 +30,9 @@ _LANGUAGE = ("text-generation", "fill-mask")
 class CheckTexts:
     """Texts of a task: all or some check answers, the others train."""
 
-    checking: Sequence[Input]
+    checking: Sequence[Given]
     labels: Sequence[Label] | None
-    training: Sequence[Input] | None
+    training: Sequence[Given] | None
     unused_labels: bool = False
     """Whether the file has labels that are not used, since it is for several tasks."""
 
@@ -45,15 +45,15 @@ class CheckTexts:
             labelled: whether labels in it are of one task.
         """
         from ken_core import DataError
-        from ken_core.examples import read_texts
         from ken_core.held_out import divide
+        from ken_core.task_texts import read_given, same_key
 
-        texts, found = read_texts(path)
+        texts, found = read_given(path)
         labels = found if labelled else None
         unused = found is not None and not labelled
         if not trains:
             return cls(texts, labels, None, unused)
-        checking, training = divide(texts, labels, _CHECKING_SHARE)
+        checking, training = divide(list(map(same_key, texts)), labels, _CHECKING_SHARE)
         if not checking:
             raise DataError(
                 f"found {counted(len(training), 'distinct text')} in {path}; expected at least 3, as a fifth checks "
@@ -122,6 +122,7 @@ class TaskAdder:
         from ken_core import open_tuned
         from ken_core.errors import CheckError
         from ken_core.manifest import task_kind
+        from ken_core.task_texts import inputs_of
         from ken_core.trainer_folder import choose
 
         chosen = choose(added.source)
@@ -132,7 +133,8 @@ class TaskAdder:
         unchecked = _why_unchecked(task_kind(type(tuned.model).__name__), texts)
         if unchecked and self.least > 0:
             raise CheckError(f"{unchecked}; with --least-agreement 0 it is published unchecked")
-        training = texts.training if texts else None
+        checking = None if texts is None else inputs_of(tuned, texts.checking)
+        training = None if texts is None or texts.training is None else inputs_of(tuned, texts.training)
         delta, added.file = self.recipe.make(self.base, tuned, self._path(added.task), training, watch)
         for warning in delta.warnings:
             added.warnings.append(warning)
@@ -141,15 +143,9 @@ class TaskAdder:
             added.warnings.append(f"not checked: {unchecked}")
             warn(f"{added.task}: {added.warnings[-1]}")
         else:
-            self._check(added, tuned, texts, watch)
-
-    def _check(self, added: Added, tuned: Checkpoint, texts: CheckTexts | None, watch: Progress) -> None:
-        assert added.file is not None
-        if texts is None:
-            added.fidelity = self.checker(tuned, added.file, progress=watch)
-        else:
-            added.fidelity = self.checker(tuned, added.file, texts.checking, texts.labels, progress=watch)
-        _check_agreement(added.fidelity, self.least)
+            labels = None if texts is None else texts.labels
+            added.fidelity = self.checker(tuned, added.file, checking, labels, progress=watch)
+            _check_agreement(added.fidelity, self.least)
 
     def _publish(self, backend: Backend, added: Added, publishing: Publishing) -> None:
         assert added.file is not None

@@ -71,7 +71,8 @@ def add(
         list[str] | None,
         typer.Option(
             help="FILE, or TASK=FILE, repeatable: texts to check answers on, as JSON lines, CSV or TSV with the field "
-            "`text`, and `label` to see both accuracies; with --fit or --distil a fifth of them checks, the others "
+            "`text`, and `label` to see both accuracies; for a language model also `prompt` and `completion`, or (JSON "
+            "lines) `messages`; with --fit or --distil a fifth of them checks, the others "
             "train. Labels in a FILE for several tasks are not used. Default: texts of random "
             "tokens; a language model needs real ones"
         ),

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ken_core.errors import DataError
+from ken_core.errors import DataError, KenError
 from serving.cli.answering import Answerer, Given, answerer, in_order
 from serving.cli.options import DataDir, JsonFlag, Namespace, RedisUrl, Url
 from serving.cli.panels import ASKING
 from serving.cli.targets import LocalBase, Target, TargetArgument, target_of
+from serving.local.errors import GeneratesTextError
 from serving.terminal import out, print_json, progress, say, table
 
 if TYPE_CHECKING:
@@ -67,14 +68,20 @@ def evaluate(
     from ken_core.records import read_records
 
     meant = target_of(target, context, url)
-    examples = read_examples(data)
-    lines = [row.line for row in read_records(data).rows]
 
     async def run() -> tuple[str, _Answers]:
         async with answerer(meant, base, url, redis_url, data_dir, namespace, kind=_KIND) as asked:
+            examples = read_examples(data)
+            lines = [row.line for row in read_records(data).rows]
             return asked.digest, await _answers(asked, examples, lines)
 
-    digest, found = asyncio.run(run())
+    try:
+        digest, found = asyncio.run(run())
+    except GeneratesTextError:
+        raise KenError(
+            f"{target} is a language model, and `ken eval` measures text classifiers; `ken calibrate` measures the "
+            "perplexity or agreement of a language model's deltas while it makes one"
+        ) from None
     labels = sorted(found.labels)
     numbers = {label: i for i, label in enumerate(labels)}
     made = report(

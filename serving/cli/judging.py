@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from serving.cli.cut_examples import lost_ends
 from serving.terminal import counted
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def judges_of(
 def _of_answers(tuned: Checkpoint, data: Path, seed: int) -> JudgedBy:
     from ken_core import judges_for
     from ken_core.examples import read_texts
+    from ken_core.judges import check_classifier
 
+    check_classifier(tuned)
     texts, labels = read_texts(data)
     distinct = len(set(texts if labels is None else zip(texts, labels, strict=True)))
     return JudgedBy(judges_for(tuned, texts, labels, seed), 0.005, _repeated(len(texts) - distinct, data))
@@ -69,19 +72,18 @@ def _of_answers(tuned: Checkpoint, data: Path, seed: int) -> JudgedBy:
 
 def _of_language(tuned: Checkpoint, data: Path, metric: LanguageMetric, max_length: int | None, seed: int) -> JudgedBy:
     from ken_core.language_examples import is_labelled, read_language_examples
-    from ken_core.language_judges import LONGEST, language_judges_for
+    from ken_core.language_judges import language_judges_for
+    from ken_core.learned_rows import LONGEST
 
-    longest = max_length or LONGEST
-    found = language_judges_for(tuned, read_language_examples(data), metric.value, seed, longest)
+    examples = read_language_examples(data)
+    found = language_judges_for(tuned, examples, metric.value, seed, max_length or LONGEST)
     warnings = _repeated(found.repeated, data)
     if is_labelled(data):
         warnings.append(
             f"the labels in {data} are not used: {tuned.folder} is a language model, which learns the texts"
         )
-    if found.cut:
-        warnings.append(
-            f"{counted(found.cut, 'example')} had more than {longest} tokens and lost the end (--max-length)"
-        )
+    if found.reading.cut:
+        warnings.append(lost_ends(found.reading.cut, found.reading.longest, found.at_limit))
     return JudgedBy(found.judges, 0.01 if metric is LanguageMetric.PERPLEXITY else 0.05, warnings)
 
 

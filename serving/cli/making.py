@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ken_core import Checkpoint, Delta, DeltaFile, Selection, TensorFilter
     from ken_core.codings import Codec
     from ken_core.progress import Progress
-    from ken_core.tokenization import Input
+    from ken_core.tokenization import Readable
 
 MethodOption = Annotated[
     str | None,
@@ -95,7 +95,7 @@ class DeltaRecipe:
         return self.fit or self.distil is not None
 
     def make(
-        self, base: Checkpoint, tuned: Checkpoint, out: Path, texts: Sequence[Input] | None, watch: Progress
+        self, base: Checkpoint, tuned: Checkpoint, out: Path, texts: Sequence[Readable] | None, watch: Progress
     ) -> tuple[Delta, DeltaFile]:
         """Write the delta of a fine-tune to `out`.
 

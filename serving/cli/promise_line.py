@@ -11,7 +11,8 @@ def promise_line(found: dict[str, Any]) -> str:
     judged = (
         f"{found['examples']:,} examples" if tokens is None else f"{tokens:,} tokens of {found['examples']:,} texts"
     )
-    measured = f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f}"
+    beside = "" if found.get("base_score") is None else f" and the base's {found['base_score']:.4f}"
+    measured = f"{found['metric']} {found['score']:.4f} against the fine-tune's {found['tuned_score']:.4f}{beside}"
     if found["promised"] is None:
         return (
             f"{measured} on {judged} by which the delta was also chosen, so nothing is promised "
@@ -20,9 +21,17 @@ def promise_line(found: dict[str, Any]) -> str:
     promise = _promise(found["metric"], max(0.0, found["promised"]))
     about = ", by an approximation," if found["metric"] == "perplexity" else ""
     return (
-        f"with {100 * found['confidence']:.4g} % confidence{about} {promise} on all such text. "
+        f"with {100 * found['confidence']:.4g} % confidence{about} {promise} on all such text{_as_read(found)}. "
         f"Measured: {measured} on {judged} that had no part in choosing it"
     )
+
+
+def _as_read(found: dict[str, Any]) -> str:
+    """The part of a text that the promise is about, where texts were not read whole."""
+    reading = found.get("reading") or {"cut": 0, "divided": 0}
+    parts = [f"the first {reading['longest']:,} tokens of each"] if reading["cut"] else []
+    parts += [f"each part of at most {reading['longest']:,} tokens by itself"] if reading["divided"] else []
+    return f", {' and '.join(parts)}" if parts else ""
 
 
 def loss_of(metric: str, share: float) -> str:

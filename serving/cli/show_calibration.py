@@ -19,6 +19,7 @@ _COLUMNS = ["method", "codec", "kept", "bytes", "distance"]
 def show_calibration(found: Calibrated, as_json: bool) -> None:
     """Print what a `ken_core.calibration` tried and chose, as a table and lines or as JSON."""
     record = found.record
+    beside = "" if record.base_score is None else f", the base's {record.base_score:.4f}"
     if as_json:
         tried = [t.model_dump() for t in record.tried]
         print_json({**facts(found.file), "tried": tried, "warnings": list(found.warnings)})
@@ -26,6 +27,7 @@ def show_calibration(found: Calibrated, as_json: bool) -> None:
         title = (
             f"{counted(len(record.tried), 'delta')} tried: {counted(record.choosing, 'example')} chose by distance, "
             f"{record.examples:,} judged{_tokens(record)}; the fine-tune's {record.metric} is {record.tuned_score:.4f}"
+            f"{beside}"
         )
         counted_ones = ["lost", "won"] if record.tokens is None else []
         columns = [*_COLUMNS, record.metric, *counted_ones, "at most lost"]
@@ -66,7 +68,9 @@ def _next(failed: Trial, record: Calibration) -> str:
 
     told = f"the next smaller delta, of {size(failed.bytes)}, {_lost(failed, record)}"
     if record.needed is None:
-        return f"{told}: more than the tolerance, so more text would hardly help"
+        loss, tolerance = record.loss_at(failed.score or 0.0), record.tolerance or 0.0
+        much = "more than" if loss > tolerance else "hardly less than"
+        return f"{told}: {much} the tolerance, so more text would hardly help"
     return (
         f"{told}. If it always loses this share, about {lines_for(record.needed):,} lines of text would be likely "
         "(80 %) to show that it is within the tolerance"

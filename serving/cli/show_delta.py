@@ -57,7 +57,7 @@ def lines_of(found: dict[str, Any]) -> dict[str, str]:
             f"{found['stored']:,} of {found['candidates']:,} changed parameters ({kept:.1%}); "
             f"{found['selected']:,} selected, the others equal the base"
         )
-    if found["fitted"] is not None:
+    if found["fitted"] is not None and found["stored"]:
         texts = counted(found["fitted"], "text") if found["fitted"] else "random tokens"
         lines["codec"] += f", after a fit of the kept values to {texts}"
     if distilled := found["distilled"]:

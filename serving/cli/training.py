@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from serving.cli.cut_examples import lost_ends
 from serving.terminal import counted, progress, say, warn
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ def train_language_model(base: str, data: Data, out: Path, recipe: Recipe) -> No
         found = finetune_language_model(base, examples, out, recipe, show, held_out)
     say(f"wrote {out}, trained on {counted(len(examples), 'example')}, of which {counted(found.tokens, 'token')} count")
     if found.cut:
-        warn(
-            f"{counted(found.cut, 'example')} had more than {recipe.max_length} tokens and lost the end (--max-length)"
-        )
+        warn(lost_ends(found.cut, found.longest, found.at_limit))
     if found.loss is None or found.loss_before is None:
         say("how well it learned is not known, since no example was held out; give --dev FILE, or a larger --dev-share")
     else:

@@ -109,7 +109,8 @@ def extract(
         Path | None,
         typer.Option(
             help="for --fit and --distil: texts like those that the task will answer, without labels; JSON lines, CSV "
-            "or TSV with the field `text`"
+            "or TSV with the field `text`; for a language model also `prompt` and `completion`, or (JSON lines) "
+            "`messages`"
         ),
     ] = None,
     only: OnlyOption = None,
@@ -127,7 +128,7 @@ def extract(
     Example: ken extract --base ./minilm --tuned ./minilm-trec --out trec.ken
     """
     from ken_core import open_base, open_tuned
-    from ken_core.examples import read_texts
+    from ken_core.task_texts import inputs_of, read_given
 
     recipe = delta_recipe(
         method=method, keep=keep, file_size=file_size, energy=energy, scope=scope, k=k, codec=codec, fit=fit,
@@ -136,9 +137,11 @@ def extract(
     )  # fmt: skip
     check_text(recipe.chosen(0).method, text, fit=fit, distil=distil is not None)
     check_output_file(out_file, "--out", overwrite)
-    texts = None if text is None else read_texts(text)[0]
+    given = None if text is None else read_given(text)[0]
+    ours, theirs = open_base(base), open_tuned(tuned)
+    texts = None if given is None else inputs_of(theirs, given)
     with staged() as watch:
-        found, file = recipe.make(open_base(base), open_tuned(tuned), out_file, texts, watch)
+        found, file = recipe.make(ours, theirs, out_file, texts, watch)
     show_written(file, found.warnings, as_json)
 
 

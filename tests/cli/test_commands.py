@@ -254,6 +254,11 @@ def test_finetune_says_how_many_examples_lost_their_end(ken: Ken, tmp_path: Path
     assert ended.returncode == 0, ended.stderr
     assert "4 examples had more than 16 tokens and lost the end (--max-length)" in " ".join(ended.stderr.split())
     assert "how well it learned is not known" in ended.stderr
+    data.write_text(json.dumps({"prompt": "how far?", "completion": " very far" * 900}) + "\n")
+    options = ("--epochs", 1, "--max-length", 4096, "--dev-share", 0)
+    ended = ken("finetune", "--base", base, "--data", data, "--out", tmp_path / "more", *options)
+    told = " ".join(ended.stderr.split())
+    assert "1 example had more than 512 tokens, which the model takes at most, and lost the end" in told
 
 
 def test_finetune_of_an_encoder_needs_labels(ken: Ken, tiny_base: Path, tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from PIL import Image
 
 from ken_core import open_base
 from tests.cli.running import Ken, facts
-from tests.tiny_checkpoints import WORDS
-from tests.tiny_language_models import write_language_model
 
 
 def extract(ken: Ken, base: Path, tuned: Path, out: Path, *options: str) -> dict[str, object]:
@@ -297,86 +295,3 @@ def test_calibrate_refuses_labels_the_model_does_not_know(
     )
     assert ended.returncode == 1
     assert "'planet'; the model knows 0 'bad', 1 'good'" in ended.stderr
-
-
-# calibration of language models
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny language model, and another one with the same tokenizer in place of a fine-tune."""
-    folder = tmp_path_factory.mktemp("language")
-    base = write_language_model(folder / "base")
-    tuned = write_language_model(folder / "tuned", initializer_range=0.21)
-    return base, tuned
-
-
-@pytest.fixture
-def chats(tmp_path: Path) -> Path:
-    """300 chats as OpenAI's fine-tuning takes them, one of them twice."""
-    path = tmp_path / "chats.jsonl"
-    said = [(f"the {a} {b}", f"{b} {a}") for a in WORDS[:30] for b in WORDS[30:40]]
-    rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": told}] for asked, told in said]
-    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in [*rows, rows[0]]))
-    return path
-
-
-def test_calibrate_judges_a_language_model_by_its_perplexity(
-    ken: Ken, language: tuple[Path, Path], chats: Path, tmp_path: Path
-) -> None:
-    out, curve = tmp_path / "d.ken", tmp_path / "curve.png"
-    common = ("--base", language[0], "--tuned", language[1], "--data", chats, "--out", out, "--tolerance", "0.1")
-    ended = ken("calibrate", *common, "--method", "magnitude", "--curve", curve)
-    assert ended.returncode == 0, ended.stderr
-    told = " ".join(ended.stdout.split())
-    assert "60 examples chose by distance, 240 judged by" in told
-    assert "with 90 % confidence, by an approximation, its perplexity is at most 10 % above the fine-tune's" in told
-    assert "tokens of 240 texts that had no part in choosing it" in told
-    assert "found 1 repeated line in" in ended.stderr
-    record: dict[str, object] = facts(ken("inspect", out, "--json"))["calibration"]  # type: ignore[assignment]
-    assert (record["metric"], record["examples"], record["promised"]) == ("perplexity", 240, 0.1)
-    assert int(str(record["tokens"])) > 240
-    assert curve.stat().st_size > 10_000
-
-
-def test_calibrate_for_a_size_says_how_many_tokens_change(
-    ken: Ken, language: tuple[Path, Path], chats: Path, tmp_path: Path
-) -> None:
-    common = ("--base", language[0], "--tuned", language[1], "--data", chats, "--out", tmp_path / "d.ken")
-    ended = ken("calibrate", *common, "--size", "60kB", "--metric", "agreement", "--max-length", "34")
-    assert ended.returncode == 0, ended.stderr
-    assert "points of agreement on all such text" in " ".join(ended.stdout.split())
-    assert "had more than 34 tokens and lost the end (--max-length)" in " ".join(ended.stderr.split())
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "message"),
-    [
-        ("", (), "holds no examples"),
-        ('{"text": "a"}\n{"text"\n', (), "line 2: expected a JSON object"),
-        ('{"text": "a king"}\n{"text": 5}\n', (), "line 2: found int as 'text', expected a string"),
-        ('{"question": "a"}\n', (), "for a language model text, or prompt and completion, or messages"),
-        ('{"text": "a king"}\n' * 3, (), "found one distinct example; expected two or more"),
-        ('{"text": "a king"}\n{"text": "the city"}\n', (), "takes 200, even if not one answer changes"),
-        ('{"prompt": "a king", "completion": "x"}\n', ("--max-length", "8", "--metric", "rouge"), "'rouge' is not one"),
-    ],
-)
-def test_calibrate_says_what_is_wrong_with_the_text(
-    ken: Ken, language: tuple[Path, Path], tmp_path: Path, text: str, options: tuple[str, ...], message: str
-) -> None:
-    (tmp_path / "data.jsonl").write_text(text)
-    common = ("--base", language[0], "--tuned", language[1], "--data", tmp_path / "data.jsonl")
-    ended = ken("calibrate", *common, "--out", tmp_path / "d.ken", *options)
-    assert ended.returncode in (1, 2)
-    assert message in " ".join(ended.stderr.replace("│", " ").split())
-    assert [p.name for p in tmp_path.iterdir()] == ["data.jsonl"]
-
-
-@pytest.mark.parametrize("options", [("--metric", "perplexity"), ("--max-length", "64")])
-def test_a_classifier_is_not_judged_by_perplexity(
-    ken: Ken, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_path: Path, dev: Path, options: tuple[str, str]
-) -> None:
-    common = ("--base", tiny_base, "--tuned", tiny_tuned["mood"], "--data", dev, "--out", tmp_path / "d.ken")
-    ended = ken("calibrate", *common, *options)
-    assert ended.returncode == 2
-    assert "is no language model, which this option is for" in " ".join(ended.stderr.replace("│", " ").split())

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ken_core import best_within, calibrate, deltafile, open_base, open_tuned
+from ken_core import best_within, calibrate, calibration, deltafile, language_judges, open_base, open_tuned
 from ken_core.checkpoint import Checkpoint
-from ken_core.errors import CalibrationError, CheckpointError, DataError
+from ken_core.errors import CalibrationError, CheckpointError, DataError, TooSmallError
 from ken_core.finetune import Recipe, finetune_language_model
+from ken_core.judges import Distance
 from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
 from ken_core.language_judges import language_judges_for
+from ken_core.progress import silent
+from ken_core.tokenization import Encoded
 from ken_core.verdicts import PerplexityRisen, TokenAnswers, TokensChanged, verdict
 from tests.tiny_checkpoints import WORDS
-from tests.tiny_language_models import write_language_model
+from tests.tiny_language_models import POSITIONS, write_language_model
 
 TEXTS: list[LanguageExample] = [
     Completion(f"the {a} is\n", f"{b} and {a}")
@@ -93,14 +96,20 @@ def test_rows_of_one_text_count_as_one_text(tuned: Checkpoint) -> None:
     answers = found.judges.judge(tuned.model)
     assert isinstance(answers, TokenAnswers)
     assert set(answers.text) == {0, 1, 2}
-    assert found.cut == 0
+    assert (found.reading.longest, found.reading.cut, found.reading.divided) == (32, 0, 1)
+    assert found.judges.reading == found.reading
 
 
 def test_what_is_cut_is_counted_and_what_cannot_be_judged_is_named(tuned: Checkpoint) -> None:
     cut: list[LanguageExample] = [Completion("the king\n", f"{word} " * 60) for word in WORDS[:5]]
-    assert language_judges_for(tuned, cut, longest=32).cut == 5
+    found = language_judges_for(tuned, cut, longest=32)
+    assert (found.reading.cut, found.reading.divided, found.at_limit) == (5, 0, False)
+    found = language_judges_for(tuned, cut, longest=100_000)
+    assert (found.reading.longest, found.reading.cut, found.at_limit) == (POSITIONS, 0, True)
     with pytest.raises(DataError, match="line 7: found a text with no token"):
         language_judges_for(tuned, [Text("the king"), Text("", "texts.jsonl, line 7")])
+    with pytest.raises(DataError, match="line 8: found 5000000 characters"):
+        language_judges_for(tuned, [Text("the king"), Text("x" * 5_000_000, "texts.jsonl, line 8")])
     with pytest.raises(DataError, match=r"line 3: a row of 32 tokens has no room"):
         language_judges_for(tuned, [TEXTS[0], Completion("the king " * 40, "x", "texts.jsonl, line 3")], longest=32)
 
@@ -114,7 +123,42 @@ def test_chats_are_judged_by_what_the_assistant_says(tuned: Checkpoint) -> None:
     answers = found.judges.judge(tuned.model)
     assert isinstance(answers, TokenAnswers)
     assert len(set(np.bincount(answers.text))) == 1
-    assert found.judges.texts[0].startswith("<|im_start|>")  # type: ignore[union-attr]
+    assert found.judges.texts
+
+
+def test_kept_values_are_fitted_to_the_rows_that_are_judged(tuned: Checkpoint) -> None:
+    chats: list[LanguageExample] = [
+        Conversation([{"role": "user", "content": f"the {word}?"}, {"role": "assistant", "content": f"{word} " * 30}])
+        for word in WORDS[:20]
+    ]
+    made = language_judges_for(tuned, chats, longest=32).judges
+    tokenizer = AutoTokenizer.from_pretrained(tuned.folder)
+    whole = [tokenizer.apply_chat_template(c.messages, return_dict=False) for c in chats]  # type: ignore[union-attr, arg-type]
+    for row in made.texts:
+        assert isinstance(row, Encoded)
+        assert row.ids in [ids[:32] for ids in whole]
+    assert len(made.texts) == 4
+
+
+def test_more_texts_are_fitted_to_than_choose(tuned: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_judges, "_MOST_TOKENS", 40)
+    made = language_judges_for(tuned, TEXTS).judges
+    assert 1 < made.choosing < len(made.texts) == 64
+    long = language_judges_for(tuned, [Text(" ".join(WORDS * 40)), Text(" ".join(WORDS * 30))], longest=16).judges
+    assert (long.choosing, len(long.texts)) == (1, 1)
+    places = [row for rows in read_by(long.distance, tuned.model) for row in rows]
+    assert sum(places) < 40 + 16
+
+
+def read_by(distance: Distance, model: PreTrainedModel) -> list[list[int]]:
+    """How many tokens each row has that a distance has a model read, pass by pass."""
+    seen: list[list[int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["attention_mask"].sum(-1).tolist()), with_kwargs=True
+    )
+    distance(model)
+    hook.remove()
+    return seen
 
 
 def test_a_classifier_and_a_single_example_are_refused(tuned: Checkpoint, tiny_tuned: dict[str, Path]) -> None:
@@ -183,6 +227,8 @@ def test_the_smallest_delta_that_can_be_promised_is_written(
     assert (record.metric, record.promised, record.examples) == (metric, tolerance, 256)
     assert record.tokens is not None
     assert record.tokens > 4 * 256
+    assert record.reading is not None
+    assert (record.reading.longest, record.reading.cut) == (512, 0)
     looks = [t for t in record.tried if t.score is not None]
     assert all(t.bound is not None and t.lost is None for t in looks)
     kept = [t for t in looks if t.bound <= tolerance]  # type: ignore[operator]
@@ -240,3 +286,48 @@ def test_a_model_that_says_nothing_is_near_to_no_other(tuned: Checkpoint) -> Non
     with torch.no_grad():
         silent.model.norm.weight.fill_(math.nan)
     assert judges.distance(silent) == math.inf
+
+
+def test_the_base_is_judged_too_and_a_delta_that_is_no_better_is_told(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, tuned = open_base(str(folders[0])), open_tuned(str(folders[1]))
+    found = {}
+    for metric in ("agreement", "perplexity"):
+        judges = language_judges_for(tuned, TEXTS, metric).judges  # type: ignore[arg-type]
+        whole = AutoModelForCausalLM.from_pretrained(folders[0])
+        expected = verdict(metric, judges.judge(tuned.model), judges.judge(whole)).score  # type: ignore[arg-type]
+        found[metric] = best_within(base, tuned, judges, 45_000, tmp_path / f"{metric}.ken", methods=["magnitude"])
+        assert found[metric].record.base_score == pytest.approx(expected)
+        assert not found[metric].warnings
+    with pytest.raises(TooSmallError) as small:
+        best_within(base, tuned, judges, 1_000, tmp_path / "least.ken", methods=["magnitude"])
+    least = best_within(base, tuned, judges, small.value.least, tmp_path / "least.ken", methods=["magnitude"])
+    assert least.file.manifest.stored == 0
+    assert any("keeps nothing of the fine-tune but its head" in warning for warning in least.warnings)
+    assert least.file.manifest.fitted is None
+    assert least.record.score == pytest.approx(least.record.base_score)
+
+
+def test_a_base_without_its_head_or_the_fine_tunes_tokens_has_no_score(
+    folders: tuple[Path, Path], tuned: Checkpoint, tmp_path: Path
+) -> None:
+    judges = language_judges_for(tuned, TEXTS[:20]).judges
+    expected = judges.judge(tuned.model)
+    few = write_language_model(tmp_path / "few", vocab_size=380)
+    untied = write_language_model(tmp_path / "untied", tie_word_embeddings=False)
+    AutoModel.from_pretrained(untied).save_pretrained(tmp_path / "headless")
+    for folder in (few, tmp_path / "headless"):
+        assert calibration._score_of_base(open_base(str(folder)), tuned, judges, expected, silent) is None
+    whole = calibration._score_of_base(open_base(str(folders[0])), tuned, judges, expected, silent)
+    assert whole is not None
+    assert whole > 1
+
+
+def test_a_delta_that_is_worse_than_its_base_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = open_base(str(folders[0])), open_tuned(str(folders[1]))
+    judges = language_judges_for(tuned, TEXTS).judges
+    found = best_within(base, tuned, judges, 45_000, tmp_path / "d.ken")
+    record = found.record.model_copy(update={"base_score": found.record.score})
+    (told,) = calibration._warnings(deltafile.load(tmp_path / "d.ken", base), found.file, record)
+    assert "is no better than" in told

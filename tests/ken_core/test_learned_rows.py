@@ -172,7 +172,7 @@ def test_long_completions_are_cut_and_counted(folder: Path) -> None:
     made_by = encoder(folder)
     examples = [Completion("how far?", " very far" * 50), Completion("how far?", " far")]
     made = RowMaker(made_by, (END,), 30)(examples)
-    assert made.cut == 1
+    assert (made.cut, made.divided) == (1, 0)
     assert [len(row) for row in made.rows] == [30, len(made_by.prompt("how far? far", True)) + 1]
 
 
@@ -187,3 +187,9 @@ def test_a_prompt_that_leaves_no_room_is_refused_by_name(folder: Path) -> None:
 def test_a_row_is_never_longer_than_the_model_takes(folder: Path) -> None:
     made_by = encoder(folder)
     assert max(map(len, rows(made_by, [Text("far " * 2000)], longest=100_000))) == made_by.max_length
+    maker = RowMaker(made_by, (END,), 100_000)
+    assert (maker.longest, maker.at_limit) == (made_by.max_length, True)
+    assert maker([Text("far " * 2000), Text("far")]).divided == 1
+    with pytest.raises(DataError, match="the model takes no longer ones, so leave this example out"):
+        maker([Completion("how far? " * 2000, "far")])
+    assert not RowMaker(made_by, (END,), 30).at_limit

@@ -165,3 +165,8 @@ def test_weights_that_the_fine_tune_lacks_are_the_bases_own(tiny, tmp_path):
 def test_without_texts_there_is_nothing_to_fit_to(base, tuned, delta):
     with pytest.raises(DataError, match="there is none"):
         fit_scales(base, tuned, delta, [])
+
+
+def test_a_delta_that_keeps_nothing_is_not_fitted(base, tuned):
+    nothing = extract(base, tuned, Selection("magnitude", Budget(fraction=0.0)))
+    assert fit_scales(base, tuned, nothing, TEXTS) is nothing
