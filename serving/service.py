@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -150,9 +152,7 @@ class Service:
         self.engine.start()
         self.workers.start()
         self._continuing.start()
-        for task in self.settings.preload:
-            loaded = asyncio.run(self.engine.tiers.acquire(self.table.resolve(task)))
-            self.engine.tiers.release(loaded)
+        self._preload([self.table.resolve(task) for task in self.settings.preload])
         self._telling_swaps.start()
         self.placing.start()
         if self.watch.store_up:
@@ -160,6 +160,17 @@ class Service:
         self.engine.tiers.giving_back.now()
         self.admission.ready = True
         self.placing.report_now()
+
+    def _preload(self, digests: Sequence[str]) -> None:
+        """Put tasks on the device, one after the other. On a thread of its own: Ray calls from within an event loop."""
+
+        async def run() -> None:
+            for digest in digests:
+                self.engine.tiers.release(await self.engine.tiers.acquire(digest))
+
+        if digests:
+            with ThreadPoolExecutor(1, "ken-preload") as thread:
+                thread.submit(asyncio.run, run()).result()
 
     def stop(self) -> None:
         """End all threads and close the ports. The engine answers the rows in its line first."""

@@ -56,7 +56,8 @@ def writer(work: Path, store_url: str, language_tasks: LanguageTasks) -> Iterato
     store.tasks.publish("poems", language_tasks.language_model("poems"))
     store.tasks.publish("news", language_tasks.language_model("news"))
     settings = settings_on(language_tasks.path, work / "writer", store_url)
-    with ServerProcess({**settings, "namespace": "writers", "drain_seconds": "8"}, work / "writer.log") as running:
+    own = {"namespace": "writers", "drain_seconds": "8", "preload": "poems"}
+    with ServerProcess({**settings, **own}, work / "writer.log") as running:
         yield running
 
 
@@ -77,6 +78,10 @@ def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.02)
+
+
+def test_a_preloaded_task_is_on_the_device_before_the_first_request(writer: ServerProcess) -> None:
+    assert metric(writer, "ken_cache_bytes", tier="packed") > 0
 
 
 def test_all_clients_get_the_same_text_at_once_and_bit_by_bit(

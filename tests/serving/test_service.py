@@ -370,6 +370,20 @@ def test_preloaded_tasks_are_on_the_device_before_the_replica_is_ready(
     assert service.engine.tiers.packed_nbytes > 0
 
 
+def test_a_replica_that_ray_starts_within_an_event_loop_preloads_too(
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas
+) -> None:
+    publish("spam", deltas.spam)
+    publish("topic", deltas.topic)
+
+    async def start() -> Service:
+        return make_service(preload=("spam", "topic"))
+
+    service = asyncio.run(start())
+    for delta in (deltas.spam, deltas.topic):
+        assert service.engine.tiers.tier_of(delta.digest) == "packed"
+
+
 def test_a_preloaded_task_that_is_unknown_stops_the_start(make_service: MakeService) -> None:
     with pytest.raises(UnknownTaskError, match="no task 'nobody'"):
         make_service(preload=("nobody",))
