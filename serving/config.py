@@ -256,10 +256,19 @@ def load_settings(**flags: Any) -> Settings:
     try:
         return Settings(**{k: v for k, v in flags.items() if v is not None})
     except SettingsError as error:
-        raise StartError(f"the settings cannot be used: {error}") from None
+        raise StartError(f"the settings cannot be used: {_unread(str(error))}") from None
     except ValidationError as error:
         problems = "; ".join(_problem(e["type"], ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
         raise StartError(f"the settings cannot be used: {problems}") from None
+
+
+def _unread(message: str) -> str:
+    """What to do about a setting of several parts that the environment does not give as JSON."""
+    found = re.search(r'field "(\w+)"', message)
+    if found is None:
+        return message
+    variable = f"KEN_{found[1].upper()}"
+    return f'{found[1]}: {variable} is not JSON; a list is written as {variable}=\'["one", "two"]\''
 
 
 def _problem(kind: str, setting: str, message: str) -> str:

@@ -56,7 +56,7 @@ def writer(work: Path, store_url: str, language_tasks: LanguageTasks) -> Iterato
     store.tasks.publish("poems", language_tasks.language_model("poems"))
     store.tasks.publish("news", language_tasks.language_model("news"))
     settings = settings_on(language_tasks.path, work / "writer", store_url)
-    own = {"namespace": "writers", "drain_seconds": "8", "preload": "poems"}
+    own = {"namespace": "writers", "drain_seconds": "8", "preload": '["poems"]'}
     with ServerProcess({**settings, **own}, work / "writer.log") as running:
         yield running
 
@@ -165,7 +165,7 @@ def test_clients_with_pins_of_their_own_get_the_same_texts(
             elif what.startswith("text"):
                 assert answer == text, (name, what)
     assert said["langchain"]["tokens"] == 12
-    assert "calls of tools are not served" in said["langchain"]["tools"]["message"]
+    assert "tools: the task's chat template shows no tools" in said["langchain"]["tools"]["message"]
     assert "only text is taken" in said["langchain"]["images"]["message"]
     assert "typical_p" in said["langchain-huggingface"]["by default"]["message"]
     assert said["litellm"]["too long"]["error"] == "BadRequestError"

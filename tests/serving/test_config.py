@@ -144,7 +144,7 @@ def test_a_wrong_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPat
 
 def test_a_list_in_the_environment_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEN_PRELOAD", "spam,topic")
-    with pytest.raises(StartError, match="preload"):
+    with pytest.raises(StartError, match=r"""preload: KEN_PRELOAD is not JSON; .* KEN_PRELOAD='\["one", "two"\]'"""):
         load_settings(base="b")
 
 
