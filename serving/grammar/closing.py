@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serving.grammar.schema import PLAIN_VALUES, SUBSCHEMAS, inside
+from serving.grammar.schema import PLAIN_VALUES, SUBSCHEMAS, every
 
 _SAYING_NOTHING = ("default", "example", "examples")
 """Their values may be nested deeper than schemas are read."""
@@ -29,15 +29,12 @@ def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _combines(schema: Mapping[str, Any]) -> bool:
-    left = [schema]
-    while left:
-        one = left.pop()
+    for one in every(schema):
         parts = one.get("allOf")
         if isinstance(parts, list) and len(parts) > 1:
             return True
         if "properties" in one and any(keyword in one for keyword in _COMBINING):
             return True
-        left += inside(one)
     return False
 
 

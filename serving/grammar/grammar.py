@@ -1,11 +1,12 @@
 """What a text must be, as a request says it: JSON of a schema, a match of a regular expression, or one of some texts.
 
-A grammar is written in llguidance's variant of Lark. Nothing is compiled here.
+A grammar is written in llguidance's variant of Lark. Nothing is compiled here. Checking what a request says and
+writing it as a grammar may take a tenth of a second; so requests carry it as they have it, and a thread makes it one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -53,6 +54,19 @@ class Grammar:
         return f"start: {self.rule}"
 
 
+@dataclass(frozen=True)
+class Described:
+    """A grammar as a request describes it, not looked into yet.
+
+    Attributes:
+        at: the part of the request that says so.
+        grammar: makes it, on a thread; raises `InvalidInputError` for what is refused before it is compiled.
+    """
+
+    at: str
+    grammar: Callable[[], Grammar]
+
+
 def json_of(schema: Schema, at: str) -> Grammar:
     """JSON that fits a schema, with at most a line break and 20 spaces between its tokens.
 
@@ -67,8 +81,7 @@ def json_rule(schema: Schema, at: str) -> str:
     if schema is False:
         raise InvalidInputError("nothing fits the schema false; send one that something fits", at=at)
     plain = {} if schema is True else dict(schema)
-    written = _written(plain, at)
-    check_size(len(written), at)
+    check_size(size_of(plain, at), at)
     check_schema(plain, at)
     return f"%json {_written({**closed(plain), 'x-guidance': _OPTIONS}, at).decode()}"
 
@@ -100,17 +113,23 @@ def one_of(texts: Sequence[str], at: str) -> Grammar:
     return Grammar(" | ".join(quoted(text) for text in texts), at)
 
 
-def check_size(found: int, at: str) -> None:
+def check_size(found: int, at: str, of: str = "") -> None:
     """Refuse what is too large to be compiled.
 
     Args:
         found: its bytes.
+        of: what has so many, where `at` alone does not say it.
 
     Raises:
         InvalidInputError: it has more than `MOST_BYTES`.
     """
     if found > MOST_BYTES:
-        raise InvalidInputError(f"found {found} bytes; at most {MOST_BYTES} are taken", at=at)
+        raise InvalidInputError(f"found {found} bytes{of}; at most {MOST_BYTES} are taken", at=at)
+
+
+def size_of(schema: Mapping[str, Any], at: str) -> int:
+    """The bytes of a schema as JSON. Raises `InvalidInputError` where it is nested deeper than JSON is written."""
+    return len(_written(schema, at))
 
 
 def quoted(text: str) -> str:

@@ -65,6 +65,7 @@ def test_schemas_within_the_limits_pass(schema: dict[str, Any]) -> None:
             },
             "more than 1000 properties",
         ),
+        ({"type": "object", "x": [{} for _ in range(5000)]}, "more than 5000 schemas"),
         ({"multipleOf": 999_983}, "multipleOf 999983"),
         ({"allOf": [{"multipleOf": 997}, {"multipleOf": 1009}]}, "multipleOf"),
         ({"$ref": "http://there/schema.json"}, "another document"),
