@@ -16,6 +16,7 @@ from llguidance import regex_to_lark
 
 from serving.errors import InvalidInputError
 from serving.grammar.closing import closed
+from serving.grammar.optional import MOST_OPTIONAL, most_optional
 from serving.grammar.schema import check_schema
 
 Schema = Mapping[str, Any] | bool
@@ -83,6 +84,12 @@ def json_rule(schema: Schema, at: str) -> str:
     plain = {} if schema is True else dict(schema)
     check_size(size_of(plain, at), at)
     check_schema(plain, at)
+    if (found := most_optional(plain)) > MOST_OPTIONAL:
+        raise InvalidInputError(
+            f"found an object of {found} properties that may be left out; at most {MOST_OPTIONAL} are taken of one; "
+            "name more of them in required, or put some into an object of their own",
+            at=at,
+        )
     return f"%json {_written({**closed(plain), 'x-guidance': _OPTIONS}, at).decode()}"
 
 

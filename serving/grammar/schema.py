@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -18,7 +19,7 @@ MOST_SCHEMAS = 5000
 MOST_PROPERTIES = 1000
 """Of all objects of a schema. Twice as many optional ones take a third of a second to compile, 10,000 take 12 s."""
 MOST_OF_ONE = 400
-"""Properties of one object. Beyond 450 that may be left out, llguidance's own limit ends every text at its first."""
+"""Properties of one object; of those that may be left out fewer are taken, see `serving.grammar.optional`."""
 MOST_ALTERNATIVES = 256
 """In one ``anyOf``, ``oneOf`` or ``allOf``."""
 MOST_VALUES = 1000
@@ -35,6 +36,7 @@ SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 """Keywords whose values are schemas by name. Beside them a name is a keyword."""
 PLAIN_VALUES = ("enum", "const", "default", "examples", "example")
 """Keywords whose values are no schemas."""
+NOWHERE: Mapping[str, Any] = MappingProxyType({})
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _LONGEST_SHOWN = 60
 
@@ -134,19 +136,25 @@ class _Check:
         """Whether a reference within the document leads to what was checked; what leads nowhere is refused later."""
         if reference != "#" and not reference.startswith("#/"):
             return False
-        target: Any = self._root
-        for step in unquote(reference[1:]).split("/")[1:]:
-            name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
-                target = target[int(name)]
-            elif isinstance(target, Mapping) and name in target:
-                target = target[name]
-            else:
-                return True
-        return isinstance(target, bool) or id(target) in self._checked
+        target = referred(self._root, reference)
+        return target is NOWHERE or isinstance(target, bool) or id(target) in self._checked
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidInputError(reason, at=self._at)
+
+
+def referred(root: Mapping[str, Any], reference: str) -> Any:
+    """What a reference within a document (``#``, or ``#/`` and a path) leads to, or `NOWHERE`."""
+    target: Any = root
+    for step in unquote(reference[1:]).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
+            target = target[int(name)]
+        elif isinstance(target, Mapping) and name in target:
+            target = target[name]
+        else:
+            return NOWHERE
+    return target
 
 
 def every(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
