@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -28,7 +28,8 @@ DEEPEST = 32
 """Schemas inside one another. llguidance reads JSON of 128 levels, of which a schema takes up to three."""
 LARGEST_STEP = 100_000
 """The least common multiple of every ``multipleOf``, as a whole number. It takes 0.2 s to compile, a million 2 s."""
-
+MOST_PLACES = 12
+"""Decimal places of a ``multipleOf``."""
 MOST_PATTERNS = 64
 """Of names of properties, in all objects of a schema: each is compared with each. 300 take 9 s."""
 
@@ -91,7 +92,12 @@ class _Check:
             self._refuse(f"found more than {MOST_PROPERTIES} properties, which is the most taken")
         if self._patterns > MOST_PATTERNS:
             self._refuse(f"found more than {MOST_PATTERNS} patternProperties, which is the most taken")
-        self._step = math.lcm(self._step, _step(one.get("multipleOf")))
+        step = _step(one.get("multipleOf"))
+        if not step:
+            self._refuse(
+                f"found multipleOf {_shown(one['multipleOf'])}; at most {MOST_PLACES} decimal places are taken of it"
+            )
+        self._step = math.lcm(self._step, step)
         if self._step > LARGEST_STEP:
             self._refuse(
                 f"found multipleOf {_shown(one['multipleOf'])}; the least common multiple of every multipleOf may be "
@@ -197,10 +203,12 @@ def _size(values: Any) -> int:
 
 
 def _step(value: Any) -> int:
-    """A step as the whole number of its last decimal place: 0.25 is 25."""
+    """A step as the whole number of its last decimal place, 0.25 as 25; 0: it has too many places."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         return 1
-    return Fraction(str(value)).limit_denominator(10**12).numerator
+    step = Decimal(repr(value)).normalize()
+    places = max(0, -int(step.as_tuple().exponent))
+    return int(step.scaleb(places)) if places <= MOST_PLACES else 0
 
 
 def _shown(value: Any) -> str:
