@@ -15,6 +15,7 @@ import orjson
 from llguidance import regex_to_lark
 
 from serving.errors import InvalidInputError
+from serving.grammar.bounds import lets_a_bound_through
 from serving.grammar.closing import closed
 from serving.grammar.optional import MOST_OPTIONAL, most_optional
 from serving.grammar.schema import check_schema
@@ -84,12 +85,7 @@ def json_rule(schema: Schema, at: str) -> str:
     plain = {} if schema is True else dict(schema)
     check_size(size_of(plain, at), at)
     check_schema(plain, at)
-    if (found := most_optional(plain)) > MOST_OPTIONAL:
-        raise InvalidInputError(
-            f"found an object of {found} properties that may be left out; at most {MOST_OPTIONAL} are taken of one; "
-            "name more of them in required, or put some into an object of their own",
-            at=at,
-        )
+    _check_together(plain, at)
     return f"%json {_written({**closed(plain), 'x-guidance': _OPTIONS}, at).decode()}"
 
 
@@ -142,6 +138,22 @@ def size_of(schema: Mapping[str, Any], at: str) -> int:
 def quoted(text: str) -> str:
     """A text as Lark has it."""
     return orjson.dumps(text).decode()
+
+
+def _check_together(schema: Mapping[str, Any], at: str) -> None:
+    """Refuse what shows only where schemas are put together."""
+    if lets_a_bound_through(schema):
+        raise InvalidInputError(
+            "found an exclusive bound at a whole number less than 1 from the other bound, in one schema or in two that "
+            "are put together, which is not enforced; send minimum and maximum",
+            at=at,
+        )
+    if (found := most_optional(schema)) > MOST_OPTIONAL:
+        raise InvalidInputError(
+            f"found an object of {found} properties that may be left out; at most {MOST_OPTIONAL} are taken of one; "
+            "name more of them in required, or put some into an object of their own",
+            at=at,
+        )
 
 
 def _written(plain: Mapping[str, Any], at: str) -> bytes:

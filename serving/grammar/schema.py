@@ -113,11 +113,6 @@ class _Check:
                     "(#/...) can be referred to"
                 )
             self._references.append(reference)
-        if _lets_its_bound_through(one):
-            self._refuse(
-                "found an exclusive bound at a whole number less than 1 from the other bound, which is not enforced; "
-                "send minimum and maximum"
-            )
         if "$id" in one and one is not self._root:
             self._refuse("found $id inside the schema, which would change what its references mean; leave it out")
         for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
@@ -180,22 +175,6 @@ def inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         inner = value.values() if keyword in SUBSCHEMAS and isinstance(value, Mapping) else [value]
         for item in inner:
             yield from (part for part in (item if isinstance(item, list) else [item]) if isinstance(part, Mapping))
-
-
-def _lets_its_bound_through(one: Mapping[str, Any]) -> bool:
-    """Whether llguidance takes an exclusive bound for an inclusive one."""
-    above, below = _numbers(one, "exclusiveMinimum"), _numbers(one, "exclusiveMaximum")
-    pairs = [
-        *((bound, other - bound) for bound in above for other in (*below, *_numbers(one, "maximum"))),
-        *((bound, bound - other) for bound in below for other in (*above, *_numbers(one, "minimum"))),
-    ]
-    return any(bound == int(bound) and apart < 1 for bound, apart in pairs)
-
-
-def _numbers(one: Mapping[str, Any], keyword: str) -> list[int | float]:
-    """A keyword's value, if it is a number."""
-    value = one.get(keyword)
-    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def _size(values: Any) -> int:
