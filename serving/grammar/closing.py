@@ -22,8 +22,9 @@ _OPENING = (*_COMBINING, "additionalProperties", "patternProperties")
 def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """A schema of which no object takes properties that it does not list, unless it says so.
 
-    A schema that puts objects together of several schemas (by ``allOf``, or by ``$ref`` and others beside properties)
-    is left as it is: what one of them does not list, another may.
+    A schema that puts objects together of several schemas (by ``allOf``, or by ``$ref`` and others beside properties or
+    one another) is left as it is: what one of them does not list, another may. So is an object that must have
+    properties which it does not list.
     """
     return _Rewriting(closes=not _combines(schema)).of(schema)
 
@@ -33,9 +34,21 @@ def _combines(schema: Mapping[str, Any]) -> bool:
         parts = one.get("allOf")
         if isinstance(parts, list) and len(parts) > 1:
             return True
-        if "properties" in one and any(keyword in one for keyword in _COMBINING):
+        if sum(keyword in one for keyword in (*_COMBINING, "properties", "required")) > 1 and any(
+            keyword in one for keyword in _COMBINING
+        ):
             return True
     return False
+
+
+def _lists_all(one: Mapping[str, Any]) -> bool:
+    """Whether an object lists properties, and all that it must have."""
+    properties, required, least = one.get("properties"), one.get("required"), one.get("minProperties", 0)
+    if not isinstance(properties, Mapping):
+        return False
+    names = required if isinstance(required, list) else []
+    few = isinstance(least, int | float) and least > len(properties)
+    return not few and all(isinstance(name, str) and name in properties for name in names)
 
 
 class _Rewriting:
@@ -46,8 +59,8 @@ class _Rewriting:
         made = {
             keyword: self._within(keyword, value) for keyword, value in one.items() if keyword not in _SAYING_NOTHING
         }
-        lists = isinstance(one.get("properties"), Mapping) and not any(keyword in one for keyword in _OPENING)
-        return {**made, "additionalProperties": False} if self._closes and lists else made
+        closes = self._closes and _lists_all(one) and not any(keyword in one for keyword in _OPENING)
+        return {**made, "additionalProperties": False} if closes else made
 
     def _within(self, keyword: str, value: Any) -> Any:
         if keyword in PLAIN_VALUES:
