@@ -52,7 +52,11 @@ class Constraining:
         self._pool.start()
 
     def stop(self) -> None:
+        """Compile nothing more; texts under way are followed on."""
         self._pool.stop()
+
+    def close(self) -> None:
+        """End the threads that compute masks, once no text is under way."""
         self._masks.shutdown(cancel_futures=True)
 
     async def __call__(self, query: GenerationQuery, encoder: Encoder, client: Hashable) -> Constraint | None:

@@ -79,3 +79,20 @@ def test_a_grammar_that_cannot_be_followed_ends_its_text_alone(
     whole, broken = asyncio.run(ask())
     assert isinstance(broken, InvalidInputError)
     assert [len(ids) for ids in whole] == [30] * len(PROMPTS)
+
+
+def test_texts_under_way_are_followed_when_nothing_more_is_prepared(make_generating: Callable[..., Service]) -> None:
+    service = make_generating()
+    grammar = Described("here", lambda: match_of("[a-z ]+", "here"))
+    query = greedy(PROMPTS[0], tokens=60, ignores_end=True, grammar=grammar)
+
+    async def ask() -> int:
+        seen = 0
+        async with service.generate(service.table.resolve("poet"), query, 60.0) as generation:
+            async for _ in generation:
+                if not seen:
+                    await asyncio.to_thread(service._continuing.stop)
+                seen += 1
+        return seen
+
+    assert asyncio.run(ask()) == 60
