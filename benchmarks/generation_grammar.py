@@ -31,7 +31,7 @@ from serving.demo.smollm2 import smollm2
 from serving.engine.cores import usable_cores
 from serving.generation.query import GenerationQuery
 from serving.grammar.compiling import compiled
-from serving.grammar.grammar import Grammar, json_of
+from serving.grammar.grammar import Described, Grammar, json_of
 from serving.grammar.state import GrammarState
 from serving.grammar.vocabulary import Vocabularies
 from serving.pipelines.token_ids import TokenIds
@@ -63,7 +63,8 @@ def grammar_rows(service: Service, task: str, prompts: Sequence[Sequence[int]], 
         tokens: to generate after each.
     """
     grammar = json_of(SCHEMA, "benchmark")
-    ways: dict[str, Grammar | None] = {"without a grammar": None, "with a grammar": grammar}
+    described = Described(grammar.at, lambda: grammar)
+    ways: dict[str, Described | None] = {"without a grammar": None, "with a grammar": described}
     gaps: dict[str, list[float]] = {name: [] for name in ways}
     ids: list[int] = []
     for turn in range(turns + 1):
@@ -84,7 +85,7 @@ def grammar_rows(service: Service, task: str, prompts: Sequence[Sequence[int]], 
 
 
 async def _texts(
-    service: Service, task: str, prompts: Sequence[Sequence[int]], tokens: int, grammar: Grammar | None
+    service: Service, task: str, prompts: Sequence[Sequence[int]], tokens: int, grammar: Described | None
 ) -> tuple[list[float], list[int]]:
     """Seconds from token to token of all texts, and the tokens of the last one."""
     query = GenerationQuery(

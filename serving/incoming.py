@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
+MOST_FIELDS = 1024
+"""Of one object whose fields have names; the largest form has some 60."""
 _NULL = {"type": "null"}
 
 
@@ -25,6 +27,12 @@ class Incoming(BaseModel):
     def _without_unset_fields(cls, plain: Any) -> Any:
         if not isinstance(plain, Mapping):
             return plain
+        if len(plain) > MOST_FIELDS:  # each that is unknown makes a failure, of which one is told
+            raise PydanticCustomError(
+                "too_many",
+                "found an object of {fields} fields; at most {most} are taken",
+                {"fields": len(plain), "most": MOST_FIELDS},
+            )
         return {name: value for name, value in plain.items() if value is not None or not cls._may_be_left_out(name)}
 
     @classmethod

@@ -181,6 +181,7 @@ class Service:
         self.workers.stop()
         self._continuing.stop()
         self.engine.stop()
+        self._continuing.close()
         self._scrape.close()
         self.observer.close()
         self.overlaps.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import orjson
 from pydantic import Field
 
 from serving.errors import InvalidInputError
-from serving.grammar.grammar import ANY_OBJECT, Grammar, json_of, match_of, one_of
+from serving.grammar.grammar import ANY_OBJECT, Described, Grammar, Schema, json_of, match_of, one_of
 from serving.incoming import Incoming
 
 JsonSchemaOfText = dict[str, Any] | bool
@@ -32,8 +33,8 @@ class ResponseFormat(Incoming):
     schema_: JsonSchemaOfText | None = Field(None, alias="schema", description="with the type json_object")
     value: JsonSchemaOfText | None = Field(None, description="Hugging Face's name of schema")
 
-    def grammar(self, at: str) -> Grammar | None:
-        """None for any text. Raises `InvalidInputError` for a schema that is refused before it is compiled."""
+    def grammar(self, at: str) -> Described | None:
+        """None for any text. Raises `InvalidInputError` for two ways of saying it."""
         beside = {"json_object": "schema", "json_schema": "json_schema"}.get(self.type)
         for name, value in (("schema", self.schema_), ("value", self.value), ("json_schema", self.json_schema)):
             if value is not None and beside != ("schema" if name == "value" else name):
@@ -41,11 +42,11 @@ class ResponseFormat(Incoming):
         if self.type == "json_schema":
             if self.json_schema is None:
                 raise InvalidInputError("expected it beside the type json_schema", at=f"{at}.json_schema")
-            return json_of(self.json_schema.schema_, f"{at}.json_schema.schema")
+            return _json(self.json_schema.schema_, f"{at}.json_schema.schema")
         if self.type == "json_object":
             if self.schema_ is not None:
-                return json_of(self.schema_, f"{at}.schema")
-            return json_of(ANY_OBJECT, at) if self.value is None else json_of(self.value, f"{at}.value")
+                return _json(self.schema_, f"{at}.schema")
+            return _json(ANY_OBJECT, at) if self.value is None else _json(self.value, f"{at}.value")
         return None
 
 
@@ -57,15 +58,15 @@ class StructuredOutputs(Incoming):
     choice: list[str] | None = Field(None, description="texts, one of which is the whole text")
     json_object: bool | None = Field(None, description="whether the text is any object of JSON")
 
-    def grammars(self, at: str) -> Iterator[Grammar]:
+    def grammars(self, at: str) -> Iterator[Described]:
         if self.json_ is not None:
-            yield json_of(_parsed(self.json_, f"{at}.json"), f"{at}.json")
+            yield _json(self.json_, f"{at}.json")
         if self.regex is not None:
-            yield match_of(self.regex, f"{at}.regex")
+            yield _match(self.regex, f"{at}.regex")
         if self.choice is not None:
-            yield one_of(self.choice, f"{at}.choice")
+            yield _one(self.choice, f"{at}.choice")
         if self.json_object:
-            yield json_of(ANY_OBJECT, f"{at}.json_object")
+            yield _json(ANY_OBJECT, f"{at}.json_object")
 
 
 class WithGrammar(Incoming):
@@ -77,34 +78,48 @@ class WithGrammar(Incoming):
     guided_regex: str | None = Field(None, description="an older name of structured_outputs.regex")
     guided_choice: list[str] | None = Field(None, description="an older name of structured_outputs.choice")
 
-    def grammar(self) -> Grammar | None:
+    def grammar(self) -> Described | None:
         """What the text must be; None: anything.
 
         Raises:
-            InvalidInputError: it is said in two ways, or refused before it is compiled.
+            InvalidInputError: it is said in two ways.
         """
         found = list(self._grammars())
         if len(found) > 1:
             raise InvalidInputError(f"found it beside {found[0].at}; a text follows one of them", at=found[1].at)
         return found[0] if found else None
 
-    def _grammars(self) -> Iterator[Grammar]:
+    def _grammars(self) -> Iterator[Described]:
         if self.response_format is not None:
             wanted = self.response_format.grammar("response_format")
             yield from () if wanted is None else (wanted,)
         if self.structured_outputs is not None:
             yield from self.structured_outputs.grammars("structured_outputs")
         if self.guided_json is not None:
-            yield json_of(_parsed(self.guided_json, "guided_json"), "guided_json")
+            yield _json(self.guided_json, "guided_json")
         if self.guided_regex is not None:
-            yield match_of(self.guided_regex, "guided_regex")
+            yield _match(self.guided_regex, "guided_regex")
         if self.guided_choice is not None:
-            yield one_of(self.guided_choice, "guided_choice")
+            yield _one(self.guided_choice, "guided_choice")
 
 
-def _parsed(schema: JsonSchemaOfText | str, at: str) -> JsonSchemaOfText:
-    if not isinstance(schema, str):
-        return schema
+def _json(schema: Schema | str, at: str) -> Described:
+    return Described(at, partial(_of_schema, schema, at))
+
+
+def _match(pattern: str, at: str) -> Described:
+    return Described(at, partial(match_of, pattern, at))
+
+
+def _one(texts: list[str], at: str) -> Described:
+    return Described(at, partial(one_of, texts, at))
+
+
+def _of_schema(schema: Schema | str, at: str) -> Grammar:
+    return json_of(_parsed(schema, at) if isinstance(schema, str) else schema, at)
+
+
+def _parsed(schema: str, at: str) -> Schema:
     try:
         plain = orjson.loads(schema)
     except orjson.JSONDecodeError as error:

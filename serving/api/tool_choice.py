@@ -62,7 +62,7 @@ class AllowedTools(Incoming):
     """Some of the tools, and whether the answer must call one of them."""
 
     mode: Literal["auto", "required"] = "auto"
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: list[NamedTool] = Field(min_length=1, max_length=MOST_TOOLS)
 
 
 class AllowedToolsChoice(Incoming):

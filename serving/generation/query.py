@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.function_calls.functions import Functions
-from serving.grammar.grammar import Grammar
+from serving.grammar.grammar import Described
 from serving.pipelines.sampling_parameters import SamplingParameters
 from serving.pipelines.token_ids import TokenIds
 
@@ -71,5 +71,5 @@ class GenerationQuery:
     logprobs: int | None = None
     sampled: bool = True
     plain: bool = True
-    grammar: Grammar | None = None
+    grammar: Described | None = None
     functions: Functions | None = None

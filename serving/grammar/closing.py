@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serving.grammar.schema import PLAIN_VALUES, SUBSCHEMAS, inside
+from serving.grammar.schema import PLAIN_VALUES, SUBSCHEMAS, every
 
 _SAYING_NOTHING = ("default", "example", "examples")
 """Their values may be nested deeper than schemas are read."""
@@ -22,23 +22,33 @@ _OPENING = (*_COMBINING, "additionalProperties", "patternProperties")
 def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """A schema of which no object takes properties that it does not list, unless it says so.
 
-    A schema that puts objects together of several schemas (by ``allOf``, or by ``$ref`` and others beside properties)
-    is left as it is: what one of them does not list, another may.
+    A schema that puts objects together of several schemas (by ``allOf``, or by ``$ref`` and others beside properties or
+    one another) is left as it is: what one of them does not list, another may. So is an object that must have
+    properties which it does not list.
     """
     return _Rewriting(closes=not _combines(schema)).of(schema)
 
 
 def _combines(schema: Mapping[str, Any]) -> bool:
-    left = [schema]
-    while left:
-        one = left.pop()
+    for one in every(schema):
         parts = one.get("allOf")
         if isinstance(parts, list) and len(parts) > 1:
             return True
-        if "properties" in one and any(keyword in one for keyword in _COMBINING):
+        if sum(keyword in one for keyword in (*_COMBINING, "properties", "required")) > 1 and any(
+            keyword in one for keyword in _COMBINING
+        ):
             return True
-        left += inside(one)
     return False
+
+
+def _lists_all(one: Mapping[str, Any]) -> bool:
+    """Whether an object lists properties, and all that it must have."""
+    properties, required, least = one.get("properties"), one.get("required"), one.get("minProperties", 0)
+    if not isinstance(properties, Mapping):
+        return False
+    names = required if isinstance(required, list) else []
+    few = isinstance(least, int | float) and least > len(properties)
+    return not few and all(isinstance(name, str) and name in properties for name in names)
 
 
 class _Rewriting:
@@ -49,8 +59,8 @@ class _Rewriting:
         made = {
             keyword: self._within(keyword, value) for keyword, value in one.items() if keyword not in _SAYING_NOTHING
         }
-        lists = isinstance(one.get("properties"), Mapping) and not any(keyword in one for keyword in _OPENING)
-        return {**made, "additionalProperties": False} if self._closes and lists else made
+        closes = self._closes and _lists_all(one) and not any(keyword in one for keyword in _OPENING)
+        return {**made, "additionalProperties": False} if closes else made
 
     def _within(self, keyword: str, value: Any) -> Any:
         if keyword in PLAIN_VALUES:

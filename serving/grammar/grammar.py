@@ -1,11 +1,12 @@
 """What a text must be, as a request says it: JSON of a schema, a match of a regular expression, or one of some texts.
 
-A grammar is written in llguidance's variant of Lark. Nothing is compiled here.
+A grammar is written in llguidance's variant of Lark. Nothing is compiled here. Checking what a request says and
+writing it as a grammar may take a tenth of a second; so requests carry it as they have it, and a thread makes it one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +15,9 @@ import orjson
 from llguidance import regex_to_lark
 
 from serving.errors import InvalidInputError
+from serving.grammar.bounds import lets_a_bound_through
 from serving.grammar.closing import closed
+from serving.grammar.optional import MOST_OPTIONAL, most_optional
 from serving.grammar.schema import check_schema
 
 Schema = Mapping[str, Any] | bool
@@ -53,6 +56,19 @@ class Grammar:
         return f"start: {self.rule}"
 
 
+@dataclass(frozen=True)
+class Described:
+    """A grammar as a request describes it, not looked into yet.
+
+    Attributes:
+        at: the part of the request that says so.
+        grammar: makes it, on a thread; raises `InvalidInputError` for what is refused before it is compiled.
+    """
+
+    at: str
+    grammar: Callable[[], Grammar]
+
+
 def json_of(schema: Schema, at: str) -> Grammar:
     """JSON that fits a schema, with at most a line break and 20 spaces between its tokens.
 
@@ -67,9 +83,9 @@ def json_rule(schema: Schema, at: str) -> str:
     if schema is False:
         raise InvalidInputError("nothing fits the schema false; send one that something fits", at=at)
     plain = {} if schema is True else dict(schema)
-    written = _written(plain, at)
-    check_size(len(written), at)
+    check_size(size_of(plain, at), at)
     check_schema(plain, at)
+    _check_together(plain, at)
     return f"%json {_written({**closed(plain), 'x-guidance': _OPTIONS}, at).decode()}"
 
 
@@ -100,22 +116,44 @@ def one_of(texts: Sequence[str], at: str) -> Grammar:
     return Grammar(" | ".join(quoted(text) for text in texts), at)
 
 
-def check_size(found: int, at: str) -> None:
+def check_size(found: int, at: str, of: str = "") -> None:
     """Refuse what is too large to be compiled.
 
     Args:
         found: its bytes.
+        of: what has so many, where `at` alone does not say it.
 
     Raises:
         InvalidInputError: it has more than `MOST_BYTES`.
     """
     if found > MOST_BYTES:
-        raise InvalidInputError(f"found {found} bytes; at most {MOST_BYTES} are taken", at=at)
+        raise InvalidInputError(f"found {found} bytes{of}; at most {MOST_BYTES} are taken", at=at)
+
+
+def size_of(schema: Mapping[str, Any], at: str) -> int:
+    """The bytes of a schema as JSON. Raises `InvalidInputError` where it is nested deeper than JSON is written."""
+    return len(_written(schema, at))
 
 
 def quoted(text: str) -> str:
     """A text as Lark has it."""
     return orjson.dumps(text).decode()
+
+
+def _check_together(schema: Mapping[str, Any], at: str) -> None:
+    """Refuse what shows only where schemas are put together."""
+    if lets_a_bound_through(schema):
+        raise InvalidInputError(
+            "found an exclusive bound at a whole number less than 1 from the other bound, in one schema or in two that "
+            "are put together, which is not enforced; send minimum and maximum",
+            at=at,
+        )
+    if (found := most_optional(schema)) > MOST_OPTIONAL:
+        raise InvalidInputError(
+            f"found an object of {found} properties that may be left out; at most {MOST_OPTIONAL} are taken of one; "
+            "name more of them in required, or put some into an object of their own",
+            at=at,
+        )
 
 
 def _written(plain: Mapping[str, Any], at: str) -> bytes:

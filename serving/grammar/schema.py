@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
+from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from serving.errors import InvalidInputError
 
+MOST_SCHEMAS = 5000
+"""Of one request, whatever may be one. To look at so many takes 0.03 s."""
 MOST_PROPERTIES = 1000
 """Of all objects of a schema. Twice as many optional ones take a third of a second to compile, 10,000 take 12 s."""
 MOST_OF_ONE = 400
-"""Properties of one object. Beyond 450 that may be left out, llguidance's own limit ends every text at its first."""
+"""Properties of one object; of those that may be left out fewer are taken, see `serving.grammar.optional`."""
 MOST_ALTERNATIVES = 256
 """In one ``anyOf``, ``oneOf`` or ``allOf``."""
 MOST_VALUES = 1000
@@ -25,7 +28,8 @@ DEEPEST = 32
 """Schemas inside one another. llguidance reads JSON of 128 levels, of which a schema takes up to three."""
 LARGEST_STEP = 100_000
 """The least common multiple of every ``multipleOf``, as a whole number. It takes 0.2 s to compile, a million 2 s."""
-
+MOST_PLACES = 12
+"""Decimal places of a ``multipleOf``."""
 MOST_PATTERNS = 64
 """Of names of properties, in all objects of a schema: each is compared with each. 300 take 9 s."""
 
@@ -33,6 +37,7 @@ SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 """Keywords whose values are schemas by name. Beside them a name is a keyword."""
 PLAIN_VALUES = ("enum", "const", "default", "examples", "example")
 """Keywords whose values are no schemas."""
+NOWHERE: Mapping[str, Any] = MappingProxyType({})
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 _LONGEST_SHOWN = 60
 
@@ -65,6 +70,8 @@ class _Check:
             if depth > DEEPEST:
                 self._refuse(f"found schemas nested more than {DEEPEST} levels deep; send a flatter one")
             self._checked.add(id(one))
+            if len(self._checked) > MOST_SCHEMAS:
+                self._refuse(f"found more than {MOST_SCHEMAS} schemas inside one another, which is the most taken")
             self._count(one)
             self._keywords(one)
             left += [(inner, depth + 1) for inner in inside(one)]
@@ -85,7 +92,12 @@ class _Check:
             self._refuse(f"found more than {MOST_PROPERTIES} properties, which is the most taken")
         if self._patterns > MOST_PATTERNS:
             self._refuse(f"found more than {MOST_PATTERNS} patternProperties, which is the most taken")
-        self._step = math.lcm(self._step, _step(one.get("multipleOf")))
+        step = _step(one.get("multipleOf"))
+        if not step:
+            self._refuse(
+                f"found multipleOf {_shown(one['multipleOf'])}; at most {MOST_PLACES} decimal places are taken of it"
+            )
+        self._step = math.lcm(self._step, step)
         if self._step > LARGEST_STEP:
             self._refuse(
                 f"found multipleOf {_shown(one['multipleOf'])}; the least common multiple of every multipleOf may be "
@@ -101,11 +113,6 @@ class _Check:
                     "(#/...) can be referred to"
                 )
             self._references.append(reference)
-        if _lets_its_bound_through(one):
-            self._refuse(
-                "found an exclusive bound at a whole number less than 1 from the other bound, which is not enforced; "
-                "send minimum and maximum"
-            )
         if "$id" in one and one is not self._root:
             self._refuse("found $id inside the schema, which would change what its references mean; leave it out")
         for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
@@ -130,19 +137,34 @@ class _Check:
         """Whether a reference within the document leads to what was checked; what leads nowhere is refused later."""
         if reference != "#" and not reference.startswith("#/"):
             return False
-        target: Any = self._root
-        for step in unquote(reference[1:]).split("/")[1:]:
-            name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
-                target = target[int(name)]
-            elif isinstance(target, Mapping) and name in target:
-                target = target[name]
-            else:
-                return True
-        return isinstance(target, bool) or id(target) in self._checked
+        target = referred(self._root, reference)
+        return target is NOWHERE or isinstance(target, bool) or id(target) in self._checked
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidInputError(reason, at=self._at)
+
+
+def referred(root: Mapping[str, Any], reference: str) -> Any:
+    """What a reference within a document (``#``, or ``#/`` and a path) leads to, or `NOWHERE`."""
+    target: Any = root
+    for step in unquote(reference[1:]).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
+            target = target[int(name)]
+        elif isinstance(target, Mapping) and name in target:
+            target = target[name]
+        else:
+            return NOWHERE
+    return target
+
+
+def every(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema and all schemas within it, and whatever may be one."""
+    left = [schema]
+    while left:
+        one = left.pop()
+        yield one
+        left += inside(one)
 
 
 def inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -155,31 +177,17 @@ def inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from (part for part in (item if isinstance(item, list) else [item]) if isinstance(part, Mapping))
 
 
-def _lets_its_bound_through(one: Mapping[str, Any]) -> bool:
-    """Whether llguidance takes an exclusive bound for an inclusive one."""
-    above, below = _numbers(one, "exclusiveMinimum"), _numbers(one, "exclusiveMaximum")
-    pairs = [
-        *((bound, other - bound) for bound in above for other in (*below, *_numbers(one, "maximum"))),
-        *((bound, bound - other) for bound in below for other in (*above, *_numbers(one, "minimum"))),
-    ]
-    return any(bound == int(bound) and apart < 1 for bound, apart in pairs)
-
-
-def _numbers(one: Mapping[str, Any], keyword: str) -> list[int | float]:
-    """A keyword's value, if it is a number."""
-    value = one.get(keyword)
-    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
-
-
 def _size(values: Any) -> int:
     return len(values) if isinstance(values, Mapping | list) else 0
 
 
 def _step(value: Any) -> int:
-    """A step as the whole number of its last decimal place: 0.25 is 25."""
+    """A step as the whole number of its last decimal place, 0.25 as 25; 0: it has too many places."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         return 1
-    return Fraction(str(value)).limit_denominator(10**12).numerator
+    step = Decimal(repr(value)).normalize()
+    places = max(0, -int(step.as_tuple().exponent))
+    return int(step.scaleb(places)) if places <= MOST_PLACES else 0
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from llguidance import LLMatcher
 
@@ -15,10 +16,11 @@ from serving.function_calls.forcing import grammar_of
 from serving.function_calls.formats import Format, format_of
 from serving.generation.query import Chat, GenerationQuery
 from serving.grammar.compiling import compiled
-from serving.grammar.grammar import Grammar
+from serving.grammar.grammar import Described
 from serving.grammar.state import Delay, GrammarState
 from serving.grammar.vocabulary import Vocabularies
 from serving.workers.pool import WorkerPool
+from serving.workers.steps import Steps
 
 _COMPILED_AT_ONCE = 2
 _MASKS_AT_ONCE = 2
@@ -50,7 +52,11 @@ class Constraining:
         self._pool.start()
 
     def stop(self) -> None:
+        """Compile nothing more; texts under way are followed on."""
         self._pool.stop()
+
+    def close(self) -> None:
+        """End the threads that compute masks, once no text is under way."""
         self._masks.shutdown(cancel_futures=True)
 
     async def __call__(self, query: GenerationQuery, encoder: Encoder, client: Hashable) -> Constraint | None:
@@ -59,11 +65,15 @@ class Constraining:
         Raises:
             InvalidInputError: it cannot be enforced, or takes too long.
         """
-        grammar = _grammar(query, call_format(query, encoder))
-        if grammar is None:
+        described = _described(query, call_format(query, encoder))
+        if described is None:
             return None
-        matcher = await self._pool.run(client, compiled(grammar, encoder, self._vocabularies))
-        return Constraint(matcher, self._masks, grammar.at, Delay(grammar.at))
+        matcher = await self._pool.run(client, self._compiled(described, encoder))
+        return Constraint(matcher, self._masks, described.at, Delay(described.at))
+
+    def _compiled(self, described: Described, encoder: Encoder) -> Steps[LLMatcher]:
+        yield 1
+        return (yield from compiled(described.grammar(), encoder, self._vocabularies))
 
 
 def call_format(query: GenerationQuery, encoder: Encoder) -> Format | None:
@@ -88,15 +98,17 @@ def call_format(query: GenerationQuery, encoder: Encoder) -> Format | None:
     return found
 
 
-def _grammar(query: GenerationQuery, form: Format | None) -> Grammar | None:
+def _described(query: GenerationQuery, form: Format | None) -> Described | None:
     if form is None or query.functions is None:
         return query.grammar
     if query.functions.forced:
-        return grammar_of(query.functions, form)
+        return Described(query.functions.at, partial(grammar_of, query.functions, form))
     if query.grammar is not None and not form.opens:
         raise InvalidInputError(
             f"found it beside tools, and as the task's model calls ({form.name}) JSON cannot be told from a call; "
             'send one of them, or a tool_choice of "none" or "required"',
             at=query.grammar.at,
         )
-    return query.grammar and grammar_of(query.functions, form, answer=query.grammar)
+    if query.grammar is None:
+        return None
+    return Described(query.functions.at, partial(grammar_of, query.functions, form, query.grammar))

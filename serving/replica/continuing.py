@@ -134,8 +134,13 @@ class Continuing:
         self._constraining.start()
 
     def stop(self) -> None:
+        """Prepare nothing more. Texts under way go on while the engine does."""
         self._templates.stop()
         self._constraining.stop()
+
+    def close(self) -> None:
+        """End the threads that texts under way need, once the engine has ended."""
+        self._constraining.close()
 
     @asynccontextmanager
     async def __call__(

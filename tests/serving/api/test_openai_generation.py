@@ -505,6 +505,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": []}, "prompt", "none of them empty"),
     ({"prompt": [1, "a"]}, "prompt", "a list of token ids"),
     ({"prompt": None}, "prompt", "found null"),
+    ({"prompt": [[5]] * 20_000}, "prompt", "found 20000 prompts; at most 16384"),
     ({"prompt": [[5], []]}, "prompt", "none of them empty"),
     ({"prompt": [5, 99999]}, "prompt", "99999 at 1 is no token"),
     ({"prompt": [-1]}, "prompt", "-1 at 0 is no token"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import pytest
 from over_http import Served
 from pydantic import BaseModel
 
+from serving.grammar import grammar as grammars
 from tests.tiny_language_tasks import LanguageTasks
 
 ASK = [{"role": "user", "content": "how far is the city"}]
@@ -168,6 +170,21 @@ def test_ends_and_least_tokens_beside_it(writers: Served) -> None:
     late = answer(guided_regex="a+", logit_bias={"2": 100}, min_tokens=5)
     assert late["finish"] == "stop"
     assert len(late["text"]) >= 5
+
+
+def test_schemas_are_looked_into_beside_the_event_loop(writers: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    checked = grammars.check_schema
+
+    def check(schema: Any, at: str) -> None:
+        looked.append(threading.current_thread().name)
+        checked(schema, at)
+
+    monkeypatch.setattr(grammars, "check_schema", check)
+    for asked in ({"response_format": AS_SCHEMA}, {"guided_json": json.dumps(SCHEMA)}):
+        assert writers.post("/v1/chat/completions", json=CHAT | asked).status_code == 200
+    assert len(looked) == 2
+    assert all(name.startswith("ken-worker") for name in looked)
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [

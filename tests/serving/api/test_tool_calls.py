@@ -289,13 +289,29 @@ def test_what_the_client_parsed_is_taken_back(client: openai.OpenAI) -> None:
         assert client.chat.completions.create(**CHAT | {"messages": messages, "max_tokens": 3}).choices
 
 
-BAD: list[tuple[dict[str, Any], str, str]] = [
+BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"tools": [tool("")]}, "tools.0.function.name", "match pattern"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "required"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
     ({"tools": [tool("a b")]}, "tools.0.function.name", "match pattern"),
     ({"tools": [tool("time"), tool("time")]}, "tools", "two tools named 'time'"),
     ({"tools": [tool("a")] * 129}, "tools", "at most 128"),
+    (
+        {"tools": SOME, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": [tool("time")] * 129}}},
+        "tool_choice",
+        "at most 128",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1025}] * 4},
+        "messages",
+        "found 4100 parts and calls in all messages; at most 4096",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a"}}] * 4097}]},
+        "messages",
+        "found 4097 parts and calls",
+    ),
+    ({f"x{i}": 1 for i in range(1100)}, None, "at most 1024 are taken"),
     ({"tools": [tool("a", parameters={"not": {}})], "tool_choice": "required"}, "tools.0.function.parameters", "not"),
     (
         {"tools": [*SOME, tool("a", parameters={"type": "array"})], "tool_choice": "required"},
@@ -323,7 +339,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("bad", "param", "words"), BAD, ids=lambda value: str(value)[:60])
 def test_what_cannot_be_called_is_refused_by_name_before_anything_is_sent(
-    bad: dict[str, Any], param: str, words: str, stream: bool, callers: Served
+    bad: dict[str, Any], param: str | None, words: str, stream: bool, callers: Served
 ) -> None:
     answer = callers.post("/v1/chat/completions", json={**CHAT, **bad, "stream": stream})
     assert answer.status_code == 400, answer.text

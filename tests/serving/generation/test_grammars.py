@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -15,7 +16,7 @@ from writing import Written
 from serving.errors import InvalidInputError
 from serving.generation.schedule import Room
 from serving.grammar import state as states
-from serving.grammar.grammar import json_of, match_of
+from serving.grammar.grammar import Described, json_of, match_of
 from serving.service import Service
 
 SCHEMA = {"type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 12, "maxItems": 12}
@@ -29,7 +30,7 @@ def test_texts_with_and_without_a_grammar_share_steps(generating: Service) -> No
     plain = greedy(*PROMPTS, tokens=40)
 
     async def ask() -> list[list[list[int]]]:
-        some = [plain, greedy(*PROMPTS, tokens=150, grammar=json_of(SCHEMA, "here")), plain]
+        some = [plain, greedy(*PROMPTS, tokens=150, grammar=Described("here", lambda: json_of(SCHEMA, "here"))), plain]
         return await asyncio.gather(*(generated(generating, "poet", query) for query in some))
 
     before, followed, after = asyncio.run(ask())
@@ -44,9 +45,8 @@ def test_a_text_that_gave_up_its_keys_and_values_keeps_its_place_in_the_grammar(
 ) -> None:
     service = make_generating()
     query = sampled(PROMPTS[0], tokens=150, choices=4, seed=3, temperature=1.1)
-    followed = type(query)(
-        query.prompts, query.sampling, choices=4, max_tokens=150, grammar=match_of("[a-z ,]{90,120}", "here")
-    )
+    grammar = Described("here", lambda: match_of("[a-z ,]{90,120}", "here"))
+    followed = type(query)(query.prompts, query.sampling, choices=4, max_tokens=150, grammar=grammar)
     alone = asyncio.run(generated(service, "judge", followed))
     block = service.generator._schedule.room.block
     service.generator._schedule.room = Room(8 * block, block)
@@ -72,9 +72,27 @@ def test_a_grammar_that_cannot_be_followed_ends_its_text_alone(
     monkeypatch.setattr(states.GrammarState, "take", take)
 
     async def ask() -> list[Any]:
-        some = [greedy(*PROMPTS, tokens=30, grammar=match_of("[a-z ]{500}", at)) for at in ("whole", "broken")]
+        grammars = [Described(at, partial(match_of, "[a-z ]{500}", at)) for at in ("whole", "broken")]
+        some = [greedy(*PROMPTS, tokens=30, grammar=grammar) for grammar in grammars]
         return await asyncio.gather(*(generated(generating, "poet", query) for query in some), return_exceptions=True)
 
     whole, broken = asyncio.run(ask())
     assert isinstance(broken, InvalidInputError)
     assert [len(ids) for ids in whole] == [30] * len(PROMPTS)
+
+
+def test_texts_under_way_are_followed_when_nothing_more_is_prepared(make_generating: Callable[..., Service]) -> None:
+    service = make_generating()
+    grammar = Described("here", lambda: match_of("[a-z ]+", "here"))
+    query = greedy(PROMPTS[0], tokens=60, ignores_end=True, grammar=grammar)
+
+    async def ask() -> int:
+        seen = 0
+        async with service.generate(service.table.resolve("poet"), query, 60.0) as generation:
+            async for _ in generation:
+                if not seen:
+                    await asyncio.to_thread(service._continuing.stop)
+                seen += 1
+        return seen
+
+    assert asyncio.run(ask()) == 60

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ken_core import open_base
@@ -57,11 +59,70 @@ def refusal(grammar: Grammar, encoder: Encoder) -> str:
         ({"$ref": "#"}, "no text fits"),
         ({"type": "object", "required": "a"}, "required"),
         ({"properties": []}, "properties"),
+        (
+            {"anyOf": [{"type": "object", "properties": {f"k{i}{j}": {} for j in "abc"}} for i in range(256)]},
+            "enforced",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_enforced_is_named(schema: dict[str, Any], name: str, encoder: Encoder) -> None:
     assert name in refusal(json_of(schema, "here"), encoder)
+
+
+def names(start: int, stop: int) -> dict[str, Any]:
+    return {f"field_{i}": {"anyOf": [{"type": "string"}, {"type": "null"}]} for i in range(start, stop)}
+
+
+LISTS = [{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 200
+LARGE: dict[str, tuple[dict[str, Any], str]] = {
+    "optional ones": ({"type": "object", "properties": names(0, 100)}, '{"field_3": null, "field_99": "a"}'),
+    "required ones": (
+        {"type": "object", "properties": names(0, 400), "required": [*names(0, 400)]},
+        json.dumps(dict.fromkeys(names(0, 400), "a")),
+    ),
+    "behind others": (
+        {"type": "array", "items": {"type": "object", "properties": {"a": {"properties": names(0, 100)}}}},
+        '[{"a": {"field_50": "a"}}]',
+    ),
+    "of several": (
+        {"allOf": [{"type": "object", "properties": names(k, k + 50)} for k in (0, 50)]},
+        '{"field_1": "a", "field_60": null}',
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: Path) -> Encoder:
+    base = open_base(str(smollm2))
+    return Encoder(base, base.config, {})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [*LISTS, {"type": "integer"}]}}},
+        {"anyOf": [{"type": "object", "properties": names(i, i + 20)} for i in range(0, 1000, 20)]},
+        {
+            "type": "object",
+            "properties": {"a": {"type": "string"}, "b": {"anyOf": [{"properties": names(0, 100)}] * 2}},
+            "required": ["a", "b"],
+        },
+    ],
+    ids=["lists", "objects", "behind others"],
+)
+def test_what_could_not_be_followed_is_refused_before_a_text_begins(schema: dict[str, Any], real: Encoder) -> None:
+    assert "it cannot be enforced" in refusal(json_of(schema, "here"), real)
+
+
+@pytest.mark.parametrize(("schema", "text"), LARGE.values(), ids=LARGE)
+def test_texts_of_the_largest_objects_can_be_followed(schema: dict[str, Any], text: str, real: Encoder) -> None:
+    matcher = finish(compiled(json_of(schema, "here"), real, VOCABULARIES))
+    for token in real.prompt(text, special=False):
+        assert np.frombuffer(matcher.compute_logit_bias(), np.uint8)[token], matcher.get_error()
+        assert matcher.consume_token(token), matcher.get_error()
+    matcher.compute_logit_bias()
+    assert matcher.is_accepting(), matcher.get_error()
 
 
 BOMBS: dict[str, Any] = {
@@ -95,7 +156,11 @@ BOMBS: dict[str, Any] = {
             "a30": {"type": "string"},
         },
     },
-    "hundreds of properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(400)}},
+    "hundreds of properties": {
+        "type": "object",
+        "properties": {f"p{i}": {"type": "string"} for i in range(400)},
+        "required": [f"p{i}" for i in range(400)],
+    },
     "patterns of names": {"patternProperties": {f"^p{i}x.*y{i}$": {"type": "integer"} for i in range(64)}},
     "a long text": {"const": "x" * (MOST_BYTES - 100)},
     "circles": {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import jsonschema
@@ -137,27 +137,47 @@ def test_a_mask_that_takes_too_long_fails_its_text_alone(encoder: Encoder, monke
         GrammarState(matcher, threads, "guided_choice").restrict(torch.zeros(400), ())
 
 
-def test_texts_of_one_request_hold_up_others_for_a_second_in_all(encoder: Encoder) -> None:
-    """A schema within all limits whose masks are slow."""
-    lists = [{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 200
-    schema = {"$defs": {"a": {"anyOf": [*lists, {"type": "integer"}]}}, "$ref": "#/$defs/a"}
-    matcher = finish(compiled(json_of(schema, "here"), encoder, VOCABULARIES))
-    (opening,) = encoder.prompt("[", special=False)
-    delay, scores = Delay("here"), torch.zeros(encoder.largest_ids[0] + 1)
-    began = time.process_time()
-    failed = 0
-    with ThreadPoolExecutor(1) as threads:
-        for _ in range(8):
-            state = GrammarState(matcher.deep_copy(), threads, "here", delay)
-            try:
-                for _ in range(30):
-                    state.restrict(scores, ())
-                    state.take(opening)
-            except InvalidInputError:
-                failed += 1
-    assert failed == 8
-    assert delay.seconds < states.MOST_SECONDS + 5
-    assert time.process_time() - began < 30
+class Clock:
+    """Time in which each look at it takes as long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += self._seconds
+        return self.now
+
+
+@pytest.mark.parametrize("texts", [1, 32])
+@pytest.mark.parametrize(("a_call", "most"), [(0.0002, None), (0.0003, 10_000), (0.001, 667), (0.1, 6)])
+def test_texts_of_one_request_hold_up_others_for_a_second_beyond_what_is_usual(
+    a_call: float, most: int | None, texts: int, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token makes the engine wait twice: for its mask, and as it is taken in."""
+    monkeypatch.setattr(states, "time", Clock(a_call))
+    matcher = finish(compiled(match_of("a+", "here"), encoder, VOCABULARIES))
+    (a,) = encoder.prompt("a", special=False)
+    delay, scores, tokens = Delay("here"), torch.zeros(encoder.largest_ids[0] + 1), 0
+    with ThreadPoolExecutor(1) as threads, suppress(InvalidInputError):
+        some = [GrammarState(matcher.deep_copy(), threads, "here", delay) for _ in range(texts)]
+        while tokens < 12_000:
+            state = some[tokens % texts]
+            state.restrict(scores, ())
+            tokens += 1
+            state.take(a)
+    assert tokens == pytest.approx(most or 12_000, rel=0.002)
+
+
+def test_time_that_was_not_taken_is_saved_for_later_up_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "time", clock := Clock(0.0))
+    delay = Delay("here")
+    for _ in range(100_000):
+        delay.allow_a_token()
+    with delay.counted():
+        clock.now += 2.01
+    with pytest.raises(InvalidInputError, match="here: it takes too long to follow"), delay.counted():
+        pass
 
 
 def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encoder) -> None:
