@@ -190,6 +190,31 @@ def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encode
         assert torch.isfinite(GrammarState(matcher, threads, "here").restrict(torch.zeros(400), ())).any()
 
 
+@pytest.mark.parametrize(("seconds", "by_threads"), [(0.0001, 1), (0.0003, 9)])
+def test_masks_are_given_to_threads_while_they_take_long(
+    seconds: float, by_threads: int, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long one takes is known once the first one is there."""
+
+    class Counting(ThreadPoolExecutor):
+        given = 0
+
+        def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.given += 1
+            return super().submit(work, *args, **kwargs)
+
+    clock = Clock(seconds)
+    monkeypatch.setattr(states, "thread_time", clock.perf_counter)
+    matcher = finish(compiled(match_of("a+", "here"), encoder, VOCABULARIES))
+    (a,) = encoder.prompt("a", special=False)
+    with Counting(1) as threads:
+        state = GrammarState(matcher, threads, "here")
+        for _ in range(8):
+            assert int(state.restrict(torch.zeros(encoder.largest_ids[0] + 1), ()).argmax()) == a
+            state.take(a)
+    assert threads.given == by_threads
+
+
 def test_a_name_has_one_spelling(encoder: Encoder) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
     for text, place in (('{"\\u0061": "x"}', 1), ('{"a": "x"}', 1), ('{"b\\/": "x"}', 1), ('{"b\\n": "x"}', 0)):
