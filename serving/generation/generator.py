@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
@@ -20,7 +19,6 @@ from torch import nn
 
 from ken_core import ResidentModel
 from ken_core.decoding.choice import AnyDecoder
-from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.few_rows import few_rows
 from ken_core.kernels import few_tokens
 from ken_core.mixing.steps import MixedSteps
@@ -28,6 +26,7 @@ from serving.engine.crew import Turn
 from serving.engine.engine import Engine
 from serving.errors import DeadlineError, OverloadedError, UnavailableError
 from serving.generation.asked import Asked, Asking
+from serving.generation.ready import Ready, chunks_of, made_ready
 from serving.generation.schedule import Part, Room, Schedule
 from serving.generation.ways import StepCosts, StepRunner
 from serving.pipelines.model_failure import told
@@ -40,20 +39,6 @@ _STEP_SECONDS = 0.4
 _FEWEST = 16
 """Tokens of prompts that a step gets in any case."""
 _MOST_WAITED = 60.0
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What a step computes of one continuation, ready to run."""
-
-    of: Asking
-    tokens: int
-    chunk: Chunk  # type: ignore[type-arg]
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the step computes its last known token, and so gives the next one."""
-        return self.of.left == self.tokens
 
 
 class Generator:
@@ -233,7 +218,7 @@ class Generator:
         started = time.monotonic()
         self._advance(
             parts,
-            lambda ready: [self._runner.alone(task, *_asked_of(ready))],
+            lambda ready: [self._runner.alone(task, *chunks_of(ready))],
             again=None,
         )
         ended = time.monotonic()
@@ -277,7 +262,7 @@ class Generator:
     def _run_on_base(self, turn: Turn, parts: Sequence[Ready]) -> list[torch.Tensor]:
         self._engine.revert(turn)
         groups = [list(group) for _, group in groupby(parts, key=lambda part: part.of.key)]
-        return self._runner.mixed([(group[0].of.payload.task, *_asked_of(group)) for group in groups])
+        return self._runner.mixed([(group[0].of.payload.task, *chunks_of(group)) for group in groups])
 
     def _again_by_exchange(self, turn: Turn, part: Ready) -> Sequence[torch.Tensor]:
         """A text whose mixed step failed runs by exchange, if its task can."""
@@ -285,7 +270,7 @@ class Generator:
         if not task.attached.expanded:
             return self._run_on_base(turn, [part])
         self._activate(task, turn)
-        return [self._runner.alone(task, *_asked_of([part]))]
+        return [self._runner.alone(task, *chunks_of([part]))]
 
     # A step
 
@@ -306,13 +291,9 @@ class Generator:
         return max(_FEWEST, min(int(spare / max(token, 1e-6)), self._tokens))
 
     def _ready(self, part: Part[Asked]) -> Ready:
-        one = part.of
         if part.copied is not None:
-            one.past, one.computed = part.copied.of.past.copied(part.copied.tokens), part.copied.tokens
             self._metrics.copied_tokens.inc(part.copied.tokens)
-        elif one.past is None:
-            one.past = self._decoder.start()
-        return Ready(one, part.tokens, Chunk(one.next_ids(part.tokens), one.past))
+        return made_ready(part, self._decoder)
 
     def _advance(
         self,
@@ -398,11 +379,6 @@ class Generator:
             gone = [one for one in self._schedule.all() if one.key == key]
         for one in gone:
             self._end(one, error)
-
-
-def _asked_of(parts: Sequence[Ready]) -> tuple[list[Chunk], list[int]]:  # type: ignore[type-arg]
-    """The chunks of one task, and which of them want logits."""
-    return [part.chunk for part in parts], [number for number, part in enumerate(parts) if part.wanted]
 
 
 def _head_modules(whole: nn.Module) -> list[nn.Module]:
