@@ -13,7 +13,7 @@ from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.grammar.grammar import Grammar
 from serving.grammar.patience import Patience
-from serving.grammar.vocabulary import LONGEST_FIXED, Vocabularies
+from serving.grammar.vocabulary import Vocabularies
 from serving.workers.steps import Steps
 
 LIMITS = LLParserLimits(
@@ -100,8 +100,5 @@ def refusal(told: str) -> str:
             "apart required in each"
         )
     if reason.startswith("NoExtension"):
-        return (
-            "found what no text fits, or only one without end, or one that has more than "
-            f"{LONGEST_FIXED} characters which are certain; expected what some other text fits"
-        )
+        return "found what no text fits, or only one without end; expected what some other text fits"
     return f"it cannot be enforced ({reason[:_LONGEST_REASON]}); send a simpler one"
