@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import partial
 
@@ -16,6 +17,8 @@ from serving.grammar.patience import Patience
 from serving.grammar.vocabulary import Vocabularies
 from serving.workers.steps import Steps
 
+_log = logging.getLogger(__name__)
+
 LIMITS = LLParserLimits(
     max_lexer_states=50_000,  # up to 2 kB each, of one continuation
     # With 49,152 tokens an object of 112 properties that may be left out can be followed then, and the slowest mask
@@ -28,6 +31,7 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 _WRAPPED = "failed to compile JSON schema: "
 _UNENFORCED = re.compile(r"Unimplemented keys: (\[.*\])")
 _FORMAT = re.compile(r"Unknown format: (.*)")
+_GROWN = ("Too many items", "Current row has")
 _LONGEST_REASON = 200
 _FOLLOWED = 64
 """Tokens of the text that is followed before a grammar is taken."""
@@ -98,6 +102,16 @@ def refusal(told: str) -> str:
         return (
             "found oneOf whose alternatives cannot be told apart; send anyOf, or make the property that tells them "
             "apart required in each"
+        )
+    if any(words in reason for words in _GROWN):
+        return (
+            "found so many properties that may be left out, or alternatives, that what may come next is not followed; "
+            "send fewer of them in one place"
+        )
+    if reason.startswith("panic"):
+        _log.error("a grammar cannot be compiled: %s", told)
+        return (
+            "it cannot be compiled for the task's tokenizer, which fails on a text that must follow; send another one"
         )
     if reason.startswith("NoExtension"):
         return "found what no text fits, or only one without end; expected what some other text fits"

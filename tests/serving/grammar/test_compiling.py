@@ -61,7 +61,7 @@ def refusal(grammar: Grammar, encoder: Encoder) -> str:
         ({"properties": []}, "properties"),
         (
             {"anyOf": [{"type": "object", "properties": {f"k{i}{j}": {} for j in "abc"}} for i in range(256)]},
-            "enforced",
+            "properties that may",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -112,7 +112,7 @@ def real(smollm2: Path) -> Encoder:
     ids=["lists", "objects", "behind others"],
 )
 def test_what_could_not_be_followed_is_refused_before_a_text_begins(schema: dict[str, Any], real: Encoder) -> None:
-    assert "it cannot be enforced" in refusal(json_of(schema, "here"), real)
+    assert "send fewer of them in one place" in refusal(json_of(schema, "here"), real)
 
 
 @pytest.mark.parametrize(("schema", "text"), LARGE.values(), ids=LARGE)

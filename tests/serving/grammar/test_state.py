@@ -241,6 +241,24 @@ def test_a_long_text_that_is_certain_is_followed_to_its_end(
         assert refused_at(state, encoder, before + LONG + behind) is None
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("Too many items (limit 4000; ff_tokens); try avoiding single-byte/short lexemes", "send fewer optional"),
+        ("Parser Error: Current row has 2007 items; max is 2000; consider making your grammar", "send fewer optional"),
+        ("panic: called `Result::unwrap()` on an `Err` value: PyErr {\nTraceback", "the task's tokenizer fails"),
+        (
+            "Parser Error: token \"\ufffd[400]\" doesn't satisfy the grammar; forced bytes: got '<'",
+            "no token of the task",
+        ),
+        ("NoExtensionBias", "no token of the task"),
+    ],
+)
+def test_failures_say_what_to_do(told: str, words: str) -> None:
+    assert words in states.failure(told)
+    assert not {"Traceback", "forced", "NoExtensionBias", "lexemes"} & set(states.failure(told).split())
+
+
 # With the sampler
 
 
