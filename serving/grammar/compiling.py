@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from functools import partial
 
 import numpy as np
@@ -53,11 +54,14 @@ def compiled(
     """
     yield 1
     vocabulary = vocabularies.of(encoder, grammar.at)
+    taken = 0.0
     for part in grammar.parts:
         yield 1
-        patience(partial(_started, part, vocabulary), part.at)
+        began = time.monotonic()
+        patience(partial(_started, part, vocabulary), part.at, taken)
+        taken += time.monotonic() - began
     yield 1
-    return patience(partial(_started, grammar, vocabulary), grammar.at)
+    return patience(partial(_started, grammar, vocabulary), grammar.at, taken)
 
 
 def _started(part: Grammar, vocabulary: LLTokenizer) -> LLMatcher:

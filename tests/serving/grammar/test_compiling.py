@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -211,6 +212,26 @@ def test_a_compilation_that_takes_too_long_is_given_up_and_two_of_them_hold_up_o
             assert impatient(lambda: "again", "here") == "again"
             return
     pytest.fail("it never ran again")
+
+
+def test_all_parts_of_a_grammar_have_the_time_of_one(encoder: Encoder) -> None:
+    taken: list[float] = []
+
+    class Slow(patience.Patience):
+        def __call__(self, work: Any, at: str, before: float = 0.0) -> Any:
+            taken.append(before)
+            time.sleep(0.01)
+            return super().__call__(work, at, before)
+
+    parts = [one_of([letter], "here") for letter in "abc"]
+    finish(compiled(Grammar(" | ".join(part.rule for part in parts), "here", parts), encoder, VOCABULARIES, Slow()))
+    assert taken[0] == 0
+    assert all(after >= before + 0.01 for before, after in itertools.pairwise(taken))
+
+
+def test_what_is_left_of_the_time_bounds_the_next_part() -> None:
+    with pytest.raises(InvalidInputError, match="here: it takes more than 10 s"):
+        patience.Patience()(threading.Event().wait, "here", patience.MOST_SECONDS - 0.01)
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?=a)b", "a{1000000}{1000000}", r"\1(a)"])
