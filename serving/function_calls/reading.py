@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from serving.function_calls.formats import Format
 from serving.function_calls.functions import Functions
 from serving.function_calls.json_text import BrokenError, JsonEnd, items
+from serving.function_calls.marks import begun
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class MarkedCalls:
     def _look(self) -> Iterator[Part]:
         """Tell the text before the next call, and begin that call if its mark is there."""
         begin = self._held.find(self._opens)
-        certain = len(self._held[: _beginning(self._held, self._opens) if begin < 0 else begin].rstrip())
+        certain = len(self._held[: len(self._held) - begun(self._held, self._opens) if begin < 0 else begin].rstrip())
         yield from self._text(self._held[:certain])
         self._held = self._held[certain:]
         if begin >= 0:
@@ -250,9 +251,3 @@ class WholeCall:
 def _said(text: str) -> Iterator[Part]:
     if text:
         yield Said(text)
-
-
-def _beginning(text: str, mark: str) -> int:
-    """Where a mark may begin at the end of a text; its length where none does."""
-    most = min(len(text), len(mark) - 1)
-    return next((len(text) - size for size in range(most, 0, -1) if text.endswith(mark[:size])), len(text))

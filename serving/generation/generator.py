@@ -283,7 +283,8 @@ class Generator:
 
     def _prompt_tokens(self, keys: Sequence[Hashable], waited_for: bool, mixed: Sequence[Loaded]) -> int:
         """Tokens of prompts for the next step: as many as fit, or as do not keep anybody waiting for long."""
-        decoding = sum(one.left == 1 for one in self._schedule.all() if one.key in keys)
+        running = self._schedule.running_by_key()
+        decoding = sum(one.left == 1 for key in keys for one in running.get(key, ()))
         if not (decoding or waited_for):
             return self._tokens
         token = self._costs.token(mixed)

@@ -136,10 +136,6 @@ class Schedule(Generic[T]):
             one.forget()
         return gone
 
-    def turn(self) -> Hashable | None:
-        """The key whose turn it is; None if nothing can run."""
-        return next(iter(self.running_by_key()), None)
-
     def ran(self, keys: Iterable[Hashable]) -> None:
         """Count the turn of some running keys as had; those that come first have their next one first."""
         for key in keys:

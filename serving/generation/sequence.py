@@ -14,7 +14,7 @@ class Continuation(Generic[T]):
     """A prompt that is being continued. Times are the caller's clock, in seconds.
 
     Attributes:
-        key: of the task; a step runs continuations of one key.
+        key: of the task; keys and values are shared within it alone.
         prompt: its token ids, at least one.
         most: tokens to generate at most.
         payload: the caller's.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from serving.function_calls.marks import begun
+
 
 class Stops:
     """Looks for stop texts in a text that comes in parts. Nothing is given out that may be the beginning of one.
@@ -30,7 +32,7 @@ class Stops:
             place, stop = min(found)
             self._held = ""
             return text[:place], stop
-        held = max((_beginning(text, stop) for stop in self._texts), default=0)
+        held = max((begun(text, stop) for stop in self._texts), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], None
 
@@ -38,9 +40,3 @@ class Stops:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
-
-
-def _beginning(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop."""
-    most = min(len(text), len(stop) - 1)
-    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)

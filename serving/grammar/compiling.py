@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from functools import partial
 
 import numpy as np
@@ -13,8 +15,10 @@ from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
 from serving.grammar.grammar import Grammar
 from serving.grammar.patience import Patience
-from serving.grammar.vocabulary import LONGEST_FIXED, Vocabularies
+from serving.grammar.vocabulary import Vocabularies
 from serving.workers.steps import Steps
+
+_log = logging.getLogger(__name__)
 
 LIMITS = LLParserLimits(
     max_lexer_states=50_000,  # up to 2 kB each, of one continuation
@@ -28,6 +32,7 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 _WRAPPED = "failed to compile JSON schema: "
 _UNENFORCED = re.compile(r"Unimplemented keys: (\[.*\])")
 _FORMAT = re.compile(r"Unknown format: (.*)")
+_GROWN = ("Too many items", "Current row has")
 _LONGEST_REASON = 200
 _FOLLOWED = 64
 """Tokens of the text that is followed before a grammar is taken."""
@@ -49,11 +54,14 @@ def compiled(
     """
     yield 1
     vocabulary = vocabularies.of(encoder, grammar.at)
+    taken = 0.0
     for part in grammar.parts:
         yield 1
-        patience(partial(_started, part, vocabulary), part.at)
+        began = time.monotonic()
+        patience(partial(_started, part, vocabulary), part.at, taken)
+        taken += time.monotonic() - began
     yield 1
-    return patience(partial(_started, grammar, vocabulary), grammar.at)
+    return patience(partial(_started, grammar, vocabulary), grammar.at, taken)
 
 
 def _started(part: Grammar, vocabulary: LLTokenizer) -> LLMatcher:
@@ -99,9 +107,16 @@ def refusal(told: str) -> str:
             "found oneOf whose alternatives cannot be told apart; send anyOf, or make the property that tells them "
             "apart required in each"
         )
-    if reason.startswith("NoExtension"):
+    if any(words in reason for words in _GROWN):
         return (
-            "found what no text fits, or only one without end, or one that has more than "
-            f"{LONGEST_FIXED} characters which are certain; expected what some other text fits"
+            "found so many properties that may be left out, or alternatives, that what may come next is not followed; "
+            "send fewer of them in one place"
         )
+    if reason.startswith("panic"):
+        _log.error("a grammar cannot be compiled: %s", told)
+        return (
+            "it cannot be compiled for the task's tokenizer, which fails on a text that must follow; send another one"
+        )
+    if reason.startswith("NoExtension"):
+        return "found what no text fits, or only one without end; expected what some other text fits"
     return f"it cannot be enforced ({reason[:_LONGEST_REASON]}); send a simpler one"

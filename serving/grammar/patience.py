@@ -12,7 +12,7 @@ from serving.workers.time_limit import within
 
 R = TypeVar("R")
 MOST_SECONDS = 10.0
-"""For one compilation. What the limits on schemas let through takes a second at most."""
+"""For all parts of a request's grammar. What the limits on schemas let through takes a second at most."""
 MOST_LATE = 2
 """Compilations that go on after their requests were refused; until one of them ends, no other begins."""
 
@@ -24,14 +24,15 @@ class Patience:
         self._lock = threading.Lock()
         self._late: list[Future[None]] = []
 
-    def __call__(self, work: Callable[[], R], at: str) -> R:
+    def __call__(self, work: Callable[[], R], at: str, taken: float = 0.0) -> R:
         """Return what `work` returns, or raise what it raises, if it ends in time.
 
         Args:
             at: the part of the request that the work is for.
+            taken: seconds that earlier work for the same request took.
 
         Raises:
-            InvalidInputError: it takes more than `MOST_SECONDS`.
+            InvalidInputError: they and it take more than `MOST_SECONDS`.
             OverloadedError: earlier work that took longer still runs.
         """
         with self._lock:
@@ -47,7 +48,7 @@ class Patience:
                 ended.set_result(None)
 
         try:
-            return within(MOST_SECONDS, run)
+            return within(max(0.0, MOST_SECONDS - taken), run)
         except TimeoutError:
             with self._lock:
                 self._late.append(ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ import torch
 from llguidance import LLMatcher
 
 from serving.errors import InvalidInputError
+
+_log = logging.getLogger(__name__)
 
 MOST_SECONDS = 1.0
 """That the texts of one request may hold up the engine by their grammar in all, beyond `USUAL_SECONDS` a token. A mask
@@ -146,10 +149,20 @@ class GrammarState:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("\n")[0]
-            raise InvalidInputError(
-                f"it cannot be followed any further in this text ({reason}); send a simpler one", self._at
-            )
+            told = self._matcher.get_error()
+            _log.warning("a text cannot follow its grammar any further: %s", told)
+            raise InvalidInputError(f"it cannot be followed any further in this text: {failure(told)}", self._at)
+
+
+def failure(told: str) -> str:
+    """What llguidance says of a text that it cannot follow, as a request's sender should read it."""
+    if "Too many items" in told or "Current row has" in told:
+        return "more may come next than is followed; send fewer optional properties or alternatives in one place"
+    if "panic" in told:
+        return "the task's tokenizer fails on what must come next; send another grammar"
+    return (
+        "no token of the task's tokenizer spells what must come next, or it grew beyond its limits; send a simpler one"
+    )
 
 
 def _of_size(tokens: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:

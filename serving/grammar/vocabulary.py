@@ -14,8 +14,9 @@ from serving.errors import InvalidInputError
 
 MOST_KEPT = 4
 """Vocabularies, of 20 MB each for 49,152 tokens."""
-LONGEST_FIXED = 1 << 14
-"""Characters that may be certain to follow. They take about 4 ms for each token."""
+_LOOKED_AT = 512
+"""Characters of what is certain to follow, whose first token is what matters. They take 0.2 ms for each token; 16,384
+took 4 ms."""
 _LONGEST_TOKEN = 32
 """Bytes of a token that is looked for."""
 _SAMPLE = '{"name": "Eve 12", "list": [true, -0.5]}'
@@ -69,13 +70,12 @@ class _Tokens:
         self._encoder = encoder
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of a text that must follow, for each token anew; none for a longer one, and then nothing follows.
+        """Tokens of the beginning of a text that must follow, for each token anew.
 
         They are the tokenizer's own, unless it finds a special token in the text, or puts a space before it.
         """
-        if len(text) > LONGEST_FIXED:
-            return []
-        wanted, ids = text.encode(), self._encoder.prompt(text, special=False)
+        beginning = text[:_LOOKED_AT]
+        wanted, ids = beginning.encode(), self._encoder.prompt(beginning, special=False)
         if not self._special.isdisjoint(ids) or b"".join(self.tokens[token] for token in ids) != wanted:
             return self._longest_first(wanted)
         return ids

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ken_core.chat_template import ChatTemplate
 from ken_core.errors import TemplateError, TextTooLongError
@@ -65,26 +65,39 @@ def _rendered(chat: Chat, encoder: Encoder) -> str:
         raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
     try:
         _check_shown(chat, encoder.chat)
-        rendered = encoder.chat.render(
-            chat.messages,
-            chat.tools,
-            opens_answer=chat.opens_answer,
-            continues_last=chat.continues_last,
-            arguments=chat.arguments,
-        )
-        _check_results(chat, encoder.chat, rendered)
+        rendered = _of(chat, encoder.chat)
+        _check_results(chat, encoder.chat)
     except TemplateError as error:
         raise InvalidInputError(str(error), at="messages") from error
     return rendered
 
 
-def _check_results(chat: Chat, template: ChatTemplate, rendered: str) -> None:
-    """Refuse results of tools that a template which does not know their role left out."""
-    if any(template.mentions(role, chat.tools) for role in ("'tool'", '"tool"')):
+def _of(chat: Chat, template: ChatTemplate) -> str:
+    return template.render(
+        chat.messages,
+        chat.tools,
+        opens_answer=chat.opens_answer,
+        continues_last=chat.continues_last,
+        arguments=chat.arguments,
+    )
+
+
+def _check_results(chat: Chat, template: ChatTemplate) -> None:
+    """Refuse results of tools that a template which does not know their role leaves out.
+
+    Results may be words that the chat has anyway, so others are looked for in their places.
+    """
+    places = [place for place, message in enumerate(chat.messages) if message.get("role") == "tool"]
+    if not places or any(template.mentions(role, chat.tools) for role in ("'tool'", '"tool"')):
         return
-    for place, message in enumerate(chat.messages):
-        said = str(message.get("content") or "").strip()
-        if message.get("role") == "tool" and said and not (said in rendered or json.dumps(said)[1:-1] in rendered):
+    marks = {place: f"result{secrets.token_hex(12)}" for place in places}
+    messages = [
+        {**message, "content": marks[place]} if place in marks else message
+        for place, message in enumerate(chat.messages)
+    ]
+    rendered = _of(replace(chat, messages=messages), template)
+    for place, mark in marks.items():
+        if mark not in rendered:
             raise InvalidInputError(
                 "the task's chat template leaves out results of tools; send them as a message of the user",
                 at=f"messages.{place}.role",

@@ -333,6 +333,16 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         "messages",
         "messages.1.role: the task's chat template leaves out results of tools",
     ),
+    (
+        {"model": "deaf", "messages": [*ASK, {"role": "tool", "tool_call_id": "c", "content": "city"}]},
+        "messages",
+        "messages.1.role: the task's chat template leaves out results of tools",
+    ),
+    (
+        {"model": "deaf", "messages": [*ASK, {"role": "tool", "tool_call_id": "c", "content": ""}]},
+        "messages",
+        "messages.1.role: the task's chat template leaves out results of tools",
+    ),
 ]
 
 

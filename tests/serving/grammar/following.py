@@ -46,10 +46,11 @@ def written(grammar: Grammar, encoder: Encoder, seed: int, ends: Sequence[int] =
 
 def refused_at(state: Any, encoder: Encoder, text: str) -> int | None:
     """The place of the first token of a text that may not come; None: all may."""
-    for place, token in enumerate(encoder.prompt(text, special=False)):
+    ids = encoder.prompt(text, special=False)
+    for place, token in enumerate(ids):
         scores = torch.zeros(encoder.largest_ids[0] + 1)
         if torch.isneginf(state.restrict(scores, ())[token]):
             return place
         if state.take(token):
-            return None
+            return place + 1 if place + 1 < len(ids) else None
     return None

@@ -18,7 +18,7 @@ from serving.errors import InvalidInputError
 from serving.generation.sampling import Sampler, Sampling
 from serving.grammar import state as states
 from serving.grammar.compiling import compiled
-from serving.grammar.grammar import ANY_OBJECT, json_of, match_of, one_of
+from serving.grammar.grammar import ANY_OBJECT, Grammar, json_of, match_of, one_of
 from serving.grammar.state import Delay, GrammarState
 from serving.workers.steps import finish
 from tests.tiny_language_tasks import LanguageTasks
@@ -233,6 +233,55 @@ def test_what_is_written_like_a_special_token_is_spelled_out(text: str, encoder:
                 if state.take(ids[-1]):
                     break
         assert encoder.text_of(ids) == expected
+
+
+LONG = "the river is long and wide " * 700
+
+
+@pytest.mark.parametrize(
+    ("grammar", "before", "behind"),
+    [
+        (one_of([LONG], "here"), "", ""),
+        (json_of({"anyOf": [{"const": LONG}, {"const": LONG[::-1]}]}, "here"), '"', '"'),
+        (
+            json_of(
+                {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": LONG}}, "required": ["a", "b"]},
+                "here",
+            ),
+            '{"a": 1, "b": "',
+            '"}',
+        ),
+        (
+            json_of({"type": "object", "properties": {LONG: {"const": 1}}, "required": [LONG]}, "here"),
+            '{"',
+            '": 1}',
+        ),
+    ],
+    ids=["choice", "alternatives", "property", "name"],
+)
+def test_a_long_text_that_is_certain_is_followed_to_its_end(
+    grammar: Grammar, before: str, behind: str, encoder: Encoder
+) -> None:
+    with followed(grammar, encoder) as state:
+        assert refused_at(state, encoder, before + LONG + behind) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("Too many items (limit 4000; ff_tokens); try avoiding single-byte/short lexemes", "send fewer optional"),
+        ("Parser Error: Current row has 2007 items; max is 2000; consider making your grammar", "send fewer optional"),
+        ("panic: called `Result::unwrap()` on an `Err` value: PyErr {\nTraceback", "the task's tokenizer fails"),
+        (
+            "Parser Error: token \"\ufffd[400]\" doesn't satisfy the grammar; forced bytes: got '<'",
+            "no token of the task",
+        ),
+        ("NoExtensionBias", "no token of the task"),
+    ],
+)
+def test_failures_say_what_to_do(told: str, words: str) -> None:
+    assert words in states.failure(told)
+    assert not {"Traceback", "forced", "NoExtensionBias", "lexemes"} & set(states.failure(told).split())
 
 
 # With the sampler
