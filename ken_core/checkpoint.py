@@ -23,6 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from ken_core import mapped_pages
 from ken_core.errors import CheckpointChangedError, CheckpointError
 from ken_core.fingerprint import Fingerprint, fingerprint, identify
 from ken_core.labels import check_labels
@@ -100,8 +101,13 @@ class Checkpoint:
         try:
             yield
         finally:
+            self.files.when_read()
             if self.files.states() != before:  # any other error may be a consequence of that
                 raise CheckpointChangedError(f"{self.folder} was written to while it was read; try again afterwards")
+
+    def let_go(self) -> None:
+        """Give back the memory that reading the backbone's tensors has taken. They can be read on."""
+        mapped_pages.let_go(self.backbone_tensors.values())
 
     def differing(self, names: Iterable[str] | None = None) -> list[str]:
         """Hash backbone tensors (by default all) again, and return the names of those that differ from `identity`.

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ken_core import mapped_pages
 from ken_core.errors import CheckpointChangedError
 
 _log = logging.getLogger(__name__)
@@ -61,16 +60,14 @@ class MappedFiles:
         self._accepted = self._at_first = self.states()
         self._refused: tuple[_State, ...] | None = None
         self._lock = threading.RLock()
+        self.when_read: Callable[[], None] = _nothing
+        """Called whenever tensors were read."""
         self.trouble: str | None = None
         """Why nothing may be read from the files at present; None while they are as the last check accepted them."""
 
     def states(self) -> tuple[_State, ...]:
         """The files' present states. If two results are equal, nothing was written between them."""
         return tuple(_State.of(os.fstat(opened)) for opened in self._opened)
-
-    def let_go(self) -> None:
-        """Give back the memory that reading the maps has taken (`ken_core.mapped_pages`). They can be read on."""
-        mapped_pages.let_go(self._opened)
 
     @property
     def cut(self) -> bool:
@@ -141,6 +138,10 @@ class MappedFiles:
 def _other_values(names: Sequence[str]) -> str:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]!r}{others} hold other values"
+
+
+def _nothing() -> None:
+    pass
 
 
 def _close(opened: Iterable[int]) -> None:

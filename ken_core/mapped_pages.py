@@ -4,8 +4,7 @@ A page of a mapped file that a process has read stays in the process's memory un
 that was copied to where it is served takes its size twice. The map itself may stay: what is read again comes from the
 file, as it did the first time.
 
-Linux only (madvise(2), proc_pid_maps(5), proc_pid_pagemap(5)). Elsewhere, and where /proc cannot be read, nothing is
-done.
+Linux only (madvise(2), proc_pid_pagemap(5)). Elsewhere, and where /proc cannot be read, nothing is done.
 """
 
 from __future__ import annotations
@@ -13,65 +12,63 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 _DONTNEED = 4
 _ENTRY_BYTES = 8
 _PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
-class _Range(NamedTuple):
-    """Addresses of bytes."""
+class _Pages(NamedTuple):
+    """Pages of memory: the number of the first one, and of the one behind them."""
 
-    start: int
+    first: int
     end: int
 
 
-def let_go(files: Iterable[int]) -> int:
-    """Let go of what this process holds of files in memory because it has read them through maps.
+def let_go(tensors: Iterable[torch.Tensor]) -> int:
+    """Let go of what this process holds of mapped files in memory because it has read tensors that lie there.
 
-    A map that the process has written to is left as it is. Other threads may read the maps meanwhile.
+    The tensors keep their maps meanwhile, so nothing else can come to lie at these addresses. A tensor that lies
+    elsewhere, or was written to by this process, is left as it is. Other threads may read the tensors meanwhile.
 
     Args:
-        files: descriptors.
+        tensors: on the CPU.
 
     Returns:
-        Bytes of the maps whose pages were let go.
+        Bytes of the pages that were let go.
     """
+    held = list(tensors)
     if not sys.platform.startswith("linux"):
         return 0
+    size = os.sysconf("SC_PAGE_SIZE")
     try:
-        clean = [mapped for mapped in _ranges(files) if not _was_written(mapped)]
+        with open("/proc/self/pagemap", "rb", buffering=0) as table:
+            of_files = [pages for pages in map(_pages, held) if _are_of_a_file(pages, table.fileno())]
     except OSError:
         return 0
-    return sum(mapped.end - mapped.start for mapped in clean if _advise(mapped))
+    return sum((pages.end - pages.first) * size for pages in of_files if _advise(pages, size))
 
 
-def _ranges(files: Iterable[int]) -> Iterator[_Range]:
-    """Where the files are mapped. Their names tell: on overlay file systems, device numbers differ."""
-    names = {os.readlink(f"/proc/self/fd/{opened}") for opened in files}
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.rstrip("\n").split(maxsplit=5)
-            if len(fields) == 6 and fields[5] in names:
-                start, _, end = fields[0].partition("-")
-                yield _Range(int(start, 16), int(end, 16))
+def _pages(tensor: torch.Tensor) -> _Pages:
+    """The pages with a byte of a tensor's storage."""
+    size, storage = os.sysconf("SC_PAGE_SIZE"), tensor.untyped_storage()
+    start = storage.data_ptr()
+    return _Pages(start // size, -(-(start + storage.nbytes()) // size))
 
 
-def _was_written(mapped: _Range) -> bool:
-    """Whether a page is no longer the file's but the process's own."""
-    size = os.sysconf("SC_PAGE_SIZE")
-    pages = (mapped.end - mapped.start) // size
-    with open("/proc/self/pagemap", "rb", buffering=0) as table:
-        found = os.pread(table.fileno(), pages * _ENTRY_BYTES, mapped.start // size * _ENTRY_BYTES)
-    entries = np.frombuffer(found, np.uint64)
-    own = (entries & (_PRESENT | _SWAPPED) != 0) & (entries & _OF_FILE == 0)
-    return entries.size < pages or bool(own.any())
+def _are_of_a_file(pages: _Pages, table: int) -> bool:
+    """Whether no page is the process's own, as all memory is that was written to and is not a file's."""
+    count = pages.end - pages.first
+    found = np.frombuffer(os.pread(table, count * _ENTRY_BYTES, pages.first * _ENTRY_BYTES), np.uint64)
+    own = (found & (_PRESENT | _SWAPPED) != 0) & (found & _OF_FILE == 0)
+    return found.size == count and not own.any()
 
 
-def _advise(mapped: _Range) -> bool:
-    length = ctypes.c_size_t(mapped.end - mapped.start)
-    return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(mapped.start), length, _DONTNEED) == 0)
+def _advise(pages: _Pages, size: int) -> bool:
+    start, length = ctypes.c_void_p(pages.first * size), ctypes.c_size_t((pages.end - pages.first) * size)
+    return bool(ctypes.CDLL(None).madvise(start, length, _DONTNEED) == 0)

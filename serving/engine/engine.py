@@ -206,7 +206,7 @@ class Engine:
         try:
             return self._resident.checkpoint.differing()
         finally:
-            self._resident.checkpoint.files.let_go()
+            self._resident.checkpoint.let_go()
 
     async def answer(
         self, task: Loaded, pipeline: Pipeline, rows: Sequence[Encoded], deadline: float

@@ -45,7 +45,7 @@ class IntegrityCheck:
         if self._left_in_file:
             self._resident.checkpoint.differing([self._left_in_file.pop()])
             if not self._left_in_file:
-                self._resident.checkpoint.files.let_go()
+                self._resident.checkpoint.let_go()
         else:
             self._left = self._left or self._resident.names
             if not self._reverted():

@@ -65,8 +65,8 @@ class DeviceTiers:
         self._metrics = metrics
         self._on_owner = on_owner
         self._memory = DeviceMemory(resident, packed_bytes, materialised_bytes)
-        self.giving_back = GivingBack(resident.checkpoint.files)
-        self._preparation = Preparation(resident, self._memory, self.giving_back.soon, mixed, steps, why_no_texts)
+        self.giving_back = GivingBack(resident.checkpoint)
+        self._preparation = Preparation(resident, self._memory, mixed, steps, why_no_texts)
         self._trials = Trials(resident, self._memory, self._preparation, on_owner)
         self._promotion = Promotion(resident, self._memory, self._preparation, cache, on_owner)
         self._unfit = Unfit()

@@ -1,4 +1,4 @@
-"""Giving memory back to the system after tasks were loaded.
+"""Giving memory back to the system after the base was read.
 
 Decoding reads the base's file through its map, and makes and frees arrays of the size of a delta. glibc keeps what was
 freed from the heap, unless it lies at the heap's end: four tasks of SmolLM2 left half a gigabyte.
@@ -9,48 +9,50 @@ from __future__ import annotations
 import ctypes
 import threading
 
-from ken_core.mapped import MappedFiles
+from ken_core import Checkpoint
 
 _REST_SECONDS = 5.0
 
 
 class GivingBack:
-    """Gives memory back some seconds after a load, once for all loads of that time.
+    """Gives memory back some seconds after the base was read, once for all reads of that time."""
 
-    Args:
-        files: the base's.
-    """
-
-    def __init__(self, files: MappedFiles) -> None:
-        self._files = files
+    def __init__(self, base: Checkpoint) -> None:
+        self._base = base
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
-        self._closed = False
+        self._due = self._closed = False
+        base.files.when_read = self.soon
 
     def soon(self) -> None:
-        """Something was loaded."""
+        """The base was read. May be called on any thread."""
         with self._lock:
-            if self._timer is not None or self._closed:
+            if self._due or self._closed:
                 return
-            self._timer = threading.Timer(_REST_SECONDS, self._run)
-            self._timer.name, self._timer.daemon = "ken-giving-back", True
-            self._timer.start()
+            timer = threading.Timer(_REST_SECONDS, self._run)
+            timer.name, timer.daemon = "ken-giving-back", True
+            try:
+                timer.start()
+            except RuntimeError:  # no thread is to be had; the next read tries again
+                return
+            self._timer, self._due = timer, True
 
     def now(self) -> None:
         """On the calling thread."""
-        self._files.let_go()
+        self._base.let_go()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
         if trim is not None:
             trim(0)
 
     def close(self) -> None:
-        """Nothing is given back any more."""
+        """Nothing is given back from now on; waits for what is under way."""
         with self._lock:
-            self._closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self._closed, timer = True, self._timer
+        if timer is not None:
+            timer.cancel()
+            timer.join()
 
     def _run(self) -> None:
         with self._lock:
-            self._timer = None
+            self._due = False
         self.now()

@@ -39,7 +39,6 @@ class Preparation:
     """Makes tasks of decoded deltas. May be used from any thread.
 
     Args:
-        prepared: called after the base's file was read for a task.
         mixed, steps: run batches and decode steps that mix tasks; None: none does.
         why_no_texts: why the base generates no texts; empty: it does.
     """
@@ -48,7 +47,6 @@ class Preparation:
         self,
         resident: ResidentModel,
         memory: DeviceMemory,
-        prepared: Callable[[], None],
         mixed: MixedModel | None,
         steps: MixedSteps | None = None,
         why_no_texts: str = "",
@@ -56,7 +54,6 @@ class Preparation:
         self._why_no_texts = why_no_texts
         self._resident = resident
         self._memory = memory
-        self._prepared = prepared
         self._mixed = mixed
         self._steps = steps
         self._encoders = Encoders(resident.checkpoint)
@@ -134,8 +131,6 @@ class Preparation:
         except BaseException:
             self._memory.give_back(tier, name)
             raise
-        finally:
-            self._prepared()
         if kind == TEXT_GENERATION and not model.splits:
             self._memory.give_back(tier, name)
             raise DeltaFormatError(f"the head of {delta.architecture} needs its whole model, so no text is generated")

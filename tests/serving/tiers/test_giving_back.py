@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ken_core.mapped import MappedFiles
+from ken_core import Checkpoint, open_base
 from serving.service import Service
 from serving.tiers import giving_back
 from serving.tiers.giving_back import GivingBack
@@ -21,8 +21,8 @@ from tests.tiny_checkpoints import Deltas, Tiny
 
 
 class Counted(GivingBack):
-    def __init__(self) -> None:
-        super().__init__(MappedFiles())
+    def __init__(self, base: Checkpoint) -> None:
+        super().__init__(base)
         self.times = 0
         self.ran = threading.Event()
 
@@ -33,8 +33,8 @@ class Counted(GivingBack):
 
 
 @pytest.fixture
-def counted() -> Iterator[Counted]:
-    found = Counted()
+def counted(tiny: Tiny) -> Iterator[Counted]:
+    found = Counted(open_base(str(tiny.base_folder)))
     yield found
     found.close()
 
@@ -65,6 +65,47 @@ def test_nothing_is_given_back_after_the_end(counted: Counted, monkeypatch: pyte
     counted.close()
     counted.soon()
     assert not counted.ran.wait(0.4)
+
+
+def test_the_end_waits_for_what_is_under_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(giving_back, "_REST_SECONDS", 0.0)
+    began, ended, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(GivingBack):
+        def now(self) -> None:
+            began.set()
+            assert go_on.wait(20)
+            ended.set()
+
+    slow = Slow(open_base(str(tiny.base_folder)))
+    slow.soon()
+    assert began.wait(20)
+    closing = threading.Thread(target=slow.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go_on.set()
+    closing.join(20)
+    assert ended.is_set()
+
+
+def test_a_read_does_not_fail_where_no_thread_is_to_be_had(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(giving_back, "_REST_SECONDS", 0.01)
+    with monkeypatch.context() as without:
+        without.setattr(threading.Timer, "start", refused)
+        counted.soon()
+    counted.soon()
+    assert counted.ran.wait(20)
+
+
+def test_every_read_of_the_base_gives_back_what_failed_too(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(giving_back, "_REST_SECONDS", 0.01)
+    with pytest.raises(ValueError, match="unfit"), counted._base.unchanged():
+        raise ValueError("unfit")
+    assert counted.ran.wait(20)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

@@ -28,7 +28,7 @@ def delta(folder: Path) -> Delta:
 
 def preparation(folder: Path) -> Preparation:
     resident = ResidentModel(open_base(str(folder)))
-    return Preparation(resident, DeviceMemory(resident, 1 << 20, 0), lambda: None, None)
+    return Preparation(resident, DeviceMemory(resident, 1 << 20, 0), None)
 
 
 def test_a_language_model_generates_as_its_delta_says_or_as_its_base_does(folder: Path, delta: Delta) -> None:
