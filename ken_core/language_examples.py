@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from ken_core.errors import DataError
+from ken_core.messages import arguments_of
 from ken_core.records import Record, Records, read_records
 
 ANSWERS = "assistant"
@@ -73,7 +74,10 @@ def key_of(example: LanguageExample) -> str:
         parts = [example.prompt, example.completion]
     else:
         parts = {"messages": [dict(m) for m in example.messages], "tools": [dict(t) for t in example.tools or ()]}
-    return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS).decode()
+    try:
+        return orjson.dumps(parts, option=orjson.OPT_SORT_KEYS).decode()
+    except TypeError:
+        raise DataError(f"{example.where}: it is nested too deeply; at most about 250 levels are taken") from None
 
 
 def read_language_examples(path: Path) -> list[LanguageExample]:
@@ -123,20 +127,49 @@ def _conversation(path: Path, record: Record) -> Conversation:
         raise DataError(f"{where}: the first message has the role {ANSWERS}; a chat begins with what it answers")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise DataError(f"{where}: found tools that are no list of objects")
-    return Conversation([_with_text(message, where) for message in messages], tools, where)
+    return Conversation([_as_served(message, where) for message in messages], tools, where)
 
 
-def _with_text(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A message whose content is one text; several are joined as the server joins them."""
+def _as_served(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A message as the server gives it to a template: its content is a text, and arguments of calls are objects."""
+    made = {**message, "content": _text_of(message, where)}
+    if not message.get("tool_calls"):
+        return {key: value for key, value in made.items() if key != "tool_calls"}
+    calls = message["tool_calls"]
+    if not isinstance(calls, list) or not all(map(_is_call, calls)):
+        raise DataError(
+            f'{where}: found other tool_calls than [{{"function": {{"name": "...", "arguments": {{...}}}}}}, ...]'
+        )
+    return {**made, "tool_calls": list(map(_called, calls))}
+
+
+def _called(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    return {
+        "type": "function",
+        **call,
+        "function": {**function, "arguments": arguments_of(function.get("arguments", "{}"))},
+    }
+
+
+def _is_call(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("function"), dict) and "name" in found["function"]
+
+
+def _text_of(message: Mapping[str, Any], where: str) -> str:
+    """A message's content as one text; several are joined as the server joins them."""
     content = message.get("content")
-    if content is None or isinstance(content, str):
-        return message
+    if content is None:
+        refusal = message.get("refusal")
+        return refusal if isinstance(refusal, str) else ""
+    if isinstance(content, str):
+        return content
     texts = (
         [part.get("text") if isinstance(part, dict) else None for part in content] if isinstance(content, list) else []
     )
     if not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: found a message whose content is {type(content).__name__}; expected a text")
-    return {**message, "content": "\n".join(map(str, texts))}
+    return "\n".join(map(str, texts))
 
 
 def _is_message(found: Any) -> bool:

@@ -15,6 +15,7 @@ from ken_core.checkpoint import Checkpoint
 from ken_core.errors import CheckpointError, DataError, TemplateError, TextTooLongError
 from ken_core.generation_settings import FILE, settings_of
 from ken_core.language_examples import ANSWERS, Completion, Conversation, LanguageExample, Text
+from ken_core.messages import LeftOutError, check_shown
 from ken_core.tokenization import Encoder
 
 LONGEST = 512
@@ -166,6 +167,9 @@ def _parts(example: Conversation, template: ChatTemplate) -> list[Part]:
     chat = example.messages[: answers[-1] + 1]
     parts: list[Part] = []
     try:
+        check_shown(
+            template, chat, example.tools, lambda some: template.render(some, example.tools, opens_answer=False)
+        )
         whole, done = template.render(chat, example.tools, opens_answer=False), 0
         for place in answers:
             before = template.render(chat[:place], example.tools)
@@ -178,6 +182,10 @@ def _parts(example: Conversation, template: ChatTemplate) -> list[Part]:
                 )
             parts += [(whole[done : len(before)], False), (whole[len(before) : len(through)], True)]
             done = len(through)
+    except LeftOutError as error:
+        raise DataError(
+            f"{example.where}, {error.at}: the base's {error}; write it into the messages' contents, or leave it out"
+        ) from error
     except TemplateError as error:
         raise DataError(f"{example.where}: {error}") from error
     return parts

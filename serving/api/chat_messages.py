@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BeforeValidator, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
+from ken_core.messages import arguments_of
 from serving.api.unserved import WithForeignFields
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -72,7 +72,7 @@ class ToolCall(WithForeignFields):
         return {
             "id": self.id,
             "type": "function",
-            "function": {"name": called.name, "arguments": _object(called.arguments)},
+            "function": {"name": called.name, "arguments": arguments_of(called.arguments)},
         }
 
 
@@ -127,12 +127,3 @@ def _bounded(plain: Any) -> Any:
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES), BeforeValidator(_bounded)]
-
-
-def _object(arguments: str | dict[str, Any]) -> Any:
-    if isinstance(arguments, dict):
-        return arguments
-    try:
-        return orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return arguments

@@ -123,7 +123,7 @@ class _Check:
         if "x-guidance" in one:
             self._refuse("found x-guidance, which would change how the schema is enforced; leave it out")
         least = one.get("minProperties")
-        if isinstance(least, int | float) and least > max(1, _size(one.get("required"))):
+        if isinstance(least, int | float) and least > max(1, _names(one.get("required"))):
             self._refuse(
                 f"found minProperties {_shown(least)}, more than 1 and than the properties required, which is not "
                 "enforced, since one name may come twice; name properties in required"
@@ -179,6 +179,10 @@ def inside(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _size(values: Any) -> int:
     return len(values) if isinstance(values, Mapping | list) else 0
+
+
+def _names(values: Any) -> int:
+    return len({name for name in values if isinstance(name, str)}) if isinstance(values, list) else 0
 
 
 def _step(value: Any) -> int:

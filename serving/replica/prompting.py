@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ken_core.chat_template import ChatTemplate
 from ken_core.errors import TemplateError, TextTooLongError
+from ken_core.messages import LeftOutError, check_shown
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError, TooLargeError
 from serving.generation.query import Chat, Prompt
@@ -15,6 +15,13 @@ from serving.pipelines.base import refusing_what_its_tokenizer_cannot_read
 from serving.pipelines.token_ids import TokenIds, check_range
 from serving.tiers.loaded import Loaded
 from serving.workers.steps import Steps
+
+_INSTEAD = {
+    "tools": "describe what you want in a message, and send a response_format in their place",
+    "tool_calls": "send what was called as a message's content",
+    "role": "send them as a message of the user",
+}
+"""What to do about a part of a chat that the template leaves out."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,15 @@ def _ids(prompt: Plain | TokenIds, where: str, loaded: Loaded) -> list[int]:
 def _rendered(chat: Chat, encoder: Encoder) -> str:
     if encoder.chat is None:
         raise InvalidInputError("the task has no chat template; send a prompt in place of messages", at="messages")
+    template = encoder.chat
     try:
-        _check_shown(chat, encoder.chat)
-        rendered = _of(chat, encoder.chat)
-        _check_results(chat, encoder.chat)
+        check_shown(template, chat.messages, chat.tools, lambda some: _of(replace(chat, messages=some), template))
+        return _of(chat, template)
+    except LeftOutError as error:
+        instead = _INSTEAD[error.at.rpartition(".")[2]]
+        raise InvalidInputError(f"the task's {error}; {instead}", at=error.at) from error
     except TemplateError as error:
         raise InvalidInputError(str(error), at="messages") from error
-    return rendered
 
 
 def _of(chat: Chat, template: ChatTemplate) -> str:
@@ -80,41 +89,3 @@ def _of(chat: Chat, template: ChatTemplate) -> str:
         continues_last=chat.continues_last,
         arguments=chat.arguments,
     )
-
-
-def _check_results(chat: Chat, template: ChatTemplate) -> None:
-    """Refuse results of tools that a template which does not know their role leaves out.
-
-    Results may be words that the chat has anyway, so others are looked for in their places.
-    """
-    places = [place for place, message in enumerate(chat.messages) if message.get("role") == "tool"]
-    if not places or any(template.mentions(role, chat.tools) for role in ("'tool'", '"tool"')):
-        return
-    marks = {place: f"result{secrets.token_hex(12)}" for place in places}
-    messages = [
-        {**message, "content": marks[place]} if place in marks else message
-        for place, message in enumerate(chat.messages)
-    ]
-    rendered = _of(replace(chat, messages=messages), template)
-    for place, mark in marks.items():
-        if mark not in rendered:
-            raise InvalidInputError(
-                "the task's chat template leaves out results of tools; send them as a message of the user",
-                at=f"messages.{place}.role",
-            )
-
-
-def _check_shown(chat: Chat, template: ChatTemplate) -> None:
-    """Refuse what a template would leave out of the prompt without a word."""
-    if chat.tools and not template.mentions("tools", chat.tools):
-        raise InvalidInputError(
-            "the task's chat template shows no tools, so its model would not know of them; describe what you want in "
-            "a message, and send a response_format in their place",
-            at="tools",
-        )
-    for place, message in enumerate(chat.messages):
-        if message.get("tool_calls") and not template.mentions("tool_calls", chat.tools):
-            raise InvalidInputError(
-                "the task's chat template shows no calls of tools; send what was called as a message's content",
-                at=f"messages.{place}.tool_calls",
-            )

@@ -14,6 +14,7 @@ from ken_core.language_examples import (
     Conversation,
     Text,
     is_labelled,
+    key_of,
     read_language_examples,
 )
 
@@ -49,6 +50,21 @@ def test_texts_of_a_message_are_joined_as_the_server_joins_them(tmp_path: Path) 
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     found = read_language_examples(written(tmp_path, {"messages": [{"role": "user", "content": parts}, CHAT[1]]}))
     assert found == [Conversation([{"role": "user", "content": "a\nb"}, CHAT[1]])]
+
+
+@pytest.mark.parametrize("calls", ["f", [{}], [{"function": "f"}], [{"function": {}}], [3]])
+def test_calls_of_another_form_are_refused(calls: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 1: found other tool_calls than"):
+        read_language_examples(written(tmp_path, {"messages": [*CHAT, {"role": "assistant", "tool_calls": calls}]}))
+
+
+def test_a_chat_that_is_nested_too_deeply_is_named_by_its_line(tmp_path: Path) -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    (example,) = read_language_examples(written(tmp_path, {"messages": [{**CHAT[0], "field": deep}, CHAT[1]]}))
+    with pytest.raises(DataError, match="line 1: it is nested too deeply"):
+        key_of(example)
 
 
 def test_labels_make_a_classifiers_data(tmp_path: Path) -> None:

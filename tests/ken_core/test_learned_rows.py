@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from ken_core.checkpoint import open_base
 from ken_core.errors import DataError
-from ken_core.language_examples import Completion, Conversation, LanguageExample, Text
+from ken_core.language_examples import Completion, Conversation, LanguageExample, Text, read_language_examples
 from ken_core.learned_rows import LearnedRow, RowMaker
 from ken_core.tokenization import Encoder
-from tests.chat_templates import CHATML, HEADERS, INSTRUCTIONS, TEMPLATES, THINKING, TURNS
+from serving.api.chat_messages import Message
+from tests.chat_templates import CHATML, HEADERS, INSTRUCTIONS, TEMPLATES, THINKING, TOOLS, TURNS
 from tests.tiny_language_models import write_chat_tokenizer, write_language_model
 
 END = 2
@@ -193,3 +196,59 @@ def test_a_row_is_never_longer_than_the_model_takes(folder: Path) -> None:
     with pytest.raises(DataError, match="the model takes no longer ones, so leave this example out"):
         maker([Completion("how far? " * 2000, "far")])
     assert not RowMaker(made_by, (END,), 30).at_limit
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "track", "arguments": '{"parcel": 7}'}}
+DESCRIBED = [{"type": "function", "function": {"name": "track", "parameters": {"type": "object"}}}]
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "where is it?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "in the city"},
+    {"role": "assistant", "content": "in the city"},
+]
+
+
+def read(tmp_path: Path, **line: Any) -> LanguageExample:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    (example,) = read_language_examples(path)
+    return example
+
+
+def test_calls_of_tools_are_learned_as_the_server_shows_them(folder: Path, tmp_path: Path) -> None:
+    """OpenAI's files have arguments as the JSON of an object, and no content beside calls."""
+    made_by = encoder(folder, TOOLS)
+    (row,) = rows(made_by, [read(tmp_path, messages=CALLED, tools=DESCRIBED)])
+    assert made_by.chat is not None
+    served = [message.plain() for message in TypeAdapter(list[Message]).validate_python(CALLED)]
+    text = made_by.chat.render(served, DESCRIBED, opens_answer=False)
+    assert '"arguments": {"parcel": 7}' in text
+    learned = made_by.prompt(text, special=False)
+    assert list(row.ids)[: len(learned)] == learned
+
+
+def test_a_message_without_content_has_none_for_templates_that_need_one(folder: Path, tmp_path: Path) -> None:
+    made_by = encoder(folder, CHATML)
+    (row,) = rows(
+        made_by, [read(tmp_path, messages=[*TURNED[:1], {"role": "assistant", "content": None}, *TURNED[2:]])]
+    )
+    assert "very far" not in parts(made_by, row)[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ({"messages": TURNED, "tools": DESCRIBED}, r"line 1, tools: the base's chat template shows no tools"),
+        (
+            {"messages": CALLED[:2]},
+            r"line 1, messages\.1\.tool_calls: the base's chat template shows no calls of tools",
+        ),
+        ({"messages": [TURNED[0], CALLED[2], TURNED[1]]}, r"line 1, messages\.1\.role: .* leaves out results of tools"),
+    ],
+)
+def test_what_the_template_would_leave_out_is_refused(
+    line: dict[str, Any], match: str, folder: Path, tmp_path: Path
+) -> None:
+    silent = "{% for m in messages if m.role != 'to' ~ 'ol' %}{{ m.role ~ ': ' ~ m.content ~ '\\n' }}{% endfor %}"
+    with pytest.raises(DataError, match=match):
+        rows(encoder(folder, silent), [read(tmp_path, **line)])

@@ -85,6 +85,7 @@ def test_schemas_within_the_limits_pass(schema: dict[str, Any]) -> None:
         ({"minProperties": 2}, "minProperties 2"),
         ({"properties": {f"p{i}": {} for i in range(401)}}, "at most 400 are taken of one"),
         ({"minProperties": 3, "required": ["a", "b"]}, "minProperties 3"),
+        ({"minProperties": 3, "required": ["a", "a", "a"]}, "minProperties 3"),
         ({"$ref": "#/default", "default": {"multipleOf": 999_983}}, "no schema within the schema"),
         ({"$ref": "#/examples/0", "examples": [{"x-guidance": {}}]}, "no schema within the schema"),
         ({"items": {"$ref": "#/items/const", "const": {"type": "string"}}}, "no schema within the schema"),
