@@ -1,8 +1,9 @@
 """Schemas as they are compiled: without what says nothing of texts, and objects closed that seem so.
 
 Objects that list their properties and leave open whether there may be others get no others.
-Every object without them fits the schema too; but alternatives of ``oneOf`` are told apart as closed. A model that may add properties does so without end, and names its own
-instead of those that are not required; other servers close such objects as well.
+Every object without them fits the schema too; but alternatives of ``oneOf`` are told apart as closed. A model that may
+add properties does so without end, and names its own instead of those that are not required; other servers close such
+objects as well.
 """
 
 from __future__ import annotations
