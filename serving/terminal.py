@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ken_core.progress import Stage
+from serving.interruption import watched
 
 _PIPE_WIDTH = 140
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -92,9 +93,15 @@ def counted(number: int, what: str) -> str:
 
 @contextmanager
 def staged() -> Iterator[Callable[[Stage], None]]:
-    """A progress bar for work on tensors in stages. Yields a callback that shows the stage and the tensor."""
-    with progress("") as update:
-        yield lambda stage: update(stage.done, stage.total, f"{stage.what}: {stage.name}")
+    """A progress bar for work on tensors in stages. Yields a callback that shows the stage and the tensor, and ends the
+    work where a signal came that Python dropped."""
+    with watched() as check, progress("") as update:
+
+        def tell(stage: Stage) -> None:
+            check()
+            update(stage.done, stage.total, f"{stage.what}: {stage.name}")
+
+        yield tell
 
 
 @contextmanager

@@ -36,6 +36,7 @@ FLOORS = (
     "security",
     "admission names",
     "addresses data_dir errors incoming popularity terminal",
+    "interruption",
     "ken_core",
 )
 """From top to bottom, the folders and files of `serving`, and `ken_core`. Each may import from the floors below it, so
