@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoModel
 from ken_core.decoding.alone import AloneDecoder
 from ken_core.decoding.choice import decoder_of
 from ken_core.decoding.decoder import Chunk
-from ken_core.decoding.few_rows import few_rows
+from ken_core.decoding.few_rows import few_rows, linear, mkl_is_fast
 from ken_core.decoding.key_values import BLOCK, KeyValues
 from ken_core.decoding.packed import PackedDecoder
 from ken_core.errors import UndecodableError
@@ -144,6 +145,13 @@ def test_keys_and_values_grow_by_blocks_and_keep_what_they_hold() -> None:
         assert past.nbytes == 2 * 2 * 4 * 4 * -(-past.length // BLOCK) * BLOCK
 
 
+@pytest.fixture
+def slow_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that is not Intel's, whatever this one is."""
+    monkeypatch.setattr("ken_core.decoding.few_rows.mkl_is_fast", lambda: False)
+
+
+@pytest.mark.usefixtures("slow_mkl")
 @pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 16, 300])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("features", [48, 128])
@@ -161,6 +169,7 @@ def test_few_rows_are_the_same_product(rows: int, bias: bool, features: int) -> 
     assert layer.forward == before
 
 
+@pytest.mark.usefixtures("slow_mkl")
 def test_what_stood_before_a_layer_stands_there_again() -> None:
     layer = torch.nn.Linear(4, 4)
     own = layer.forward
@@ -169,6 +178,25 @@ def test_what_stood_before_a_layer_stands_there_again() -> None:
     with few_rows([layer]):
         assert layer.forward is not mine
     assert layer.forward is mine
+
+
+def test_where_mkl_is_fast_layers_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ken_core.decoding.few_rows.mkl_is_fast", lambda: True)
+    layer, inputs = torch.nn.Linear(64, 8), torch.randn(1, 3, 64)
+    own = layer.forward
+    with few_rows([layer]):
+        assert layer.forward == own
+    assert torch.equal(linear(layer, inputs), torch.nn.functional.linear(inputs, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(("vendor", "fast"), [("GenuineIntel", True), ("AuthenticAMD", False), (None, False)])
+def test_intels_processors_are_known_by_their_name(
+    vendor: str | None, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if vendor is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr("ken_core.decoding.few_rows.Path", lambda path: tmp_path / "cpuinfo")
+    assert mkl_is_fast.__wrapped__() == fast
 
 
 def test_the_kernel_refuses_what_it_would_read_beyond() -> None:
