@@ -23,7 +23,18 @@ GIB = 1 << 30
 
 def start_extract(base: Path, tuned: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "serving.cli", "extract", "--base", base, "--tuned", tuned, "--out", out, *options]
-    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_takes_ctrl_c,
+    )
+
+
+def _takes_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def own_bytes(pid: int) -> int:

@@ -18,6 +18,7 @@ from ken_core.progress import Stage
 from serving.terminal import staged
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may ignore it
 
 class Ended:
     def __del__(self):
@@ -44,10 +45,13 @@ def test_a_signal_that_comes_in_a_finalizer_ends_the_work_at_the_next_tensor(num
 
 
 def test_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with watched():
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with watched():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, own)
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
