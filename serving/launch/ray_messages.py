@@ -9,6 +9,9 @@ from typing import Any
 
 from serving.errors import StartError
 
+_REFUSED_ADDRESS = re.compile(r"cannot bind socket \((?P<reason>[^)]+)\) for \[(?P<address>\S+)\]")
+"""What HAProxy says of an address that was free when the server's start looked at it."""
+
 
 def show_replicas_only() -> None:
     """Print the replicas' log lines and no other lines of Ray. Ray has no public setting for this."""
@@ -28,10 +31,12 @@ def _print_replica_lines(data: dict[str, Any]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The error message of the replica that failed to start, which Serve has only in its status. A `StartError` comes
-    from no replica and says all by itself."""
+    """The error message of the replica that failed to start, which Serve has only in its status, or of HAProxy. A
+    `StartError` comes from no replica and says all by itself."""
     if isinstance(error, StartError):
         return str(error)
+    if refused := _REFUSED_ADDRESS.search(str(error)):
+        return f"HAProxy cannot listen on {refused['address']} ({refused['reason']}); start again, or on another --port"
     from ray import serve as ray_serve
 
     from serving.app import APP

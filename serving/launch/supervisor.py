@@ -13,6 +13,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from glob import glob
+from pathlib import Path
 
 import psutil
 
@@ -101,21 +103,49 @@ def end_descendants() -> None:
     if not sys.platform.startswith("linux"):
         return
     started = time.monotonic()
-    while (left := list(_descendants())) and (waited := time.monotonic() - started) < _GRACE_SECONDS + _KILL_SECONDS:
-        for process in left if waited >= _GRACE_SECONDS else ():
-            _send(process.pid, signal.SIGKILL)
+    while (left := _descendants()) and (waited := time.monotonic() - started) < _GRACE_SECONDS + _KILL_SECONDS:
+        if waited >= _GRACE_SECONDS:
+            _kill(left)
         _reap()
         time.sleep(0.02)
     _reap()
 
 
-def _descendants() -> Iterator[psutil.Process]:
-    for process in psutil.Process().children(recursive=True):
+def _kill(left: list[int]) -> None:
+    """Kill processes, and the descendants that are new since they were listed, until there are no new ones."""
+    killed: set[int] = set()
+    while left:
+        for pid in left:
+            _send(pid, signal.SIGKILL)
+        killed.update(left)
+        left = [pid for pid in _listed_below(os.getpid()) if pid not in killed]
+
+
+def _descendants() -> list[int]:
+    """Those that run. It reads what the machine tells of all its processes, which takes 10 to 100 ms."""
+    return [process.pid for process in psutil.Process().children(recursive=True) if _runs(process)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _listed_below(pid: int) -> Iterator[int]:
+    """Descendants of a process by Linux's lists of children, in less than 1 ms, so that few are forked meanwhile.
+
+    A list may lack a child while others of it end, and a kernel may have no lists: so nothing follows from none.
+    """
+    for children in glob(f"/proc/{pid}/task/*/children"):
         try:
-            if process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.NoSuchProcess:
+            listed = Path(children).read_text().split()
+        except OSError:  # the thread has ended
             continue
+        for child in map(int, listed):
+            yield child
+            yield from _listed_below(child)
 
 
 def _reap() -> None:

