@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from time import thread_time
+from time import perf_counter, thread_time
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +18,20 @@ from serving.errors import InvalidInputError
 _log = logging.getLogger(__name__)
 
 MOST_SECONDS = 1.0
-"""That the texts of one request may hold up the engine by their grammar in all, beyond `USUAL_SECONDS` a token. A mask
-takes 0.01 to 0.1 ms, while the model computes; of a hostile schema up to 0.02 s."""
+"""Of a processor that the texts of one request may hold up the engine by their grammar in all, beyond `USUAL_SECONDS` a
+token. A mask takes 0.01 to 0.1 ms, while the model computes; of a hostile schema up to 0.02 s."""
 USUAL_SECONDS = 0.0005
 """Of one token. 32 texts of ordinary schemas (49,152 tokens, a machine of 2 cores with 4 busy processes) took 0.2 ms on
-average, and now and then 4 ms, since threads wait for one another; so the sum is held against the sum."""
+average."""
+_WAITS_FOR_ONE = 10
+"""Seconds that the engine waits for a second of a processor: a thread of a busy machine gets but a part of one."""
 _QUICK_SECONDS = 0.0002
 """A mask that took no longer is not given to a thread the next time: that takes 0.1 to 0.2 ms of a processor itself."""
 
 
 class Delay:
-    """How long the texts of one request have held up the engine by their grammar."""
+    """How long the texts of one request have held up the engine by their grammar, in seconds of a processor: what else
+    runs on the machine makes no text longer."""
 
     def __init__(self, at: str) -> None:
         self._at = at
@@ -44,16 +45,13 @@ class Delay:
     def allow_a_token(self) -> None:
         self.seconds = max(self.seconds - USUAL_SECONDS, -MOST_SECONDS)
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count what runs within. Raises `InvalidInputError` before it, if the time is up."""
+    def check(self) -> None:
+        """Raises `InvalidInputError` if the time is up."""
         if not self.left:
-            raise InvalidInputError("it takes too long to follow in this text; send a simpler one", at=self._at)
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
+            raise self.refusal()
+
+    def refusal(self) -> InvalidInputError:
+        return InvalidInputError("it takes too long to follow in this text; send a simpler one", at=self._at)
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ class GrammarState:
             InvalidInputError: nothing may come next that has a score, or it takes too long to know.
         """
         self._delay.allow_a_token()
-        with self._delay.counted():
-            following = self._following()
+        self._delay.check()
+        following = self._following()
         allowed = _of_size(following.tokens, scores.numel())
         if following.ends:
             allowed[list(ends)] = True
@@ -121,10 +119,12 @@ class GrammarState:
         """Go on behind a token that was chosen. Returns whether the text is complete, so that nothing can follow.
 
         Raises:
-            InvalidInputError: the grammar grows beyond its limits.
+            InvalidInputError: the grammar grows beyond its limits, or it takes too long.
         """
-        with self._delay.counted():
-            self._matcher.consume_token(token)
+        self._delay.check()
+        began = thread_time()
+        self._matcher.consume_token(token)
+        self._delay.seconds += thread_time() - began
         self._check()
         if self._matcher.is_stopped():
             return True
@@ -133,11 +133,16 @@ class GrammarState:
 
     def _following(self) -> _Next:
         if self._next is None or self._next.cancel():  # it is quick, or no thread had time for it yet
-            return self._computed()
+            following = self._computed()
+            self._delay.seconds += self._took
+            return following
+        began = perf_counter()
         try:
-            return self._next.result(self._delay.left)
+            following = self._next.result(_WAITS_FOR_ONE * self._delay.left)
         except TimeoutError:
-            raise InvalidInputError("it takes too long to follow in this text; send a simpler one", self._at) from None
+            raise self._delay.refusal() from None
+        self._delay.seconds += min(self._took, perf_counter() - began)
+        return following
 
     def _computed(self) -> _Next:
         began = thread_time()

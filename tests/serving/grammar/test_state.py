@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import pytest
 import torch
 from following import VOCABULARIES, followed, refused_at, written
+from llguidance import LLMatcher
 
 from ken_core.tokenization import Encoder
 from serving.errors import InvalidInputError
@@ -124,7 +126,7 @@ def test_a_text_of_which_nothing_is_left_to_choose_fails_with_a_reason(encoder: 
 
 
 def test_a_mask_that_takes_too_long_fails_its_text_alone(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "MOST_SECONDS", 0.05)
+    monkeypatch.setattr(states, "MOST_SECONDS", 0.01)
 
     class Stuck(ThreadPoolExecutor):
         def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -144,9 +146,16 @@ class Clock:
         self._seconds = seconds
         self.now = 0.0
 
-    def perf_counter(self) -> float:
+    def __call__(self) -> float:
         self.now += self._seconds
         return self.now
+
+
+class Busy(ThreadPoolExecutor):
+    """Threads that have no time for what they are given."""
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
 
 
 @pytest.mark.parametrize("texts", [1, 32])
@@ -155,11 +164,11 @@ def test_texts_of_one_request_hold_up_others_for_a_second_beyond_what_is_usual(
     a_call: float, most: int | None, texts: int, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each token makes the engine wait twice: for its mask, and as it is taken in."""
-    monkeypatch.setattr(states, "time", Clock(a_call))
+    monkeypatch.setattr(states, "thread_time", Clock(a_call))
     matcher = finish(compiled(match_of("a+", "here"), encoder, VOCABULARIES))
     (a,) = encoder.prompt("a", special=False)
     delay, scores, tokens = Delay("here"), torch.zeros(encoder.largest_ids[0] + 1), 0
-    with ThreadPoolExecutor(1) as threads, suppress(InvalidInputError):
+    with Busy(1) as threads, suppress(InvalidInputError):
         some = [GrammarState(matcher.deep_copy(), threads, "here", delay) for _ in range(texts)]
         while tokens < 12_000:
             state = some[tokens % texts]
@@ -169,22 +178,80 @@ def test_texts_of_one_request_hold_up_others_for_a_second_beyond_what_is_usual(
     assert tokens == pytest.approx(most or 12_000, rel=0.002)
 
 
-def test_time_that_was_not_taken_is_saved_for_later_up_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "time", clock := Clock(0.0))
+def test_time_that_was_not_taken_is_saved_for_later_up_to_a_second() -> None:
     delay = Delay("here")
     for _ in range(100_000):
         delay.allow_a_token()
-    with delay.counted():
-        clock.now += 2.01
-    with pytest.raises(InvalidInputError, match="here: it takes too long to follow"), delay.counted():
-        pass
+    delay.seconds += 1.99
+    delay.check()
+    delay.seconds += 0.02
+    with pytest.raises(InvalidInputError, match="here: it takes too long to follow"):
+        delay.check()
+
+
+class Late(ThreadPoolExecutor):
+    """A thread of a machine that is so busy that it goes on only after a while."""
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def later() -> Any:
+            time.sleep(0.05)
+            return work(*args, **kwargs)
+
+        submitted, began = super().submit(later), time.monotonic()
+        while not submitted.running() and time.monotonic() < began + 20:
+            time.sleep(0.001)
+        return submitted
+
+
+def test_what_else_runs_on_the_machine_makes_no_text_too_long(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine waits for 1 s in all, and a text may hold it up for 0.5 s."""
+    monkeypatch.setattr(states, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(states, "_QUICK_SECONDS", 0.0)
+    matcher = finish(compiled(match_of("a+", "here"), encoder, VOCABULARIES))
+    (a,) = encoder.prompt("a", special=False)
+    with Late(1) as threads:
+        state = GrammarState(matcher, threads, "here")
+        for _ in range(20):
+            state.restrict(torch.zeros(encoder.largest_ids[0] + 1), ())
+            state.take(a)
+
+
+def test_masks_that_take_a_processor_for_long_are_counted_while_the_engine_waits_for_them(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        """A matcher whose masks take 0.05 s of a processor."""
+
+        def __init__(self, matcher: LLMatcher) -> None:
+            self._matcher = matcher
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._matcher, name)
+
+        def compute_logit_bias(self) -> bytes:
+            began = time.thread_time()
+            while time.thread_time() < began + 0.05:
+                pass
+            return self._matcher.compute_logit_bias()
+
+    monkeypatch.setattr(states, "MOST_SECONDS", 0.2)
+    matcher = finish(compiled(match_of("a+", "here"), encoder, VOCABULARIES))
+    (a,) = encoder.prompt("a", special=False)
+    with ThreadPoolExecutor(1) as threads:
+        state = GrammarState(cast("LLMatcher", Slow(matcher)), threads, "here")
+
+        def go_on() -> None:
+            for _ in range(20):
+                state.restrict(torch.zeros(encoder.largest_ids[0] + 1), ())
+                state.take(a)
+
+        with pytest.raises(InvalidInputError, match="takes too long to follow"):
+            go_on()
 
 
 def test_a_mask_for_which_no_thread_had_time_is_computed_at_once(encoder: Encoder) -> None:
-    class Busy(ThreadPoolExecutor):
-        def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-            return Future()
-
     matcher = finish(compiled(one_of(["yes"], "here"), encoder, VOCABULARIES))
     with Busy(1) as threads:
         assert torch.isfinite(GrammarState(matcher, threads, "here").restrict(torch.zeros(400), ())).any()
@@ -203,8 +270,7 @@ def test_masks_are_given_to_threads_while_they_take_long(
             self.given += 1
             return super().submit(work, *args, **kwargs)
 
-    clock = Clock(seconds)
-    monkeypatch.setattr(states, "thread_time", clock.perf_counter)
+    monkeypatch.setattr(states, "thread_time", Clock(seconds))
     matcher = finish(compiled(match_of("a+", "here"), encoder, VOCABULARIES))
     (a,) = encoder.prompt("a", special=False)
     with Counting(1) as threads:
