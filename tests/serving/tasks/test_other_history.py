@@ -61,8 +61,10 @@ def test_a_change_in_a_store_that_was_emptied_is_not_seen_before_it_is_taken_ove
     for _ in range(3):
         store.tasks.publish("spam", deltas.spam)
     watching = watch(store)
+    told = len(watching.told)
     connect(private_url).flushall()
-    eventually(lambda: watching.watch.other_history)
+    eventually(lambda: len(watching.told) > told)
+    assert watching.watch.other_history
     watching.hold.clear()
     store.tasks.publish("first", deltas.spam)
     eventually(lambda: "first" in watching.table.current.tasks)
