@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HELM := $(BIN)/helm
-# Two workers more than there are cores, since tests wait, most of all those that drive a server.
-WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
+# One worker more than there are cores: the one that drives servers mostly waits. With more of them, tests that share a
+# core wait for one another so long that they run out of their time.
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 # tests/conftest.py says which tests go to one worker.
 SPREAD := -n $(WORKERS) --no-loadscope-reorder
 export KEN_DATA_DIR ?= $(CURDIR)/.ken
 export NUMBA_CACHE_DIR ?= $(KEN_DATA_DIR)/numba
+# Tests start hundreds of processes; each would compile all sources anew where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 # Hub look-ups never decide whether a test passes.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 

@@ -69,7 +69,10 @@ def is_ours(module: str) -> bool:
     return module.partition(".")[0] in PACKAGES
 
 
-IMPORTS = {module: set(imported(path.read_text("utf-8"))) - {module} for module, path in SOURCES.items()}
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """What each module imports. A fixture, since every worker imports this file, and one of them runs it."""
+    return {module: set(imported(path.read_text("utf-8"))) - {module} for module, path in SOURCES.items()}
 
 
 def place_of(module: str) -> str:
@@ -104,9 +107,9 @@ def test_what_is_imported_exists() -> None:
     assert {str(path.relative_to(ROOT)): missing for path, missing in found.items() if missing} == {}
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
+def test_no_file_imports_itself_by_way_of_others(imports: dict[str, set[str]]) -> None:
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
@@ -115,18 +118,18 @@ def test_every_folder_and_file_has_a_floor() -> None:
     assert {place_of(module) for module in SOURCES} - {"serving"} == set(LEVEL)
 
 
-def test_imports_lead_downwards() -> None:
+def test_imports_lead_downwards(imports: dict[str, set[str]]) -> None:
     upwards = [
         f"{importer} imports {module}"
-        for importer, modules in IMPORTS.items()
+        for importer, modules in imports.items()
         for module in modules
         if place_of(importer) != place_of(module) and LEVEL[place_of(importer)] <= LEVEL[place_of(module)]
     ]
     assert sorted(upwards) == []
 
 
-def test_the_package_itself_imports_nothing() -> None:
-    assert IMPORTS["serving"] == set()
+def test_the_package_itself_imports_nothing(imports: dict[str, set[str]]) -> None:
+    assert imports["serving"] == set()
 
 
 def test_few_files_lie_directly_in_serving() -> None:

@@ -102,19 +102,20 @@ def end_descendants() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    started = time.monotonic()
-    while (left := _descendants()) and (waited := time.monotonic() - started) < _GRACE_SECONDS + _KILL_SECONDS:
-        if waited >= _GRACE_SECONDS:
-            _kill(left)
+    patient = time.monotonic() + _GRACE_SECONDS
+    deadline = patient + _KILL_SECONDS
+    while (left := _descendants()) and (now := time.monotonic()) < deadline:
+        if now >= patient:
+            _kill(left, deadline)
         _reap()
         time.sleep(0.02)
     _reap()
 
 
-def _kill(left: list[int]) -> None:
+def _kill(left: list[int], deadline: float) -> None:
     """Kill processes, and the descendants that are new since they were listed, until there are no new ones."""
     killed: set[int] = set()
-    while left:
+    while left and time.monotonic() < deadline:
         for pid in left:
             _send(pid, signal.SIGKILL)
         killed.update(left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -54,15 +55,26 @@ def environment(values: dict[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **values}
 
 
+def _answers(admin: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        try:
+            client.connect(str(admin))
+            client.sendall(b"show info\n")
+            return bool(client.recv(1))
+        except (FileNotFoundError, ConnectionError):
+            return False
+
+
 @contextmanager
 def started(file: Path, values: dict[str, str]) -> Iterator[psutil.Popen]:
-    """Wait until HAProxy answers on its admin socket, as Ray does."""
+    """Wait until HAProxy answers on its admin socket, as Ray does: then it listens on all its addresses."""
     process = psutil.Popen(
         [ENTRY, "-db", "-f", file, "-dR"], env=environment(values), stderr=subprocess.PIPE, text=True
     )
     try:
         deadline = time.monotonic() + 30
-        while not (file.parent / "admin.sock").exists():
+        while not _answers(file.parent / "admin.sock"):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -206,7 +206,7 @@ time.sleep(60)
 
 def test_nothing_is_left_where_descendants_are_killed_neither_zombies_nor_what_was_forked_meanwhile() -> None:
     """Eight that are told to end by nothing, and one that is replaced by its own child every 2 ms: sooner than all
-    processes of a machine are looked at."""
+    processes of a machine are looked at. It ends by itself too, after half a minute, and holds no output open."""
     script = """
 import os, subprocess, sys, time, psutil
 from serving.launch import process_ties, supervisor
@@ -215,10 +215,13 @@ supervisor._GRACE_SECONDS = 0
 for _ in range(8):
     subprocess.Popen(["sleep", "60"])
 if os.fork() == 0:
-    while True:
+    os.closerange(0, 3)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
         time.sleep(0.002)
         if os.fork():
-            os._exit(0)
+            break
+    os._exit(0)
 supervisor.end_descendants()
 print([process.name() for process in psutil.Process().children()])
 """

@@ -145,9 +145,15 @@ def test_a_deadline_ends_work(workers: WorkerPool) -> None:
     gate = Gate()
 
     async def ask() -> None:
+        loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
+
+        def late() -> Steps[str]:
+            loop.call_soon_threadsafe(limit.reschedule, loop.time())
+            return (yield from gate.steps("late", 50))
+
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await workers.run("a", gate.steps("late", 50))
+            async with limit:
+                await workers.run("a", late())
         gate.let(2)
         await workers.run("a", at_once("next", LONG))
 
