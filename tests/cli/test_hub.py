@@ -32,6 +32,8 @@ def hub_url(hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 120)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 120)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
         monkeypatch.setenv("HF_TOKEN", "me-token")
         yield url

@@ -118,7 +118,7 @@ def on_tasks_and_keys(ken: Ken, files: list[str]) -> list[list[str]]:
     key = str(facts(ken("keys", "create", "ci", "--json"))["id"])
     return [
         ["publish", "mood", files[0]],
-        ["publish", "mood", files[1], "--alias", "canary", "--wait", "5"],
+        ["publish", "mood", files[1], "--alias", "canary", "--wait", "60"],
         ["tasks"],
         ["tasks", "--json"],
         ["promote", "mood", "canary"],
@@ -156,7 +156,7 @@ def test_answers_of_a_server_are_read_and_judged_with_what_the_client_brings(
     data.write_text('{"text": "a good film", "label": "good"}\n')
     asked = ["judged", "--url", url, "--data", str(data)]
     predict = ["predict", *asked, "--out", str(tmp_path / "answers.jsonl")]
-    publish = ["publish", "judged", files[0], "--url", url, "--wait", "5"]
+    publish = ["publish", "judged", files[0], "--url", url, "--wait", "60"]
     run_all(brought, [publish, predict, ["eval", *asked, "--json"]])
 
 

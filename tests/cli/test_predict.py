@@ -25,7 +25,7 @@ def delta(ken: Ken, url: str, tiny_base: Path, tiny_tuned: dict[str, Path], tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEN_API_KEY", ADMIN)
         command = ("add", "mood", tiny_tuned["mood"], "--base", tiny_base, "--keep", "1", "--out", folder / "kept")
-        ended = ken(*command, "--text", texts, "--url", url, "--wait", "10")
+        ended = ken(*command, "--text", texts, "--url", url, "--wait", "60")
     assert ended.returncode == 0, ended.stderr
     assert "100.0%" in ended.stdout
     return folder / "kept/mood.ken"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +25,7 @@ def server(
     made = ken("extract", "--base", tiny_base, "--tuned", tiny_tuned["mood"], "--out", delta, "--keep", "0.1")
     assert made.returncode == 0, made.stderr
     with Client(url, ADMIN) as client:
-        client.publish("mood", delta, wait=10)
+        assert not client.publish("mood", delta, wait=60).pending
     return url
 
 
@@ -32,21 +34,40 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEN_API_KEY", ADMIN)
 
 
+@pytest.fixture(autouse=True)
+def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine answers later than users should wait for."""
+    monkeypatch.setattr("serving.monitoring.scraping._SECONDS", 20.0)
+    monkeypatch.setattr("serving.monitoring.looking._SECONDS", 60.0)
+
+
 @pytest.fixture
-def asked(server: str) -> Iterator[None]:
-    """The task is asked all the time."""
-    done = threading.Event()
+def asked(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The task is asked all the time. An interval lasts until it was answered, however slow the machine is."""
+    done, answered = threading.Event(), threading.Semaphore(0)
 
     def ask() -> None:
         with Client(server, ADMIN) as client:
             while not done.is_set():
                 client.predict("mood", "a good film")
+                answered.release()
 
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        while answered.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the first may have been counted before the interval
+            assert answered.acquire(timeout=60)
+
+    monkeypatch.setattr("serving.cli.top.time", SimpleNamespace(sleep=sleep, time=time.time))
     thread = threading.Thread(target=ask)
     thread.start()
-    yield
-    done.set()
-    thread.join()
+    try:
+        assert answered.acquire(timeout=60)  # the task is on the device before the first look
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.usefixtures("asked")
@@ -111,7 +132,7 @@ def test_a_server_that_is_lost_is_told_and_asked_again_until_ctrl_c(ken: Ken, mo
             raise KeyboardInterrupt
 
     with Scripted(*replies) as server:
-        monkeypatch.setattr("serving.cli.top.time.sleep", sleep)
+        monkeypatch.setattr("serving.cli.top.time", SimpleNamespace(sleep=sleep, time=time.time))
         ended = ken("top", "--url", server.url, "--interval", 1.5)
     assert ended.returncode == 0
     assert ended.stderr.count("trying again") == 1

@@ -26,6 +26,8 @@ FILES = {
 class Hub(ThreadingHTTPServer):
     """What a download asks a hub, for one repository. Files in `broken` end half-way."""
 
+    request_queue_size = 64
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Request)
         self.files = dict(FILES)
@@ -97,9 +99,11 @@ def download(hub: Hub, target: Path) -> subprocess.CompletedProcess[str]:
         "HF_ENDPOINT": address,
         "HF_HOME": str(target.parents[1] / "hub"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "120",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",
     }
     command = [sys.executable, "-c", SCRIPT.read_text(), "team/base", REVISION, str(target)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def content(folder: Path) -> dict[str, bytes]:

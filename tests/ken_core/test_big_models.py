@@ -21,8 +21,13 @@ from tests.ken_core.big_pair import BLOOM_1B7, write_pair
 GIB = 1 << 30
 
 
-def start_extract(base: Path, tuned: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "serving.cli", "extract", "--base", base, "--tuned", tuned, "--out", out, *options]
+_TELLS_AT_ONCE = "from serving import terminal; terminal.LINE_SECONDS = 0.0; from serving.cli import main; main()"
+
+
+def start_extract(
+    base: Path, tuned: Path, out: Path, *options: str, program: tuple[str, str] = ("-m", "serving.cli")
+) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, "extract", "--base", base, "--tuned", tuned, "--out", out, *options]
     return subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
@@ -55,12 +60,10 @@ def peak_of(process: subprocess.Popen[str]) -> int:
     return peak
 
 
-def interrupt(process: subprocess.Popen[str], tuned: Path) -> None:
-    """Send Ctrl-C a moment after the fine-tune was mapped, while the command selects, which takes minutes."""
-    maps = Path(f"/proc/{process.pid}/maps")
-    while process.poll() is None and str(tuned) not in maps.read_text():
-        time.sleep(0.1)
-    time.sleep(1)
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Send Ctrl-C while the command selects among its first large tensor, which takes long."""
+    assert process.stderr is not None
+    assert any(line.startswith("selecting: h.0.mlp.") for line in process.stderr), "it ended before it selected"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
 
@@ -101,9 +104,13 @@ def test_an_interrupted_extraction_leaves_the_file_that_was_there_before_and_no_
     out = tmp_path / "out" / "delta.ken"
     out.parent.mkdir()
     out.write_bytes(b"the one before")
-    process = start_extract(base, tuned, out, "--method", "ken-grid", "--k", "200", "--overwrite")
-    interrupt(process, tuned)
-    _, err = process.communicate(timeout=60)
+    method = ("--method", "ken-grid", "--k", "200", "--overwrite")
+    process = start_extract(base, tuned, out, *method, program=("-c", _TELLS_AT_ONCE))
+    try:
+        interrupt(process)
+        _, err = process.communicate()
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted" in err
     assert os.listdir(out.parent) == ["delta.ken"]

@@ -133,6 +133,11 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64
+    """A fetch opens many connections at once; one for which there is no place is tried again seconds later."""
+
+
 _UNWANTED = {"training_args.bin", "optimizer.bin", "tf_model.h5", "rust_model.ot", "flax_model.msgpack"}
 _FETCH = """
 import json, sys
@@ -176,13 +181,15 @@ def fetched(folders, tmp_path_factory) -> dict[str, Fetched]:
         for name in _UNWANTED:
             (source / name).write_bytes(b"nobody reads this")
     names = {f"some-one/{form}": source for form, source in sources.items()}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHub", (Hub,), {"repositories": names}))
+    server = Server(("127.0.0.1", 0), type("OwnHub", (Hub,), {"repositories": names}))
     Thread(target=server.serve_forever, daemon=True).start()
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HUB_CACHE": str(root / "cache"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_ETAG_TIMEOUT": "120",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",
         "NO_PROXY": "127.0.0.1",
         "PYTHONPATH": str(Path(ken_core.__file__).parents[1]),
     }

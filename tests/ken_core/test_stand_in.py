@@ -226,19 +226,22 @@ def test_heads_of_one_and_of_different_tasks_answer_their_own_rows_on_several_th
     outputs = [run(bert, one) for one in batches]
     expected = {(m, b): models[m].whole(**batches[b]).logits for m in range(2) for b in range(3)}
     wrong: list[tuple[int, int]] = []
+    asked: list[tuple[int, int]] = []
     start = threading.Barrier(6)
 
     def ask(m: int, b: int) -> None:
-        start.wait(20)
+        start.wait()
         with torch.inference_mode():
             answers = (models[m](outputs[b], batches[b]).logits for _ in range(200))
             wrong.extend((m, b) for found in answers if not same_bits(found, expected[m, b]))
+        asked.append((m, b))
 
     threads = [threading.Thread(target=ask, args=pair) for pair in expected]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
+    assert sorted(asked) == sorted(expected)
     assert not wrong
     assert len({t.numpy().tobytes() for t in expected.values()}) == 6
 
