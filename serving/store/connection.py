@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from importlib.resources import files
 from typing import Any
 
@@ -61,8 +62,10 @@ class Connection:
         return ":".join((f"ken:{{{self._namespace}}}", *parts))
 
     def record_keys(self, name: str) -> list[str]:
-        """The keys that `record.lua` writes: the history of a task (or ``@keys``), events, revision, marks."""
-        return [self.control_key("history", name), *map(self.control_key, ("events", "revision", "marks"))]
+        """The keys that `record.lua` writes: the history of a task (or ``@keys``), events, revision, marks, and one of
+        this change alone. redis-py sends a change again whose answer was lost; by its own key it is made once."""
+        own = self.control_key("made", uuid.uuid4().hex)
+        return [self.control_key("history", name), *map(self.control_key, ("events", "revision", "marks")), own]
 
     def digest_key(self, kind: str, digest: str, *parts: str) -> str:
         """A key in the digest's own hash slot.

@@ -6,6 +6,8 @@ local task, versions, stack, tasks = unpack(KEYS, 1, 4)
 local action, name, field, value, who, seen, other_labels = unpack(ARGV)
 local back = action == 'rollback' or action == 'rollback-route'
 
+local made = made_before()
+if made then return {'ok', made} end
 if action ~= 'publish' and redis.call('EXISTS', task) == 0 then return {'no-task'} end
 if seen ~= '' and seen ~= (redis.call('HGET', task, '@revision') or '0') then return {'changed'} end
 if action == 'promote' and not redis.call('ZSCORE', versions, value) then return {'no-version'} end

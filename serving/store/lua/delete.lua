@@ -4,6 +4,8 @@ local ROUTE = '@route'
 local task, versions, stacks, tasks = unpack(KEYS, 1, 4)
 local action, name, digest, force, who = unpack(ARGV)
 
+local made = made_before()
+if made then return {'ok', made} end
 if redis.call('EXISTS', task) == 0 then return {'no-task'} end
 if action == 'delete-version' and not redis.call('ZSCORE', versions, digest) then return {'no-version'} end
 

@@ -1,6 +1,8 @@
 -- Adds, replaces or drops the record of an API key, or only records that there was a key. Answers {status, revision}.
 local keys, locked = unpack(KEYS, 1, 2)
 local action, name, id, text, who = unpack(ARGV)
+local made = made_before()
+if made then return {'ok', made} end
 if action == 'lock' and redis.call('EXISTS', locked) == 1 then
   return {'ok', tonumber(redis.call('GET', KEYS[5]) or 0)}
 end

@@ -1,11 +1,18 @@
 -- This file is put in front of each script.
 
+-- The revision of this very change, where it was made already and its answer was lost: then the client sends it again.
+-- The last key is the change's own, see `Connection.record_keys`.
+local function made_before()
+  local revision = redis.call('GET', KEYS[#KEYS])
+  return revision and tonumber(revision)
+end
+
 -- Every change ends with this: it counts the change, marks it, announces it in the stream, and adds its rows to the
 -- history. A row says what was done; author, time and revision are added to it. A change's mark depends on the mark
 -- before and on the time, so it tells the same revision of two stores apart. Answers the revision.
 local function record(keys, name, who, rows)
-  local HISTORY, EVENTS, MARKS = 1000, 10000, 1000
-  local history, events, counter, marks = unpack(keys)
+  local HISTORY, EVENTS, MARKS, SENT_AGAIN_SECONDS = 1000, 10000, 1000, 600
+  local history, events, counter, marks, made = unpack(keys)
   local revision, now = redis.call('INCR', counter), redis.call('TIME')
   local before = redis.call('HGET', marks, revision - 1) or ''
   local mark = string.sub(redis.sha1hex(table.concat({before, revision, now[1], now[2], name, who}, ' ')), 1, 16)
@@ -18,6 +25,7 @@ local function record(keys, name, who, rows)
   end
   redis.call('LTRIM', history, 0, HISTORY - 1)
   redis.call('XADD', events, 'MAXLEN', '~', EVENTS, '*', 'task', name, 'revision', revision)
+  redis.call('SET', made, revision, 'EX', SENT_AGAIN_SECONDS)
   return revision
 end
 
