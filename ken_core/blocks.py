@@ -76,4 +76,7 @@ def workers(threads: int | None = None) -> Iterator[Workers]:
             while ahead:
                 yield ahead.popleft().result()
 
-        yield in_order
+        try:
+            yield in_order
+        finally:  # what was begun is waited for, where the caller was interrupted; what waits its turn is not
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -83,12 +83,12 @@ def merge(
         raise typer.BadParameter(str(error)) from None
     check_output_file(out_file, "--out", overwrite)
     files = [open_file(path) for path, _ in weighted]
-    ours = open_base(base)
-    parts = [
-        Part(deltafile.read(file, ours, ours.identity.digest), weight, file.digest, file.name)
-        for file, (_, weight) in zip(files, weighted, strict=True)
-    ]
     with staged() as watch:
+        ours = open_base(base)
+        parts = [
+            Part(deltafile.read(file, ours, ours.identity.digest), weight, file.digest, file.name)
+            for file, (_, weight) in zip(files, weighted, strict=True)
+        ]
         found = combine(ours, parts, recipe, place, watch)
         file = deltafile.write(found, ours, out_file, stored, progress=watch)
     show_written(file, found.warnings, as_json)

@@ -138,9 +138,9 @@ def extract(
     check_text(recipe.chosen(0).method, text, fit=fit, distil=distil is not None)
     check_output_file(out_file, "--out", overwrite)
     given = None if text is None else read_given(text)[0]
-    ours, theirs = open_base(base), open_tuned(tuned)
-    texts = None if given is None else inputs_of(theirs, given)
     with staged() as watch:
+        ours, theirs = open_base(base), open_tuned(tuned)
+        texts = None if given is None else inputs_of(theirs, given)
         found, file = recipe.make(ours, theirs, out_file, texts, watch)
     show_written(file, found.warnings, as_json)
 
@@ -167,9 +167,9 @@ def import_peft(
     from ken_core import import_peft as read_adapter
 
     check_output_file(out_file, "--out", overwrite)
-    ours = open_base(base)
     names = None if labels is None else [label.strip() for label in labels.split(",")]
     with staged() as watch:
+        ours = open_base(base)
         found = read_adapter(adapter, ours, architecture=architecture, labels=names, cast=cast, progress=watch)
         file = deltafile.write(found, ours, out_file, progress=watch)
     show_written(file, found.warnings, as_json)

@@ -10,7 +10,8 @@ from serving.monitoring.activity import Look
 from serving.monitoring.readings import Reading
 from serving.monitoring.scraping import Scraper
 
-_SECONDS = 5.0
+_SECONDS = 15.0
+"""For each question; a server that is lost refuses the connection at once."""
 
 
 class Watcher:

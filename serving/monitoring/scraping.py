@@ -54,7 +54,8 @@ class Scraper:
     async def _texts(self, urls: Sequence[str]) -> list[tuple[str | Exception, float]]:
         """For each URL its text, or why there is none, and when that was known."""
         at_once = asyncio.Semaphore(_AT_ONCE)
-        async with httpx.AsyncClient(timeout=_SECONDS / 2, verify=self._tls, trust_env=False) as client:
+        patience = httpx.Timeout(_SECONDS, connect=_SECONDS / 2)
+        async with httpx.AsyncClient(timeout=patience, verify=self._tls, trust_env=False) as client:
 
             async def one(url: str) -> tuple[str | Exception, float]:
                 async with at_once:
