@@ -327,5 +327,8 @@ def test_a_deleted_task_leaves_nothing_but_its_history(split: Store, store_url: 
     split.tasks.set_route("spam", HALVES)
     split.tasks.delete("spam", force=True)
     raw: Any = connect(store_url)
-    left = {key.decode().split("}:", 1)[1] for key in raw.scan_iter(f"ken:{{{namespace}}}:*", count=1000)}
-    assert left == {"history:spam", "events", "revision", "marks"}
+    found = {
+        key.decode().split("}:", 1)[1]: raw.ttl(key) for key in raw.scan_iter(f"ken:{{{namespace}}}:*", count=1000)
+    }
+    assert {name for name in found if not name.startswith("made:")} == {"history:spam", "events", "revision", "marks"}
+    assert all(0 < seconds <= 600 for name, seconds in found.items() if name.startswith("made:"))
