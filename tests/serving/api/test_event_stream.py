@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,31 @@ from serving.api.middleware import GoneError
 from serving.errors import DeadlineError
 
 GONE = {"type": "http.disconnect"}
+
+
+class Jumping(asyncio.SelectorEventLoop):
+    """Its clock goes forward only when nothing can run, and then to what is due next."""
+
+    _now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._now = max(self._now, self._scheduled[0]._when)  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr("serving.api.event_stream.time", told)
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=Jumping) as runner:
+        return runner.run(work)
 
 
 async def never() -> dict[str, Any]:
@@ -52,7 +78,7 @@ async def heard(coming: AsyncIterator[int], receive: Any, pause: float, seconds:
 
 
 def test_a_pause_is_told_of_after_the_first_and_not_before() -> None:
-    found, error = asyncio.run(heard(numbers(0.2, 0.25), never, 0.1))
+    found, error = run(heard(numbers(0.2, 0.25), never, 0.1))
     assert error is None
     assert (found[0], found[-1]) == (0, 1)
     assert set(found[1:-1]) == {None}
@@ -73,7 +99,7 @@ def test_a_client_that_leaves_ends_the_wait() -> None:
         await asyncio.sleep(0.05)
         return GONE
 
-    found, error = asyncio.run(heard(endless(), leaving, 60))
+    found, error = run(heard(endless(), leaving, 60))
     assert (found, type(error), ended) == ([0], GoneError, True)
 
 
@@ -82,11 +108,11 @@ def test_what_came_before_a_failure_is_passed_on_and_the_failure_too() -> None:
         yield 0
         raise OSError("lost")
 
-    found, error = asyncio.run(heard(failing(), never, 60))
+    found, error = run(heard(failing(), never, 60))
     assert (found, type(error)) == ([0], OSError)
 
 
 @pytest.mark.parametrize(("pauses", "expected"), [((60,), []), ((0, 60), [0, None, None])])
 def test_what_is_too_late_is_not_waited_for(pauses: tuple[float, ...], expected: list[Any]) -> None:
-    found, error = asyncio.run(heard(numbers(*pauses), never, 0.1, 0.25))
+    found, error = run(heard(numbers(*pauses), never, 0.1, 0.25))
     assert (found, type(error)) == (expected, DeadlineError)

@@ -64,7 +64,7 @@ def is_gone(pid: int) -> bool:
     """Whether a process has ended, or ends in a moment: a killed process takes its time on a busy machine."""
     try:
         process = psutil.Process(pid)
-        for _ in range(200):
+        for _ in range(2000):
             if process.status() == psutil.STATUS_ZOMBIE:
                 return True
             time.sleep(0.01)
@@ -236,7 +236,8 @@ def test_a_grandchild_that_ends_by_itself_in_a_moment_may_do_so(
         f"""
 subprocess.Popen(["sh", "-c", "sleep 0.3; echo done > {tmp_path}/done"])
 return 0
-"""
+""",
+        "supervisor._GRACE_SECONDS = 20.0\n",
     )
     assert running.code() == 0
     assert (tmp_path / "done").read_text() == "done\n"

@@ -268,6 +268,7 @@ def test_a_promotion_is_not_said_to_be_seen_by_a_replica_that_lost_the_store(
     eventually(lambda: not cut.watch.store_up)
 
     revision = store.tasks.publish("spam", deltas.spam_2)
+    eventually(lambda: store.replicas.spread(revision).seen == ("replica-1",))
     spread = store.replicas.wait(revision, 0.5)
     assert (spread.seen, spread.pending, spread.silent) == (("replica-1",), ("replica-2",), {})
     assert well.table.resolve("spam") == deltas.spam_2.digest
