@@ -50,6 +50,11 @@ listen stats
 """Ray's file, without the lines that do not matter here. `test_haproxy_file` has the whole file."""
 
 
+def patient(file: Path) -> None:
+    """Let servers take longer than the second after which HAProxy answers 504."""
+    file.write_text(file.read_text().replace("timeout server 1s", "timeout server 60s"))
+
+
 def environment(values: dict[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("KEN_", "RAY_"))}
     return {**kept, "PYTHONPATH": str(ROOT), **values}

@@ -13,7 +13,7 @@ import httpx
 from serving.launch.haproxy_file import Frontend
 from serving.launch.haproxy_start import variables
 from serving.launch.ports import free_port
-from tests.serving.launch.haproxying import started
+from tests.serving.launch.haproxying import patient, started
 from tests.serving.launch.replying import replying
 
 NAMES = ["one", "two", "three"]
@@ -33,7 +33,7 @@ class Proxied:
 
     def __init__(self, file: Path, port: int, rays: str) -> None:
         self.file, self.rays = file, rays
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         self.port = port
 
     def asked(self, path: str, body: object = None, **headers: str) -> str:
@@ -49,6 +49,7 @@ def proxied_by(file: Path, binary: str, more: Mapping[str, str]) -> Iterator[Pro
     with ExitStack() as stack:
         servers = stack.enter_context(replying(NAMES))
         ports = {name: server.server_port for name, server in servers.items()}
+        patient(file)
         rays = with_servers(file.read_text(), ports)
         file.write_text(rays)
         port = free_port()

@@ -116,7 +116,7 @@ def test_a_home_that_is_not_known_to_this_proxy_is_passed_over(proxied: Proxied)
 
 def test_a_home_that_is_too_busy_passes_on_to_the_second(proxied: Proxied) -> None:
     with ThreadPoolExecutor(30) as threads:
-        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Sleep": "0.8"}) for _ in range(30)]
+        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Together": "30"}) for _ in range(30)]
         found = Counter(one.result() for one in asked)
     assert set(found) == {"one", "two"}
     assert found["one"] >= 14
@@ -125,7 +125,7 @@ def test_a_home_that_is_too_busy_passes_on_to_the_second(proxied: Proxied) -> No
 
 def test_a_few_requests_at_once_stay_at_home(proxied: Proxied) -> None:
     with ThreadPoolExecutor(5) as threads:
-        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Sleep": "0.5"}) for _ in range(5)]
+        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Together": "5"}) for _ in range(5)]
         assert {one.result() for one in asked} == {"one"}
 
 
@@ -214,7 +214,7 @@ def test_proxies_share_what_a_home_may_have_beside_its_share() -> None:
 def test_with_less_slack_a_home_passes_on_sooner(file: Path, binary: str) -> None:
     KnownHomes(HOMES, IDS, slack=1).write(file.parent)
     with proxied_by(file, binary, {}) as proxied, ThreadPoolExecutor(8) as threads:
-        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Sleep": "0.8"}) for _ in range(8)]
+        asked = [threads.submit(proxied.asked, "/v1/tasks/news/predict", **{"X-Together": "8"}) for _ in range(8)]
         assert {one.result() for one in asked} == {"one", "two"}
 
 
