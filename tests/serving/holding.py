@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
 
 from serving.engine.engine import Engine
+from serving.replica import inference
 
 
 class Blocked:
@@ -23,6 +28,24 @@ class Blocked:
 
     def __exit__(self, *_: object) -> None:
         self._go.set()
+
+
+@contextmanager
+def deadlines_held() -> Iterator[Callable[[], None]]:
+    """Within it, no prediction is ended by its deadline before the test calls what is yielded."""
+    held: list[tuple[asyncio.Timeout, float]] = []
+
+    def timeout_at(when: float) -> asyncio.Timeout:
+        held.append((asyncio.timeout(None), when))
+        return held[-1][0]
+
+    def let() -> None:
+        for limit, when in held:
+            limit.reschedule(when)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout_at": timeout_at}))
+        yield let
 
 
 async def until(condition: Callable[[], bool]) -> None:

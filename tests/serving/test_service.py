@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from histories import keeping
-from holding import Blocked, until
+from holding import Blocked, deadlines_held, until
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ken_core import DeltaFile, deltafile
@@ -266,9 +266,12 @@ def test_a_request_whose_deadline_passes_in_the_queue_costs_no_forward_pass(
 ) -> None:
     async def too_late() -> None:
         await ask(service, "spam", "rain")
-        with Blocked(service.engine):
+        with Blocked(service.engine), deadlines_held() as let:
+            asked = asyncio.create_task(ask(service, "spam", "rain", timeout=0.05))
+            await until(lambda: service.engine.waiting == 1)
+            let()
             with pytest.raises(DeadlineError, match=r"no answer within 0\.05 s"):
-                await ask(service, "spam", "rain", timeout=0.05)
+                await asked
             assert service.engine.waiting == 1
 
     asyncio.run(too_late())

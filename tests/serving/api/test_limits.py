@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from holding import Blocked, until
+from holding import Blocked, deadlines_held, until
 
 from serving.api import create_app
 from serving.service import Service
@@ -53,9 +53,11 @@ def test_a_client_may_ask_for_less_time_and_gets_504_past_it(limited: MakeLimite
 
     async def conversation(client: Client) -> None:
         await client.post(SPAM, json=RAIN)
-        with Blocked(service.engine):
-            late = await client.post(SPAM, json=RAIN, headers={"X-Request-Timeout-Ms": "50"})
-            assert is_refusal(late, 504, "0.05 s")
+        with Blocked(service.engine), deadlines_held() as let:
+            asked = asyncio.create_task(client.post(SPAM, json=RAIN, headers={"X-Request-Timeout-Ms": "50"}))
+            await until(lambda: service.engine.waiting == 1)
+            let()
+            assert is_refusal(await asked, 504, "0.05 s")
         assert (await client.post(SPAM, json=RAIN)).status_code == 200
 
     talk(service, conversation)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from holding import deadlines_held
 from over_http import Served, alike
 
 from ken_core.long_texts import LongTexts, Read
@@ -158,14 +159,17 @@ def test_texts_of_a_request_that_ended_are_not_encoded(
     held = Held(monkeypatch)
 
     async def asking() -> None:
-        timeout = 20 if how == "left" else 0.5
-        asked = service.predict(deltas.spam.digest, ["雨" * 20_000] * 50, {}, timeout, client="gone")
-        gone = asyncio.create_task(asked)
-        await until(lambda: held.waiting == 1)
-        if how == "left":
-            gone.cancel()
-        with pytest.raises(asyncio.CancelledError if how == "left" else DeadlineError):
-            await gone
+        timeout = 20 if how == "left" else 0.05
+        with deadlines_held() as let:
+            asked = service.predict(deltas.spam.digest, ["雨" * 20_000] * 50, {}, timeout, client="gone")
+            gone = asyncio.create_task(asked)
+            await until(lambda: held.waiting == 1)
+            if how == "left":
+                gone.cancel()
+            else:
+                let()
+            with pytest.raises(asyncio.CancelledError if how == "left" else DeadlineError):
+                await gone
         held.let()
         await service.predict(deltas.spam.digest, ["雨" * 20_000], {}, 20, client="next")
 
