@@ -222,10 +222,14 @@ def test_one_keeper_runs_for_a_haproxy_however_often_it_is_started(
     place(store, 1, news=Homes(("two",), "three", 1))
     tell(store, {"one": 1, "two": 1, "three": 1})
     with no_keeper_left(file), proxied_by(file, binary, values) as proxied:
-        await_(lambda: asked(proxied) == {"two"})
+
+        def routed() -> bool:
+            tell(store, {"one": 1, "two": 1, "three": 1})  # as replicas do all the while
+            return asked(proxied) == {"two"}
+
+        await_(routed)
         (first,) = keepers(file)
-        (proxy,) = store.placements.proxies().values()
-        assert (proxy.epoch, proxy.trouble) == (1, "")
+        await_(lambda: [(p.epoch, p.trouble) for p in store.placements.proxies().values()] == [(1, "")])
         with reloaded(proxied, binary, values):
             assert asked(proxied) == {"two"}
             assert [keeper.pid for keeper in keepers(file)] == [first.pid]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from fastapi.encoders import jsonable_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import StartError
+from serving.launch.ports import free_port
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.scrape import ScrapePort, targets
 
@@ -62,9 +62,7 @@ def test_it_speaks_the_openmetrics_that_prometheus_asks_for(open_port: Open) -> 
 
 
 def test_a_fixed_port_is_taken(open_port: Open) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    free = free_port()
     assert open_port("r", port=free).address == f"127.0.0.1:{free}"
 
 
@@ -82,7 +80,7 @@ def test_the_second_replica_of_a_machine_takes_a_free_port_and_says_so(
 
 
 def test_a_closed_port_is_free_again(open_port: Open) -> None:
-    first = ScrapePort(Metrics("first").registry, "127.0.0.1")
+    first = ScrapePort(Metrics("first").registry, "127.0.0.1", free_port())
     first.close()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{first.address}/metrics")
