@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import HealthCheck, settings
 
 _ROOT = Path(__file__).resolve().parents[1]
 # pytest puts tests/ on the path, where tests/ken_core and tests/serving would hide the packages of those names.
 sys.path.insert(0, str(_ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A busy machine answers after more than httpx's five seconds; a test that hangs is ended by pytest.
+DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = 60.0
+DEFAULT_TIMEOUT_CONFIG.write = DEFAULT_TIMEOUT_CONFIG.pool = 60.0
 
 settings.register_profile(
     "ken",
