@@ -131,7 +131,7 @@ def test_a_reader_that_leaves_frees_its_keys_and_values(generating: Service) -> 
             async for _ in generation:
                 break
             assert generating.generator.used_bytes > 0
-        steps = len(generating.generator._schedule)
+            steps = len(generating.generator._schedule)
         await until(lambda: generating.generator.used_bytes == 0)
         assert steps > 0
 
@@ -146,9 +146,10 @@ def test_the_deadline_ends_a_text_that_has_begun(generating: Service, monkeypatc
     decoder = generating.generator._decoder
     step = decoder.step
     monkeypatch.setattr(decoder, "step", lambda chunks: (time.sleep(0.05), step(chunks))[1])
-    query = greedy(PROMPTS[0], tokens=200, ignores_end=True)
+    ask(generating, greedy(PROMPTS[0], tokens=1))  # the task is on the device
+    query = greedy(PROMPTS[0], tokens=200, ignores_end=True)  # 10 s
     with pytest.raises(DeadlineError, match="before the text was complete"):
-        asyncio.run(text_of(generating, "poet", query, timeout=0.4))
+        asyncio.run(text_of(generating, "poet", query, timeout=2))
     assert generating.generator.used_bytes == 0
 
 
@@ -218,6 +219,8 @@ def test_tasks_take_turns_and_none_waits_for_another_to_end(make_generating: Cal
                 order += [task]
 
     async def run() -> None:
+        await asyncio.gather(read("poet", 1), read("clerk", 1))  # both are on the device
+        order.clear()
         await asyncio.gather(read("poet", 200), read("clerk", 20))
 
     asyncio.run(run())
