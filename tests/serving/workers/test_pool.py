@@ -148,8 +148,11 @@ def test_a_deadline_ends_work(workers: WorkerPool) -> None:
         loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
 
         def late() -> Steps[str]:
+            yield LONG  # what follows runs on a worker
             loop.call_soon_threadsafe(limit.reschedule, loop.time())
-            return (yield from gate.steps("late", 50))
+            steps = gate.steps("late", 50)
+            next(steps)  # its first size, so that the worker stands at the gate in this very step
+            return (yield from steps)
 
         with pytest.raises(TimeoutError):
             async with limit:
