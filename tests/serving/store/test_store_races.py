@@ -62,7 +62,12 @@ def beside(*works: Callable[[], None]) -> Iterator[list[BaseProcess]]:
 
 
 def test_a_reader_sees_only_whole_versions_while_200_are_published(
-    store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile], tmp_path: Path
+    store: Store,
+    store_url: str,
+    namespace: str,
+    make_file: Callable[[int], DeltaFile],
+    tmp_path: Path,
+    eventually: Callable[..., None],
 ) -> None:
     files = [make_file(i) for i in range(200)]
     store.tasks.publish("spam", files[0])
@@ -90,14 +95,21 @@ def test_a_reader_sees_only_whole_versions_while_200_are_published(
 
     with beside(read):
         assert reading.wait(20)
-        for file in files[1:]:
+        for number, file in enumerate(files[1:], 1):
             store.tasks.publish("spam", file)
+            if number <= 2:  # three are read, and as many more as the reader comes to
+                eventually(lambda least=number: seen.value > least)
         published.set()
     assert seen.value > 2
 
 
 def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they_name_come_and_go(
-    store: Store, store_url: str, namespace: str, make_file: Callable[[int], DeltaFile], tmp_path: Path
+    store: Store,
+    store_url: str,
+    namespace: str,
+    make_file: Callable[[int], DeltaFile],
+    tmp_path: Path,
+    eventually: Callable[..., None],
 ) -> None:
     live, canary = make_file(1), make_file(2)
     store.tasks.publish("spam", live)
@@ -128,6 +140,8 @@ def test_a_reader_resolves_by_whole_routes_only_while_they_and_the_versions_they
             for i in range(90):
                 store.tasks.publish_digest("spam", canary.digest, alias="canary")
                 store.tasks.set_route("spam", routes[i % 3])
+                if i < 2:
+                    eventually(lambda least=i + 1: seen.value > least)
                 store.tasks.delete_version("spam", canary.digest, force=True)
         finally:
             done.set()
