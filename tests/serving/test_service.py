@@ -315,20 +315,25 @@ def test_an_abandoned_request_does_not_hold_its_task_on_the_device(service: Serv
 
 
 def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_take_others_with_it(
-    tmp_path: Path, make_service: MakeService, deltas: Deltas
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with embedded_store(tmp_path / "own") as url:
-        service = make_service(url, namespace="default")
-        store = Store(url)
-        assert not store.replicas.wait(store.tasks.publish("spam", deltas.spam), 20).pending
+    service = make_service()
+    publish("spam", deltas.spam)
+    may_load, real = threading.Event(), service.cache.load
 
-        async def hasty_and_patient() -> list[Any]:
-            connect(url).client_pause(600)
-            hasty = ask(service, "spam", timeout=0.1)
-            return await asyncio.gather(hasty, ask(service, "spam"), return_exceptions=True)
+    def load(digest: str) -> Any:
+        assert may_load.wait(20)
+        return real(digest)
 
-        hasty, patient = asyncio.run(hasty_and_patient())
-        service.stop()
+    monkeypatch.setattr(service.cache, "load", load)
+
+    async def hasty_and_patient() -> list[Any]:
+        hasty, patient = (asyncio.create_task(ask(service, "spam", timeout=timeout)) for timeout in (0.1, 20))
+        found = await asyncio.gather(hasty, return_exceptions=True)
+        may_load.set()
+        return [*found, await patient]
+
+    hasty, patient = asyncio.run(hasty_and_patient())
     assert isinstance(hasty, DeadlineError)
     assert isinstance(patient, Prediction)
 

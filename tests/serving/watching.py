@@ -26,5 +26,5 @@ class Watching:
         self.watch = TaskWatch(store, self.table, replica, self._hear)
 
     def _hear(self, up: bool) -> None:
-        self.told.append(up)
         self.hold.wait(20)
+        self.told.append(up)

@@ -173,10 +173,10 @@ def test_a_replica_that_joins_and_one_that_goes_are_told(
         assert told.first(lambda kind, _: kind == "replica")[1] == {"replica": "newcomer", "state": "gone"}
 
 
-def test_it_ends_when_the_replica_drains(pair: tuple[Served, Served]) -> None:
+def test_it_ends_when_the_replica_drains(pair: tuple[Served, Served], eventually: Callable[..., None]) -> None:
     with stream(pair[0]) as told, pair[0].draining():
         told.read_to_the_end()
-    assert pair[0].service.admission.requests == 0
+    eventually(lambda: pair[0].service.admission.requests == 0)
     with pair[0].draining():
         assert is_problem(httpx.get(f"{pair[0].url}/v1/events", headers=ADMIN), 503)
 
@@ -198,7 +198,10 @@ def test_a_comment_keeps_a_quiet_stream_open(pair: tuple[Served, Served], monkey
         told.read_comments(3)
 
 
-def test_only_so_many_follow_one_replica(pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_follow_one_replica(
+    pair: tuple[Served, Served], eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eventually(lambda: pair[0].service.admission.requests == 0)
     monkeypatch.setattr(following, "MOST_FOLLOWERS", 1)
     with stream(pair[0]):
         refused = httpx.get(f"{pair[0].url}/v1/events", headers=ADMIN)
@@ -274,8 +277,12 @@ def test_no_change_is_left_out_of_many_that_were_missed(pair: tuple[Served, Serv
 
 
 def test_one_key_leaves_room_for_others(
-    pair: tuple[Served, Served], key_of: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Served, Served],
+    key_of: Callable[..., tuple[str, str]],
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    eventually(lambda: pair[0].service.admission.requests == 0)
     monkeypatch.setattr(following, "MOST_OF_A_KEY", 1)
     _, token = key_of("predict")
     with stream(pair[0], Authorization=f"Bearer {token}") as one:
