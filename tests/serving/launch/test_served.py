@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 
 import pytest
 from over_http import Served
 
 from serving.config import load_settings
+from serving.launch.ports import free_port
 from serving.launch.question import question_for
 from serving.launch.served import line_to_try, names_of, what_is_served
 from serving.store import Store
@@ -75,7 +75,4 @@ def test_where_requests_need_a_key_the_line_has_one() -> None:
 
 
 def test_nothing_is_said_while_the_store_is_away() -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    assert what_is_served(load_settings(base="b"), f"redis://127.0.0.1:{port}") == []
+    assert what_is_served(load_settings(base="b"), f"redis://127.0.0.1:{free_port()}") == []

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from serving.errors import StoreError, UnknownTaskError
 from serving.routing.routes import Route
 from serving.store import Store
 from serving.store.embedded import embedded_store
-from serving.store.replicas import Replicas
+from serving.store.replicas import IN_TOUCH_SECONDS, Replicas
 from serving.store.urls import connect
 from serving.tasks import TaskTable, TaskWatch
 from tests.tiny_checkpoints import Deltas
@@ -221,8 +222,11 @@ def test_a_copy_on_disk_that_cannot_be_replaced_is_deleted(
 
 def test_a_watch_that_never_reached_the_store_says_so_at_once(tmp_path: Path, watch: Callable[..., Watching]) -> None:
     TaskTable(tmp_path / "tasks-0.json").replace(table_of("spam"))
+    began = time.monotonic()
     watching = watch(Store(UNREACHABLE, timeout=0.2))
-    assert watching.watch.notice.startswith("unreachable; seconds=1")
+    said = re.fullmatch(r"unreachable; seconds=(\d+)", watching.watch.notice)
+    assert said is not None
+    assert IN_TOUCH_SECONDS <= int(said[1]) <= IN_TOUCH_SECONDS + time.monotonic() - began + 1
 
 
 def test_replicas_that_were_killed_while_the_store_was_down_are_not_waited_for(
