@@ -388,6 +388,7 @@ def test_a_packed_tier_for_two_tasks_of_eight_asked_for_at_once_grows_by_one_mor
         with Blocked(service.engine), watching(lambda: service.engine.tiers.packed_nbytes) as seen:
             waiting = [asyncio.create_task(ask(service, file, text)) for file, text in asked]
             await until(lambda: service.engine.waiting >= 10)  # two tasks' requests: from here on tasks are in use
+            await until(lambda: max(seen, default=0) >= budget)
             await asyncio.sleep(0.3)
         return max(seen), await asyncio.gather(*waiting)
 
