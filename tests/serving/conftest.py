@@ -355,6 +355,19 @@ def writers(
 
 
 @pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes each step of a service's texts take longer, so that they are under way while something is done."""
+
+    def slow(service: Service, seconds: float = 0.05) -> None:
+        assert service.generator is not None
+        decoder = service.generator._decoder
+        step = decoder.step
+        monkeypatch.setattr(decoder, "step", lambda chunks: (time.sleep(seconds), step(chunks))[1])
+
+    return slow
+
+
+@pytest.fixture
 def lone_writer(
     language_tasks: LanguageTasks, language_deltas: dict[str, DeltaFile], embedded_url: str, tmp_path: Path
 ) -> Iterator[Served]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -146,7 +147,8 @@ def test_a_task_that_does_not_write_says_so(writers: Served) -> None:
     assert "task: the task has a text-classification head, which generates no text" in answer.json()["detail"]
 
 
-def test_a_failure_in_the_middle_is_an_event_with_the_problem(lone_writer: Served) -> None:
+def test_a_failure_in_the_middle_is_an_event_with_the_problem(lone_writer: Served, slowly: Callable[..., None]) -> None:
+    slowly(lone_writer.service)
     asked = {**ASK, "parameters": {"max_tokens": 200, "choices": 16, "ignore_end": True}, "stream": True}
     generator = lone_writer.service.generator
     assert generator is not None

@@ -574,7 +574,10 @@ def many(client: openai.OpenAI) -> Any:
     return client.completions.create(**known, extra_body={"ignore_eos": True})
 
 
-def test_words_come_while_others_are_still_to_be_generated(client: openai.OpenAI, writers: Served) -> None:
+def test_words_come_while_others_are_still_to_be_generated(
+    client: openai.OpenAI, writers: Served, slowly: Callable[..., None]
+) -> None:
+    slowly(writers.service, 0.01)
     with many(client) as stream:
         next(stream)
         assert metric(writers, "ken_running_texts") > 0
@@ -583,8 +586,11 @@ def test_words_come_while_others_are_still_to_be_generated(client: openai.OpenAI
     eventually(lambda: metric(writers, "ken_kv_bytes") == 0)
 
 
-def test_a_failure_in_the_middle_of_a_text_is_raised_by_the_client(lone_writer: Served) -> None:
+def test_a_failure_in_the_middle_of_a_text_is_raised_by_the_client(
+    lone_writer: Served, slowly: Callable[..., None]
+) -> None:
     service = lone_writer.service
+    slowly(service)
     assert service.generator is not None
     with of(lone_writer) as client:
         stream = many(client)
@@ -596,8 +602,9 @@ def test_a_failure_in_the_middle_of_a_text_is_raised_by_the_client(lone_writer: 
     assert metric(lone_writer, "ken_requests_total", task="poems", code="503") == 1
 
 
-def test_a_stream_that_failed_does_not_look_complete(lone_writer: Served) -> None:
+def test_a_stream_that_failed_does_not_look_complete(lone_writer: Served, slowly: Callable[..., None]) -> None:
     service = lone_writer.service
+    slowly(service)
     assert service.generator is not None
     with httpx.stream("POST", f"{lone_writer.url}/v1/completions", json=MANY, timeout=30) as response:
         lines = response.iter_lines()
@@ -619,7 +626,10 @@ def test_a_client_that_leaves_before_the_first_word_frees_what_its_texts_took(st
     assert metric(writers, "ken_kv_bytes") == 0
 
 
-def test_a_client_that_leaves_in_the_middle_frees_what_its_texts_took(client: openai.OpenAI, writers: Served) -> None:
+def test_a_client_that_leaves_in_the_middle_frees_what_its_texts_took(
+    client: openai.OpenAI, writers: Served, slowly: Callable[..., None]
+) -> None:
+    slowly(writers.service)
     gone = metric(writers, "ken_requests_total", task="poems", code="499")
     unfinished = metric(writers, "ken_texts_total", task="poems", finish="unfinished")
     stream = many(client)
@@ -635,6 +645,7 @@ def test_a_client_that_does_not_read_is_left_after_its_deadline(
 ) -> None:
     monkeypatch.setattr("serving.api.generating._LATE_SECONDS", 0.2)
     service = lone_writer.service
+    assert lone_writer.post("/v1/completions", json={**TEXT, "max_tokens": 1}).status_code == 200  # on the device
     body = json.dumps({**MANY, "model": "poems"}).encode()
     sent = []
 
@@ -674,7 +685,8 @@ def test_a_drain_lets_texts_be_completed(lone_writer: Served) -> None:
         assert sum(1 for _ in stream) > 200
 
 
-def test_texts_that_a_drain_does_not_wait_for_end_with_a_word(lone_writer: Served) -> None:
+def test_texts_that_a_drain_does_not_wait_for_end_with_a_word(lone_writer: Served, slowly: Callable[..., None]) -> None:
+    slowly(lone_writer.service)
     with of(lone_writer) as client:
         stream = many(client)
         next(stream)
