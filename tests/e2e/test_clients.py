@@ -123,10 +123,11 @@ def stalled_clients(server: ServerProcess, task: PublishedTask) -> Iterator[list
 def test_clients_that_stall_or_drip_do_not_change_the_others_success(
     server: ServerProcess, published: list[PublishedTask]
 ) -> None:
-    with stalled_clients(server, published[0]) as stalled:
-        assert all_answered(server, published, 100)
-        assert all(map(is_connected, stalled)), "they were there all the while"
-        assert metric(server, "ken_requests_in_flight") == 1, "requests reach a replica when they are whole"
+    for _ in range(5):  # a head that takes longer than 20 seconds is no longer waited for
+        with stalled_clients(server, published[0]) as stalled:
+            assert all_answered(server, published, 20)
+            assert all(map(is_connected, stalled)), "they were there all the while"
+            eventually(lambda: metric(server, "ken_requests_in_flight") == 1)  # requests reach a replica when whole
 
 
 def is_connected(client: socket.socket) -> bool:
