@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import random
+import threading
 from pathlib import Path
 
 import httpx
@@ -109,12 +110,17 @@ def test_a_promotion_while_requests_flow_loses_none_and_takes_over(
     store.tasks.publish("flowing", deltafile.open_file(task.file))
     store.replicas.wait(store.tasks.publish("flowing", deltafile.open_file(other.file), alias="next"), 10)
     digests: list[str] = []
+    promoted = threading.Event()
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
 
             def ask(i: int) -> str:
                 if i == 60:
-                    store.tasks.promote("flowing", other.digest)
+                    revision = store.tasks.promote("flowing", other.digest)
+                    assert not store.replicas.wait(revision, 20).pending
+                    promoted.set()
+                elif i >= 130:
+                    assert promoted.wait(60)
                 response = client.post("/v1/tasks/flowing/predict", json={"inputs": task.texts[i % 50]})
                 assert response.status_code == 200, response.text
                 return str(response.json()["digest"])
