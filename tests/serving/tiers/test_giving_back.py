@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ken_core import Checkpoint, open_base
+from serving.engine.integrity import IntegrityCheck
 from serving.service import Service
 from serving.tiers import giving_back
 from serving.tiers.giving_back import GivingBack
@@ -24,7 +25,12 @@ class Counted(GivingBack):
     def __init__(self, base: Checkpoint) -> None:
         super().__init__(base)
         self.times = 0
-        self.ran = threading.Event()
+        self.ran, self.may = threading.Event(), threading.Event()
+        self.may.set()
+
+    def _run(self) -> None:
+        assert self.may.wait(20)
+        super()._run()
 
     def now(self) -> None:
         super().now()
@@ -40,13 +46,21 @@ def counted(tiny: Tiny) -> Iterator[Counted]:
 
 
 def test_many_loads_give_back_once(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, start = list[threading.Timer](), threading.Timer.start
+
+    def timers() -> list[threading.Timer]:
+        return [timer for timer in started if timer.function == counted._run]
+
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: (started.append(timer), start(timer)))
     monkeypatch.setattr(giving_back, "_REST_SECONDS", 0.3)
+    counted.may.clear()
     for _ in range(50):
         counted.soon()
     assert counted.times == 0
-    assert counted.ran.wait(20)
-    counted.ran.clear()
-    assert not counted.ran.wait(0.6)
+    counted.may.set()
+    for timer in timers():
+        timer.join(20)
+    assert [timer.interval for timer in timers()] == [0.3]
     assert counted.times == 1
 
 
@@ -60,9 +74,10 @@ def test_a_later_load_gives_back_again(counted: Counted, monkeypatch: pytest.Mon
 
 
 def test_nothing_is_given_back_after_the_end(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(giving_back, "_REST_SECONDS", 0.1)
+    monkeypatch.setattr(giving_back, "_REST_SECONDS", 60.0)
     counted.soon()
-    counted.close()
+    counted.close()  # or it would wait for the minute's end, and then something was given back
+    monkeypatch.setattr(giving_back, "_REST_SECONDS", 0.0)
     counted.soon()
     assert not counted.ran.wait(0.4)
 
@@ -108,7 +123,14 @@ def test_every_read_of_the_base_gives_back_what_failed_too(counted: Counted, mon
     assert counted.ran.wait(20)
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The idle base is not checked, so that the test alone reads its file."""
+    monkeypatch.setattr(IntegrityCheck, "seconds_until_due", lambda check, now: 300.0)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@pytest.mark.usefixtures("unchecked")
 def test_a_server_holds_its_base_once_after_the_start_and_after_loads(
     make_service: Callable[..., Service],
     publish: Callable[..., None],
@@ -123,6 +145,8 @@ def test_a_server_holds_its_base_once_after_the_start_and_after_loads(
     service = make_service(base=str(base))
     checkpoint = service.resident.checkpoint
     assert bytes_in_memory(base / "model.safetensors") == 0
+    if timer := service.engine.tiers.giving_back._timer:  # of the start
+        timer.join(20)
     assert checkpoint.differing() == []  # as any reader does
     assert bytes_in_memory(base / "model.safetensors") > 0
     tiers = service.engine.tiers
@@ -134,6 +158,7 @@ def test_a_server_holds_its_base_once_after_the_start_and_after_loads(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@pytest.mark.usefixtures("unchecked")
 def test_a_check_of_the_file_leaves_nothing_of_it_in_memory(
     make_service: Callable[..., Service], tiny: Tiny, tmp_path: Path
 ) -> None:
