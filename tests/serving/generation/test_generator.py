@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from holding import Blocked
 from querying import GREEDY, PROMPTS, generated, greedy, ids_of, publish_to, sampled
 from writing import Written
 
@@ -221,7 +222,10 @@ def test_tasks_take_turns_and_none_waits_for_another_to_end(make_generating: Cal
     async def run() -> None:
         await asyncio.gather(read("poet", 1), read("clerk", 1))  # both are on the device
         order.clear()
-        await asyncio.gather(read("poet", 200), read("clerk", 20))
+        with Blocked(service.engine):
+            both = asyncio.gather(read("poet", 200), read("clerk", 20))
+            await until(lambda: service.generator.waiting == 2)
+        await both
 
     asyncio.run(run())
     assert order.index("clerk") < 200
