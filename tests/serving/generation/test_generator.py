@@ -144,13 +144,23 @@ def test_a_reader_that_leaves_frees_its_keys_and_values(generating: Service) -> 
 
 
 def test_the_deadline_ends_a_text_that_has_begun(generating: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = generating.generator._decoder
-    step = decoder.step
+    decoder, schedule, late = generating.generator._decoder, generating.generator._schedule, 0.0
+    step, drop = decoder.step, schedule.drop
     monkeypatch.setattr(decoder, "step", lambda chunks: (time.sleep(0.05), step(chunks))[1])
-    ask(generating, greedy(PROMPTS[0], tokens=1))  # the task is on the device
+    monkeypatch.setattr(schedule, "drop", lambda now: drop(now + late))
     query = greedy(PROMPTS[0], tokens=200, ignores_end=True)  # 10 s
-    with pytest.raises(DeadlineError, match="before the text was complete"):
-        asyncio.run(text_of(generating, "poet", query, timeout=2))
+
+    async def run() -> None:
+        nonlocal late
+        async with generating.generate(generating.table.resolve("poet"), query, 60) as generation:
+            pieces = aiter(generation)
+            await anext(pieces)
+            late = 60.0
+            with pytest.raises(DeadlineError, match="before the text was complete"):
+                async for _ in pieces:
+                    pass
+
+    asyncio.run(run())
     assert generating.generator.used_bytes == 0
 
 
