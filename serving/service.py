@@ -40,7 +40,7 @@ from serving.replica.vetting import Vetting
 from serving.routing.shadows import Shadows
 from serving.security.signatures import TrustedKeys
 from serving.store import Store
-from serving.store.urls import store_name
+from serving.store.urls import printable, store_name
 from serving.tasks import TaskTable, TaskWatch
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.scrape import ScrapePort
@@ -73,7 +73,7 @@ class Service:
     def __init__(self, settings: Settings, store_url: str, serve: str = "") -> None:
         self.settings = settings
         self.store = Store(store_url, settings.namespace)
-        self._slot = Slot(settings.namespace, self._is_elsewhere)
+        self._slot = Slot(printable(store_url), settings.namespace, self._is_elsewhere)
         self.replica = self._slot.name
         folder = settings.data_dir.expanduser()
         try:
