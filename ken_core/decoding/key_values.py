@@ -34,14 +34,20 @@ class KeyValues:
             Keys and values of all tokens, the chunk's included. Views: the next `put` may change what lies behind them.
         """
         end = self.length + keys.shape[2]
+        found = self.buffers(layer, keys, values)
+        for buffer, chunk in zip(found, (keys, values), strict=True):
+            buffer[:, :, self.length : end].copy_(chunk)
+        return found[0][:, :, :end], found[1][:, :, :end]
+
+    def buffers(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The buffers of keys and values, with room for a chunk like these behind the tokens that are there."""
+        end = self.length + keys.shape[2]
         found = self._layers.get(layer)
         if found is None or found[0].shape[2] < end:
             old = found or (None, None)
             found = (_grown(old[0], keys, self.length, end), _grown(old[1], values, self.length, end))
             self._layers[layer] = found
-        for buffer, chunk in zip(found, (keys, values), strict=True):
-            buffer[:, :, self.length : end].copy_(chunk)
-        return found[0][:, :, :end], found[1][:, :, :end]
+        return found
 
     def copied(self, tokens: int) -> KeyValues:
         """Another sequence's keys and values, which begin with the first tokens of this one."""

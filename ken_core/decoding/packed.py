@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from transformers.utils.generic import ModelOutput
 
 from ken_core.decoding.decoder import Chunk
 from ken_core.decoding.key_values import BLOCK, KeyValues
+from ken_core.kernels import decode_attention
 
 _NAME = "ken_packed"
+_Placed = tuple[int, Chunk[KeyValues]]
 
 
 @dataclass
@@ -30,11 +33,22 @@ class _Pass:
     """What the attention of one pass works on.
 
     Attributes:
+        chunks: with the place of each one's first token in the pass.
+        singles, longer: those of one token, and the others.
         windows: the sliding window that each layer asked for; None: it sees everything before.
     """
 
-    chunks: Sequence[Chunk[KeyValues]]
+    chunks: Sequence[_Placed]
+    singles: Sequence[_Placed]
+    longer: Sequence[_Placed]
     windows: dict[int, int | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk[KeyValues]]) -> _Pass:
+        starts = list(accumulate((len(chunk.ids) for chunk in chunks), initial=0))[:-1]
+        placed = list(zip(starts, chunks, strict=True))
+        singles = [one for one in placed if len(one[1].ids) == 1]
+        return cls(placed, singles, [one for one in placed if len(one[1].ids) > 1])
 
 
 _of_thread = threading.local()
@@ -69,7 +83,7 @@ class PackedDecoder:
         device = self._backbone.device
         ids = torch.tensor([[token for chunk in chunks for token in chunk.ids]], device=device)
         places = [place for c in chunks for place in range(c.past.length, c.past.length + len(c.ids))]
-        with _attending(self._backbone, _Pass(chunks)) as running:
+        with _attending(self._backbone, _Pass.of(chunks)) as running:
             output: ModelOutput = self._backbone(
                 input_ids=ids,
                 position_ids=torch.tensor([places], device=device),
@@ -123,18 +137,30 @@ def _attend(
     running: _Pass = _of_thread.running
     layer: int = module.layer_idx  # type: ignore[assignment]  # every attention that keeps keys has one
     running.windows[layer] = sliding_window
-    made, start = [], 0
-    for chunk in running.chunks:
+    out = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
+    capped = others.get("softcap") is not None  # which torch's attention refuses by name
+    together = bool(running.singles) and not capped and decode_attention.takes(query, key, value)
+    if together:
+        own = key[:, :, :1], value[:, :, :1]
+        places = [_place(start, chunk.past, layer, own, sliding_window) for start, chunk in running.singles]
+        decode_attention.attend(out, query, key, value, places, scaling)
+    for start, chunk in running.longer if together else running.chunks:
         end = start + len(chunk.ids)
         keys, values = chunk.past.put(layer, key[:, :, start:end], value[:, :, start:end])
         mask, keys, values = _seen(chunk, keys, values, sliding_window)
         asked = query[:, :, start:end]
-        attended, _ = sdpa_attention_forward(
+        out[:, start:end], _ = sdpa_attention_forward(
             module, asked, keys, values, mask, scaling=scaling, is_causal=mask is None and len(chunk.ids) > 1, **others
         )
-        made.append(attended)
-        start = end
-    return torch.cat(made, dim=1), None
+    return out, None
+
+
+def _place(
+    start: int, past: KeyValues, layer: int, own: tuple[torch.Tensor, torch.Tensor], window: int | None
+) -> decode_attention.Place:
+    """Where the kernel finds what a single token sees; `own` are like its key and its value."""
+    keys, values = past.buffers(layer, *own)
+    return start, keys, values, _first_seen(past.length, window), past.length
 
 
 def _seen(
@@ -143,7 +169,7 @@ def _seen(
     """Which keys each token of a chunk sees: a mask (1, 1, tokens, keys), or None for all of those before; and them."""
     before, tokens = chunk.past.length, len(chunk.ids)
     if tokens == 1:
-        first = 0 if window is None else max(0, before + 1 - window)
+        first = _first_seen(before, window)
         return None, keys[:, :, first:], values[:, :, first:]
     if before == 0 and (window is None or tokens <= window):
         return None, keys, values
@@ -153,6 +179,11 @@ def _seen(
     if window is not None:
         mask &= seen > places - window
     return mask[None, None], keys, values
+
+
+def _first_seen(before: int, window: int | None) -> int:
+    """The first token that a token behind so many others sees."""
+    return 0 if window is None else max(0, before + 1 - window)
 
 
 AttentionInterface.register(_NAME, _attend)
