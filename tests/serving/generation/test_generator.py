@@ -25,6 +25,7 @@ from serving.errors import (
 )
 from serving.generation.query import Chat, GenerationQuery, SamplingParameters
 from serving.generation.sampling import Sampler
+from serving.generation.ways import StepCosts
 from serving.pipelines.token_ids import TokenIds
 from serving.service import Service
 from tests.tiny_checkpoints import Tiny
@@ -111,6 +112,7 @@ def test_an_exchange_that_fails_fails_the_texts_of_its_task(
         return activate(task, key, turn)
 
     monkeypatch.setattr(generating.engine, "activate", failing)
+    monkeypatch.setattr(StepCosts, "prefers_mixed", lambda costs, texts: False)  # mixed steps exchange nothing
 
     async def run() -> list[Any]:
         asked = (generated(generating, task, greedy(*PROMPTS)) for task in ("clerk", "poet"))
