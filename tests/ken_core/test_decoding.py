@@ -151,11 +151,14 @@ def slow_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ken_core.decoding.few_rows.mkl_is_fast", lambda: False)
 
 
-@pytest.mark.usefixtures("slow_mkl")
-@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 16, 300])
+@pytest.mark.parametrize("fast", [True, False], ids=["as on Intel's", "as on others"])
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 16, 17, 300])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("features", [48, 128])
-def test_few_rows_are_the_same_product(rows: int, bias: bool, features: int) -> None:
+def test_few_rows_are_the_same_product(
+    rows: int, bias: bool, features: int, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ken_core.decoding.few_rows.mkl_is_fast", lambda: fast)
     layer = torch.nn.Linear(features, 80, bias=bias)
     inputs = torch.randn(1, rows, features)
     before = layer.forward
@@ -180,13 +183,32 @@ def test_what_stood_before_a_layer_stands_there_again() -> None:
     assert layer.forward is mine
 
 
-def test_where_mkl_is_fast_layers_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fast", "rows"), [(True, range(4, 17)), (False, range(2, 13))], ids=["on Intel's", "on others"]
+)
+@pytest.mark.skipif(not few_tokens.is_usable(), reason="the processor has no AVX-512")
+def test_the_kernel_multiplies_as_many_rows_as_it_is_faster_for(
+    fast: bool, rows: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ken_core.decoding.few_rows.mkl_is_fast", lambda: fast)
+    multiplied, product = [], few_tokens.product
+    monkeypatch.setattr(few_tokens, "product", lambda x, *more: (multiplied.append(len(x)), product(x, *more))[1])
+    layer = torch.nn.Linear(64, 8)
+    with few_rows([layer]), torch.inference_mode():
+        for count in range(20):
+            layer(torch.randn(1, count, 64))
+    assert multiplied == list(rows)
+
+
+def test_where_mkl_is_fast_other_rows_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ken_core.decoding.few_rows.mkl_is_fast", lambda: True)
-    layer, inputs = torch.nn.Linear(64, 8), torch.randn(1, 3, 64)
-    own = layer.forward
-    with few_rows([layer]):
-        assert layer.forward == own
-    assert torch.equal(linear(layer, inputs), torch.nn.functional.linear(inputs, layer.weight, layer.bias))
+    narrow = torch.nn.Linear(48, 8)  # the kernel does not take it
+    own = narrow.forward
+    with few_rows([narrow]):
+        assert narrow.forward == own
+    for rows in (2, 3, 17, 40):
+        layer, inputs = torch.nn.Linear(64, 8), torch.randn(1, rows, 64)
+        assert torch.equal(linear(layer, inputs), torch.nn.functional.linear(inputs, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize(("vendor", "fast"), [("GenuineIntel", True), ("AuthenticAMD", False), (None, False)])
