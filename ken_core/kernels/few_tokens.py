@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -39,7 +40,7 @@ from ken_core.kernels.packed import WORD_BITS, Segment, pack
 _log = logging.getLogger(__name__)
 
 MOST = 12
-"""Tokens up to which it is faster than a product of large matrices."""
+"""Tokens up to which it is faster than MKL's product of large matrices, where MKL takes that for few tokens."""
 MOST_MIXED = 32
 """Tokens up to which it is faster than correcting such a product for each task."""
 _WIDEST = 8
@@ -48,8 +49,19 @@ _LANES = 16
 _LINE, _AHEAD = 64, 4096
 """Bytes of a cache line, and how far ahead of their use weights are asked for."""
 
-Tiles = npt.NDArray[np.int64]
-"""(tiles, 5): first token, tokens, and of the shift the addresses of its first mask word, value and offset; or 0."""
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tokens in tiles, each with a task's shift of one matrix.
+
+    Attributes:
+        table: (tiles, 5): first token, tokens, and of the shift the addresses of its first mask word, value and offset;
+            or 0.
+        tokens: of all tiles, one behind the other.
+    """
+
+    table: npt.NDArray[np.int64]
+    tokens: int
 
 
 @cache
@@ -83,13 +95,20 @@ def tiles_of(groups: Sequence[tuple[slice, Shift | None]]) -> Tiles:
     Args:
         groups: each group's tokens, and the shift of the matrix that is theirs (`linear_shift` or `embedding_shift`);
             None: the base's own. The shifts must outlive the tiles.
+
+    Raises:
+        ValueError: the groups do not stand one behind the other, from the first token on.
     """
     found: list[tuple[int, ...]] = []
+    end = 0
     for tokens, shift in groups:
+        if tokens.start != end:
+            raise ValueError(f"a group begins with token {tokens.start}; expected {end}, the one behind the last group")
+        end = tokens.stop
         kept = (0, 0, 0) if shift is None or shift.word < 0 else shift.row[:3].tolist()
         firsts = range(tokens.start, tokens.stop, _WIDEST)
         found += [(first, min(_WIDEST, tokens.stop - first), *kept) for first in firsts]
-    return np.array(found, np.int64).reshape(-1, 5)
+    return Tiles(np.array(found, np.int64).reshape(-1, 5), end)
 
 
 @cache
@@ -115,13 +134,12 @@ def product(x: torch.Tensor, weight: torch.Tensor, tiles: Tiles) -> torch.Tensor
     rows, columns = weight.shape
     if x.dim() != 2 or x.shape[1] != columns or x.dtype is not torch.float32:
         raise ValueError(f"found {x.dtype} {list(x.shape)}; expected float32 [tokens, {columns}]")
-    if tiles[:, 1].sum() != len(x) or (len(tiles) and tiles[-1, :2].sum() != len(x)):
-        raise ValueError(f"the tiles are of other than {len(x)} tokens")
+    if tiles.tokens != x.shape[0]:
+        raise ValueError(f"the tiles are of other than {x.shape[0]} tokens")
     given = x.contiguous()
-    out = torch.empty(given.shape[0], rows, dtype=torch.float32)
-    _kernel(
-        weight.data_ptr(), rows, columns, given.data_ptr(), tiles, out.data_ptr(), numba.get_num_threads()
-    )  # compiled code that asks for the number of threads itself cannot be cached
+    out = torch.empty(tiles.tokens, rows, dtype=torch.float32)
+    # one part for each of torch's threads: numba has as many, and asking it takes 10 us
+    _kernel(weight.data_ptr(), rows, columns, given.data_ptr(), tiles.table, out.data_ptr(), torch.get_num_threads())
     return out
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,36 +19,35 @@ def has_vectors_alone(module: nn.Module) -> bool:
 
 
 def with_own_vectors(
-    module: nn.Module, given: torch.Tensor, modules: Sequence[nn.Module], group_of_row: torch.Tensor
-) -> torch.Tensor:
-    """What modules of one class compute, each from the rows of its own group.
+    module: nn.Module, modules: Sequence[nn.Module], group_of_row: torch.Tensor, dims: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that gives what modules of one class compute, each from the rows of its own group.
 
     A module that multiplies with its vectors and adds them, and no more, does so with a stack of them as well: that
     `module` is one is found out at start (`ken_core.mixing.trial`).
 
     Args:
         module: the base's.
-        given: (rows, ..., width).
-        modules: each group's: the base's, or one with a task's own parameters.
+        modules: each group's: the base's, or one with a task's own parameters. They are copied.
         group_of_row: int64, (rows,): the number of each row's group.
+        dims: of what the function is given, (rows, ..., width).
     """
     stacks: dict[str, torch.Tensor] = {}
-    between = [1] * (given.dim() - 2)
+    rows, between = group_of_row.shape[0], [1] * (dims - 2)
     for name, parameter in module._parameters.items():
         if parameter is None:
             continue
         stack = torch.stack([one._parameters[name] for one in modules])  # type: ignore[misc]  # quicker than getattr
-        if len(modules) < len(given):
+        if len(modules) < rows:
             stack = stack.index_select(0, group_of_row)
-        stacks[name] = stack.view(len(given), *between, -1)
+        stacks[name] = stack.view(rows, *between, -1)
     if type(module) is nn.LayerNorm:
-        return _layer_norm(module, given, stacks["weight"], stacks.get("bias"))
-    found: torch.Tensor = with_parameters(module, stacks)(given)
-    return found
+        return partial(_layer_norm, module, stacks["weight"], stacks.get("bias"))
+    return with_parameters(module, stacks)
 
 
 def _layer_norm(
-    module: nn.LayerNorm, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    module: nn.LayerNorm, weight: torch.Tensor, bias: torch.Tensor | None, given: torch.Tensor
 ) -> torch.Tensor:
     """Computed in float32 and rounded once, as torch does."""
     plain = functional.layer_norm(given.float(), module.normalized_shape, eps=module.eps)

@@ -17,7 +17,7 @@ from ken_core.decoding import few_rows
 from ken_core.kernels import few_tokens
 from ken_core.kernels.correction import Correction, Groups, Shift, Tokens
 from ken_core.mixing.by_row import has_vectors_alone, with_own_vectors
-from ken_core.mixing.changes import NO_CHANGE, Changes, ModuleChange, is_embedding
+from ken_core.mixing.changes import NO_CHANGE, Changes, Factors, ModuleChange, is_embedding
 from ken_core.mixing.layout import Layout, as_given, by_row, given_to
 from ken_core.mixing.products import add_products
 
@@ -32,10 +32,28 @@ class Group:
     rows: int
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the groups of a mixture change in one module.
+
+    Attributes:
+        changes: of every group.
+        shifts: of every group, None for those without one.
+        biases, own, factors: of the groups that have such a part, with their rows.
+    """
+
+    changes: Sequence[ModuleChange]
+    shifts: Sequence[Shift | None]
+    biases: Sequence[tuple[slice, torch.Tensor]]
+    own: Sequence[tuple[slice, nn.Module]]
+    factors: Sequence[tuple[slice, Factors]]
+
+
 class Mixture:
     """A batch on its way through the backbone: groups of rows, one behind the other.
 
-    In a decode step a row is a token. A mixture may be used again for groups of as many rows of the same tasks.
+    In a decode step a row is a token. A mixture may be used again for groups of as many rows of the same tasks, while
+    the weights are the base's. What can be made ready for one module is kept.
 
     Attributes:
         rows: how many there are.
@@ -54,6 +72,8 @@ class Mixture:
         self._laid_out: tuple[torch.Tensor, Tokens] | None = None
         self._by_entries: dict[int, Groups] = {}
         self._tiles: dict[str, few_tokens.Tiles] = {}
+        self._parts: dict[str, Parts] = {}
+        self._stacked: dict[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]] = {}
         self._group_of_row: torch.Tensor | None = None
 
     def touches(self, module: str) -> bool:
@@ -65,9 +85,29 @@ class Mixture:
         multiplied with each task's own weight (`few_tokens`)."""
         return module in self._kept and self.rows <= few_tokens.MOST_MIXED
 
-    def changes(self, module: str) -> list[ModuleChange]:
-        """Of every group."""
-        return [group.changes.get(module, NO_CHANGE) for group in self._groups]
+    def parts(self, module: str) -> Parts:
+        """What its groups change in a module."""
+        found = self._parts.get(module)
+        if found is None:
+            changes = [group.changes.get(module, NO_CHANGE) for group in self._groups]
+            shifts = [change.shift for change in changes]
+            found = self._parts[module] = Parts(
+                changes,
+                shifts,
+                self.with_rows([None if shift is None else shift.bias for shift in shifts]),
+                self.with_rows([change.own for change in changes]),
+                self.with_rows([change.factors for change in changes]),
+            )
+        return found
+
+    def stacked(self, name: str, module: nn.Module, given: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What computes a module that has nothing but vectors, for all rows at once; `given` is by rows."""
+        found = self._stacked.get((name, given.dim()))
+        if found is None:
+            modules = [module if change.own is None else change.own for change in self.parts(name).changes]
+            made = with_own_vectors(module, modules, self.group_of_row(given.device), given.dim())
+            found = self._stacked[name, given.dim()] = made
+        return found
 
     def with_rows(self, parts: Sequence[P | None]) -> list[tuple[slice, P]]:
         """Of every group that has one of these parts, its rows and the part."""
@@ -99,11 +139,11 @@ class Mixture:
             self._laid_out = given, kernels.tokens(rows.reshape(-1, rows.shape[-1]), groups)
         return self._laid_out[1]
 
-    def tiles(self, module: str, shifts: Sequence[Shift | None]) -> few_tokens.Tiles:
-        """Of all rows, for a module whose weight these shifts change."""
+    def tiles(self, module: str) -> few_tokens.Tiles:
+        """Of all rows, with the shifts of a module's weight."""
         found = self._tiles.get(module)
         if found is None:
-            groups = list(zip(self._slices, shifts, strict=True))
+            groups = list(zip(self._slices, self.parts(module).shifts, strict=True))
             found = self._tiles[module] = few_tokens.tiles_of(groups)
         return found
 
@@ -175,17 +215,15 @@ class Mixer:
             rows = by_row(given, mixture.rows, layout)
             if rows.shape[0] != mixture.rows:
                 raise RuntimeError(f"{name} was called with {tuple(given.shape)} for a batch of {mixture.rows} rows")
-            changes = mixture.changes(name)
             if name in self.stacking:
-                modules = [module if change.own is None else change.own for change in changes]
-                output = with_own_vectors(module, rows, modules, mixture.group_of_row(given.device))
+                output = mixture.stacked(name, module, rows)(rows)
             elif linear is not None and mixture.has_few_tokens_of(name):
-                output = _multiplied(mixture, name, linear, rows, changes)
+                output = _multiplied(mixture, name, linear, rows)
             else:
-                own = any(change.own is not None for change in changes)
-                output = by_row(forward(_known(given, module) if own else given), mixture.rows, layout)
+                parts = mixture.parts(name)
+                output = by_row(forward(_known(given, module) if parts.own else given), mixture.rows, layout)
                 output = output.contiguous() if layout is Layout.SHARED else output
-                self._correct(mixture, given, rows, output, changes, module)
+                self._correct(mixture, given, rows, output, parts, module)
             return as_given(output, layout)
 
         return changed
@@ -196,40 +234,36 @@ class Mixer:
         given: torch.Tensor,
         rows: torch.Tensor,
         output: torch.Tensor,
-        changes: Sequence[ModuleChange],
+        parts: Parts,
         module: nn.Module,
     ) -> None:
         """Add to the base's output, or put in its place, what each task's rows have other than the base."""
-        for some, instead in mixture.with_rows([change.own for change in changes]):
+        for some, instead in parts.own:
             output[some] = instead(rows[some])
-        shifts = [change.shift for change in changes]
-        if any(shifts):
+        if any(parts.shifts):
             kernels, arena = self._kernels[module.weight.dtype]  # type: ignore[index]
             flat = output.view(-1, output.shape[-1])
             if is_embedding(module):
                 groups = mixture.groups(rows[0].numel(), kernels)
-                kernels.embedding(flat, rows.reshape(-1), groups, arena, shifts)
+                kernels.embedding(flat, rows.reshape(-1), groups, arena, parts.shifts)
             else:
                 correct = kernels.linear if type(module) is nn.Linear else kernels.conv1d
-                correct(flat, mixture.tokens(given, rows, kernels), arena, shifts)
-        add_products(output, rows, mixture.with_rows([change.factors for change in changes]))
+                correct(flat, mixture.tokens(given, rows, kernels), arena, parts.shifts)
+        add_products(output, rows, parts.factors)
 
 
-def _multiplied(
-    mixture: Mixture, name: str, module: nn.Linear, rows: torch.Tensor, changes: Sequence[ModuleChange]
-) -> torch.Tensor:
+def _multiplied(mixture: Mixture, name: str, module: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     """What a linear layer computes of few tokens, each with the weights of its own task."""
-    shifts = [change.shift for change in changes]
-    given = rows.reshape(-1, rows.shape[-1])
-    output = few_tokens.product(given, module.weight, mixture.tiles(name, shifts))
+    parts = mixture.parts(name)
+    output = few_tokens.product(rows.reshape(-1, rows.shape[-1]), module.weight, mixture.tiles(name))
     if module.bias is not None:
         output += module.bias
-    for some, bias in mixture.with_rows([None if shift is None else shift.bias for shift in shifts]):
+    for some, bias in parts.biases:
         output[some] += bias
     output = output.view(*rows.shape[:-1], -1)
-    for some, instead in mixture.with_rows([change.own for change in changes]):
+    for some, instead in parts.own:
         output[some] = instead(rows[some])
-    add_products(output, rows, mixture.with_rows([change.factors for change in changes]))
+    add_products(output, rows, parts.factors)
     return output
 
 

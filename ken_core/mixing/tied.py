@@ -102,10 +102,10 @@ def tied_outputs(
     Returns:
         Of each group, (its rows, its vocabulary).
     """
-    changes = mixture.changes(embedding)
+    changes = mixture.parts(embedding).changes
     shifts = [change.shift for change in changes]
     if few and mixture.has_few_tokens_of(embedding) and few_tokens.takes(weight):
-        output = few_tokens.product(states, weight, mixture.tiles(embedding, shifts))
+        output = few_tokens.product(states, weight, mixture.tiles(embedding))
     else:
         output = few_rows.product(states, weight) if few else functional.linear(states, weight)
         if any(shifts):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -128,13 +129,13 @@ class Sampler:
             InternalError: there is no largest logit, since the model's numbers overflow.
             InvalidInputError: the grammar lets no token follow, or cannot be followed within its limits.
         """
-        if not torch.isfinite(logits.max()):
+        if not np.isfinite(logits.numpy().max()):  # by numpy: torch wakes all its threads for so many numbers
             raise InternalError("the model's answer is not a number; its weights overflow on this text")
         scores = self._processed(logits, output)
         if self._grammar is not None:
             scores = self._grammar.restrict(scores, self._ends)
         if self._sampling.temperature == 0:
-            token = int(scores.argmax())
+            token = int(scores.numpy().argmax())
         else:
             ids, scores = _candidates(scores, self._sampling)
             token = int(ids[_drawn(scores, self._generator)])
