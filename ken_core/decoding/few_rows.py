@@ -7,10 +7,10 @@ so. One row is left to torch: in whole steps two threads gain nothing there, and
 core. Where the processor has AVX-512, a kernel of our own takes 2 to 12 rows (`ken_core.kernels.few_tokens`). Results
 differ in the order of sums alone.
 
-On Intel's processors MKL has no such fault, and only the kernel gains something, on 4 to 16 rows. Whole steps of 2 / 4
-/ 8 / 12 / 16 / 24 texts on 2 cores of a Xeon with AMX whose threads sleep while they wait: 52 / 68 / 77 / 88 / 92 / 107
-ms with torch, 55 / 63 / 72 / 82 / 87 / 116 ms with the kernel. A server gains more, since then all its products wait
-in one pool of threads: 8 texts of one task got 93 tokens a second in place of 75.
+On Intel's processors MKL has no such fault, and only the kernel gains something, on 2 to 16 rows, where threads sleep
+while they wait, as those of ``ken serve``. Whole steps of 1 / 2 / 4 / 8 / 12 / 16 / 24 texts on 2 cores of a Xeon with
+AMX: 51 / 55 / 67 / 77 / 88 / 92 / 105 ms with torch, 49 / 50 / 56 / 65 / 75 / 83 / 114 ms with the kernel. While
+threads spin, 29 / 31 / 44 / 52 / 60 / 66 / 77 ms with torch, and 39 / 39 / 45 / 51 / 61 / 68 / 97 ms with the kernel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ken_core.kernels import few_tokens
 
 _ALWAYS, _MOST = 4, 256
 """Rows up to which MKL is faster so on one thread, and on several."""
-_OF_KERNEL, _OF_KERNEL_ON_INTEL = range(2, few_tokens.MOST + 1), range(4, 17)
+_OF_KERNEL, _OF_KERNEL_ON_INTEL = range(2, few_tokens.MOST + 1), range(2, 17)
 """Rows for which the kernel is faster."""
 
 

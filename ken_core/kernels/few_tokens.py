@@ -8,8 +8,8 @@ correction does (`ken_core.kernels.correction`). Tokens without a delta take the
 MKL takes the product of a few tokens for one of large matrices and packs the weights first; this kernel reads them as
 fast as memory gives them, for which it asks some lines ahead. A fifth of SmolLM2's layers on one core of an
 AMD EPYC, 8 tokens, in two hours of one machine: MKL 16 and 18 ms, this kernel 7 and 12, with four tasks of two tokens
-each 15 and 19 (10 % kept). One token, and from 16 on, MKL is as fast or faster there; on an Intel Xeon with AMX, where
-MKL has no such fault, the kernel takes 1.3 times as long for 2 tokens, and 0.86 and 0.72 of MKL's time for 8 and 16.
+each 15 and 19 (10 % kept). One token, and from 16 on, MKL is as fast or faster there. On an Intel Xeon with AMX MKL has
+no such fault, and which is faster depends on how threads wait: `ken_core.decoding.few_rows` has the figures.
 
 The intrinsic stands in this file because numba's cache does not notice a change in another one.
 """
@@ -43,6 +43,8 @@ MOST = 12
 """Tokens up to which it is faster than MKL's product of large matrices, where MKL takes that for few tokens."""
 MOST_MIXED = 32
 """Tokens up to which it is faster than correcting such a product for each task."""
+_ALONE = 400_000
+"""Weights of a matrix up to which one thread multiplies it, without shifts: waking the others takes as long."""
 _WIDEST = 8
 """Tokens of a tile: their sums stay in registers."""
 _LANES = 16
@@ -58,10 +60,12 @@ class Tiles:
         table: (tiles, 5): first token, tokens, and of the shift the addresses of its first mask word, value and offset;
             or 0.
         tokens: of all tiles, one behind the other.
+        plain: whether none of them has a shift.
     """
 
     table: npt.NDArray[np.int64]
     tokens: int
+    plain: bool
 
 
 @cache
@@ -108,7 +112,8 @@ def tiles_of(groups: Sequence[tuple[slice, Shift | None]]) -> Tiles:
         kept = (0, 0, 0) if shift is None or shift.word < 0 else shift.row[:3].tolist()
         firsts = range(tokens.start, tokens.stop, _WIDEST)
         found += [(first, min(_WIDEST, tokens.stop - first), *kept) for first in firsts]
-    return Tiles(np.array(found, np.int64).reshape(-1, 5), end)
+    table = np.array(found, np.int64).reshape(-1, 5)
+    return Tiles(table, end, plain=not table[:, 2].any())
 
 
 @cache
@@ -138,13 +143,17 @@ def product(x: torch.Tensor, weight: torch.Tensor, tiles: Tiles) -> torch.Tensor
         raise ValueError(f"the tiles are of other than {x.shape[0]} tokens")
     given = x.contiguous()
     out = torch.empty(tiles.tokens, rows, dtype=torch.float32)
-    # one part for each of torch's threads: numba has as many, and asking it takes 10 us
-    _kernel(weight.data_ptr(), rows, columns, given.data_ptr(), tiles.table, out.data_ptr(), torch.get_num_threads())
+    where = weight.data_ptr(), rows, columns, given.data_ptr(), tiles.table, out.data_ptr()
+    if tiles.plain and weight.numel() <= _ALONE:
+        _one_thread(*where)
+    else:  # a part for each of torch's threads: numba has as many, and asking it takes 10 us
+        _all_threads(*where, torch.get_num_threads())
     return out
 
 
 def _agrees() -> bool:
-    """Compare with torch on one random matrix, for tokens of a task that keeps half of it, and of the base."""
+    """Compare with torch on one random matrix, for tokens of a task that keeps half of it, and of the base, and for the
+    base's alone."""
     rng = np.random.default_rng(0)
     mask = rng.random((9, 2 * WORD_BITS)) < 0.5
     x, weight, tuned = (torch.from_numpy(rng.standard_normal((9, 2 * WORD_BITS), np.float32)) for _ in range(3))
@@ -154,7 +163,8 @@ def _agrees() -> bool:
     found = product(x, weight, tiles_of([(slice(0, 5), shift), (slice(5, 9), None)]))
     own = torch.where(torch.from_numpy(mask), tuned, weight)
     expected = torch.cat([x[:5] @ own.T, x[5:] @ weight.T])
-    return bool((found - expected).abs().max() < 1e-4)
+    plain = product(x, weight, plain_tiles(9)) - x @ weight.T
+    return bool((found - expected).abs().max() < 1e-4 and plain.abs().max() < 1e-4)
 
 
 # LLVM IR, written out.
@@ -309,22 +319,34 @@ _set_at: Any = _intrinsic(_setting)
 # Compiled code. Addresses are int64.
 
 
-def _product(weights, rows, columns, x, tiles, out, threads):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _product_by_one_thread(weights, rows, columns, x, tiles, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    _times_rows(weights, rows, columns, x, tiles, out, 0, rows)
+
+
+def _product_by_all_threads(weights, rows, columns, x, tiles, out, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for part in numba.prange(parts):
+        first, end = rows * part // parts, rows * (part + 1) // parts
+        _times_rows(weights, rows, columns, x, tiles, out, first, end)
+
+
+def _multiplied_rows(weights, rows, columns, x, tiles, out, first_row, end_row):  # type: ignore[no-untyped-def]  # pragma: no cover
     """All tiles take a matrix row one after another, so that it is read from memory once."""
     words = columns // WORD_BITS
-    for part in numba.prange(threads):
-        sums = np.empty(_WIDEST, np.float32)
-        for row in range(rows * part // threads, rows * (part + 1) // threads):
-            for tile in range(tiles.shape[0]):
-                first, tokens, mask, value, offsets = tiles[tile]
-                if mask != 0:
-                    mask += 8 * words * row
-                    value += 4 * np.int64(_int32_at(offsets, row))
-                given, ahead = x + 4 * columns * first, _AHEAD if tile == 0 else 0
-                start = weights + 4 * columns * row
-                _row_times_tile(start, mask, value, given, 4 * columns, words, ahead, sums.ctypes.data, tokens)
-                for token in range(tokens):
-                    _set_at(out, (first + token) * rows + row, sums[token])
+    sums = np.empty(_WIDEST, np.float32)
+    for row in range(first_row, end_row):
+        for tile in range(tiles.shape[0]):
+            first, tokens, mask, value, offsets = tiles[tile]
+            if mask != 0:
+                mask += 8 * words * row
+                value += 4 * np.int64(_int32_at(offsets, row))
+            given, ahead = x + 4 * columns * first, _AHEAD if tile == 0 else 0
+            start = weights + 4 * columns * row
+            _row_times_tile(start, mask, value, given, 4 * columns, words, ahead, sums.ctypes.data, tokens)
+            for token in range(tokens):
+                _set_at(out, (first + token) * rows + row, sums[token])
 
 
-_kernel = numba.njit(parallel=threading_is_safe(), nogil=True, cache=True)(_product)
+# One function each: numba's cache takes one that is compiled with other options for the same.
+_times_rows = numba.njit(nogil=True)(_multiplied_rows)
+_one_thread = numba.njit(nogil=True, cache=True)(_product_by_one_thread)
+_all_threads = numba.njit(parallel=threading_is_safe(), nogil=True, cache=True)(_product_by_all_threads)

@@ -184,7 +184,7 @@ def test_what_stood_before_a_layer_stands_there_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fast", "rows"), [(True, range(4, 17)), (False, range(2, 13))], ids=["on Intel's", "on others"]
+    ("fast", "rows"), [(True, range(2, 17)), (False, range(2, 13))], ids=["on Intel's", "on others"]
 )
 @pytest.mark.skipif(not few_tokens.is_usable(), reason="the processor has no AVX-512")
 def test_the_kernel_multiplies_as_many_rows_as_it_is_faster_for(
@@ -206,7 +206,7 @@ def test_where_mkl_is_fast_other_rows_are_torchs(monkeypatch: pytest.MonkeyPatch
     own = narrow.forward
     with few_rows([narrow]):
         assert narrow.forward == own
-    for rows in (2, 3, 17, 40):
+    for rows in (1, 17, 40):
         layer, inputs = torch.nn.Linear(64, 8), torch.randn(1, rows, 64)
         assert torch.equal(linear(layer, inputs), torch.nn.functional.linear(inputs, layer.weight, layer.bias))
 

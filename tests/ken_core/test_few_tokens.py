@@ -40,9 +40,13 @@ def random_mask(columns: int, kept: float) -> np.ndarray:  # type: ignore[type-a
     return np.random.default_rng(2).random((ROWS, columns)) < kept
 
 
+@pytest.mark.parametrize("alone", [0, 1 << 60], ids=["all threads", "one thread where nothing is kept"])
 @pytest.mark.parametrize("columns", [64, 128, 576])
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 1.0])
-def test_any_number_of_tokens_is_multiplied_with_the_weights_of_each(columns: int, kept: float) -> None:
+def test_any_number_of_tokens_is_multiplied_with_the_weights_of_each(
+    columns: int, kept: float, alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_tokens, "_ALONE", alone)
     matrix = Kept(random_mask(columns, kept))
     for tokens in range(1, few_tokens.MOST_MIXED + 2):
         for own in {0, tokens // 2, tokens}:
@@ -55,6 +59,12 @@ def test_rows_of_nothing_kept_may_lie_beside_rows_that_are_kept_whole() -> None:
     matrix = Kept(mask)
     for tokens in (1, 5, 8, 9):
         assert matrix.largest_difference(tokens, tokens) < 1e-4
+
+
+def test_groups_stand_one_behind_the_other() -> None:
+    for groups in ([slice(1, 2)], [slice(0, 2), slice(3, 4)], [slice(0, 2), slice(1, 4)]):
+        with pytest.raises(ValueError, match=r"a group begins with token \d; expected \d, the one behind"):
+            few_tokens.tiles_of([(one, None) for one in groups])
 
 
 def test_a_value_that_the_task_replaces_does_not_reach_its_tokens() -> None:
