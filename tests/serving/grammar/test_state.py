@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from following import VOCABULARIES, followed, refused_at, written
@@ -116,6 +117,16 @@ def test_logits_for_which_the_tokenizer_has_no_token_never_follow(encoder: Encod
             restricted = state.restrict(torch.zeros(odd), ())
         assert restricted.shape == (odd,)
         assert torch.isneginf(restricted[size:]).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_scores_stay_what_they_are_where_they_are_allowed(share: float) -> None:
+    draw = np.random.default_rng(0)
+    scores = draw.standard_normal(1000).astype(np.float32)
+    scores[::7] = -np.inf
+    allowed = draw.random(1000) < share
+    found = states._barred(scores, allowed, np.full(1000, np.nan, np.float32))
+    assert np.array_equal(found, np.where(allowed, scores, -np.inf))
 
 
 def test_a_text_of_which_nothing_is_left_to_choose_fails_with_a_reason(encoder: Encoder) -> None:
