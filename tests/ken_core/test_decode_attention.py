@@ -186,6 +186,16 @@ def test_a_kernel_that_does_not_give_what_torch_gives_is_not_used(
     assert "does not give what torch gives" in caplog.text
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_torchs_default_numbers_change_nothing(default: torch.dtype) -> None:
+    decode_attention.is_usable.cache_clear()
+    torch.set_default_dtype(default)
+    try:
+        assert decode_attention.is_usable()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_torch_keeps_its_number_of_threads() -> None:
     decode_attention.is_usable.cache_clear()
     before = torch.get_num_threads()
