@@ -314,11 +314,8 @@ def test_an_abandoned_request_does_not_hold_its_task_on_the_device(service: Serv
     assert asyncio.run(give_up()) == 0
 
 
-def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_take_others_with_it(
-    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = make_service()
-    publish("spam", deltas.spam)
+def held_up_loads(service: Service, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Loads of a service wait until it is set."""
     may_load, real = threading.Event(), service.cache.load
 
     def load(digest: str) -> Any:
@@ -326,6 +323,15 @@ def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_tak
         return real(digest)
 
     monkeypatch.setattr(service.cache, "load", load)
+    return may_load
+
+
+def test_a_request_that_runs_out_of_time_while_its_delta_is_fetched_does_not_take_others_with_it(
+    make_service: MakeService, publish: Callable[..., None], deltas: Deltas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service()
+    publish("spam", deltas.spam)
+    may_load = held_up_loads(service, monkeypatch)
 
     async def hasty_and_patient() -> list[Any]:
         hasty, patient = (asyncio.create_task(ask(service, "spam", timeout=timeout)) for timeout in (0.1, 20))
@@ -343,13 +349,7 @@ def test_inputs_that_wait_for_a_load_fill_the_queue_as_others_do(
 ) -> None:
     service = make_service(queue_rows=3)
     publish("spam", deltas.spam)
-    may_load, real = threading.Event(), service.cache.load
-
-    def load(digest: str) -> Any:
-        assert may_load.wait(20)
-        return real(digest)
-
-    monkeypatch.setattr(service.cache, "load", load)
+    may_load = held_up_loads(service, monkeypatch)
 
     async def fill() -> list[Prediction]:
         waiting = [asyncio.create_task(ask(service, "spam", text)) for text in ("rain", "sun", "snow")]
