@@ -27,5 +27,5 @@ def processes_of(server: ServerProcess) -> list[psutil.Process]:
 
 def still_running(processes: list[psutil.Process]) -> list[str]:
     """The command lines of the processes that have not ended after a moment."""
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=5)
     return [" ".join(p.cmdline()) for p in alive if p.status() != psutil.STATUS_ZOMBIE]
